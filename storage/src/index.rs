@@ -1,0 +1,320 @@
+//! An open-addressing index of positions, cut into segments that grow one by one.
+//!
+//! It knows hashes and positions, not what lies there: the caller compares and re-hashes. So the same
+//! index finds torrents among entries and endpoints among the peers of a large swarm.
+
+use crate::chunks::Chunks;
+use crate::effort;
+
+/// Slots of a segment, at most: what one call may visit
+pub(crate) const SEGMENT_SLOTS_MAX: usize = 4096;
+
+/// Entries a segment holds on average before the next one is split; one not yet split in this round
+/// holds twice as many, far from the limit for hashes nobody can choose
+const SEGMENT_ENTRIES_MEAN: usize = 512;
+
+const SEGMENT_SLOTS_MIN: usize = 8;
+
+/// Positions are 27 bits wide: 134 million torrents a shard, or peers a swarm
+pub(crate) const POSITIONS_MAX: u32 = (1 << POSITION_BITS) - 1;
+
+const POSITION_BITS: u32 = 27;
+
+/// A slot's free bits hold a tag from the hash: of the slots a search passes by mistake, one in 32
+/// costs a look at what lies there
+const TAG_SHIFT: u32 = POSITION_BITS;
+
+/// No position is that large
+const EMPTY: u32 = u32::MAX;
+
+/// Finds positions by a keyed 64-bit hash
+///
+/// Linear hashing over segments: adding one splits one other, so no growth touches more than a
+/// segment. Each segment is as large as it needs to be, in steps of a quarter.
+#[derive(Debug)]
+pub(crate) struct PositionIndex {
+    segments: Chunks<Segment, 512>,
+    len: usize,
+    slots: usize,
+}
+
+/// Linear probing without tombstones
+#[derive(Debug, Default)]
+struct Segment {
+    slots: Box<[u32]>,
+    len: u32,
+}
+
+impl PositionIndex {
+    pub(crate) fn new() -> Self {
+        let mut segments = Chunks::new();
+        segments.push(Segment::default());
+        Self { segments, len: 0, slots: 0 }
+    }
+
+    /// Memory held
+    pub(crate) fn bytes(&self) -> usize {
+        self.slots * size_of::<u32>() + self.segments.bytes()
+    }
+
+    /// The first position in the hash's run whose tag fits: probably the one, without a look at it
+    pub(crate) fn guess(&self, hash: u64) -> Option<u32> {
+        self.find(hash, |_| true)
+    }
+
+    /// The position under `hash` that `is_it` recognises
+    pub(crate) fn find(&self, hash: u64, is_it: impl FnMut(u32) -> bool) -> Option<u32> {
+        self.segments.at(self.segment_of(hash)).find(hash, is_it)
+    }
+
+    /// Adds a position that is not there yet; false if its segment is as large as it may get
+    ///
+    /// `hash_of` must answer for `position` too.
+    pub(crate) fn insert(
+        &mut self,
+        hash: u64,
+        position: u32,
+        hash_of: impl Fn(u32) -> u64,
+    ) -> bool {
+        debug_assert!(position < POSITIONS_MAX);
+        let at = self.segment_of(hash);
+        let segment = self.segments.at_mut(at);
+        if segment.is_full() {
+            let grown = segment.slots.len() + (segment.slots.len() / 4).max(SEGMENT_SLOTS_MIN);
+            if segment.slots.len() == SEGMENT_SLOTS_MAX {
+                return false;
+            }
+            self.slots -= segment.slots.len();
+            segment.resize(grown.min(SEGMENT_SLOTS_MAX), &hash_of);
+            self.slots += segment.slots.len();
+        }
+        self.segments.at_mut(at).put(hash, position);
+        self.len += 1;
+        if self.len > self.segments.len() * SEGMENT_ENTRIES_MEAN {
+            self.split(&hash_of);
+        }
+        true
+    }
+
+    /// Takes a position out
+    pub(crate) fn remove(&mut self, hash: u64, position: u32, hash_of: impl Fn(u32) -> u64) {
+        let at = self.segment_of(hash);
+        let segment = self.segments.at_mut(at);
+        segment.take(hash, position, &hash_of);
+        self.len -= 1;
+        let len = segment.len as usize;
+        // Below three eighths: far enough from full that the next insert does not grow it again.
+        if segment.slots.len() > SEGMENT_SLOTS_MIN && len * 8 < segment.slots.len() * 3 {
+            self.slots -= segment.slots.len();
+            segment.resize(len + len / 3 + 2, &hash_of);
+            self.slots += segment.slots.len();
+        }
+    }
+
+    /// Writes that what lay at `from` now lies at `to`
+    pub(crate) fn relocate(&mut self, hash: u64, from: u32, to: u32) {
+        let at = self.segment_of(hash);
+        let segment = self.segments.at_mut(at);
+        let slot = segment.slot_holding(hash, from);
+        segment.slots[slot] = packed(hash, to);
+    }
+
+    fn segment_of(&self, hash: u64) -> usize {
+        let count = self.segments.len();
+        let mask = count.next_power_of_two() - 1;
+        let wide = hash as usize & mask;
+        if wide < count { wide } else { wide & (mask >> 1) }
+    }
+
+    /// Adds a segment and moves over what belongs to it
+    fn split(&mut self, hash_of: &impl Fn(u32) -> u64) {
+        let added = self.segments.len();
+        // The added segment's number without its highest bit.
+        let source = added - (1 << added.ilog2());
+        let old = std::mem::take(self.segments.at_mut(source));
+        effort::slots(old.slots.len());
+        self.segments.push(Segment::default());
+        let leaves = |position: u32| self.segment_of(hash_of(position)) == added;
+        let (leaving, staying): (Vec<u32>, Vec<u32>) =
+            old.positions().partition(|position| leaves(*position));
+        self.slots -= old.slots.len();
+        for (at, positions) in [(source, staying), (added, leaving)] {
+            let segment = Segment::holding(&positions, hash_of);
+            self.slots += segment.slots.len();
+            *self.segments.at_mut(at) = segment;
+        }
+    }
+}
+
+impl Segment {
+    fn holding(positions: &[u32], hash_of: &impl Fn(u32) -> u64) -> Self {
+        let mut segment = Self::default();
+        segment.resize(positions.len() + positions.len() / 3 + 2, hash_of);
+        for position in positions {
+            segment.put(hash_of(*position), *position);
+        }
+        segment
+    }
+
+    fn is_full(&self) -> bool {
+        (self.len as usize + 1) * 8 > self.slots.len() * 7
+    }
+
+    fn positions(&self) -> impl Iterator<Item = u32> {
+        self.slots.iter().filter(|slot| **slot != EMPTY).map(|slot| position_in(*slot))
+    }
+
+    fn resize(&mut self, slots: usize, hash_of: &impl Fn(u32) -> u64) {
+        let slots = slots.max(SEGMENT_SLOTS_MIN);
+        effort::slots(self.slots.len());
+        let fresh = vec![EMPTY; slots].into_boxed_slice();
+        let old = Self { slots: std::mem::replace(&mut self.slots, fresh), len: self.len };
+        self.len = 0;
+        for position in old.positions() {
+            self.put(hash_of(position), position);
+        }
+    }
+
+    fn home(&self, hash: u64) -> usize {
+        (((hash >> 32) * self.slots.len() as u64) >> 32) as usize
+    }
+
+    fn next(&self, slot: usize) -> usize {
+        if slot + 1 == self.slots.len() { 0 } else { slot + 1 }
+    }
+
+    fn find(&self, hash: u64, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
+        if self.len == 0 {
+            return None;
+        }
+        let mut slot = self.home(hash);
+        loop {
+            let value = self.slots[slot];
+            if value == EMPTY {
+                return None;
+            }
+            if value >> TAG_SHIFT == tag(hash) && is_it(position_in(value)) {
+                return Some(position_in(value));
+            }
+            slot = self.next(slot);
+        }
+    }
+
+    fn put(&mut self, hash: u64, position: u32) {
+        let mut slot = self.home(hash);
+        while self.slots[slot] != EMPTY {
+            slot = self.next(slot);
+        }
+        self.slots[slot] = packed(hash, position);
+        self.len += 1;
+    }
+
+    fn slot_holding(&self, hash: u64, position: u32) -> usize {
+        let sought = packed(hash, position);
+        let mut slot = self.home(hash);
+        while self.slots[slot] != sought {
+            debug_assert_ne!(self.slots[slot], EMPTY, "position {position} is not indexed");
+            slot = self.next(slot);
+        }
+        slot
+    }
+
+    /// Removes by moving back what the gap would cut off from its home
+    fn take(&mut self, hash: u64, position: u32, hash_of: &impl Fn(u32) -> u64) {
+        let count = self.slots.len();
+        let mut gap = self.slot_holding(hash, position);
+        let mut slot = gap;
+        loop {
+            slot = self.next(slot);
+            let value = self.slots[slot];
+            if value == EMPTY {
+                break;
+            }
+            let home = self.home(hash_of(position_in(value)));
+            let way_from_home = (slot + count - home) % count;
+            let way_from_gap = (slot + count - gap) % count;
+            if way_from_home >= way_from_gap {
+                self.slots[gap] = value;
+                gap = slot;
+            }
+        }
+        self.slots[gap] = EMPTY;
+        self.len -= 1;
+    }
+}
+
+fn tag(hash: u64) -> u32 {
+    // Bits that neither the segment (low) nor the home (high) is taken from.
+    (hash >> POSITION_BITS) as u32 & (u32::MAX >> TAG_SHIFT)
+}
+
+fn packed(hash: u64, position: u32) -> u32 {
+    tag(hash) << TAG_SHIFT | position
+}
+
+fn position_in(slot: u32) -> u32 {
+    slot & POSITIONS_MAX
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    /// Spreads like a keyed hash; `narrow` keeps few bits, so that runs get long
+    fn hash_of(position: u32, narrow: u64) -> u64 {
+        let mut mixed = fastrand::Rng::with_seed(u64::from(position));
+        mixed.u64(..) & narrow
+    }
+
+    #[test]
+    fn behaves_like_a_map() {
+        for (seed, narrow) in [(1, u64::MAX), (2, 0x0000_0007_f800_0fff)] {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let mut index = PositionIndex::new();
+            let mut model = BTreeMap::new();
+            for step in 0..if cfg!(miri) { 400 } else { 60_000 } {
+                // Grows to some thousands, shrinks to nothing, grows again.
+                let grows = step % 20_000 < 12_000;
+                let position = rng.u32(..5_000);
+                let hash = hash_of(position, narrow);
+                let found = index.find(hash, |candidate| candidate == position);
+                assert_eq!(found.is_some(), model.contains_key(&position), "seed {seed}");
+                match (found, grows) {
+                    (None, true) => {
+                        model.insert(position, hash);
+                        assert!(index.insert(hash, position, |p| hash_of(p, narrow)));
+                    }
+                    (Some(_), false) => {
+                        model.remove(&position);
+                        index.remove(hash, position, |p| hash_of(p, narrow));
+                    }
+                    _ => {}
+                }
+                let slots: usize =
+                    (0..index.segments.len()).map(|at| index.segments.at(at).slots.len()).sum();
+                assert_eq!((index.len, index.slots), (model.len(), slots), "seed {seed}");
+            }
+            for (position, hash) in &model {
+                assert!(index.find(*hash, |candidate| candidate == *position).is_some());
+            }
+        }
+    }
+
+    #[test]
+    fn relocated_positions_are_found_at_their_new_place() {
+        let mut index = PositionIndex::new();
+        assert!(index.insert(hash_of(3, u64::MAX), 3, |p| hash_of(p, u64::MAX)));
+        index.relocate(hash_of(3, u64::MAX), 3, 90);
+        assert_eq!(index.find(hash_of(3, u64::MAX), |_| true), Some(90));
+    }
+
+    #[test]
+    fn a_segment_that_cannot_grow_refuses() {
+        // One hash for all: what a keyed hash makes impossible must still not hang or overflow.
+        let mut index = PositionIndex::new();
+        let accepted = (0..5_000).take_while(|p| index.insert(0, *p, |_| 0)).count();
+        assert!((3_000..SEGMENT_SLOTS_MAX).contains(&accepted), "{accepted}");
+        assert_eq!(index.find(0, |p| p == 2_999), Some(2_999));
+    }
+}

@@ -1,0 +1,30 @@
+//! The tracker's words and its swarm table, in memory.
+//!
+//! [`words`](InfoHash) name what every other crate speaks of: info hashes, endpoints, events, counts.
+//! [`Swarms`] keeps who is in which swarm and answers announces and scrapes from it.
+//!
+//! Nothing here touches a disk, a socket or a clock: time is an argument, randomness a seed, keys are
+//! handed in. Nothing here returns a `Vec`: peers are written into the caller's slice, in the compact
+//! form that BEP 15, BEP 7 and BEP 23 share.
+
+#![deny(unsafe_code)]
+
+mod blocks;
+mod chunks;
+mod effort;
+mod entry;
+mod index;
+mod many;
+mod part;
+mod room;
+mod select;
+mod swarms;
+mod sweep;
+mod time;
+mod words;
+
+pub use swarms::{
+    Ahead, Announce, Announced, Caps, Change, PeerSpace, Refusal, Settings, Swarms, Totals,
+};
+pub use time::Seconds;
+pub use words::{Counts, Endpoint, Event, Family, InfoHash, PeerId, Role, Scope};

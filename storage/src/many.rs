@@ -1,0 +1,153 @@
+//! The peers of one family in a large swarm: chunks of records, and an index that finds an endpoint.
+
+use crate::chunks::Chunks;
+use crate::index::PositionIndex;
+use crate::part::EndpointKey;
+
+/// Records a chunk holds: with those of IPv6, 40 KiB, growing the first moves less than 64 KiB
+const CHUNK: usize = 2048;
+
+/// Peers of one family a swarm may have: the list of chunks, too, stays small enough to move at once
+pub(crate) const PEERS_MAX: usize = 4 << 20;
+
+/// More than a block's worth of records of `N` bytes
+#[derive(Debug)]
+pub(crate) struct Many<const N: usize> {
+    records: Chunks<[u8; N], CHUNK>,
+    index: PositionIndex,
+}
+
+impl<const N: usize> Many<N> {
+    /// Memory held
+    pub(crate) fn bytes(&self) -> usize {
+        size_of::<Self>() + self.records.bytes() + self.index.bytes()
+    }
+
+    pub(crate) fn holding(records: &[[u8; N]], key: EndpointKey) -> Option<Self> {
+        let mut many = Self { records: Chunks::new(), index: PositionIndex::new() };
+        for record in records {
+            many.records.push(*record);
+            if !many.index_record(many.records.len() - 1, key) {
+                return None;
+            }
+        }
+        Some(many)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    pub(crate) fn at(&self, position: usize) -> &[u8; N] {
+        self.records.at(position)
+    }
+
+    pub(crate) fn at_mut(&mut self, position: usize) -> &mut [u8; N] {
+        self.records.at_mut(position)
+    }
+
+    /// Shows `visit` the positions of records whose key may be this one's, until it says "found"
+    pub(crate) fn find(
+        &self,
+        record: &[u8; N],
+        key: EndpointKey,
+        mut is_it: impl FnMut(&[u8; N]) -> bool,
+    ) -> Option<usize> {
+        let at = |position: u32| self.records.at(position as usize);
+        self.index.find(key.hash(record), |position| is_it(at(position))).map(|p| p as usize)
+    }
+
+    /// Makes room for one more record at the end; what it holds counts only once indexed
+    pub(crate) fn push(&mut self, record: [u8; N]) {
+        self.records.push(record);
+    }
+
+    pub(crate) fn pop(&mut self) {
+        self.records.pop();
+    }
+
+    /// Indexes the record at a position; false if the index cannot take it
+    pub(crate) fn index_record(&mut self, position: usize, key: EndpointKey) -> bool {
+        let records = &self.records;
+        let hash_of = |position: u32| key.hash(records.at(position as usize));
+        self.index.insert(hash_of(position as u32), position as u32, hash_of)
+    }
+
+    pub(crate) fn unindex_record(&mut self, position: usize, key: EndpointKey) {
+        let records = &self.records;
+        let hash_of = |position: u32| key.hash(records.at(position as usize));
+        self.index.remove(hash_of(position as u32), position as u32, hash_of);
+    }
+
+    /// Copies a record over one that is no longer indexed
+    pub(crate) fn relocate(&mut self, from: usize, to: usize, key: EndpointKey) {
+        let record = *self.records.at(from);
+        self.index.relocate(key.hash(&record), from as u32, to as u32);
+        *self.records.at_mut(to) = record;
+    }
+}
+
+/// The large swarms of a table in one family, by handle
+#[derive(Debug)]
+pub(crate) struct ManyStore<const N: usize> {
+    slots: Chunks<Option<Box<Many<N>>>, 1024>,
+    free: Vec<u32>,
+    bytes: usize,
+}
+
+impl<const N: usize> ManyStore<N> {
+    pub(crate) fn new() -> Self {
+        Self { slots: Chunks::new(), free: Vec::new(), bytes: 0 }
+    }
+
+    /// Memory held
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes + self.slots.bytes() + self.free.capacity() * size_of::<u32>()
+    }
+
+    pub(crate) fn add(&mut self, many: Many<N>) -> u32 {
+        self.bytes += many.bytes();
+        let many = Some(Box::new(many));
+        match self.free.pop() {
+            Some(handle) => {
+                *self.slots.at_mut(handle as usize) = many;
+                handle
+            }
+            None => {
+                self.slots.push(many);
+                (self.slots.len() - 1) as u32
+            }
+        }
+    }
+
+    pub(crate) fn take(&mut self, handle: u32) -> Box<Many<N>> {
+        let many = self.slots.at_mut(handle as usize).take();
+        let many = many.expect("a handle in an entry names a large swarm");
+        self.bytes -= many.bytes();
+        self.free.push(handle);
+        while matches!(self.slots.len().checked_sub(1).map(|last| self.slots.at(last)), Some(None))
+        {
+            self.slots.pop();
+        }
+        let len = self.slots.len() as u32;
+        if handle >= len {
+            self.free.retain(|free| *free < len);
+        }
+        many
+    }
+
+    pub(crate) fn at(&self, handle: u32) -> &Many<N> {
+        let many = self.slots.at(handle as usize).as_deref();
+        many.expect("a handle in an entry names a large swarm")
+    }
+
+    pub(crate) fn at_mut(&mut self, handle: u32) -> &mut Many<N> {
+        let many = self.slots.at_mut(handle as usize).as_deref_mut();
+        many.expect("a handle in an entry names a large swarm")
+    }
+
+    /// Accounts for what a change of one swarm added or gave back
+    pub(crate) fn account(&mut self, before: usize, handle: u32) {
+        self.bytes = self.bytes - before + self.at(handle).bytes();
+    }
+}

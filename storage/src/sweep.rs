@@ -1,0 +1,157 @@
+//! Expiry: a hand that goes round the table once each quarter of a lifetime, a little at a time.
+//!
+//! It goes downwards. What fills a hole comes from the end, where the hand has been, and is visited once
+//! more at worst; nothing unvisited is moved behind it unchecked.
+
+use crate::part::{Part, Rules, V4, V6};
+use crate::room::{Homes, Width};
+use crate::swarms::Swarms;
+use crate::time::Seconds;
+use crate::words::Family;
+
+/// Entries one call visits, at most: some 25 microseconds of cache misses, and few enough removals that
+/// shrinking index segments stays within the bound on slots
+const ENTRIES_PER_CALL: usize = 256;
+
+/// Records one call visits, at most
+const RECORDS_PER_CALL: usize = 1024;
+
+/// Passes in a lifetime
+const PASSES: u64 = 4;
+
+/// Where the hand is
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Hand {
+    /// Entries below this position are still to be visited in this pass
+    entry: usize,
+    /// In the entry above, the family and the records below this position are still to be visited
+    inside: Option<(Family, usize)>,
+    /// Entries there were when the pass began
+    entries: usize,
+    began: Seconds,
+    /// When the last complete pass began: everything has been visited since
+    complete_since: Seconds,
+}
+
+impl Hand {
+    fn begin(&mut self, now: Seconds, entries: usize) {
+        self.complete_since = self.began;
+        *self = Self { entry: entries, inside: None, entries, began: now, ..*self };
+    }
+
+    /// Everything has just been visited
+    pub(crate) fn caught_up(&mut self, now: Seconds) {
+        *self = Self { began: now, complete_since: now, ..Self::default() };
+    }
+
+    /// Whether the hand is where it should be by now
+    fn is_on_time(&self, now: Seconds, period: u64) -> bool {
+        let elapsed = now.0.saturating_sub(self.began.0).min(period);
+        let left = self.entries as u64 * (period - elapsed) / period;
+        self.entry as u64 <= left && self.inside.is_none()
+    }
+}
+
+impl Swarms {
+    /// Removes what has expired, a bounded bit at a time; true if it should be called again at once
+    ///
+    /// To be called at least each second and after each batch, idle or loaded.
+    pub fn sweep(&mut self, now: Seconds) -> bool {
+        self.advance(now);
+        let period = u64::from(self.settings.peer_lifetime_secs / PASSES as u32).max(1);
+        let finished = self.hand.entry == 0 && self.hand.inside.is_none();
+        if finished && now.0 >= self.hand.began.0 + period {
+            self.hand.begin(now, self.store.entries.len());
+        }
+        let mut entries = 0;
+        let mut records = 0;
+        while entries < ENTRIES_PER_CALL
+            && records < RECORDS_PER_CALL
+            && !self.hand.is_on_time(now, period)
+        {
+            records += self.sweep_step(RECORDS_PER_CALL - records);
+            entries += 1;
+        }
+        !self.hand.is_on_time(now, period)
+    }
+
+    /// Whether a record may have been missed for so long that its age can no longer be told
+    pub(crate) fn is_starved(&self, now: Seconds) -> bool {
+        now.0.saturating_sub(self.hand.complete_since.0) >= self.rules.ticks.ambiguous_secs()
+    }
+
+    /// Visits everything at once
+    ///
+    /// The one call without a bound: the process was stopped for half an hour and more, and clients have
+    /// long gone elsewhere.
+    pub(crate) fn sweep_all(&mut self) {
+        self.hand.begin(self.now, self.store.entries.len());
+        while self.hand.entry > 0 || self.hand.inside.is_some() {
+            self.sweep_step(RECORDS_PER_CALL);
+        }
+        self.hand.complete_since = self.now;
+    }
+
+    /// Visits the next entry, or a stretch of a large one; returns the records seen
+    fn sweep_step(&mut self, budget: usize) -> usize {
+        let entries = self.store.entries.len();
+        if self.hand.inside.is_none() {
+            self.hand.entry = self.hand.entry.min(entries).saturating_sub(1);
+        }
+        if entries == 0 {
+            return 0;
+        }
+        let position = self.hand.entry.min(entries - 1) as u32;
+        let (family, from) = self.hand.inside.take().unwrap_or((Family::V4, usize::MAX));
+        let before = self.store.entry(position).peers();
+        let (mut seen, mut left) = (0, (family, from));
+        if left.0 == Family::V4 {
+            let (visited, rest) = self.sweep_part::<V4>(position, left.1, budget);
+            seen = visited;
+            left = if rest > 0 { (Family::V4, rest) } else { (Family::V6, usize::MAX) };
+        }
+        if left.0 == Family::V6 {
+            let (visited, rest) = self.sweep_part::<V6>(position, left.1, budget);
+            seen += visited;
+            left.1 = rest;
+        }
+        self.hand.inside = (left.1 > 0).then_some(left);
+        let after = self.store.entry(position).peers();
+        if after < before {
+            self.settle(position);
+        }
+        if self.hand.inside.is_none() && after == 0 {
+            self.remove_if_forgotten(position);
+        }
+        seen
+    }
+
+    /// Visits records of one family downwards; returns how many, and how many are left
+    fn sweep_part<const N: usize>(
+        &mut self,
+        position: u32,
+        from: usize,
+        budget: usize,
+    ) -> (usize, usize)
+    where
+        Homes: Width<N>,
+    {
+        let rules = self.rules_for::<N>();
+        let before = self.store.entry(position).roles(<Homes as Width<N>>::FAMILY);
+        let (seen, left) = self.store.change(position, |part: &mut Part<'_, N>| {
+            let from = from.min(part.roles.len());
+            let until = from.saturating_sub(budget.max(1));
+            (until..from).rev().for_each(|record| remove_if_expired(part, record, &rules));
+            (from - until, until)
+        });
+        self.count_change(before, position, <Homes as Width<N>>::FAMILY);
+        (seen, left)
+    }
+}
+
+fn remove_if_expired<const N: usize>(part: &mut Part<'_, N>, position: usize, rules: &Rules) {
+    crate::effort::records(N);
+    if rules.is_expired(part.at(position)) {
+        part.remove(position, rules);
+    }
+}

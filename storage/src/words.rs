@@ -1,0 +1,260 @@
+//! The words of the domain. They know nothing of any wire format or table.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// Names a torrent: SHA-1 of its info dictionary, or the first 20 bytes of SHA-256 (BEP 3, BEP 52)
+///
+/// Chosen by whoever announces, so by attackers too: nothing may rely on its bytes being spread.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InfoHash(pub [u8; 20]);
+
+/// What a client calls itself (BEP 20); policy reads it, the swarm table does not keep it
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PeerId(pub [u8; 20]);
+
+impl fmt::Display for InfoHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for InfoHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "InfoHash({self})")
+    }
+}
+
+impl fmt::Debug for PeerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PeerId({})", self.0.escape_ascii())
+    }
+}
+
+/// The two address families a swarm unites
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// IPv4: 6 bytes a peer in compact form
+    V4,
+    /// IPv6: 18 bytes a peer in compact form (BEP 7)
+    V6,
+}
+
+impl Family {
+    /// Both, in the order of their indices
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The family of an address; IPv4-mapped IPv6 addresses are IPv4
+    pub fn of(address: IpAddr) -> Self {
+        if address.to_canonical().is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// Bytes of one peer in compact form
+    pub const fn compact_len(self) -> usize {
+        match self {
+            Self::V4 => 6,
+            Self::V6 => 18,
+        }
+    }
+}
+
+/// Where a peer listens: its identity within a swarm
+///
+/// Not the peer id: whoever knew one could evict its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Endpoint {
+    address: IpAddr,
+    port: u16,
+}
+
+impl Endpoint {
+    /// An endpoint; IPv4-mapped IPv6 addresses become IPv4
+    pub fn new(address: IpAddr, port: u16) -> Self {
+        Self { address: address.to_canonical(), port }
+    }
+
+    /// The address, never IPv4-mapped
+    pub fn address(self) -> IpAddr {
+        self.address
+    }
+
+    /// The port peers connect to
+    pub fn port(self) -> u16 {
+        self.port
+    }
+
+    /// The address family
+    pub fn family(self) -> Family {
+        Family::of(self.address)
+    }
+
+    /// Whether peers can connect to it: port 0 names no socket, and port 1 is what libtorrent sends for
+    /// "not listening"
+    pub fn is_listening(self) -> bool {
+        self.port > 1
+    }
+
+    /// An endpoint from its compact form of 6 or 18 bytes
+    pub fn from_compact(bytes: &[u8]) -> Option<Self> {
+        let (address, port) = bytes.split_last_chunk::<2>()?;
+        let address = match address.len() {
+            4 => IpAddr::from(<[u8; 4]>::try_from(address).ok()?),
+            16 => IpAddr::from(<[u8; 16]>::try_from(address).ok()?),
+            _ => return None,
+        };
+        Some(Self { address, port: u16::from_be_bytes(*port) })
+    }
+}
+
+impl From<SocketAddr> for Endpoint {
+    fn from(address: SocketAddr) -> Self {
+        Self::new(address.ip(), address.port())
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        SocketAddr::new(self.address, self.port).fmt(f)
+    }
+}
+
+/// Why a client announces (BEP 3, BEP 15, BEP 21)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// A regular announce; also every value no BEP defines
+    #[default]
+    None,
+    /// The download just finished
+    Completed,
+    /// The first announce
+    Started,
+    /// The last announce
+    Stopped,
+    /// A partial seed: has all it wants, but not all there is (BEP 21)
+    Paused,
+}
+
+/// What a peer is in its swarm
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Has everything
+    Seeder,
+    /// Downloads
+    Leecher,
+    /// Downloads no more without having everything (BEP 21): counted as a leecher, handed to
+    /// leechers only
+    PartialSeed,
+}
+
+/// How far an address reaches: whom its peer can be handed to
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// Routed on the internet; handed to everybody
+    Global,
+    /// Private or otherwise not routed; handed to its like only
+    Private,
+    /// Valid on one link; handed to its like only
+    LinkLocal,
+    /// Valid on one host; handed to its like only
+    Loopback,
+}
+
+impl Scope {
+    /// The scope of an address
+    ///
+    /// Of IPv6 only 2000::/3 is global, without documentation (2001:db8::/32) and 6to4 (2002::/16):
+    /// floods of fake peers used what is left of the address space.
+    pub fn of(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(address) => Self::of_v4(address),
+            IpAddr::V6(address) => Self::of_v6(address),
+        }
+    }
+
+    fn of_v4(address: Ipv4Addr) -> Self {
+        let [a, b, ..] = address.octets();
+        match (a, b) {
+            (127, _) => Self::Loopback,
+            (169, 254) => Self::LinkLocal,
+            // 0/8, multicast and class E cannot be hosts; 100.64/10 is shared by carriers (RFC 6598).
+            (0 | 10, _) | (100, 64..=127) | (172, 16..=31) | (192, 168) | (224.., _) => {
+                Self::Private
+            }
+            _ => Self::Global,
+        }
+    }
+
+    fn of_v6(address: Ipv6Addr) -> Self {
+        match address.segments() {
+            [0, 0, 0, 0, 0, 0, 0, 1] => Self::Loopback,
+            [0xfe80..=0xfebf, ..] => Self::LinkLocal,
+            [0x2001, 0x0db8, ..] | [0x2002, ..] => Self::Private,
+            [0x2000..=0x3fff, ..] => Self::Global,
+            _ => Self::Private,
+        }
+    }
+
+    /// Whether a peer of this scope is handed to a requester of that one
+    pub fn reaches(self, requester: Self) -> bool {
+        self == Self::Global || self == requester
+    }
+}
+
+/// A swarm's figures over both address families, as a scrape reports them
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Peers that have everything
+    pub seeders: u32,
+    /// Downloads finished while this tracker watched
+    pub completed: u32,
+    /// Peers that do not have everything, partial seeds among them
+    pub leechers: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scope_follows_the_registries() {
+        let expected = [
+            ("8.8.8.8", Scope::Global),
+            ("100.63.255.255", Scope::Global),
+            ("100.64.0.1", Scope::Private),
+            ("172.15.0.1", Scope::Global),
+            ("172.31.0.1", Scope::Private),
+            ("192.168.3.4", Scope::Private),
+            ("0.1.2.3", Scope::Private),
+            ("240.0.0.1", Scope::Private),
+            ("127.9.9.9", Scope::Loopback),
+            ("169.254.1.1", Scope::LinkLocal),
+            ("::1", Scope::Loopback),
+            ("::ffff:127.0.0.1", Scope::Loopback),
+            ("fe80::1", Scope::LinkLocal),
+            ("fd00::1", Scope::Private),
+            ("2001:db8::1", Scope::Private),
+            ("2002:808:808::1", Scope::Private),
+            ("2a00:1450::1", Scope::Global),
+            ("4000::1", Scope::Private),
+        ];
+        for (address, scope) in expected {
+            assert_eq!(Scope::of(address.parse().unwrap()), scope, "{address}");
+        }
+    }
+
+    #[test]
+    fn compact_form_is_read_back() {
+        let v4 = Endpoint::from_compact(&[1, 2, 3, 4, 0x1a, 0xe1]).unwrap();
+        assert_eq!(v4, Endpoint::new("1.2.3.4".parse().unwrap(), 6881));
+        assert_eq!(Endpoint::from_compact(&[0; 18]).unwrap().family(), Family::V6);
+        assert_eq!(Endpoint::from_compact(&[0; 7]), None);
+        assert_eq!(Endpoint::from_compact(&[]), None);
+    }
+
+    #[test]
+    fn mapped_addresses_are_ipv4() {
+        let mapped = Endpoint::new("::ffff:9.8.7.6".parse().unwrap(), 5);
+        assert_eq!(mapped, Endpoint::new("9.8.7.6".parse().unwrap(), 5));
+        assert_eq!(mapped.family(), Family::V4);
+    }
+}

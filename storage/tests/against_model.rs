@@ -1,0 +1,76 @@
+//! The swarm table against a naive one, over operations drawn at random.
+
+mod model;
+
+use model::{Checker, LIFETIME, Operation};
+use tsubame_storage::Caps;
+
+fn run(seed: u64, steps: usize, torrents: u8, peers: u16, caps: Caps) {
+    println!("seed {seed}, {torrents} torrents, {peers} peers, {caps:?}");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut checker = Checker::new(seed, peers, caps);
+    for _ in 0..if cfg!(miri) { 60 } else { steps } {
+        let bytes = std::array::from_fn(|_| rng.u8(..));
+        let mut operation = Operation::from_bytes(bytes);
+        operation.torrent %= torrents;
+        // Waiting is rarer than announcing, or no swarm would ever grow.
+        if operation.kind % 16 == 14 && rng.u16(..) > peers.max(1_000) / 64 {
+            operation.kind = 0;
+        }
+        checker.apply(operation);
+    }
+    checker.finish();
+}
+
+#[test]
+fn small_swarms_agree_with_the_model() {
+    for seed in 1..=6 {
+        run(seed, 20_000, 200, 12, Caps::default());
+    }
+}
+
+#[test]
+fn middle_sized_swarms_agree_with_the_model() {
+    for seed in 10..=13 {
+        run(seed, 12_000, 7, 150, Caps::default());
+    }
+}
+
+#[test]
+fn large_swarms_agree_with_the_model() {
+    for seed in 20..=21 {
+        run(seed, 12_000, 2, 4_000, Caps::default());
+    }
+}
+
+#[test]
+fn caps_agree_with_the_model() {
+    for seed in 30..=33 {
+        let caps = Caps { swarm: 0, per_ipv4: 3, per_ipv6_64: 2 };
+        run(seed, 10_000, 3, 900, caps);
+        run(seed, 10_000, 3, 900, Caps { swarm: 70, ..caps });
+    }
+}
+
+#[test]
+fn a_starved_sweep_revives_nobody() {
+    // A tick is 10 s here. 100 ticks is what the sweep must bear; beyond that the table notices.
+    for frozen in [1_000, 1_210, 1_360, 1_500, 2_560, 2_600, 26_000, 1_000_000] {
+        let mut checker = Checker::new(frozen, 400, Caps::default());
+        let mut rng = fastrand::Rng::with_seed(frozen);
+        let mut announce_some = |checker: &mut Checker, count: usize| {
+            for _ in 0..count {
+                let (peer, detail) = (rng.u16(..), rng.u8(..));
+                checker.apply(Operation { kind: 0, torrent: peer as u8 % 3, peer, detail });
+            }
+        };
+        for _ in 0..20 {
+            announce_some(&mut checker, 60);
+            checker.wait(u64::from(LIFETIME) / 25);
+        }
+        checker.freeze(frozen);
+        // The announces check that nobody expired is handed out.
+        announce_some(&mut checker, 300);
+        checker.finish();
+    }
+}

@@ -1,0 +1,309 @@
+//! A naive swarm table, and operations that hold the real one against it. Also driven by the fuzzer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use tsubame_storage::{
+    Announce, Announced, Caps, Change, Counts, Endpoint, Event, Family, InfoHash, PeerSpace,
+    Refusal, Role, Scope, Seconds, Settings, Swarms,
+};
+
+pub(crate) const LIFETIME: u32 = 1_200;
+const TICK: u64 = 10;
+const LIFETIME_TICKS: u64 = 120;
+const PERIOD: u64 = LIFETIME as u64 / 4;
+const KEEP_COMPLETED: u32 = 12_000;
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Operation {
+    pub(crate) kind: u8,
+    pub(crate) torrent: u8,
+    pub(crate) peer: u16,
+    pub(crate) detail: u8,
+}
+
+impl Operation {
+    pub(crate) fn from_bytes(bytes: [u8; 5]) -> Self {
+        let [kind, torrent, high, low, detail] = bytes;
+        Self { kind, torrent, peer: u16::from_be_bytes([high, low]), detail }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Peer {
+    role: Role,
+    announced: u64,
+    completed: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Swarm {
+    peers: BTreeMap<Endpoint, Peer>,
+    completed: u32,
+    emptied: u64,
+}
+
+/// The table under test beside the naive one
+pub(crate) struct Checker {
+    swarms: Swarms,
+    model: BTreeMap<InfoHash, Swarm>,
+    caps: Caps,
+    now: u64,
+    /// Peers are drawn from so many: few make small swarms, many large ones
+    pub(crate) peers: u16,
+}
+
+fn endpoint_of(peer: u16) -> Endpoint {
+    // Families, scopes, and several ports on one address or /64.
+    let [high, low] = peer.to_be_bytes();
+    let address: IpAddr = match peer % 8 {
+        0..=3 => [93, high, low & 0xf0, 7].into(),
+        4 => [10, 0, high, low & 0xf8].into(),
+        5 => [127, 0, 0, 1].into(),
+        6 => [0x2a00, 1, u16::from(high), 0, 0, 0, 0, u16::from(low)].into(),
+        _ => [0xfd00, 0, 0, u16::from(high), 0, 0, 0, 1].into(),
+    };
+    Endpoint::new(address, 1_000 + peer)
+}
+
+fn share_cap(a: Endpoint, b: Endpoint) -> bool {
+    match (a.address(), b.address()) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => a == b,
+        (IpAddr::V6(a), IpAddr::V6(b)) => a.segments()[..4] == b.segments()[..4],
+        _ => false,
+    }
+}
+
+impl Checker {
+    pub(crate) fn new(seed: u64, peers: u16, caps: Caps) -> Self {
+        let settings = Settings {
+            peer_lifetime_secs: LIFETIME,
+            keep_completed_secs: KEEP_COMPLETED,
+            memory_bytes: 1 << 30,
+            caps,
+            allow_private: false,
+            hash_key: (seed, !seed),
+            seed,
+        };
+        let model = BTreeMap::new();
+        Self { swarms: Swarms::new(settings), model, caps, now: 1_000_000, peers }
+    }
+
+    /// Does one operation to both tables and compares what can be seen
+    pub(crate) fn apply(&mut self, operation: Operation) {
+        match operation.kind % 16 {
+            0..=12 => self.announce(operation),
+            13 => self.scrape(operation.torrent),
+            14 => self.wait(u64::from(operation.detail) * 3),
+            _ => self.wait(u64::from(operation.detail % 4)),
+        }
+    }
+
+    fn announce(&mut self, operation: Operation) {
+        let info_hash = InfoHash([operation.torrent; 20]);
+        let endpoint = endpoint_of(operation.peer % self.peers);
+        let event = match operation.detail % 8 {
+            0 | 1 => Event::Stopped,
+            2 | 3 => Event::Completed,
+            4 => Event::Started,
+            5 => Event::Paused,
+            _ => Event::None,
+        };
+        let role = match (event, operation.detail / 8 % 2) {
+            (Event::Paused, _) => Role::PartialSeed,
+            (_, 0) => Role::Seeder,
+            _ => Role::Leecher,
+        };
+        let announce = Announce { info_hash, endpoint, role, event };
+        let wanted = usize::from(operation.detail / 16) * 9;
+        let (mut v4, mut v6) = (vec![0; wanted * 6], vec![0; wanted * 18]);
+        let before = self.bounds(info_hash);
+        let ahead = self.swarms.look_ahead(&info_hash);
+        self.swarms.touch(&ahead);
+        let space = PeerSpace { v4: &mut v4, v6: &mut v6 };
+        let announced = self.swarms.announce(Seconds(self.now), ahead, &announce, space);
+        self.enter(&announce, &announced);
+        self.check_peers(&announce, Family::V4, wanted, &v4[..announced.v4_len]);
+        self.check_peers(&announce, Family::V6, wanted, &v6[..announced.v6_len]);
+        self.check_counts(info_hash, announced.counts, before);
+    }
+
+    fn is_alive(&self, peer: &Peer) -> bool {
+        self.now / TICK - peer.announced / TICK <= LIFETIME_TICKS
+    }
+
+    fn enter(&mut self, announce: &Announce, announced: &Announced) {
+        let known =
+            self.model.get(&announce.info_hash).and_then(|s| s.peers.get(&announce.endpoint));
+        let known = known.copied();
+        let certain = known.is_none_or(|peer| self.is_alive(&peer));
+        let previous = announced.previous;
+        if certain {
+            assert_eq!(previous, known.map(|peer| peer.role), "{announce:?}");
+        }
+        let swarm = self.model.entry(announce.info_hash).or_default();
+        let mut peer = Peer { role: announce.role, announced: self.now, completed: false };
+        peer.completed = previous.is_some() && known.is_some_and(|known| known.completed);
+        let completes = announce.event == Event::Completed
+            && announce.role == Role::Seeder
+            && previous.is_some_and(|previous| previous != Role::Seeder)
+            && !peer.completed;
+        let expected = match (announce.event, previous) {
+            (Event::Stopped, Some(_)) => Change::Left,
+            (Event::Stopped, None) => Change::Nothing,
+            (_, Some(_)) if completes => Change::Completed,
+            (_, Some(_)) => Change::Refreshed,
+            (_, None) => Change::Joined,
+        };
+        match announced.change {
+            Change::Refused(refusal) => {
+                assert_eq!(expected, Change::Joined);
+                let sharing =
+                    swarm.peers.keys().filter(|other| share_cap(**other, announce.endpoint));
+                match refusal {
+                    Refusal::SwarmCap => {
+                        assert!(
+                            self.caps.swarm > 0 && swarm.peers.len() >= self.caps.swarm as usize
+                        )
+                    }
+                    Refusal::AddressCap => assert!(sharing.count() > 0),
+                    Refusal::Memory => panic!("refused for memory: {announce:?}"),
+                }
+                return;
+            }
+            change => assert_eq!(change, expected, "{announce:?} was {previous:?}"),
+        }
+        swarm.completed += u32::from(completes);
+        peer.completed |= completes;
+        if announce.event == Event::Stopped {
+            swarm.peers.remove(&announce.endpoint);
+            swarm.emptied = self.now;
+        } else {
+            swarm.peers.insert(announce.endpoint, peer);
+            let cap = match announce.endpoint.family() {
+                Family::V4 => self.caps.per_ipv4,
+                Family::V6 => self.caps.per_ipv6_64,
+            };
+            let alive = |peer: &Peer| self.now / TICK - peer.announced / TICK <= LIFETIME_TICKS;
+            let sharing = swarm
+                .peers
+                .iter()
+                .filter(|(other, peer)| share_cap(**other, announce.endpoint) && alive(peer))
+                .count();
+            assert!(cap == 0 || sharing <= cap as usize, "{sharing} peers share a cap of {cap}");
+        }
+    }
+
+    fn check_peers(&self, announce: &Announce, family: Family, wanted: usize, handed: &[u8]) {
+        let len = family.compact_len();
+        assert_eq!(handed.len() % len, 0);
+        let peers: BTreeSet<Endpoint> =
+            handed.chunks(len).map(|bytes| Endpoint::from_compact(bytes).unwrap()).collect();
+        assert_eq!(peers.len(), handed.len() / len, "a peer was handed out twice");
+        let usable: BTreeSet<Endpoint> = self.model[&announce.info_hash]
+            .peers
+            .iter()
+            .filter(|(endpoint, peer)| {
+                let fits_role = match announce.role {
+                    Role::Leecher => true,
+                    Role::Seeder | Role::PartialSeed => peer.role == Role::Leecher,
+                };
+                let (scope, of) = (Scope::of(endpoint.address()), announce.endpoint.address());
+                **endpoint != announce.endpoint
+                    && endpoint.family() == family
+                    && announce.event != Event::Stopped
+                    && fits_role
+                    && self.is_alive(peer)
+                    && scope.reaches(Scope::of(of))
+            })
+            .map(|(endpoint, _)| *endpoint)
+            .collect();
+        assert!(peers.is_subset(&usable), "{:?}", peers.difference(&usable));
+        let all = self.model[&announce.info_hash].peers.len();
+        if wanted >= all {
+            assert_eq!(peers, usable, "not everybody was handed out for {announce:?}");
+        }
+    }
+
+    /// The fewest and the most peers a swarm may count: those alive, and those who may not be swept yet
+    fn bounds(&self, info_hash: InfoHash) -> (u32, u32) {
+        let Some(swarm) = self.model.get(&info_hash) else { return (0, 0) };
+        let alive = swarm.peers.values().filter(|peer| self.is_alive(peer)).count();
+        let grace = u64::from(LIFETIME) + 2 * PERIOD + 2 * TICK;
+        let seen = |peer: &&Peer| self.now - peer.announced <= grace;
+        (alive as u32, swarm.peers.values().filter(seen).count() as u32)
+    }
+
+    fn check_counts(&self, info_hash: InfoHash, counts: Counts, before: (u32, u32)) {
+        let (least, most) = self.bounds(info_hash);
+        let peers = counts.seeders + counts.leechers;
+        let most = most.max(before.1);
+        assert!((least..=most).contains(&peers), "{peers} peers counted, {least} to {most} exist");
+        let Some(swarm) = self.model.get(&info_hash) else {
+            return assert_eq!(counts, Counts::default());
+        };
+        let kept = least > 0 || self.now - swarm.emptied < u64::from(KEEP_COMPLETED);
+        if kept || counts.completed > 0 {
+            assert_eq!(counts.completed, swarm.completed, "completed downloads of {info_hash}");
+        }
+        let seeders = |peer: &&Peer| peer.role == Role::Seeder && self.is_alive(peer);
+        if most == least {
+            assert_eq!(counts.seeders as usize, swarm.peers.values().filter(seeders).count());
+        }
+    }
+
+    fn scrape(&mut self, torrent: u8) {
+        let info_hash = InfoHash([torrent; 20]);
+        let ahead = self.swarms.look_ahead(&info_hash);
+        let counts = self.swarms.scrape(&ahead, &info_hash);
+        self.check_counts(info_hash, counts, (0, 0));
+    }
+
+    /// Lets time pass with the sweep running as it does in a shard
+    pub(crate) fn wait(&mut self, seconds: u64) {
+        let end = self.now + seconds;
+        while self.now < end {
+            self.now = end.min(self.now + PERIOD / 8);
+            while self.swarms.sweep(Seconds(self.now)) {}
+        }
+        self.forget();
+    }
+
+    /// Lets time pass without anybody looking, as when the process is stopped
+    pub(crate) fn freeze(&mut self, seconds: u64) {
+        self.now += seconds;
+        while self.swarms.sweep(Seconds(self.now)) {}
+    }
+
+    /// Drops from the model what the table must have dropped, too
+    fn forget(&mut self) {
+        let grace = u64::from(LIFETIME) + 2 * PERIOD + 2 * TICK;
+        for swarm in self.model.values_mut() {
+            let before = swarm.peers.len();
+            swarm.peers.retain(|_, peer| self.now - peer.announced <= grace);
+            if before > 0 && swarm.peers.is_empty() {
+                // At some time since; the earliest is the safe assumption for what must be kept.
+                swarm.emptied = self.now.saturating_sub(grace);
+            }
+            if swarm.peers.is_empty()
+                && self.now - swarm.emptied > 2 * u64::from(KEEP_COMPLETED) + 2 * grace
+            {
+                swarm.completed = 0;
+            }
+        }
+    }
+
+    /// Everything at once: both tables agree on every swarm, and after a lifetime nobody is left
+    pub(crate) fn finish(mut self) {
+        self.wait(1);
+        for torrent in 0..=255 {
+            self.scrape(torrent);
+        }
+        self.wait(u64::from(LIFETIME) + 3 * PERIOD);
+        let totals = self.swarms.totals();
+        assert_eq!((totals.seeders, totals.leechers), ([0; 2], [0; 2]));
+        self.wait(3 * u64::from(KEEP_COMPLETED));
+        assert_eq!(self.swarms.totals().torrents, 0);
+        let held = self.swarms.totals().bytes;
+        assert!(held < 256 << 10, "an empty table holds {held} bytes");
+    }
+}

@@ -1,0 +1,140 @@
+//! Which peers are handed out, over many announces.
+
+use std::collections::BTreeMap;
+use tsubame_storage::{
+    Announce, Caps, Endpoint, Event, InfoHash, PeerSpace, Role, Seconds, Settings, Swarms,
+};
+
+const TORRENT: InfoHash = InfoHash([0x5a; 20]);
+
+fn swarms(seed: u64) -> Swarms {
+    Swarms::new(Settings {
+        peer_lifetime_secs: 2_700,
+        keep_completed_secs: 86_400,
+        memory_bytes: 1 << 30,
+        caps: Caps::default(),
+        allow_private: false,
+        hash_key: (seed, seed),
+        seed,
+    })
+}
+
+fn peer(number: u32) -> Endpoint {
+    Endpoint::new((0x5000_0000 + number).to_be_bytes().into(), 6_881)
+}
+
+fn announce(swarms: &mut Swarms, endpoint: Endpoint, role: Role, wanted: usize) -> Vec<Endpoint> {
+    let announce = Announce { info_hash: TORRENT, endpoint, role, event: Event::None };
+    let mut v4 = vec![0; wanted * 6];
+    let ahead = swarms.look_ahead(&TORRENT);
+    let space = PeerSpace { v4: &mut v4, v6: &mut [] };
+    let announced = swarms.announce(Seconds(5), ahead, &announce, space);
+    v4[..announced.v4_len].chunks(6).filter_map(Endpoint::from_compact).collect()
+}
+
+/// How far the observed numbers are from equal ones: about 1 a degree of freedom if they only vary by chance
+fn chi_square_per_degree(observed: &BTreeMap<Endpoint, u32>) -> f64 {
+    let sum: u32 = observed.values().sum();
+    let expected = f64::from(sum) / observed.len() as f64;
+    let square = |count: &u32| (f64::from(*count) - expected).powi(2) / expected;
+    observed.values().map(square).sum::<f64>() / (observed.len() - 1) as f64
+}
+
+/// Every peer of a swarm is handed out equally often, however the swarm came to be
+#[test]
+fn peers_are_handed_out_uniformly() {
+    for (size, wanted) in [(4, 2), (30, 7), (64, 20), (200, 50), (5_000, 50)] {
+        for asks in [Role::Leecher, Role::Seeder] {
+            let seed = u64::from(size) + 1;
+            println!("seed {seed}: {wanted} of {size} for a {asks:?}");
+            let mut observed = BTreeMap::new();
+            // Many swarms, built anew with joins and leaves: positions must not remember the order.
+            for round in 0..40 {
+                let mut table = swarms(seed * 1_000 + round);
+                for number in 0..size + size / 2 {
+                    let role = if number % 3 == 0 { Role::Seeder } else { Role::Leecher };
+                    announce(&mut table, peer(number), role, 0);
+                }
+                for number in size..size + size / 2 {
+                    let endpoint = peer(number);
+                    let (role, event) = (Role::Leecher, Event::Stopped);
+                    let gone = Announce { info_hash: TORRENT, endpoint, role, event };
+                    let ahead = table.look_ahead(&TORRENT);
+                    let space = PeerSpace { v4: &mut [], v6: &mut [] };
+                    table.announce(Seconds(5), ahead, &gone, space);
+                }
+                // The announcer is one of the swarm: it must not bias its neighbours.
+                let asker = if asks == Role::Leecher { peer(1) } else { peer(0) };
+                for _ in 0..(size / wanted as u32 * 25).max(250) {
+                    for handed in announce(&mut table, asker, asks, wanted) {
+                        assert_ne!(handed, asker);
+                        *observed.entry(handed).or_insert(0) += 1;
+                    }
+                }
+            }
+            let eligible = (0..size).filter(|n| asks == Role::Leecher || n % 3 != 0).count();
+            let own = usize::from(asks == Role::Leecher);
+            assert_eq!(observed.len(), eligible - own);
+            // A run shares its members, so counts vary by more than independent draws would, at most by
+            // the length of the run over the number of swarms; a bias would show as many times that.
+            let spread = chi_square_per_degree(&observed);
+            assert!(spread < 3.5, "counts vary {spread:.2} times as much as chance");
+        }
+    }
+}
+
+#[test]
+fn partial_seeds_are_handed_to_leechers_only() {
+    let mut table = swarms(1);
+    announce(&mut table, peer(1), Role::PartialSeed, 9);
+    announce(&mut table, peer(2), Role::Leecher, 9);
+    announce(&mut table, peer(3), Role::Seeder, 9);
+    let sorted = |mut peers: Vec<Endpoint>| {
+        peers.sort();
+        peers
+    };
+    assert_eq!(sorted(announce(&mut table, peer(2), Role::Leecher, 9)), [peer(1), peer(3)]);
+    assert_eq!(announce(&mut table, peer(3), Role::Seeder, 9), [peer(2)]);
+    assert_eq!(announce(&mut table, peer(1), Role::PartialSeed, 9), [peer(2)]);
+}
+
+/// A ceiling refuses, in order: new torrents and peers of crowded swarms, then everything that grows
+#[test]
+fn the_memory_ceiling_answers_and_refuses() {
+    let mut table = Swarms::new(Settings { memory_bytes: 4 << 20, ..settings_of_ceiling() });
+    let mut refused = 0;
+    for number in 0..200_000_u32 {
+        let mut info_hash = TORRENT;
+        info_hash.0[..4].copy_from_slice(&number.to_be_bytes());
+        let endpoint = peer(number);
+        let announce = Announce { info_hash, endpoint, role: Role::Leecher, event: Event::Started };
+        let ahead = table.look_ahead(&info_hash);
+        let space = PeerSpace { v4: &mut [], v6: &mut [] };
+        let announced = table.announce(Seconds(1), ahead, &announce, space);
+        refused += u32::from(matches!(announced.change, tsubame_storage::Change::Refused(_)));
+    }
+    assert!(refused > 100_000, "{refused} of 200,000 refused");
+    assert!(table.totals().bytes <= 4 << 20);
+    // A known torrent still takes a peer, and answers.
+    let mut info_hash = TORRENT;
+    info_hash.0[..4].copy_from_slice(&7_u32.to_be_bytes());
+    let announce =
+        Announce { info_hash, endpoint: peer(999_999), role: Role::Leecher, event: Event::Started };
+    let mut v4 = [0; 6];
+    let ahead = table.look_ahead(&info_hash);
+    let space = PeerSpace { v4: &mut v4, v6: &mut [] };
+    let announced = table.announce(Seconds(1), ahead, &announce, space);
+    assert_eq!((announced.counts.leechers, announced.v4_len), (2, 6));
+}
+
+fn settings_of_ceiling() -> Settings {
+    Settings {
+        peer_lifetime_secs: 2_700,
+        keep_completed_secs: 86_400,
+        memory_bytes: 0,
+        caps: Caps::default(),
+        allow_private: false,
+        hash_key: (1, 1),
+        seed: 1,
+    }
+}
