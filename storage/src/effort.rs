@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn no_call_does_more_than_the_bound_at_any_size() {
-        let peers = if cfg!(miri) { 300 } else { 2_000_000 };
+        let peers = if cfg!(miri) { 300 } else { 1_000_000 };
         let mut swarms = Swarms::new(Settings {
             peer_lifetime_secs: 2_700,
             keep_completed_secs: 86_400,

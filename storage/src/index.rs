@@ -96,19 +96,26 @@ impl PositionIndex {
         true
     }
 
-    /// Takes a position out
-    pub(crate) fn remove(&mut self, hash: u64, position: u32, hash_of: impl Fn(u32) -> u64) {
+    /// Takes a position out; returns the slots visited if that made a segment shrink
+    pub(crate) fn remove(
+        &mut self,
+        hash: u64,
+        position: u32,
+        hash_of: impl Fn(u32) -> u64,
+    ) -> usize {
         let at = self.segment_of(hash);
         let segment = self.segments.at_mut(at);
         segment.take(hash, position, &hash_of);
         self.len -= 1;
         let len = segment.len as usize;
         // Below three eighths: far enough from full that the next insert does not grow it again.
-        if segment.slots.len() > SEGMENT_SLOTS_MIN && len * 8 < segment.slots.len() * 3 {
-            self.slots -= segment.slots.len();
-            segment.resize(len + len / 3 + 2, &hash_of);
-            self.slots += segment.slots.len();
+        let before = segment.slots.len();
+        if before <= SEGMENT_SLOTS_MIN || len * 8 >= before * 3 {
+            return 0;
         }
+        segment.resize(len + len / 3 + 2, &hash_of);
+        self.slots -= before - segment.slots.len();
+        before
     }
 
     /// Writes that what lay at `from` now lies at `to`

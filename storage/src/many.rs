@@ -73,10 +73,11 @@ impl<const N: usize> Many<N> {
         self.index.insert(hash_of(position as u32), position as u32, hash_of)
     }
 
-    pub(crate) fn unindex_record(&mut self, position: usize, key: EndpointKey) {
+    /// Returns the index slots visited if that made a segment shrink
+    pub(crate) fn unindex_record(&mut self, position: usize, key: EndpointKey) -> usize {
         let records = &self.records;
         let hash_of = |position: u32| key.hash(records.at(position as usize));
-        self.index.remove(hash_of(position as u32), position as u32, hash_of);
+        self.index.remove(hash_of(position as u32), position as u32, hash_of)
     }
 
     /// Copies a record over one that is no longer indexed

@@ -178,10 +178,11 @@ impl<const N: usize> Part<'_, N> {
         }
     }
 
-    /// Removes a record: the last of its part fills the gap
-    pub(crate) fn remove(&mut self, position: usize, rules: &Rules) {
-        self.unindex(position, rules);
+    /// Removes a record: the last of its part fills the gap. Returns the index slots that visited
+    pub(crate) fn remove(&mut self, position: usize, rules: &Rules) -> usize {
+        let visited = self.unindex(position, rules);
         self.close(position, rules);
+        visited
     }
 
     /// Adds a record at a random place of its part; there must be room
@@ -260,9 +261,10 @@ impl<const N: usize> Part<'_, N> {
         }
     }
 
-    fn unindex(&mut self, position: usize, rules: &Rules) {
-        if let Records::Many(many) = &mut self.records {
-            many.unindex_record(position, rules.key);
+    fn unindex(&mut self, position: usize, rules: &Rules) -> usize {
+        match &mut self.records {
+            Records::Few(_) => 0,
+            Records::Many(many) => many.unindex_record(position, rules.key),
         }
     }
 

@@ -289,19 +289,22 @@ impl Swarms {
     }
 
     /// Removes a torrent without peers, unless its completed downloads are still remembered
-    pub(crate) fn remove_if_forgotten(&mut self, position: u32) {
+    ///
+    /// Returns the index slots that visited.
+    pub(crate) fn remove_if_forgotten(&mut self, position: u32) -> usize {
         let entry = self.store.entry(position);
         let tick = self.idle_ticks.at(self.now);
         if entry.completed() > 0 && !self.idle_ticks.is_expired(tick, entry.tick()) {
-            return;
+            return 0;
         }
         let (store, hasher) = (&self.store, self.rules.key.hasher);
         let hash_of = |position: u32| hasher.hash(&store.entry(position).info_hash().0);
-        self.index.remove(hash_of(position), position, hash_of);
+        let visited = self.index.remove(hash_of(position), position, hash_of);
         if let Some(from) = self.store.remove(position) {
             let hash = self.hash(&self.store.entry(position).info_hash());
             self.index.relocate(hash, from, position);
         }
+        visited
     }
 
     fn hash(&self, info_hash: &InfoHash) -> u64 {

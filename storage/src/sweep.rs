@@ -9,12 +9,22 @@ use crate::swarms::Swarms;
 use crate::time::Seconds;
 use crate::words::Family;
 
-/// Entries one call visits, at most: some 25 microseconds of cache misses, and few enough removals that
-/// shrinking index segments stays within the bound on slots
-const ENTRIES_PER_CALL: usize = 256;
+/// What one call does, at most: some 50 microseconds of cache misses
+const BUDGET: Budget = Budget { entries: 512, records: 2048, slots: 2048 };
 
-/// Records one call visits, at most
-const RECORDS_PER_CALL: usize = 1024;
+/// Work a call may still do; the last step may overdraw it by one segment of the index
+#[derive(Clone, Copy, Debug)]
+struct Budget {
+    entries: usize,
+    records: usize,
+    slots: usize,
+}
+
+impl Budget {
+    fn is_spent(self) -> bool {
+        self.entries == 0 || self.records == 0 || self.slots == 0
+    }
+}
 
 /// Passes in a lifetime
 const PASSES: u64 = 4;
@@ -63,14 +73,9 @@ impl Swarms {
         if finished && now.0 >= self.hand.began.0 + period {
             self.hand.begin(now, self.store.entries.len());
         }
-        let mut entries = 0;
-        let mut records = 0;
-        while entries < ENTRIES_PER_CALL
-            && records < RECORDS_PER_CALL
-            && !self.hand.is_on_time(now, period)
-        {
-            records += self.sweep_step(RECORDS_PER_CALL - records);
-            entries += 1;
+        let mut budget = BUDGET;
+        while !budget.is_spent() && !self.hand.is_on_time(now, period) {
+            self.sweep_step(&mut budget);
         }
         !self.hand.is_on_time(now, period)
     }
@@ -87,71 +92,76 @@ impl Swarms {
     pub(crate) fn sweep_all(&mut self) {
         self.hand.begin(self.now, self.store.entries.len());
         while self.hand.entry > 0 || self.hand.inside.is_some() {
-            self.sweep_step(RECORDS_PER_CALL);
+            self.sweep_step(&mut BUDGET.clone());
         }
         self.hand.complete_since = self.now;
     }
 
-    /// Visits the next entry, or a stretch of a large one; returns the records seen
-    fn sweep_step(&mut self, budget: usize) -> usize {
+    /// Visits the next entry, or a stretch of a large one
+    fn sweep_step(&mut self, budget: &mut Budget) {
         let entries = self.store.entries.len();
+        budget.entries -= 1;
         if self.hand.inside.is_none() {
             self.hand.entry = self.hand.entry.min(entries).saturating_sub(1);
         }
         if entries == 0 {
-            return 0;
+            return;
         }
         let position = self.hand.entry.min(entries - 1) as u32;
-        let (family, from) = self.hand.inside.take().unwrap_or((Family::V4, usize::MAX));
+        let (mut family, mut left) = self.hand.inside.take().unwrap_or((Family::V4, usize::MAX));
         let before = self.store.entry(position).peers();
-        let (mut seen, mut left) = (0, (family, from));
-        if left.0 == Family::V4 {
-            let (visited, rest) = self.sweep_part::<V4>(position, left.1, budget);
-            seen = visited;
-            left = if rest > 0 { (Family::V4, rest) } else { (Family::V6, usize::MAX) };
+        if family == Family::V4 {
+            left = self.sweep_part::<V4>(position, left, budget);
+            if left == 0 {
+                (family, left) = (Family::V6, usize::MAX);
+            }
         }
-        if left.0 == Family::V6 {
-            let (visited, rest) = self.sweep_part::<V6>(position, left.1, budget);
-            seen += visited;
-            left.1 = rest;
+        if family == Family::V6 && !budget.is_spent() {
+            left = self.sweep_part::<V6>(position, left, budget);
         }
-        self.hand.inside = (left.1 > 0).then_some(left);
+        self.hand.inside = (left > 0).then_some((family, left));
         let after = self.store.entry(position).peers();
         if after < before {
             self.settle(position);
         }
-        if self.hand.inside.is_none() && after == 0 {
-            self.remove_if_forgotten(position);
+        if left == 0 && after == 0 {
+            let visited = self.remove_if_forgotten(position);
+            budget.slots = budget.slots.saturating_sub(visited);
         }
-        seen
     }
 
-    /// Visits records of one family downwards; returns how many, and how many are left
+    /// Visits records of one family downwards; returns how many are left
     fn sweep_part<const N: usize>(
         &mut self,
         position: u32,
         from: usize,
-        budget: usize,
-    ) -> (usize, usize)
+        budget: &mut Budget,
+    ) -> usize
     where
         Homes: Width<N>,
     {
         let rules = self.rules_for::<N>();
         let before = self.store.entry(position).roles(<Homes as Width<N>>::FAMILY);
-        let (seen, left) = self.store.change(position, |part: &mut Part<'_, N>| {
-            let from = from.min(part.roles.len());
-            let until = from.saturating_sub(budget.max(1));
-            (until..from).rev().for_each(|record| remove_if_expired(part, record, &rules));
-            (from - until, until)
+        let left = self.store.change(position, |part: &mut Part<'_, N>| {
+            let mut left = from.min(part.roles.len());
+            while left > 0 && budget.records > 0 && budget.slots > 0 {
+                left -= 1;
+                let visited = remove_if_expired(part, left, &rules);
+                budget.records -= 1;
+                budget.slots = budget.slots.saturating_sub(visited);
+            }
+            left
         });
         self.count_change(before, position, <Homes as Width<N>>::FAMILY);
-        (seen, left)
+        left
     }
 }
 
-fn remove_if_expired<const N: usize>(part: &mut Part<'_, N>, position: usize, rules: &Rules) {
+fn remove_if_expired<const N: usize>(
+    part: &mut Part<'_, N>,
+    position: usize,
+    rules: &Rules,
+) -> usize {
     crate::effort::records(N);
-    if rules.is_expired(part.at(position)) {
-        part.remove(position, rules);
-    }
+    if rules.is_expired(part.at(position)) { part.remove(position, rules) } else { 0 }
 }
