@@ -1,0 +1,180 @@
+//! Connection ids: proof that a client receives at its source address, without state.
+//!
+//! An id is 8 bits of the epoch it was issued in beside a 56-bit tag: SipHash-2-4 over the source address
+//! and the full epoch number, keyed. Whoever forges a source address never sees the id that is sent there,
+//! and guesses one with a chance of 2^-56. The port is not part of it: clients share an id between sockets.
+//!
+//! Epochs are of 64 seconds of the wall clock, so nodes that share a key accept each other's ids. This
+//! module reads no clock and draws no key.
+
+#![forbid(unsafe_code)]
+
+use siphasher::sip::SipHasher24;
+use std::fmt;
+use std::net::IpAddr;
+use subtle::{Choice, ConstantTimeEq};
+
+/// Length of an epoch
+const EPOCH_SECS: u64 = 64;
+
+const TAG_BITS: u32 = 56;
+
+/// Epochs an id may be old: the 8 bits of an id tell that many apart, less the one ahead
+const EPOCHS_MAX: u64 = 254;
+
+/// The longest lifetime ids can have
+pub const LIFETIME_SECS_MAX: u64 = EPOCHS_MAX * EPOCH_SECS;
+
+/// A secret key of 128 bits
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Key(pub [u8; 16]);
+
+/// Keys do not show in logs
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key(..)")
+    }
+}
+
+/// Issues and checks connection ids
+#[derive(Clone, Debug)]
+pub struct ConnectionIds {
+    hashers: Vec<SipHasher24>,
+    lifetime_epochs: u8,
+}
+
+impl ConnectionIds {
+    /// Ids of the first key; those of all keys are accepted, so that keys change without a gap
+    ///
+    /// The lifetime is rounded up to whole epochs and cut at [`LIFETIME_SECS_MAX`]. An id issued late in
+    /// its epoch lives as long as one issued early, so one epoch is added.
+    pub fn new(first: Key, others: &[Key], lifetime_secs: u64) -> Self {
+        let epochs = lifetime_secs.div_ceil(EPOCH_SECS).clamp(1, EPOCHS_MAX);
+        Self {
+            hashers: std::iter::once(&first)
+                .chain(others)
+                .map(|key| SipHasher24::new_with_key(&key.0))
+                .collect(),
+            lifetime_epochs: u8::try_from(epochs).unwrap_or(u8::MAX - 1),
+        }
+    }
+
+    /// An id for a source; never 0, which some clients take for "not connected"
+    pub fn issue(&self, unix_secs: u64, source: IpAddr) -> u64 {
+        let epoch = unix_secs / EPOCH_SECS;
+        self.hashers.first().map_or(1, |hasher| id_of(hasher, epoch, source))
+    }
+
+    /// Whether an id was issued to this source by any of the keys, and not too long ago
+    ///
+    /// One epoch ahead is accepted: another node's clock may be. Takes the same time for every tag.
+    pub fn accepts(&self, unix_secs: u64, source: IpAddr, id: u64) -> bool {
+        let now = unix_secs / EPOCH_SECS;
+        // The epoch in the id is public; only the tag is a secret.
+        let ahead_of_id = (now as u8).wrapping_sub((id >> TAG_BITS) as u8);
+        let epoch = match ahead_of_id {
+            u8::MAX => now.wrapping_add(1),
+            age if age <= self.lifetime_epochs => now.wrapping_sub(u64::from(age)),
+            _ => return false,
+        };
+        let matches = |hasher| id_of(hasher, epoch, source).ct_eq(&id);
+        self.hashers.iter().map(matches).fold(Choice::from(0), |any, one| any | one).into()
+    }
+}
+
+fn id_of(hasher: &SipHasher24, epoch: u64, source: IpAddr) -> u64 {
+    let mut message = [0; 24];
+    let (address, number) = message.split_at_mut(16);
+    address.copy_from_slice(&match source.to_canonical() {
+        IpAddr::V4(source) => source.to_ipv6_mapped().octets(),
+        IpAddr::V6(source) => source.octets(),
+    });
+    number.copy_from_slice(&epoch.to_be_bytes());
+    let tag = hasher.hash(&message) >> (u64::BITS - TAG_BITS);
+    let id = epoch << TAG_BITS | tag;
+    if id == 0 { 1 } else { id }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SOURCE: &str = "203.0.113.7";
+
+    fn source() -> IpAddr {
+        SOURCE.parse().unwrap()
+    }
+
+    fn ids(keys: &[u8], lifetime: u64) -> ConnectionIds {
+        let keys: Vec<Key> = keys.iter().map(|byte| Key([*byte; 16])).collect();
+        ConnectionIds::new(keys[0], &keys[1..], lifetime)
+    }
+
+    #[test]
+    fn an_id_lives_its_lifetime_and_at_most_two_epochs_more() {
+        for lifetime in [1, 64, 120, 3_600, LIFETIME_SECS_MAX] {
+            let ids = ids(&[1], lifetime);
+            for issued in 1_000_000..1_000_064 {
+                let id = ids.issue(issued, source());
+                assert!(ids.accepts(issued + lifetime, source(), id));
+                assert!(!ids.accepts(issued + lifetime + 2 * EPOCH_SECS, source(), id));
+            }
+        }
+    }
+
+    #[test]
+    fn an_id_of_a_clock_one_epoch_ahead_is_accepted() {
+        let ids = ids(&[1], 120);
+        let id = ids.issue(1_000_064, source());
+        assert!(ids.accepts(1_000_000, source(), id));
+        assert!(!ids.accepts(1_000_000 - EPOCH_SECS, source(), id));
+    }
+
+    #[test]
+    fn an_epoch_that_looks_the_same_is_not_accepted() {
+        // 256 epochs later the 8 bits are the same again; the tag is not.
+        let ids = ids(&[1], 120);
+        let id = ids.issue(1_000_000, source());
+        assert!(!ids.accepts(1_000_000 + 256 * EPOCH_SECS, source(), id));
+    }
+
+    #[test]
+    fn keys_rotate_without_a_gap() {
+        let (old, both, new) = (ids(&[1], 120), ids(&[2, 1], 120), ids(&[2], 120));
+        let id = old.issue(5_000, source());
+        assert!(both.accepts(5_000, source(), id));
+        assert!(!new.accepts(5_000, source(), id));
+        assert!(new.accepts(5_000, source(), both.issue(5_000, source())));
+    }
+
+    #[test]
+    fn mapped_sources_are_ipv4() {
+        let mapped = format!("::ffff:{SOURCE}").parse().unwrap();
+        let ids = ids(&[9], 120);
+        assert_eq!(ids.issue(77, source()), ids.issue(77, mapped));
+    }
+
+    #[test]
+    fn ids_are_reproducible_across_versions() {
+        // Nodes of different versions share keys: this value must never change.
+        assert_eq!(ids(&[7], 120).issue(1_700_000_000, source()), 0xc42c_c9de_f7db_b95f);
+    }
+
+    proptest! {
+        #[test]
+        fn forged_ids_are_refused(now: u64, id: u64, flip in 0..64, address: [u8; 16]) {
+            let now = now >> 20;
+            let ids = ids(&[3, 4], 120);
+            let source = IpAddr::from(address);
+            let issued = ids.issue(now, source);
+            prop_assert_ne!(issued, 0);
+            prop_assert!(ids.accepts(now, source, issued));
+            prop_assert!(!ids.accepts(now, source, issued ^ (1_u64 << flip)));
+            prop_assert!(id == issued || !ids.accepts(now, source, id));
+            let mut other = address;
+            other[15] ^= 1;
+            prop_assert!(!ids.accepts(now, IpAddr::from(other), issued));
+        }
+    }
+}

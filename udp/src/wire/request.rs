@@ -1,0 +1,190 @@
+//! Requests: views over the bytes of a datagram.
+
+use super::layout::{
+    ACTION_ANNOUNCE, ACTION_CONNECT, ACTION_SCRAPE, ANNOUNCE_LEN, CONNECT_LEN, PROTOCOL_MAGIC,
+    SCRAPE_HASHES_MAX, SCRAPE_LEN_MIN, announce, connect, header, scrape,
+};
+use super::options::{UrlData, url_data};
+use std::net::Ipv4Addr;
+use std::ops::Range;
+use tsubame_storage::{Event, InfoHash, PeerId};
+
+/// A client's number for a request, echoed in the reply; opaque
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TransactionId(pub [u8; 4]);
+
+/// A request, told apart by its action
+#[derive(Clone, Copy, Debug)]
+pub enum Request<'a> {
+    /// Asks for a connection id
+    Connect(Connect),
+    /// Enters a swarm and asks for peers
+    Announce(Announce<'a>),
+    /// Asks for the figures of swarms
+    Scrape(Scrape<'a>),
+}
+
+/// Why bytes are not a request
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Malformed {
+    /// Shorter than the shortest request of its action
+    TooShort,
+    /// An action BEP 15 does not define for requests. Replies, too, end here, so that two trackers
+    /// cannot be made to answer each other.
+    UnknownAction,
+    /// A connect without the magic number
+    BadMagic,
+}
+
+/// A connect request
+#[derive(Clone, Copy, Debug)]
+pub struct Connect {
+    transaction_id: TransactionId,
+}
+
+/// An announce request
+#[derive(Clone, Copy, Debug)]
+pub struct Announce<'a> {
+    fixed: &'a [u8; ANNOUNCE_LEN],
+    options: &'a [u8],
+}
+
+/// A scrape request of at least one info hash
+#[derive(Clone, Copy, Debug)]
+pub struct Scrape<'a> {
+    header: &'a [u8; scrape::INFO_HASHES],
+    info_hashes: &'a [[u8; 20]],
+}
+
+impl<'a> Request<'a> {
+    /// Reads a datagram; bytes behind what an action defines are ignored (BEP 15: "do not expect packets
+    /// to be exactly of a certain size")
+    pub fn parse(datagram: &'a [u8]) -> Result<Self, Malformed> {
+        let (head, _) = datagram.split_first_chunk::<CONNECT_LEN>().ok_or(Malformed::TooShort)?;
+        match u32::from_be_bytes(field(head, header::ACTION)) {
+            ACTION_CONNECT => {
+                if u64::from_be_bytes(field(head, connect::MAGIC)) != PROTOCOL_MAGIC {
+                    return Err(Malformed::BadMagic);
+                }
+                Ok(Self::Connect(Connect { transaction_id: transaction_id(head) }))
+            }
+            ACTION_ANNOUNCE => {
+                let (fixed, options) = datagram.split_first_chunk().ok_or(Malformed::TooShort)?;
+                Ok(Self::Announce(Announce { fixed, options }))
+            }
+            ACTION_SCRAPE => Scrape::parse(datagram).map(Self::Scrape).ok_or(Malformed::TooShort),
+            _ => Err(Malformed::UnknownAction),
+        }
+    }
+}
+
+impl Connect {
+    /// The client's number for this request
+    pub fn transaction_id(&self) -> TransactionId {
+        self.transaction_id
+    }
+}
+
+impl<'a> Announce<'a> {
+    /// What the client was given at connect
+    pub fn connection_id(&self) -> u64 {
+        u64::from_be_bytes(field(self.fixed, header::CONNECTION_ID))
+    }
+
+    /// The client's number for this request
+    pub fn transaction_id(&self) -> TransactionId {
+        transaction_id(self.fixed)
+    }
+
+    /// The torrent
+    pub fn info_hash(&self) -> InfoHash {
+        InfoHash(field(self.fixed, announce::INFO_HASH))
+    }
+
+    /// What the client calls itself
+    pub fn peer_id(&self) -> PeerId {
+        PeerId(field(self.fixed, announce::PEER_ID))
+    }
+
+    /// Bytes downloaded since `started`, by the client's account
+    pub fn downloaded(&self) -> u64 {
+        u64::from_be_bytes(field(self.fixed, announce::DOWNLOADED))
+    }
+
+    /// Bytes the client lacks; any value but 0 may stand for "unknown"
+    pub fn left(&self) -> u64 {
+        u64::from_be_bytes(field(self.fixed, announce::LEFT))
+    }
+
+    /// Bytes uploaded since `started`, by the client's account
+    pub fn uploaded(&self) -> u64 {
+        u64::from_be_bytes(field(self.fixed, announce::UPLOADED))
+    }
+
+    /// Why it announces; values BEP 15 does not define count as none, 4 is libtorrent's `paused` (BEP 21)
+    pub fn event(&self) -> Event {
+        match u32::from_be_bytes(field(self.fixed, announce::EVENT)) {
+            1 => Event::Completed,
+            2 => Event::Started,
+            3 => Event::Stopped,
+            4 => Event::Paused,
+            _ => Event::None,
+        }
+    }
+
+    /// The IPv4 address the client asks to be entered under, if any
+    pub fn ip(&self) -> Option<Ipv4Addr> {
+        Some(Ipv4Addr::from(field::<4>(self.fixed, announce::IP))).filter(|ip| !ip.is_unspecified())
+    }
+
+    /// Peers wanted; `None` for a negative number, "as you like"
+    pub fn num_want(&self) -> Option<u32> {
+        let wanted = i32::from_be_bytes(field(self.fixed, announce::NUM_WANT));
+        u32::try_from(wanted).ok()
+    }
+
+    /// Where the client listens
+    pub fn port(&self) -> u16 {
+        u16::from_be_bytes(field(self.fixed, announce::PORT))
+    }
+
+    /// Path and query of the announce URL (BEP 41), in pieces
+    pub fn url_data(&self) -> UrlData<'a> {
+        url_data(self.options)
+    }
+}
+
+impl<'a> Scrape<'a> {
+    /// Info hashes that arrived whole, up to [`SCRAPE_HASHES_MAX`]; `None` without any
+    fn parse(datagram: &'a [u8]) -> Option<Self> {
+        const { assert!(SCRAPE_LEN_MIN == scrape::INFO_HASHES + 20) };
+        let (header, rest) = datagram.split_first_chunk()?;
+        let (info_hashes, _) = rest.as_chunks::<20>();
+        let info_hashes = info_hashes.get(..SCRAPE_HASHES_MAX).unwrap_or(info_hashes);
+        (!info_hashes.is_empty()).then_some(Self { header, info_hashes })
+    }
+
+    /// What the client was given at connect
+    pub fn connection_id(&self) -> u64 {
+        u64::from_be_bytes(field(self.header, header::CONNECTION_ID))
+    }
+
+    /// The client's number for this request
+    pub fn transaction_id(&self) -> TransactionId {
+        transaction_id(self.header)
+    }
+
+    /// The torrents, in the order asked, with duplicates
+    pub fn info_hashes(&self) -> impl ExactSizeIterator<Item = InfoHash> + use<'a> {
+        self.info_hashes.iter().copied().map(InfoHash)
+    }
+}
+
+fn transaction_id(bytes: &[u8]) -> TransactionId {
+    TransactionId(field(bytes, header::TRANSACTION_ID))
+}
+
+/// The bytes of a field; zeros if they are not there, which callers rule out by length
+fn field<const N: usize>(bytes: &[u8], range: Range<usize>) -> [u8; N] {
+    bytes.get(range).and_then(|bytes| bytes.try_into().ok()).unwrap_or([0; N])
+}
