@@ -1,1 +1,585 @@
-//! x
+//! Moves datagrams in and out over io_uring, in batches.
+//!
+//! A datagram is taken together with the slot its reply goes into; without a free buffer nothing is taken,
+//! and waits in the socket. Received bytes stay valid until [`Ring::send`] or [`Ring::release`] takes the
+//! [`Received`] back. Everything is allocated when the ring is made.
+//!
+//! A ring belongs to the thread that made it. It does not know what datagrams mean, and does not wait:
+//! [`Ring::event`] becomes readable when [`Ring::turn`] would find work.
+
+#![expect(unsafe_code, reason = "memory and descriptors handed to the kernel")]
+
+mod memory;
+mod packet;
+mod setup;
+mod socket;
+mod token;
+
+pub use memory::REPLY_LEN_MAX;
+pub use setup::{KERNEL_OLDEST, SetupError};
+pub use socket::UdpSocket;
+
+pub(crate) use socket::set_option;
+
+use io_uring::types::{CancelBuilder, Fixed};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+use memory::{BUFFER_LEN, Buffers, Region, Slot};
+use packet::{CONTROL_LEN, HEADER_LEN, NAME_LEN};
+use rustix::event::{EventfdFlags, eventfd};
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::time::Duration;
+use token::Token;
+
+/// Receive buffers, and so replies in flight; what does not fit waits in the socket
+const BUFFERS: u16 = 512;
+
+/// Slots for replies to datagrams that other shards received
+const FORWARD_SLOTS: u16 = 256;
+
+/// Number of the buffer ring; there is one
+const BUFFER_GROUP: u16 = 0;
+
+/// `IORING_ENTER_GETEVENTS`: also run what the kernel has deferred to this thread
+const ENTER_GETEVENTS: u32 = 1;
+
+/// A datagram that was received and has not been answered
+#[derive(Debug)]
+#[must_use = "a buffer that is neither sent nor released is lost"]
+pub struct Received {
+    buffer: u16,
+    socket: u16,
+    len: u32,
+}
+
+/// What was received
+#[derive(Clone, Copy, Debug)]
+pub struct Datagram<'a> {
+    /// Where it came from; forged for all one knows
+    pub source: SocketAddr,
+    /// Its bytes, up to the longest request
+    pub payload: &'a [u8],
+    /// Whether more bytes were sent
+    pub truncated: bool,
+}
+
+/// Where the reply to a datagram goes and leaves from, for another shard's ring to use
+///
+/// Sockets have the same numbers in all rings of a process. 40 bytes: two IPv6 addresses, two ports' worth
+/// of numbers and an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReturnPath {
+    peer: [u8; 16],
+    local: [u8; 16],
+    /// Of the peer's scope or the local address's interface: where both matter they are the same
+    interface: u32,
+    port: u16,
+    /// Socket number, and in the highest bits: peer is IPv4, local is known
+    socket: u16,
+}
+
+const _: () = assert!(size_of::<ReturnPath>() == 40);
+
+const PATH_IS_V4: u16 = 1 << 15;
+const PATH_HAS_LOCAL: u16 = 1 << 14;
+const PATH_SOCKET: u16 = PATH_HAS_LOCAL - 1;
+
+/// A slot for the reply to a datagram that another shard received
+#[derive(Debug)]
+#[must_use = "a slot that is neither sent nor released is lost"]
+pub struct ForwardSlot {
+    slot: u16,
+}
+
+/// What became of operations, counted since the ring was made
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingCounts {
+    /// Turns that called into the kernel
+    pub turns: u64,
+    /// Replies the kernel took
+    pub sent: u64,
+    /// Replies the kernel refused: a full send buffer, or no way to the destination
+    pub send_failed: u64,
+    /// Times a receive ended for want of buffers
+    pub out_of_buffers: u64,
+    /// Datagrams the ring could not make sense of
+    pub unreadable: u64,
+}
+
+/// A socket in the ring, and whether its receive is armed
+struct Listener {
+    #[expect(dead_code, reason = "held open")]
+    socket: UdpSocket,
+    message: Box<libc::msghdr>,
+    armed: bool,
+}
+
+/// Sockets, buffers and reply slots over one io_uring
+pub struct Ring {
+    ring: IoUring,
+    event: OwnedFd,
+    state: State,
+}
+
+/// What is in flight, and what it may write to
+struct State {
+    listeners: Vec<Listener>,
+    memory: Option<Memory>,
+    arrived: VecDeque<Received>,
+    free_forwards: Vec<u16>,
+    replies_in_flight: usize,
+    forwards_in_flight: usize,
+    counts: RingCounts,
+    stopping: bool,
+}
+
+/// All that the kernel may write to or read from while operations are in flight
+struct Memory {
+    buffers: Buffers,
+    slots: Region<Slot>,
+    forwards: Region<Slot>,
+}
+
+impl std::fmt::Debug for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ring").field("counts", &self.state.counts).finish_non_exhaustive()
+    }
+}
+
+impl Ring {
+    /// A ring over these sockets, numbered in this order, for the calling thread
+    pub fn new(sockets: Vec<UdpSocket>) -> Result<Self, SetupError> {
+        let ring = setup::create()?;
+        let explain = |what| move |error| setup::explain(what, error);
+        let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
+            .map_err(|error| setup::explain("make an eventfd", error.into()))?;
+        let submitter = ring.submitter();
+        let descriptors: Vec<_> = sockets.iter().map(|socket| socket.as_fd().as_raw_fd()).collect();
+        submitter.register_files(&descriptors).map_err(explain("register sockets"))?;
+        submitter.register_eventfd(event.as_raw_fd()).map_err(explain("register an eventfd"))?;
+        let memory = Memory {
+            buffers: Buffers::new(BUFFERS),
+            slots: Region::new(usize::from(BUFFERS)),
+            forwards: Region::new(usize::from(FORWARD_SLOTS)),
+        };
+        let (address, count) = (memory.buffers.ring_address(), memory.buffers.count());
+        // SAFETY: the ring of buffers lies on pages of its own, has as many entries as said, and is freed
+        // only after the io_uring is gone (`Drop`).
+        let registered =
+            unsafe { submitter.register_buf_ring_with_flags(address, count, BUFFER_GROUP, 0) };
+        registered.map_err(explain("register receive buffers"))?;
+        let mut state = State {
+            listeners: sockets.into_iter().map(Listener::new).collect(),
+            memory: Some(memory),
+            arrived: VecDeque::with_capacity(usize::from(BUFFERS)),
+            free_forwards: (0..FORWARD_SLOTS).collect(),
+            replies_in_flight: 0,
+            forwards_in_flight: 0,
+            counts: RingCounts::default(),
+            stopping: false,
+        };
+        (0..BUFFERS).for_each(|buffer| state.memory_mut().buffers.give_back(buffer));
+        Ok(Self { ring, event, state })
+    }
+
+    /// Becomes readable when a [`Self::turn`] has work to find
+    ///
+    /// To sleep: read it empty, turn until nothing is found, then wait. In any other order a wake-up is lost.
+    pub fn event(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+
+    /// Fixed memory, allocated at start
+    pub fn memory_bytes(&self) -> usize {
+        let memory = self.state.memory_ref();
+        memory.buffers.bytes() + memory.slots.bytes() + memory.forwards.bytes()
+    }
+
+    /// What became of operations so far
+    pub fn counts(&self) -> RingCounts {
+        self.state.counts
+    }
+
+    /// Datagrams taken whose buffers have not come back yet
+    pub fn buffers_max() -> usize {
+        usize::from(BUFFERS)
+    }
+
+    /// Hands replies to the kernel and takes what it has received; returns how many datagrams wait in
+    /// [`Self::next`]
+    pub fn turn(&mut self) -> io::Result<usize> {
+        self.state.memory_ref().buffers.publish();
+        if !self.state.stopping {
+            self.arm()?;
+        }
+        self.enter()?;
+        self.reap();
+        Ok(self.state.arrived.len())
+    }
+
+    /// The next datagram
+    pub fn next(&mut self) -> Option<Received> {
+        self.state.arrived.pop_front()
+    }
+
+    /// A received datagram and the slot for its reply; `None` if what the kernel wrote cannot be read
+    pub fn open<'a>(&'a mut self, received: &Received) -> Option<(Datagram<'a>, &'a mut [u8])> {
+        let control_len = self.state.listeners[usize::from(received.socket)].message.msg_controllen;
+        let parsed = packet::parse(self.state.bytes(received), control_len)?;
+        let mut slot = self.state.memory_ref().slots.at(usize::from(received.buffer));
+        // SAFETY: the slot belongs to the buffer, and whoever holds its `Received` has it alone: no reply
+        // is in flight from it. The received bytes lie elsewhere.
+        let slot = unsafe { slot.as_mut() };
+        let (source, payload) = (parsed.source, parsed.payload);
+        Some((Datagram { source, payload, truncated: parsed.truncated }, &mut slot.reply))
+    }
+
+    /// Sends the first bytes of a datagram's reply slot to where it came from
+    pub fn send(&mut self, received: Received, len: usize) -> io::Result<()> {
+        let Received { buffer, socket, .. } = received;
+        let buffer_at = self.state.memory_ref().buffers.at(buffer).cast::<u8>();
+        // SAFETY: the name lies behind the header, well within the buffer.
+        let name = unsafe { buffer_at.add(HEADER_LEN) };
+        let control_len = self.state.listeners[usize::from(socket)].message.msg_controllen;
+        let local = match control_len {
+            0 => None,
+            _ => packet::parse(self.state.bytes(&received), control_len)
+                .and_then(|parsed| parsed.local),
+        };
+        let slot = self.state.memory_ref().slots.at(usize::from(buffer));
+        let entry = reply_entry(slot, name, NAME_LEN as u32, socket, len, local);
+        self.state.replies_in_flight += 1;
+        self.push(entry.user_data(Token::Reply { buffer }.pack()))
+    }
+
+    /// Gives a datagram's buffer back without a reply
+    pub fn release(&mut self, received: Received) {
+        self.state.memory_mut().buffers.give_back(received.buffer);
+    }
+
+    /// Where the reply to a datagram goes, for another shard to send it
+    pub fn return_path(&self, received: &Received) -> Option<ReturnPath> {
+        let control_len = self.state.listeners[usize::from(received.socket)].message.msg_controllen;
+        let parsed = packet::parse(self.state.bytes(received), control_len)?;
+        Some(ReturnPath::new(received.socket, parsed.source, parsed.local))
+    }
+
+    /// A slot for a reply to another shard's datagram; `None` while all are in flight
+    pub fn forward_slot(&mut self) -> Option<ForwardSlot> {
+        self.state.free_forwards.pop().map(|slot| ForwardSlot { slot })
+    }
+
+    /// The bytes of a slot
+    pub fn forward_reply(&mut self, slot: &ForwardSlot) -> &mut [u8] {
+        let mut slot = self.state.memory_ref().forwards.at(usize::from(slot.slot));
+        // SAFETY: the slot was taken from the free ones, so no reply is in flight from it.
+        let slot = unsafe { slot.as_mut() };
+        &mut slot.reply
+    }
+
+    /// Sends the first bytes of a slot along a return path
+    pub fn send_forward(
+        &mut self,
+        slot: ForwardSlot,
+        path: &ReturnPath,
+        len: usize,
+    ) -> io::Result<()> {
+        let ForwardSlot { slot: number } = slot;
+        let socket = path.socket & PATH_SOCKET;
+        if usize::from(socket) >= self.state.listeners.len() {
+            self.release_forward(slot_of(number));
+            return Ok(());
+        }
+        let mut slot = self.state.memory_ref().forwards.at(usize::from(number));
+        // SAFETY: as in `forward_reply`; the reference ends before the kernel reads the slot.
+        let name = unsafe { &mut slot.as_mut().name };
+        let name_len = packet::write_name(name, path.peer());
+        let name = NonNull::from(name).cast();
+        let entry = reply_entry(slot, name, name_len, socket, len, path.local());
+        self.state.forwards_in_flight += 1;
+        self.push(entry.user_data(Token::Forward { slot: number }.pack()))
+    }
+
+    /// Gives a slot back without a reply
+    pub fn release_forward(&mut self, slot: ForwardSlot) {
+        self.state.free_forwards.push(slot.slot);
+    }
+
+    /// Ends all operations, for at most so long, and closes the sockets; true if all have ended
+    ///
+    /// Sockets are closed here and not by dropping the ring: a ring's end takes the kernel tens of
+    /// milliseconds, and the ports would stay taken for as long.
+    pub fn stop(&mut self, patience: Duration) -> bool {
+        self.state.stopping = true;
+        let mut ended = self.cancel().is_ok();
+        let slice = Duration::from_millis(10);
+        for _ in 0..patience.as_millis().div_ceil(slice.as_millis()).max(1) {
+            while let Some(received) = self.next() {
+                self.release(received);
+            }
+            if self.state.is_quiet() {
+                break;
+            }
+            let timeout = io_uring::types::Timespec::from(slice);
+            let arguments = io_uring::types::SubmitArgs::new().timespec(&timeout);
+            // A timeout is an error here, and just means another look.
+            let _ = self.ring.submitter().submit_with_args(1, &arguments);
+            self.reap();
+        }
+        ended &= self.state.is_quiet();
+        let _ = self.ring.submitter().unregister_files();
+        // From the highest number down: closing one moves the last of its group into its place.
+        while self.state.listeners.pop().is_some() {}
+        ended
+    }
+
+    fn cancel(&mut self) -> io::Result<()> {
+        for socket in 0..self.state.listeners.len() as u16 {
+            if self.state.listeners[usize::from(socket)].armed {
+                let receive = CancelBuilder::user_data(Token::Receive { socket }.pack());
+                let entry = opcode::AsyncCancel2::new(receive).build();
+                self.push(entry.user_data(Token::Cancel.pack()))?;
+            }
+        }
+        self.enter()
+    }
+
+    /// Starts a receive on each socket that has none
+    fn arm(&mut self) -> io::Result<()> {
+        for socket in 0..self.state.listeners.len() as u16 {
+            let listener = &mut self.state.listeners[usize::from(socket)];
+            if !listener.armed {
+                listener.armed = true;
+                let message = std::ptr::from_ref(listener.message.as_ref());
+                let fixed = Fixed(u32::from(socket));
+                let entry = opcode::RecvMsgMulti::new(fixed, message, BUFFER_GROUP).build();
+                self.push(entry.user_data(Token::Receive { socket }.pack()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, entry: squeue::Entry) -> io::Result<()> {
+        loop {
+            // SAFETY: what the entry points to (messages, buffers, slots) is owned by this ring and is
+            // neither freed nor used otherwise before its completion.
+            let pushed = unsafe { self.ring.submission().push(&entry) };
+            if pushed.is_ok() {
+                return Ok(());
+            }
+            self.enter()?;
+        }
+    }
+
+    /// One call into the kernel: submits what was pushed, and runs what it has deferred
+    fn enter(&mut self) -> io::Result<()> {
+        let submission = self.ring.submission();
+        let pushed = submission.len() as u32;
+        let idle = pushed == 0 && !submission.taskrun() && !submission.cq_overflow();
+        drop(submission);
+        if idle {
+            return Ok(());
+        }
+        self.state.counts.turns += 1;
+        let submitter = self.ring.submitter();
+        // SAFETY: no argument is passed, and the number of entries is that of those pushed.
+        let entered =
+            unsafe { submitter.enter::<libc::sigset_t>(pushed, 0, ENTER_GETEVENTS, None) };
+        match entered {
+            Ok(_) => Ok(()),
+            // Interrupted, or the completions must be reaped first: the next turn goes on.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)
+                ) =>
+            {
+                self.reap();
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn reap(&mut self) {
+        for completion in self.ring.completion() {
+            self.state.complete(&completion);
+        }
+    }
+}
+
+impl State {
+    fn is_quiet(&self) -> bool {
+        let armed = self.listeners.iter().any(|listener| listener.armed);
+        !armed && self.replies_in_flight == 0 && self.forwards_in_flight == 0
+    }
+
+    fn memory_ref(&self) -> &Memory {
+        self.memory.as_ref().expect("memory is taken by `drop` alone")
+    }
+
+    fn memory_mut(&mut self) -> &mut Memory {
+        self.memory.as_mut().expect("memory is taken by `drop` alone")
+    }
+
+    /// The bytes the kernel wrote for a datagram
+    fn bytes(&self, received: &Received) -> &[u8] {
+        let buffer = self.memory_ref().buffers.at(received.buffer);
+        // SAFETY: the kernel has filled this buffer and does not touch it again before it is given back,
+        // which takes the `Received`.
+        let bytes: &[u8; BUFFER_LEN] = unsafe { buffer.as_ref() };
+        &bytes[..(received.len as usize).min(BUFFER_LEN)]
+    }
+
+    fn complete(&mut self, completion: &cqueue::Entry) {
+        let (result, flags) = (completion.result(), completion.flags());
+        match Token::unpack(completion.user_data()) {
+            Some(Token::Receive { socket }) => self.received(socket, result, flags),
+            Some(Token::Reply { buffer }) => {
+                self.replies_in_flight -= 1;
+                self.count_sent(result);
+                self.memory_mut().buffers.give_back(buffer);
+            }
+            Some(Token::Forward { slot }) => {
+                self.forwards_in_flight -= 1;
+                self.count_sent(result);
+                self.free_forwards.push(slot);
+            }
+            Some(Token::Cancel) | None => {}
+        }
+    }
+
+    fn received(&mut self, socket: u16, result: i32, flags: u32) {
+        if !cqueue::more(flags) {
+            self.listeners[usize::from(socket)].armed = false;
+        }
+        match (result, cqueue::buffer_select(flags)) {
+            (0.., Some(buffer)) => {
+                self.arrived.push_back(Received { buffer, socket, len: result as u32 });
+            }
+            (0.., None) => self.counts.unreadable += 1,
+            (error, buffer) => {
+                self.counts.out_of_buffers += u64::from(error == -libc::ENOBUFS);
+                if let Some(buffer) = buffer {
+                    self.memory_mut().buffers.give_back(buffer);
+                }
+            }
+        }
+    }
+
+    fn count_sent(&mut self, result: i32) {
+        if result >= 0 {
+            self.counts.sent += 1;
+        } else {
+            self.counts.send_failed += 1;
+        }
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        let quiet = self.state.is_quiet() || self.stop(Duration::from_millis(500));
+        if !quiet {
+            // Operations that would not end may still write here.
+            std::mem::forget(self.state.memory.take());
+        }
+        let _ = self.ring.submitter().unregister_buf_ring(BUFFER_GROUP);
+    }
+}
+
+impl Listener {
+    fn new(socket: UdpSocket) -> Self {
+        // SAFETY: a message header of zeros is valid: null pointers with lengths of zero.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        // A multishot receive reads these two alone: how much room to leave before the payload.
+        message.msg_namelen = NAME_LEN as u32;
+        message.msg_controllen = if socket.reports_local() { CONTROL_LEN } else { 0 };
+        Self { socket, message: Box::new(message), armed: false }
+    }
+}
+
+impl ReturnPath {
+    fn new(socket: u16, peer: SocketAddr, local: Option<(IpAddr, u32)>) -> Self {
+        let wide = |address: IpAddr| match address {
+            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+            IpAddr::V6(address) => address.octets(),
+        };
+        let scope = match peer {
+            SocketAddr::V6(peer) => peer.scope_id(),
+            SocketAddr::V4(_) => 0,
+        };
+        let local_flag = if local.is_some() { PATH_HAS_LOCAL } else { 0 };
+        let v4_flag = if peer.is_ipv4() { PATH_IS_V4 } else { 0 };
+        Self {
+            peer: wide(peer.ip()),
+            local: local.map_or([0; 16], |(address, _)| wide(address)),
+            interface: local.map_or(scope, |(_, interface)| interface.max(scope)),
+            port: peer.port(),
+            socket: socket | local_flag | v4_flag,
+        }
+    }
+
+    fn address(&self, bytes: [u8; 16]) -> IpAddr {
+        let [.., a, b, c, d] = bytes;
+        if self.socket & PATH_IS_V4 != 0 {
+            Ipv4Addr::new(a, b, c, d).into()
+        } else {
+            Ipv6Addr::from(bytes).into()
+        }
+    }
+
+    fn peer(&self) -> SocketAddr {
+        match self.address(self.peer) {
+            IpAddr::V4(peer) => SocketAddr::new(peer.into(), self.port),
+            IpAddr::V6(peer) => {
+                let scope = if peer.is_unicast_link_local() { self.interface } else { 0 };
+                SocketAddrV6::new(peer, self.port, 0, scope).into()
+            }
+        }
+    }
+
+    fn local(&self) -> Option<(IpAddr, u32)> {
+        (self.socket & PATH_HAS_LOCAL != 0).then(|| (self.address(self.local), self.interface))
+    }
+}
+
+fn slot_of(slot: u16) -> ForwardSlot {
+    ForwardSlot { slot }
+}
+
+/// The operation that sends the first bytes of a slot to the address at `name`
+///
+/// It never waits: with the send buffer full, a reply is lost as it would be on the way, and its slot is
+/// free for somebody else.
+fn reply_entry(
+    mut slot: NonNull<Slot>,
+    name: NonNull<u8>,
+    name_len: u32,
+    socket: u16,
+    len: usize,
+    local: Option<(IpAddr, u32)>,
+) -> squeue::Entry {
+    // SAFETY: the caller holds the slot; the reference ends before the kernel reads it.
+    let slot = unsafe { slot.as_mut() };
+    let fixed = Fixed(u32::from(socket));
+    let len = len.min(REPLY_LEN_MAX);
+    let Some((local, interface)) = local else {
+        return opcode::Send::new(fixed, slot.reply.as_ptr(), len as u32)
+            .dest_addr(name.as_ptr().cast())
+            .dest_addr_len(name_len)
+            .flags(libc::MSG_DONTWAIT)
+            .build();
+    };
+    let control_len = packet::write_control(&mut slot.control, local, interface);
+    slot.part = libc::iovec { iov_base: slot.reply.as_mut_ptr().cast(), iov_len: len };
+    slot.message.msg_name = name.as_ptr().cast();
+    slot.message.msg_namelen = name_len;
+    slot.message.msg_iov = &raw mut slot.part;
+    slot.message.msg_iovlen = 1;
+    slot.message.msg_control = slot.control.as_mut_ptr().cast();
+    slot.message.msg_controllen = control_len;
+    opcode::SendMsg::new(fixed, &raw const slot.message).flags(libc::MSG_DONTWAIT as u32).build()
+}

@@ -1,0 +1,186 @@
+//! What the kernel writes around a datagram, and what it wants to read beside a reply, as plain bytes:
+//! the header of a multishot receive, socket addresses, and control messages with the local address.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+
+/// Bytes of `struct io_uring_recvmsg_out`
+pub(super) const HEADER_LEN: usize = 16;
+/// Bytes of a socket address, of either family
+pub(super) const NAME_LEN: usize = size_of::<libc::sockaddr_in6>();
+/// Bytes of one control message with `struct in6_pktinfo`, the longer one
+pub(super) const CONTROL_LEN: usize = (CMSG_HEADER_LEN + PKTINFO_V6_LEN).next_multiple_of(8);
+
+const NAME_LEN_V4: usize = size_of::<libc::sockaddr_in>();
+const CMSG_HEADER_LEN: usize = size_of::<libc::cmsghdr>();
+const PKTINFO_V4_LEN: usize = size_of::<libc::in_pktinfo>();
+const PKTINFO_V6_LEN: usize = size_of::<libc::in6_pktinfo>();
+
+const _: () = assert!(NAME_LEN == 28 && NAME_LEN_V4 == 16 && CMSG_HEADER_LEN == 16);
+const _: () = assert!(PKTINFO_V4_LEN == 12 && PKTINFO_V6_LEN == 20 && CONTROL_LEN == 40);
+
+/// A received datagram as it lies in its buffer
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Parsed<'a> {
+    pub(super) source: SocketAddr,
+    /// Where it was sent to and over which interface, if the socket reports it
+    pub(super) local: Option<(IpAddr, u32)>,
+    pub(super) payload: &'a [u8],
+    pub(super) truncated: bool,
+}
+
+/// Reads what a multishot receive wrote; `None` if that is not a UDP datagram
+pub(super) fn parse(buffer: &[u8], control_len: usize) -> Option<Parsed<'_>> {
+    let (header, rest) = buffer.split_first_chunk::<HEADER_LEN>()?;
+    let word = |index: usize| {
+        let bytes = header.as_chunks::<4>().0.get(index).copied();
+        bytes.map_or(0, u32::from_ne_bytes)
+    };
+    let (name, rest) = rest.split_at_checked(NAME_LEN)?;
+    let (control, payload) = rest.split_at_checked(control_len)?;
+    // The header's length is that of the datagram, even where it was cut.
+    let payload = payload.get(..word(2) as usize).unwrap_or(payload);
+    Some(Parsed {
+        source: read_name(name)?,
+        local: control.get(..word(1) as usize).and_then(read_control),
+        payload,
+        truncated: word(3) & libc::MSG_TRUNC as u32 != 0,
+    })
+}
+
+/// Reads a socket address; an IPv4-mapped one stays as it is, for the kernel wants it so
+pub(super) fn read_name(name: &[u8]) -> Option<SocketAddr> {
+    let (family, rest) = name.split_first_chunk::<2>()?;
+    let (port, rest) = rest.split_first_chunk::<2>()?;
+    let port = u16::from_be_bytes(*port);
+    match i32::from(u16::from_ne_bytes(*family)) {
+        libc::AF_INET => {
+            let octets: [u8; 4] = *rest.first_chunk()?;
+            Some(SocketAddr::new(octets.into(), port))
+        }
+        libc::AF_INET6 => {
+            let (_flow, rest) = rest.split_first_chunk::<4>()?;
+            let (octets, rest) = rest.split_first_chunk::<16>()?;
+            let scope = u32::from_ne_bytes(*rest.first_chunk()?);
+            Some(SocketAddrV6::new(Ipv6Addr::from(*octets), port, 0, scope).into())
+        }
+        _ => None,
+    }
+}
+
+/// Writes a socket address; returns how many of the bytes it takes
+pub(super) fn write_name(name: &mut [u8; NAME_LEN], address: SocketAddr) -> u32 {
+    *name = [0; NAME_LEN];
+    let (family, len) = match address {
+        SocketAddr::V4(address) => {
+            name[4..8].copy_from_slice(&address.ip().octets());
+            (libc::AF_INET, NAME_LEN_V4)
+        }
+        SocketAddr::V6(address) => {
+            name[8..24].copy_from_slice(&address.ip().octets());
+            name[24..28].copy_from_slice(&address.scope_id().to_ne_bytes());
+            (libc::AF_INET6, NAME_LEN)
+        }
+    };
+    name[..2].copy_from_slice(&(family as u16).to_ne_bytes());
+    name[2..4].copy_from_slice(&address.port().to_be_bytes());
+    len as u32
+}
+
+/// Reads the local address from the first control message
+fn read_control(control: &[u8]) -> Option<(IpAddr, u32)> {
+    let (head, info) = control.split_at_checked(CMSG_HEADER_LEN)?;
+    let (_len, kind) = head.split_first_chunk::<8>()?;
+    let (level, kind) = kind.split_first_chunk::<4>()?;
+    let kind = i32::from_ne_bytes(*kind.first_chunk()?);
+    match (i32::from_ne_bytes(*level), kind) {
+        (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+            let (interface, info) = info.split_first_chunk::<4>()?;
+            // The local address (ipi_spec_dst), not the header's: a broadcast has no host to answer from.
+            let octets: [u8; 4] = *info.first_chunk()?;
+            Some((octets.into(), u32::from_ne_bytes(*interface)))
+        }
+        (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+            let (octets, info) = info.split_first_chunk::<16>()?;
+            let interface = u32::from_ne_bytes(*info.first_chunk()?);
+            Some((IpAddr::from(*octets), interface))
+        }
+        _ => None,
+    }
+}
+
+/// Writes the control message that has a reply leave from `local`; returns its length
+///
+/// The interface is left to the routes, save for link-local addresses, which mean nothing without.
+pub(super) fn write_control(
+    control: &mut [u8; CONTROL_LEN],
+    local: IpAddr,
+    interface: u32,
+) -> usize {
+    *control = [0; CONTROL_LEN];
+    let (level, kind, len) = match local {
+        IpAddr::V4(local) => {
+            control[20..24].copy_from_slice(&local.octets());
+            (libc::IPPROTO_IP, libc::IP_PKTINFO, CMSG_HEADER_LEN + PKTINFO_V4_LEN)
+        }
+        IpAddr::V6(local) => {
+            control[16..32].copy_from_slice(&local.octets());
+            let interface = if local.is_unicast_link_local() { interface } else { 0 };
+            control[32..36].copy_from_slice(&interface.to_ne_bytes());
+            (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, CMSG_HEADER_LEN + PKTINFO_V6_LEN)
+        }
+    };
+    control[..8].copy_from_slice(&len.to_ne_bytes());
+    control[8..12].copy_from_slice(&level.to_ne_bytes());
+    control[12..16].copy_from_slice(&kind.to_ne_bytes());
+    len.next_multiple_of(8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back() {
+        for address in ["192.0.2.7:6969", "[2001:db8::7]:6969", "[fe80::1%3]:1"] {
+            let address: SocketAddr = address.parse().unwrap();
+            let mut name = [0xff; NAME_LEN];
+            let len = write_name(&mut name, address) as usize;
+            assert_eq!(len, if address.is_ipv4() { 16 } else { 28 });
+            assert_eq!(read_name(&name), Some(address));
+        }
+        assert_eq!(read_name(&[0; NAME_LEN]), None);
+    }
+
+    #[test]
+    fn control_messages_are_read_back() {
+        let mut control = [0xff; CONTROL_LEN];
+        let len = write_control(&mut control, "127.0.0.5".parse().unwrap(), 4);
+        assert_eq!(read_control(&control[..len]), Some(("127.0.0.5".parse().unwrap(), 0)));
+        let len = write_control(&mut control, "fe80::5".parse().unwrap(), 4);
+        assert_eq!(read_control(&control[..len]), Some(("fe80::5".parse().unwrap(), 4)));
+        let len = write_control(&mut control, "2001:db8::5".parse().unwrap(), 4);
+        assert_eq!(read_control(&control[..len]), Some(("2001:db8::5".parse().unwrap(), 0)));
+        assert_eq!(read_control(&[0; 20]), None);
+    }
+
+    #[test]
+    fn a_buffer_of_any_bytes_is_read_without_panic() {
+        let mut rng = fastrand_bytes();
+        for len in 0..120 {
+            let bytes: Vec<u8> = (0..len).map(|_| rng()).collect();
+            for control_len in [0, CONTROL_LEN] {
+                let _ = parse(&bytes, control_len);
+            }
+        }
+    }
+
+    fn fastrand_bytes() -> impl FnMut() -> u8 {
+        let mut state = 0x2545_f491_u32;
+        move || {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state as u8
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! The ring against real sockets on loopback.
+
+#![cfg(feature = "ring")]
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, UdpSocket as Client};
+use std::time::Duration;
+use tsubame_storage::InfoHash;
+use tsubame_udp::ring::{REPLY_LEN_MAX, ReturnPath, Ring, UdpSocket};
+use tsubame_udp::steering::{self, SteeringKeys};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+fn bind(address: &str) -> UdpSocket {
+    UdpSocket::bind_shared(address.parse().unwrap(), 1 << 20).unwrap()
+}
+
+fn client(address: &str) -> Client {
+    let client = Client::bind(address).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client
+}
+
+/// Turns until datagrams have arrived, sleeping on the ring's event as a shard does
+fn arrivals(ring: &mut Ring) -> usize {
+    loop {
+        let mut drained = [0; 8];
+        let _ = rustix::io::read(ring.event(), &mut drained);
+        let arrived = ring.turn().unwrap();
+        if arrived > 0 {
+            return arrived;
+        }
+        let event = ring.event();
+        let timeout = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        let ready = poll(&mut [PollFd::new(&event, PollFlags::IN)], Some(&timeout)).unwrap();
+        assert!(ready > 0, "nothing arrived");
+    }
+}
+
+/// Answers everything that has arrived with what `answer` makes of it
+fn serve(ring: &mut Ring, mut answer: impl FnMut(&[u8], bool, &mut [u8]) -> usize) {
+    while let Some(received) = ring.next() {
+        let (datagram, reply) = ring.open(&received).unwrap();
+        match answer(datagram.payload, datagram.truncated, reply) {
+            0 => ring.release(received),
+            len => ring.send(received, len).unwrap(),
+        }
+    }
+    ring.turn().unwrap();
+}
+
+fn echo(payload: &[u8], _: bool, reply: &mut [u8]) -> usize {
+    let len = payload.len().min(reply.len());
+    reply[..len].copy_from_slice(&payload[..len]);
+    len
+}
+
+#[test]
+fn datagrams_are_echoed_over_both_families() {
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let socket = bind(address);
+        let server = socket.address();
+        let mut ring = Ring::new(vec![socket]).unwrap();
+        let client = client(address);
+        for len in [1, 16, 98, 1_400] {
+            let sent: Vec<u8> = (0..len).map(|byte| byte as u8).collect();
+            client.send_to(&sent, server).unwrap();
+            arrivals(&mut ring);
+            serve(&mut ring, echo);
+            let mut reply = [0; 2_000];
+            let (received, from) = client.recv_from(&mut reply).unwrap();
+            assert_eq!((&reply[..received], from), (sent.as_slice(), server));
+        }
+        assert_eq!((ring.counts().sent, ring.counts().send_failed), (4, 0));
+        assert!(ring.stop(PATIENCE));
+    }
+}
+
+#[test]
+fn a_wildcard_socket_answers_from_the_address_that_was_asked() {
+    let cases = [
+        ("0.0.0.0:0", "127.0.0.1:0", ["127.0.0.1", "127.0.0.5", "127.200.3.4"].as_slice()),
+        ("[::]:0", "[::1]:0", ["::1"].as_slice()),
+    ];
+    for (wildcard, from, asked) in cases {
+        let socket = bind(wildcard);
+        let port = socket.address().port();
+        let mut ring = Ring::new(vec![socket]).unwrap();
+        let client = client(from);
+        for address in asked {
+            let server = SocketAddr::new(address.parse().unwrap(), port);
+            client.send_to(b"hello", server).unwrap();
+            arrivals(&mut ring);
+            serve(&mut ring, echo);
+            let (_, answered) = client.recv_from(&mut [0; 64]).unwrap();
+            assert_eq!(answered, server);
+        }
+    }
+}
+
+#[test]
+fn a_datagram_longer_than_any_request_is_cut_and_says_so() {
+    let socket = bind("127.0.0.1:0");
+    let server = socket.address();
+    let mut ring = Ring::new(vec![socket]).unwrap();
+    let client = client("127.0.0.1:0");
+    for (len, cut) in [(1_496, false), (4_000, true), (65_507, true), (0, false)] {
+        client.send_to(&vec![7; len], server).unwrap();
+        arrivals(&mut ring);
+        let mut seen = None;
+        serve(&mut ring, |payload, truncated, _| {
+            seen = Some((payload.len(), truncated));
+            0
+        });
+        let (arrived, truncated) = seen.unwrap();
+        assert_eq!(truncated, cut, "{len} bytes");
+        assert!(arrived == len || cut && arrived >= 1_496, "{arrived} of {len} bytes");
+    }
+}
+
+#[test]
+fn without_free_buffers_datagrams_wait() {
+    let socket = bind("127.0.0.1:0");
+    let server = socket.address();
+    let mut ring = Ring::new(vec![socket]).unwrap();
+    let client = client("127.0.0.1:0");
+    let count = Ring::buffers_max() + 100;
+    for number in 0..count as u32 {
+        client.send_to(&number.to_be_bytes(), server).unwrap();
+    }
+    let mut held = Vec::new();
+    let mut numbers = BTreeSet::new();
+    let mut take = |ring: &mut Ring, held: &mut Vec<_>| {
+        while let Some(received) = ring.next() {
+            let (datagram, _) = ring.open(&received).unwrap();
+            numbers.insert(u32::from_be_bytes(datagram.payload.try_into().unwrap()));
+            held.push(received);
+        }
+        numbers.len()
+    };
+    while take(&mut ring, &mut held) < Ring::buffers_max() {
+        arrivals(&mut ring);
+    }
+    // Every buffer is held: nothing more is taken, however often one looks.
+    for _ in 0..10 {
+        assert_eq!(ring.turn().unwrap(), 0);
+    }
+    assert!(ring.counts().out_of_buffers > 0);
+    held.drain(..).for_each(|received| ring.release(received));
+    while take(&mut ring, &mut held) < count {
+        arrivals(&mut ring);
+        held.drain(..).for_each(|received| ring.release(received));
+    }
+    held.drain(..).for_each(|received| ring.release(received));
+    assert!(ring.stop(PATIENCE));
+}
+
+#[test]
+fn another_ring_answers_along_the_return_path() {
+    for (address, from) in
+        [("127.0.0.1:0", "127.0.0.1:0"), ("[::1]:0", "[::1]:0"), ("0.0.0.0:0", "127.0.0.1:0")]
+    {
+        let first = bind(address);
+        let server = first.address();
+        let second = bind(&server.to_string());
+        let mut rings = [Ring::new(vec![first]).unwrap(), Ring::new(vec![second]).unwrap()];
+        let client = client(from);
+        let server = SocketAddr::new(
+            if address.starts_with('0') { "127.0.0.9" } else { &from[..from.rfind(':').unwrap()] }
+                .trim_matches(['[', ']'])
+                .parse()
+                .unwrap(),
+            server.port(),
+        );
+        client.send_to(b"question", server).unwrap();
+        // The kernel chose one of the two; the other answers.
+        let mut path: Option<(usize, ReturnPath)> = None;
+        let deadline = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_sec + 5;
+        while path.is_none() {
+            assert!(
+                rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_sec < deadline
+            );
+            for (number, ring) in rings.iter_mut().enumerate() {
+                ring.turn().unwrap();
+                if let Some(received) = ring.next() {
+                    path = ring.return_path(&received).map(|path| (number, path));
+                    ring.release(received);
+                }
+            }
+        }
+        let (asked, path) = path.unwrap();
+        let other = &mut rings[1 - asked];
+        let slot = other.forward_slot().unwrap();
+        other.forward_reply(&slot)[..6].copy_from_slice(b"answer");
+        other.send_forward(slot, &path, 6).unwrap();
+        other.turn().unwrap();
+        let mut reply = [0; 64];
+        let (len, answered) = client.recv_from(&mut reply).unwrap();
+        assert_eq!((&reply[..len], answered), (b"answer".as_slice(), server));
+    }
+}
+
+#[test]
+fn forward_slots_run_out_and_come_back() {
+    let socket = bind("127.0.0.1:0");
+    let server = socket.address();
+    let mut ring = Ring::new(vec![socket]).unwrap();
+    let mut slots: Vec<_> = std::iter::from_fn(|| ring.forward_slot()).collect();
+    assert!(slots.len() >= 64);
+    let slot = slots.pop().unwrap();
+    assert_eq!(ring.forward_reply(&slot).len(), REPLY_LEN_MAX);
+    ring.release_forward(slot);
+    assert!(ring.forward_slot().is_some());
+    assert_eq!(server.ip().to_string(), "127.0.0.1");
+}
+
+#[test]
+fn stopping_with_replies_in_flight_frees_the_port() {
+    for _ in 0..20 {
+        let socket = bind("127.0.0.1:0");
+        let server = socket.address();
+        let mut ring = Ring::new(vec![socket]).unwrap();
+        let client = client("127.0.0.1:0");
+        for _ in 0..200 {
+            client.send_to(&[0; 98], server).unwrap();
+        }
+        arrivals(&mut ring);
+        while let Some(received) = ring.next() {
+            ring.send(received, 1_000).unwrap();
+        }
+        assert!(ring.stop(PATIENCE));
+        // At once, though the ring itself is still there.
+        UdpSocket::bind_alone(server).unwrap();
+    }
+}
+
+#[test]
+fn a_full_submission_queue_is_submitted_and_goes_on() {
+    let socket = bind("127.0.0.1:0");
+    let server = socket.address();
+    let mut ring = Ring::new(vec![socket]).unwrap();
+    let client = client("127.0.0.1:0");
+    client.send_to(b"path", server).unwrap();
+    arrivals(&mut ring);
+    let received = ring.next().unwrap();
+    let path = ring.return_path(&received).unwrap();
+    ring.release(received);
+    // More replies than the queue has entries, without a turn of ours in between.
+    let mut sent = 0;
+    while sent < 5_000 {
+        match ring.forward_slot() {
+            Some(slot) => {
+                ring.send_forward(slot, &path, 20).unwrap();
+                sent += 1;
+            }
+            None => {
+                ring.turn().unwrap();
+            }
+        }
+    }
+    while ring.counts().sent + ring.counts().send_failed < 5_000 {
+        ring.turn().unwrap();
+    }
+    assert!(ring.stop(PATIENCE));
+}
+
+/// The kernel and `SteeringKeys::owner` agree on every datagram with an info hash
+#[test]
+fn the_kernel_steers_to_the_owner() {
+    for address in ["127.0.0.1:0", "[::1]:0", "0.0.0.0:0"] {
+        for shards in [1_u16, 2, 3, 4] {
+            let seed = u64::from(shards);
+            println!("seed {seed}");
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let first = bind(address);
+            let server = first.address();
+            let mut sockets = vec![first];
+            sockets.extend((1..shards).map(|_| bind(&server.to_string())));
+            let keys = SteeringKeys::new(std::array::from_fn(|_| rng.u32(..)));
+            steering::attach(std::os::fd::AsFd::as_fd(&sockets[0]), &keys, shards).unwrap();
+            let mut rings: Vec<Ring> =
+                sockets.into_iter().map(|socket| Ring::new(vec![socket]).unwrap()).collect();
+            let from = if server.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
+            let client = client(from);
+            let target = SocketAddr::new(client.local_addr().unwrap().ip(), server.port());
+            let mut hashes = 0;
+            for _ in 0..300 {
+                let mut datagram = vec![0; *rng.choice(&[36, 98, 109, 1_496]).unwrap()];
+                rng.fill(&mut datagram);
+                let action = if datagram.len() == 98 { 1 } else { 2 };
+                datagram[8..12].copy_from_slice(&u32::to_be_bytes(action));
+                client.send_to(&datagram, target).unwrap();
+                let info_hash = InfoHash(datagram[16..36].try_into().unwrap());
+                let owner = keys.owner(&info_hash, shards);
+                arrivals(&mut rings[usize::from(owner)]);
+                serve(&mut rings[usize::from(owner)], |payload, _, _| {
+                    assert_eq!(payload, datagram);
+                    hashes += 1;
+                    0
+                });
+            }
+            assert_eq!(hashes, 300);
+            // What has no info hash still arrives somewhere.
+            client.send_to(&[0; 16], target).unwrap();
+            let deadline = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_sec + 5;
+            while !rings.iter_mut().any(|ring| ring.turn().unwrap() > 0) {
+                assert!(
+                    rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_sec < deadline
+                );
+            }
+        }
+    }
+}
