@@ -1,1 +1,21 @@
-//! x
+//! Tsubame, a BitTorrent tracker.
+//!
+//! ```text
+//!  ring (a batch of datagrams, each with a reply slot)
+//!    -> Tracker::admit: parse, connection id, policy          any shard
+//!    -> owner of the info hash, over the mesh if it is another
+//!    -> Tracker::answer: swarm, reply written into the slot   the owner
+//!    -> ring submits the batch
+//! ```
+//!
+//! This crate decides and drives: it holds config, shards, policy, mesh and control plane. It has no unsafe
+//! code; what is shared with the kernel is `tsubame_udp::ring`, and what is kept is `tsubame_storage`.
+
+#![forbid(unsafe_code)]
+
+pub mod clock;
+pub mod config;
+pub mod identity;
+pub mod limits;
+pub mod outcome;
+pub mod tracker;

@@ -1,2 +1,5 @@
-//! x
+//! The program: see `tsubame --help`.
+
+#![forbid(unsafe_code)]
+
 fn main() {}

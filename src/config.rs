@@ -1,0 +1,536 @@
+//! What the operator wants: read from YAML once, checked as a whole, and from then on plain values.
+//!
+//! Nothing outside this module knows YAML. Every key is optional; `deploy/tsubame.yaml` documents each with
+//! its default and is what `tsubame config` prints.
+
+mod read;
+mod values;
+
+pub use read::Mistake;
+
+use crate::limits::{REPLY_LEN_DEFAULT, REPLY_LEN_LIMIT, REPLY_LEN_MIN};
+use ipnet::IpNet;
+use read::Reader;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use thiserror::Error;
+use tsubame_storage::Caps;
+use tsubame_udp::connection_id::{Key, LIFETIME_SECS_MAX};
+
+/// The commented default, as `tsubame config` prints it
+pub const DEFAULT_YAML: &str = include_str!("../deploy/tsubame.yaml");
+
+/// The longest interval or lifetime: a tick of the swarm table is one byte
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// Everything that can be configured
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Which cores get a shard
+    pub cpus: Cpus,
+    /// The UDP listener
+    pub udp: Udp,
+    /// The HTTP listener, which this version does not serve
+    pub http: Http,
+    /// What announces are answered with
+    pub announce: Announce,
+    /// The swarm table
+    pub storage: Storage,
+    /// The control plane
+    pub control: Control,
+    /// The log
+    pub log: Log,
+}
+
+/// Which cores get a shard
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cpus {
+    /// One shard for each physical core this process may run on
+    Auto,
+    /// One for each of these
+    List(Vec<usize>),
+}
+
+/// Whether the kernel steers announces to their owner
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steering {
+    /// If it can
+    Auto,
+    /// Else do not start
+    On,
+    /// No: everything crosses the mesh
+    Off,
+}
+
+/// Keys under `udp`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Udp {
+    /// Addresses to serve
+    pub listen: Vec<SocketAddr>,
+    /// How long a connection id is accepted
+    pub connection_id_lifetime: Duration,
+    /// Secrets that connection ids are made with; drawn at start if there are none
+    pub connection_id_keys: Vec<Key>,
+    /// Answer a wrong connection id with an error
+    pub explain_wrong_connection_id: bool,
+    /// Whether the kernel steers
+    pub steering: Steering,
+    /// Bytes the kernel may keep for each socket
+    pub receive_buffer: usize,
+    /// Bytes of an announce reply
+    pub reply_size: usize,
+}
+
+/// Keys under `http`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Http {
+    /// Addresses to serve
+    pub listen: Vec<SocketAddr>,
+    /// Addresses to serve over TLS
+    pub tls_listen: Vec<SocketAddr>,
+}
+
+/// Keys under `announce`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announce {
+    /// Between a client's announces
+    pub interval: Duration,
+    /// The least a client is asked to wait, over HTTP
+    pub min_interval: Duration,
+    /// How long a peer is kept after its last announce
+    pub peer_lifetime: Duration,
+    /// Peers for a client that does not say how many it wants
+    pub numwant_default: u32,
+    /// Peers for a client that wants many
+    pub numwant_max: u32,
+    /// Networks whose clients may say which address they announce for
+    pub trust_client_ip: Vec<IpNet>,
+    /// Hand out private peers like public ones
+    pub allow_private: bool,
+}
+
+/// Keys under `storage`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Storage {
+    /// Bytes all swarm tables may hold together; `None` is 70 % of what there is
+    pub memory: Option<usize>,
+    /// How long a torrent without peers keeps its count of completed downloads
+    pub keep_completed: Duration,
+    /// Limits within a swarm
+    pub caps: Caps,
+}
+
+/// Keys under `control`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Control {
+    /// Where health is served; nowhere if empty
+    pub listen: Option<SocketAddr>,
+}
+
+/// Keys under `log`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// The least severe events that are written
+    pub level: LogLevel,
+    /// How they are written
+    pub format: LogFormat,
+}
+
+/// How severe an event is
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Something failed
+    Error,
+    /// Something will hurt
+    Warn,
+    /// What an operator wants to know
+    Info,
+    /// What a developer wants to know
+    Debug,
+}
+
+/// How log events are written
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text, coloured on a terminal
+    Auto,
+    /// Text without colours
+    Text,
+    /// An object a line
+    Json,
+}
+
+/// Why there is no config
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read
+    #[error("cannot read the config {path}: {source}; give a readable file with --config")]
+    Unreadable {
+        /// The file
+        path: PathBuf,
+        /// Why
+        source: std::io::Error,
+    },
+    /// The file can be read but not used
+    #[error("{}", listed(.0))]
+    Mistaken(Vec<Mistake>),
+}
+
+fn listed(mistakes: &[Mistake]) -> String {
+    mistakes.iter().map(Mistake::to_string).collect::<Vec<_>>().join("\n")
+}
+
+impl Config {
+    /// Reads a config file; without one, the default
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        match path {
+            Some(path) => {
+                let source = std::fs::read_to_string(path)
+                    .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+                Self::parse(&path.display().to_string(), &source)
+            }
+            None => Self::parse("default", ""),
+        }
+    }
+
+    /// Reads a config from text; `name` is what mistakes name as its file
+    pub fn parse(name: &str, source: &str) -> Result<Self, ConfigError> {
+        let mut reader = Reader::new(name, source).map_err(ConfigError::Mistaken)?;
+        let config = Self::read(&mut reader);
+        config.check(&mut reader);
+        reader.finish(config).map_err(ConfigError::Mistaken)
+    }
+
+    fn read(reader: &mut Reader) -> Self {
+        let mut root = reader.root();
+        let cpus = root.value("cpus", Cpus::Auto, values::cpus);
+        let udp = Udp::read(root.section("udp"));
+        let http = Http::read(root.section("http"));
+        let announce = Announce::read(root.section("announce"));
+        let storage = Storage::read(root.section("storage"));
+        root.value("hooks", (), values::no_hooks);
+        let mut section = root.section("control");
+        let default = Some(SocketAddr::from(([127, 0, 0, 1], 6880)));
+        let control =
+            Control { listen: section.value("listen", default, values::optional_address) };
+        section.end();
+        let log = Log::read(root.section("log"));
+        root.end();
+        Self { cpus, udp, http, announce, storage, control, log }
+    }
+
+    /// What no key can say alone
+    fn check(&self, reader: &mut Reader) {
+        let Announce { interval, min_interval, peer_lifetime, .. } = &self.announce;
+        if *peer_lifetime < *interval * 3 / 2 {
+            let least = humantime::format_duration(*interval * 3 / 2);
+            reader.mistake(
+                "announce.peer_lifetime",
+                format!(
+                    "{} is less than 1.5 times announce.interval, so peers would expire between two \
+                     announces; make it at least {least}",
+                    humantime::format_duration(*peer_lifetime)
+                ),
+            );
+        }
+        if min_interval > interval {
+            reader.mistake(
+                "announce.min_interval",
+                format!(
+                    "{} is longer than announce.interval ({}); make it shorter or equal",
+                    humantime::format_duration(*min_interval),
+                    humantime::format_duration(*interval)
+                ),
+            );
+        }
+        if self.announce.numwant_default > self.announce.numwant_max {
+            reader.mistake(
+                "announce.numwant.default",
+                format!(
+                    "{} is more than announce.numwant.max ({}); make it less or equal",
+                    self.announce.numwant_default, self.announce.numwant_max
+                ),
+            );
+        }
+        if self.udp.listen.is_empty() {
+            reader.mistake(
+                "udp.listen",
+                "is empty, and this version serves nothing else; give at least one address"
+                    .to_owned(),
+            );
+        }
+    }
+
+    /// What is configured but not served by this version
+    pub fn not_served(&self) -> Vec<String> {
+        let unserved =
+            [("http.listen", &self.http.listen), ("http.tls.listen", &self.http.tls_listen)];
+        unserved
+            .iter()
+            .filter(|(_, addresses)| !addresses.is_empty())
+            .map(|(key, addresses)| {
+                let addresses: Vec<_> = addresses.iter().map(SocketAddr::to_string).collect();
+                format!(
+                    "{key}: this version does not serve HTTP; nothing listens on {}",
+                    addresses.join(", ")
+                )
+            })
+            .collect()
+    }
+}
+
+impl Udp {
+    fn read(mut section: read::Section<'_>) -> Self {
+        let both = vec![([0, 0, 0, 0], 6969).into(), ([0_u16; 8], 6969).into()];
+        let udp = Self {
+            listen: section.value("listen", both, values::addresses),
+            connection_id_lifetime: section.value(
+                "connection_id_lifetime",
+                Duration::from_secs(120),
+                |value| {
+                    let longest = Duration::from_secs(LIFETIME_SECS_MAX);
+                    values::duration(value, Duration::from_secs(60), longest)
+                },
+            ),
+            connection_id_keys: section.value("connection_id_keys", Vec::new(), values::keys),
+            explain_wrong_connection_id: section.value("wrong_connection_id", false, |value| {
+                values::choice(value, &[("drop", false), ("error", true)])
+            }),
+            steering: section.value("steering", Steering::Auto, |value| {
+                let all = [("auto", Steering::Auto), ("on", Steering::On), ("off", Steering::Off)];
+                values::choice(value, &all)
+            }),
+            receive_buffer: section
+                .value("receive_buffer", 8 << 20, |value| values::size(value, 64 << 10, 1 << 30)),
+            reply_size: section.value("reply_size", REPLY_LEN_DEFAULT, |value| {
+                values::size(value, REPLY_LEN_MIN, REPLY_LEN_LIMIT)
+            }),
+        };
+        section.end();
+        udp
+    }
+}
+
+impl Http {
+    fn read(mut section: read::Section<'_>) -> Self {
+        let listen = section.value("listen", Vec::new(), values::addresses);
+        section.value("announce_paths", (), values::ignored);
+        section.value("trusted_proxies", (), values::ignored);
+        let mut tls = section.section("tls");
+        let tls_listen = tls.value("listen", Vec::new(), values::addresses);
+        tls.value("certificate", (), values::ignored);
+        tls.value("key", (), values::ignored);
+        tls.end();
+        section.end();
+        Self { listen, tls_listen }
+    }
+}
+
+impl Announce {
+    fn read(mut section: read::Section<'_>) -> Self {
+        let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
+        let span = |value: &_| values::duration(value, Duration::from_secs(1), DAY);
+        let interval = section.value("interval", minutes(30), span);
+        let min_interval = section.value("min_interval", minutes(15).min(interval), span);
+        let peer_lifetime = section.value("peer_lifetime", minutes(45), span);
+        let mut numwant = section.section("numwant");
+        let numwant_max = numwant.value("max", 200, |value| values::number(value, 1, 1_000));
+        let numwant_default =
+            numwant.value("default", 50.min(numwant_max), |value| values::number(value, 0, 1_000));
+        numwant.end();
+        let trust_client_ip = section.value("trust_client_ip", Vec::new(), values::networks);
+        let allow_private = section.value("allow_private", false, values::boolean);
+        section.end();
+        Self {
+            interval,
+            min_interval,
+            peer_lifetime,
+            numwant_default,
+            numwant_max,
+            trust_client_ip,
+            allow_private,
+        }
+    }
+}
+
+impl Storage {
+    fn read(mut section: read::Section<'_>) -> Self {
+        let memory = section.value("memory", None, |value| {
+            values::auto_or(value, |value| values::size(value, 16 << 20, 1 << 46))
+        });
+        let keep_completed = section.value("keep_completed", DAY, |value| {
+            values::duration(value, Duration::from_secs(1), DAY * 366)
+        });
+        let mut caps = section.section("caps");
+        let mut cap = |key| caps.value(key, 0, |value| values::number(value, 0, u32::MAX));
+        let (swarm, per_ipv4, per_ipv6_64) = (cap("swarm"), cap("per_ipv4"), cap("per_ipv6_64"));
+        caps.end();
+        section.end();
+        Self { memory, keep_completed, caps: Caps { swarm, per_ipv4, per_ipv6_64 } }
+    }
+}
+
+impl Log {
+    fn read(mut section: read::Section<'_>) -> Self {
+        let levels = [
+            ("error", LogLevel::Error),
+            ("warn", LogLevel::Warn),
+            ("info", LogLevel::Info),
+            ("debug", LogLevel::Debug),
+        ];
+        let formats =
+            [("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
+        let level = section.value("level", LogLevel::Info, |value| values::choice(value, &levels));
+        let format =
+            section.value("format", LogFormat::Auto, |value| values::choice(value, &formats));
+        section.end();
+        Self { level, format }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mistakes(source: &str) -> String {
+        match Config::parse("t.yaml", source) {
+            Err(error) => error.to_string(),
+            Ok(_) => panic!("no mistake found in {source}"),
+        }
+    }
+
+    #[test]
+    fn the_printed_default_is_the_default_and_names_every_key() {
+        let printed = Config::parse("default", DEFAULT_YAML).unwrap();
+        assert_eq!(printed, Config::load(None).unwrap());
+        // A key that the reader knows but the page does not would be found here: each is turned into a
+        // mistake by a value nobody accepts, and only keys that exist can be mistaken so.
+        let broken: String = DEFAULT_YAML
+            .lines()
+            .filter(|line| !line.trim_start().starts_with('#'))
+            .map(|line| {
+                line.split_once(": ").map_or(line.to_owned(), |(key, _)| format!("{key}: {{x: 1}}"))
+                    + "\n"
+            })
+            .collect();
+        let text = mistakes(&broken);
+        for key in [
+            "cpus",
+            "udp.listen",
+            "udp.connection_id_lifetime",
+            "udp.connection_id_keys",
+            "udp.wrong_connection_id",
+            "udp.steering",
+            "udp.receive_buffer",
+            "udp.reply_size",
+            "http.listen",
+            "http.tls.listen",
+            "announce.interval",
+            "announce.min_interval",
+            "announce.peer_lifetime",
+            "announce.numwant.default",
+            "announce.numwant.max",
+            "announce.trust_client_ip",
+            "announce.allow_private",
+            "storage.memory",
+            "storage.keep_completed",
+            "storage.caps.swarm",
+            "storage.caps.per_ipv4",
+            "storage.caps.per_ipv6_64",
+            "hooks",
+            "control.listen",
+            "log.level",
+            "log.format",
+        ] {
+            assert!(text.contains(&format!(": {key}: ")), "{key} is not documented:\n{text}");
+        }
+    }
+
+    #[test]
+    fn every_mistake_is_told_at_once_with_line_key_value_and_cure() {
+        let source = "\
+udp:
+  listen: [\"0.0.0.0\"]
+  recieve_buffer: 8MiB
+  connection_id_lifetime: 5
+announce:
+  interval: 1h
+  numwant:
+    max: many
+storage: { memory: 1MiB, caps: { swarn: 5 } }
+udb: {}
+";
+        let text = mistakes(source);
+        for expected in [
+            "t.yaml:2: udp.listen: \"0.0.0.0\" has no port; write it as 0.0.0.0:6969",
+            "t.yaml:3: udp.recieve_buffer: is not a key; did you mean receive_buffer?",
+            "t.yaml:4: udp.connection_id_lifetime: 5 has no unit; write it as 5s or 5m",
+            "t.yaml:8: announce.numwant.max: \"many\" is not a whole number",
+            "t.yaml:9: storage.memory: 1MiB is out of range",
+            "t.yaml:9: storage.caps.swarn: is not a key; did you mean swarm?",
+            "t.yaml:10: udb: is not a key; did you mean udp?",
+            "t.yaml: announce.peer_lifetime: 45m is less than 1.5 times announce.interval",
+        ] {
+            assert!(text.contains(expected), "no {expected:?} in:\n{text}");
+        }
+        assert_eq!(text.lines().count(), 8, "{text}");
+    }
+
+    #[test]
+    fn what_is_no_yaml_or_no_mapping_is_told() {
+        assert!(mistakes("udp: [").contains("t.yaml:"));
+        assert!(mistakes("- 1").contains("a list of keys"));
+        assert!(mistakes("udp: 5").contains("t.yaml:1: udp: must hold keys"));
+        assert!(mistakes("hooks: [{name: jwt}]").contains("hooks: this version has no hooks"));
+        assert!(mistakes("udp: {listen: []}").contains("give at least one address"));
+        assert!(mistakes("cpus: 3-1").contains("cpus"));
+    }
+
+    #[test]
+    fn values_are_read() {
+        let config = Config::parse(
+            "t",
+            "
+cpus: 0,2-4
+udp:
+  listen: \"127.0.0.1:0\"
+  connection_id_keys: [00112233445566778899aabbccddeeff]
+  wrong_connection_id: error
+  steering: off
+announce: {trust_client_ip: [10.0.0.0/8, \"fd00::1\"]}
+storage: {memory: 2GiB}
+control: {listen: \"\"}
+log: {format: json}
+http: {listen: [\"0.0.0.0:80\"]}
+",
+        )
+        .unwrap();
+        assert_eq!(config.cpus, Cpus::List(vec![0, 2, 3, 4]));
+        assert_eq!(config.udp.listen, ["127.0.0.1:0".parse().unwrap()]);
+        assert_eq!(config.udp.connection_id_keys.len(), 1);
+        assert!(config.udp.explain_wrong_connection_id);
+        assert_eq!(config.udp.steering, Steering::Off);
+        assert_eq!(config.announce.trust_client_ip.len(), 2);
+        assert_eq!(config.storage.memory, Some(2 << 30));
+        assert_eq!(config.control.listen, None);
+        assert_eq!(config.log.format, LogFormat::Json);
+        assert_eq!(config.not_served().len(), 1);
+    }
+
+    #[test]
+    fn keys_are_read_from_a_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keys");
+        std::fs::write(&path, "# newest first\n00112233445566778899aabbccddeeff\n\nffeeddccbbaa99887766554433221100\n").unwrap();
+        let source =
+            |path: &Path| format!("udp: {{connection_id_keys: {:?}}}", path.display().to_string());
+        let config = Config::parse("t", &source(&path)).unwrap();
+        assert_eq!(config.udp.connection_id_keys.len(), 2);
+        std::fs::write(&path, "00112233445566778899aabbccddeeff\nshort\n").unwrap();
+        let text = mistakes(&source(&path));
+        assert!(text.contains("keys:2") && text.contains("32 hexadecimal digits"), "{text}");
+        assert!(!text.contains("short"), "a secret is told: {text}");
+        assert!(mistakes(&source(&directory.path().join("none"))).contains("cannot read"));
+    }
+}

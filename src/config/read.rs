@@ -1,0 +1,195 @@
+//! Walks a YAML document key by key and collects every mistake, with the line it stands on.
+
+use serde_yaml::{Mapping, Value};
+use std::fmt;
+
+/// Something wrong with a config
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    file: String,
+    line: Option<usize>,
+    key: String,
+    message: String,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file)?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, ": {}", self.key)?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+/// A document being read
+pub(super) struct Reader {
+    file: String,
+    source: String,
+    root: Mapping,
+    mistakes: Vec<Mistake>,
+}
+
+/// A mapping being read
+pub(super) struct Section<'r> {
+    reader: &'r mut Reader,
+    path: String,
+    keys: Mapping,
+    known: Vec<&'static str>,
+}
+
+impl Reader {
+    pub(super) fn new(file: &str, source: &str) -> Result<Self, Vec<Mistake>> {
+        let whole = |line, message| {
+            let (file, key) = (file.to_owned(), String::new());
+            vec![Mistake { file, line, key, message }]
+        };
+        let root = match serde_yaml::from_str(source) {
+            Ok(Value::Mapping(root)) => root,
+            Ok(Value::Null) => Mapping::new(),
+            Ok(_) => {
+                let message = "must be a list of keys with values, such as udp: {}".to_owned();
+                return Err(whole(Some(1), message));
+            }
+            Err(error) => {
+                let line = error.location().map(|location| location.line());
+                return Err(whole(line, format!("is not YAML: {error}")));
+            }
+        };
+        let (file, source) = (file.to_owned(), source.to_owned());
+        Ok(Self { file, source, root, mistakes: Vec::new() })
+    }
+
+    pub(super) fn root(&mut self) -> Section<'_> {
+        let keys = std::mem::take(&mut self.root);
+        Section { reader: self, path: String::new(), keys, known: Vec::new() }
+    }
+
+    /// Writes down a mistake about a key, which need not stand in the document
+    pub(super) fn mistake(&mut self, key: &str, message: String) {
+        let line = line_of(&self.source, key);
+        self.mistakes.push(Mistake { file: self.file.clone(), line, key: key.to_owned(), message });
+    }
+
+    pub(super) fn finish<T>(self, value: T) -> Result<T, Vec<Mistake>> {
+        if self.mistakes.is_empty() { Ok(value) } else { Err(self.mistakes) }
+    }
+}
+
+impl Section<'_> {
+    /// The value of a key, or its default; a mistaken value counts as the default, for what follows
+    pub(super) fn value<T>(
+        &mut self,
+        key: &'static str,
+        default: T,
+        read: impl FnOnce(&Value) -> Result<T, String>,
+    ) -> T {
+        self.known.push(key);
+        match self.keys.remove(key) {
+            None | Some(Value::Null) => default,
+            Some(value) => read(&value).unwrap_or_else(|message| {
+                self.reader.mistake(&self.path_of(key), message);
+                default
+            }),
+        }
+    }
+
+    /// The keys below a key
+    pub(super) fn section(&mut self, key: &'static str) -> Section<'_> {
+        self.known.push(key);
+        let path = self.path_of(key);
+        let keys = match self.keys.remove(key) {
+            Some(Value::Mapping(keys)) => keys,
+            None | Some(Value::Null) => Mapping::new(),
+            Some(_) => {
+                self.reader.mistake(&path, "must hold keys of its own".to_owned());
+                Mapping::new()
+            }
+        };
+        Section { reader: &mut *self.reader, path, keys, known: Vec::new() }
+    }
+
+    /// What is left is nothing this version knows
+    pub(super) fn end(self) {
+        for key in self.keys.keys() {
+            let name = match key {
+                Value::String(name) => name.clone(),
+                other => format!("{other:?}"),
+            };
+            let nearest = self
+                .known
+                .iter()
+                .map(|known| (strsim::damerau_levenshtein(known, &name), known))
+                .min()
+                .filter(|(distance, _)| *distance <= name.len().div_ceil(3).max(1));
+            let message = match nearest {
+                Some((_, known)) => format!("is not a key; did you mean {known}?"),
+                None => format!("is not a key; the keys here are {}", self.known.join(", ")),
+            };
+            let path = self.path_of(&name);
+            self.reader.mistake(&path, message);
+        }
+    }
+
+    fn path_of(&self, key: &str) -> String {
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+    }
+}
+
+/// The line a key stands on, by its path: the YAML library keeps none for values
+///
+/// Follows indentation, as configs are written; within `{...}`, the line of what opened it. `None` for a key
+/// that is not there.
+fn line_of(source: &str, path: &str) -> Option<usize> {
+    let mut parts = path.split('.').peekable();
+    let mut outer_indent = None;
+    let mut level_indent = None;
+    for (number, line) in source.lines().enumerate() {
+        let text = line.trim_start();
+        let indent = line.len() - text.len();
+        if text.is_empty() || text.starts_with('#') {
+            continue;
+        }
+        if outer_indent.is_some_and(|outer| indent <= outer) {
+            return None;
+        }
+        if indent > *level_indent.get_or_insert(indent) {
+            continue;
+        }
+        let here = parts.peek().and_then(|part| text.strip_prefix(part)?.strip_prefix(':'));
+        if let Some(rest) = here {
+            parts.next();
+            (outer_indent, level_indent) = (Some(indent), None);
+            if parts.peek().is_none() || rest.trim_start().starts_with('{') {
+                return Some(number + 1);
+            }
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_found_by_their_indentation() {
+        let source = "# a\na:\n  b:\n    c: 1\n  d: 2\nb:\n  c: {d: 3}\n";
+        for (path, line) in [
+            ("a", Some(2)),
+            ("a.b", Some(3)),
+            ("a.b.c", Some(4)),
+            ("a.d", Some(5)),
+            ("b", Some(6)),
+            ("b.c", Some(7)),
+            ("b.c.d", Some(7)),
+            ("a.c", None),
+            ("x", None),
+        ] {
+            assert_eq!(line_of(source, path), line, "{path}");
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Reads single values. Errors name the value and the cure; the key and the line are added by the caller.
+
+use super::Cpus;
+use bytesize::ByteSize;
+use ipnet::IpNet;
+use serde_yaml::Value;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+use tsubame_udp::connection_id::Key;
+use tsubame_udp::steering::SHARDS_MAX;
+
+type Read<T> = Result<T, String>;
+
+/// A value as the operator wrote it, near enough
+fn shown(value: &Value) -> String {
+    match value {
+        Value::String(text) => format!("{text:?}"),
+        Value::Bool(_) | Value::Number(_) => plain(value).unwrap_or_default(),
+        Value::Sequence(_) => "a list".to_owned(),
+        _ => "a section".to_owned(),
+    }
+}
+
+/// The text of a scalar: numbers need no quotes
+fn plain(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.trim().to_owned()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Bool(truth) => Some(truth.to_string()),
+        _ => None,
+    }
+}
+
+fn text(value: &Value) -> Read<String> {
+    plain(value).ok_or_else(|| format!("{} is not a single value", shown(value)))
+}
+
+/// One value or a list of them
+fn list<T>(value: &Value, one: impl Fn(&Value) -> Read<T>) -> Read<Vec<T>> {
+    match value {
+        Value::Sequence(values) => values.iter().map(one).collect(),
+        Value::String(text) if text.trim().is_empty() => Ok(Vec::new()),
+        value => Ok(vec![one(value)?]),
+    }
+}
+
+pub(super) fn boolean(value: &Value) -> Read<bool> {
+    value.as_bool().ok_or_else(|| format!("{} is neither true nor false", shown(value)))
+}
+
+pub(super) fn number(value: &Value, least: u32, most: u32) -> Read<u32> {
+    let number = value.as_u64().ok_or_else(|| {
+        format!("{} is not a whole number; give one from {least} to {most}", shown(value))
+    })?;
+    u32::try_from(number)
+        .ok()
+        .filter(|number| (least..=most).contains(number))
+        .ok_or_else(|| format!("{number} is out of range; give {least} to {most}"))
+}
+
+pub(super) fn duration(value: &Value, least: Duration, most: Duration) -> Read<Duration> {
+    let text = text(value)?;
+    if text.parse::<f64>().is_ok() {
+        return Err(format!("{text} has no unit; write it as {text}s or {text}m"));
+    }
+    let duration = humantime::parse_duration(&text)
+        .map_err(|error| format!("{text:?} is not a duration ({error}); write it as 30m or 45s"))?;
+    if (least..=most).contains(&duration) && duration.subsec_nanos() == 0 {
+        return Ok(duration);
+    }
+    let (least, most) = (humantime::format_duration(least), humantime::format_duration(most));
+    Err(format!("{text} is out of range; give whole seconds from {least} to {most}"))
+}
+
+pub(super) fn size(value: &Value, least: usize, most: usize) -> Read<usize> {
+    let text = text(value)?;
+    let size: ByteSize =
+        text.parse().map_err(|_| format!("{text:?} is not a size; write it as 64MiB or 1352B"))?;
+    usize::try_from(size.as_u64()).ok().filter(|size| (least..=most).contains(size)).ok_or_else(
+        || {
+            let shown = |bytes: usize| ByteSize(bytes as u64).display().iec();
+            format!("{text} is out of range; give {} to {}", shown(least), shown(most))
+        },
+    )
+}
+
+pub(super) fn choice<T: Copy>(value: &Value, choices: &[(&str, T)]) -> Read<T> {
+    // YAML 1.1 tools write on and off as booleans.
+    let text = match value {
+        Value::Bool(true) => "on".to_owned(),
+        Value::Bool(false) => "off".to_owned(),
+        value => text(value)?,
+    };
+    let found = choices.iter().find(|(name, _)| *name == text);
+    found.map(|(_, choice)| *choice).ok_or_else(|| {
+        let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
+        format!("{text:?} is none of {}", names.join(", "))
+    })
+}
+
+pub(super) fn auto_or<T>(value: &Value, read: impl FnOnce(&Value) -> Read<T>) -> Read<Option<T>> {
+    if value.as_str() == Some("auto") { Ok(None) } else { read(value).map(Some) }
+}
+
+fn address(value: &Value) -> Read<SocketAddr> {
+    let text = text(value)?;
+    text.parse().map_err(|_| match text.parse::<IpAddr>() {
+        Ok(IpAddr::V4(_)) => format!("{text:?} has no port; write it as {text}:6969"),
+        Ok(IpAddr::V6(_)) => format!("{text:?} has no port; write it as [{text}]:6969"),
+        Err(_) => format!("{text:?} is not an address with a port; write it as 0.0.0.0:6969"),
+    })
+}
+
+pub(super) fn addresses(value: &Value) -> Read<Vec<SocketAddr>> {
+    let addresses = list(value, address)?;
+    for (index, address) in addresses.iter().enumerate() {
+        if address.port() != 0 && addresses[..index].contains(address) {
+            return Err(format!("{address} is listed twice; leave one out"));
+        }
+        if address.is_ipv6() && address.ip().to_canonical().is_ipv4() {
+            return Err(format!("{address} is an IPv4 address in IPv6 form; write it as IPv4"));
+        }
+    }
+    Ok(addresses)
+}
+
+pub(super) fn optional_address(value: &Value) -> Read<Option<SocketAddr>> {
+    match value {
+        Value::String(text) if text.trim().is_empty() => Ok(None),
+        Value::Sequence(values) if values.is_empty() => Ok(None),
+        value => address(value).map(Some),
+    }
+}
+
+fn network(value: &Value) -> Read<IpNet> {
+    let text = text(value)?;
+    let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    network.map_err(|_| format!("{text:?} is not a network; write it as 10.0.0.0/8 or fd00::/8"))
+}
+
+pub(super) fn networks(value: &Value) -> Read<Vec<IpNet>> {
+    list(value, network)
+}
+
+/// `auto`, or cores as in `2-11` or `0,2,4-7` or a list
+pub(super) fn cpus(value: &Value) -> Read<Cpus> {
+    if value.as_str() == Some("auto") {
+        return Ok(Cpus::Auto);
+    }
+    let cpus: Vec<usize> = list(value, cpu_ranges)?.into_iter().flatten().collect();
+    if cpus.is_empty() || cpus.len() > usize::from(SHARDS_MAX) {
+        return Err(format!("names {} cores; give 1 to {SHARDS_MAX}, or auto", cpus.len()));
+    }
+    Ok(Cpus::List(cpus))
+}
+
+fn cpu_ranges(value: &Value) -> Read<Vec<usize>> {
+    let text = text(value)?;
+    let mut cpus = Vec::new();
+    for range in text.split(',').map(str::trim) {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        match (first.trim().parse::<usize>(), last.trim().parse::<usize>()) {
+            (Ok(first), Ok(last)) if first <= last && last < 4096 => cpus.extend(first..=last),
+            _ => {
+                return Err(format!(
+                    "{text:?} are no cores; write auto, or cores as in 2-11 or 0,2,4"
+                ));
+            }
+        }
+    }
+    Ok(cpus)
+}
+
+/// A list of keys, or the path of a file with one a line
+pub(super) fn keys(value: &Value) -> Read<Vec<Key>> {
+    match value {
+        Value::Sequence(values) => {
+            values.iter().map(|value| key(&text(value)?).map_err(str::to_owned)).collect()
+        }
+        Value::String(path) if path.trim().is_empty() => Ok(Vec::new()),
+        Value::String(path) => keys_of_file(Path::new(path.trim())),
+        other => Err(format!("{} is neither a list of keys nor a file", shown(other))),
+    }
+}
+
+fn keys_of_file(path: &Path) -> Read<Vec<Key>> {
+    let shown = path.display();
+    let source = std::fs::read_to_string(path).map_err(|error| {
+        format!("cannot read {shown}: {error}; give a list of keys, or a file with one a line")
+    })?;
+    let lines = source.lines().map(str::trim).enumerate();
+    let keys: Vec<Key> = lines
+        .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+        .map(|(number, line)| key(line).map_err(|error| format!("{shown}:{}: {error}", number + 1)))
+        .collect::<Read<_>>()?;
+    if keys.is_empty() {
+        return Err(format!("{shown} has no key; write one of 32 hexadecimal digits into it"));
+    }
+    Ok(keys)
+}
+
+/// The value is a secret, so errors do not show it
+fn key(text: &str) -> Result<Key, &'static str> {
+    const WRONG: &str = "a key is not 32 hexadecimal digits; make one with: openssl rand -hex 16";
+    let (digits, rest) = text.as_bytes().as_chunks::<2>();
+    if digits.len() != 16 || !rest.is_empty() {
+        return Err(WRONG);
+    }
+    let mut key = [0; 16];
+    for (byte, [high, low]) in key.iter_mut().zip(digits) {
+        let digit = |digit: u8| char::from(digit).to_digit(16);
+        let (Some(high), Some(low)) = (digit(*high), digit(*low)) else { return Err(WRONG) };
+        *byte = (high << 4 | low) as u8;
+    }
+    Ok(Key(key))
+}
+
+/// Hooks are a promise to refuse requests: one that is not kept must not be silent
+pub(super) fn no_hooks(value: &Value) -> Read<()> {
+    match value {
+        Value::Sequence(hooks) if hooks.is_empty() => Ok(()),
+        _ => Err("this version has no hooks, and would serve what they should refuse; \
+                  write it as []"
+            .to_owned()),
+    }
+}
+
+/// A key of a part that this version does not serve
+pub(super) fn ignored(_: &Value) -> Read<()> {
+    Ok(())
+}

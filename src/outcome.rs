@@ -1,0 +1,128 @@
+//! What became of a datagram. Each outcome is a counter: the network writes statistics, never the log.
+
+use tsubame_storage::{Change, Refusal};
+use tsubame_udp::wire::Malformed;
+
+/// Declares the outcomes with the name each has in metrics
+macro_rules! outcomes {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// How a datagram ended
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Outcome {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Outcome {
+            /// All, in the order of their counters
+            pub const ALL: [Self; [$($name),*].len()] = [$(Self::$variant),*];
+
+            /// Its name in metrics
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+        }
+    };
+}
+
+outcomes! {
+    /// A connect was answered
+    Connected = "connected",
+    /// An announce was answered; a new peer is in the swarm
+    Joined = "joined",
+    /// An announce was answered; a known peer is fresh again
+    Refreshed = "refreshed",
+    /// An announce was answered; a known peer has finished its download
+    Completed = "completed",
+    /// An announce was answered; the peer is gone
+    Left = "left",
+    /// An announce was answered; there was nothing to store: it left without being there, or its port
+    /// cannot be connected to
+    NotStored = "not_stored",
+    /// An announce was answered but not stored: the memory ceiling is near
+    RefusedMemory = "refused_memory",
+    /// An announce was answered but not stored: the swarm is at its cap
+    RefusedSwarmCap = "refused_swarm_cap",
+    /// An announce was answered but not stored: its address has as many peers in the swarm as it may
+    RefusedAddressCap = "refused_address_cap",
+    /// A scrape was answered
+    Scraped = "scraped",
+    /// Dropped: shorter than any request of its action. Anybody can send these
+    TooShort = "too_short",
+    /// Dropped: no action of a request. Anybody can send these
+    UnknownAction = "unknown_action",
+    /// Dropped: a connect without the magic number. Anybody can send these
+    BadMagic = "bad_magic",
+    /// Dropped or refused: a connection id that this source was not given, or too long ago. Forged
+    /// sources end here, and clients that keep ids for too long
+    WrongConnectionId = "wrong_connection_id",
+    /// Dropped: from port 0, where no reply can go. Only forged datagrams come from there
+    SourcePortZero = "source_port_zero",
+    /// Dropped: the kernel's account of the datagram could not be read
+    Unreadable = "unreadable",
+    /// Passed on to the shard that owns the info hash, which counts the answer
+    Forwarded = "forwarded",
+    /// Dropped: the ring to the shard that owns the info hash is full
+    ShedMesh = "shed_mesh",
+    /// Dropped: no slot for the reply to another shard's datagram
+    ShedSlots = "shed_slots",
+    /// Dropped: a scrape over several shards of which a part was late or too many wait already
+    ShedScrape = "shed_scrape",
+}
+
+/// What is to be done with a datagram
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// How it ended
+    pub outcome: Outcome,
+    /// Bytes of the reply; 0 is silence
+    pub reply_len: usize,
+}
+
+impl Verdict {
+    /// No reply
+    pub const fn silence(outcome: Outcome) -> Self {
+        Self { outcome, reply_len: 0 }
+    }
+}
+
+impl From<Malformed> for Outcome {
+    fn from(malformed: Malformed) -> Self {
+        match malformed {
+            Malformed::TooShort => Self::TooShort,
+            Malformed::UnknownAction => Self::UnknownAction,
+            Malformed::BadMagic => Self::BadMagic,
+        }
+    }
+}
+
+impl From<Change> for Outcome {
+    fn from(change: Change) -> Self {
+        match change {
+            Change::Joined => Self::Joined,
+            Change::Refreshed => Self::Refreshed,
+            Change::Completed => Self::Completed,
+            Change::Left => Self::Left,
+            Change::Nothing => Self::NotStored,
+            Change::Refused(Refusal::Memory) => Self::RefusedMemory,
+            Change::Refused(Refusal::SwarmCap) => Self::RefusedSwarmCap,
+            Change::Refused(Refusal::AddressCap) => Self::RefusedAddressCap,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_outcome_has_a_counter_and_a_name_of_its_own() {
+        let names: BTreeSet<_> = Outcome::ALL.iter().map(|outcome| outcome.name()).collect();
+        assert_eq!(names.len(), Outcome::ALL.len());
+        for (index, outcome) in Outcome::ALL.iter().enumerate() {
+            assert_eq!(*outcome as usize, index);
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! What a tracker answers: parse, prove, policy, swarm, reply.
+//!
+//! Two functions decide. [`Tracker::admit`] needs no swarm and runs on any shard; [`Tracker::answer`] runs on
+//! the one that owns the info hash. Neither does I/O, reads a clock, allocates or logs. The shards, the
+//! simulation, the fuzzer and the benches all call these.
+
+use crate::clock::Now;
+use crate::limits::peers_fitting;
+use crate::outcome::{Outcome, Verdict};
+use ipnet::IpNet;
+use std::net::{IpAddr, SocketAddr};
+use tsubame_storage::{
+    Ahead, Announced, Counts, Endpoint, Event, Family, InfoHash, PeerId, PeerSpace, Role, Swarms,
+};
+use tsubame_udp::connection_id::ConnectionIds;
+use tsubame_udp::wire::{
+    self, ANNOUNCE_REPLY_LEN, AnnounceReply, Request, TransactionId, write_connect, write_error,
+    write_scrape_header, write_scrape_row,
+};
+
+/// What the operator promises to clients
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// Seconds between a client's announces
+    pub interval_secs: u32,
+    /// Peers for a client that does not say how many it wants
+    pub numwant_default: u32,
+    /// Peers for a client that wants many
+    pub numwant_max: u32,
+    /// Bytes of an announce reply, at most
+    pub reply_len_max: usize,
+    /// Networks whose clients may say which address they announce for
+    pub trust_client_ip: Vec<IpNet>,
+    /// Answer a wrong connection id with a short error instead of silence
+    pub explain_wrong_connection_id: bool,
+}
+
+/// A shard's tracker: its policy and its swarms
+#[derive(Debug)]
+pub struct Tracker {
+    ids: ConnectionIds,
+    terms: Terms,
+    swarms: Swarms,
+}
+
+/// A request of a proven source, ready for whoever owns the info hash
+#[derive(Clone, Copy, Debug)]
+pub enum Admitted {
+    /// Enters a swarm
+    Announce(Announce),
+    /// Asks for figures
+    Scrape(Scrape),
+}
+
+/// A proven announce
+#[derive(Clone, Copy, Debug)]
+pub struct Announce {
+    /// The torrent
+    pub info_hash: InfoHash,
+    /// What the client calls itself
+    pub peer_id: PeerId,
+    /// Where it listens
+    pub endpoint: Endpoint,
+    /// Why it announces
+    pub event: Event,
+    /// What it is
+    pub role: Role,
+    /// Bytes downloaded, by its own account
+    pub downloaded: u64,
+    /// Bytes uploaded, by its own account
+    pub uploaded: u64,
+    /// Bytes it lacks, by its own account
+    pub left: u64,
+    /// Peers it gets, at most
+    pub numwant: u16,
+    /// The family the request came over: the reply's peers are of the same (BEP 15)
+    pub family: Family,
+    transaction_id: TransactionId,
+}
+
+/// A proven scrape
+#[derive(Clone, Copy, Debug)]
+pub struct Scrape {
+    /// The first torrent; the others stand in the datagram
+    pub first: InfoHash,
+    /// How many there are
+    pub rows: u8,
+    transaction_id: TransactionId,
+}
+
+// It crosses the mesh by value.
+const _: () = assert!(size_of::<Admitted>() <= 128);
+
+/// The text of an error must not make the reply longer than a scrape or an announce
+const WRONG_CONNECTION_ID: &str = "wrong connection id";
+
+impl Tracker {
+    /// A tracker with an empty table
+    pub fn new(ids: ConnectionIds, terms: Terms, swarms: Swarms) -> Self {
+        Self { ids, terms, swarms }
+    }
+
+    /// The swarms of this shard
+    pub fn swarms(&self) -> &Swarms {
+        &self.swarms
+    }
+
+    /// The swarms of this shard, to be swept
+    pub fn swarms_mut(&mut self) -> &mut Swarms {
+        &mut self.swarms
+    }
+
+    /// Decides all that needs no swarm; a connect and every refusal end here
+    ///
+    /// Cheapest reject first: a flood's datagrams are to cost the least. Until the connection id proves that
+    /// the source is not forged, no reply is longer than the request.
+    pub fn admit(
+        &self,
+        now: Now,
+        source: SocketAddr,
+        datagram: &[u8],
+        reply: &mut [u8],
+    ) -> Result<Admitted, Verdict> {
+        let unproven = reply.len().min(datagram.len());
+        let unproven = &mut reply[..unproven];
+        let request = Request::parse(datagram)
+            .map_err(|malformed| Verdict::silence(Outcome::from(malformed)))?;
+        if source.port() == 0 {
+            return Err(Verdict::silence(Outcome::SourcePortZero));
+        }
+        let address = source.ip().to_canonical();
+        let (connection_id, transaction_id) = match &request {
+            Request::Connect(connect) => {
+                let id = self.ids.issue(now.unix_secs, address);
+                let reply_len = write_connect(unproven, connect.transaction_id(), id);
+                return Err(Verdict { outcome: Outcome::Connected, reply_len });
+            }
+            Request::Announce(announce) => (announce.connection_id(), announce.transaction_id()),
+            Request::Scrape(scrape) => (scrape.connection_id(), scrape.transaction_id()),
+        };
+        if !self.ids.accepts(now.unix_secs, address, connection_id) {
+            let reply_len = match self.terms.explain_wrong_connection_id {
+                true => write_error(unproven, transaction_id, WRONG_CONNECTION_ID),
+                false => 0,
+            };
+            return Err(Verdict { outcome: Outcome::WrongConnectionId, reply_len });
+        }
+        match request {
+            Request::Announce(announce) => {
+                Ok(Admitted::Announce(self.admit_announce(address, &announce)))
+            }
+            Request::Scrape(scrape) => scrape_of(&scrape).map(Admitted::Scrape),
+            Request::Connect(_) => Err(Verdict::silence(Outcome::UnknownAction)),
+        }
+    }
+
+    /// The first look at the table for a batch: see [`Swarms::look_ahead`]
+    pub fn look_ahead(&self, admitted: &Admitted) -> Ahead {
+        self.swarms.look_ahead(&admitted.info_hash())
+    }
+
+    /// The second look at the table for a batch: see [`Swarms::touch`]
+    pub fn touch(&self, ahead: &Ahead) -> u8 {
+        self.swarms.touch(ahead)
+    }
+
+    /// Answers an admitted request from the swarms, all of which this tracker must own
+    ///
+    /// A scrape of several info hashes reads them from its datagram again; an announce does not need it.
+    pub fn answer(
+        &mut self,
+        now: Now,
+        ahead: Ahead,
+        admitted: &Admitted,
+        datagram: &[u8],
+        reply: &mut [u8],
+    ) -> Verdict {
+        match admitted {
+            Admitted::Announce(announce) => self.answer_announce(now, ahead, announce, reply),
+            Admitted::Scrape(scrape) => {
+                let mut len = scrape.begin_reply(reply);
+                for (row, info_hash) in scrape.info_hashes(datagram).enumerate() {
+                    let counts = self.scrape(&info_hash);
+                    len += scrape.write_row(reply, row, counts);
+                }
+                Verdict { outcome: Outcome::Scraped, reply_len: len }
+            }
+        }
+    }
+
+    /// Decides and answers one datagram, as the owner of every info hash
+    pub fn handle(
+        &mut self,
+        now: Now,
+        source: SocketAddr,
+        datagram: &[u8],
+        reply: &mut [u8],
+    ) -> Verdict {
+        match self.admit(now, source, datagram, reply) {
+            Ok(admitted) => {
+                let ahead = self.look_ahead(&admitted);
+                self.answer(now, ahead, &admitted, datagram, reply)
+            }
+            Err(verdict) => verdict,
+        }
+    }
+
+    /// The figures of one swarm, for a scrape of which this tracker owns a part
+    pub fn scrape(&self, info_hash: &InfoHash) -> Counts {
+        self.swarms.scrape(&self.swarms.look_ahead(info_hash), info_hash)
+    }
+
+    /// Answers an announce from its swarm
+    pub fn answer_announce(
+        &mut self,
+        now: Now,
+        ahead: Ahead,
+        announce: &Announce,
+        reply: &mut [u8],
+    ) -> Verdict {
+        let len = reply.len().min(self.terms.reply_len_max);
+        let Some(mut reply) = AnnounceReply::begin(&mut reply[..len]) else {
+            return Verdict::silence(Outcome::Unreadable);
+        };
+        let room = reply.peers().len() / announce.family.compact_len();
+        let peers_len = room.min(usize::from(announce.numwant)) * announce.family.compact_len();
+        let peers = &mut reply.peers()[..peers_len];
+        let space = match announce.family {
+            Family::V4 => PeerSpace { v4: peers, v6: &mut [] },
+            Family::V6 => PeerSpace { v4: &mut [], v6: peers },
+        };
+        let entered = tsubame_storage::Announce {
+            info_hash: announce.info_hash,
+            endpoint: announce.endpoint,
+            role: announce.role,
+            event: announce.event,
+        };
+        let Announced { counts, v4_len, v6_len, change, .. } =
+            self.swarms.announce(now.monotonic, ahead, &entered, space);
+        let interval = self.terms.interval_secs;
+        let reply_len = reply.finish(announce.transaction_id, interval, counts, v4_len + v6_len);
+        Verdict { outcome: Outcome::from(change), reply_len }
+    }
+
+    fn admit_announce(&self, source: IpAddr, announce: &wire::Announce<'_>) -> Announce {
+        let family = Family::of(source);
+        let claimed = announce.ip().filter(|_| {
+            // An IPv6 client has no room for its address here (BEP 15): what stands there is not one.
+            family == Family::V4
+                && self.terms.trust_client_ip.iter().any(|net| net.contains(&source))
+        });
+        let address = claimed.map_or(source, IpAddr::V4);
+        let (event, left) = (announce.event(), announce.left());
+        let role = match (event, left) {
+            (Event::Paused, 1..) => Role::PartialSeed,
+            (_, 0) => Role::Seeder,
+            _ => Role::Leecher,
+        };
+        let wanted = announce.num_want().unwrap_or(self.terms.numwant_default);
+        let fitting = peers_fitting(family, self.terms.reply_len_max);
+        let numwant = wanted.min(self.terms.numwant_max).min(fitting as u32);
+        Announce {
+            info_hash: announce.info_hash(),
+            peer_id: announce.peer_id(),
+            endpoint: Endpoint::new(address, announce.port()),
+            event,
+            role,
+            downloaded: announce.downloaded(),
+            uploaded: announce.uploaded(),
+            left,
+            // What fits a reply of at most 1,472 bytes fits 16 bits.
+            numwant: numwant as u16,
+            family,
+            transaction_id: announce.transaction_id(),
+        }
+    }
+}
+
+const _: () = assert!(ANNOUNCE_REPLY_LEN < crate::limits::REPLY_LEN_MIN);
+
+impl Admitted {
+    /// The info hash that decides who answers
+    pub fn info_hash(&self) -> InfoHash {
+        match self {
+            Self::Announce(announce) => announce.info_hash,
+            Self::Scrape(scrape) => scrape.first,
+        }
+    }
+}
+
+impl Scrape {
+    /// The info hashes of this scrape, from the datagram it came in
+    pub fn info_hashes<'a>(
+        &self,
+        datagram: &'a [u8],
+    ) -> impl ExactSizeIterator<Item = InfoHash> + use<'a> {
+        let hashes = datagram.get(wire::scrape::INFO_HASHES..).unwrap_or_default();
+        let (hashes, _) = hashes.as_chunks::<20>();
+        let rows = hashes.len().min(usize::from(self.rows));
+        hashes[..rows].iter().copied().map(InfoHash)
+    }
+
+    /// Writes what stands before the rows; returns its length
+    pub fn begin_reply(&self, reply: &mut [u8]) -> usize {
+        write_scrape_header(reply, self.transaction_id)
+    }
+
+    /// Writes a row; returns its length
+    pub fn write_row(&self, reply: &mut [u8], row: usize, counts: Counts) -> usize {
+        if write_scrape_row(reply, row, counts) { wire::SCRAPE_ROW_LEN } else { 0 }
+    }
+}
+
+fn scrape_of(scrape: &wire::Scrape<'_>) -> Result<Scrape, Verdict> {
+    let mut info_hashes = scrape.info_hashes();
+    // At most 74 rows.
+    let rows = info_hashes.len() as u8;
+    let first = info_hashes.next().ok_or(Verdict::silence(Outcome::TooShort))?;
+    Ok(Scrape { first, rows, transaction_id: scrape.transaction_id() })
+}
