@@ -1,1 +1,1 @@
-//! x
+//! The population that benches and memory figures are measured with.

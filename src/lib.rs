@@ -15,7 +15,19 @@
 
 pub mod clock;
 pub mod config;
+pub mod control;
+pub mod cpus;
+pub mod e2e;
 pub mod identity;
 pub mod limits;
+pub mod listen;
+pub mod log;
+pub mod memory;
+pub mod mesh;
 pub mod outcome;
+pub mod report;
+pub mod run;
+pub mod shard;
+pub mod stats;
+pub mod supervisor;
 pub mod tracker;

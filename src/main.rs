@@ -2,4 +2,112 @@
 
 #![forbid(unsafe_code)]
 
-fn main() {}
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::exit;
+use tsubame::config::{self, Config};
+use tsubame::run::{RunError, run};
+use tsubame::supervisor::{EXIT_DONE, EXIT_SHARD, EXIT_START, EXIT_USAGE, end_on_panic};
+use tsubame::{e2e, log};
+
+/// Gives memory back after a flood, which the default allocator does not
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A BitTorrent tracker for large public swarms
+///
+/// Without a command it runs with the default config: an open tracker on UDP port 6969, IPv4 and IPv6.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the tracker (the default)
+    Run {
+        /// The config file; every key is optional, and so is the file
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Check a config file and tell every mistake
+    Check {
+        /// The config file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Print the default config with comments
+    Config,
+    /// Check a running tracker as a client would
+    E2e {
+        /// Where it is, as udp://host:6969
+        #[arg(required = true, value_name = "URL")]
+        urls: Vec<String>,
+    },
+}
+
+fn main() {
+    let cli = Cli::try_parse().unwrap_or_else(|error| {
+        let _ = error.print();
+        exit(if error.use_stderr() { EXIT_USAGE } else { EXIT_DONE });
+    });
+    let code = match cli.command.unwrap_or(Command::Run { config: None }) {
+        Command::Run { config } => run_tracker(config.as_deref()),
+        Command::Check { config } => check(&config),
+        Command::Config => {
+            print!("{}", config::DEFAULT_YAML);
+            EXIT_DONE
+        }
+        Command::E2e { urls } => check_trackers(&urls),
+    };
+    exit(code);
+}
+
+fn run_tracker(path: Option<&std::path::Path>) -> i32 {
+    let config = match Config::load(path) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{error}");
+            return EXIT_USAGE;
+        }
+    };
+    log::start(&config.log);
+    end_on_panic();
+    match run(&config) {
+        Ok(()) => EXIT_DONE,
+        Err(error) => {
+            tracing::error!("{error}");
+            if matches!(error, RunError::ShardDied(..)) { EXIT_SHARD } else { EXIT_START }
+        }
+    }
+}
+
+fn check(path: &std::path::Path) -> i32 {
+    match Config::load(Some(path)) {
+        Ok(config) => {
+            config.not_served().iter().for_each(|line| println!("{}: {line}", path.display()));
+            println!("{}: no mistakes", path.display());
+            EXIT_DONE
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            EXIT_USAGE
+        }
+    }
+}
+
+fn check_trackers(urls: &[String]) -> i32 {
+    for url in urls {
+        let mut seen = String::new();
+        // A torrent nobody else has; if two checks met, they would see each other's peers.
+        let checked = e2e::check(url, getrandom::u64().unwrap_or_default(), &mut seen);
+        print!("{seen}");
+        if let Err(error) = checked {
+            eprintln!("{error}");
+            return EXIT_USAGE;
+        }
+    }
+    EXIT_DONE
+}

@@ -192,10 +192,11 @@ impl Ring {
         self.event.as_fd()
     }
 
-    /// Fixed memory, allocated at start
-    pub fn memory_bytes(&self) -> usize {
-        let memory = self.state.memory_ref();
-        memory.buffers.bytes() + memory.slots.bytes() + memory.forwards.bytes()
+    /// Fixed memory a ring allocates at start
+    pub const fn memory_bytes() -> usize {
+        Buffers::bytes(BUFFERS)
+            + (BUFFERS as usize + FORWARD_SLOTS as usize) * size_of::<Slot>()
+            + setup::RING_BYTES
     }
 
     /// What became of operations so far
@@ -209,7 +210,7 @@ impl Ring {
     }
 
     /// Hands replies to the kernel and takes what it has received; returns how many datagrams wait in
-    /// [`Self::next`]
+    /// [`Self::take`]
     pub fn turn(&mut self) -> io::Result<usize> {
         self.state.memory_ref().buffers.publish();
         if !self.state.stopping {
@@ -221,7 +222,7 @@ impl Ring {
     }
 
     /// The next datagram
-    pub fn next(&mut self) -> Option<Received> {
+    pub fn take(&mut self) -> Option<Received> {
         self.state.arrived.pop_front()
     }
 
@@ -317,7 +318,7 @@ impl Ring {
         let mut ended = self.cancel().is_ok();
         let slice = Duration::from_millis(10);
         for _ in 0..patience.as_millis().div_ceil(slice.as_millis()).max(1) {
-            while let Some(received) = self.next() {
+            while let Some(received) = self.take() {
                 self.release(received);
             }
             if self.state.is_quiet() {

@@ -32,7 +32,7 @@ impl SteeringKeys {
         let sum = products.fold(0_u32, |sum, (word, key)| {
             sum.wrapping_add(u32::from_be_bytes(*word).wrapping_mul(key))
         });
-        ((sum >> 16) * u32::from(shards) >> 16) as u16
+        (((sum >> 16) * u32::from(shards)) >> 16) as u16
     }
 }
 

@@ -40,7 +40,7 @@ fn arrivals(ring: &mut Ring) -> usize {
 
 /// Answers everything that has arrived with what `answer` makes of it
 fn serve(ring: &mut Ring, mut answer: impl FnMut(&[u8], bool, &mut [u8]) -> usize) {
-    while let Some(received) = ring.next() {
+    while let Some(received) = ring.take() {
         let (datagram, reply) = ring.open(&received).unwrap();
         match answer(datagram.payload, datagram.truncated, reply) {
             0 => ring.release(received),
@@ -132,7 +132,7 @@ fn without_free_buffers_datagrams_wait() {
     let mut held = Vec::new();
     let mut numbers = BTreeSet::new();
     let mut take = |ring: &mut Ring, held: &mut Vec<_>| {
-        while let Some(received) = ring.next() {
+        while let Some(received) = ring.take() {
             let (datagram, _) = ring.open(&received).unwrap();
             numbers.insert(u32::from_be_bytes(datagram.payload.try_into().unwrap()));
             held.push(received);
@@ -183,7 +183,7 @@ fn another_ring_answers_along_the_return_path() {
             );
             for (number, ring) in rings.iter_mut().enumerate() {
                 ring.turn().unwrap();
-                if let Some(received) = ring.next() {
+                if let Some(received) = ring.take() {
                     path = ring.return_path(&received).map(|path| (number, path));
                     ring.release(received);
                 }
@@ -226,7 +226,7 @@ fn stopping_with_replies_in_flight_frees_the_port() {
             client.send_to(&[0; 98], server).unwrap();
         }
         arrivals(&mut ring);
-        while let Some(received) = ring.next() {
+        while let Some(received) = ring.take() {
             ring.send(received, 1_000).unwrap();
         }
         assert!(ring.stop(PATIENCE));
@@ -243,7 +243,7 @@ fn a_full_submission_queue_is_submitted_and_goes_on() {
     let client = client("127.0.0.1:0");
     client.send_to(b"path", server).unwrap();
     arrivals(&mut ring);
-    let received = ring.next().unwrap();
+    let received = ring.take().unwrap();
     let path = ring.return_path(&received).unwrap();
     ring.release(received);
     // More replies than the queue has entries, without a turn of ours in between.

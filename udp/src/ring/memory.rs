@@ -62,10 +62,6 @@ impl<T> Region<T> {
         layout.expect("a few thousand values of a few kilobytes fit the address space")
     }
 
-    pub(super) fn bytes(&self) -> usize {
-        self.count * size_of::<T>()
-    }
-
     /// Where value `index` lies
     pub(super) fn at(&self, index: usize) -> NonNull<T> {
         assert!(index < self.count, "value {index} of {}", self.count);
@@ -100,8 +96,9 @@ impl Buffers {
         self.ring.count as u16
     }
 
-    pub(super) fn bytes(&self) -> usize {
-        self.memory.bytes() + self.ring.bytes()
+    /// Memory that so many buffers take
+    pub(super) const fn bytes(count: u16) -> usize {
+        count as usize * (BUFFER_LEN + size_of::<BufRingEntry>())
     }
 
     pub(super) fn ring_address(&self) -> u64 {

@@ -49,6 +49,10 @@ pub(super) const SUBMISSIONS: u32 = 2048;
 /// Entries for completions not yet looked at
 pub(super) const COMPLETIONS: u32 = 4096;
 
+/// Memory of both queues
+pub(super) const RING_BYTES: usize = SUBMISSIONS as usize * (size_of::<squeue::Entry>() + 4)
+    + COMPLETIONS as usize * size_of::<io_uring::cqueue::Entry>();
+
 /// Creates the ring; it belongs to the calling thread from then on
 pub(super) fn create() -> Result<IoUring, SetupError> {
     let ring = IoUring::<squeue::Entry>::builder()

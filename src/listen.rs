@@ -1,0 +1,219 @@
+//! Binds the UDP sockets of all shards, in one place and in shard order: the kernel numbers the sockets of a
+//! group by the order of their binding, and steers by that number.
+
+use crate::clock::Clock;
+use crate::config::{Steering, Udp};
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::os::fd::AsFd;
+use std::time::Duration;
+use thiserror::Error;
+use tsubame_udp::ring::UdpSocket;
+use tsubame_udp::steering::{self, SteeringKeys};
+
+/// How long a predecessor that is just ending may still hold its ports: a ring's end takes the kernel tens
+/// of milliseconds after the process is gone
+const PREDECESSOR: Duration = Duration::from_secs(2);
+
+/// Sockets a shard has for one wildcard address: a machine with more addresses is served by the wildcard
+/// socket beyond that
+const LOCAL_ADDRESSES_MAX: usize = 32;
+
+/// Why an address could not be bound
+#[derive(Debug, Error)]
+pub enum ListenError {
+    /// Somebody has it
+    #[error(
+        "udp.listen: {0} is taken by another process (ss -ulpn 'sport = {port}' shows which); stop that, \
+         or choose another port", port = .0.port()
+    )]
+    Taken(SocketAddr),
+    /// A privilege is missing
+    #[error(
+        "udp.listen: no permission to bind {0}; ports below 1024 need CAP_NET_BIND_SERVICE \
+         (AmbientCapabilities in the unit), or choose another port"
+    )]
+    Denied(SocketAddr),
+    /// Not ours
+    #[error(
+        "udp.listen: {0} is not an address of this machine (ip address shows them); choose another"
+    )]
+    NotLocal(SocketAddr),
+    /// The kernel does not speak the family
+    #[error("udp.listen: this machine has no IPv6, so {0} cannot be bound; leave it out")]
+    NoFamily(SocketAddr),
+    /// The BPF program was refused though demanded
+    #[error("udp.steering: is on, but the kernel refuses the program: {0}; set it to auto or off")]
+    Steering(#[source] io::Error),
+    /// Anything else
+    #[error("udp.listen: cannot bind {0}: {1}")]
+    Failed(SocketAddr, #[source] io::Error),
+}
+
+/// What was bound
+#[derive(Debug)]
+pub struct Listeners {
+    /// The sockets of each shard, in the same order in all
+    pub shards: Vec<Vec<UdpSocket>>,
+    /// The configured addresses, with the ports that were taken
+    pub addresses: Vec<SocketAddr>,
+    /// Local addresses bound for themselves in place of a wildcard
+    pub local_addresses: usize,
+    /// Whether the kernel steers; why not, if it should
+    pub steered: Result<bool, io::Error>,
+    /// Bytes of the smallest receive buffer
+    pub receive_buffer: usize,
+    /// Addresses left out because this machine lacks their family
+    pub left_out: Vec<SocketAddr>,
+}
+
+impl Listeners {
+    /// Binds all configured addresses for so many shards
+    pub fn bind(
+        udp: &Udp,
+        keys: &SteeringKeys,
+        shards: u16,
+        clock: &Clock,
+    ) -> Result<Self, ListenError> {
+        let mut listeners = Self {
+            shards: (0..shards).map(|_| Vec::new()).collect(),
+            addresses: Vec::new(),
+            local_addresses: 0,
+            steered: Ok(false),
+            receive_buffer: usize::MAX,
+            left_out: Vec::new(),
+        };
+        for configured in &udp.listen {
+            match claim(*configured, clock) {
+                Ok(address) => listeners.bind_configured(address, udp)?,
+                // One family is enough: many machines and containers have no IPv6.
+                Err(ListenError::NoFamily(address)) if udp.listen.len() > 1 => {
+                    listeners.left_out.push(address);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if listeners.addresses.is_empty() {
+            return Err(ListenError::NoFamily(udp.listen[0]));
+        }
+        listeners.steered = listeners.steer(udp.steering, keys, shards)?;
+        Ok(listeners)
+    }
+
+    fn bind_configured(&mut self, address: SocketAddr, udp: &Udp) -> Result<(), ListenError> {
+        if address.ip().is_unspecified() {
+            for local in local_addresses(address) {
+                // An address may be gone or not ready yet; the wildcard takes its datagrams.
+                if !self.has(local) && self.bind_group(local, udp).is_ok() {
+                    self.local_addresses += 1;
+                }
+            }
+        }
+        if !self.has(address) {
+            self.bind_group(address, udp)?;
+        }
+        self.addresses.push(address);
+        Ok(())
+    }
+
+    fn has(&self, address: SocketAddr) -> bool {
+        self.shards[0].iter().any(|socket| socket.address() == address)
+    }
+
+    /// Binds one address once for each shard
+    fn bind_group(&mut self, address: SocketAddr, udp: &Udp) -> Result<(), ListenError> {
+        let bind = |_| UdpSocket::bind_shared(address, udp.receive_buffer);
+        let group: Vec<UdpSocket> = (0..self.shards.len())
+            .map(bind)
+            .collect::<io::Result<_>>()
+            .map_err(|error| explain(address, error))?;
+        for (shard, socket) in self.shards.iter_mut().zip(group) {
+            self.receive_buffer = self.receive_buffer.min(socket.receive_buffer());
+            shard.push(socket);
+        }
+        Ok(())
+    }
+
+    fn steer(
+        &self,
+        wanted: Steering,
+        keys: &SteeringKeys,
+        shards: u16,
+    ) -> Result<io::Result<bool>, ListenError> {
+        if wanted == Steering::Off || shards == 1 {
+            return Ok(Ok(false));
+        }
+        // Each address is a group of its own. All or none: a half-steered tracker is hard to understand.
+        let refused = self.shards[0]
+            .iter()
+            .find_map(|socket| steering::attach(socket.as_fd(), keys, shards).err());
+        match (refused, wanted) {
+            (None, _) => Ok(Ok(true)),
+            (Some(error), Steering::On) => Err(ListenError::Steering(error)),
+            (Some(error), _) => {
+                for socket in &self.shards[0] {
+                    let _ = steering::detach(socket.as_fd());
+                }
+                Ok(Err(error))
+            }
+        }
+    }
+}
+
+/// Makes sure that nobody else has an address, and takes a port if none is given
+///
+/// SO_REUSEPORT would let a second process of the same user into the group unnoticed, and part of the
+/// datagrams with it. So the address is first bound without.
+fn claim(address: SocketAddr, clock: &Clock) -> Result<SocketAddr, ListenError> {
+    let start = clock.elapsed();
+    loop {
+        match UdpSocket::bind_alone(address) {
+            Ok(socket) => return Ok(socket.address()),
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse
+                    && clock.elapsed() - start < PREDECESSOR =>
+            {
+                clock.pause_before_retry();
+            }
+            Err(error) => return Err(explain(address, error)),
+        }
+    }
+}
+
+fn explain(address: SocketAddr, error: io::Error) -> ListenError {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => ListenError::Taken(address),
+        io::ErrorKind::PermissionDenied => ListenError::Denied(address),
+        io::ErrorKind::AddrNotAvailable if address.ip().is_unspecified() => {
+            ListenError::NoFamily(address)
+        }
+        io::ErrorKind::AddrNotAvailable => ListenError::NotLocal(address),
+        // EAFNOSUPPORT has no kind of its own.
+        _ if rustix::io::Errno::from_io_error(&error) == Some(rustix::io::Errno::AFNOSUPPORT) => {
+            ListenError::NoFamily(address)
+        }
+        _ => ListenError::Failed(address, error),
+    }
+}
+
+/// The addresses of this machine that a wildcard stands for
+///
+/// A socket bound to one of them answers from it without being told, which is faster than the wildcard's way.
+fn local_addresses(wildcard: SocketAddr) -> Vec<SocketAddr> {
+    let mut addresses = BTreeSet::new();
+    for interface in if_addrs::get_if_addrs().unwrap_or_default() {
+        let scope = interface.index.unwrap_or(0);
+        match interface.ip() {
+            IpAddr::V4(ip) if wildcard.is_ipv4() => {
+                addresses.insert(SocketAddr::new(ip.into(), wildcard.port()));
+            }
+            IpAddr::V6(ip) if wildcard.is_ipv6() => {
+                let scope = if ip.is_unicast_link_local() { scope } else { 0 };
+                addresses.insert(SocketAddrV6::new(ip, wildcard.port(), 0, scope).into());
+            }
+            _ => {}
+        }
+    }
+    addresses.into_iter().take(LOCAL_ADDRESSES_MAX).collect()
+}

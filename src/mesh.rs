@@ -1,0 +1,307 @@
+//! How shards pass on what the kernel did not bring to the owner: a lock-free ring for each ordered pair.
+//!
+//! Nothing blocks and nothing grows: a full ring refuses, and the sender counts what it sheds. A consumer that
+//! sleeps says so first and looks once more; a producer wakes it only then, once for a batch.
+
+use crate::tracker::Announce;
+use rtrb::{Consumer, Producer, RingBuffer};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use tokio::sync::Notify;
+use tsubame_storage::{Counts, InfoHash};
+use tsubame_udp::ring::ReturnPath;
+
+/// Memory of all rings together, about
+const MEMORY_BYTES: usize = 64 << 20;
+
+/// Messages a ring holds at least, and at most: beyond that a longer queue is only a longer delay
+const MESSAGES_MIN: usize = 64;
+const MESSAGES_MAX: usize = 1024;
+
+/// Messages taken from one ring before others get their turn
+const MESSAGES_PER_TURN: usize = 128;
+
+/// Rows of a scrape that travel together
+pub const ROWS: usize = 6;
+
+/// What a shard says to another
+#[derive(Clone, Copy, Debug)]
+pub enum Message {
+    /// Answer this announce in my stead
+    Announce(Announce, ReturnPath),
+    /// What are the figures of these swarms?
+    Question(Rows<InfoHash>),
+    /// These are the figures of your swarms
+    Answer(Rows<Counts>),
+    /// From the control plane: finish
+    Stop,
+}
+
+const _: () = assert!(size_of::<Message>() <= 192);
+
+/// Some rows of a scrape that waits at the asking shard
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<T> {
+    /// Which scrape
+    pub ticket: u32,
+    len: u8,
+    numbers: [u8; ROWS],
+    values: [T; ROWS],
+}
+
+impl<T: Copy> Rows<T> {
+    /// No rows yet; `filler` is never seen
+    pub fn new(ticket: u32, filler: T) -> Self {
+        Self { ticket, len: 0, numbers: [0; ROWS], values: [filler; ROWS] }
+    }
+
+    /// Adds a row; true if that was the last there is room for
+    pub fn push(&mut self, number: u8, value: T) -> bool {
+        let at = usize::from(self.len);
+        self.numbers[at] = number;
+        self.values[at] = value;
+        self.len += 1;
+        usize::from(self.len) == ROWS
+    }
+
+    /// Whether there are none
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The rows with their numbers
+    pub fn iter(&self) -> impl Iterator<Item = (u8, T)> {
+        let len = usize::from(self.len);
+        self.numbers[..len].iter().copied().zip(self.values[..len].iter().copied())
+    }
+
+    /// The same rows with other values
+    pub fn map<U: Copy>(&self, filler: U, mut value: impl FnMut(T) -> U) -> Rows<U> {
+        let mut mapped = Rows::new(self.ticket, filler);
+        for (number, old) in self.iter() {
+            mapped.push(number, value(old));
+        }
+        mapped
+    }
+}
+
+/// Where a node is woken
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Doorbell {
+    /// A bit for each node that has sent something
+    ready: Box<[AtomicU64]>,
+    sleeping: AtomicBool,
+    notify: Notify,
+}
+
+/// A node's end of all its rings
+#[derive(Debug)]
+pub struct Port {
+    node: usize,
+    inboxes: Vec<Option<Consumer<Message>>>,
+    outboxes: Vec<Option<Producer<Message>>>,
+    /// Nodes that were sent something since the last [`Port::ring`]
+    rung: Vec<bool>,
+    bells: Arc<[Doorbell]>,
+}
+
+/// Ports for so many shards, and one for the control plane, behind them
+///
+/// The control plane speaks and is not spoken to: it has rings in one direction.
+pub fn mesh(shards: u16) -> Vec<Port> {
+    let nodes = usize::from(shards) + 1;
+    let control = nodes - 1;
+    let words = nodes.div_ceil(64);
+    let bell = |_| Doorbell {
+        ready: (0..words).map(|_| AtomicU64::new(0)).collect(),
+        ..Doorbell::default()
+    };
+    let bells: Arc<[Doorbell]> = (0..nodes).map(bell).collect();
+    let mut ports: Vec<Port> = (0..nodes)
+        .map(|node| Port {
+            node,
+            inboxes: (0..nodes).map(|_| None).collect(),
+            outboxes: (0..nodes).map(|_| None).collect(),
+            rung: vec![false; nodes],
+            bells: bells.clone(),
+        })
+        .collect();
+    let messages = MEMORY_BYTES / (nodes * nodes) / size_of::<Message>();
+    for from in 0..nodes {
+        for to in (0..control).filter(|to| *to != from) {
+            let messages = match from == control {
+                true => MESSAGES_MIN,
+                false => messages.clamp(MESSAGES_MIN, MESSAGES_MAX),
+            };
+            let (producer, consumer) = RingBuffer::new(messages);
+            ports[from].outboxes[to] = Some(producer);
+            ports[to].inboxes[from] = Some(consumer);
+        }
+    }
+    ports
+}
+
+impl Port {
+    /// Puts a message into another node's ring; false if it is full
+    ///
+    /// The other learns of it at the next [`Self::ring`].
+    pub fn send(&mut self, to: usize, message: Message) -> bool {
+        let Some(outbox) = &mut self.outboxes[to] else { return false };
+        let sent = outbox.push(message).is_ok();
+        // Also when full: whoever lets its ring fill up should look.
+        self.rung[to] = true;
+        sent
+    }
+
+    /// Tells those who were sent something, and wakes those of them that sleep
+    pub fn ring(&mut self) {
+        for (to, rung) in self.rung.iter_mut().enumerate().filter(|(_, rung)| **rung) {
+            *rung = false;
+            let bell = &self.bells[to];
+            bell.ready[self.node / 64].fetch_or(1 << (self.node % 64), Ordering::SeqCst);
+            if bell.sleeping.swap(false, Ordering::SeqCst) {
+                bell.notify.notify_one();
+            }
+        }
+    }
+
+    /// Takes what others have sent, a bounded number of messages; returns how many
+    pub fn receive(&mut self, mut take: impl FnMut(usize, Message)) -> usize {
+        let mut taken = 0;
+        let bells = self.bells.clone();
+        for (word, ready) in bells[self.node].ready.iter().enumerate() {
+            if ready.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            let mut bits = ready.swap(0, Ordering::SeqCst);
+            while bits != 0 {
+                let bit = bits.trailing_zeros();
+                bits &= bits - 1;
+                let from = word * 64 + bit as usize;
+                let Some(inbox) = &mut self.inboxes[from] else { continue };
+                let count = inbox.slots().min(MESSAGES_PER_TURN);
+                for _ in 0..count {
+                    let Ok(message) = inbox.pop() else { break };
+                    take(from, message);
+                }
+                if !inbox.is_empty() {
+                    ready.fetch_or(1 << bit, Ordering::SeqCst);
+                }
+                taken += count;
+            }
+        }
+        taken
+    }
+
+    /// The most that [`Self::receive`] takes at once
+    pub fn messages_per_turn(&self) -> usize {
+        self.inboxes.iter().flatten().count() * MESSAGES_PER_TURN
+    }
+
+    /// Says that this node sleeps; false if there is something to do after all
+    pub fn go_to_sleep(&self) -> bool {
+        let bell = &self.bells[self.node];
+        bell.sleeping.store(true, Ordering::SeqCst);
+        let quiet = bell.ready.iter().all(|ready| ready.load(Ordering::SeqCst) == 0);
+        if !quiet {
+            self.wake_up();
+        }
+        quiet
+    }
+
+    /// Says that this node is awake
+    pub fn wake_up(&self) {
+        self.bells[self.node].sleeping.store(false, Ordering::SeqCst);
+    }
+
+    /// Waits until another node rings
+    pub async fn rung(&self) {
+        self.bells[self.node].notify.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn question(ticket: u32) -> Message {
+        Message::Question(Rows::new(ticket, InfoHash([0; 20])))
+    }
+
+    #[test]
+    fn messages_arrive_in_order_and_a_full_ring_refuses() {
+        let mut ports = mesh(2);
+        let sent = (0..5_000).take_while(|ticket| ports[0].send(1, question(*ticket))).count();
+        assert_eq!(sent, MESSAGES_MAX);
+        let mut seen = Vec::new();
+        let mut take = |port: &mut Port| {
+            port.receive(|from, message| {
+                assert_eq!(from, 0);
+                if let Message::Question(rows) = message {
+                    seen.push(rows.ticket);
+                }
+            })
+        };
+        assert_eq!(take(&mut ports[1]), 0, "nobody has rung yet");
+        ports[0].ring();
+        while take(&mut ports[1]) > 0 {}
+        assert_eq!(seen, (0..sent as u32).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn who_goes_to_sleep_looks_once_more() {
+        let mut ports = mesh(1);
+        assert!(ports[0].go_to_sleep());
+        ports[0].wake_up();
+        ports[1].send(0, Message::Stop);
+        ports[1].ring();
+        assert!(!ports[0].go_to_sleep());
+        assert_eq!(ports[0].receive(|from, _| assert_eq!(from, 1)), 1);
+        assert!(ports[0].go_to_sleep());
+    }
+
+    #[test]
+    fn no_message_is_missed_by_a_sleeper() {
+        const MESSAGES: u32 = if cfg!(miri) { 20 } else { 20_000 };
+        let mut ports = mesh(2);
+        ports.pop();
+        let (mut receiver, mut sender) = (ports.pop().unwrap(), ports.pop().unwrap());
+        let thread = std::thread::spawn(move || {
+            for ticket in 0..MESSAGES {
+                while !sender.send(1, question(ticket)) {
+                    sender.ring();
+                    std::thread::yield_now();
+                }
+                if ticket % 7 == 0 {
+                    sender.ring();
+                }
+            }
+            sender.ring();
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut seen = 0;
+            while seen < MESSAGES {
+                let taken = receiver.receive(|_, _| seen += 1);
+                if taken == 0 && receiver.go_to_sleep() {
+                    let patience = std::time::Duration::from_secs(10);
+                    tokio::time::timeout(patience, receiver.rung()).await.expect("missed");
+                    receiver.wake_up();
+                }
+            }
+        });
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn rows_keep_their_numbers() {
+        let mut rows = Rows::new(9, 0_u32);
+        assert!(rows.is_empty());
+        let full: Vec<bool> = (10..16).map(|number| rows.push(number, number.into())).collect();
+        assert_eq!(full, [false, false, false, false, false, true]);
+        let doubled = rows.map(0_u64, |value| u64::from(value) * 2);
+        assert_eq!(doubled.iter().nth(5), Some((15, 30)));
+        assert_eq!(doubled.ticket, 9);
+    }
+}

@@ -1,0 +1,168 @@
+//! What the operator is told: at start, while serving, at the end.
+
+use crate::config::Config;
+use crate::listen::Listeners;
+use crate::memory;
+use crate::outcome::Outcome;
+use crate::stats::Figures;
+use bytesize::ByteSize;
+use std::net::TcpListener;
+use std::path::Path;
+use std::time::Duration;
+use tracing::{debug, info, warn};
+use tsubame_storage::Family;
+use tsubame_udp::ring::Ring;
+
+/// What a datagram of a tracker costs in a receive buffer: the kernel counts the memory it lies in, which is
+/// a page fragment of the network card, not its length
+const DATAGRAM_COST_BYTES: usize = 2304;
+
+/// The rate a receive buffer is measured against
+const DATAGRAMS_PER_MS: usize = 100;
+
+/// Says what is served, and what will hurt
+pub fn started(
+    config: &Config,
+    listeners: &Listeners,
+    cores: &[usize],
+    ceiling: usize,
+    control: Option<&TcpListener>,
+) {
+    let version = env!("CARGO_PKG_VERSION");
+    for address in &listeners.addresses {
+        info!("serving udp://{address}");
+    }
+    let names: Vec<_> = cores.iter().map(usize::to_string).collect();
+    let steering = match &listeners.steered {
+        Ok(true) => "announces steered to their shard by the kernel",
+        _ if cores.len() == 1 => "no steering needed",
+        _ => "announces passed on among shards",
+    };
+    info!(
+        "tsubame {version}: {} on {} {}, {steering}",
+        plural(cores.len(), "shard"),
+        if cores.len() == 1 { "core" } else { "cores" },
+        names.join(", ")
+    );
+    info!(
+        "io_uring: multishot receive, buffer rings, fixed files, DEFER_TASKRUN; {} local addresses \
+         with sockets of their own",
+        listeners.local_addresses
+    );
+    info!(
+        "swarms may hold {} in all ({} a shard), connection ids live {}",
+        iec(ceiling),
+        iec(ceiling / cores.len().max(1)),
+        humantime::format_duration(config.udp.connection_id_lifetime)
+    );
+    let buffer = listeners.receive_buffer;
+    info!(
+        "a receive buffer of {} holds {} ms of {},000 datagrams a second",
+        iec(buffer),
+        // Twice: the kernel gives as much again for its own bookkeeping, which is counted here.
+        2 * buffer / DATAGRAM_COST_BYTES / DATAGRAMS_PER_MS,
+        DATAGRAMS_PER_MS
+    );
+    if let Some(Ok(address)) = control.map(TcpListener::local_addr) {
+        info!("control plane on http://{address}/healthz");
+    }
+    warnings(config, listeners, cores);
+}
+
+fn warnings(config: &Config, listeners: &Listeners, cores: &[usize]) {
+    let wanted = config.udp.receive_buffer;
+    if listeners.receive_buffer < wanted {
+        warn!(
+            "udp.receive_buffer: the kernel gives {} of {}, so bursts are lost sooner; set \
+             sysctl -w net.core.rmem_max={wanted}, or give CAP_NET_ADMIN",
+            iec(listeners.receive_buffer),
+            iec(wanted)
+        );
+    }
+    if Path::new("/proc/sys/net/netfilter/nf_conntrack_max").exists() {
+        warn!(
+            "connection tracking (nf_conntrack) is loaded: its table fills up with UDP clients, and the \
+             kernel then drops datagrams unseen; unload it, or exempt the port (nft: notrack)"
+        );
+    }
+    if let Err(error) = &listeners.steered {
+        warn!(
+            "udp.steering: the kernel refuses the program ({error}), so announces cross between shards; \
+             set it to off if that is meant"
+        );
+    }
+    for address in &listeners.left_out {
+        warn!("udp.listen: {address} is left out, as this machine has no such address family");
+    }
+    let mut distinct = cores.to_vec();
+    distinct.sort_unstable();
+    distinct.dedup();
+    if distinct.len() < cores.len() {
+        warn!("cpus: a core is listed more than once; its shards will wait for each other");
+    }
+    for line in config.not_served() {
+        warn!("{line}");
+    }
+}
+
+/// Warns of what has begun to go wrong since the last look, and goes on doing so only while it does
+pub fn watched(before: &Figures, now: &Figures, steered: bool) {
+    let more = |outcome| now.of(outcome) - before.of(outcome);
+    if steered && more(Outcome::Forwarded) > 0 {
+        warn!(
+            "{} announces arrived at another shard than their own though the kernel steers; that costs \
+             time, please report it",
+            more(Outcome::Forwarded)
+        );
+    }
+    if now.shed() > before.shed() {
+        warn!(
+            "{} datagrams were dropped as queues between shards were full",
+            now.shed() - before.shed()
+        );
+    }
+    let failed = now.ring.send_failed - before.ring.send_failed;
+    if failed > 0 {
+        warn!("{failed} replies were not taken by the kernel: a full send buffer, or no route");
+    }
+    let refused = more(Outcome::RefusedMemory);
+    if refused > 0 {
+        warn!("{refused} peers were not stored as storage.memory is reached");
+    }
+    debug!("{}", line(now));
+}
+
+/// The last line of figures
+pub fn stopped(figures: &Figures, uptime: Duration, ended: bool) {
+    let uptime = humantime::format_duration(Duration::from_secs(uptime.as_secs()));
+    info!("stopped after {uptime}: {}", line(figures));
+    if !ended {
+        warn!("a shard did not end in time; its sockets close with the process");
+    }
+}
+
+fn line(figures: &Figures) -> String {
+    let resident = memory::resident_bytes().map_or_else(|| "?".to_owned(), iec);
+    let v6: u64 = Outcome::ALL.iter().map(|outcome| figures.of_family(Family::V6, *outcome)).sum();
+    format!(
+        "{} connects, {} announces, {} scrapes answered ({v6} datagrams over IPv6), {} rejected, {} shed; \
+         {} torrents, {} peers in {}, {resident} resident, {} fixed a shard",
+        figures.of(Outcome::Connected),
+        figures.announces(),
+        figures.of(Outcome::Scraped),
+        figures.rejected(),
+        figures.shed(),
+        figures.table.torrents,
+        figures.peers(),
+        iec(figures.table.bytes),
+        iec(Ring::memory_bytes()),
+    )
+}
+
+fn plural(count: usize, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}
+
+fn iec(bytes: usize) -> String {
+    ByteSize(bytes as u64).display().iec().to_string()
+}

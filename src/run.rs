@@ -1,0 +1,201 @@
+//! Starts the tracker, says what it serves, and ends it.
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::control::{self, ControlError, Watched};
+use crate::cpus::{self, CpuError};
+use crate::identity::Identity;
+use crate::listen::{ListenError, Listeners};
+use crate::mesh::{Message, Port, mesh};
+use crate::shard::{Parts, Shard};
+use crate::stats::{Board, Figures};
+use crate::supervisor::{Ended, ShardError, Supervisor};
+use crate::tracker::{Terms, Tracker};
+use crate::{memory, report};
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+use thiserror::Error;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tsubame_storage::{Settings, Swarms};
+use tsubame_udp::connection_id::ConnectionIds;
+use tsubame_udp::ring::Ring;
+
+/// Entries of each shard's tokio-uring ring, which carries no datagrams
+const RUNTIME_RING_ENTRIES: u32 = 64;
+
+/// How long shards may take to stop
+const STOP_PATIENCE: Duration = Duration::from_millis(900);
+
+/// How often the control plane looks at the figures
+const WATCH_EVERY: Duration = Duration::from_secs(10);
+
+/// Why the tracker did not start or did not go on
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// No cores
+    #[error(transparent)]
+    Cpus(#[from] CpuError),
+    /// No sockets
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// No control plane
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// No shards
+    #[error(transparent)]
+    Shards(ShardError),
+    /// No keys
+    #[error("cannot draw keys from the kernel: {0}")]
+    Randomness(getrandom::Error),
+    /// No signals, or no thread for them
+    #[error("cannot start the control plane: {0}")]
+    Runtime(#[source] io::Error),
+    /// A shard ended by itself
+    #[error("shard {0} has died: {1}")]
+    ShardDied(u16, String),
+}
+
+/// A tracker that is up, with all that watches over it
+struct Running {
+    supervisor: Supervisor,
+    control: Port,
+    watched: Watched,
+    steered: bool,
+}
+
+/// Runs the tracker until it is told to stop by SIGINT or SIGTERM
+pub fn run(config: &Config) -> Result<(), RunError> {
+    let clock = Clock::new();
+    let cores = cpus::choose(&config.cpus)?;
+    let shards = cores.len() as u16;
+    let identity = Identity::draw(shards).map_err(RunError::Randomness)?;
+    let control = config.control.listen.map(control::bind).transpose()?;
+    let mut listeners = Listeners::bind(&config.udp, &identity.steering_keys(), shards, &clock)?;
+    let ceiling = memory::ceiling(config.storage.memory);
+    let mut ports = mesh(shards);
+    let control_port = ports.pop().expect("a mesh has a port for the control plane");
+    let boards: Arc<[Arc<Board>]> = (0..shards).map(|_| Arc::default()).collect();
+    let sockets = std::mem::take(&mut listeners.shards);
+    let bodies = sockets.into_iter().zip(ports).enumerate().map(|(number, (sockets, port))| {
+        let number = number as u16;
+        let (board, keys) = (boards[usize::from(number)].clone(), identity.steering_keys());
+        let tracker = tracker(config, &identity, number, ceiling / usize::from(shards));
+        let body = move |ready: &dyn Fn()| {
+            let ring = Ring::new(sockets)?;
+            let parts = Parts { number, shards, keys, ring, tracker, port, board, clock };
+            serve_shard(parts, ready)
+        };
+        (cores[usize::from(number)], body)
+    });
+    let supervisor = Supervisor::start(bodies.collect()).map_err(RunError::Shards)?;
+    report::started(config, &listeners, &cores, ceiling, control.as_ref());
+    let steered = matches!(listeners.steered, Ok(true));
+    let watched = Watched { boards, clock };
+    control_plane(Running { supervisor, control: control_port, watched, steered }, control)
+}
+
+fn tracker(config: &Config, identity: &Identity, shard: u16, memory_bytes: usize) -> Tracker {
+    let (udp, announce) = (&config.udp, &config.announce);
+    let drawn = identity.connection_id_key();
+    let (first, others) = udp.connection_id_keys.split_first().unwrap_or((&drawn, &[]));
+    let ids = ConnectionIds::new(*first, others, udp.connection_id_lifetime.as_secs());
+    let terms = Terms {
+        interval_secs: announce.interval.as_secs() as u32,
+        numwant_default: announce.numwant_default,
+        numwant_max: announce.numwant_max,
+        reply_len_max: udp.reply_size,
+        trust_client_ip: announce.trust_client_ip.clone(),
+        explain_wrong_connection_id: udp.explain_wrong_connection_id,
+    };
+    let swarms = Swarms::new(Settings {
+        peer_lifetime_secs: announce.peer_lifetime.as_secs() as u32,
+        keep_completed_secs: config.storage.keep_completed.as_secs() as u32,
+        memory_bytes,
+        caps: config.storage.caps,
+        allow_private: announce.allow_private,
+        hash_key: identity.table_hash_key(),
+        seed: identity.seed(shard),
+    });
+    Tracker::new(ids, terms, swarms)
+}
+
+/// The body of a shard's thread
+fn serve_shard(parts: Parts, ready: &dyn Fn()) -> Result<(), ShardError> {
+    let mut builder = tokio_uring::builder();
+    builder.entries(RUNTIME_RING_ENTRIES);
+    let runtime = tokio_uring::Runtime::new(&builder).map_err(ShardError::Start)?;
+    ready();
+    runtime.block_on(Shard::new(parts).run()).map_err(ShardError::Ring)
+}
+
+/// Signals, health and warnings, on this thread, until the end
+fn control_plane(running: Running, control: Option<TcpListener>) -> Result<(), RunError> {
+    cpus::step_back();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(RunError::Runtime)?;
+    runtime.block_on(async {
+        if let Some(listener) = control {
+            tokio::spawn(control::serve(listener, running.watched.clone()));
+        }
+        watch(running).await
+    })
+}
+
+async fn watch(mut running: Running) -> Result<(), RunError> {
+    let on = |kind| signal(kind).map_err(RunError::Runtime);
+    let (mut interrupt, mut terminate, mut hangup) =
+        (on(SignalKind::interrupt())?, on(SignalKind::terminate())?, on(SignalKind::hangup())?);
+    let mut look = tokio::time::interval(WATCH_EVERY);
+    let mut seen = Figures::default();
+    let signal = loop {
+        tokio::select! {
+            name = either(&mut interrupt, &mut terminate) => break name,
+            _ = hangup.recv() => {
+                tracing::info!("SIGHUP: this version reloads nothing; restart it for a new config");
+            }
+            _ = look.tick() => {
+                let figures = sum(&running.watched.boards);
+                report::watched(&seen, &figures, running.steered);
+                seen = figures;
+            }
+            ended = running.supervisor.ended.recv() => return Err(died(ended)),
+        }
+    };
+    tracing::info!("{signal}: stopping");
+    for shard in 0..running.watched.boards.len() {
+        running.control.send(shard, Message::Stop);
+    }
+    running.control.ring();
+    let ended = running.supervisor.all_ended(STOP_PATIENCE).await;
+    report::stopped(&sum(&running.watched.boards), running.watched.clock.elapsed(), ended);
+    Ok(())
+}
+
+async fn either(interrupt: &mut Signal, terminate: &mut Signal) -> &'static str {
+    tokio::select! {
+        _ = interrupt.recv() => "SIGINT",
+        _ = terminate.recv() => "SIGTERM",
+    }
+}
+
+fn died(ended: Option<Ended>) -> RunError {
+    match ended {
+        Some(Ended { number, result: Err(error) }) => {
+            RunError::ShardDied(number, error.to_string())
+        }
+        Some(Ended { number, result: Ok(()) }) => {
+            RunError::ShardDied(number, "it ended without being told to".to_owned())
+        }
+        None => RunError::ShardDied(0, "all shards have ended".to_owned()),
+    }
+}
+
+fn sum(boards: &[Arc<Board>]) -> Figures {
+    let mut sum = Figures::default();
+    boards.iter().for_each(|board| sum.add(&board.read()));
+    sum
+}

@@ -1,0 +1,394 @@
+//! A shard: one thread, its ring, its swarms. This is where ring and tracker meet.
+//!
+//! It takes turns: take what arrived, admit all, look at the table for all, answer all, submit all; then the
+//! mesh, then a bit of the sweep. Nothing on this thread waits for anything but the next turn.
+
+mod scrapes;
+
+use crate::clock::{Clock, Now};
+use crate::mesh::{Message, Port, Rows};
+use crate::outcome::{Outcome, Verdict};
+use crate::stats::{Board, Figures};
+use crate::tracker::{Admitted, Announce, Scrape, Tracker};
+use scrapes::{Pending, Scrapes};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tsubame_storage::{Ahead, Counts, Family, InfoHash};
+use tsubame_udp::ring::{Received, ReturnPath, Ring};
+use tsubame_udp::steering::SteeringKeys;
+
+/// Datagrams after which other tasks of this thread get their turn
+const DATAGRAMS_PER_YIELD: usize = 256;
+
+/// Turns after which they do, if each finds little
+const TURNS_PER_YIELD: usize = 16;
+
+/// How long operations may take to end when the shard stops
+const STOP_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Whom a shard answers for and with
+#[derive(Debug)]
+pub struct Shard {
+    number: u16,
+    shards: u16,
+    keys: SteeringKeys,
+    ring: Ring,
+    tracker: Tracker,
+    port: Port,
+    batch: Vec<Item>,
+    inbox: Vec<(usize, Message)>,
+    aheads: Vec<Option<Ahead>>,
+    questions: Vec<Rows<InfoHash>>,
+    scrapes: Scrapes,
+    figures: Figures,
+    board: Arc<Board>,
+    clock: Clock,
+    stopping: bool,
+}
+
+/// What a shard is given
+#[derive(Debug)]
+pub struct Parts {
+    /// Its number: also the number of its sockets in their groups
+    pub number: u16,
+    /// How many shards there are
+    pub shards: u16,
+    /// Decides who owns an info hash
+    pub keys: SteeringKeys,
+    /// Moves its datagrams
+    pub ring: Ring,
+    /// Answers them
+    pub tracker: Tracker,
+    /// Reaches the other shards
+    pub port: Port,
+    /// Where it publishes its figures
+    pub board: Arc<Board>,
+    /// Tells the time
+    pub clock: Clock,
+}
+
+/// An admitted request on its way through a batch
+#[derive(Debug)]
+struct Item {
+    received: Received,
+    family: Family,
+    admitted: Admitted,
+    ahead: Ahead,
+}
+
+impl Shard {
+    /// A shard of these parts
+    pub fn new(parts: Parts) -> Self {
+        let Parts { number, shards, keys, ring, tracker, port, board, clock } = parts;
+        let no_rows = Rows::new(0, InfoHash([0; 20]));
+        let inbox = port.messages_per_turn();
+        Self {
+            number,
+            shards,
+            keys,
+            ring,
+            tracker,
+            port,
+            batch: Vec::with_capacity(Ring::buffers_max()),
+            inbox: Vec::with_capacity(inbox),
+            aheads: Vec::with_capacity(inbox),
+            questions: vec![no_rows; usize::from(shards)],
+            scrapes: Scrapes::new(),
+            figures: Figures::default(),
+            board,
+            clock,
+            stopping: false,
+        }
+    }
+
+    /// Serves until the control plane says stop
+    pub async fn run(mut self) -> io::Result<()> {
+        let event = awaitable(self.ring.event().try_clone_to_owned()?)?;
+        let mut seconds = tokio::time::interval(Duration::from_secs(1));
+        while !self.stopping {
+            let mut done = 0;
+            for _ in 0..TURNS_PER_YIELD {
+                let found = self.turn()?;
+                done += found;
+                if found == 0 || done >= DATAGRAMS_PER_YIELD {
+                    break;
+                }
+            }
+            let now = self.clock.now();
+            let sweeping = self.tracker.swarms_mut().sweep(now.monotonic);
+            self.publish(now);
+            if done > 0 || sweeping {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            // In this order: what happens after the event is read empty either is found by the turn or
+            // makes it readable again.
+            drain(event.get_ref());
+            if self.turn()? > 0 || !self.port.go_to_sleep() {
+                continue;
+            }
+            tokio::select! {
+                biased;
+                ready = event.readable() => ready?.clear_ready(),
+                () = self.port.rung() => {}
+                _ = seconds.tick() => {}
+            }
+            self.port.wake_up();
+        }
+        self.publish(self.clock.now());
+        self.ring.stop(STOP_PATIENCE);
+        Ok(())
+    }
+
+    fn publish(&mut self, now: Now) {
+        self.figures.ring = self.ring.counts();
+        self.figures.table = self.tracker.swarms().totals();
+        self.board.publish(&self.figures, now.monotonic);
+    }
+
+    /// One turn; returns how much there was to do
+    fn turn(&mut self) -> io::Result<usize> {
+        let arrived = self.ring.turn()?;
+        let now = self.clock.now();
+        if arrived > 0 {
+            self.admit_all(now)?;
+            self.answer_all(now)?;
+        }
+        let taken = self.take_messages(now)?;
+        while let Some(late) = self.scrapes.next_late(now.monotonic) {
+            self.give_up(late);
+        }
+        self.port.ring();
+        Ok(arrived + taken)
+    }
+
+    /// Admits what has arrived; what is not admitted is answered or dropped here
+    fn admit_all(&mut self, now: Now) -> io::Result<()> {
+        while let Some(received) = self.ring.take() {
+            let Some((datagram, reply)) = self.ring.open(&received) else {
+                self.figures.count(Family::V4, Outcome::Unreadable);
+                self.ring.release(received);
+                continue;
+            };
+            let family = Family::of(datagram.source.ip());
+            match self.tracker.admit(now, datagram.source, datagram.payload, reply) {
+                Ok(admitted) => {
+                    let ahead = self.tracker.look_ahead(&admitted);
+                    self.batch.push(Item { received, family, admitted, ahead });
+                }
+                Err(verdict) => self.conclude(received, family, verdict)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers what was admitted, or passes it on to its owner
+    fn answer_all(&mut self, now: Now) -> io::Result<()> {
+        // All entries are read before any is needed, so that memory works on many at once.
+        let touched = |tracker: &Tracker, batch: &[Item]| {
+            batch.iter().fold(0, |sum: u8, item| sum.wrapping_add(tracker.touch(&item.ahead)))
+        };
+        std::hint::black_box(touched(&self.tracker, &self.batch));
+        let mut batch = std::mem::take(&mut self.batch);
+        for item in batch.drain(..) {
+            self.answer(now, item)?;
+        }
+        self.batch = batch;
+        Ok(())
+    }
+
+    fn answer(&mut self, now: Now, item: Item) -> io::Result<()> {
+        let Item { received, family, admitted, ahead } = item;
+        let owned = self.owns(&admitted.info_hash());
+        match &admitted {
+            Admitted::Announce(announce) if !owned => {
+                self.forward(received, family, announce);
+                return Ok(());
+            }
+            Admitted::Scrape(scrape) if !owned || scrape.rows > 1 && self.shards > 1 => {
+                return self.scrape_everywhere(now, received, family, scrape);
+            }
+            Admitted::Announce(_) | Admitted::Scrape(_) => {}
+        }
+        let verdict = match self.ring.open(&received) {
+            Some((datagram, reply)) => {
+                self.tracker.answer(now, ahead, &admitted, datagram.payload, reply)
+            }
+            None => Verdict::silence(Outcome::Unreadable),
+        };
+        self.conclude(received, family, verdict)
+    }
+
+    fn owner(&self, info_hash: &InfoHash) -> u16 {
+        self.keys.owner(info_hash, self.shards)
+    }
+
+    fn owns(&self, info_hash: &InfoHash) -> bool {
+        self.owner(info_hash) == self.number
+    }
+
+    /// Counts a datagram and sends its reply, if there is one
+    fn conclude(&mut self, received: Received, family: Family, verdict: Verdict) -> io::Result<()> {
+        self.figures.count(family, verdict.outcome);
+        match verdict.reply_len {
+            0 => self.ring.release(received),
+            len => self.ring.send(received, len)?,
+        }
+        Ok(())
+    }
+
+    /// Has the owner answer an announce, from its own socket
+    fn forward(&mut self, received: Received, family: Family, announce: &Announce) {
+        let owner = self.owner(&announce.info_hash);
+        let sent = self.ring.return_path(&received).is_some_and(|path| {
+            self.port.send(usize::from(owner), Message::Announce(*announce, path))
+        });
+        let outcome = if sent { Outcome::Forwarded } else { Outcome::ShedMesh };
+        self.figures.count(family, outcome);
+        self.ring.release(received);
+    }
+
+    /// Answers a scrape of which other shards own a part: asks them, and keeps the datagram meanwhile
+    fn scrape_everywhere(
+        &mut self,
+        now: Now,
+        received: Received,
+        family: Family,
+        scrape: &Scrape,
+    ) -> io::Result<()> {
+        let Some(ticket) = self.scrapes.ticket() else {
+            self.figures.count(family, Outcome::ShedScrape);
+            self.ring.release(received);
+            return Ok(());
+        };
+        for questions in &mut self.questions {
+            *questions = Rows::new(ticket, InfoHash([0; 20]));
+        }
+        let (mut missing, mut reply_len, mut asked_all) = (0, 0, true);
+        if let Some((datagram, reply)) = self.ring.open(&received) {
+            reply_len = scrape.begin_reply(reply);
+            for (row, info_hash) in scrape.info_hashes(datagram.payload).enumerate() {
+                reply_len += tsubame_udp::wire::SCRAPE_ROW_LEN;
+                let owner = usize::from(self.keys.owner(&info_hash, self.shards));
+                if owner == usize::from(self.number) {
+                    scrape.write_row(reply, row, self.tracker.scrape(&info_hash));
+                    continue;
+                }
+                missing += 1;
+                if self.questions[owner].push(row as u8, info_hash) {
+                    let full = self.questions[owner];
+                    asked_all &= self.port.send(owner, Message::Question(full));
+                    self.questions[owner] = Rows::new(ticket, InfoHash([0; 20]));
+                }
+            }
+        }
+        for owner in 0..self.questions.len() {
+            let rest = self.questions[owner];
+            if !rest.is_empty() {
+                asked_all &= self.port.send(owner, Message::Question(rest));
+            }
+        }
+        if !asked_all {
+            // A reply with false zeros would be worse than none.
+            self.figures.count(family, Outcome::ShedMesh);
+            self.ring.release(received);
+        } else if missing == 0 {
+            let verdict = Verdict { outcome: Outcome::Scraped, reply_len };
+            self.conclude(received, family, verdict)?;
+        } else {
+            let pending = Pending { received, family, scrape: *scrape, missing, reply_len };
+            self.scrapes.wait(ticket, now.monotonic, pending);
+        }
+        Ok(())
+    }
+
+    /// Takes what other shards have sent
+    fn take_messages(&mut self, now: Now) -> io::Result<usize> {
+        let mut inbox = std::mem::take(&mut self.inbox);
+        let taken = self.port.receive(|from, message| inbox.push((from, message)));
+        let ahead = |message: &(usize, Message)| match message {
+            (_, Message::Announce(announce, _)) => {
+                Some(self.tracker.look_ahead(&Admitted::Announce(*announce)))
+            }
+            _ => None,
+        };
+        self.aheads.extend(inbox.iter().map(ahead));
+        let touched = self.aheads.iter().flatten().map(|ahead| self.tracker.touch(ahead));
+        std::hint::black_box(touched.fold(0, u8::wrapping_add));
+        let mut aheads = std::mem::take(&mut self.aheads);
+        for ((from, message), ahead) in inbox.drain(..).zip(aheads.drain(..)) {
+            match (message, ahead) {
+                (Message::Announce(announce, path), Some(ahead)) => {
+                    self.answer_forwarded(now, &announce, &path, ahead)?;
+                }
+                (Message::Announce(..), None) => {}
+                (Message::Question(rows), _) => {
+                    let answer = rows.map(Counts::default(), |hash| self.tracker.scrape(&hash));
+                    // A full ring loses the answer; the scrape then ends late and unanswered.
+                    self.port.send(from, Message::Answer(answer));
+                }
+                (Message::Answer(rows), _) => self.take_answer(&rows)?,
+                (Message::Stop, _) => self.stopping = true,
+            }
+        }
+        (self.inbox, self.aheads) = (inbox, aheads);
+        Ok(taken)
+    }
+
+    fn answer_forwarded(
+        &mut self,
+        now: Now,
+        announce: &Announce,
+        path: &ReturnPath,
+        ahead: Ahead,
+    ) -> io::Result<()> {
+        let Some(slot) = self.ring.forward_slot() else {
+            self.figures.count(announce.family, Outcome::ShedSlots);
+            return Ok(());
+        };
+        let reply = self.ring.forward_reply(&slot);
+        let verdict = self.tracker.answer_announce(now, ahead, announce, reply);
+        self.figures.count(announce.family, verdict.outcome);
+        match verdict.reply_len {
+            0 => self.ring.release_forward(slot),
+            len => self.ring.send_forward(slot, path, len)?,
+        }
+        Ok(())
+    }
+
+    fn take_answer(&mut self, rows: &Rows<Counts>) -> io::Result<()> {
+        let Some(pending) = self.scrapes.waiting(rows.ticket) else { return Ok(()) };
+        if let Some((_, reply)) = self.ring.open(&pending.received) {
+            for (row, counts) in rows.iter() {
+                pending.scrape.write_row(reply, usize::from(row), counts);
+                pending.missing = pending.missing.saturating_sub(1);
+            }
+        }
+        if pending.missing == 0
+            && let Some(Pending { received, family, reply_len, .. }) = self.scrapes.end(rows.ticket)
+        {
+            let verdict = Verdict { outcome: Outcome::Scraped, reply_len };
+            self.conclude(received, family, verdict)?;
+        }
+        Ok(())
+    }
+
+    fn give_up(&mut self, late: Pending) {
+        self.figures.count(late.family, Outcome::ShedScrape);
+        self.ring.release(late.received);
+    }
+}
+
+#[expect(deprecated, reason = "unsafe for what can change its descriptor, which an OwnedFd cannot")]
+fn awaitable(event: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(event, Interest::READABLE)
+}
+
+fn drain(event: &OwnedFd) {
+    // Non-blocking: empty is what it should become.
+    let _ = rustix::io::read(event, &mut [0; 8]);
+}

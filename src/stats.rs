@@ -1,0 +1,190 @@
+//! What a shard counts, and the board on which others read it.
+
+use crate::outcome::Outcome;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tsubame_storage::{Family, Seconds, Totals};
+use tsubame_udp::ring::RingCounts;
+
+const OUTCOMES: usize = Outcome::ALL.len();
+const RING: usize = 5;
+const TABLE: usize = 6;
+const CELLS: usize = 2 * OUTCOMES + RING + TABLE;
+
+/// A shard's figures at one moment
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Figures {
+    outcomes: [[u64; OUTCOMES]; 2],
+    /// What became of operations on the ring
+    pub ring: RingCounts,
+    /// What the swarm table holds
+    pub table: Totals,
+}
+
+impl Default for Figures {
+    fn default() -> Self {
+        let (ring, table) = (RingCounts::default(), Totals::default());
+        Self { outcomes: [[0; OUTCOMES]; 2], ring, table }
+    }
+}
+
+impl Figures {
+    /// Counts a datagram
+    pub fn count(&mut self, family: Family, outcome: Outcome) {
+        self.outcomes[family as usize][outcome as usize] += 1;
+    }
+
+    /// How many datagrams of both families ended so
+    pub fn of(&self, outcome: Outcome) -> u64 {
+        self.outcomes.iter().map(|outcomes| outcomes[outcome as usize]).sum()
+    }
+
+    /// How many datagrams of a family ended so
+    pub fn of_family(&self, family: Family, outcome: Outcome) -> u64 {
+        self.outcomes[family as usize][outcome as usize]
+    }
+
+    /// Announces that were answered, whatever they changed
+    pub fn announces(&self) -> u64 {
+        use Outcome::{
+            Completed, Joined, Left, NotStored, Refreshed, RefusedAddressCap, RefusedMemory,
+            RefusedSwarmCap,
+        };
+        let answered = [
+            Joined,
+            Refreshed,
+            Completed,
+            Left,
+            NotStored,
+            RefusedMemory,
+            RefusedSwarmCap,
+            RefusedAddressCap,
+        ];
+        answered.iter().map(|outcome| self.of(*outcome)).sum()
+    }
+
+    /// Datagrams that were dropped or refused for what they were
+    pub fn rejected(&self) -> u64 {
+        use Outcome::{
+            BadMagic, SourcePortZero, TooShort, UnknownAction, Unreadable, WrongConnectionId,
+        };
+        let rejected =
+            [TooShort, UnknownAction, BadMagic, WrongConnectionId, SourcePortZero, Unreadable];
+        rejected.iter().map(|outcome| self.of(*outcome)).sum()
+    }
+
+    /// Datagrams that were dropped because a queue was full
+    pub fn shed(&self) -> u64 {
+        let shed = [Outcome::ShedMesh, Outcome::ShedSlots, Outcome::ShedScrape];
+        shed.iter().map(|outcome| self.of(*outcome)).sum()
+    }
+
+    /// Peers in all swarms
+    pub fn peers(&self) -> u64 {
+        self.table.seeders.iter().chain(&self.table.leechers).sum()
+    }
+
+    /// Adds another shard's figures
+    pub fn add(&mut self, other: &Self) {
+        let mut cells = self.cells();
+        for (cell, value) in cells.iter_mut().zip(other.cells()) {
+            *cell += value;
+        }
+        *self = Self::of_cells(&cells);
+    }
+
+    fn cells(&self) -> [u64; CELLS] {
+        let mut cells = [0; CELLS];
+        let RingCounts { turns, sent, send_failed, out_of_buffers, unreadable } = self.ring;
+        let Totals { torrents, seeders, leechers, bytes } = self.table;
+        let ring = [turns, sent, send_failed, out_of_buffers, unreadable];
+        let [[sa, sb], [la, lb]] = [seeders, leechers];
+        let table = [torrents as u64, sa, sb, la, lb, bytes as u64];
+        let values = self.outcomes.iter().flatten().copied().chain(ring).chain(table);
+        for (cell, value) in cells.iter_mut().zip(values) {
+            *cell = value;
+        }
+        cells
+    }
+
+    fn of_cells(cells: &[u64; CELLS]) -> Self {
+        let mut figures = Self::default();
+        let mut cells = cells.iter().copied();
+        let mut next = || cells.next().unwrap_or(0);
+        figures.outcomes.iter_mut().flatten().for_each(|outcome| *outcome = next());
+        figures.ring = RingCounts {
+            turns: next(),
+            sent: next(),
+            send_failed: next(),
+            out_of_buffers: next(),
+            unreadable: next(),
+        };
+        figures.table = Totals {
+            torrents: next() as usize,
+            seeders: [next(), next()],
+            leechers: [next(), next()],
+            bytes: next() as usize,
+        };
+        figures
+    }
+}
+
+/// Where a shard publishes its figures; read by the control plane
+///
+/// Each cell is whole, all of them together need not be of one moment.
+#[derive(Debug)]
+pub struct Board {
+    cells: [AtomicU64; CELLS],
+    written: AtomicU64,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self { cells: std::array::from_fn(|_| AtomicU64::new(0)), written: AtomicU64::new(0) }
+    }
+}
+
+impl Board {
+    /// Writes the figures of this moment
+    pub fn publish(&self, figures: &Figures, now: Seconds) {
+        self.written.store(now.0, Ordering::Relaxed);
+        for (cell, value) in self.cells.iter().zip(figures.cells()) {
+            cell.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// When the shard last published: it does so each second, also when there is nothing to do
+    pub fn written(&self) -> Seconds {
+        Seconds(self.written.load(Ordering::Relaxed))
+    }
+
+    /// Reads the figures
+    pub fn read(&self) -> Figures {
+        let mut cells = [0; CELLS];
+        for (value, cell) in cells.iter_mut().zip(&self.cells) {
+            *value = cell.load(Ordering::Relaxed);
+        }
+        Figures::of_cells(&cells)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_published_is_read() {
+        let mut figures = Figures::default();
+        figures.count(Family::V6, Outcome::ShedScrape);
+        figures.count(Family::V4, Outcome::Joined);
+        figures.ring.unreadable = 5;
+        figures.table = Totals { torrents: 1, seeders: [2, 3], leechers: [4, 5], bytes: 6 };
+        let board = Board::default();
+        board.publish(&figures, Seconds(7));
+        assert_eq!(board.written(), Seconds(7));
+        assert_eq!(board.read(), figures);
+        let mut sum = board.read();
+        sum.add(&figures);
+        assert_eq!((sum.announces(), sum.shed(), sum.peers(), sum.table.bytes), (2, 2, 28, 12));
+        assert_eq!(sum.of_family(Family::V4, Outcome::Joined), 2);
+    }
+}

@@ -1,0 +1,285 @@
+//! A tracker as a process, and a client that speaks to it in bytes.
+
+#![allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part")]
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a reply takes that is not going to come: loopback answers in microseconds
+pub(crate) const SILENCE: Duration = Duration::from_millis(300);
+
+pub(crate) fn tsubame() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_tsubame"))
+}
+
+/// The clock of tests; the tracker's own is in src/clock.rs
+#[expect(clippy::disallowed_methods, reason = "deadlines of tests")]
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
+
+/// A running tracker; ended when dropped
+pub(crate) struct Tracker {
+    child: Child,
+    lines: Receiver<String>,
+    pub(crate) log: Vec<String>,
+    directory: tempfile::TempDir,
+}
+
+impl Tracker {
+    /// Starts one with this config and waits until it serves
+    pub(crate) fn start(config: &str) -> Self {
+        let mut tracker = Self::spawn(config, |command| command);
+        tracker.wait_for("serving udp://");
+        tracker.wait_for("swarms may hold");
+        tracker
+    }
+
+    /// Starts one without waiting; `prepare` may wrap the command
+    pub(crate) fn spawn(config: &str, prepare: impl FnOnce(Command) -> Command) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tsubame.yaml");
+        std::fs::write(&path, config).unwrap();
+        let mut command = tsubame();
+        command.arg("run").arg("--config").arg(path);
+        let mut command = prepare(command);
+        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let (sender, lines) = channel();
+        let stderr = child.stderr.take().unwrap();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { child, lines, log: Vec::new(), directory }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for a log line that contains a text
+    pub(crate) fn wait_for(&mut self, text: &str) -> String {
+        if let Some(line) = self.log.iter().find(|line| line.contains(text)) {
+            return line.clone();
+        }
+        let deadline = now() + PATIENCE;
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(now())) {
+                Ok(line) => {
+                    self.log.push(line.clone());
+                    if line.contains(text) {
+                        return line;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    panic!("no {text:?} in the log:\n{}", self.log.join("\n"))
+                }
+            }
+        }
+    }
+
+    /// The addresses it serves
+    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
+        let after =
+            |line: &String| line.split_once("serving udp://").map(|(_, rest)| rest.to_owned());
+        self.log.iter().filter_map(after).map(|address| address.parse().unwrap()).collect()
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.addresses()[0].port()
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let status = Command::new("kill").args(["-s", name, &self.id().to_string()]).status();
+        assert!(status.unwrap().success());
+    }
+
+    /// Waits for its end, and takes the rest of its log
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let deadline = now() + PATIENCE;
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(now())) {
+                Ok(line) => self.log.push(line),
+                Err(RecvTimeoutError::Disconnected) => return self.child.wait().unwrap(),
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("it does not end:\n{}", self.log.join("\n"))
+                }
+            }
+        }
+    }
+
+    /// Tells it to stop; returns the line of figures
+    pub(crate) fn stop(mut self) -> String {
+        self.signal("TERM");
+        let status = self.wait();
+        assert_eq!(status.code(), Some(0), "{}", self.log.join("\n"));
+        self.log.iter().find(|line| line.contains("stopped after")).unwrap().clone()
+    }
+}
+
+impl Drop for Tracker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            self.log.extend(self.lines.try_iter());
+            println!("log of the tracker:\n{}", self.log.join("\n"));
+        }
+    }
+}
+
+/// The number before a word in a line of figures
+pub(crate) fn figure(line: &str, word: &str) -> u64 {
+    let (before, _) =
+        line.split_once(&format!(" {word}")).unwrap_or_else(|| panic!("{word} in {line}"));
+    before.rsplit([' ', '(']).next().unwrap().parse().unwrap()
+}
+
+/// A client with a socket and a connection id
+pub(crate) struct Client {
+    pub(crate) socket: UdpSocket,
+    pub(crate) tracker: SocketAddr,
+    pub(crate) id: u64,
+    pub(crate) transactions: u32,
+}
+
+/// An announce reply
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Announced {
+    pub(crate) interval: u32,
+    pub(crate) leechers: u32,
+    pub(crate) seeders: u32,
+    pub(crate) peers: BTreeSet<(IpAddr, u16)>,
+}
+
+/// An announce request
+#[derive(Clone, Copy)]
+pub(crate) struct Announce {
+    pub(crate) info_hash: [u8; 20],
+    pub(crate) port: u16,
+    pub(crate) left: u64,
+    pub(crate) event: u32,
+    pub(crate) num_want: i32,
+    pub(crate) ip: [u8; 4],
+}
+
+impl Announce {
+    pub(crate) fn of(torrent: u32, port: u16) -> Self {
+        let info_hash = info_hash_of(torrent);
+        Self { info_hash, port, left: 100, event: 2, num_want: -1, ip: [0; 4] }
+    }
+
+    pub(crate) fn bytes(&self, id: u64, transaction: u32) -> Vec<u8> {
+        let mut bytes = head(id, 1, transaction);
+        bytes.extend(self.info_hash);
+        bytes.extend(*b"-TT0001-abcdefghijkl");
+        bytes.extend([0, self.left, 0].map(u64::to_be_bytes).as_flattened());
+        bytes.extend(self.event.to_be_bytes());
+        bytes.extend(self.ip);
+        bytes.extend([0; 4]);
+        bytes.extend(self.num_want.to_be_bytes());
+        bytes.extend(self.port.to_be_bytes());
+        bytes
+    }
+}
+
+/// Info hashes that differ in their first and last bytes
+pub(crate) fn info_hash_of(torrent: u32) -> [u8; 20] {
+    let mut info_hash = [0x42; 20];
+    info_hash[..4].copy_from_slice(&torrent.to_be_bytes());
+    info_hash[16..].copy_from_slice(&torrent.wrapping_mul(0x9e37_79b9).to_be_bytes());
+    info_hash
+}
+
+pub(crate) fn head(id: u64, action: u32, transaction: u32) -> Vec<u8> {
+    let mut bytes = id.to_be_bytes().to_vec();
+    bytes.extend([action, transaction].map(u32::to_be_bytes).as_flattened());
+    bytes
+}
+
+impl Client {
+    /// A client at this address that has connected
+    pub(crate) fn connected(from: &str, tracker: SocketAddr) -> Self {
+        let mut client = Self::new(from, tracker);
+        client.connect();
+        client
+    }
+
+    pub(crate) fn new(from: &str, tracker: SocketAddr) -> Self {
+        let socket = UdpSocket::bind((from, 0)).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self { socket, tracker, id: 0, transactions: 0 }
+    }
+
+    pub(crate) fn connect(&mut self) {
+        let request = head(0x0417_2710_1980, 0, 77);
+        let reply = self.ask(&request).expect("no reply to a connect");
+        assert_eq!((reply.len(), &reply[..8]), (16, [0, 0, 0, 0, 0, 0, 0, 77].as_slice()));
+        self.id = u64::from_be_bytes(reply[8..].try_into().unwrap());
+        assert_ne!(self.id, 0);
+    }
+
+    /// Sends bytes and waits for one reply, which must come from where they were sent
+    pub(crate) fn ask(&self, request: &[u8]) -> Option<Vec<u8>> {
+        self.socket.send_to(request, self.tracker).unwrap();
+        let mut reply = vec![0; 2_048];
+        let (len, from) = self.socket.recv_from(&mut reply).ok()?;
+        assert_eq!(from, self.tracker, "the reply comes from elsewhere");
+        reply.truncate(len);
+        Some(reply)
+    }
+
+    pub(crate) fn announce(&mut self, announce: &Announce) -> Announced {
+        self.transactions += 1;
+        let request = announce.bytes(self.id, self.transactions);
+        let reply = self.ask(&request).expect("no reply to an announce");
+        let word = |at: usize| u32::from_be_bytes(reply[at..at + 4].try_into().unwrap());
+        assert_eq!((word(0), word(4)), (1, self.transactions));
+        let (peers, width) = (&reply[20..], if self.tracker.is_ipv4() { 6 } else { 18 });
+        assert_eq!(peers.len() % width, 0);
+        let peers: Vec<_> = peers.chunks(width).map(|peer| peer_of(peer)).collect();
+        let distinct: BTreeSet<_> = peers.iter().copied().collect();
+        assert_eq!(distinct.len(), peers.len(), "a peer was given twice");
+        Announced { interval: word(8), leechers: word(12), seeders: word(16), peers: distinct }
+    }
+
+    /// Rows of seeders, completed, leechers
+    pub(crate) fn scrape(&mut self, info_hashes: &[[u8; 20]]) -> Option<Vec<[u32; 3]>> {
+        self.transactions += 1;
+        let mut request = head(self.id, 2, self.transactions);
+        request.extend(info_hashes.as_flattened());
+        let reply = self.ask(&request)?;
+        assert_eq!(reply[..8], head(0, 2, self.transactions)[8..]);
+        let words: Vec<u32> =
+            reply[8..].chunks(4).map(|word| u32::from_be_bytes(word.try_into().unwrap())).collect();
+        Some(words.chunks(3).map(|row| row.try_into().unwrap()).collect())
+    }
+}
+
+fn peer_of(compact: &[u8]) -> (IpAddr, u16) {
+    let (address, port) = compact.split_at(compact.len() - 2);
+    let address = match <[u8; 4]>::try_from(address) {
+        Ok(v4) => v4.into(),
+        Err(_) => <[u8; 16]>::try_from(address).unwrap().into(),
+    };
+    (address, u16::from_be_bytes(port.try_into().unwrap()))
+}
+
+/// The body of a page
+pub(crate) fn http_get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).unwrap();
+    page
+}

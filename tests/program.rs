@@ -1,0 +1,382 @@
+//! The program as its users meet it: started, asked, misconfigured, stopped, killed.
+
+mod common;
+
+use common::{
+    Announce, Client, SILENCE, Tracker, figure, head, http_get, info_hash_of, now, tsubame,
+};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+fn config(listen: &str, cpus: &str, steering: &str) -> String {
+    format!(
+        "cpus: {cpus}\nudp: {{listen: [{listen}], steering: {steering}}}\ncontrol: {{listen: \"\"}}\n"
+    )
+}
+
+const BOTH: &str = "\"127.0.0.1:0\", \"[::1]:0\"";
+
+#[test]
+fn it_serves_both_families_and_stops_with_its_figures() {
+    let tracker = Tracker::start(&config(BOTH, "0", "auto"));
+    let addresses = tracker.addresses();
+    assert_eq!(addresses.len(), 2);
+    for address in addresses {
+        let from = if address.is_ipv4() { "127.0.0.1" } else { "::1" };
+        let mut client = Client::connected(from, address);
+        let seeder = Announce { left: 0, ..Announce::of(1, 7_001) };
+        client.announce(&seeder);
+        let announced = client.announce(&Announce::of(1, 7_002));
+        // Each family sees its own peers; the counts are of both.
+        assert_eq!(announced.peers, [(from.parse().unwrap(), 7_001)].into());
+        let peers = if from == "::1" { 2 } else { 1 };
+        assert_eq!(
+            (announced.seeders, announced.leechers, announced.interval),
+            (peers, peers, 1800)
+        );
+    }
+    let begun = now();
+    let line = tracker.stop();
+    assert!(begun.elapsed() < Duration::from_secs(1), "it took {:?}", begun.elapsed());
+    assert_eq!((figure(&line, "connects"), figure(&line, "announces")), (2, 4), "{line}");
+    assert_eq!((figure(&line, "torrents"), figure(&line, "peers")), (1, 4), "{line}");
+    assert_eq!((figure(&line, "rejected"), figure(&line, "shed")), (0, 0), "{line}");
+}
+
+#[test]
+fn a_wildcard_answers_from_the_address_that_was_asked() {
+    let tracker = Tracker::start(&config("\"0.0.0.0:0\"", "0,1", "auto"));
+    for address in ["127.0.0.1", "127.0.0.5", "127.3.2.1"] {
+        // `Client` checks where replies come from.
+        let mut client = Client::connected(
+            "127.0.0.1",
+            SocketAddr::new(address.parse().unwrap(), tracker.port()),
+        );
+        for torrent in 0..20 {
+            client.announce(&Announce::of(torrent, 7_001));
+        }
+    }
+    let line = tracker.stop();
+    assert_eq!(figure(&line, "announces"), 60, "{line}");
+}
+
+/// However many shards there are, and however requests reach their owner, the answers are the same
+#[test]
+fn shards_and_steering_do_not_change_the_answers() {
+    let mut all = Vec::new();
+    for (cpus, steering) in [
+        ("0", "auto"),
+        ("0,1", "on"),
+        ("0,1", "off"),
+        ("\"0,1,0,1\"", "on"),
+        ("\"0,1,0,1\"", "off"),
+    ] {
+        let tracker = Tracker::start(&config(BOTH, cpus, steering));
+        let addresses = tracker.addresses();
+        let mut answers = Vec::new();
+        let mut client = Client::connected("127.0.0.1", addresses[0]);
+        let mut client_v6 = Client::connected("::1", addresses[1]);
+        for round in 0..3 {
+            for torrent in 0..40 {
+                let port = 7_000 + round;
+                let left = u64::from(torrent % 3);
+                let announce = Announce { left, ..Announce::of(torrent, port) };
+                answers.push(client.announce(&announce));
+                answers.push(client_v6.announce(&Announce { event: 0, ..announce }));
+            }
+        }
+        let hashes: Vec<_> = (0..74).map(info_hash_of).collect();
+        let mut rows = Vec::new();
+        for count in [1, 2, 7, 74] {
+            rows.push(client.scrape(&hashes[..count]).unwrap());
+            rows.push(client_v6.scrape(&hashes[74 - count..]).unwrap());
+        }
+        assert_eq!(rows[6].len(), 74);
+        let line = tracker.stop();
+        assert_eq!(figure(&line, "announces"), 240, "{line}");
+        assert_eq!((figure(&line, "scrapes"), figure(&line, "shed")), (8, 0), "{line}");
+        all.push((answers, rows));
+    }
+    for (number, answers) in all.iter().enumerate() {
+        assert!(*answers == all[0], "variant {number} answers otherwise");
+    }
+}
+
+#[test]
+fn every_clause_of_an_answer_holds() {
+    let tracker = Tracker::start(&config(BOTH, "0", "auto"));
+    let address = tracker.addresses()[0];
+    let mut client = Client::connected("127.0.0.1", address);
+    let torrent = 5;
+    for port in 7_000..7_300 {
+        client.announce(&Announce { num_want: 0, ..Announce::of(torrent, port) });
+    }
+    let of = |port| Announce { event: 0, ..Announce::of(torrent, port) };
+    let peers = |client: &mut Client, num_want| {
+        client.announce(&Announce { num_want, ..of(7_000) }).peers.len()
+    };
+    assert_eq!(peers(&mut client, -1), 50);
+    assert_eq!(peers(&mut client, i32::MIN), 50);
+    assert_eq!(peers(&mut client, 0), 0);
+    assert_eq!(peers(&mut client, 1), 1);
+    assert_eq!(peers(&mut client, 74), 74);
+    assert_eq!(peers(&mut client, i32::MAX), 200);
+    // Ports 0 and 1 are answered and not stored.
+    for port in [0, 1] {
+        let announced = client.announce(&Announce { num_want: 10, ..of(port) });
+        assert_eq!((announced.leechers, announced.peers.len()), (300, 10));
+    }
+    // Values of events no BEP defines count as none; paused is a leecher.
+    for event in [4, 5, 77, u32::MAX] {
+        assert_eq!(client.announce(&Announce { event, ..of(7_001) }).leechers, 300);
+    }
+    // The IP in the packet is ignored: another would be a new peer.
+    assert_eq!(client.announce(&Announce { ip: [9, 9, 9, 9], ..of(7_002) }).leechers, 300);
+    // Completed once for each peer, and only if it was known as not seeding.
+    let done = Announce { event: 1, left: 0, ..of(7_003) };
+    for _ in 0..3 {
+        client.announce(&done);
+    }
+    client.announce(&Announce { left: 5, ..of(7_003) });
+    client.announce(&done);
+    client.announce(&Announce { event: 1, left: 0, ..of(9_999) });
+    let rows = client.scrape(&[info_hash_of(torrent), info_hash_of(6), info_hash_of(torrent)]);
+    assert_eq!(rows.unwrap(), [[2, 1, 299], [0, 0, 0], [2, 1, 299]]);
+    // A seeder is given leechers only.
+    let announced = client.announce(&Announce { left: 0, num_want: 200, ..of(7_003) });
+    assert!(announced.peers.iter().all(|(_, port)| *port != 9_999));
+    // Who stops is gone, and gets no peers.
+    let announced = client.announce(&Announce { event: 3, ..of(7_004) });
+    assert_eq!((announced.leechers, announced.peers.len()), (298, 0));
+    tracker.stop();
+}
+
+#[test]
+fn trusted_clients_may_name_another_address() {
+    let tracker = Tracker::start(
+        "udp: {listen: \"127.0.0.1:0\", wrong_connection_id: error}\ncontrol: {listen: \"\"}\n\
+         cpus: 0\nannounce: {trust_client_ip: [127.0.0.2], allow_private: true, interval: 20m}\n",
+    );
+    let address = tracker.addresses()[0];
+    let mut trusted = Client::connected("127.0.0.2", address);
+    let mut other = Client::connected("127.0.0.3", address);
+    trusted.announce(&Announce { ip: [9, 8, 7, 6], ..Announce::of(1, 7_001) });
+    let announced = other.announce(&Announce { ip: [9, 8, 7, 6], ..Announce::of(1, 7_002) });
+    assert_eq!(announced.peers, [([9, 8, 7, 6].into(), 7_001)].into());
+    assert_eq!(announced.interval, 1_200);
+    let announced = trusted.announce(&Announce::of(1, 7_003));
+    assert!(announced.peers.contains(&([127, 0, 0, 3].into(), 7_002)));
+    // The error for a wrong id is not longer than the request.
+    let error = other.ask(&Announce::of(1, 7_002).bytes(5, 9)).unwrap();
+    assert_eq!(error, [head(0, 3, 9)[8..].to_vec(), b"wrong connection id".to_vec()].concat());
+    let mut scrape = head(5, 2, 9);
+    scrape.extend([0; 20]);
+    assert!(other.ask(&scrape).unwrap().len() <= 36);
+    tracker.stop();
+}
+
+#[test]
+fn it_survives_what_strangers_send() {
+    let seed = 11;
+    println!("seed {seed}");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let tracker = Tracker::start(&config("\"0.0.0.0:0\"", "0,1", "auto"));
+    let address: SocketAddr = ([127, 0, 0, 1], tracker.port()).into();
+    let honest = Client::connected("127.0.0.9", address);
+    let flood = Client::connected("127.0.0.1", address);
+    for _ in 0..6_000 {
+        let len = match rng.u8(..20) {
+            0 => rng.usize(..65_508),
+            1..=9 => rng.usize(..120),
+            10 => 16 + 20 * rng.usize(..201),
+            11 => 0,
+            _ => 98,
+        };
+        let mut bytes = vec![0; len];
+        rng.fill(&mut bytes);
+        // Half are nearly right: an action that exists, and now and then an id that is good.
+        if rng.bool() && len >= 16 {
+            bytes[8..12].copy_from_slice(&rng.u32(..4).to_be_bytes());
+            match rng.u8(..3) {
+                0 => bytes[..8].copy_from_slice(&0x0417_2710_1980_u64.to_be_bytes()),
+                1 => bytes[..8].copy_from_slice(&flood.id.to_be_bytes()),
+                _ => {}
+            }
+        }
+        flood.socket.send_to(&bytes, address).unwrap();
+    }
+    // All of 127.0.0.0/8 is ours: forged ids from many sources.
+    for source in 0..200_u8 {
+        let client = Client::new(&format!("127.7.{source}.1"), address);
+        for _ in 0..10 {
+            let announce = Announce::of(rng.u32(..), 7_000).bytes(rng.u64(..), 1);
+            client.socket.send_to(&announce, address).unwrap();
+        }
+    }
+    honest.socket.set_read_timeout(Some(SILENCE)).unwrap();
+    let announce = Announce::of(424_242, 7_001);
+    let answered = (0..20).any(|_| honest.ask(&announce.bytes(honest.id, 1)).is_some());
+    assert!(answered, "the next honest announce is not answered");
+    let lines = tracker.log.len();
+    let line = tracker.stop();
+    assert!(figure(&line, "rejected") > 1_000, "{line}");
+    assert!(lines < 20, "packets write the log");
+}
+
+#[test]
+fn unproven_sources_are_not_amplified() {
+    let tracker = Tracker::start(&config(BOTH, "0", "auto"));
+    let address = tracker.addresses()[0];
+    let mut client = Client::new("127.0.0.1", address);
+    client.connect();
+    let id = client.id;
+    client.socket.set_read_timeout(Some(SILENCE)).unwrap();
+    let stranger = Client::new("127.0.0.2", address);
+    stranger.socket.set_read_timeout(Some(SILENCE)).unwrap();
+    // An id is bound to the address it was given to.
+    assert_eq!(stranger.ask(&Announce::of(1, 7_000).bytes(id, 1)), None);
+    assert_eq!(client.ask(&Announce::of(1, 7_000).bytes(id ^ 1, 1)), None);
+    assert_eq!(client.ask(&[0; 1496]), None);
+    assert_eq!(client.ask(&head(0x0417_2710_1981, 0, 1)), None);
+    let mut padded = head(0x0417_2710_1980, 0, 1);
+    padded.resize(1_400, 7);
+    assert_eq!(client.ask(&padded).unwrap().len(), 16);
+    // No info hash, no scrape.
+    assert_eq!(client.ask(&head(id, 2, 1)), None);
+    tracker.stop();
+}
+
+#[test]
+fn a_taken_port_is_an_error_that_names_it() {
+    let first = Tracker::start(&config("\"127.0.0.1:0\"", "0", "auto"));
+    let taken = first.addresses()[0];
+    for listen in [taken.to_string(), format!("0.0.0.0:{}", taken.port())] {
+        let mut second = Tracker::spawn(&config(&format!("{listen:?}"), "0", "auto"), |run| run);
+        assert_eq!(second.wait().code(), Some(2));
+        let log = second.log.join("\n");
+        assert!(
+            log.contains("udp.listen") && log.contains(&listen) && log.contains("taken"),
+            "{log}"
+        );
+    }
+    first.stop();
+}
+
+#[test]
+fn what_cannot_start_says_why() {
+    for (config, words) in [
+        (
+            config("\"192.0.2.1:6969\"", "0", "auto"),
+            ["udp.listen", "not an address of this machine"],
+        ),
+        (config(BOTH, "4095", "auto"), ["cpus: core 4095", "auto"]),
+        (
+            format!(
+                "cpus: 0\nudp: {{listen: \"127.0.0.1:0\"}}\ncontrol: {{listen: \"{}\"}}",
+                taken_tcp().1
+            ),
+            ["control.listen", "taken"],
+        ),
+    ] {
+        let mut tracker = Tracker::spawn(&config, |run| run);
+        assert_eq!(tracker.wait().code(), Some(2), "{config}");
+        let log = tracker.log.join("\n");
+        assert!(words.iter().all(|word| log.contains(word)), "{log}");
+    }
+    let mut tracker = Tracker::spawn("udp: {lisen: []}\nlog: {level: loud}", |run| run);
+    assert_eq!(tracker.wait().code(), Some(1));
+    let log = tracker.log.join("\n");
+    assert!(log.contains("did you mean listen?") && log.contains("\"loud\" is none of"), "{log}");
+}
+
+fn taken_tcp() -> (&'static std::net::TcpListener, SocketAddr) {
+    let listener = Box::leak(Box::new(std::net::TcpListener::bind("127.0.0.1:0").unwrap()));
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+#[test]
+fn a_killed_tracker_is_replaced_at_once_and_steers() {
+    let first = Tracker::start(&config("\"127.0.0.1:0\"", "0,1", "on"));
+    let address = first.addresses()[0];
+    let mut client = Client::connected("127.0.0.1", address);
+    client.announce(&Announce::of(1, 7_001));
+    first.signal("KILL");
+    drop(first);
+    let second = Tracker::start(&config(&format!("\"{address}\""), "0,1", "on"));
+    client.connect();
+    for torrent in 0..100 {
+        assert_eq!(client.announce(&Announce::of(torrent, 7_001)).leechers, 1);
+    }
+    let line = second.stop();
+    assert_eq!((figure(&line, "announces"), figure(&line, "shed")), (100, 0), "{line}");
+}
+
+#[test]
+fn health_is_served() {
+    let address = {
+        // A port that was free a moment ago: the control plane says no other.
+        let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        probe.local_addr().unwrap()
+    };
+    let mut tracker = Tracker::start(&format!(
+        "cpus: 0\nudp: {{listen: \"127.0.0.1:0\"}}\ncontrol: {{listen: \"{address}\"}}\nlog: {{format: json}}\n\
+         http: {{listen: \"127.0.0.1:8080\"}}\n"
+    ));
+    tracker.wait_for("control plane on http://");
+    let warned = tracker.wait_for("does not serve HTTP");
+    let warned: serde_json::Value = serde_json::from_str(&warned).unwrap();
+    assert_eq!(warned["level"], "WARN");
+    let page = http_get(address, "/healthz");
+    assert!(page.starts_with("HTTP/1.1 200") && page.ends_with("ok\n"), "{page}");
+    assert!(http_get(address, "/").starts_with("HTTP/1.1 404"));
+    tracker.signal("HUP");
+    tracker.wait_for("SIGHUP");
+    tracker.signal("INT");
+    assert_eq!(tracker.wait().code(), Some(0));
+}
+
+#[test]
+fn the_command_line_does_what_it_says() {
+    let run = |arguments: &[&str]| {
+        let output = tsubame().args(arguments).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("default.yaml");
+    let (code, printed, _) = run(&["config"]);
+    assert_eq!(code, 0);
+    std::fs::write(&path, printed).unwrap();
+    let (code, out, _) = run(&["check", "--config", path.to_str().unwrap()]);
+    assert!(code == 0 && out.contains("no mistakes"), "{out}");
+    std::fs::write(&path, "a: 1\nb: 2\n").unwrap();
+    let (code, _, errors) = run(&["check", "--config", path.to_str().unwrap()]);
+    assert_eq!((code, errors.lines().count()), (1, 2), "{errors}");
+    assert_eq!(run(&["check", "--config", "/nonexistent"]).0, 1);
+    assert_eq!(run(&["nonsense"]).0, 1);
+    assert_eq!(run(&["--help"]).0, 0);
+    assert!(run(&["--version"]).1.starts_with("tsubame "));
+
+    let tracker = Tracker::start(&config(BOTH, "0,1", "auto"));
+    let urls: Vec<_> = tracker.addresses().iter().map(|a| format!("udp://{a}/announce")).collect();
+    let (code, out, errors) = run(&["e2e", &urls[0], &urls[1]]);
+    assert!(code == 0 && out.matches("all is well").count() == 2, "{out}{errors}");
+    tracker.stop();
+    for url in ["http://127.0.0.1:1", "udp://", "udp://127.0.0.1:1"] {
+        let (code, _, errors) = run(&["e2e", url]);
+        assert!(code == 1 && !errors.is_empty(), "{url}: {errors}");
+    }
+}
+
+#[test]
+fn connection_ids_of_a_shared_key_outlive_a_restart() {
+    let keyed = "cpus: 0\nudp: {listen: \"127.0.0.1:0\", connection_id_keys: [00112233445566778899aabbccddeeff]}\ncontrol: {listen: \"\"}\n";
+    let first = Tracker::start(keyed);
+    let client = Client::connected("127.0.0.1", first.addresses()[0]);
+    first.stop();
+    let second = Tracker::start(keyed);
+    let again = Client { tracker: second.addresses()[0], ..client };
+    assert!(again.ask(&Announce::of(1, 7_001).bytes(again.id, 1)).is_some());
+    second.stop();
+}
