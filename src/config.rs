@@ -522,7 +522,8 @@ http: {listen: [\"0.0.0.0:80\"]}
     fn keys_are_read_from_a_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("keys");
-        std::fs::write(&path, "# newest first\n00112233445566778899aabbccddeeff\n\nffeeddccbbaa99887766554433221100\n").unwrap();
+        let (new, old) = ("00112233445566778899aabbccddeeff", "ffeeddccbbaa99887766554433221100");
+        std::fs::write(&path, format!("# newest first\n{new}\n\n{old}\n")).unwrap();
         let source =
             |path: &Path| format!("udp: {{connection_id_keys: {:?}}}", path.display().to_string());
         let config = Config::parse("t", &source(&path)).unwrap();

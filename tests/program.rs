@@ -371,7 +371,8 @@ fn the_command_line_does_what_it_says() {
 
 #[test]
 fn connection_ids_of_a_shared_key_outlive_a_restart() {
-    let keyed = "cpus: 0\nudp: {listen: \"127.0.0.1:0\", connection_id_keys: [00112233445566778899aabbccddeeff]}\ncontrol: {listen: \"\"}\n";
+    let keyed = "cpus: 0\ncontrol: {listen: \"\"}\nudp:\n  listen: \"127.0.0.1:0\"\n  \
+                 connection_id_keys: [00112233445566778899aabbccddeeff]\n";
     let first = Tracker::start(keyed);
     let client = Client::connected("127.0.0.1", first.addresses()[0]);
     first.stop();

@@ -191,7 +191,10 @@ fn replies_are_not_requests() {
 
 proptest! {
     #[test]
-    fn any_bytes_are_read_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), action in 0_u8..4) {
+    fn any_bytes_are_read_without_panic(
+        bytes in prop::collection::vec(any::<u8>(), 0..200),
+        action in 0_u8..4,
+    ) {
         let mut bytes = bytes;
         if let Some(last) = bytes.get_mut(11) {
             *last = action;

@@ -52,7 +52,10 @@ fn chunks_are_up_to_255_bytes() {
 
 proptest! {
     #[test]
-    fn whatever_was_cut_into_chunks_is_put_together(text in prop::collection::vec(any::<u8>(), 0..700), at in 1_usize..256) {
+    fn whatever_was_cut_into_chunks_is_put_together(
+        text in prop::collection::vec(any::<u8>(), 0..700),
+        at in 1_usize..256,
+    ) {
         let mut options = Vec::new();
         for chunk in text.chunks(at) {
             options.extend([2, chunk.len() as u8]);

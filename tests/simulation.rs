@@ -1,0 +1,347 @@
+//! Many clients and a tracker in one thread, without sockets: loss, duplication, reordering, forged sources,
+//! clock jumps. The same seed gives the same run.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use tsubame::clock::Now;
+use tsubame::limits::REPLY_LEN_DEFAULT;
+use tsubame::outcome::Outcome;
+use tsubame::tracker::{Terms, Tracker};
+use tsubame_storage::{Caps, Seconds, Settings, Swarms};
+use tsubame_udp::connection_id::{ConnectionIds, Key};
+
+const TORRENTS: usize = 30;
+const CLIENTS: usize = 120;
+const LIFETIME: u64 = 2_700;
+const INTERVAL: u64 = 1_800;
+
+/// A client, as far as it knows itself
+#[derive(Clone, Copy, Debug)]
+struct Client {
+    address: SocketAddr,
+    torrent: usize,
+    left: u64,
+    id: Option<u64>,
+    /// When to do something next
+    due: u64,
+    started: bool,
+    gone: bool,
+}
+
+/// A datagram on its way
+#[derive(Clone, Debug)]
+struct Flight {
+    arrives: u64,
+    from: SocketAddr,
+    to_client: Option<usize>,
+    bytes: Vec<u8>,
+}
+
+struct World {
+    rng: fastrand::Rng,
+    tracker: Tracker,
+    now: u64,
+    wall_offset: u64,
+    clients: Vec<Client>,
+    flights: VecDeque<Flight>,
+    /// By torrent: who announced when, and whether it is a seeder, as the tracker received it
+    truth: Vec<BTreeMap<SocketAddr, (u64, bool)>>,
+    /// By torrent: who ever announced. A late reply may name somebody who has left since
+    ever: Vec<BTreeSet<SocketAddr>>,
+    answered: BTreeMap<&'static str, u64>,
+    bytes_to_forged: (u64, u64),
+}
+
+fn client_of(number: usize) -> Client {
+    let number16 = number as u16;
+    let ip: IpAddr = match number % 3 {
+        0 => [0x2a00, 5, 0, 0, 0, 0, 0, number16].into(),
+        _ => [81, 7, (number / 8) as u8, 1].into(),
+    };
+    let address = SocketAddr::new(ip, 10_000 + number16);
+    let left = if number % 4 == 0 { 0 } else { 1_000 };
+    Client {
+        address,
+        torrent: number % TORRENTS,
+        left,
+        id: None,
+        due: 0,
+        started: false,
+        gone: false,
+    }
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let rng = fastrand::Rng::with_seed(seed);
+        let ids = ConnectionIds::new(Key([seed as u8; 16]), &[], 120);
+        let terms = Terms {
+            interval_secs: INTERVAL as u32,
+            numwant_default: 50,
+            numwant_max: 200,
+            reply_len_max: REPLY_LEN_DEFAULT,
+            trust_client_ip: Vec::new(),
+            explain_wrong_connection_id: seed % 2 == 1,
+        };
+        let swarms = Swarms::new(Settings {
+            peer_lifetime_secs: LIFETIME as u32,
+            keep_completed_secs: 86_400,
+            memory_bytes: 1 << 30,
+            caps: Caps::default(),
+            allow_private: false,
+            hash_key: (seed, 1),
+            seed,
+        });
+        Self {
+            rng,
+            tracker: Tracker::new(ids, terms, swarms),
+            now: 5_000,
+            wall_offset: 1_700_000_000,
+            clients: (0..CLIENTS).map(client_of).collect(),
+            flights: VecDeque::new(),
+            truth: vec![BTreeMap::new(); TORRENTS],
+            ever: vec![BTreeSet::new(); TORRENTS],
+            answered: BTreeMap::new(),
+            bytes_to_forged: (0, 0),
+        }
+    }
+
+    fn run(mut self, seconds: u64) -> Self {
+        let end = self.now + seconds;
+        while self.now < end {
+            self.now += 1;
+            if self.rng.u16(..) < 40 {
+                // The wall clock jumps, forward or back, by up to an hour.
+                self.wall_offset = self.wall_offset + self.rng.u64(..7_200) - 3_600;
+            }
+            while self.tracker.swarms_mut().sweep(Seconds(self.now)) {}
+            for client in 0..self.clients.len() {
+                self.act(client);
+            }
+            self.forge();
+            self.deliver();
+        }
+        self
+    }
+
+    fn clock(&self) -> Now {
+        Now { monotonic: Seconds(self.now), unix_secs: self.now + self.wall_offset }
+    }
+
+    /// Puts a datagram on its way: lost, once or twice, at once or late
+    fn send(&mut self, from: SocketAddr, to_client: Option<usize>, bytes: Vec<u8>) {
+        let copies = match self.rng.u8(..20) {
+            0 | 1 => 0,
+            2 => 2,
+            _ => 1,
+        };
+        for _ in 0..copies {
+            let arrives = self.now + self.rng.u64(..4);
+            self.flights.push_back(Flight { arrives, from, to_client, bytes: bytes.clone() });
+        }
+    }
+
+    fn deliver(&mut self) {
+        for _ in 0..self.flights.len() {
+            let Some(flight) = self.flights.pop_front() else { break };
+            if flight.arrives > self.now {
+                self.flights.push_back(flight);
+            } else if let Some(client) = flight.to_client {
+                self.client_receives(client, &flight.bytes);
+            } else {
+                self.tracker_receives(&flight);
+            }
+        }
+    }
+
+    fn act(&mut self, number: usize) {
+        let client = self.clients[number];
+        if self.now < client.due {
+            return;
+        }
+        // Asked again until answered, as clients do.
+        self.clients[number].due = self.now + 15;
+        let mut request = Vec::new();
+        match client.id {
+            None => {
+                request.extend(0x0417_2710_1980_u64.to_be_bytes());
+                request.extend([0, number as u32].map(u32::to_be_bytes).as_flattened());
+            }
+            Some(id) => {
+                let event: u32 = match (client.started, client.gone) {
+                    (_, true) => 3,
+                    (false, _) => 2,
+                    _ => 0,
+                };
+                request.extend(id.to_be_bytes());
+                request.extend([1, number as u32].map(u32::to_be_bytes).as_flattened());
+                request.extend([client.torrent as u8; 20]);
+                request.extend([0; 20]);
+                request.extend([0, client.left, 0].map(u64::to_be_bytes).as_flattened());
+                request.extend([event, 0, 7, u32::MAX].map(u32::to_be_bytes).as_flattened());
+                request.extend(client.address.port().to_be_bytes());
+            }
+        }
+        self.send(client.address, None, request);
+    }
+
+    fn client_receives(&mut self, number: usize, reply: &[u8]) {
+        let (now, ever) = (self.now, &self.ever[self.clients[number].torrent]);
+        let client = &mut self.clients[number];
+        match reply[3] {
+            0 => {
+                assert_eq!(reply.len(), 16);
+                client.id = Some(u64::from_be_bytes(reply[8..].try_into().unwrap()));
+                client.due = now;
+            }
+            1 => {
+                let width = if client.address.is_ipv4() { 6 } else { 18 };
+                let peers: BTreeSet<&[u8]> = reply[20..].chunks(width).collect();
+                assert_eq!(peers.len() * width, reply.len() - 20);
+                for peer in peers {
+                    let endpoint = tsubame_storage::Endpoint::from_compact(peer).unwrap();
+                    let endpoint = SocketAddr::new(endpoint.address(), endpoint.port());
+                    // Only who announced to this torrent, in the requester's family, and not itself.
+                    assert_ne!(endpoint, client.address);
+                    assert!(ever.contains(&endpoint), "{endpoint} never announced");
+                }
+                client.started = true;
+                client.due = now + INTERVAL;
+                client.id = None;
+                if client.gone {
+                    // It comes back later as somebody new to its swarm.
+                    (client.started, client.gone) = (false, false);
+                    client.due = now + 3_600;
+                } else if number % 5 == 0 && now % 3 == 0 {
+                    client.gone = true;
+                }
+            }
+            // An error: the id was too old, or the wall clock jumped.
+            3 => client.id = None,
+            action => panic!("action {action}"),
+        }
+    }
+
+    fn tracker_receives(&mut self, flight: &Flight) {
+        let mut reply = [0; 1472];
+        let verdict = self.tracker.handle(self.clock(), flight.from, &flight.bytes, &mut reply);
+        *self.answered.entry(verdict.outcome.name()).or_default() += 1;
+        let proven = !matches!(
+            verdict.outcome,
+            Outcome::Connected
+                | Outcome::WrongConnectionId
+                | Outcome::TooShort
+                | Outcome::UnknownAction
+                | Outcome::BadMagic
+                | Outcome::SourcePortZero
+        );
+        assert!(proven || verdict.reply_len <= flight.bytes.len(), "amplified: {verdict:?}");
+        let client = self.clients.iter().position(|client| client.address == flight.from);
+        match client {
+            Some(number) => {
+                if proven {
+                    self.book(number, &flight.bytes);
+                } else if verdict.outcome == Outcome::WrongConnectionId {
+                    // As clients do that hear nothing: ask for a new one.
+                    self.clients[number].id = None;
+                }
+                if verdict.reply_len > 0 {
+                    let bytes = reply[..verdict.reply_len].to_vec();
+                    self.send(flight.from, Some(number), bytes);
+                }
+            }
+            None => {
+                assert!(!proven, "a forged source was believed: {verdict:?}");
+                self.bytes_to_forged.0 += flight.bytes.len() as u64;
+                self.bytes_to_forged.1 += verdict.reply_len as u64;
+            }
+        }
+    }
+
+    fn book(&mut self, number: usize, request: &[u8]) {
+        let client = self.clients[number];
+        let left = u64::from_be_bytes(request[64..72].try_into().unwrap());
+        self.ever[client.torrent].insert(client.address);
+        let swarm = &mut self.truth[client.torrent];
+        if request[83] == 3 {
+            swarm.remove(&client.address);
+        } else {
+            swarm.insert(client.address, (self.now, left == 0));
+        }
+    }
+
+    /// Datagrams from sources that never hear the replies: anything, and announces with guessed ids
+    fn forge(&mut self) {
+        for _ in 0..6 {
+            let from: SocketAddr = match self.rng.bool() {
+                true => ([7, 7, 7, self.rng.u8(..)], self.rng.u16(..3)).into(),
+                false => ([0x2a00, 9, 0, 0, 0, 0, 0, self.rng.u16(..)], 4_000).into(),
+            };
+            let len = self.rng.usize(..160);
+            let mut bytes = vec![0; len];
+            self.rng.fill(&mut bytes);
+            if len >= 16 {
+                bytes[8..12].copy_from_slice(&self.rng.u32(..5).to_be_bytes());
+                if self.rng.bool() {
+                    bytes[..8].copy_from_slice(&0x0417_2710_1980_u64.to_be_bytes());
+                }
+            }
+            // An id that was given to somebody else.
+            if let Some(stolen) = self.clients[self.rng.usize(..CLIENTS)].id
+                && len >= 16
+                && self.rng.bool()
+            {
+                bytes[..8].copy_from_slice(&stolen.to_be_bytes());
+            }
+            self.send(from, None, bytes);
+        }
+    }
+
+    fn finish(mut self) {
+        let expect = |outcome| {
+            assert!(self.answered.contains_key(outcome), "no {outcome} in {:?}", self.answered);
+        };
+        for outcome in
+            ["connected", "joined", "refreshed", "left", "wrong_connection_id", "too_short"]
+        {
+            expect(outcome);
+        }
+        assert!(self.bytes_to_forged.1 <= self.bytes_to_forged.0);
+        // What is left in the table are those who announced last within a lifetime and a sweep.
+        let totals = self.tracker.swarms().totals();
+        let peers: u64 = totals.seeders.iter().chain(&totals.leechers).sum();
+        let seen = |grace: u64| {
+            let fresh = |(at, _): &&(u64, bool)| self.now - at <= LIFETIME + grace;
+            self.truth.iter().flat_map(|swarm| swarm.values()).filter(fresh).count() as u64
+        };
+        assert!((seen(0)..=seen(2 * LIFETIME / 4 + 60)).contains(&peers), "{peers} peers are left");
+        self.now += 100_000;
+        for _ in 0..LIFETIME {
+            self.now += 10;
+            while self.tracker.swarms_mut().sweep(Seconds(self.now)) {}
+        }
+        let totals = self.tracker.swarms().totals();
+        assert_eq!((totals.seeders, totals.leechers), ([0, 0], [0, 0]));
+    }
+}
+
+#[test]
+fn clients_are_served_through_loss_forgery_and_clock_jumps() {
+    for seed in 1..=4 {
+        println!("seed {seed}");
+        World::new(seed).run(20_000).finish();
+    }
+}
+
+/// The simulation notices a tracker that believes forged sources
+#[test]
+#[should_panic(expected = "forged source was believed")]
+fn the_simulation_would_notice() {
+    let mut world = World::new(1);
+    let from: SocketAddr = ([7, 7, 7, 7], 7).into();
+    let ids = ConnectionIds::new(Key([1; 16]), &[], 120);
+    let mut bytes = vec![0; 98];
+    bytes[..8].copy_from_slice(&ids.issue(world.clock().unix_secs, from.ip()).to_be_bytes());
+    bytes[11] = 1;
+    world.tracker_receives(&Flight { arrives: 0, from, to_client: None, bytes });
+}
