@@ -1,0 +1,47 @@
+// The npm package bittorrent-tracker as a client of all three requests: URL.
+// Prints a line of JSON for each step and fails if one does not come.
+
+import { randomBytes } from 'node:crypto'
+import Client from 'bittorrent-tracker'
+
+const announce = [process.argv[2]]
+const infoHash = randomBytes(20)
+
+function client (port) {
+  const made = new Client({ infoHash, peerId: randomBytes(20), announce, port })
+  made.on('error', fail)
+  made.on('warning', fail)
+  return made
+}
+
+function fail (error) {
+  console.error(error)
+  process.exit(1)
+}
+
+setTimeout(() => fail(new Error('too late')), 20_000).unref()
+
+function once (emitter, event, act) {
+  return new Promise(resolve => {
+    emitter.once(event, resolve)
+    act()
+  })
+}
+
+function counts ({ complete, incomplete, downloaded }) {
+  return { complete, incomplete, downloaded }
+}
+
+const seeder = client(7001)
+const leecher = client(7002)
+const steps = {}
+steps.seederStarts = counts(await once(seeder, 'update', () => seeder.start({ left: 0 })))
+const peer = once(leecher, 'peer', () => {})
+steps.leecherStarts = counts(await once(leecher, 'update', () => leecher.start({ left: 100 })))
+steps.peer = await peer
+steps.scrape = counts(await once(leecher, 'scrape', () => leecher.scrape()))
+steps.completes = counts(await once(leecher, 'update', () => leecher.complete({ left: 0 })))
+steps.scrapeAfter = counts(await once(leecher, 'scrape', () => leecher.scrape()))
+steps.stops = counts(await once(leecher, 'update', () => leecher.stop({ left: 0 })))
+console.log(JSON.stringify(steps))
+process.exit(0)

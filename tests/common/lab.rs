@@ -1,0 +1,208 @@
+//! Three hosts in network namespaces on one bridge, and a torrent that goes from one to another.
+//!
+//! Loopback would not do: some clients take no peers there, and two on one address are one to others.
+//! Needs root, and `ip` of iproute2.
+
+use super::{Client, PATIENCE, now};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use sha1::{Digest, Sha1};
+use std::fs::File;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+pub(crate) const TRACKER_V4: &str = "10.99.0.1";
+pub(crate) const TRACKER_V6: &str = "2001:db8:99::1";
+
+/// A few megabytes, and not a whole number of pieces
+const PAYLOAD_BYTES: usize = 3_000_017;
+const PIECE_BYTES: usize = 65_536;
+
+/// How long a client may take: some ask a second time only after half a minute
+const TRANSFER_PATIENCE: Duration = Duration::from_secs(100);
+
+/// The hosts
+pub(crate) struct Lab {
+    name: String,
+    children: Vec<(String, Child)>,
+    pub(crate) directory: tempfile::TempDir,
+}
+
+/// Which host
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Host {
+    Tracker = 1,
+    Seeder = 2,
+    Leecher = 3,
+}
+
+impl Host {
+    pub(crate) fn address(self, v6: bool) -> String {
+        if v6 { format!("2001:db8:99::{}", self as u8) } else { format!("10.99.0.{}", self as u8) }
+    }
+}
+
+fn ip(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split(' ')).status();
+    assert!(status.is_ok_and(|status| status.success()), "ip {arguments}: is this root?");
+}
+
+impl Lab {
+    pub(crate) fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("tsubame-{}-{number}", std::process::id());
+        let lab = Self { name, children: Vec::new(), directory: tempfile::tempdir().unwrap() };
+        for host in [Host::Tracker, Host::Seeder, Host::Leecher] {
+            ip(&format!("netns add {}", lab.host(host)));
+            ip(&format!("-n {} link set lo up", lab.host(host)));
+        }
+        let tracker = lab.host(Host::Tracker);
+        ip(&format!("-n {tracker} link add bridge type bridge"));
+        for host in [Host::Seeder, Host::Leecher] {
+            let (port, host_name) = (format!("port{}", host as u8), lab.host(host));
+            ip(&format!("-n {tracker} link add {port} type veth peer name eth netns {host_name}"));
+            ip(&format!("-n {tracker} link set {port} master bridge up"));
+        }
+        for (host, device) in
+            [(Host::Tracker, "bridge"), (Host::Seeder, "eth"), (Host::Leecher, "eth")]
+        {
+            let name = lab.host(host);
+            ip(&format!("-n {name} address add {}/24 dev {device}", host.address(false)));
+            ip(&format!("-n {name} address add {}/64 dev {device} nodad", host.address(true)));
+            ip(&format!("-n {name} link set {device} up"));
+        }
+        lab
+    }
+
+    fn host(&self, host: Host) -> String {
+        format!("{}-{}", self.name, host as u8)
+    }
+
+    /// Has the calling thread, and what it starts, live on a host
+    pub(crate) fn enter(&self, host: Host) {
+        let space = File::open(Path::new("/run/netns").join(self.host(host))).unwrap();
+        move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+    }
+
+    /// A directory of this lab
+    pub(crate) fn folder(&self, name: &str) -> PathBuf {
+        let folder = self.directory.path().join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    /// Starts a program on a host; it ends with the lab
+    pub(crate) fn start(&mut self, host: Host, command: Command) {
+        let log = self.directory.path().join(format!("{host:?}.log"));
+        let output = File::create(&log).unwrap();
+        let mut inside = Command::new("ip");
+        inside.args(["netns", "exec", &self.host(host)]);
+        inside.arg(command.get_program()).args(command.get_args());
+        inside.env("HOME", self.directory.path()).env("TERM", "dumb");
+        let child = inside
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().unwrap())
+            .stderr(output)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}; tests/run installs it"));
+        self.children.push((log.display().to_string(), child));
+    }
+
+    /// Ends what was started last, as a user would
+    pub(crate) fn interrupt_last(&mut self) {
+        let (_, child) = self.children.last_mut().unwrap();
+        let id = child.id().to_string();
+        assert!(Command::new("kill").args(["-s", "INT", &id]).status().unwrap().success());
+        child.wait().unwrap();
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for (log, child) in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+            if std::thread::panicking() {
+                println!("{log}:\n{}", std::fs::read_to_string(&*log).unwrap_or_default());
+            }
+        }
+        for host in [Host::Tracker, Host::Seeder, Host::Leecher] {
+            let _ = Command::new("ip").args(["netns", "del", &self.host(host)]).status();
+        }
+    }
+}
+
+/// A file, and the torrent that describes it
+pub(crate) struct Torrent {
+    pub(crate) path: PathBuf,
+    pub(crate) info_hash: [u8; 20],
+    payload: Vec<u8>,
+}
+
+impl Torrent {
+    /// Makes one with a single tracker, and puts the file where the seeder looks for it
+    pub(crate) fn new(lab: &Lab, seed: u64, announce: &str) -> Self {
+        let mut payload = vec![0; PAYLOAD_BYTES];
+        fastrand::Rng::with_seed(seed).fill(&mut payload);
+        std::fs::write(lab.folder("seed").join("payload.bin"), &payload).unwrap();
+        let pieces: Vec<u8> = payload.chunks(PIECE_BYTES).flat_map(Sha1::digest).collect();
+        let mut info = format!(
+            "d6:lengthi{PAYLOAD_BYTES}e4:name11:payload.bin12:piece lengthi{PIECE_BYTES}e6:pieces{}:",
+            pieces.len()
+        )
+        .into_bytes();
+        info.extend(pieces);
+        // Private: no client looks for peers anywhere but at the tracker (BEP 27).
+        info.extend(b"7:privatei1ee");
+        let mut file = format!("d8:announce{}:{announce}4:info", announce.len()).into_bytes();
+        file.extend(&info);
+        file.extend(b"e");
+        let path = lab.directory.path().join("test.torrent");
+        std::fs::write(&path, file).unwrap();
+        Self { path, info_hash: Sha1::digest(&info).into(), payload }
+    }
+
+    /// Waits until the leecher has the whole file
+    pub(crate) fn wait_for_download(&self, lab: &Lab) {
+        let path = lab.folder("leech").join("payload.bin");
+        let digest = Sha1::digest(&self.payload);
+        wait_until("the file has arrived", TRANSFER_PATIENCE, || {
+            std::fs::read(&path).is_ok_and(|bytes| Sha1::digest(&bytes) == digest)
+        });
+    }
+}
+
+/// Waits for a condition, looking again at intervals a child's exit would not shorten
+pub(crate) fn wait_until(what: &str, patience: Duration, mut holds: impl FnMut() -> bool) {
+    let deadline = now() + patience;
+    while !holds() {
+        assert!(now() < deadline, "not in time: {what}");
+        pause();
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "between two looks at a condition")]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(50));
+}
+
+/// Waits until the tracker counts so: seeders, completed, leechers
+pub(crate) fn wait_for_counts(torrent: &Torrent, v6: bool, expected: impl Fn([u32; 3]) -> bool) {
+    let host = Host::Tracker.address(v6);
+    let tracker = SocketAddr::new(host.parse().unwrap(), 6969);
+    let mut client = Client::connected(&host, tracker);
+    let mut last = [0; 3];
+    wait_until("the tracker's counts", TRANSFER_PATIENCE, || {
+        client.connect();
+        let counts = client.scrape(&[torrent.info_hash]).unwrap()[0];
+        if counts != std::mem::replace(&mut last, counts) {
+            println!("seeders, completed, leechers: {counts:?}");
+        }
+        expected(counts)
+    });
+    client.socket.set_read_timeout(Some(PATIENCE)).unwrap();
+}
