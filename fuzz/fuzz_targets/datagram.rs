@@ -1,0 +1,64 @@
+//! Datagrams through `admit` and `answer`: nothing panics, and nobody unproven is amplified.
+//!
+//! Input: packets of a length byte, a source byte and bytes. A set bit in the source byte has the right
+//! connection id written in, so that the fuzzer gets past it.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use std::net::SocketAddr;
+use tsubame::clock::Now;
+use tsubame::limits::REPLY_LEN_DEFAULT;
+use tsubame::outcome::Outcome;
+use tsubame::tracker::{Terms, Tracker};
+use tsubame_storage::{Caps, Seconds, Settings, Swarms};
+use tsubame_udp::connection_id::{ConnectionIds, Key};
+
+fuzz_target!(|bytes: &[u8]| {
+    let ids = ConnectionIds::new(Key([7; 16]), &[], 120);
+    let mut tracker = tracker(ids.clone());
+    let mut now = Now { monotonic: Seconds(10_000), unix_secs: 1_700_000_000 };
+    let mut rest = bytes;
+    let mut reply = [0; 1472];
+    while let [len, source, more @ ..] = rest {
+        let (packet, after) = more.split_at(usize::from(*len).min(more.len()));
+        rest = after;
+        let address: SocketAddr = match source & 3 {
+            0 => ([0x2a00, 0, 0, 0, 0, 0, 0, u16::from(*source)], 5_000).into(),
+            1 => ([127, 0, 0, *source], 5_000).into(),
+            _ => ([81, 0, 0, *source >> 4], 5_000).into(),
+        };
+        let mut packet = packet.to_vec();
+        let knows_id = source & 4 != 0 && packet.len() >= 8;
+        if knows_id {
+            packet[..8].copy_from_slice(&ids.issue(now.unix_secs, address.ip()).to_be_bytes());
+        }
+        let verdict = tracker.handle(now, address, &packet, &mut reply);
+        assert!(verdict.reply_len <= reply.len());
+        let unproven = [Outcome::Connected, Outcome::WrongConnectionId].contains(&verdict.outcome);
+        assert!(!unproven || verdict.reply_len <= packet.len());
+        now.monotonic.0 += u64::from(source >> 5) * 40;
+        while tracker.swarms_mut().sweep(now.monotonic) {}
+    }
+});
+
+fn tracker(ids: ConnectionIds) -> Tracker {
+    let terms = Terms {
+        interval_secs: 1_800,
+        numwant_default: 50,
+        numwant_max: 200,
+        reply_len_max: REPLY_LEN_DEFAULT,
+        trust_client_ip: vec!["127.0.0.0/8".parse().expect("a network")],
+        explain_wrong_connection_id: true,
+    };
+    let swarms = Swarms::new(Settings {
+        peer_lifetime_secs: 2_700,
+        keep_completed_secs: 86_400,
+        memory_bytes: 1 << 26,
+        caps: Caps { swarm: 100, per_ipv4: 5, per_ipv6_64: 3 },
+        allow_private: false,
+        hash_key: (1, 2),
+        seed: 3,
+    });
+    Tracker::new(ids, terms, swarms)
+}
