@@ -1,77 +1,83 @@
-//! A growable array in chunks: growing never moves more than one chunk, shrinking gives chunks back.
+//! A growable array in chunks: growing moves nothing, shrinking gives chunks back.
 
-use crate::effort;
+/// Values of the first chunk; each further one doubles what there is, up to the chunk size
+const FIRST: usize = 4;
 
-/// An array whose first chunk grows by doubling and whose further chunks are allocated whole
+/// An array whose chunks double in size up to `CHUNK` values and stay at that
 ///
 /// A `Vec` of a million records copies them all when it grows, and keeps its size when emptied.
 #[derive(Debug)]
 pub(crate) struct Chunks<T, const CHUNK: usize> {
     chunks: Vec<Vec<T>>,
+    len: usize,
 }
 
 impl<T, const CHUNK: usize> Chunks<T, CHUNK> {
+    /// Chunks below this number hold the first `CHUNK` values
+    const SMALL: usize = (CHUNK / FIRST).ilog2() as usize + 1;
+
     pub(crate) const fn new() -> Self {
-        const { assert!(CHUNK.is_power_of_two()) };
-        Self { chunks: Vec::new() }
+        const { assert!(CHUNK.is_power_of_two() && CHUNK >= FIRST) };
+        Self { chunks: Vec::new(), len: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
-        match self.chunks.last() {
-            Some(last) => (self.chunks.len() - 1) * CHUNK + last.len(),
-            None => 0,
-        }
+        self.len
     }
 
     /// Memory held, used or not
     pub(crate) fn bytes(&self) -> usize {
-        let first = self.chunks.first().map_or(0, Vec::capacity);
-        let records = first + self.chunks.len().saturating_sub(1) * CHUNK;
-        records * size_of::<T>() + self.chunks.capacity() * size_of::<Vec<T>>()
+        let values = match self.chunks.len() {
+            0 => 0,
+            chunks if chunks <= Self::SMALL => FIRST << (chunks - 1),
+            chunks => (chunks - Self::SMALL + 1) * CHUNK,
+        };
+        values * size_of::<T>() + self.chunks.capacity() * size_of::<Vec<T>>()
     }
 
     pub(crate) fn at(&self, position: usize) -> &T {
-        &self.chunks[position / CHUNK][position % CHUNK]
+        let (chunk, within) = Self::place(position);
+        &self.chunks[chunk][within]
     }
 
     pub(crate) fn at_mut(&mut self, position: usize) -> &mut T {
-        &mut self.chunks[position / CHUNK][position % CHUNK]
+        let (chunk, within) = Self::place(position);
+        &mut self.chunks[chunk][within]
     }
 
     pub(crate) fn push(&mut self, value: T) {
-        let first = self.chunks.is_empty();
-        match self.chunks.last_mut() {
-            Some(last) if last.len() < CHUNK => {
-                if last.len() == last.capacity() {
-                    effort::records(size_of_val(last.as_slice()));
-                    let grown = (last.len() * 2).clamp(4, CHUNK);
-                    last.reserve_exact(grown - last.len());
-                }
-                last.push(value);
-            }
-            _ => {
-                let mut chunk = Vec::with_capacity(if first { 4 } else { CHUNK });
-                chunk.push(value);
-                self.chunks.push(chunk);
-            }
+        let (chunk, within) = Self::place(self.len);
+        if chunk == self.chunks.len() {
+            // As much as there is already, so that the total doubles.
+            self.chunks.push(Vec::with_capacity(self.len.clamp(FIRST, CHUNK)));
         }
+        debug_assert_eq!(within, self.chunks[chunk].len());
+        self.chunks[chunk].push(value);
+        self.len += 1;
     }
 
     pub(crate) fn pop(&mut self) -> Option<T> {
-        let value = self.chunks.last_mut()?.pop();
-        if self.chunks.last().is_some_and(Vec::is_empty) {
+        let last = self.chunks.last_mut()?;
+        let value = last.pop();
+        if last.is_empty() {
             self.chunks.pop();
-        }
-        if let [only] = self.chunks.as_mut_slice()
-            && only.len() < only.capacity() / 4
-        {
-            effort::records(size_of_val(only.as_slice()));
-            only.shrink_to(only.len() * 2);
         }
         if self.chunks.len() < self.chunks.capacity() / 4 {
             self.chunks.shrink_to(self.chunks.len() * 2);
         }
+        self.len -= 1;
         value
+    }
+
+    fn place(position: usize) -> (usize, usize) {
+        if position >= CHUNK {
+            (Self::SMALL + position / CHUNK - 1, position % CHUNK)
+        } else if position < FIRST {
+            (0, position)
+        } else {
+            let chunk = (position / FIRST).ilog2();
+            (chunk as usize + 1, position - (FIRST << chunk))
+        }
     }
 }
 
@@ -85,9 +91,14 @@ mod tests {
         for value in 0..1000 {
             chunks.push(value);
             assert_eq!(chunks.len() as u64, value + 1);
+            let held: usize = chunks.chunks.iter().map(Vec::capacity).sum();
+            let list = chunks.chunks.capacity() * size_of::<Vec<u64>>();
+            assert_eq!(chunks.bytes(), held * 8 + list);
+            assert!(held <= (2 * chunks.len()).max(4) && held < chunks.len() + 17);
         }
         *chunks.at_mut(500) = 7;
         assert_eq!((*chunks.at(499), *chunks.at(500), *chunks.at(501)), (499, 7, 501));
+        assert_eq!((*chunks.at(3), *chunks.at(4), *chunks.at(15), *chunks.at(16)), (3, 4, 15, 16));
         let full = chunks.bytes();
         for value in (1..1000).rev() {
             assert_eq!(chunks.pop(), Some(if value == 500 { 7 } else { value }));

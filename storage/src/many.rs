@@ -4,7 +4,7 @@ use crate::chunks::Chunks;
 use crate::index::PositionIndex;
 use crate::part::EndpointKey;
 
-/// Records a chunk holds: with those of IPv6, 40 KiB, growing the first moves less than 64 KiB
+/// Records a chunk holds: 16 KiB of IPv4, 40 KiB of IPv6
 const CHUNK: usize = 2048;
 
 /// Peers of one family a swarm may have: the list of chunks, too, stays small enough to move at once

@@ -18,7 +18,8 @@ const BLOCK_PEERS_AGAIN: usize = 48;
 /// Where peers live
 #[derive(Debug)]
 pub(crate) struct Store {
-    pub(crate) entries: Chunks<Entry, 2048>,
+    /// In chunks of a megabyte: the allocator wastes little on such, and the list of them stays short
+    pub(crate) entries: Chunks<Entry, 16384>,
     homes: Homes,
 }
 

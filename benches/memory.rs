@@ -1,0 +1,74 @@
+//! What the population costs in memory, and what is left of a flood.
+//!
+//! `cargo run --release -p tsubame-bench --example memory [filled]`, as a table on standard output.
+
+use tsubame_bench::{LIFETIME_SECS, announce_of, empty_table, enter, fill, peers_of};
+use tsubame_storage::{Seconds, Swarms};
+
+/// The tracker's own allocator
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap_or(0) * 1024
+}
+
+fn report(what: &str, table: &Swarms, peers: u64) {
+    let (resident, totals) = (resident(), table.totals());
+    println!(
+        "{what:<44} {:>9} torrents {peers:>9} peers {:>7.1} MiB resident {:>7.1} MiB accounted \
+         {:>5.1} B/torrent {:>5.1} B/peer",
+        totals.torrents,
+        resident as f64 / 1_048_576.0,
+        totals.bytes as f64 / 1_048_576.0,
+        resident as f64 / totals.torrents.max(1) as f64,
+        resident as f64 / peers.max(1) as f64,
+    );
+}
+
+fn main() {
+    for torrents in [1_000_000, 4_000_000] {
+        let mut table = empty_table();
+        let peers = fill(&mut table, Seconds(0), 0..torrents);
+        report("filled", &table, peers);
+    }
+    if std::env::args().nth(1).as_deref() != Some("filled") {
+        flood();
+    }
+}
+
+/// A million torrents kept fresh while four million others come in between and expire
+fn flood() {
+    let mut table = empty_table();
+    let lifetime = u64::from(LIFETIME_SECS);
+    let peers = fill(&mut table, Seconds(0), 0..1_000_000);
+    let before = resident();
+    report("before the flood", &table, peers);
+    let others: u32 = 4_000_000;
+    let mut flooded = 1_000_000..1_000_000 + others;
+    let mut most = 0;
+    for now in 1..=2 * lifetime + 60 {
+        // Each torrent of the million is announced twice a lifetime; the flood comes in the first half.
+        let per_second = 1_000_000 * 2 / LIFETIME_SECS + 1;
+        let start = (now as u32 - 1) * per_second % 1_000_000;
+        for torrent in start..(start + per_second).min(1_000_000) {
+            for peer in 0..peers_of(torrent) {
+                enter(&mut table, Seconds(now), &announce_of(torrent, peer), &mut []);
+            }
+        }
+        for torrent in flooded.by_ref().take((others / (LIFETIME_SECS / 2)) as usize + 1) {
+            for peer in 0..peers_of(torrent) {
+                enter(&mut table, Seconds(now), &announce_of(torrent, peer), &mut []);
+            }
+        }
+        while table.sweep(Seconds(now)) {}
+        most = most.max(table.totals().torrents);
+    }
+    println!("at most {most} torrents");
+    let totals = table.totals();
+    let left = totals.seeders.iter().chain(&totals.leechers).sum();
+    report("one lifetime after the flood", &table, left);
+    println!("{:.2} times the resident memory before", resident() as f64 / before as f64);
+}

@@ -1,0 +1,120 @@
+//! What the swarm table costs: announces alone and in batches, scrapes, the sweep.
+//!
+//! `cargo bench -p tsubame-bench --bench storage -- 1M` for the smaller table alone.
+
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use fastrand::Rng;
+use std::hint::black_box;
+use tsubame_bench::{announce_of, empty_table, enter, fill, info_hash_of, peers_of};
+use tsubame_storage::{Announce, InfoHash, PeerSpace, Seconds, Swarms};
+
+const BATCH: usize = 64;
+const REPLY_BYTES: usize = 50 * 6;
+
+fn benches(criterion: &mut Criterion) {
+    for (name, torrents) in [("1M", 1_000_000), ("4M", 4_000_000)] {
+        let wanted: Vec<String> = std::env::args().skip(1).collect();
+        let skipped = ["1M", "4M"]
+            .iter()
+            .any(|other| *other != name && wanted.iter().any(|argument| argument.contains(other)));
+        if skipped {
+            continue;
+        }
+        let mut table = empty_table();
+        fill(&mut table, Seconds(0), 0..torrents);
+        announces(criterion, name, &mut table, torrents);
+        scrapes(criterion, name, &table, torrents);
+        sweep(criterion, name, table);
+    }
+}
+
+/// Known peers of torrents drawn at random: what most announces of a tracker are
+fn draw(rng: &mut Rng, torrents: u32) -> Announce {
+    let torrent = rng.u32(..torrents);
+    announce_of(torrent, rng.u32(..peers_of(torrent)))
+}
+
+fn announces(criterion: &mut Criterion, name: &str, table: &mut Swarms, torrents: u32) {
+    let mut rng = Rng::with_seed(7);
+    let mut reply = [0; REPLY_BYTES];
+    let mut group = criterion.benchmark_group(format!("{name}/announce"));
+    group.throughput(Throughput::Elements(BATCH as u64));
+    let mut batch =
+        |rng: &mut Rng| -> Vec<Announce> { (0..BATCH).map(|_| draw(rng, torrents)).collect() };
+    group.bench_function("alone", |bencher| {
+        bencher.iter_batched(
+            || batch(&mut rng),
+            |announces| {
+                for announce in &announces {
+                    black_box(enter(table, Seconds(1), announce, &mut reply));
+                }
+            },
+            BatchSize::SmallInput,
+        );
+    });
+    group.bench_function("batch of 64", |bencher| {
+        bencher.iter_batched(
+            || batch(&mut rng),
+            |announces| {
+                let aheads = announces.each_ahead(table);
+                let touched = aheads.iter().map(|ahead| table.touch(ahead));
+                black_box(touched.fold(0, u8::wrapping_add));
+                for (announce, ahead) in announces.iter().zip(aheads) {
+                    let space = PeerSpace { v4: &mut reply, v6: &mut [] };
+                    black_box(table.announce(Seconds(1), ahead, announce, space));
+                }
+            },
+            BatchSize::SmallInput,
+        );
+    });
+    group.finish();
+}
+
+trait EachAhead {
+    fn each_ahead(&self, table: &Swarms) -> Vec<tsubame_storage::Ahead>;
+}
+
+impl EachAhead for Vec<Announce> {
+    fn each_ahead(&self, table: &Swarms) -> Vec<tsubame_storage::Ahead> {
+        self.iter().map(|announce| table.look_ahead(&announce.info_hash)).collect()
+    }
+}
+
+fn scrapes(criterion: &mut Criterion, name: &str, table: &Swarms, torrents: u32) {
+    let mut rng = Rng::with_seed(8);
+    let mut group = criterion.benchmark_group(format!("{name}/scrape"));
+    group.throughput(Throughput::Elements(BATCH as u64));
+    group.bench_function("alone", |bencher| {
+        bencher.iter_batched(
+            || (0..BATCH).map(|_| info_hash_of(rng.u32(..torrents))).collect::<Vec<InfoHash>>(),
+            |hashes| {
+                for info_hash in &hashes {
+                    let ahead = table.look_ahead(info_hash);
+                    black_box(table.scrape(&ahead, info_hash));
+                }
+            },
+            BatchSize::SmallInput,
+        );
+    });
+    group.finish();
+}
+
+/// One call of the sweep, of which a shard does some ten a second
+fn sweep(criterion: &mut Criterion, name: &str, mut table: Swarms) {
+    let mut now = 0;
+    criterion.bench_function(&format!("{name}/sweep call, nothing expired"), |bencher| {
+        bencher.iter(|| {
+            if !black_box(table.sweep(Seconds(now))) {
+                // Time goes on, but not to where anybody would expire.
+                now = if now < 2_600 { now + 1 } else { 2_600 };
+            }
+        });
+    });
+}
+
+criterion_group! {
+    name = group;
+    config = Criterion::default().sample_size(20);
+    targets = benches
+}
+criterion_main!(group);
