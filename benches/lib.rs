@@ -36,7 +36,7 @@ pub fn endpoint_of(torrent: u32, peer: u32) -> Endpoint {
 
 /// An announce of a torrent's peer; one in four seeds
 pub fn announce_of(torrent: u32, peer: u32) -> Announce {
-    let role = if (torrent ^ peer) % 4 == 0 { Role::Seeder } else { Role::Leecher };
+    let role = if (torrent ^ peer).is_multiple_of(4) { Role::Seeder } else { Role::Leecher };
     let endpoint = endpoint_of(torrent, peer);
     Announce { info_hash: info_hash_of(torrent), endpoint, role, event: Event::None }
 }

@@ -39,7 +39,7 @@ fn announces(criterion: &mut Criterion, name: &str, table: &mut Swarms, torrents
     let mut reply = [0; REPLY_BYTES];
     let mut group = criterion.benchmark_group(format!("{name}/announce"));
     group.throughput(Throughput::Elements(BATCH as u64));
-    let mut batch =
+    let batch =
         |rng: &mut Rng| -> Vec<Announce> { (0..BATCH).map(|_| draw(rng, torrents)).collect() };
     group.bench_function("alone", |bencher| {
         bencher.iter_batched(

@@ -1,5 +1,7 @@
 //! The program as its users meet it: started, asked, misconfigured, stopped, killed.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
 mod common;
 
 use common::{

@@ -3,6 +3,8 @@
 //! Over IPv6 goes libtorrent alone: Debian's Transmission 3.00 reads the peers of an IPv6 reply as IPv4, aria2
 //! and rTorrent 0.9.8 ask UDP trackers over IPv4 only. They need root and the programs that `tests/run` installs, so `cargo test` leaves them out.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
 mod common;
 
 use common::lab::{Host, Lab, TRACKER_V4, TRACKER_V6, Torrent, wait_for_counts};

@@ -1,6 +1,8 @@
 //! Many clients and a tracker in one thread, without sockets: loss, duplication, reordering, forged sources,
 //! clock jumps. The same seed gives the same run.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use tsubame::clock::Now;
@@ -59,7 +61,7 @@ fn client_of(number: usize) -> Client {
         _ => [81, 7, (number / 8) as u8, 1].into(),
     };
     let address = SocketAddr::new(ip, 10_000 + number16);
-    let left = if number % 4 == 0 { 0 } else { 1_000 };
+    let left = if number.is_multiple_of(4) { 0 } else { 1_000 };
     Client {
         address,
         torrent: number % TORRENTS,
@@ -212,7 +214,7 @@ impl World {
                     // It comes back later as somebody new to its swarm.
                     (client.started, client.gone) = (false, false);
                     client.due = now + 3_600;
-                } else if number % 5 == 0 && now % 3 == 0 {
+                } else if number.is_multiple_of(5) && now % 3 == 0 {
                     client.gone = true;
                 }
             }

@@ -1,5 +1,7 @@
 //! Style as a test: layering, where unsafe may stand, how long functions and files get.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

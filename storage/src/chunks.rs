@@ -35,6 +35,12 @@ impl<T, const CHUNK: usize> Chunks<T, CHUNK> {
         values * size_of::<T>() + self.chunks.capacity() * size_of::<Vec<T>>()
     }
 
+    /// Memory that the next push takes; mostly none
+    pub(crate) fn next_bytes(&self) -> usize {
+        let (chunk, _) = Self::place(self.len);
+        if chunk == self.chunks.len() { self.next_capacity() * size_of::<T>() } else { 0 }
+    }
+
     pub(crate) fn at(&self, position: usize) -> &T {
         let (chunk, within) = Self::place(position);
         &self.chunks[chunk][within]
@@ -48,8 +54,7 @@ impl<T, const CHUNK: usize> Chunks<T, CHUNK> {
     pub(crate) fn push(&mut self, value: T) {
         let (chunk, within) = Self::place(self.len);
         if chunk == self.chunks.len() {
-            // As much as there is already, so that the total doubles.
-            self.chunks.push(Vec::with_capacity(self.len.clamp(FIRST, CHUNK)));
+            self.chunks.push(Vec::with_capacity(self.next_capacity()));
         }
         debug_assert_eq!(within, self.chunks[chunk].len());
         self.chunks[chunk].push(value);
@@ -67,6 +72,11 @@ impl<T, const CHUNK: usize> Chunks<T, CHUNK> {
         }
         self.len -= 1;
         value
+    }
+
+    /// As much as there is already, so that the total doubles
+    fn next_capacity(&self) -> usize {
+        self.len.clamp(FIRST, CHUNK)
     }
 
     fn place(position: usize) -> (usize, usize) {
@@ -89,7 +99,11 @@ mod tests {
     fn behaves_like_a_vec_and_gives_memory_back() {
         let mut chunks = Chunks::<u64, 16>::new();
         for value in 0..1000 {
+            let before = chunks.chunks.iter().map(Vec::capacity).sum::<usize>() * 8;
+            let next = chunks.next_bytes();
             chunks.push(value);
+            let after = chunks.chunks.iter().map(Vec::capacity).sum::<usize>() * 8;
+            assert_eq!(after - before, next);
             assert_eq!(chunks.len() as u64, value + 1);
             let held: usize = chunks.chunks.iter().map(Vec::capacity).sum();
             let list = chunks.chunks.capacity() * size_of::<Vec<u64>>();

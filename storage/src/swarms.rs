@@ -331,7 +331,8 @@ impl Swarms {
 
     fn add_torrent(&mut self, hash: u64, info_hash: &InfoHash) -> Option<u32> {
         let position = self.store.entries.len() as u32;
-        if self.pressure() > Pressure::None || position >= POSITIONS_MAX - 1 {
+        let more = self.store.entries.next_bytes();
+        if self.pressure(more) > Pressure::None || position >= POSITIONS_MAX - 1 {
             return None;
         }
         self.store.entries.push(Entry::new(info_hash));
@@ -344,10 +345,11 @@ impl Swarms {
         None
     }
 
-    fn pressure(&self) -> Pressure {
-        let (held, limit) = (self.bytes(), self.settings.memory_bytes);
+    /// How near the ceiling would be with so much more
+    fn pressure(&self, more: usize) -> Pressure {
+        let (held, limit) = (self.bytes() + more, self.settings.memory_bytes);
         // The last sixteenth is kept for peers of swarms that need them; of the last sixty-fourth nothing
-        // is given away: allocations are larger than what is asked for.
+        // is given away: a block comes with its slab.
         if held >= limit - limit / 64 {
             Pressure::Full
         } else if held >= limit - limit / 16 {
@@ -462,7 +464,7 @@ impl Swarms {
             _ => Pressure::Tight,
         };
         if !self.store.has_room::<N>(position) || peers >= CROWDED_PEERS {
-            let permitted = self.pressure() <= tolerated;
+            let permitted = self.pressure(0) <= tolerated;
             if !permitted || !self.store.make_room::<N>(position, rules.key) {
                 return refused(Refusal::Memory);
             }

@@ -1,5 +1,7 @@
 //! The swarm table against a naive one, over operations drawn at random.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
 mod model;
 
 use model::{Checker, LIFETIME, Operation};

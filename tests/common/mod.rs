@@ -248,7 +248,7 @@ impl Client {
         assert_eq!((word(0), word(4)), (1, self.transactions));
         let (peers, width) = (&reply[20..], if self.tracker.is_ipv4() { 6 } else { 18 });
         assert_eq!(peers.len() % width, 0);
-        let peers: Vec<_> = peers.chunks(width).map(|peer| peer_of(peer)).collect();
+        let peers: Vec<_> = peers.chunks(width).map(peer_of).collect();
         let distinct: BTreeSet<_> = peers.iter().copied().collect();
         assert_eq!(distinct.len(), peers.len(), "a peer was given twice");
         Announced { interval: word(8), leechers: word(12), seeders: word(16), peers: distinct }

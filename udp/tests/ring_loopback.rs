@@ -1,5 +1,6 @@
 //! The ring against real sockets on loopback.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 #![cfg(feature = "ring")]
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
