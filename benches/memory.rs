@@ -1,6 +1,6 @@
 //! What the population costs in memory, and what is left of a flood.
 //!
-//! `cargo run --release -p tsubame-bench --example memory [filled]`, as a table on standard output.
+//! `cargo run --release -p tsubame-bench --example memory -- filled` (or `flood`), as a table on standard output.
 
 use tsubame_bench::{LIFETIME_SECS, announce_of, empty_table, enter, fill, peers_of};
 use tsubame_storage::{Seconds, Swarms};
@@ -29,13 +29,16 @@ fn report(what: &str, table: &Swarms, peers: u64) {
 }
 
 fn main() {
-    for torrents in [1_000_000, 4_000_000] {
-        let mut table = empty_table();
-        let peers = fill(&mut table, Seconds(0), 0..torrents);
-        report("filled", &table, peers);
-    }
-    if std::env::args().nth(1).as_deref() != Some("filled") {
-        flood();
+    match std::env::args().nth(1).as_deref() {
+        Some("filled") => {
+            for torrents in [1_000_000, 4_000_000] {
+                let mut table = empty_table();
+                let peers = fill(&mut table, Seconds(0), 0..torrents);
+                report("filled", &table, peers);
+            }
+        }
+        Some("flood") => flood(),
+        _ => eprintln!("usage: memory filled|flood"),
     }
 }
 

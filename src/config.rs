@@ -21,6 +21,9 @@ use tsubame_udp::connection_id::{Key, LIFETIME_SECS_MAX};
 /// The commented default, as `tsubame config` prints it
 pub const DEFAULT_YAML: &str = include_str!("../deploy/tsubame.yaml");
 
+/// The most peers of one address that can be permitted: an announce looks at each of them
+const ADDRESS_CAP_MAX: u32 = 256;
+
 /// The longest interval or lifetime: a tick of the swarm table is one byte
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -363,8 +366,10 @@ impl Storage {
             values::duration(value, Duration::from_secs(1), DAY * 366)
         });
         let mut caps = section.section("caps");
-        let mut cap = |key| caps.value(key, 0, |value| values::number(value, 0, u32::MAX));
-        let (swarm, per_ipv4, per_ipv6_64) = (cap("swarm"), cap("per_ipv4"), cap("per_ipv6_64"));
+        let mut cap = |key, most| caps.value(key, 0, |value| values::number(value, 0, most));
+        let swarm = cap("swarm", u32::MAX);
+        let per_ipv4 = cap("per_ipv4", ADDRESS_CAP_MAX);
+        let per_ipv6_64 = cap("per_ipv6_64", ADDRESS_CAP_MAX);
         caps.end();
         section.end();
         Self { memory, keep_completed, caps: Caps { swarm, per_ipv4, per_ipv6_64 } }

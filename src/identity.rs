@@ -6,7 +6,7 @@ use tsubame_udp::connection_id::Key;
 use tsubame_udp::steering::SteeringKeys;
 
 /// Random keys and numbers of this process
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     connection_id_key: [u8; 16],
     steering_words: [u32; 5],
@@ -14,6 +14,13 @@ pub struct Identity {
     seed: u64,
     /// How many shards own the info hashes
     pub shards: u16,
+}
+
+/// Keys do not show in logs
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity").field("shards", &self.shards).finish_non_exhaustive()
+    }
 }
 
 impl Identity {

@@ -2,9 +2,10 @@
 //! is compiled.
 
 use tsubame_storage::Family;
-use tsubame_udp::ring::REPLY_LEN_MAX;
+use tsubame_udp::ring::{DATAGRAM_LEN_MAX, REPLY_LEN_MAX};
 use tsubame_udp::wire::{
-    ANNOUNCE_REPLY_LEN, CONNECT_REPLY_LEN, SCRAPE_HASHES_MAX, SCRAPE_REPLY_LEN, SCRAPE_ROW_LEN,
+    ANNOUNCE_REPLY_LEN, CONNECT_REPLY_LEN, REQUEST_LEN_MAX, SCRAPE_HASHES_MAX, SCRAPE_REPLY_LEN,
+    SCRAPE_ROW_LEN,
 };
 
 /// Bytes of UDP payload an announce reply has at most, unless configured: what gets through tunnels
@@ -24,6 +25,8 @@ pub const fn peers_fitting(family: Family, reply_len: usize) -> usize {
 
 const SCRAPE_REPLY_MAX: usize = SCRAPE_REPLY_LEN + SCRAPE_HASHES_MAX * SCRAPE_ROW_LEN;
 
+// The ring receives whole what the wire may hold.
+const _: () = assert!(REQUEST_LEN_MAX <= DATAGRAM_LEN_MAX);
 const _: () = assert!(REPLY_LEN_MIN <= REPLY_LEN_DEFAULT && REPLY_LEN_DEFAULT <= REPLY_LEN_LIMIT);
 const _: () = assert!(SCRAPE_REPLY_MAX <= REPLY_LEN_LIMIT && CONNECT_REPLY_LEN <= REPLY_LEN_MIN);
 const _: () = assert!(peers_fitting(Family::V4, REPLY_LEN_DEFAULT) == 222);

@@ -46,8 +46,17 @@ pub enum ListenError {
     /// The BPF program was refused though demanded
     #[error("udp.steering: is on, but the kernel refuses the program: {0}; set it to auto or off")]
     Steering(#[source] io::Error),
+    /// Too many descriptors
+    #[error(
+        "udp.listen: no file descriptors are left at {0}; raise the limit (ulimit -n, LimitNOFILE in the \
+         unit): each shard needs one for each local address"
+    )]
+    Files(SocketAddr),
     /// Anything else
-    #[error("udp.listen: cannot bind {0}: {1}")]
+    #[error(
+        "udp.listen: cannot bind {0}: {1}; an IPv6 link-local address is written with its interface's \
+         number, as [fe80::1%2]:6969"
+    )]
     Failed(SocketAddr, #[source] io::Error),
 }
 
@@ -84,9 +93,11 @@ impl Listeners {
             receive_buffer: usize::MAX,
             left_out: Vec::new(),
         };
+        // All are claimed before any is bound: ours would be in each other's way.
+        let mut claimed = Vec::new();
         for configured in &udp.listen {
             match claim(*configured, clock) {
-                Ok(address) => listeners.bind_configured(address, udp)?,
+                Ok(address) => claimed.push(address),
                 // One family is enough: many machines and containers have no IPv6.
                 Err(ListenError::NoFamily(address)) if udp.listen.len() > 1 => {
                     listeners.left_out.push(address);
@@ -94,24 +105,45 @@ impl Listeners {
                 Err(error) => return Err(error),
             }
         }
-        if listeners.addresses.is_empty() {
+        if claimed.is_empty() {
             return Err(ListenError::NoFamily(udp.listen[0]));
         }
-        listeners.steered = listeners.steer(udp.steering, keys, shards)?;
+        let steering = if shards == 1 { Steering::Off } else { udp.steering };
+        let binding = Binding { udp, keys, shards, steering };
+        listeners.steered = Ok(steering != Steering::Off);
+        for address in claimed {
+            listeners.bind_configured(address, &binding)?;
+        }
         Ok(listeners)
     }
 
-    fn bind_configured(&mut self, address: SocketAddr, udp: &Udp) -> Result<(), ListenError> {
+    /// Whether the kernel brings announces to their shard
+    pub fn is_steered(&self) -> bool {
+        matches!(self.steered, Ok(true))
+    }
+
+    fn bind_configured(
+        &mut self,
+        address: SocketAddr,
+        binding: &Binding<'_>,
+    ) -> Result<(), ListenError> {
         if address.ip().is_unspecified() {
             for local in local_addresses(address) {
                 // An address may be gone or not ready yet; the wildcard takes its datagrams.
-                if !self.has(local) && self.bind_group(local, udp).is_ok() {
-                    self.local_addresses += 1;
+                if self.has(local) {
+                    continue;
+                }
+                match self.bind_group(local, binding) {
+                    Ok(()) => self.local_addresses += 1,
+                    Err(error @ (ListenError::Files(_) | ListenError::Steering(_))) => {
+                        return Err(error);
+                    }
+                    Err(_) => {}
                 }
             }
         }
         if !self.has(address) {
-            self.bind_group(address, udp)?;
+            self.bind_group(address, binding)?;
         }
         self.addresses.push(address);
         Ok(())
@@ -122,8 +154,12 @@ impl Listeners {
     }
 
     /// Binds one address once for each shard
-    fn bind_group(&mut self, address: SocketAddr, udp: &Udp) -> Result<(), ListenError> {
-        let bind = |_| UdpSocket::bind_shared(address, udp.receive_buffer);
+    fn bind_group(
+        &mut self,
+        address: SocketAddr,
+        binding: &Binding<'_>,
+    ) -> Result<(), ListenError> {
+        let bind = |_| UdpSocket::bind_shared(address, binding.udp.receive_buffer);
         let group: Vec<UdpSocket> = (0..self.shards.len())
             .map(bind)
             .collect::<io::Result<_>>()
@@ -132,33 +168,37 @@ impl Listeners {
             self.receive_buffer = self.receive_buffer.min(socket.receive_buffer());
             shard.push(socket);
         }
-        Ok(())
+        self.steer_last(binding)
     }
 
-    fn steer(
-        &self,
-        wanted: Steering,
-        keys: &SteeringKeys,
-        shards: u16,
-    ) -> Result<io::Result<bool>, ListenError> {
-        if wanted == Steering::Off || shards == 1 {
-            return Ok(Ok(false));
+    /// Has the kernel steer the group bound last, as soon as it is there
+    ///
+    /// All groups or none: a half-steered tracker is hard to understand.
+    fn steer_last(&mut self, binding: &Binding<'_>) -> Result<(), ListenError> {
+        let Some(socket) = self.shards[0].last().filter(|_| matches!(self.steered, Ok(true)))
+        else {
+            return Ok(());
+        };
+        let Err(error) = steering::attach(socket.as_fd(), binding.keys, binding.shards) else {
+            return Ok(());
+        };
+        if binding.steering == Steering::On {
+            return Err(ListenError::Steering(error));
         }
-        // Each address is a group of its own. All or none: a half-steered tracker is hard to understand.
-        let refused = self.shards[0]
-            .iter()
-            .find_map(|socket| steering::attach(socket.as_fd(), keys, shards).err());
-        match (refused, wanted) {
-            (None, _) => Ok(Ok(true)),
-            (Some(error), Steering::On) => Err(ListenError::Steering(error)),
-            (Some(error), _) => {
-                for socket in &self.shards[0] {
-                    let _ = steering::detach(socket.as_fd());
-                }
-                Ok(Err(error))
-            }
+        for socket in &self.shards[0] {
+            let _ = steering::detach(socket.as_fd());
         }
+        self.steered = Err(error);
+        Ok(())
     }
+}
+
+/// What all groups are bound by
+struct Binding<'a> {
+    udp: &'a Udp,
+    keys: &'a SteeringKeys,
+    shards: u16,
+    steering: Steering,
 }
 
 /// Makes sure that nobody else has an address, and takes a port if none is given
@@ -182,6 +222,8 @@ fn claim(address: SocketAddr, clock: &Clock) -> Result<SocketAddr, ListenError> 
 }
 
 fn explain(address: SocketAddr, error: io::Error) -> ListenError {
+    use rustix::io::Errno;
+    let errno = Errno::from_io_error(&error);
     match error.kind() {
         io::ErrorKind::AddrInUse => ListenError::Taken(address),
         io::ErrorKind::PermissionDenied => ListenError::Denied(address),
@@ -189,10 +231,9 @@ fn explain(address: SocketAddr, error: io::Error) -> ListenError {
             ListenError::NoFamily(address)
         }
         io::ErrorKind::AddrNotAvailable => ListenError::NotLocal(address),
-        // EAFNOSUPPORT has no kind of its own.
-        _ if rustix::io::Errno::from_io_error(&error) == Some(rustix::io::Errno::AFNOSUPPORT) => {
-            ListenError::NoFamily(address)
-        }
+        // These have no kind of their own.
+        _ if errno == Some(Errno::AFNOSUPPORT) => ListenError::NoFamily(address),
+        _ if errno == Some(Errno::MFILE) => ListenError::Files(address),
         _ => ListenError::Failed(address, error),
     }
 }

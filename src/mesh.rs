@@ -18,7 +18,7 @@ const MEMORY_BYTES: usize = 64 << 20;
 const MESSAGES_MIN: usize = 64;
 const MESSAGES_MAX: usize = 1024;
 
-/// Messages taken from one ring before others get their turn
+/// Messages taken in a turn: fewer than a ring has slots for their replies, and no more work than a batch
 const MESSAGES_PER_TURN: usize = 128;
 
 /// Rows of a scrape that travel together
@@ -90,10 +90,15 @@ impl<T: Copy> Rows<T> {
 #[repr(align(128))]
 struct Doorbell {
     /// A bit for each node that has sent something
-    ready: Box<[AtomicU64]>,
+    ready: Box<[ReadyWord]>,
     sleeping: AtomicBool,
     notify: Notify,
 }
+
+/// Alone on its cache lines: polled by one node, written by others
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct ReadyWord(AtomicU64);
 
 /// A node's end of all its rings
 #[derive(Debug)]
@@ -104,6 +109,8 @@ pub struct Port {
     /// Nodes that were sent something since the last [`Port::ring`]
     rung: Vec<bool>,
     bells: Arc<[Doorbell]>,
+    /// Whose turn it is to be served first
+    next: u32,
 }
 
 /// Ports for so many shards, and one for the control plane, behind them
@@ -114,7 +121,7 @@ pub fn mesh(shards: u16) -> Vec<Port> {
     let control = nodes - 1;
     let words = nodes.div_ceil(64);
     let bell = |_| Doorbell {
-        ready: (0..words).map(|_| AtomicU64::new(0)).collect(),
+        ready: (0..words).map(|_| ReadyWord::default()).collect(),
         ..Doorbell::default()
     };
     let bells: Arc<[Doorbell]> = (0..nodes).map(bell).collect();
@@ -125,6 +132,7 @@ pub fn mesh(shards: u16) -> Vec<Port> {
             outboxes: (0..nodes).map(|_| None).collect(),
             rung: vec![false; nodes],
             bells: bells.clone(),
+            next: 0,
         })
         .collect();
     let messages = MEMORY_BYTES / (nodes * nodes) / size_of::<Message>();
@@ -159,7 +167,7 @@ impl Port {
         for (to, rung) in self.rung.iter_mut().enumerate().filter(|(_, rung)| **rung) {
             *rung = false;
             let bell = &self.bells[to];
-            bell.ready[self.node / 64].fetch_or(1 << (self.node % 64), Ordering::SeqCst);
+            bell.ready[self.node / 64].0.fetch_or(1 << (self.node % 64), Ordering::SeqCst);
             if bell.sleeping.swap(false, Ordering::SeqCst) {
                 bell.notify.notify_one();
             }
@@ -168,42 +176,42 @@ impl Port {
 
     /// Takes what others have sent, a bounded number of messages; returns how many
     pub fn receive(&mut self, mut take: impl FnMut(usize, Message)) -> usize {
-        let mut taken = 0;
-        let bells = self.bells.clone();
-        for (word, ready) in bells[self.node].ready.iter().enumerate() {
-            if ready.load(Ordering::Relaxed) == 0 {
+        let Self { bells, inboxes, node, next, .. } = self;
+        let mut left = MESSAGES_PER_TURN;
+        for (word, ready) in bells[*node].ready.iter().enumerate() {
+            if ready.0.load(Ordering::Relaxed) == 0 {
                 continue;
             }
-            let mut bits = ready.swap(0, Ordering::SeqCst);
-            while bits != 0 {
-                let bit = bits.trailing_zeros();
-                bits &= bits - 1;
-                let from = word * 64 + bit as usize;
-                let Some(inbox) = &mut self.inboxes[from] else { continue };
-                let count = inbox.slots().min(MESSAGES_PER_TURN);
-                for _ in 0..count {
+            let bits = ready.0.swap(0, Ordering::SeqCst);
+            // Each turn begins with another node, so that none is always served last.
+            let turn = *next % 64;
+            let in_turn = (turn..64).chain(0..turn).filter(|bit| bits >> bit & 1 == 1);
+            for bit in in_turn {
+                let Some(inbox) = &mut inboxes[word * 64 + bit as usize] else { continue };
+                for _ in 0..left.min(inbox.slots()) {
                     let Ok(message) = inbox.pop() else { break };
-                    take(from, message);
+                    left -= 1;
+                    take(word * 64 + bit as usize, message);
                 }
                 if !inbox.is_empty() {
-                    ready.fetch_or(1 << bit, Ordering::SeqCst);
+                    ready.0.fetch_or(1 << bit, Ordering::SeqCst);
                 }
-                taken += count;
             }
         }
-        taken
+        *next = next.wrapping_add(1);
+        MESSAGES_PER_TURN - left
     }
 
-    /// The most that [`Self::receive`] takes at once
-    pub fn messages_per_turn(&self) -> usize {
-        self.inboxes.iter().flatten().count() * MESSAGES_PER_TURN
+    /// Messages that [`Self::receive`] takes at most
+    pub const fn messages_per_turn() -> usize {
+        MESSAGES_PER_TURN
     }
 
     /// Says that this node sleeps; false if there is something to do after all
     pub fn go_to_sleep(&self) -> bool {
         let bell = &self.bells[self.node];
         bell.sleeping.store(true, Ordering::SeqCst);
-        let quiet = bell.ready.iter().all(|ready| ready.load(Ordering::SeqCst) == 0);
+        let quiet = bell.ready.iter().all(|ready| ready.0.load(Ordering::SeqCst) == 0);
         if !quiet {
             self.wake_up();
         }

@@ -115,11 +115,22 @@ pub fn watched(before: &Figures, now: &Figures, steered: bool) {
             more(Outcome::Forwarded)
         );
     }
-    if now.shed() > before.shed() {
-        warn!(
-            "{} datagrams were dropped as queues between shards were full",
-            now.shed() - before.shed()
-        );
+    for (outcome, why) in [
+        (Outcome::ShedMesh, "a queue to another shard was full"),
+        (Outcome::ShedSlots, "no slot was free for the reply"),
+        (Outcome::ShedScrape, "another shard's part was late, or too many were waiting"),
+    ] {
+        if more(outcome) > 0 {
+            warn!("{} requests were dropped as {why}", more(outcome));
+        }
+    }
+    let waited = now.ring.out_of_buffers - before.ring.out_of_buffers;
+    if waited > 0 {
+        warn!("{waited} times a shard was so busy that datagrams had to wait in the kernel");
+    }
+    let receives = now.ring.receive_failed - before.ring.receive_failed;
+    if receives > 0 {
+        warn!("{receives} receives failed and were begun anew; is an interface going up and down?");
     }
     let failed = now.ring.send_failed - before.ring.send_failed;
     if failed > 0 {
@@ -143,15 +154,19 @@ pub fn stopped(figures: &Figures, uptime: Duration, ended: bool) {
 
 fn line(figures: &Figures) -> String {
     let resident = memory::resident_bytes().map_or_else(|| "?".to_owned(), iec);
-    let v6: u64 = Outcome::ALL.iter().map(|outcome| figures.of_family(Family::V6, *outcome)).sum();
+    // What was passed on is counted by the shard that answers it.
+    let ends = Outcome::ALL.iter().filter(|outcome| **outcome != Outcome::Forwarded);
+    let v6: u64 = ends.map(|outcome| figures.of_family(Family::V6, *outcome)).sum();
     format!(
-        "{} connects, {} announces, {} scrapes answered ({v6} datagrams over IPv6), {} rejected, {} shed; \
+        "{} connects, {} announces, {} scrapes answered, {} rejected, {} shed; {v6} datagrams over IPv6, \
+         {} forwarded between shards; \
          {} torrents, {} peers in {}, {resident} resident, {} fixed a shard",
         figures.of(Outcome::Connected),
         figures.announces(),
         figures.of(Outcome::Scraped),
         figures.rejected(),
         figures.shed(),
+        figures.of(Outcome::Forwarded),
         figures.table.torrents,
         figures.peers(),
         iec(figures.table.bytes),

@@ -47,14 +47,22 @@ pub enum RunError {
     #[error(transparent)]
     Shards(ShardError),
     /// No keys
-    #[error("cannot draw keys from the kernel: {0}")]
+    #[error("cannot draw keys from the kernel: {0}; getrandom(2) must be permitted")]
     Randomness(getrandom::Error),
     /// No signals, or no thread for them
-    #[error("cannot start the control plane: {0}")]
+    #[error("cannot start the control plane: {0}; raise the limit on files (ulimit -n)")]
     Runtime(#[source] io::Error),
     /// A shard ended by itself
     #[error("shard {0} has died: {1}")]
     ShardDied(u16, String),
+}
+
+/// Each shard has a socket for each local address: the usual soft limit of 1,024 files is soon reached
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // Where that is refused, a message names the limit if it is ever reached.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 /// A tracker that is up, with all that watches over it
@@ -68,6 +76,7 @@ struct Running {
 /// Runs the tracker until it is told to stop by SIGINT or SIGTERM
 pub fn run(config: &Config) -> Result<(), RunError> {
     let clock = Clock::new();
+    raise_file_limit();
     let cores = cpus::choose(&config.cpus)?;
     let shards = cores.len() as u16;
     let identity = Identity::draw(shards).map_err(RunError::Randomness)?;
@@ -90,10 +99,12 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         (cores[usize::from(number)], body)
     });
     let supervisor = Supervisor::start(bodies.collect()).map_err(RunError::Shards)?;
-    report::started(config, &listeners, &cores, ceiling, control.as_ref());
-    let steered = matches!(listeners.steered, Ok(true));
     let watched = Watched { boards, clock };
-    control_plane(Running { supervisor, control: control_port, watched, steered }, control)
+    let running =
+        Running { supervisor, control: control_port, watched, steered: listeners.is_steered() };
+    control_plane(running, control, |control| {
+        report::started(config, &listeners, &cores, ceiling, control);
+    })
 }
 
 fn tracker(config: &Config, identity: &Identity, shard: u16, memory_bytes: usize) -> Tracker {
@@ -130,30 +141,52 @@ fn serve_shard(parts: Parts, ready: &dyn Fn()) -> Result<(), ShardError> {
     runtime.block_on(Shard::new(parts).run()).map_err(ShardError::Ring)
 }
 
-/// Signals, health and warnings, on this thread, until the end
-fn control_plane(running: Running, control: Option<TcpListener>) -> Result<(), RunError> {
+/// Signals, health and warnings, on this thread, until the end; `started` is called once signals are heard
+fn control_plane(
+    running: Running,
+    control: Option<TcpListener>,
+    started: impl FnOnce(Option<&TcpListener>),
+) -> Result<(), RunError> {
     cpus::step_back();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(RunError::Runtime)?;
     runtime.block_on(async {
+        let signals = Signals::new().map_err(RunError::Runtime)?;
+        started(control.as_ref());
         if let Some(listener) = control {
             tokio::spawn(control::serve(listener, running.watched.clone()));
         }
-        watch(running).await
+        watch(running, signals).await
     })
 }
 
-async fn watch(mut running: Running) -> Result<(), RunError> {
-    let on = |kind| signal(kind).map_err(RunError::Runtime);
-    let (mut interrupt, mut terminate, mut hangup) =
-        (on(SignalKind::interrupt())?, on(SignalKind::terminate())?, on(SignalKind::hangup())?);
+/// The signals that mean something
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+async fn watch(mut running: Running, signals: Signals) -> Result<(), RunError> {
+    let Signals { mut interrupt, mut terminate, mut hangup } = signals;
     let mut look = tokio::time::interval(WATCH_EVERY);
     let mut seen = Figures::default();
     let signal = loop {
         tokio::select! {
-            name = either(&mut interrupt, &mut terminate) => break name,
+            _ = interrupt.recv() => break "SIGINT",
+            _ = terminate.recv() => break "SIGTERM",
             _ = hangup.recv() => {
                 tracing::info!("SIGHUP: this version reloads nothing; restart it for a new config");
             }
@@ -173,13 +206,6 @@ async fn watch(mut running: Running) -> Result<(), RunError> {
     let ended = running.supervisor.all_ended(STOP_PATIENCE).await;
     report::stopped(&sum(&running.watched.boards), running.watched.clock.elapsed(), ended);
     Ok(())
-}
-
-async fn either(interrupt: &mut Signal, terminate: &mut Signal) -> &'static str {
-    tokio::select! {
-        _ = interrupt.recv() => "SIGINT",
-        _ = terminate.recv() => "SIGTERM",
-    }
 }
 
 fn died(ended: Option<Ended>) -> RunError {

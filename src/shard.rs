@@ -85,7 +85,7 @@ impl Shard {
     pub fn new(parts: Parts) -> Self {
         let Parts { number, shards, keys, ring, tracker, port, board, clock } = parts;
         let no_rows = Rows::new(0, InfoHash([0; 20]));
-        let inbox = port.messages_per_turn();
+        let inbox = Port::messages_per_turn();
         Self {
             number,
             shards,
@@ -141,6 +141,8 @@ impl Shard {
         }
         self.publish(self.clock.now());
         self.ring.stop(STOP_PATIENCE);
+        // The process is about to end: taking gigabytes apart would only keep it.
+        std::mem::forget(self.tracker);
         Ok(())
     }
 
@@ -346,7 +348,15 @@ impl Shard {
         path: &ReturnPath,
         ahead: Ahead,
     ) -> io::Result<()> {
-        let Some(slot) = self.ring.forward_slot() else {
+        let slot = match self.ring.forward_slot() {
+            Some(slot) => Some(slot),
+            None => {
+                // Those on their way are free once the kernel has them.
+                self.ring.turn()?;
+                self.ring.forward_slot()
+            }
+        };
+        let Some(slot) = slot else {
             self.figures.count(announce.family, Outcome::ShedSlots);
             return Ok(());
         };

@@ -94,9 +94,9 @@ impl Figures {
 
     fn cells(&self) -> [u64; CELLS] {
         let mut cells = [0; CELLS];
-        let RingCounts { turns, sent, send_failed, out_of_buffers, unreadable } = self.ring;
+        let RingCounts { turns, sent, send_failed, out_of_buffers, receive_failed } = self.ring;
         let Totals { torrents, seeders, leechers, bytes } = self.table;
-        let ring = [turns, sent, send_failed, out_of_buffers, unreadable];
+        let ring = [turns, sent, send_failed, out_of_buffers, receive_failed];
         let [[sa, sb], [la, lb]] = [seeders, leechers];
         let table = [torrents as u64, sa, sb, la, lb, bytes as u64];
         let values = self.outcomes.iter().flatten().copied().chain(ring).chain(table);
@@ -116,7 +116,7 @@ impl Figures {
             sent: next(),
             send_failed: next(),
             out_of_buffers: next(),
-            unreadable: next(),
+            receive_failed: next(),
         };
         figures.table = Totals {
             torrents: next() as usize,
@@ -176,7 +176,7 @@ mod tests {
         let mut figures = Figures::default();
         figures.count(Family::V6, Outcome::ShedScrape);
         figures.count(Family::V4, Outcome::Joined);
-        figures.ring.unreadable = 5;
+        figures.ring.receive_failed = 5;
         figures.table = Totals { torrents: 1, seeders: [2, 3], leechers: [4, 5], bytes: 6 };
         let board = Board::default();
         board.publish(&figures, Seconds(7));

@@ -31,7 +31,7 @@ pub enum ShardError {
     #[error("cpus: cannot run on core {0}: {1}; name other cores, or auto")]
     Pin(usize, #[source] io::Error),
     /// No thread, or no runtime on it
-    #[error("cannot start: {0}; see ulimit -u for threads, ulimit -n for files")]
+    #[error("cannot start: {0}; raise the limits on threads (ulimit -u) and files (ulimit -n)")]
     Start(#[source] io::Error),
     /// The ring failed while serving
     #[error("the ring failed: {0}")]
@@ -78,15 +78,14 @@ impl Supervisor {
                 let result = pinned.and_then(|()| body(&tell_ready));
                 // Nobody listens any more only when the process is about to end anyway.
                 let _ = tell.send(Ended { number, result });
+                // One that has ended is not waited for, either.
+                tell_ready();
             });
             supervisor.threads.push(spawned.map_err(ShardError::Start)?);
         }
         drop((ready, tell));
         for _ in 0..supervisor.threads.len() {
-            // Fails once a thread has ended without being ready.
-            if all_ready.recv().is_err() {
-                break;
-            }
+            let _ = all_ready.recv();
         }
         match supervisor.ended.try_recv() {
             Ok(Ended { result: Err(error), .. }) => Err(error),

@@ -5,14 +5,17 @@
 mod common;
 
 use common::{
-    Announce, Client, SILENCE, Tracker, figure, head, http_get, info_hash_of, now, tsubame,
+    Announce, Client, SILENCE, Tracker, cpus, figure, head, http_get, info_hash_of, now, refuse,
+    tsubame,
 };
 use std::net::SocketAddr;
+use std::process::Command;
 use std::time::Duration;
 
-fn config(listen: &str, cpus: &str, steering: &str) -> String {
+fn config(listen: &str, shards: usize, steering: &str) -> String {
     format!(
-        "cpus: {cpus}\nudp: {{listen: [{listen}], steering: {steering}}}\ncontrol: {{listen: \"\"}}\n"
+        "cpus: {}\nudp: {{listen: [{listen}], steering: {steering}}}\ncontrol: {{listen: \"\"}}\n",
+        cpus(shards)
     )
 }
 
@@ -20,7 +23,7 @@ const BOTH: &str = "\"127.0.0.1:0\", \"[::1]:0\"";
 
 #[test]
 fn it_serves_both_families_and_stops_with_its_figures() {
-    let tracker = Tracker::start(&config(BOTH, "0", "auto"));
+    let tracker = Tracker::start(&config(BOTH, 1, "auto"));
     let addresses = tracker.addresses();
     assert_eq!(addresses.len(), 2);
     for address in addresses {
@@ -47,7 +50,7 @@ fn it_serves_both_families_and_stops_with_its_figures() {
 
 #[test]
 fn a_wildcard_answers_from_the_address_that_was_asked() {
-    let tracker = Tracker::start(&config("\"0.0.0.0:0\"", "0,1", "auto"));
+    let tracker = Tracker::start(&config("\"0.0.0.0:0\"", 2, "auto"));
     for address in ["127.0.0.1", "127.0.0.5", "127.3.2.1"] {
         // `Client` checks where replies come from.
         let mut client = Client::connected(
@@ -62,18 +65,29 @@ fn a_wildcard_answers_from_the_address_that_was_asked() {
     assert_eq!(figure(&line, "announces"), 60, "{line}");
 }
 
+/// Has the kernel refuse the steering program
+fn unsteered(mut command: Command) -> Command {
+    let option = libc::SO_ATTACH_REUSEPORT_CBPF;
+    refuse(&mut command, libc::SYS_setsockopt, Some(option), libc::EPERM);
+    command
+}
+
 /// However many shards there are, and however requests reach their owner, the answers are the same
 #[test]
 fn shards_and_steering_do_not_change_the_answers() {
+    let as_it_is = |command| command;
+    let variants: [(usize, &str, fn(Command) -> Command, bool); 7] = [
+        (1, "auto", as_it_is, false),
+        (2, "on", as_it_is, false),
+        (2, "off", as_it_is, true),
+        (2, "auto", unsteered, true),
+        (4, "on", as_it_is, false),
+        (4, "off", as_it_is, true),
+        (4, "auto", unsteered, true),
+    ];
     let mut all = Vec::new();
-    for (cpus, steering) in [
-        ("0", "auto"),
-        ("0,1", "on"),
-        ("0,1", "off"),
-        ("\"0,1,0,1\"", "on"),
-        ("\"0,1,0,1\"", "off"),
-    ] {
-        let tracker = Tracker::start(&config(BOTH, cpus, steering));
+    for (shards, steering, circumstances, crosses) in variants {
+        let tracker = Tracker::start_under(&config(BOTH, shards, steering), circumstances);
         let addresses = tracker.addresses();
         let mut answers = Vec::new();
         let mut client = Client::connected("127.0.0.1", addresses[0]);
@@ -97,6 +111,8 @@ fn shards_and_steering_do_not_change_the_answers() {
         let line = tracker.stop();
         assert_eq!(figure(&line, "announces"), 240, "{line}");
         assert_eq!((figure(&line, "scrapes"), figure(&line, "shed")), (8, 0), "{line}");
+        // The kernel brings every announce to its shard, or the mesh does.
+        assert_eq!(figure(&line, "forwarded") > 0, crosses, "{shards} shards, {steering}: {line}");
         all.push((answers, rows));
     }
     for (number, answers) in all.iter().enumerate() {
@@ -105,8 +121,50 @@ fn shards_and_steering_do_not_change_the_answers() {
 }
 
 #[test]
+fn what_the_kernel_refuses_is_explained() {
+    for (errno, words) in [
+        (libc::EPERM, ["refused", "seccomp"]),
+        (libc::ENOSYS, ["no io_uring", "6.1"]),
+        (libc::ENOMEM, ["locked memory", "LimitMEMLOCK"]),
+    ] {
+        let mut tracker = Tracker::spawn(&config(BOTH, 2, "auto"), |mut command| {
+            refuse(&mut command, libc::SYS_io_uring_setup, None, errno);
+            command
+        });
+        assert_eq!(tracker.wait().code(), Some(2));
+        let log = tracker.log.join("\n");
+        assert!(words.iter().all(|word| log.contains(word)), "{log}");
+    }
+    let mut tracker = Tracker::spawn(&config(BOTH, 2, "on"), unsteered);
+    assert_eq!(tracker.wait().code(), Some(2));
+    let log = tracker.log.join("\n");
+    assert!(log.contains("udp.steering: is on") && log.contains("set it to auto or off"), "{log}");
+}
+
+#[test]
+fn wildcards_and_addresses_may_overlap() {
+    let port = {
+        let probe = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        probe.local_addr().unwrap().port()
+    };
+    for (listen, from) in [
+        (format!("\"0.0.0.0:{port}\", \"127.0.0.1:{port}\""), "127.0.0.1"),
+        (format!("\"127.0.0.1:{port}\", \"0.0.0.0:{port}\""), "127.0.0.1"),
+        (format!("\"[::]:{port}\", \"[::1]:{port}\""), "::1"),
+    ] {
+        let tracker = Tracker::start(&config(&listen, 2, "on"));
+        let mut client = Client::connected(from, SocketAddr::new(from.parse().unwrap(), port));
+        for torrent in 0..20 {
+            client.announce(&Announce::of(torrent, 7_001));
+        }
+        let line = tracker.stop();
+        assert_eq!((figure(&line, "announces"), figure(&line, "forwarded")), (20, 0), "{line}");
+    }
+}
+
+#[test]
 fn every_clause_of_an_answer_holds() {
-    let tracker = Tracker::start(&config(BOTH, "0", "auto"));
+    let tracker = Tracker::start(&config(BOTH, 1, "auto"));
     let address = tracker.addresses()[0];
     let mut client = Client::connected("127.0.0.1", address);
     let torrent = 5;
@@ -157,7 +215,7 @@ fn every_clause_of_an_answer_holds() {
 fn trusted_clients_may_name_another_address() {
     let tracker = Tracker::start(
         "udp: {listen: \"127.0.0.1:0\", wrong_connection_id: error}\ncontrol: {listen: \"\"}\n\
-         cpus: 0\nannounce: {trust_client_ip: [127.0.0.2], allow_private: true, interval: 20m}\n",
+         announce: {trust_client_ip: [127.0.0.2], allow_private: true, interval: 20m}\n",
     );
     let address = tracker.addresses()[0];
     let mut trusted = Client::connected("127.0.0.2", address);
@@ -182,7 +240,7 @@ fn it_survives_what_strangers_send() {
     let seed = 11;
     println!("seed {seed}");
     let mut rng = fastrand::Rng::with_seed(seed);
-    let tracker = Tracker::start(&config("\"0.0.0.0:0\"", "0,1", "auto"));
+    let tracker = Tracker::start(&config("\"0.0.0.0:0\"", 2, "auto"));
     let address: SocketAddr = ([127, 0, 0, 1], tracker.port()).into();
     let honest = Client::connected("127.0.0.9", address);
     let flood = Client::connected("127.0.0.1", address);
@@ -219,15 +277,17 @@ fn it_survives_what_strangers_send() {
     let announce = Announce::of(424_242, 7_001);
     let answered = (0..20).any(|_| honest.ask(&announce.bytes(honest.id, 1)).is_some());
     assert!(answered, "the next honest announce is not answered");
-    let lines = tracker.log.len();
-    let line = tracker.stop();
+    let mut tracker = tracker;
+    tracker.signal("TERM");
+    assert_eq!(tracker.wait().code(), Some(0));
+    let line = tracker.wait_for("stopped after");
     assert!(figure(&line, "rejected") > 1_000, "{line}");
-    assert!(lines < 20, "packets write the log");
+    assert!(tracker.log.len() < 20, "packets write the log:\n{}", tracker.log.join("\n"));
 }
 
 #[test]
 fn unproven_sources_are_not_amplified() {
-    let tracker = Tracker::start(&config(BOTH, "0", "auto"));
+    let tracker = Tracker::start(&config(BOTH, 1, "auto"));
     let address = tracker.addresses()[0];
     let mut client = Client::new("127.0.0.1", address);
     client.connect();
@@ -250,10 +310,10 @@ fn unproven_sources_are_not_amplified() {
 
 #[test]
 fn a_taken_port_is_an_error_that_names_it() {
-    let first = Tracker::start(&config("\"127.0.0.1:0\"", "0", "auto"));
+    let first = Tracker::start(&config("\"127.0.0.1:0\"", 1, "auto"));
     let taken = first.addresses()[0];
     for listen in [taken.to_string(), format!("0.0.0.0:{}", taken.port())] {
-        let mut second = Tracker::spawn(&config(&format!("{listen:?}"), "0", "auto"), |run| run);
+        let mut second = Tracker::spawn(&config(&format!("{listen:?}"), 1, "auto"), |run| run);
         assert_eq!(second.wait().code(), Some(2));
         let log = second.log.join("\n");
         assert!(
@@ -267,16 +327,10 @@ fn a_taken_port_is_an_error_that_names_it() {
 #[test]
 fn what_cannot_start_says_why() {
     for (config, words) in [
+        (config("\"192.0.2.1:6969\"", 1, "auto"), ["udp.listen", "not an address of this machine"]),
+        ("cpus: 4095\n".to_owned(), ["cpus: core 4095", "auto"]),
         (
-            config("\"192.0.2.1:6969\"", "0", "auto"),
-            ["udp.listen", "not an address of this machine"],
-        ),
-        (config(BOTH, "4095", "auto"), ["cpus: core 4095", "auto"]),
-        (
-            format!(
-                "cpus: 0\nudp: {{listen: \"127.0.0.1:0\"}}\ncontrol: {{listen: \"{}\"}}",
-                taken_tcp().1
-            ),
+            format!("udp: {{listen: \"127.0.0.1:0\"}}\ncontrol: {{listen: \"{}\"}}", taken_tcp().1),
             ["control.listen", "taken"],
         ),
     ] {
@@ -299,33 +353,32 @@ fn taken_tcp() -> (&'static std::net::TcpListener, SocketAddr) {
 
 #[test]
 fn a_killed_tracker_is_replaced_at_once_and_steers() {
-    let first = Tracker::start(&config("\"127.0.0.1:0\"", "0,1", "on"));
+    let first = Tracker::start(&config("\"127.0.0.1:0\"", 2, "on"));
     let address = first.addresses()[0];
     let mut client = Client::connected("127.0.0.1", address);
     client.announce(&Announce::of(1, 7_001));
     first.signal("KILL");
     drop(first);
-    let second = Tracker::start(&config(&format!("\"{address}\""), "0,1", "on"));
+    let second = Tracker::start(&config(&format!("\"{address}\""), 2, "on"));
     client.connect();
     for torrent in 0..100 {
         assert_eq!(client.announce(&Announce::of(torrent, 7_001)).leechers, 1);
     }
     let line = second.stop();
     assert_eq!((figure(&line, "announces"), figure(&line, "shed")), (100, 0), "{line}");
+    assert_eq!(figure(&line, "forwarded"), 0, "{line}");
 }
 
 #[test]
 fn health_is_served() {
-    let address = {
-        // A port that was free a moment ago: the control plane says no other.
-        let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        probe.local_addr().unwrap()
-    };
     let mut tracker = Tracker::start(&format!(
-        "cpus: 0\nudp: {{listen: \"127.0.0.1:0\"}}\ncontrol: {{listen: \"{address}\"}}\nlog: {{format: json}}\n\
-         http: {{listen: \"127.0.0.1:8080\"}}\n"
+        "cpus: {}\nudp: {{listen: \"127.0.0.1:0\"}}\ncontrol: {{listen: \"127.0.0.1:0\"}}\n\
+         log: {{format: json}}\nhttp: {{listen: \"127.0.0.1:8080\"}}\n",
+        cpus(1)
     ));
-    tracker.wait_for("control plane on http://");
+    let said = tracker.wait_for("control plane on http://");
+    let (_, address) = said.split_once("http://").unwrap();
+    let address: SocketAddr = address.split_once('/').unwrap().0.parse().unwrap();
     let warned = tracker.wait_for("does not serve HTTP");
     let warned: serde_json::Value = serde_json::from_str(&warned).unwrap();
     assert_eq!(warned["level"], "WARN");
@@ -360,7 +413,7 @@ fn the_command_line_does_what_it_says() {
     assert_eq!(run(&["--help"]).0, 0);
     assert!(run(&["--version"]).1.starts_with("tsubame "));
 
-    let tracker = Tracker::start(&config(BOTH, "0,1", "auto"));
+    let tracker = Tracker::start(&config(BOTH, 2, "auto"));
     let urls: Vec<_> = tracker.addresses().iter().map(|a| format!("udp://{a}/announce")).collect();
     let (code, out, errors) = run(&["e2e", &urls[0], &urls[1]]);
     assert!(code == 0 && out.matches("all is well").count() == 2, "{out}{errors}");
@@ -373,7 +426,7 @@ fn the_command_line_does_what_it_says() {
 
 #[test]
 fn connection_ids_of_a_shared_key_outlive_a_restart() {
-    let keyed = "cpus: 0\ncontrol: {listen: \"\"}\nudp:\n  listen: \"127.0.0.1:0\"\n  \
+    let keyed = "control: {listen: \"\"}\nudp:\n  listen: \"127.0.0.1:0\"\n  \
                  connection_id_keys: [00112233445566778899aabbccddeeff]\n";
     let first = Tracker::start(keyed);
     let client = Client::connected("127.0.0.1", first.addresses()[0]);

@@ -54,6 +54,16 @@ fn a_shard_that_cannot_start_says_why() {
         ready();
         Ok(())
     };
+    // One that fails is not hidden by another that serves.
+    let stays: Body = |ready| {
+        ready();
+        std::thread::park();
+        Ok(())
+    };
+    for bodies in [vec![(0, stays), (0, fails)], vec![(0, fails), (0, stays)]] {
+        let error = Supervisor::start(bodies).unwrap_err();
+        assert!(error.to_string().contains("broken"));
+    }
     let error = Supervisor::start(vec![(4_000, serves)]).unwrap_err();
     assert!(error.to_string().contains("core 4000"), "{error}");
 }

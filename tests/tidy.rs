@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 const FILE_LINES_MAX: usize = 600;
 const FUNCTION_LINES_MAX: usize = 70;
@@ -67,7 +68,7 @@ fn imports_follow_the_layers() {
     // Modules that must not know each other.
     let strangers = [
         ("udp/src/wire", ["crate::ring", "crate::steering"].as_slice()),
-        ("udp/src/ring", &["crate::connection_id", "tsubame_storage"]),
+        ("udp/src/ring", &["crate::connection_id", "crate::wire", "tsubame_storage"]),
         ("udp/src/connection_id", &["crate::ring", "crate::wire"]),
         ("src/tracker", &["udp::ring", "std::fs", "std::time", "tokio"]),
         ("src/outcome", &["udp::ring", "std::fs", "std::time", "tokio"]),
@@ -210,4 +211,35 @@ fn deploy_is_checked() {
         }
     }
     assert!(configs >= 1);
+    let service = read("deploy/tsubame.service");
+    let arguments = service.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
+    let arguments: Vec<_> = arguments.split(' ').skip(1).collect();
+    assert_eq!(arguments, ["run", "--config", "/etc/tsubame.yaml"]);
+    // Their own tools know best, where they are installed.
+    verify(Command::new("systemd-analyze").args(["verify", "--man=no"]), "deploy/tsubame.service");
+    verify(Command::new("nft").args(["--check", "--file"]), "deploy/nftables.conf");
+    for line in read("deploy/sysctl.conf").lines().filter(|line| line.contains('=')) {
+        let (key, value) = line.split_once(" = ").unwrap();
+        let path = Path::new("/proc/sys").join(key.replace('.', "/"));
+        assert!(path.exists(), "{key} is not a sysctl");
+        assert!(value.parse::<u64>().is_ok(), "{line}");
+    }
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap()
+}
+
+/// Has a tool check a file, if the tool is there; what it says about other things does not count
+fn verify(command: &mut Command, path: &str) {
+    let Ok(output) = command.arg(root().join(path)).output() else { return };
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let name = Path::new(path).file_name().unwrap().to_string_lossy().into_owned();
+    // The binary is not installed here, and a sandbox may not let the tool look at the kernel's tables.
+    let complaints = said.lines().filter(|line| {
+        line.contains(&name)
+            && !line.contains("is not executable")
+            && !line.contains("not permitted")
+    });
+    complain(&complaints.map(str::to_owned).collect::<Vec<_>>());
 }

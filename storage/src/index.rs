@@ -81,7 +81,7 @@ impl PositionIndex {
         let segment = self.segments.at_mut(at);
         if segment.is_full() {
             let grown = segment.slots.len() + (segment.slots.len() / 4).max(SEGMENT_SLOTS_MIN);
-            if segment.slots.len() == SEGMENT_SLOTS_MAX {
+            if segment.slots.len() >= SEGMENT_SLOTS_MAX {
                 return false;
             }
             self.slots -= segment.slots.len();
@@ -156,7 +156,8 @@ impl PositionIndex {
 impl Segment {
     fn holding(positions: &[u32], hash_of: &impl Fn(u32) -> u64) -> Self {
         let mut segment = Self::default();
-        segment.resize(positions.len() + positions.len() / 3 + 2, hash_of);
+        let slots = positions.len() + positions.len() / 3 + 2;
+        segment.resize(slots.min(SEGMENT_SLOTS_MAX), hash_of);
         for position in positions {
             segment.put(hash_of(*position), *position);
         }
@@ -314,6 +315,30 @@ mod tests {
         assert!(index.insert(hash_of(3, u64::MAX), 3, |p| hash_of(p, u64::MAX)));
         index.relocate(hash_of(3, u64::MAX), 3, 90);
         assert_eq!(index.find(hash_of(3, u64::MAX), |_| true), Some(90));
+    }
+
+    #[test]
+    fn one_heavy_hash_among_others_neither_hangs_nor_overflows() {
+        // What a cap on peers per address does to the index, far beyond the caps that can be set.
+        for heavy in 0..8_u64 {
+            let hash = |position: u32| match position {
+                0..6_000 => heavy << 40 | heavy,
+                other => hash_of(other, u64::MAX),
+            };
+            let mut index = PositionIndex::new();
+            let mut accepted = Vec::new();
+            for position in (0..6_000).flat_map(|p| [p, p + 6_000]) {
+                if index.insert(hash(position), position, hash) {
+                    accepted.push(position);
+                }
+            }
+            assert!(accepted.len() > 9_000);
+            for position in accepted {
+                assert!(index.find(hash(position), |found| found == position).is_some());
+                index.remove(hash(position), position, hash);
+            }
+            assert_eq!(index.len, 0);
+        }
     }
 
     #[test]

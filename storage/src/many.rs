@@ -89,66 +89,56 @@ impl<const N: usize> Many<N> {
 }
 
 /// The large swarms of a table in one family, by handle
+///
+/// They lie dense, as blocks do, each with the position of the entry that owns it.
 #[derive(Debug)]
 pub(crate) struct ManyStore<const N: usize> {
-    slots: Chunks<Option<Box<Many<N>>>, 1024>,
-    free: Vec<u32>,
+    swarms: Chunks<(u32, Box<Many<N>>), 1024>,
     bytes: usize,
 }
 
 impl<const N: usize> ManyStore<N> {
     pub(crate) fn new() -> Self {
-        Self { slots: Chunks::new(), free: Vec::new(), bytes: 0 }
+        Self { swarms: Chunks::new(), bytes: 0 }
     }
 
     /// Memory held
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes + self.slots.bytes() + self.free.capacity() * size_of::<u32>()
+        self.bytes + self.swarms.bytes()
     }
 
-    pub(crate) fn add(&mut self, many: Many<N>) -> u32 {
+    pub(crate) fn add(&mut self, many: Many<N>, owner: u32) -> u32 {
         self.bytes += many.bytes();
-        let many = Some(Box::new(many));
-        match self.free.pop() {
-            Some(handle) => {
-                *self.slots.at_mut(handle as usize) = many;
-                handle
-            }
-            None => {
-                self.slots.push(many);
-                (self.slots.len() - 1) as u32
-            }
-        }
+        self.swarms.push((owner, Box::new(many)));
+        (self.swarms.len() - 1) as u32
     }
 
-    pub(crate) fn take(&mut self, handle: u32) -> Box<Many<N>> {
-        let many = self.slots.at_mut(handle as usize).take();
-        let many = many.expect("a handle in an entry names a large swarm");
-        self.bytes -= many.bytes();
-        self.free.push(handle);
-        while matches!(self.slots.len().checked_sub(1).map(|last| self.slots.at(last)), Some(None))
-        {
-            self.slots.pop();
+    /// Frees a large swarm; if that moved another one to its handle, that one's owner
+    pub(crate) fn free(&mut self, handle: u32) -> Option<u32> {
+        self.bytes -= self.at(handle).bytes();
+        let last = self.swarms.pop()?;
+        if handle as usize == self.swarms.len() {
+            return None;
         }
-        let len = self.slots.len() as u32;
-        if handle >= len {
-            self.free.retain(|free| *free < len);
-        }
-        many
+        let owner = last.0;
+        *self.swarms.at_mut(handle as usize) = last;
+        Some(owner)
     }
 
-    pub(crate) fn at(&self, handle: u32) -> &Many<N> {
-        let many = self.slots.at(handle as usize).as_deref();
-        many.expect("a handle in an entry names a large swarm")
+    pub(crate) fn set_owner(&mut self, handle: u32, owner: u32) {
+        self.swarms.at_mut(handle as usize).0 = owner;
     }
 
     pub(crate) fn at_mut(&mut self, handle: u32) -> &mut Many<N> {
-        let many = self.slots.at_mut(handle as usize).as_deref_mut();
-        many.expect("a handle in an entry names a large swarm")
+        &mut self.swarms.at_mut(handle as usize).1
     }
 
     /// Accounts for what a change of one swarm added or gave back
     pub(crate) fn account(&mut self, before: usize, handle: u32) {
         self.bytes = self.bytes - before + self.at(handle).bytes();
+    }
+
+    fn at(&self, handle: u32) -> &Many<N> {
+        &self.swarms.at(handle as usize).1
     }
 }

@@ -36,6 +36,16 @@ pub(crate) fn scope_flags(scope: Scope) -> u8 {
     }
 }
 
+/// The scope in a record's flags
+pub(crate) fn scope_of(flags: u8) -> Scope {
+    match flags & flags::SCOPE {
+        0 => Scope::Global,
+        0b0100 => Scope::Private,
+        0b1000 => Scope::LinkLocal,
+        _ => Scope::Loopback,
+    }
+}
+
 /// A record's endpoint in compact form
 pub(crate) fn compact<const N: usize>(record: &[u8; N]) -> &[u8] {
     &record[..N - 2]

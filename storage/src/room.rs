@@ -10,7 +10,7 @@ use crate::part::{EndpointKey, Part, Records, Roles, V4, V6};
 use crate::words::Family;
 
 /// Peers of one family a block holds, at most; more get an index
-const BLOCK_PEERS_MAX: usize = 64;
+pub(crate) const BLOCK_PEERS_MAX: usize = 64;
 
 /// A large swarm that shrinks this far goes back into a block: well below where it left one
 const BLOCK_PEERS_AGAIN: usize = 48;
@@ -199,8 +199,17 @@ impl Store {
             return None;
         }
         for family in Family::ALL {
-            if let Home::Block(class, handle) = last.home(family) {
-                self.homes.blocks.set_owner(class, handle, position);
+            match (last.home(family), family) {
+                (Home::Inline | Home::None, _) => {}
+                (Home::Block(class, handle), _) => {
+                    self.homes.blocks.set_owner(class, handle, position);
+                }
+                (Home::Many(handle), Family::V4) => {
+                    self.homes.many_v4.set_owner(handle, position);
+                }
+                (Home::Many(handle), Family::V6) => {
+                    self.homes.many_v6.set_owner(handle, position);
+                }
             }
         }
         *self.entry_mut(position) = last;
@@ -277,7 +286,11 @@ impl Store {
         }
         match home {
             Home::Inline | Home::None => {}
-            Home::Many(handle) => drop(self.homes.many().take(handle)),
+            Home::Many(handle) => {
+                if let Some(owner) = self.homes.many().free(handle) {
+                    self.entry_mut(owner).set_home(family, Home::Many(handle));
+                }
+            }
             Home::Block(class, handle) => {
                 if let Some((owner, old)) = self.homes.blocks.free(class, handle) {
                     self.follow(owner, class, old, handle);
@@ -328,7 +341,7 @@ impl Store {
     where
         Homes: Width<N>,
     {
-        let handle = self.homes.many().add(many);
+        let handle = self.homes.many().add(many, position);
         let family = <Homes as Width<N>>::FAMILY;
         let entry = self.entry_mut(position);
         entry.set_home(family, Home::Many(handle));

@@ -1,7 +1,7 @@
 //! Which peers an announce is answered with: a uniform sample of those the requester can use.
 
-use crate::part::{Part, Rules, compact, flags};
-use crate::words::Role;
+use crate::part::{Part, Rules, compact, flags, scope_of};
+use crate::words::{Role, Scope};
 
 /// Records passed over for each one wanted before a search gives up: a swarm of peers that this requester
 /// cannot use must not make its announces dear
@@ -12,15 +12,13 @@ const VISITS_MIN: usize = 64;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Requester {
     pub(crate) role: Role,
-    pub(crate) scope_flags: u8,
+    pub(crate) scope: Scope,
 }
 
 impl Requester {
     fn can_use(self, record_flags: u8) -> bool {
-        let scope = record_flags & flags::SCOPE;
-        let reachable = scope == 0 || scope == self.scope_flags;
         let partial = record_flags & flags::PARTIAL_SEED != 0;
-        reachable && !(partial && self.role != Role::Leecher)
+        scope_of(record_flags).reaches(self.scope) && !(partial && self.role != Role::Leecher)
     }
 }
 
@@ -53,8 +51,8 @@ pub(crate) fn select<const N: usize>(
     if of_seeders > 0 {
         sink.take_run(part, 0..seeders, own, share, rng);
     }
+    // Where seeders are of no use to the requester, leechers take their share.
     let rest = wanted - sink.written / (N - 2);
-    let rest = if of_seeders > 0 { rest.min(wanted - share) } else { rest };
     if of_leechers > 0 {
         sink.take_run(part, seeders..end, own, rest, rng);
     }

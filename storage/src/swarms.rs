@@ -3,7 +3,7 @@
 use crate::entry::Entry;
 use crate::index::{POSITIONS_MAX, PositionIndex};
 use crate::part::{EndpointKey, Part, Roles, Rules, V4, V6, flags, record_of, scope_flags};
-use crate::room::{Homes, Store, Width};
+use crate::room::{BLOCK_PEERS_MAX, Homes, Store, Width};
 use crate::select::{Requester, select};
 use crate::sweep::Hand;
 use crate::time::{Seconds, Ticks};
@@ -363,12 +363,11 @@ impl Swarms {
         if N == V4 { self.settings.caps.per_ipv4 } else { self.settings.caps.per_ipv6_64 }
     }
 
-    fn scope_flags(&self, endpoint: Endpoint) -> u8 {
-        let scope = match self.settings.allow_private {
+    fn scope(&self, endpoint: Endpoint) -> Scope {
+        match self.settings.allow_private {
             true => Scope::Global,
             false => Scope::of(endpoint.address()),
-        };
-        scope_flags(scope)
+        }
     }
 
     /// Applies an announce to the peers of its family
@@ -381,7 +380,7 @@ impl Swarms {
             Role::Seeder | Role::Leecher => 0,
         };
         let endpoint = announce.endpoint;
-        let set = self.scope_flags(endpoint) | partial;
+        let set = scope_flags(self.scope(endpoint)) | partial;
         let record = record_of::<N>(endpoint.address(), endpoint.port(), set, self.rules.tick);
         let Some(record) = record else { return Entered::default() };
         let rules = self.rules_for::<N>();
@@ -463,7 +462,8 @@ impl Swarms {
             CROWDED_PEERS.. => Pressure::None,
             _ => Pressure::Tight,
         };
-        if !self.store.has_room::<N>(position) || peers >= CROWDED_PEERS {
+        // A large swarm always has room, and grows all the same.
+        if !self.store.has_room::<N>(position) || peers >= BLOCK_PEERS_MAX {
             let permitted = self.pressure(0) <= tolerated;
             if !permitted || !self.store.make_room::<N>(position, rules.key) {
                 return refused(Refusal::Memory);
@@ -489,8 +489,7 @@ impl Swarms {
         if out.is_empty() {
             return 0;
         }
-        let scope_flags = self.scope_flags(announce.endpoint);
-        let requester = Requester { role: announce.role, scope_flags };
+        let requester = Requester { role: announce.role, scope: self.scope(announce.endpoint) };
         let rules = self.rules_for::<N>();
         let part = self.store.part::<N>(position);
         select(&part, requester, own, &rules, &mut self.rng, out)

@@ -3,14 +3,17 @@
 //! It goes downwards. What fills a hole comes from the end, where the hand has been, and is visited once
 //! more at worst; nothing unvisited is moved behind it unchecked.
 
-use crate::part::{Part, Rules, V4, V6};
+use crate::part::{Part, V4, V6};
 use crate::room::{Homes, Width};
 use crate::swarms::Swarms;
 use crate::time::Seconds;
 use crate::words::Family;
 
-/// What one call does, at most: some 50 microseconds of cache misses
+/// What one call does, at most: some 50 microseconds of cache misses, or as long for removing what it finds
 const BUDGET: Budget = Budget { entries: 512, records: 2048, slots: 2048 };
+
+/// What a removal costs beside a look: an index entry goes, others move
+const REMOVAL: usize = 16;
 
 /// Work a call may still do; the last step may overdraw it by one segment of the index
 #[derive(Clone, Copy, Debug)]
@@ -127,6 +130,7 @@ impl Swarms {
         if left == 0 && after == 0 {
             let visited = self.remove_if_forgotten(position);
             budget.slots = budget.slots.saturating_sub(visited);
+            budget.records = budget.records.saturating_sub(REMOVAL);
         }
     }
 
@@ -146,22 +150,17 @@ impl Swarms {
             let mut left = from.min(part.roles.len());
             while left > 0 && budget.records > 0 && budget.slots > 0 {
                 left -= 1;
-                let visited = remove_if_expired(part, left, &rules);
+                crate::effort::records(N);
                 budget.records -= 1;
-                budget.slots = budget.slots.saturating_sub(visited);
+                if rules.is_expired(part.at(left)) {
+                    let visited = part.remove(left, &rules);
+                    budget.records = budget.records.saturating_sub(REMOVAL);
+                    budget.slots = budget.slots.saturating_sub(visited);
+                }
             }
             left
         });
         self.count_change(before, position, <Homes as Width<N>>::FAMILY);
         left
     }
-}
-
-fn remove_if_expired<const N: usize>(
-    part: &mut Part<'_, N>,
-    position: usize,
-    rules: &Rules,
-) -> usize {
-    crate::effort::records(N);
-    if rules.is_expired(part.at(position)) { part.remove(position, rules) } else { 0 }
 }

@@ -102,7 +102,7 @@ impl Endpoint {
             16 => IpAddr::from(<[u8; 16]>::try_from(address).ok()?),
             _ => return None,
         };
-        Some(Self { address, port: u16::from_be_bytes(*port) })
+        Some(Self::new(address, u16::from_be_bytes(*port)))
     }
 }
 

@@ -125,6 +125,22 @@ fn the_memory_ceiling_answers_and_refuses() {
     let space = PeerSpace { v4: &mut v4, v6: &mut [] };
     let announced = table.announce(Seconds(1), ahead, &announce, space);
     assert_eq!((announced.counts.leechers, announced.v4_len), (2, 6));
+    // A crowded swarm grows until memory is tight; then it is refused, and a small one still is not.
+    let mut join = |info_hash: InfoHash, number: u32| {
+        let announce = Announce { info_hash, endpoint: peer(500_000 + number), ..announce };
+        let ahead = table.look_ahead(&info_hash);
+        let space = PeerSpace { v4: &mut [], v6: &mut [] };
+        let change = table.announce(Seconds(1), ahead, &announce, space).change;
+        assert!(table.totals().bytes <= 4 << 20);
+        change
+    };
+    let refused = tsubame_storage::Change::Refused(tsubame_storage::Refusal::Memory);
+    let stored = (0..300_000).take_while(|number| join(info_hash, *number) != refused).count();
+    assert!((1_000..299_999).contains(&stored), "{stored} peers stored");
+    info_hash.0[..4].copy_from_slice(&8_u32.to_be_bytes());
+    for number in 0..30 {
+        assert_eq!(join(info_hash, number), tsubame_storage::Change::Joined);
+    }
 }
 
 fn settings_of_ceiling() -> Settings {

@@ -28,8 +28,9 @@ function once (emitter, event, act) {
   })
 }
 
+// Announce replies over UDP do not say how often a torrent was downloaded.
 function counts ({ complete, incomplete, downloaded }) {
-  return { complete, incomplete, downloaded }
+  return [complete, incomplete, downloaded ?? null]
 }
 
 const seeder = client(7001)

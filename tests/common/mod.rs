@@ -26,6 +26,56 @@ pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
+/// Cores for so many shards, as a config lists them: the first two there are, in turn
+pub(crate) fn cpus(shards: usize) -> String {
+    let affinity = rustix::thread::sched_getaffinity(None).unwrap();
+    let all = (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| affinity.is_set(*cpu));
+    let two: Vec<usize> = all.take(2).collect();
+    let list: Vec<_> = two.iter().cycle().take(shards).map(usize::to_string).collect();
+    format!("\"{}\"", list.join(","))
+}
+
+/// Has a program find that the kernel refuses what it asks for, with this error
+///
+/// A seccomp filter: `system_call`, if its third argument is `argument` or none is given.
+pub(crate) fn refuse(
+    command: &mut Command,
+    system_call: libc::c_long,
+    argument: Option<libc::c_int>,
+    errno: libc::c_int,
+) {
+    use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, sock_filter, sock_fprog};
+    let statement = |code: u32, k: u32| sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let load = |offset: u32| statement(BPF_LD | BPF_W | BPF_ABS, offset);
+    let unless_equal = |value: u32, skip: u8| sock_filter {
+        jf: skip,
+        ..statement(BPF_JMP | BPF_JEQ | BPF_K, value)
+    };
+    let mut filter = vec![load(0)];
+    if let Some(argument) = argument {
+        filter.extend([unless_equal(system_call as u32, 3), load(16 + 2 * 8)]);
+        filter.push(unless_equal(argument as u32, 1));
+    } else {
+        filter.push(unless_equal(system_call as u32, 1));
+    }
+    filter.push(statement(BPF_RET | BPF_K, libc::SECCOMP_RET_ERRNO | errno as u32));
+    filter.push(statement(BPF_RET | BPF_K, libc::SECCOMP_RET_ALLOW));
+    let install = move || {
+        let program = sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+        // SAFETY: a plain system call on this process.
+        if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        // SAFETY: the program and its instructions outlive the call, which copies them.
+        let result = unsafe {
+            libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
+        };
+        if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    };
+    // SAFETY: between fork and exec it makes two system calls and allocates nothing.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(command, install) };
+}
+
 /// A running tracker; ended when dropped
 pub(crate) struct Tracker {
     child: Child,
@@ -37,7 +87,12 @@ pub(crate) struct Tracker {
 impl Tracker {
     /// Starts one with this config and waits until it serves
     pub(crate) fn start(config: &str) -> Self {
-        let mut tracker = Self::spawn(config, |command| command);
+        Self::start_under(config, |command| command)
+    }
+
+    /// Starts one in circumstances of one's own
+    pub(crate) fn start_under(config: &str, prepare: impl FnOnce(Command) -> Command) -> Self {
+        let mut tracker = Self::spawn(config, prepare);
         tracker.wait_for("serving udp://");
         tracker.wait_for("swarms may hold");
         tracker

@@ -15,7 +15,7 @@ mod setup;
 mod socket;
 mod token;
 
-pub use memory::REPLY_LEN_MAX;
+pub use memory::{DATAGRAM_LEN_MAX, REPLY_LEN_MAX};
 pub use setup::{KERNEL_OLDEST, SetupError};
 pub use socket::UdpSocket;
 
@@ -31,6 +31,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use token::Token;
 
@@ -40,6 +41,12 @@ const BUFFERS: u16 = 512;
 /// Slots for replies to datagrams that other shards received
 const FORWARD_SLOTS: u16 = 256;
 
+/// Receives that may fail one after another, other than for want of buffers
+const FAILURES_MAX: u32 = 1_000;
+
+/// Rings made in this process
+static RINGS: AtomicU32 = AtomicU32::new(0);
+
 /// Number of the buffer ring; there is one
 const BUFFER_GROUP: u16 = 0;
 
@@ -47,9 +54,12 @@ const BUFFER_GROUP: u16 = 0;
 const ENTER_GETEVENTS: u32 = 1;
 
 /// A datagram that was received and has not been answered
+///
+/// It must go back to the ring it came from; another one panics.
 #[derive(Debug)]
 #[must_use = "a buffer that is neither sent nor released is lost"]
 pub struct Received {
+    ring: u32,
     buffer: u16,
     socket: u16,
     len: u32,
@@ -82,6 +92,8 @@ pub struct ReturnPath {
 }
 
 const _: () = assert!(size_of::<ReturnPath>() == 40);
+// What a shard may take at start, its share of sockets' buffers and the mesh aside.
+const _: () = assert!(Ring::memory_bytes() <= 8 << 20);
 
 const PATH_IS_V4: u16 = 1 << 15;
 const PATH_HAS_LOCAL: u16 = 1 << 14;
@@ -91,6 +103,7 @@ const PATH_SOCKET: u16 = PATH_HAS_LOCAL - 1;
 #[derive(Debug)]
 #[must_use = "a slot that is neither sent nor released is lost"]
 pub struct ForwardSlot {
+    ring: u32,
     slot: u16,
 }
 
@@ -105,16 +118,8 @@ pub struct RingCounts {
     pub send_failed: u64,
     /// Times a receive ended for want of buffers
     pub out_of_buffers: u64,
-    /// Datagrams the ring could not make sense of
-    pub unreadable: u64,
-}
-
-/// A socket in the ring, and whether its receive is armed
-struct Listener {
-    #[expect(dead_code, reason = "held open")]
-    socket: UdpSocket,
-    message: Box<libc::msghdr>,
-    armed: bool,
+    /// Times a receive failed for another reason; it is armed again
+    pub receive_failed: u64,
 }
 
 /// Sockets, buffers and reply slots over one io_uring
@@ -126,9 +131,16 @@ pub struct Ring {
 
 /// What is in flight, and what it may write to
 struct State {
-    listeners: Vec<Listener>,
+    /// Tells this ring's datagrams and slots from another's
+    number: u32,
+    sockets: Vec<UdpSocket>,
+    /// By socket: whether a receive is in flight
+    armed: Vec<bool>,
     memory: Option<Memory>,
     arrived: VecDeque<Received>,
+    /// Buffers the kernel may fill
+    free_buffers: u16,
+    failures_in_a_row: u32,
     free_forwards: Vec<u16>,
     replies_in_flight: usize,
     forwards_in_flight: usize,
@@ -138,6 +150,8 @@ struct State {
 
 /// All that the kernel may write to or read from while operations are in flight
 struct Memory {
+    /// By socket: what its receive leaves room for before the payload
+    messages: Box<[libc::msghdr]>,
     buffers: Buffers,
     slots: Region<Slot>,
     forwards: Region<Slot>,
@@ -161,6 +175,7 @@ impl Ring {
         submitter.register_files(&descriptors).map_err(explain("register sockets"))?;
         submitter.register_eventfd(event.as_raw_fd()).map_err(explain("register an eventfd"))?;
         let memory = Memory {
+            messages: sockets.iter().map(receive_message).collect(),
             buffers: Buffers::new(BUFFERS),
             slots: Region::new(usize::from(BUFFERS)),
             forwards: Region::new(usize::from(FORWARD_SLOTS)),
@@ -172,8 +187,12 @@ impl Ring {
             unsafe { submitter.register_buf_ring_with_flags(address, count, BUFFER_GROUP, 0) };
         registered.map_err(explain("register receive buffers"))?;
         let mut state = State {
-            listeners: sockets.into_iter().map(Listener::new).collect(),
+            number: RINGS.fetch_add(1, Ordering::Relaxed),
+            armed: vec![false; sockets.len()],
+            sockets,
             memory: Some(memory),
+            free_buffers: 0,
+            failures_in_a_row: 0,
             arrived: VecDeque::with_capacity(usize::from(BUFFERS)),
             free_forwards: (0..FORWARD_SLOTS).collect(),
             replies_in_flight: 0,
@@ -181,7 +200,7 @@ impl Ring {
             counts: RingCounts::default(),
             stopping: false,
         };
-        (0..BUFFERS).for_each(|buffer| state.memory_mut().buffers.give_back(buffer));
+        (0..BUFFERS).for_each(|buffer| state.give_back(buffer));
         Ok(Self { ring, event, state })
     }
 
@@ -211,14 +230,24 @@ impl Ring {
 
     /// Hands replies to the kernel and takes what it has received; returns how many datagrams wait in
     /// [`Self::take`]
+    ///
+    /// Fails if the kernel does, or if receives have failed so often that this ring serves nobody.
     pub fn turn(&mut self) -> io::Result<usize> {
         self.state.memory_ref().buffers.publish();
-        if !self.state.stopping {
-            self.arm()?;
-        }
         self.enter()?;
         self.reap();
-        Ok(self.state.arrived.len())
+        // Buffers first, then receives: one that finds no buffer ends at once.
+        if !self.state.stopping && self.state.free_buffers > 0 && self.state.armed.contains(&false)
+        {
+            self.state.memory_ref().buffers.publish();
+            self.arm()?;
+            self.enter()?;
+            self.reap();
+        }
+        match self.state.failures_in_a_row {
+            FAILURES_MAX.. => Err(io::Error::other("the kernel refuses to receive")),
+            _ => Ok(self.state.arrived.len()),
+        }
     }
 
     /// The next datagram
@@ -228,7 +257,7 @@ impl Ring {
 
     /// A received datagram and the slot for its reply; `None` if what the kernel wrote cannot be read
     pub fn open<'a>(&'a mut self, received: &Received) -> Option<(Datagram<'a>, &'a mut [u8])> {
-        let control_len = self.state.listeners[usize::from(received.socket)].message.msg_controllen;
+        let control_len = self.state.control_len(received);
         let parsed = packet::parse(self.state.bytes(received), control_len)?;
         let mut slot = self.state.memory_ref().slots.at(usize::from(received.buffer));
         // SAFETY: the slot belongs to the buffer, and whoever holds its `Received` has it alone: no reply
@@ -241,10 +270,10 @@ impl Ring {
     /// Sends the first bytes of a datagram's reply slot to where it came from
     pub fn send(&mut self, received: Received, len: usize) -> io::Result<()> {
         let Received { buffer, socket, .. } = received;
+        let control_len = self.state.control_len(&received);
         let buffer_at = self.state.memory_ref().buffers.at(buffer).cast::<u8>();
         // SAFETY: the name lies behind the header, well within the buffer.
         let name = unsafe { buffer_at.add(HEADER_LEN) };
-        let control_len = self.state.listeners[usize::from(socket)].message.msg_controllen;
         let local = match control_len {
             0 => None,
             _ => packet::parse(self.state.bytes(&received), control_len)
@@ -258,23 +287,26 @@ impl Ring {
 
     /// Gives a datagram's buffer back without a reply
     pub fn release(&mut self, received: Received) {
-        self.state.memory_mut().buffers.give_back(received.buffer);
+        assert_eq!(received.ring, self.state.number);
+        self.state.give_back(received.buffer);
     }
 
     /// Where the reply to a datagram goes, for another shard to send it
     pub fn return_path(&self, received: &Received) -> Option<ReturnPath> {
-        let control_len = self.state.listeners[usize::from(received.socket)].message.msg_controllen;
+        let control_len = self.state.control_len(received);
         let parsed = packet::parse(self.state.bytes(received), control_len)?;
         Some(ReturnPath::new(received.socket, parsed.source, parsed.local))
     }
 
     /// A slot for a reply to another shard's datagram; `None` while all are in flight
     pub fn forward_slot(&mut self) -> Option<ForwardSlot> {
-        self.state.free_forwards.pop().map(|slot| ForwardSlot { slot })
+        let ring = self.state.number;
+        self.state.free_forwards.pop().map(|slot| ForwardSlot { ring, slot })
     }
 
     /// The bytes of a slot
     pub fn forward_reply(&mut self, slot: &ForwardSlot) -> &mut [u8] {
+        assert_eq!(slot.ring, self.state.number);
         let mut slot = self.state.memory_ref().forwards.at(usize::from(slot.slot));
         // SAFETY: the slot was taken from the free ones, so no reply is in flight from it.
         let slot = unsafe { slot.as_mut() };
@@ -288,12 +320,13 @@ impl Ring {
         path: &ReturnPath,
         len: usize,
     ) -> io::Result<()> {
-        let ForwardSlot { slot: number } = slot;
+        assert_eq!(slot.ring, self.state.number);
         let socket = path.socket & PATH_SOCKET;
-        if usize::from(socket) >= self.state.listeners.len() {
-            self.release_forward(slot_of(number));
+        if usize::from(socket) >= self.state.sockets.len() {
+            self.release_forward(slot);
             return Ok(());
         }
+        let number = slot.slot;
         let mut slot = self.state.memory_ref().forwards.at(usize::from(number));
         // SAFETY: as in `forward_reply`; the reference ends before the kernel reads the slot.
         let name = unsafe { &mut slot.as_mut().name };
@@ -306,6 +339,7 @@ impl Ring {
 
     /// Gives a slot back without a reply
     pub fn release_forward(&mut self, slot: ForwardSlot) {
+        assert_eq!(slot.ring, self.state.number);
         self.state.free_forwards.push(slot.slot);
     }
 
@@ -332,14 +366,13 @@ impl Ring {
         }
         ended &= self.state.is_quiet();
         let _ = self.ring.submitter().unregister_files();
-        // From the highest number down: closing one moves the last of its group into its place.
-        while self.state.listeners.pop().is_some() {}
+        self.state.sockets.clear();
         ended
     }
 
     fn cancel(&mut self) -> io::Result<()> {
-        for socket in 0..self.state.listeners.len() as u16 {
-            if self.state.listeners[usize::from(socket)].armed {
+        for socket in 0..self.state.armed.len() as u16 {
+            if self.state.armed[usize::from(socket)] {
                 let receive = CancelBuilder::user_data(Token::Receive { socket }.pack());
                 let entry = opcode::AsyncCancel2::new(receive).build();
                 self.push(entry.user_data(Token::Cancel.pack()))?;
@@ -350,11 +383,9 @@ impl Ring {
 
     /// Starts a receive on each socket that has none
     fn arm(&mut self) -> io::Result<()> {
-        for socket in 0..self.state.listeners.len() as u16 {
-            let listener = &mut self.state.listeners[usize::from(socket)];
-            if !listener.armed {
-                listener.armed = true;
-                let message = std::ptr::from_ref(listener.message.as_ref());
+        for socket in 0..self.state.armed.len() as u16 {
+            if !std::mem::replace(&mut self.state.armed[usize::from(socket)], true) {
+                let message = &raw const self.state.memory_ref().messages[usize::from(socket)];
                 let fixed = Fixed(u32::from(socket));
                 let entry = opcode::RecvMsgMulti::new(fixed, message, BUFFER_GROUP).build();
                 self.push(entry.user_data(Token::Receive { socket }.pack()))?;
@@ -414,8 +445,7 @@ impl Ring {
 
 impl State {
     fn is_quiet(&self) -> bool {
-        let armed = self.listeners.iter().any(|listener| listener.armed);
-        !armed && self.replies_in_flight == 0 && self.forwards_in_flight == 0
+        !self.armed.contains(&true) && self.replies_in_flight == 0 && self.forwards_in_flight == 0
     }
 
     fn memory_ref(&self) -> &Memory {
@@ -442,7 +472,7 @@ impl State {
             Some(Token::Reply { buffer }) => {
                 self.replies_in_flight -= 1;
                 self.count_sent(result);
-                self.memory_mut().buffers.give_back(buffer);
+                self.give_back(buffer);
             }
             Some(Token::Forward { slot }) => {
                 self.forwards_in_flight -= 1;
@@ -455,20 +485,44 @@ impl State {
 
     fn received(&mut self, socket: u16, result: i32, flags: u32) {
         if !cqueue::more(flags) {
-            self.listeners[usize::from(socket)].armed = false;
+            self.armed[usize::from(socket)] = false;
         }
         match (result, cqueue::buffer_select(flags)) {
             (0.., Some(buffer)) => {
-                self.arrived.push_back(Received { buffer, socket, len: result as u32 });
+                self.failures_in_a_row = 0;
+                self.free_buffers -= 1;
+                let (ring, len) = (self.number, result as u32);
+                self.arrived.push_back(Received { ring, buffer, socket, len });
             }
-            (0.., None) => self.counts.unreadable += 1,
+            (0.., None) => self.receive_failed(),
             (error, buffer) => {
-                self.counts.out_of_buffers += u64::from(error == -libc::ENOBUFS);
+                match -error {
+                    libc::ENOBUFS => self.counts.out_of_buffers += 1,
+                    libc::ECANCELED => {}
+                    _ => self.receive_failed(),
+                }
                 if let Some(buffer) = buffer {
-                    self.memory_mut().buffers.give_back(buffer);
+                    self.free_buffers -= 1;
+                    self.give_back(buffer);
                 }
             }
         }
+    }
+
+    fn receive_failed(&mut self) {
+        self.counts.receive_failed += 1;
+        self.failures_in_a_row += 1;
+    }
+
+    fn give_back(&mut self, buffer: u16) {
+        self.memory_mut().buffers.give_back(buffer);
+        self.free_buffers += 1;
+    }
+
+    /// Room for control messages before the payload of a received datagram
+    fn control_len(&self, received: &Received) -> usize {
+        assert_eq!(received.ring, self.number);
+        self.memory_ref().messages[usize::from(received.socket)].msg_controllen
     }
 
     fn count_sent(&mut self, result: i32) {
@@ -491,15 +545,13 @@ impl Drop for Ring {
     }
 }
 
-impl Listener {
-    fn new(socket: UdpSocket) -> Self {
-        // SAFETY: a message header of zeros is valid: null pointers with lengths of zero.
-        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-        // A multishot receive reads these two alone: how much room to leave before the payload.
-        message.msg_namelen = NAME_LEN as u32;
-        message.msg_controllen = if socket.reports_local() { CONTROL_LEN } else { 0 };
-        Self { socket, message: Box::new(message), armed: false }
-    }
+/// The header a multishot receive reads how much room to leave from: the name's and the control data's
+fn receive_message(socket: &UdpSocket) -> libc::msghdr {
+    // SAFETY: a message header of zeros is valid: null pointers with lengths of zero.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_namelen = NAME_LEN as u32;
+    message.msg_controllen = if socket.reports_local() { CONTROL_LEN } else { 0 };
+    message
 }
 
 impl ReturnPath {
@@ -545,10 +597,6 @@ impl ReturnPath {
     fn local(&self) -> Option<(IpAddr, u32)> {
         (self.socket & PATH_HAS_LOCAL != 0).then(|| (self.address(self.local), self.interface))
     }
-}
-
-fn slot_of(slot: u16) -> ForwardSlot {
-    ForwardSlot { slot }
 }
 
 /// The operation that sends the first bytes of a slot to the address at `name`

@@ -165,7 +165,10 @@ impl Checker {
                             self.caps.swarm > 0 && swarm.peers.len() >= self.caps.swarm as usize
                         )
                     }
-                    Refusal::AddressCap => assert!(sharing.count() > 0),
+                    Refusal::AddressCap => {
+                        let cap = self.caps.per_ipv4.min(self.caps.per_ipv6_64).max(1);
+                        assert!(sharing.count() >= cap as usize);
+                    }
                     Refusal::Memory => panic!("refused for memory: {announce:?}"),
                 }
                 return;
@@ -190,6 +193,9 @@ impl Checker {
                 .filter(|(other, peer)| share_cap(**other, announce.endpoint) && alive(peer))
                 .count();
             assert!(cap == 0 || sharing <= cap as usize, "{sharing} peers share a cap of {cap}");
+            let living = swarm.peers.values().filter(|peer| alive(peer)).count();
+            let cap = self.caps.swarm as usize;
+            assert!(cap == 0 || living <= cap, "{living} peers in a swarm capped at {cap}");
         }
     }
 
@@ -218,9 +224,19 @@ impl Checker {
             .map(|(endpoint, _)| *endpoint)
             .collect();
         assert!(peers.is_subset(&usable), "{:?}", peers.difference(&usable));
-        let all = self.model[&announce.info_hash].peers.len();
-        if wanted >= all {
+        let swarm = &self.model[&announce.info_hash].peers;
+        if wanted >= swarm.len() {
             assert_eq!(peers, usable, "not everybody was handed out for {announce:?}");
+        }
+        // As many as were wanted, if nobody had to be passed over.
+        let passed_over = swarm.iter().any(|(endpoint, peer)| {
+            endpoint.family() == family
+                && *endpoint != announce.endpoint
+                && !usable.contains(endpoint)
+                && (announce.role == Role::Leecher || peer.role != Role::Seeder)
+        });
+        if !passed_over {
+            assert_eq!(peers.len(), wanted.min(usable.len()), "too few for {announce:?}");
         }
     }
 

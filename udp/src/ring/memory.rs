@@ -7,22 +7,25 @@
 #![expect(unsafe_code, reason = "memory the kernel writes to")]
 
 use super::packet::{CONTROL_LEN, HEADER_LEN, NAME_LEN};
-use crate::wire::REQUEST_LEN_MAX;
 use io_uring::types::BufRingEntry;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
+/// Bytes of the longest datagram that is received whole
+pub const DATAGRAM_LEN_MAX: usize = 1496;
+
 /// Bytes of the longest reply: what an Ethernet frame carries over IPv4
 pub const REPLY_LEN_MAX: usize = 1472;
 
-/// Bytes of a receive buffer: the longest request with all the kernel writes before it
+/// Bytes of a receive buffer: the longest datagram with all the kernel writes before it, and room for a
+/// second control message (SO_RXQ_OVFL, 24 bytes)
 ///
 /// A multiple of a cache line, but not of a power of two that would map all headers to few cache sets.
 pub(super) const BUFFER_LEN: usize =
-    (HEADER_LEN + NAME_LEN + CONTROL_LEN + REQUEST_LEN_MAX).next_multiple_of(64);
+    (HEADER_LEN + NAME_LEN + CONTROL_LEN + 24 + DATAGRAM_LEN_MAX).next_multiple_of(64);
 
-const _: () = assert!(BUFFER_LEN >= 1580 && !BUFFER_LEN.is_power_of_two());
+const _: () = assert!(BUFFER_LEN >= 1604 && !BUFFER_LEN.is_power_of_two());
 
 /// A reply and all the kernel reads to send it
 #[repr(C, align(64))]

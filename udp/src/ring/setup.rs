@@ -44,8 +44,8 @@ pub enum SetupError {
     Failed(&'static str, #[source] io::Error),
 }
 
-/// Entries for operations not yet submitted: a reply for each buffer and forward slot, and more
-pub(super) const SUBMISSIONS: u32 = 2048;
+/// Entries for operations not yet submitted: what is more is submitted on the way
+pub(super) const SUBMISSIONS: u32 = 256;
 /// Entries for completions not yet looked at
 pub(super) const COMPLETIONS: u32 = 4096;
 
