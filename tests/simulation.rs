@@ -182,8 +182,19 @@ impl World {
                 request.extend([0, client.left, 0].map(u64::to_be_bytes).as_flattened());
                 request.extend([event, 0, 7, u32::MAX].map(u32::to_be_bytes).as_flattened());
                 request.extend(client.address.port().to_be_bytes());
+                self.scrape(number, id);
             }
         }
+        self.send(client.address, None, request);
+    }
+
+    /// Asks for the figures of two swarms, one of them nobody's
+    fn scrape(&mut self, number: usize, id: u64) {
+        let client = self.clients[number];
+        let mut request = id.to_be_bytes().to_vec();
+        request.extend([2, number as u32].map(u32::to_be_bytes).as_flattened());
+        request.extend([client.torrent as u8; 20]);
+        request.extend([0xee; 20]);
         self.send(client.address, None, request);
     }
 
@@ -218,6 +229,15 @@ impl World {
                     client.gone = true;
                 }
             }
+            2 => {
+                let row = |row: usize| {
+                    let words = reply[8 + 12 * row..][..12].as_chunks::<4>().0;
+                    words.iter().map(|word| u32::from_be_bytes(*word)).collect::<Vec<_>>()
+                };
+                assert_eq!((reply.len(), row(1)), (32, vec![0, 0, 0]));
+                // Never more than ever were there.
+                assert!(row(0)[0] + row(0)[2] <= ever.len() as u32);
+            }
             // An error: the id was too old, or the wall clock jumped.
             3 => client.id = None,
             action => panic!("action {action}"),
@@ -241,7 +261,7 @@ impl World {
         let client = self.clients.iter().position(|client| client.address == flight.from);
         match client {
             Some(number) => {
-                if proven {
+                if proven && flight.bytes[11] == 1 {
                     self.book(number, &flight.bytes);
                 } else if verdict.outcome == Outcome::WrongConnectionId {
                     // As clients do that hear nothing: ask for a new one.
@@ -303,9 +323,15 @@ impl World {
         let expect = |outcome| {
             assert!(self.answered.contains_key(outcome), "no {outcome} in {:?}", self.answered);
         };
-        for outcome in
-            ["connected", "joined", "refreshed", "left", "wrong_connection_id", "too_short"]
-        {
+        for outcome in [
+            "connected",
+            "joined",
+            "refreshed",
+            "left",
+            "scraped",
+            "wrong_connection_id",
+            "too_short",
+        ] {
             expect(outcome);
         }
         assert!(self.bytes_to_forged.1 <= self.bytes_to_forged.0);
@@ -333,6 +359,28 @@ fn clients_are_served_through_loss_forgery_and_clock_jumps() {
         println!("seed {seed}");
         World::new(seed).run(20_000).finish();
     }
+}
+
+/// A million sources, each with an id that was never issued to it, change nothing and get nothing
+#[test]
+fn forged_ids_from_a_million_sources_are_silence() {
+    let mut world = World::new(2);
+    let now = world.clock();
+    let mut announce = vec![0; 98];
+    announce[11] = 1;
+    let mut reply = [0; 1472];
+    for source in 0..1_000_000_u32 {
+        let address: SocketAddr = match source % 4 {
+            0 => ([0x2a00, 7, 0, 0, 0, 0, (source >> 16) as u16, source as u16], 6_881).into(),
+            _ => ((0x5000_0000 + source).to_be_bytes(), 6_881).into(),
+        };
+        // The epoch is public, so a forger gets it right; the tag is a guess.
+        let guess = (now.unix_secs / 64) << 56 | world.rng.u64(..) >> 8;
+        announce[..8].copy_from_slice(&guess.to_be_bytes());
+        let verdict = world.tracker.handle(now, address, &announce, &mut reply);
+        assert_eq!((verdict.outcome, verdict.reply_len), (Outcome::WrongConnectionId, 0));
+    }
+    assert_eq!(world.tracker.swarms().totals().torrents, 0);
 }
 
 /// The simulation notices a tracker that believes forged sources

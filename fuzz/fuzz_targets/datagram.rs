@@ -1,6 +1,6 @@
 //! Datagrams through `admit` and `answer`: nothing panics, and nobody unproven is amplified.
 //!
-//! Input: packets of a length byte, a source byte and bytes. A set bit in the source byte has the right
+//! Input: packets of two bytes of length, a source byte and bytes. A set bit in the source byte has the right
 //! connection id written in, so that the fuzzer gets past it.
 
 #![no_main]
@@ -20,8 +20,9 @@ fuzz_target!(|bytes: &[u8]| {
     let mut now = Now { monotonic: Seconds(10_000), unix_secs: 1_700_000_000 };
     let mut rest = bytes;
     let mut reply = [0; 1472];
-    while let [len, source, more @ ..] = rest {
-        let (packet, after) = more.split_at(usize::from(*len).min(more.len()));
+    while let [high, low, source, more @ ..] = rest {
+        let len = usize::from(u16::from_be_bytes([*high, *low])) % 2_048;
+        let (packet, after) = more.split_at(len.min(more.len()));
         rest = after;
         let address: SocketAddr = match source & 3 {
             0 => ([0x2a00, 0, 0, 0, 0, 0, 0, u16::from(*source)], 5_000).into(),
@@ -35,7 +36,13 @@ fuzz_target!(|bytes: &[u8]| {
         }
         let verdict = tracker.handle(now, address, &packet, &mut reply);
         assert!(verdict.reply_len <= reply.len());
-        let unproven = [Outcome::Connected, Outcome::WrongConnectionId].contains(&verdict.outcome);
+        use Outcome::{
+            BadMagic, Connected, SourcePortZero, TooShort, UnknownAction, WrongConnectionId,
+        };
+        let unproven = matches!(
+            verdict.outcome,
+            Connected | BadMagic | SourcePortZero | TooShort | UnknownAction | WrongConnectionId
+        );
         assert!(!unproven || verdict.reply_len <= packet.len());
         now.monotonic.0 += u64::from(source >> 5) * 40;
         while tracker.swarms_mut().sweep(now.monotonic) {}

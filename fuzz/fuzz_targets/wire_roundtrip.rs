@@ -21,6 +21,13 @@ fuzz_target!(|bytes: &[u8]| {
             written[announce::LEFT].copy_from_slice(&read.left().to_be_bytes());
             written[announce::UPLOADED].copy_from_slice(&read.uploaded().to_be_bytes());
             written[announce::PORT].copy_from_slice(&read.port().to_be_bytes());
+            // Not every value of these is kept apart; what is read from what was read must be the same.
+            if let Some(ip) = read.ip() {
+                written[announce::IP].copy_from_slice(&ip.octets());
+            }
+            if let Some(wanted) = read.num_want() {
+                written[announce::NUM_WANT].copy_from_slice(&wanted.to_be_bytes());
+            }
             assert_eq!(written, bytes);
             let url: usize = read.url_data().map(<[u8]>::len).sum();
             assert!(url <= bytes.len() - announce::OPTIONS);
@@ -44,7 +51,14 @@ fuzz_target!(|bytes: &[u8]| {
     let row = usize::from(bytes.first().copied().unwrap_or(0));
     let counts = Counts { seeders: 1, completed: 2, leechers: 3 };
     assert_eq!(write_scrape_row(&mut reply, row, counts), len >= 8 + 12 * (row + 1));
-    if let Some(reply) = AnnounceReply::begin(&mut reply) {
-        assert!(reply.finish(transaction, 1, counts, row) <= len);
+    if let Some(begun) = AnnounceReply::begin(&mut reply) {
+        let written = begun.finish(transaction, 1, counts, row);
+        assert!(written <= len);
+        let words: Vec<u32> = reply[..20]
+            .chunks(4)
+            .map(|word| word.iter().fold(0, |value, byte| value << 8 | u32::from(*byte)))
+            .collect();
+        assert_eq!(words, [1, 0x0102_0304, 1, 3, 1]);
+        assert_eq!(reply[20..written], bytes[20..written]);
     }
 });

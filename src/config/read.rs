@@ -31,6 +31,8 @@ pub(super) struct Reader {
     source: String,
     root: Mapping,
     mistakes: Vec<Mistake>,
+    /// Every key that was asked for
+    known: Vec<String>,
 }
 
 /// A mapping being read
@@ -60,7 +62,7 @@ impl Reader {
             }
         };
         let (file, source) = (file.to_owned(), source.to_owned());
-        Ok(Self { file, source, root, mistakes: Vec::new() })
+        Ok(Self { file, source, root, mistakes: Vec::new(), known: Vec::new() })
     }
 
     pub(super) fn root(&mut self) -> Section<'_> {
@@ -72,6 +74,13 @@ impl Reader {
     pub(super) fn mistake(&mut self, key: &str, message: String) {
         let line = line_of(&self.source, key);
         self.mistakes.push(Mistake { file: self.file.clone(), line, key: key.to_owned(), message });
+    }
+
+    /// Keys that were asked for and do not stand in the document
+    #[cfg(test)]
+    pub(super) fn absent(&self) -> Vec<&str> {
+        let absent = |key: &&String| line_of(&self.source, key).is_none();
+        self.known.iter().filter(absent).map(String::as_str).collect()
     }
 
     pub(super) fn finish<T>(self, value: T) -> Result<T, Vec<Mistake>> {
@@ -87,7 +96,7 @@ impl Section<'_> {
         default: T,
         read: impl FnOnce(&Value) -> Result<T, String>,
     ) -> T {
-        self.known.push(key);
+        self.know(key);
         match self.keys.remove(key) {
             None | Some(Value::Null) => default,
             Some(value) => read(&value).unwrap_or_else(|message| {
@@ -99,7 +108,7 @@ impl Section<'_> {
 
     /// The keys below a key
     pub(super) fn section(&mut self, key: &'static str) -> Section<'_> {
-        self.known.push(key);
+        self.know(key);
         let path = self.path_of(key);
         let keys = match self.keys.remove(key) {
             Some(Value::Mapping(keys)) => keys,
@@ -132,6 +141,12 @@ impl Section<'_> {
             let path = self.path_of(&name);
             self.reader.mistake(&path, message);
         }
+    }
+
+    fn know(&mut self, key: &'static str) {
+        self.known.push(key);
+        let path = self.path_of(key);
+        self.reader.known.push(path);
     }
 
     fn path_of(&self, key: &str) -> String {

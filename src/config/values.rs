@@ -226,7 +226,11 @@ pub(super) fn no_hooks(value: &Value) -> Read<()> {
     }
 }
 
-/// A key of a part that this version does not serve
-pub(super) fn ignored(_: &Value) -> Read<()> {
-    Ok(())
+/// Texts for a part that this version does not serve
+pub(super) fn ignored_texts(value: &Value) -> Read<()> {
+    let one = |value: &Value| match value {
+        Value::String(_) => Ok(()),
+        other => Err(format!("{} is not a text; write it in quotes", shown(other))),
+    };
+    list(value, one).map(drop)
 }

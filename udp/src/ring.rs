@@ -11,11 +11,13 @@
 
 mod memory;
 mod packet;
+mod return_path;
 mod setup;
 mod socket;
 mod token;
 
 pub use memory::{DATAGRAM_LEN_MAX, REPLY_LEN_MAX};
+pub use return_path::ReturnPath;
 pub use setup::{KERNEL_OLDEST, SetupError};
 pub use socket::UdpSocket;
 
@@ -28,7 +30,7 @@ use packet::{CONTROL_LEN, HEADER_LEN, NAME_LEN};
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -76,28 +78,8 @@ pub struct Datagram<'a> {
     pub truncated: bool,
 }
 
-/// Where the reply to a datagram goes and leaves from, for another shard's ring to use
-///
-/// Sockets have the same numbers in all rings of a process. 40 bytes: two IPv6 addresses, two ports' worth
-/// of numbers and an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReturnPath {
-    peer: [u8; 16],
-    local: [u8; 16],
-    /// Of the peer's scope or the local address's interface: where both matter they are the same
-    interface: u32,
-    port: u16,
-    /// Socket number, and in the highest bits: peer is IPv4, local is known
-    socket: u16,
-}
-
-const _: () = assert!(size_of::<ReturnPath>() == 40);
 // What a shard may take at start, its share of sockets' buffers and the mesh aside.
 const _: () = assert!(Ring::memory_bytes() <= 8 << 20);
-
-const PATH_IS_V4: u16 = 1 << 15;
-const PATH_HAS_LOCAL: u16 = 1 << 14;
-const PATH_SOCKET: u16 = PATH_HAS_LOCAL - 1;
 
 /// A slot for the reply to a datagram that another shard received
 #[derive(Debug)]
@@ -321,7 +303,7 @@ impl Ring {
         len: usize,
     ) -> io::Result<()> {
         assert_eq!(slot.ring, self.state.number);
-        let socket = path.socket & PATH_SOCKET;
+        let socket = path.socket();
         if usize::from(socket) >= self.state.sockets.len() {
             self.release_forward(slot);
             return Ok(());
@@ -552,51 +534,6 @@ fn receive_message(socket: &UdpSocket) -> libc::msghdr {
     message.msg_namelen = NAME_LEN as u32;
     message.msg_controllen = if socket.reports_local() { CONTROL_LEN } else { 0 };
     message
-}
-
-impl ReturnPath {
-    fn new(socket: u16, peer: SocketAddr, local: Option<(IpAddr, u32)>) -> Self {
-        let wide = |address: IpAddr| match address {
-            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-            IpAddr::V6(address) => address.octets(),
-        };
-        let scope = match peer {
-            SocketAddr::V6(peer) => peer.scope_id(),
-            SocketAddr::V4(_) => 0,
-        };
-        let local_flag = if local.is_some() { PATH_HAS_LOCAL } else { 0 };
-        let v4_flag = if peer.is_ipv4() { PATH_IS_V4 } else { 0 };
-        Self {
-            peer: wide(peer.ip()),
-            local: local.map_or([0; 16], |(address, _)| wide(address)),
-            interface: local.map_or(scope, |(_, interface)| interface.max(scope)),
-            port: peer.port(),
-            socket: socket | local_flag | v4_flag,
-        }
-    }
-
-    fn address(&self, bytes: [u8; 16]) -> IpAddr {
-        let [.., a, b, c, d] = bytes;
-        if self.socket & PATH_IS_V4 != 0 {
-            Ipv4Addr::new(a, b, c, d).into()
-        } else {
-            Ipv6Addr::from(bytes).into()
-        }
-    }
-
-    fn peer(&self) -> SocketAddr {
-        match self.address(self.peer) {
-            IpAddr::V4(peer) => SocketAddr::new(peer.into(), self.port),
-            IpAddr::V6(peer) => {
-                let scope = if peer.is_unicast_link_local() { self.interface } else { 0 };
-                SocketAddrV6::new(peer, self.port, 0, scope).into()
-            }
-        }
-    }
-
-    fn local(&self) -> Option<(IpAddr, u32)> {
-        (self.socket & PATH_HAS_LOCAL != 0).then(|| (self.address(self.local), self.interface))
-    }
 }
 
 /// The operation that sends the first bytes of a slot to the address at `name`

@@ -1,0 +1,95 @@
+//! Where a reply goes and leaves from, small enough to cross to another thread.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+
+/// Where the reply to a datagram goes and leaves from, for another shard's ring to use
+///
+/// Sockets have the same numbers in all rings of a process. 40 bytes: two IPv6 addresses, two ports' worth
+/// of numbers and an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReturnPath {
+    peer: [u8; 16],
+    local: [u8; 16],
+    /// Of the peer's scope or the local address's interface: where both matter they are the same
+    interface: u32,
+    port: u16,
+    /// Socket number, and in the highest bits: peer is IPv4, local is known
+    socket: u16,
+}
+
+const _: () = assert!(size_of::<ReturnPath>() == 40);
+
+const PATH_IS_V4: u16 = 1 << 15;
+const PATH_HAS_LOCAL: u16 = 1 << 14;
+const PATH_SOCKET: u16 = PATH_HAS_LOCAL - 1;
+
+impl ReturnPath {
+    pub(super) fn new(socket: u16, peer: SocketAddr, local: Option<(IpAddr, u32)>) -> Self {
+        let wide = |address: IpAddr| match address {
+            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+            IpAddr::V6(address) => address.octets(),
+        };
+        let scope = match peer {
+            SocketAddr::V6(peer) => peer.scope_id(),
+            SocketAddr::V4(_) => 0,
+        };
+        let local_flag = if local.is_some() { PATH_HAS_LOCAL } else { 0 };
+        let v4_flag = if peer.is_ipv4() { PATH_IS_V4 } else { 0 };
+        Self {
+            peer: wide(peer.ip()),
+            local: local.map_or([0; 16], |(address, _)| wide(address)),
+            interface: local.map_or(scope, |(_, interface)| interface.max(scope)),
+            port: peer.port(),
+            socket: socket | local_flag | v4_flag,
+        }
+    }
+
+    /// The socket's number
+    pub(super) fn socket(&self) -> u16 {
+        self.socket & PATH_SOCKET
+    }
+
+    fn address(&self, bytes: [u8; 16]) -> IpAddr {
+        let [.., a, b, c, d] = bytes;
+        if self.socket & PATH_IS_V4 != 0 {
+            Ipv4Addr::new(a, b, c, d).into()
+        } else {
+            Ipv6Addr::from(bytes).into()
+        }
+    }
+
+    pub(super) fn peer(&self) -> SocketAddr {
+        match self.address(self.peer) {
+            IpAddr::V4(peer) => SocketAddr::new(peer.into(), self.port),
+            IpAddr::V6(peer) => {
+                let scope = if peer.is_unicast_link_local() { self.interface } else { 0 };
+                SocketAddrV6::new(peer, self.port, 0, scope).into()
+            }
+        }
+    }
+
+    pub(super) fn local(&self) -> Option<(IpAddr, u32)> {
+        (self.socket & PATH_HAS_LOCAL != 0).then(|| (self.address(self.local), self.interface))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_read_back() {
+        for (peer, local) in [
+            ("192.0.2.1:7", None),
+            ("192.0.2.1:7", Some(("127.0.0.5", 0))),
+            ("[2001:db8::1]:9", Some(("2001:db8::2", 4))),
+            ("[fe80::1%4]:9", Some(("fe80::2", 4))),
+            ("[fe80::1%4]:9", None),
+        ] {
+            let peer: SocketAddr = peer.parse().unwrap();
+            let local = local.map(|(address, interface)| (address.parse().unwrap(), interface));
+            let path = ReturnPath::new(5, peer, local);
+            assert_eq!((path.socket(), path.peer(), path.local()), (5, peer, local));
+        }
+    }
+}
