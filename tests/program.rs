@@ -65,6 +65,9 @@ fn a_wildcard_answers_from_the_address_that_was_asked() {
     assert_eq!(figure(&line, "announces"), 60, "{line}");
 }
 
+/// What a program is started under
+type Circumstances = fn(Command) -> Command;
+
 /// Has the kernel refuse the steering program
 fn unsteered(mut command: Command) -> Command {
     let option = libc::SO_ATTACH_REUSEPORT_CBPF;
@@ -76,7 +79,7 @@ fn unsteered(mut command: Command) -> Command {
 #[test]
 fn shards_and_steering_do_not_change_the_answers() {
     let as_it_is = |command| command;
-    let variants: [(usize, &str, fn(Command) -> Command, bool); 7] = [
+    let variants: [(usize, &str, Circumstances, bool); 7] = [
         (1, "auto", as_it_is, false),
         (2, "on", as_it_is, false),
         (2, "off", as_it_is, true),
