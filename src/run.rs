@@ -80,8 +80,8 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let cores = cpus::choose(&config.cpus)?;
     let shards = cores.len() as u16;
     let identity = Identity::draw(shards).map_err(RunError::Randomness)?;
-    let control = config.control.listen.map(control::bind).transpose()?;
     let mut listeners = Listeners::bind(&config.udp, &identity.steering_keys(), shards, &clock)?;
+    let control = config.control.listen.map(control::bind).transpose()?;
     let ceiling = memory::ceiling(config.storage.memory);
     let mut ports = mesh(shards);
     let control_port = ports.pop().expect("a mesh has a port for the control plane");

@@ -262,7 +262,7 @@ impl Ring {
                 .and_then(|parsed| parsed.local),
         };
         let slot = self.state.memory_ref().slots.at(usize::from(buffer));
-        let entry = reply_entry(slot, name, NAME_LEN as u32, socket, len, local);
+        let entry = reply_entry(slot, To::Name(name), socket, len, local);
         self.state.replies_in_flight += 1;
         self.push(entry.user_data(Token::Reply { buffer }.pack()))
     }
@@ -309,12 +309,8 @@ impl Ring {
             return Ok(());
         }
         let number = slot.slot;
-        let mut slot = self.state.memory_ref().forwards.at(usize::from(number));
-        // SAFETY: as in `forward_reply`; the reference ends before the kernel reads the slot.
-        let name = unsafe { &mut slot.as_mut().name };
-        let name_len = packet::write_name(name, path.peer());
-        let name = NonNull::from(name).cast();
-        let entry = reply_entry(slot, name, name_len, socket, len, path.local());
+        let slot = self.state.memory_ref().forwards.at(usize::from(number));
+        let entry = reply_entry(slot, To::Address(path.peer()), socket, len, path.local());
         self.state.forwards_in_flight += 1;
         self.push(entry.user_data(Token::Forward { slot: number }.pack()))
     }
@@ -536,32 +532,46 @@ fn receive_message(socket: &UdpSocket) -> libc::msghdr {
     message
 }
 
-/// The operation that sends the first bytes of a slot to the address at `name`
+/// Where a reply goes
+enum To {
+    /// To where the kernel has written that the datagram came from
+    Name(NonNull<u8>),
+    /// To this address, which is written into the slot
+    Address(SocketAddr),
+}
+
+/// The operation that sends the first bytes of a slot
 ///
 /// It never waits: with the send buffer full, a reply is lost as it would be on the way, and its slot is
 /// free for somebody else.
 fn reply_entry(
     mut slot: NonNull<Slot>,
-    name: NonNull<u8>,
-    name_len: u32,
+    to: To,
     socket: u16,
     len: usize,
     local: Option<(IpAddr, u32)>,
 ) -> squeue::Entry {
     // SAFETY: the caller holds the slot; the reference ends before the kernel reads it.
     let slot = unsafe { slot.as_mut() };
+    let (name, name_len) = match to {
+        To::Name(name) => (name.as_ptr(), NAME_LEN as u32),
+        To::Address(address) => {
+            let len = packet::write_name(&mut slot.name, address);
+            (slot.name.as_mut_ptr(), len)
+        }
+    };
     let fixed = Fixed(u32::from(socket));
     let len = len.min(REPLY_LEN_MAX);
     let Some((local, interface)) = local else {
         return opcode::Send::new(fixed, slot.reply.as_ptr(), len as u32)
-            .dest_addr(name.as_ptr().cast())
+            .dest_addr(name.cast())
             .dest_addr_len(name_len)
             .flags(libc::MSG_DONTWAIT)
             .build();
     };
     let control_len = packet::write_control(&mut slot.control, local, interface);
     slot.part = libc::iovec { iov_base: slot.reply.as_mut_ptr().cast(), iov_len: len };
-    slot.message.msg_name = name.as_ptr().cast();
+    slot.message.msg_name = name.cast();
     slot.message.msg_namelen = name_len;
     slot.message.msg_iov = &raw mut slot.part;
     slot.message.msg_iovlen = 1;

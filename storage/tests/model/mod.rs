@@ -48,6 +48,8 @@ pub(crate) struct Checker {
     model: BTreeMap<InfoHash, Swarm>,
     caps: Caps,
     now: u64,
+    /// Seconds in which nobody swept
+    frozen: u64,
     /// Peers are drawn from so many: few make small swarms, many large ones
     pub(crate) peers: u16,
 }
@@ -85,7 +87,7 @@ impl Checker {
             seed,
         };
         let model = BTreeMap::new();
-        Self { swarms: Swarms::new(settings), model, caps, now: 1_000_000, peers }
+        Self { swarms: Swarms::new(settings), model, caps, now: 1_000_000, frozen: 0, peers }
     }
 
     /// Does one operation to both tables and compares what can be seen
@@ -140,7 +142,12 @@ impl Checker {
         if certain {
             assert_eq!(previous, known.map(|peer| peer.role), "{announce:?}");
         }
+        let abandoned = self.is_abandoned(announce.info_hash);
         let swarm = self.model.entry(announce.info_hash).or_default();
+        if abandoned && announced.counts.completed == 0 {
+            // The torrent was forgotten and begins anew.
+            swarm.completed = 0;
+        }
         let mut peer = Peer { role: announce.role, announced: self.now, completed: false };
         peer.completed = previous.is_some() && known.is_some_and(|known| known.completed);
         let completes = announce.event == Event::Completed
@@ -179,7 +186,10 @@ impl Checker {
         peer.completed |= completes;
         if announce.event == Event::Stopped {
             swarm.peers.remove(&announce.endpoint);
-            swarm.emptied = self.now;
+            // One that had expired may have been gone from the table for long.
+            if previous.is_some() {
+                swarm.emptied = self.now;
+            }
         } else {
             swarm.peers.insert(announce.endpoint, peer);
             let cap = match announce.endpoint.family() {
@@ -197,6 +207,15 @@ impl Checker {
             let cap = self.caps.swarm as usize;
             assert!(cap == 0 || living <= cap, "{living} peers in a swarm capped at {cap}");
         }
+    }
+
+    /// Whether nobody has been in a swarm for as long as its count of downloads is kept
+    fn is_abandoned(&self, info_hash: InfoHash) -> bool {
+        self.model.get(&info_hash).is_some_and(|swarm| {
+            let expired = |peer: &Peer| peer.announced + u64::from(LIFETIME);
+            let last = swarm.peers.values().map(expired).max().unwrap_or(0).max(swarm.emptied);
+            self.now.saturating_sub(last) >= u64::from(KEEP_COMPLETED)
+        })
     }
 
     fn check_peers(&self, announce: &Announce, family: Family, wanted: usize, handed: &[u8]) {
@@ -244,7 +263,7 @@ impl Checker {
     fn bounds(&self, info_hash: InfoHash) -> (u32, u32) {
         let Some(swarm) = self.model.get(&info_hash) else { return (0, 0) };
         let alive = swarm.peers.values().filter(|peer| self.is_alive(peer)).count();
-        let grace = u64::from(LIFETIME) + 2 * PERIOD + 2 * TICK;
+        let grace = self.grace();
         let seen = |peer: &&Peer| self.now - peer.announced <= grace;
         (alive as u32, swarm.peers.values().filter(seen).count() as u32)
     }
@@ -287,18 +306,24 @@ impl Checker {
     /// Lets time pass without anybody looking, as when the process is stopped
     pub(crate) fn freeze(&mut self, seconds: u64) {
         self.now += seconds;
+        self.frozen += seconds;
         while self.swarms.sweep(Seconds(self.now)) {}
+    }
+
+    /// After so long without an announce a peer is gone, and swept
+    fn grace(&self) -> u64 {
+        u64::from(LIFETIME) + 2 * PERIOD + 2 * TICK + self.frozen
     }
 
     /// Drops from the model what the table must have dropped, too
     fn forget(&mut self) {
-        let grace = u64::from(LIFETIME) + 2 * PERIOD + 2 * TICK;
+        let grace = self.grace();
         for swarm in self.model.values_mut() {
-            let before = swarm.peers.len();
+            let last = swarm.peers.values().map(|peer| peer.announced).max();
             swarm.peers.retain(|_, peer| self.now - peer.announced <= grace);
-            if before > 0 && swarm.peers.is_empty() {
-                // At some time since; the earliest is the safe assumption for what must be kept.
-                swarm.emptied = self.now.saturating_sub(grace);
+            if let Some(last) = last.filter(|_| swarm.peers.is_empty()) {
+                // Then or a little later; the earliest is the safe assumption for what must be kept.
+                swarm.emptied = last + u64::from(LIFETIME);
             }
             if swarm.peers.is_empty()
                 && self.now - swarm.emptied > 2 * u64::from(KEEP_COMPLETED) + 2 * grace
