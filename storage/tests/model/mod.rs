@@ -192,20 +192,21 @@ impl Checker {
             }
         } else {
             swarm.peers.insert(announce.endpoint, peer);
-            let cap = match announce.endpoint.family() {
-                Family::V4 => self.caps.per_ipv4,
-                Family::V6 => self.caps.per_ipv6_64,
-            };
-            let alive = |peer: &Peer| self.now / TICK - peer.announced / TICK <= LIFETIME_TICKS;
-            let sharing = swarm
-                .peers
-                .iter()
-                .filter(|(other, peer)| share_cap(**other, announce.endpoint) && alive(peer))
-                .count();
-            assert!(cap == 0 || sharing <= cap as usize, "{sharing} peers share a cap of {cap}");
-            let living = swarm.peers.values().filter(|peer| alive(peer)).count();
-            let cap = self.caps.swarm as usize;
-            assert!(cap == 0 || living <= cap, "{living} peers in a swarm capped at {cap}");
+            self.check_caps(announce);
+        }
+    }
+
+    /// No more living peers than the caps permit, after one has joined
+    fn check_caps(&self, joined: &Announce) {
+        let peers = &self.model[&joined.info_hash].peers;
+        let living = peers.iter().filter(|(_, peer)| self.is_alive(peer));
+        let sharing = living.clone().filter(|(other, _)| share_cap(**other, joined.endpoint));
+        let address_cap = match joined.endpoint.family() {
+            Family::V4 => self.caps.per_ipv4,
+            Family::V6 => self.caps.per_ipv6_64,
+        };
+        for (count, cap) in [(sharing.count(), address_cap), (living.count(), self.caps.swarm)] {
+            assert!(cap == 0 || count <= cap as usize, "{count} peers under a cap of {cap}");
         }
     }
 
