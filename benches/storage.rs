@@ -5,7 +5,7 @@
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use fastrand::Rng;
 use std::hint::black_box;
-use tsubame_bench::{announce_of, empty_table, enter, fill, info_hash_of, peers_of};
+use tsubame_bench::{LIFETIME_SECS, announce_of, empty_table, enter, fill, info_hash_of, peers_of};
 use tsubame_storage::{Announce, InfoHash, PeerSpace, Seconds, Swarms};
 
 const BATCH: usize = 64;
@@ -24,7 +24,8 @@ fn benches(criterion: &mut Criterion) {
         fill(&mut table, Seconds(0), 0..torrents);
         announces(criterion, name, &mut table, torrents);
         scrapes(criterion, name, &table, torrents);
-        sweep(criterion, name, table);
+        drop(table);
+        sweep(criterion, name, torrents);
     }
 }
 
@@ -99,17 +100,30 @@ fn scrapes(criterion: &mut Criterion, name: &str, table: &Swarms, torrents: u32)
     group.finish();
 }
 
-/// One call of the sweep, of which a shard does some ten a second
-fn sweep(criterion: &mut Criterion, name: &str, mut table: Swarms) {
-    let mut now = 0;
-    criterion.bench_function(&format!("{name}/sweep call, nothing expired"), |bencher| {
-        bencher.iter(|| {
-            if !black_box(table.sweep(Seconds(now))) {
-                // Time goes on, but not to where anybody would expire.
-                now = if now < 2_600 { now + 1 } else { 2_600 };
-            }
+/// A whole pass over the table, which a shard spreads over a quarter of a lifetime
+///
+/// Filled at 0, begun at a quarter; at half everybody is alive, at 1.1 lifetimes nobody is.
+fn sweep(criterion: &mut Criterion, name: &str, torrents: u32) {
+    let lifetime = u64::from(LIFETIME_SECS);
+    let mut group = criterion.benchmark_group(format!("{name}/sweep, a pass"));
+    group.sample_size(10);
+    group.throughput(Throughput::Elements(u64::from(torrents)));
+    for (what, now) in [("nobody expired", lifetime / 2), ("all expired", lifetime * 11 / 10)] {
+        group.bench_function(what, |bencher| {
+            let begun = || {
+                let mut table = empty_table();
+                fill(&mut table, Seconds(0), 0..torrents);
+                table.sweep(Seconds(lifetime / 4));
+                table
+            };
+            let pass = |mut table: Swarms| {
+                while table.sweep(Seconds(now)) {}
+                table
+            };
+            bencher.iter_batched(begun, pass, BatchSize::PerIteration);
         });
-    });
+    }
+    group.finish();
 }
 
 criterion_group! {
