@@ -51,6 +51,8 @@ fuzz_target!(|bytes: &[u8]| {
     let row = usize::from(bytes.first().copied().unwrap_or(0));
     let counts = Counts { seeders: 1, completed: 2, leechers: 3 };
     assert_eq!(write_scrape_row(&mut reply, row, counts), len >= 8 + 12 * (row + 1));
+    // The peers are the caller's: finishing leaves them as they are.
+    let mut reply = bytes.to_vec();
     if let Some(begun) = AnnounceReply::begin(&mut reply) {
         let written = begun.finish(transaction, 1, counts, row);
         assert!(written <= len);
