@@ -10,7 +10,7 @@ use tsubame::run::{RunError, run};
 use tsubame::supervisor::{EXIT_DONE, EXIT_SHARD, EXIT_START, EXIT_USAGE, end_on_panic};
 use tsubame::{e2e, log};
 
-/// Gives memory back after a flood, which the default allocator does not
+/// Gives memory back after a flood: benches/README.md has the figures
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

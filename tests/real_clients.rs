@@ -1,8 +1,8 @@
 //! Real clients, as users have them, find each other through the tracker alone and move a file.
 //!
-//! Over IPv6 goes libtorrent alone: Debian's Transmission 3.00 reads the peers of an IPv6 reply as IPv4, and
-//! aria2 and rTorrent 0.9.8 ask UDP trackers over IPv4 only. They need root and the programs that `tests/run`
-//! installs, so `cargo test` leaves them out.
+//! Over IPv6 goes libtorrent alone: Debian's Transmission 3.00 reads the peers of an IPv6 reply as IPv4,
+//! aria2 asks UDP trackers over IPv4 only, and rTorrent 0.9.8 takes no IPv6 address to bind. They need root
+//! and the programs that `tests/run` installs, so `cargo test` leaves them out.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
