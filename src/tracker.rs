@@ -14,8 +14,8 @@ use tsubame_storage::{
 };
 use tsubame_udp::connection_id::ConnectionIds;
 use tsubame_udp::wire::{
-    self, ANNOUNCE_REPLY_LEN, AnnounceReply, Request, TransactionId, write_connect, write_error,
-    write_scrape_header, write_scrape_row,
+    self, ANNOUNCE_REPLY_LEN, AnnounceReply, ERROR_REPLY_LEN, Request, SCRAPE_LEN_MIN,
+    TransactionId, write_connect, write_error, write_scrape_header, write_scrape_row,
 };
 
 /// What the operator promises to clients
@@ -91,8 +91,10 @@ pub struct Scrape {
 // It crosses the mesh by value.
 const _: () = assert!(size_of::<Admitted>() <= 128);
 
-/// The text of an error must not make the reply longer than a scrape or an announce
+/// Said to a source that has not proven itself, so shorter than the shortest request it can answer
 const WRONG_CONNECTION_ID: &str = "wrong connection id";
+
+const _: () = assert!(ERROR_REPLY_LEN + WRONG_CONNECTION_ID.len() <= SCRAPE_LEN_MIN);
 
 impl Tracker {
     /// A tracker with an empty table
