@@ -1,6 +1,10 @@
-//! The population that benches and memory figures are measured with.
+//! What benches share: a population, datagrams in batches, records of runs.
 //!
 //! Of a public tracker's torrents 60 % have 1 peer, 20 % 2, 10 % 3, 5 % 5, 4 % 10, 1 % 50: 2.45 peers each.
+
+pub mod batch;
+pub mod observe;
+pub mod record;
 
 use fastrand::Rng;
 use tsubame_storage::{

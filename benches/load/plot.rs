@@ -1,0 +1,172 @@
+//! Line plots as SVG.
+
+use std::fmt::Write;
+
+const WIDTH: f64 = 760.0;
+const HEIGHT: f64 = 260.0;
+const LEFT: f64 = 70.0;
+const RIGHT: f64 = 16.0;
+const TOP: f64 = 14.0;
+const BOTTOM: f64 = 40.0;
+
+/// Colours of lines, told apart also by those who see few of them
+const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"];
+
+/// An axis
+pub(crate) struct Axis {
+    pub(crate) name: &'static str,
+    /// Where marks go, with their texts; empty for a few round numbers
+    pub(crate) marks: Vec<(f64, String)>,
+    /// Whether equal ratios are equally far apart
+    pub(crate) logarithmic: bool,
+}
+
+/// A line with its name
+pub(crate) struct Line {
+    pub(crate) name: String,
+    pub(crate) points: Vec<(f64, f64)>,
+}
+
+/// The colour of a line by its number
+pub(crate) fn colour(number: usize) -> &'static str {
+    COLOURS[number % COLOURS.len()]
+}
+
+/// From values to places
+struct Scale {
+    from: f64,
+    to: f64,
+    start: f64,
+    end: f64,
+    logarithmic: bool,
+}
+
+impl Scale {
+    fn place(&self, value: f64) -> f64 {
+        let share = match self.logarithmic {
+            true => (value.max(self.from) / self.from).ln() / (self.to / self.from).ln(),
+            false => (value - self.from) / (self.to - self.from),
+        };
+        self.start + share * (self.end - self.start)
+    }
+
+    fn marks(&self) -> Vec<(f64, String)> {
+        if self.logarithmic {
+            let mut marks = Vec::new();
+            let mut at = 10_f64.powf(self.from.log10().ceil());
+            while at <= self.to * 1.001 {
+                marks.push((at, round(at)));
+                at *= 10.0;
+            }
+            return marks;
+        }
+        let rough = (self.to - self.from) / 5.0;
+        let power = 10_f64.powf(rough.log10().floor());
+        let steps = [1.0, 2.0, 5.0, 10.0].map(|step| step * power);
+        let step = steps.into_iter().find(|step| *step >= rough).unwrap_or(rough);
+        let first = (self.from / step).ceil() as i64;
+        let last = (self.to / step).floor() as i64;
+        (first..=last).map(|at| (at as f64 * step, round(at as f64 * step))).collect()
+    }
+}
+
+fn round(value: f64) -> String {
+    match value.abs() {
+        1e6.. => format!("{} M", value / 1e6),
+        1e3.. => format!("{} k", value / 1e3),
+        _ => format!("{}", (value * 1000.0).round() / 1000.0),
+    }
+}
+
+/// Draws lines; nothing if there is nothing to draw
+pub(crate) fn draw(x: &Axis, y: &Axis, lines: &[Line]) -> String {
+    let points = || lines.iter().flat_map(|line| &line.points);
+    let span = |of: fn(&(f64, f64)) -> f64, axis: &Axis| {
+        let low = points().map(of).fold(f64::INFINITY, f64::min);
+        let high = points().map(of).fold(f64::NEG_INFINITY, f64::max);
+        let low = if axis.logarithmic { low.max(1e-3) } else { low.min(0.0) };
+        (low, if high > low { high } else { low + 1.0 })
+    };
+    if points().next().is_none() {
+        return "<p>No answers.</p>".to_owned();
+    }
+    let ((x_from, x_to), (y_from, y_to)) = (span(|point| point.0, x), span(|point| point.1, y));
+    let across = Scale {
+        from: x_from,
+        to: x_to,
+        start: LEFT,
+        end: WIDTH - RIGHT,
+        logarithmic: x.logarithmic,
+    };
+    let (start, end) = (HEIGHT - BOTTOM, TOP);
+    let up = Scale { from: y_from, to: y_to * 1.05, start, end, logarithmic: y.logarithmic };
+    let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">\n");
+    let marks = if x.marks.is_empty() { across.marks() } else { x.marks.clone() };
+    for (value, text) in marks.into_iter().filter(|(value, _)| (x_from..=x_to).contains(value)) {
+        let at = across.place(value);
+        _ = writeln!(
+            svg,
+            "<line x1=\"{at:.1}\" y1=\"{start}\" x2=\"{at:.1}\" y2=\"{end}\" class=\"grid\"/>"
+        );
+        let below = start + 16.0;
+        _ = writeln!(svg, "<text x=\"{at:.1}\" y=\"{below}\" text-anchor=\"middle\">{text}</text>");
+    }
+    for (value, text) in up.marks() {
+        let (at, right) = (up.place(value), WIDTH - RIGHT);
+        _ = writeln!(
+            svg,
+            "<line x1=\"{LEFT}\" y1=\"{at:.1}\" x2=\"{right}\" y2=\"{at:.1}\" class=\"grid\"/>"
+        );
+        let (beside, low) = (LEFT - 6.0, at + 4.0);
+        _ = writeln!(svg, "<text x=\"{beside}\" y=\"{low:.1}\" text-anchor=\"end\">{text}</text>");
+    }
+    for (number, line) in lines.iter().enumerate() {
+        let place = |(x, y): &(f64, f64)| format!("{:.1},{:.1}", across.place(*x), up.place(*y));
+        let path: Vec<_> = line.points.iter().map(place).collect();
+        let (path, colour, name) = (path.join(" "), colour(number), escape(&line.name));
+        _ = writeln!(
+            svg,
+            "<polyline points=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.6\">\
+             <title>{name}</title></polyline>"
+        );
+    }
+    let (middle, bottom) = (f64::midpoint(LEFT, WIDTH - RIGHT), HEIGHT - 4.0);
+    _ = writeln!(
+        svg,
+        "<text x=\"{middle}\" y=\"{bottom}\" text-anchor=\"middle\">{}</text>",
+        x.name
+    );
+    let half = f64::midpoint(start, end);
+    _ = writeln!(
+        svg,
+        "<text transform=\"translate(12,{half}) rotate(-90)\" text-anchor=\"middle\">{}</text>\n</svg>",
+        y.name
+    );
+    svg
+}
+
+/// Text as HTML has it
+pub(crate) fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn points_lie_where_they_belong() {
+        let linear = Scale { from: 0.0, to: 10.0, start: 100.0, end: 200.0, logarithmic: false };
+        assert_eq!(linear.place(5.0), 150.0);
+        assert_eq!(linear.marks().len(), 6);
+        let logarithmic = Scale { from: 1.0, to: 100.0, start: 0.0, end: 100.0, logarithmic: true };
+        assert!((logarithmic.place(10.0) - 50.0).abs() < 1e-9);
+        let texts: Vec<_> = logarithmic.marks().into_iter().map(|(_, text)| text).collect();
+        assert_eq!(texts, ["1", "10", "100"]);
+        let axis = |name| Axis { name, marks: Vec::new(), logarithmic: false };
+        let line = Line { name: "<a>".to_owned(), points: vec![(0.0, 1.0), (1.0, 1.0)] };
+        let svg = draw(&axis("x"), &axis("y"), &[line]);
+        assert!(svg.contains("&lt;a&gt;") && !svg.contains("NaN"), "{svg}");
+        assert!(draw(&axis("x"), &axis("y"), &[]).contains("No answers"));
+    }
+}

@@ -1,0 +1,193 @@
+//! Figures as text.
+
+use std::fmt::Write;
+use tsubame_bench::record::{Record, Step};
+
+/// What a run came to
+pub(crate) fn of_run(record: &Record) -> String {
+    let mut text = format!(
+        "{}: {} torrents, {} peers, seed {}\n{}\n",
+        record.name,
+        grouped(record.torrents.into()),
+        grouped(record.peers.into()),
+        record.seed,
+        record.machine
+    );
+    for step in &record.steps {
+        text.push_str(&of_step(step));
+    }
+    text
+}
+
+fn of_step(step: &Step) -> String {
+    let loop_kind = match step.rate {
+        Some(rate) => format!("open loop, {}/s offered", grouped(rate as u64)),
+        None => "closed loop".to_owned(),
+    };
+    let mut text = format!("\n{} ({:.1} s, {loop_kind})\n", step.name, step.seconds);
+    let mut line = |name: &str, value: String| _ = writeln!(text, "  {name:<12} {value}");
+    line(
+        "answers",
+        format!("{}/s ({} in all)", grouped(step.answers_per_s() as u64), grouped(step.answers())),
+    );
+    let kinds = step.answered.iter().map(|(kind, count)| format!("{} {kind}", grouped(*count)));
+    line("", kinds.collect::<Vec<_>>().join(", "));
+    if let Some(announces) = step.answered.get("announce").filter(|announces| **announces > 0) {
+        line(
+            "peers",
+            format!("{:.1} in a reply to an announce", step.peers as f64 / *announces as f64),
+        );
+    }
+    line(
+        "lost",
+        format!(
+            "{} of {} sent, {} late",
+            grouped(step.lost),
+            grouped(step.sent),
+            grouped(step.late)
+        ),
+    );
+    if step.sent_unproven > 0 {
+        let (answered, sent) = (grouped(step.answered_unproven), grouped(step.sent_unproven));
+        line("unproven", format!("{answered} answered of {sent} stale, forged, garbage"));
+    }
+    line("wrong", of_wrong(step));
+    let [p50, p90, p99, p999, p9999] =
+        [50.0, 90.0, 99.0, 99.9, 99.99].map(|at| step.latency.at(at));
+    let note = if step.latency.corrected {
+        "from when due"
+    } else {
+        "from when sent: waits for the window"
+    };
+    line(
+        "latency",
+        format!(
+            "p50 {p50:.0} us, p90 {p90:.0}, p99 {p99:.0}, p99.9 {p999:.0}, p99.99 {p9999:.0}, max {:.0} ({note})",
+            step.latency.max_us
+        ),
+    );
+    line("longest gap", format!("{:.2} ms without an answer", step.gap_ms_max));
+    if let Some(server) = step.server {
+        let us = |us: Option<f64>| us.map_or("?".to_owned(), |us| format!("{us:.2} us"));
+        let resident = server.resident_bytes.map_or("?".to_owned(), mebibytes);
+        line(
+            "server",
+            format!(
+                "{} of its core and {} of its process an answer, {resident} resident",
+                us(step.core_us_per_answer()),
+                us(step.process_us_per_answer()),
+            ),
+        );
+    }
+    line("generator", of_generator(step));
+    text
+}
+
+fn of_wrong(step: &Step) -> String {
+    let checked = grouped(step.checked);
+    if step.wrong.is_empty() {
+        return format!("none of {checked} checked");
+    }
+    let kinds: Vec<_> =
+        step.wrong.iter().map(|(what, n)| format!("{} {what}", grouped(*n))).collect();
+    format!("{} of {checked} checked: {}", grouped(step.wrong_sum()), kinds.join(", "))
+}
+
+fn of_generator(step: &Step) -> String {
+    let generator = &step.generator;
+    let mut text = format!("busy {:.0} %", generator.busy * 100.0);
+    if step.rate.is_some() {
+        _ = write!(text, ", {:.2} % sent late", generator.late * 100.0);
+    }
+    if generator.unsent > 0 {
+        _ = write!(text, ", {} not taken by the kernel", grouped(generator.unsent));
+    }
+    if generator.drops > 0 {
+        _ = write!(text, ", {} answers dropped before it took them", grouped(generator.drops));
+    }
+    if generator.bottleneck {
+        text.push_str("; IT WAS THE BOTTLENECK: the tracker may be faster than this says");
+    }
+    text
+}
+
+/// Runs side by side, step by step; ratios against the first
+pub(crate) fn of_comparison(records: &[Record]) -> String {
+    let mut text = String::new();
+    let Some(first) = records.first() else { return text };
+    for (letter, record) in ('A'..).zip(records) {
+        _ = writeln!(text, "{letter}  {} ({})", record.name, record.machine);
+    }
+    for (at, step) in first.steps.iter().enumerate() {
+        _ = writeln!(text, "\n{}", step.name);
+        _ = write!(text, "  {:<24}", "");
+        for (letter, _) in ('A'..).zip(records) {
+            _ = write!(text, "{letter:>14}{:>8}", "");
+        }
+        text.push('\n');
+        let steps: Vec<Option<&Step>> = records.iter().map(|record| record.steps.get(at)).collect();
+        for (name, value) in FIGURES {
+            let values: Vec<Option<f64>> = steps.iter().map(|step| value((*step)?)).collect();
+            if values.iter().all(Option::is_none) {
+                continue;
+            }
+            _ = write!(text, "  {name:<24}");
+            let base = values[0];
+            for value in values {
+                let ratio = base
+                    .zip(value)
+                    .filter(|(base, _)| *base > 0.0)
+                    .map(|(base, value)| value / base);
+                let shown = value.map_or("-".to_owned(), |value| format!("{value:.1}"));
+                let ratio = ratio.map_or(String::new(), |ratio| format!("({ratio:.2})"));
+                _ = write!(text, "{shown:>14} {ratio:<7}");
+            }
+            text.push('\n');
+        }
+    }
+    text
+}
+
+type Figure = (&'static str, fn(&Step) -> Option<f64>);
+
+/// What is compared
+pub(crate) const FIGURES: [Figure; 10] = [
+    ("answers/s", |step| Some(step.answers_per_s())),
+    ("lost", |step| Some(step.lost as f64)),
+    ("wrong", |step| Some(step.wrong_sum() as f64)),
+    ("latency p50, us", |step| Some(step.latency.at(50.0))),
+    ("latency p99, us", |step| Some(step.latency.at(99.0))),
+    ("latency p99.99, us", |step| Some(step.latency.at(99.99))),
+    ("longest gap, ms", |step| Some(step.gap_ms_max)),
+    ("core us/answer", Step::core_us_per_answer),
+    ("process us/answer", Step::process_us_per_answer),
+    ("resident MiB", |step| Some(step.server?.resident_bytes? as f64 / 1_048_576.0)),
+];
+
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / 1_048_576.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped() {
+        for (number, text) in [(0, "0"), (999, "999"), (1_000, "1,000"), (1_234_567, "1,234,567")] {
+            assert_eq!(grouped(number), text);
+        }
+    }
+}

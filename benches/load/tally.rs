@@ -1,0 +1,160 @@
+//! What is counted while a step runs.
+
+use crate::flight::Request;
+use hdrhistogram::Histogram;
+use tsubame_bench::record::{Latency, Step, Tenth};
+
+const TENTH_NS: u64 = 100_000_000;
+
+/// The longest latency that is told apart; also the longest timeout that makes sense
+const LATENCY_NS_MAX: u64 = 60_000_000_000;
+
+/// A request that leaves this long after it was due was sent late
+const LATE_NS: u64 = 1_000_000;
+
+/// Shares of time or requests beyond which the generator is to blame
+const BUSY_MAX: f64 = 0.97;
+const LATE_MAX: f64 = 0.01;
+
+const PERCENTILES: [f64; 14] =
+    [1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 99.99, 99.999, 99.9999, 100.0];
+
+/// The counts of a step
+pub(crate) struct Tally {
+    pub(crate) step: Step,
+    histogram: Histogram<u64>,
+    start_ns: u64,
+    /// When the last answer came, or the first request left for which one is due
+    last_answer_ns: Option<u64>,
+    busy_ns: u64,
+    late: u64,
+}
+
+impl Tally {
+    /// Begins a step; at `rate` in open loop
+    pub(crate) fn begin(name: &str, rate: Option<f64>, start_ns: u64) -> Self {
+        let histogram = Histogram::new_with_max(LATENCY_NS_MAX, 3);
+        let mut step = Step { name: name.to_owned(), rate, ..Step::default() };
+        step.latency.corrected = rate.is_some();
+        Self {
+            step,
+            histogram: histogram.expect("a maximum above 2 and three digits are valid"),
+            start_ns,
+            last_answer_ns: None,
+            busy_ns: 0,
+            late: 0,
+        }
+    }
+
+    fn tenth(&mut self, now_ns: u64) -> &mut Tenth {
+        let at = (now_ns.saturating_sub(self.start_ns) / TENTH_NS) as usize;
+        if self.step.series.len() <= at {
+            self.step.series.resize(at + 1, Tenth::default());
+        }
+        &mut self.step.series[at]
+    }
+
+    pub(crate) fn sent(&mut self, request: &Request) {
+        self.step.sent += 1;
+        self.tenth(request.sent_ns).sent += 1;
+        self.late += u64::from(request.sent_ns.saturating_sub(request.due_ns) > LATE_NS);
+        self.last_answer_ns.get_or_insert(request.sent_ns);
+    }
+
+    pub(crate) fn answered(&mut self, name: &str, request: &Request, now_ns: u64) {
+        match self.step.answered.get_mut(name) {
+            Some(count) => *count += 1,
+            None => _ = self.step.answered.insert(name.to_owned(), 1),
+        }
+        let latency_ns = now_ns.saturating_sub(request.due_ns);
+        self.histogram.saturating_record(latency_ns);
+        let tenth = self.tenth(now_ns);
+        tenth.answered += 1;
+        tenth.max_us = tenth.max_us.max((latency_ns / 1000) as u32);
+        let gap_ns = now_ns.saturating_sub(self.last_answer_ns.unwrap_or(now_ns));
+        self.step.gap_ms_max = self.step.gap_ms_max.max(gap_ns as f64 / 1e6);
+        self.last_answer_ns = Some(now_ns);
+    }
+
+    pub(crate) fn lost(&mut self, now_ns: u64) {
+        self.step.lost += 1;
+        self.tenth(now_ns).lost += 1;
+    }
+
+    pub(crate) fn wrong(&mut self, what: &str) {
+        *self.step.wrong.entry(what.to_owned()).or_default() += 1;
+    }
+
+    pub(crate) fn busy(&mut self, ns: u64) {
+        self.busy_ns += ns;
+    }
+
+    /// Answers in the last whole tenth of a second, for a second
+    pub(crate) fn rate_now(&self) -> u64 {
+        let last = self.step.series.len().checked_sub(2).and_then(|at| self.step.series.get(at));
+        last.map_or(0, |tenth| u64::from(tenth.answered) * 10)
+    }
+
+    /// A percentile so far, in microseconds
+    pub(crate) fn percentile_us(&self, percentile: f64) -> f64 {
+        self.histogram.value_at_percentile(percentile) as f64 / 1e3
+    }
+
+    /// Ends the step: sending ended at `end_ns`; answers may have come since
+    pub(crate) fn end(mut self, end_ns: u64) -> Step {
+        let step = &mut self.step;
+        let nanoseconds = end_ns.saturating_sub(self.start_ns).max(1) as f64;
+        step.seconds = nanoseconds / 1e9;
+        step.generator.busy = (self.busy_ns as f64 / nanoseconds).min(1.0);
+        step.generator.late = self.late as f64 / step.sent.max(1) as f64;
+        step.generator.bottleneck = match step.rate {
+            Some(_) => step.generator.late > LATE_MAX,
+            None => step.generator.busy > BUSY_MAX,
+        } || step.generator.drops > 0;
+        let at =
+            |percentile| (percentile, self.histogram.value_at_percentile(percentile) as f64 / 1e3);
+        step.latency = Latency {
+            corrected: step.rate.is_some(),
+            mean_us: self.histogram.mean() / 1e3,
+            max_us: self.histogram.max() as f64 / 1e3,
+            percentiles: PERCENTILES.map(at).to_vec(),
+        };
+        self.step
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    #[test]
+    fn latency_counts_from_when_a_request_was_due() {
+        let mut tally = Tally::begin("step", Some(1000.0), 0);
+        for number in 0..1000 {
+            // Due each millisecond; a stop of the world for half a second in between delays many.
+            let due_ns = number * MS;
+            let answered_ns = if (100..600).contains(&number) { 600 * MS } else { due_ns + MS };
+            let request = Request { due_ns, sent_ns: due_ns, ..Request::default() };
+            tally.sent(&request);
+            tally.answered("announce", &request, answered_ns);
+        }
+        let step = tally.end(1000 * MS);
+        assert_eq!((step.answers(), step.series.len()), (1000, 11));
+        let close = |at: f64, ms: f64| (step.latency.at(at) / 1e3 - ms).abs() < ms / 100.0;
+        assert!(close(50.0, 1.0) && close(99.9, 499.0), "{:?}", step.latency.percentiles);
+        assert!((500.0..502.0).contains(&step.gap_ms_max), "{}", step.gap_ms_max);
+        assert!(!step.generator.bottleneck);
+    }
+
+    #[test]
+    fn a_generator_that_is_late_or_busy_says_so() {
+        let mut tally = Tally::begin("late", Some(1.0), 0);
+        tally.sent(&Request { due_ns: 0, sent_ns: 2 * MS, ..Request::default() });
+        assert!(tally.end(MS).generator.bottleneck);
+        let mut tally = Tally::begin("busy", None, 0);
+        tally.busy(99 * MS);
+        assert!(tally.end(100 * MS).generator.bottleneck);
+    }
+}

@@ -1,0 +1,1 @@
+//! The generator against trackers that are right and trackers that are not.

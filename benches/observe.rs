@@ -1,0 +1,56 @@
+//! What a server on this machine uses, as the kernel tells.
+
+use std::fs;
+
+/// Ticks a second of `/proc/stat` (USER_HZ)
+const TICKS_PER_S: f64 = 100.0;
+
+/// Seconds a core has been busy since the machine started, with whatever: all but idle and waiting for disks
+pub fn core_busy_s(core: usize) -> Option<f64> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    let name = format!("cpu{core}");
+    let line = stat.lines().find(|line| line.split(' ').next() == Some(&name))?;
+    let ticks: Vec<f64> = line.split_whitespace().skip(1).map_while(|t| t.parse().ok()).collect();
+    // user, nice, system, idle, iowait, irq, softirq, steal; guests are counted as user already.
+    let busy: f64 = [0, 1, 2, 5, 6].iter().filter_map(|at| ticks.get(*at)).sum();
+    Some(busy / TICKS_PER_S)
+}
+
+/// Seconds of processor time all threads of a process have had
+pub fn process_s(process: u32) -> Option<f64> {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).ok()?;
+    let nanoseconds = threads.flatten().filter_map(|thread| {
+        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<f64>().ok()
+    });
+    Some(nanoseconds.sum::<f64>() / 1e9)
+}
+
+/// Bytes of a process that are in memory
+pub fn resident_bytes(process: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? * 1024)
+}
+
+/// Kernel and processor, in a line
+pub fn machine() -> String {
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpus.lines().find_map(|line| line.strip_prefix("model name"));
+    let model = model.unwrap_or("?").trim_start_matches(['\t', ' ', ':']);
+    let count = cpus.lines().filter(|line| line.starts_with("processor")).count();
+    format!("Linux {}, {count} cores, {model}", kernel.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn this_process_is_seen() {
+        let process = std::process::id();
+        assert!(super::process_s(process).unwrap() > 0.0);
+        assert!(super::resident_bytes(process).unwrap() > 1 << 20);
+        assert!(super::core_busy_s(0).unwrap() > 0.0);
+        assert!(super::core_busy_s(100_000).is_none());
+    }
+}
