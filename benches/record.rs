@@ -85,6 +85,8 @@ pub struct Latency {
 pub struct Generator {
     /// Share of the time it had something to do
     pub busy: f64,
+    /// Share of answers that it took in full batches, behind which more may have waited
+    pub backlog: f64,
     /// Share of requests sent more than a millisecond after they were due
     pub late: f64,
     /// Replies the kernel dropped because it did not take them in time

@@ -27,6 +27,16 @@ const DATAGRAMS_PER_YIELD: usize = 256;
 /// Turns after which they do, if each finds little
 const TURNS_PER_YIELD: usize = 16;
 
+/// Datagrams since the last wait or sleep that are company
+const COMPANY: usize = 4;
+
+/// How long the next ones are waited for. With the kernel's slack for timers, this is the most that a reply
+/// is late for it, and that HTTP and the mesh have to wait
+const PATIENCE: Duration = Duration::from_micros(50);
+
+/// How often, before other tasks get their turn
+const WAITS_PER_YIELD: usize = 2;
+
 /// How long operations may take to end when the shard stops
 const STOP_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -47,6 +57,8 @@ pub struct Shard {
     figures: Figures,
     board: Arc<Board>,
     clock: Clock,
+    /// Datagrams since the last wait or sleep
+    company: usize,
     stopping: bool,
 }
 
@@ -101,6 +113,7 @@ impl Shard {
             figures: Figures::default(),
             board,
             clock,
+            company: 0,
             stopping: false,
         }
     }
@@ -110,25 +123,18 @@ impl Shard {
         let event = awaitable(self.ring.event().try_clone_to_owned()?)?;
         let mut seconds = tokio::time::interval(Duration::from_secs(1));
         while !self.stopping {
-            let mut done = 0;
-            for _ in 0..TURNS_PER_YIELD {
-                let found = self.turn()?;
-                done += found;
-                if found == 0 || done >= DATAGRAMS_PER_YIELD {
-                    break;
-                }
-            }
+            let resting = self.take_turns()?;
             let now = self.clock.now();
             let sweeping = self.tracker.swarms_mut().sweep(now.monotonic);
             self.publish(now);
-            if done > 0 || sweeping {
+            if !resting || sweeping {
                 tokio::task::yield_now().await;
                 continue;
             }
             // In this order: what happens after the event is read empty either is found by the turn or
             // makes it readable again.
             drain(event.get_ref());
-            if self.turn()? > 0 || !self.port.go_to_sleep() {
+            if self.turn(None)? > 0 || !self.port.go_to_sleep() {
                 continue;
             }
             tokio::select! {
@@ -152,9 +158,43 @@ impl Shard {
         self.board.publish(&self.figures, now.monotonic);
     }
 
+    /// Takes turns until other tasks of this thread are due; true if there is nothing more to do
+    ///
+    /// Where datagrams come in company, it waits a little for the next ones in the kernel instead of going to
+    /// sleep: to be woken for each of a hundred thousand a second costs more than to answer them. It waits
+    /// only where a turn has found nothing, so that clients who wait for their answers before they ask again
+    /// are not held up.
+    fn take_turns(&mut self) -> io::Result<bool> {
+        let (mut done, mut waits) = (0, 0);
+        let mut patience = None;
+        for _ in 0..TURNS_PER_YIELD {
+            let found = self.turn(patience)?;
+            done += found;
+            self.company += found;
+            patience = None;
+            if found == 0 {
+                if self.company < COMPANY {
+                    self.company = 0;
+                    return Ok(true);
+                }
+                if waits == WAITS_PER_YIELD {
+                    break;
+                }
+                (self.company, waits, patience) = (0, waits + 1, Some(PATIENCE));
+            }
+            if done >= DATAGRAMS_PER_YIELD {
+                break;
+            }
+        }
+        Ok(false)
+    }
+
     /// One turn; returns how much there was to do
-    fn turn(&mut self) -> io::Result<usize> {
-        let arrived = self.ring.turn()?;
+    fn turn(&mut self, patience: Option<Duration>) -> io::Result<usize> {
+        let arrived = match patience {
+            Some(patience) => self.ring.turn_patiently(patience)?,
+            None => self.ring.turn()?,
+        };
         let now = self.clock.now();
         if arrived > 0 {
             self.admit_all(now)?;

@@ -46,6 +46,8 @@ pub(crate) struct Engine<'a> {
     /// Whether every peer is being entered once: what is lost is repeated
     entering: bool,
     to_repeat: Vec<(usize, u32)>,
+    /// Where requests are written that leave as one
+    scratch: Vec<u8>,
 }
 
 impl<'a> Engine<'a> {
@@ -63,6 +65,7 @@ impl<'a> Engine<'a> {
             tally: Tally::begin("start", None, 0),
             entering: false,
             to_repeat: Vec::new(),
+            scratch: Vec::new(),
         }
     }
 

@@ -95,7 +95,11 @@ fn of_wrong(step: &Step) -> String {
 
 fn of_generator(step: &Step) -> String {
     let generator = &step.generator;
-    let mut text = format!("busy {:.0} %", generator.busy * 100.0);
+    let mut text = format!(
+        "busy {:.0} %, {:.0} % of answers taken in full batches",
+        generator.busy * 100.0,
+        generator.backlog * 100.0
+    );
     if step.rate.is_some() {
         _ = write!(text, ", {:.2} % sent late", generator.late * 100.0);
     }

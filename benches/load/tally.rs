@@ -2,6 +2,7 @@
 
 use crate::flight::Request;
 use hdrhistogram::Histogram;
+use tsubame_bench::batch::BATCH;
 use tsubame_bench::record::{Latency, Step, Tenth};
 
 const TENTH_NS: u64 = 100_000_000;
@@ -12,8 +13,8 @@ const LATENCY_NS_MAX: u64 = 60_000_000_000;
 /// A request that leaves this long after it was due was sent late
 const LATE_NS: u64 = 1_000_000;
 
-/// Shares of time or requests beyond which the generator is to blame
-const BUSY_MAX: f64 = 0.97;
+/// Shares of answers or requests beyond which the generator is to blame
+const BACKLOG_MAX: f64 = 0.5;
 const LATE_MAX: f64 = 0.01;
 
 const PERCENTILES: [f64; 14] =
@@ -28,6 +29,8 @@ pub(crate) struct Tally {
     last_answer_ns: Option<u64>,
     busy_ns: u64,
     late: u64,
+    taken: u64,
+    taken_in_full_batches: u64,
 }
 
 impl Tally {
@@ -43,6 +46,8 @@ impl Tally {
             last_answer_ns: None,
             busy_ns: 0,
             late: 0,
+            taken: 0,
+            taken_in_full_batches: 0,
         }
     }
 
@@ -85,6 +90,14 @@ impl Tally {
         *self.step.wrong.entry(what.to_owned()).or_default() += 1;
     }
 
+    /// So many answers were there at once; a full batch is one behind which more may have waited
+    pub(crate) fn taken(&mut self, answers: usize) {
+        self.taken += answers as u64;
+        if answers == BATCH {
+            self.taken_in_full_batches += BATCH as u64;
+        }
+    }
+
     pub(crate) fn busy(&mut self, ns: u64) {
         self.busy_ns += ns;
     }
@@ -107,9 +120,10 @@ impl Tally {
         step.seconds = nanoseconds / 1e9;
         step.generator.busy = (self.busy_ns as f64 / nanoseconds).min(1.0);
         step.generator.late = self.late as f64 / step.sent.max(1) as f64;
+        step.generator.backlog = self.taken_in_full_batches as f64 / self.taken.max(1) as f64;
         step.generator.bottleneck = match step.rate {
             Some(_) => step.generator.late > LATE_MAX,
-            None => step.generator.busy > BUSY_MAX,
+            None => step.generator.backlog > BACKLOG_MAX,
         } || step.generator.drops > 0;
         let at =
             |percentile| (percentile, self.histogram.value_at_percentile(percentile) as f64 / 1e3);
@@ -149,12 +163,13 @@ mod tests {
     }
 
     #[test]
-    fn a_generator_that_is_late_or_busy_says_so() {
+    fn a_generator_that_is_late_or_behind_says_so() {
         let mut tally = Tally::begin("late", Some(1.0), 0);
         tally.sent(&Request { due_ns: 0, sent_ns: 2 * MS, ..Request::default() });
         assert!(tally.end(MS).generator.bottleneck);
-        let mut tally = Tally::begin("busy", None, 0);
-        tally.busy(99 * MS);
+        let mut tally = Tally::begin("behind", None, 0);
+        tally.taken(BATCH);
+        tally.taken(BATCH - 1);
         assert!(tally.end(100 * MS).generator.bottleneck);
     }
 }

@@ -43,6 +43,9 @@ const BUFFERS: u16 = 512;
 /// Slots for replies to datagrams that other shards received
 const FORWARD_SLOTS: u16 = 256;
 
+/// Datagrams for which a patient turn does not wait any longer
+const WORTH_A_TURN: usize = 32;
+
 /// Receives that may fail one after another, other than for want of buffers
 const FAILURES_MAX: u32 = 1_000;
 
@@ -215,8 +218,23 @@ impl Ring {
     ///
     /// Fails if the kernel does, or if receives have failed so often that this ring serves nobody.
     pub fn turn(&mut self) -> io::Result<usize> {
+        self.turn_within(None)
+    }
+
+    /// As [`Self::turn`], but lets datagrams come together for as long as `patience`, unless enough for a
+    /// turn are there at once
+    ///
+    /// Replies are handed over first. Most of what a datagram costs at moderate load is waking up for it.
+    pub fn turn_patiently(&mut self, patience: Duration) -> io::Result<usize> {
+        self.turn_within(Some(patience))
+    }
+
+    fn turn_within(&mut self, patience: Option<Duration>) -> io::Result<usize> {
         self.state.memory_ref().buffers.publish();
-        self.enter()?;
+        match patience {
+            Some(patience) => self.enter_and_wait(patience)?,
+            None => self.enter()?,
+        }
         self.reap();
         // Buffers first, then receives: one that finds no buffer ends at once.
         if !self.state.stopping && self.state.free_buffers > 0 && self.state.armed.contains(&false)
@@ -408,6 +426,28 @@ impl Ring {
                 ) =>
             {
                 self.reap();
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As [`Self::enter`], but returns only when a turn's worth of completions is there, or after `patience`
+    fn enter_and_wait(&mut self, patience: Duration) -> io::Result<()> {
+        let sending = self.ring.submission().len();
+        self.state.counts.turns += 1;
+        let timeout = io_uring::types::Timespec::from(patience);
+        let arguments = io_uring::types::SubmitArgs::new().timespec(&timeout);
+        // Each reply completes at once and is not what is waited for.
+        let wanted = sending + WORTH_A_TURN;
+        match self.ring.submitter().submit_with_args(wanted, &arguments) {
+            Ok(_) => Ok(()),
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)
+                ) =>
+            {
                 Ok(())
             }
             Err(error) => Err(error),

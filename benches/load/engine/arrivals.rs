@@ -17,6 +17,7 @@ impl Engine<'_> {
                 continue;
             }
             received += arrived;
+            self.tally.taken(arrived);
             let now_ns = self.now_ns();
             for (bytes, from) in incoming.datagrams() {
                 self.judge(group, bytes, &from, now_ns);

@@ -7,7 +7,7 @@ use crate::population::info_hash;
 use crate::udp::{self, Announce, Event};
 use std::io;
 use std::net::IpAddr;
-use tsubame_bench::batch::{BATCH, SEGMENTS_MAX};
+use tsubame_bench::batch::BATCH;
 
 /// Bytes of garbage, at most
 const GARBAGE_LEN_MAX: usize = 200;
@@ -69,13 +69,13 @@ impl Engine<'_> {
         let sent_ns = self.now_ns();
         self.clients.asked(group, source, sent_ns);
         let request = self.request(Kind::Connect, group, source, (due_ns, sent_ns));
-        let mut written = [0; LEN * SEGMENTS_MAX];
-        let (written, _) = written.split_at_mut(LEN * usize::from(segments));
+        let mut written = std::mem::take(&mut self.scratch);
+        written.resize(LEN * usize::from(segments), 0);
         for bytes in written.chunks_exact_mut(LEN) {
             let transaction = self.enter(request);
             udp::write_connect(bytes, transaction);
         }
-        self.push_bytes(group, source, LEN, written)
+        self.push_written(group, source, LEN, written)
     }
 
     fn depart_announces(
@@ -87,8 +87,8 @@ impl Engine<'_> {
     ) -> io::Result<()> {
         const LEN: usize = 98;
         let sent_ns = self.now_ns();
-        let mut written = [0; LEN * SEGMENTS_MAX];
-        let (written, _) = written.split_at_mut(LEN * usize::from(self.run.segments));
+        let mut written = std::mem::take(&mut self.scratch);
+        written.resize(LEN * usize::from(self.run.segments), 0);
         for bytes in written.chunks_exact_mut(LEN) {
             let peer = self.population.groups[group].draw_of_source(&mut self.rng, source);
             let step = self.population.step(&mut self.rng, group, peer);
@@ -98,7 +98,7 @@ impl Engine<'_> {
             let transaction = self.enter(Request { subject: peer, wanted, ..request });
             udp::write_announce(bytes, id, transaction, &self.announce(group, peer, step));
         }
-        self.push_bytes(group, source, LEN, written)
+        self.push_written(group, source, LEN, written)
     }
 
     fn depart_scrape(&mut self, group: usize, source: u32, id: u64, due_ns: u64) -> io::Result<()> {
@@ -227,17 +227,20 @@ impl Engine<'_> {
         }
     }
 
-    fn push_bytes(
+    /// Sends requests of the same length as one datagram, to be cut on its way
+    fn push_written(
         &mut self,
         group: usize,
         source: u32,
         segment: usize,
-        written: &[u8],
+        written: Vec<u8>,
     ) -> io::Result<()> {
         self.push(group, source, Some(segment as u16), |bytes| {
-            bytes[..written.len()].copy_from_slice(written);
+            bytes[..written.len()].copy_from_slice(&written);
             written.len()
-        })
+        })?;
+        self.scratch = written;
+        Ok(())
     }
 
     fn push(
