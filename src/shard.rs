@@ -131,19 +131,22 @@ impl Shard {
                 tokio::task::yield_now().await;
                 continue;
             }
-            // In this order: what happens after the event is read empty either is found by the turn or
-            // makes it readable again.
-            drain(event.get_ref());
-            if self.turn(None)? > 0 || !self.port.go_to_sleep() {
-                continue;
+            // In this order: what happens after the event is asked for either is found by the turn or makes
+            // it readable.
+            self.ring.ask_for_event(true);
+            if self.turn(None)? == 0 && self.port.go_to_sleep() {
+                tokio::select! {
+                    biased;
+                    ready = event.readable() => {
+                        drain(event.get_ref());
+                        ready?.clear_ready();
+                    }
+                    () = self.port.rung() => {}
+                    _ = seconds.tick() => {}
+                }
+                self.port.wake_up();
             }
-            tokio::select! {
-                biased;
-                ready = event.readable() => ready?.clear_ready(),
-                () = self.port.rung() => {}
-                _ = seconds.tick() => {}
-            }
-            self.port.wake_up();
+            self.ring.ask_for_event(false);
         }
         self.publish(self.clock.now());
         self.ring.stop(STOP_PATIENCE);

@@ -4,8 +4,9 @@
 //! and waits in the socket. Received bytes stay valid until [`Ring::send`] or [`Ring::release`] takes the
 //! [`Received`] back. Everything is allocated when the ring is made.
 //!
-//! A ring belongs to the thread that made it. It does not know what datagrams mean, and does not wait:
-//! [`Ring::event`] becomes readable when [`Ring::turn`] would find work.
+//! A ring belongs to the thread that made it. It does not know what datagrams mean, and does not sleep:
+//! [`Ring::event`] becomes readable when [`Ring::turn`] would find work. [`Ring::turn_patiently`] waits, for so
+//! short a time that nothing else on the thread minds.
 
 #![expect(unsafe_code, reason = "memory and descriptors handed to the kernel")]
 
@@ -33,7 +34,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::time::Duration;
 use token::Token;
 
@@ -186,14 +187,29 @@ impl Ring {
             stopping: false,
         };
         (0..BUFFERS).for_each(|buffer| state.give_back(buffer));
-        Ok(Self { ring, event, state })
+        let mut ring = Self { ring, event, state };
+        ring.ask_for_event(false);
+        Ok(ring)
     }
 
-    /// Becomes readable when a [`Self::turn`] has work to find
-    ///
-    /// To sleep: read it empty, turn until nothing is found, then wait. In any other order a wake-up is lost.
+    /// Becomes readable when a [`Self::turn`] has work to find, while that is asked for
     pub fn event(&self) -> BorrowedFd<'_> {
         self.event.as_fd()
+    }
+
+    /// Asks for the event, or no longer: whoever takes turns anyway is spared its cost
+    ///
+    /// To sleep: ask for it, turn until nothing is found, then wait. In any other order a wake-up is lost.
+    /// After that it may be readable once for nothing.
+    pub fn ask_for_event(&mut self, asked: bool) {
+        let completions = self.ring.completion();
+        match asked {
+            true => completions.enable_eventfd(),
+            false => completions.disable_eventfd(),
+        }
+        drop(completions);
+        // The turn that follows must not look at the kernel's flags before the kernel can see ours.
+        fence(Ordering::SeqCst);
     }
 
     /// Fixed memory a ring allocates at start

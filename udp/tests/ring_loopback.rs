@@ -26,16 +26,17 @@ fn client(address: &str) -> Client {
 /// Turns until datagrams have arrived, sleeping on the ring's event as a shard does
 fn arrivals(ring: &mut Ring) -> usize {
     loop {
-        let mut drained = [0; 8];
-        let _ = rustix::io::read(ring.event(), &mut drained);
+        ring.ask_for_event(true);
         let arrived = ring.turn().unwrap();
         if arrived > 0 {
+            ring.ask_for_event(false);
             return arrived;
         }
         let event = ring.event();
         let timeout = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
         let ready = poll(&mut [PollFd::new(&event, PollFlags::IN)], Some(&timeout)).unwrap();
         assert!(ready > 0, "nothing arrived");
+        let _ = rustix::io::read(ring.event(), &mut [0; 8]);
     }
 }
 
@@ -118,6 +119,38 @@ fn a_datagram_longer_than_any_request_is_cut_and_says_so() {
         assert_eq!(truncated, cut, "{len} bytes");
         assert!(arrived == len || cut && arrived >= 1_496, "{arrived} of {len} bytes");
     }
+}
+
+#[test]
+fn a_patient_turn_sends_first_and_gathers_what_comes() {
+    let socket = bind("127.0.0.1:0");
+    let server = socket.address();
+    let mut ring = Ring::new(vec![socket]).unwrap();
+    let (first, second) = (client("127.0.0.1:0"), client("127.0.0.1:0"));
+    first.send_to(b"one", server).unwrap();
+    arrivals(&mut ring);
+    let received = ring.take().unwrap();
+    let len = echo(b"one", false, ring.open(&received).unwrap().1);
+    ring.send(received, len).unwrap();
+    // The second datagram follows only once the first is answered: by then the turn waits already.
+    let asker = std::thread::spawn(move || {
+        first.recv_from(&mut [0; 64]).unwrap();
+        for _ in 0..3 {
+            second.send_to(b"more", server).unwrap();
+        }
+    });
+    let mut arrived = 0;
+    while arrived < 3 {
+        arrived = ring.turn_patiently(Duration::from_millis(50)).unwrap();
+    }
+    asker.join().unwrap();
+    assert_eq!(arrived, 3);
+    serve(&mut ring, echo);
+    assert_eq!(
+        ring.turn_patiently(Duration::from_millis(1)).unwrap(),
+        0,
+        "it does not wait forever"
+    );
 }
 
 #[test]
