@@ -1,10 +1,12 @@
-//! The control plane's HTTP server: health, for those who watch.
+//! The control plane's HTTP server: health and metrics, for those who watch.
 
 use crate::clock::Clock;
+use crate::metrics;
 use crate::stats::Board;
 use axum::Router;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
 use axum::routing::get;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -59,7 +61,10 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, ControlError> {
 /// Serves until it is dropped
 pub async fn serve(listener: TcpListener, watched: Watched) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let router = Router::new().route("/healthz", get(health)).with_state(watched);
+    let router = Router::new()
+        .route("/healthz", get(health))
+        .route("/metrics", get(metrics))
+        .with_state(watched);
     axum::serve(listener, router).await
 }
 
@@ -71,4 +76,9 @@ async fn health(State(watched): State<Watched>) -> (StatusCode, String) {
     }
     let numbers: Vec<_> = stuck.iter().map(usize::to_string).collect();
     (StatusCode::SERVICE_UNAVAILABLE, format!("stuck shards: {}\n", numbers.join(", ")))
+}
+
+/// `GET /metrics`: all figures of all shards, as OpenMetrics text
+async fn metrics(State(watched): State<Watched>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::text(&watched))
 }

@@ -24,6 +24,7 @@ pub mod listen;
 pub mod log;
 pub mod memory;
 pub mod mesh;
+pub mod metrics;
 pub mod outcome;
 pub mod report;
 pub mod run;

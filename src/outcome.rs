@@ -71,6 +71,33 @@ outcomes! {
     ShedScrape = "shed_scrape",
 }
 
+impl Outcome {
+    /// What was asked, as far as that was looked at
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Connected => "connect",
+            Self::Joined
+            | Self::Refreshed
+            | Self::Completed
+            | Self::Left
+            | Self::NotStored
+            | Self::RefusedMemory
+            | Self::RefusedSwarmCap
+            | Self::RefusedAddressCap
+            | Self::Forwarded
+            | Self::ShedSlots => "announce",
+            Self::Scraped | Self::ShedScrape => "scrape",
+            Self::TooShort
+            | Self::UnknownAction
+            | Self::BadMagic
+            | Self::WrongConnectionId
+            | Self::SourcePortZero
+            | Self::Unreadable
+            | Self::ShedMesh => "unknown",
+        }
+    }
+}
+
 /// What is to be done with a datagram
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict {

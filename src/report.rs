@@ -64,7 +64,7 @@ pub fn started(
         DATAGRAMS_PER_MS
     );
     if let Some(Ok(address)) = control.map(TcpListener::local_addr) {
-        info!("control plane on http://{address}/healthz");
+        info!("control plane on http://{address}/healthz and /metrics");
     }
     warnings(config, listeners, cores);
 }
@@ -123,6 +123,13 @@ pub fn watched(before: &Figures, now: &Figures, steered: bool) {
         if more(outcome) > 0 {
             warn!("{} requests were dropped as {why}", more(outcome));
         }
+    }
+    let dropped = now.ring.dropped_by_kernel - before.ring.dropped_by_kernel;
+    if dropped > 0 {
+        warn!(
+            "{dropped} datagrams found the receive buffer full and were dropped by the kernel: a shard is \
+             overloaded, or udp.receive_buffer is small for its bursts"
+        );
     }
     let waited = now.ring.out_of_buffers - before.ring.out_of_buffers;
     if waited > 0 {

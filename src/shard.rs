@@ -156,6 +156,9 @@ impl Shard {
     }
 
     fn publish(&mut self, now: Now) {
+        if now.monotonic != self.board.written() {
+            self.ring.count_drops();
+        }
         self.figures.ring = self.ring.counts();
         self.figures.table = self.tracker.swarms().totals();
         self.board.publish(&self.figures, now.monotonic);
@@ -200,6 +203,7 @@ impl Shard {
         };
         let now = self.clock.now();
         if arrived > 0 {
+            self.figures.count_batch(arrived);
             self.admit_all(now)?;
             self.answer_all(now)?;
         }

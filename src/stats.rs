@@ -6,9 +6,12 @@ use tsubame_storage::{Family, Seconds, Totals};
 use tsubame_udp::ring::RingCounts;
 
 const OUTCOMES: usize = Outcome::ALL.len();
-const RING: usize = 5;
+const RING: usize = 6;
 const TABLE: usize = 6;
-const CELLS: usize = 2 * OUTCOMES + RING + TABLE;
+const CELLS: usize = 2 * OUTCOMES + RING + BATCH_SIZES + 1 + TABLE;
+
+/// Classes of batches: of 1 datagram, 2 to 3, 4 to 7, and so on; the last is all that are larger
+pub const BATCH_SIZES: usize = 10;
 
 /// A shard's figures at one moment
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +19,10 @@ pub struct Figures {
     outcomes: [[u64; OUTCOMES]; 2],
     /// What became of operations on the ring
     pub ring: RingCounts,
+    /// Turns by the class of how many datagrams they found; those that found none are left out
+    pub batches: [u64; BATCH_SIZES],
+    /// Datagrams found in turns
+    pub arrived: u64,
     /// What the swarm table holds
     pub table: Totals,
 }
@@ -23,7 +30,8 @@ pub struct Figures {
 impl Default for Figures {
     fn default() -> Self {
         let (ring, table) = (RingCounts::default(), Totals::default());
-        Self { outcomes: [[0; OUTCOMES]; 2], ring, table }
+        let batches = [0; BATCH_SIZES];
+        Self { outcomes: [[0; OUTCOMES]; 2], ring, batches, arrived: 0, table }
     }
 }
 
@@ -31,6 +39,13 @@ impl Figures {
     /// Counts a datagram
     pub fn count(&mut self, family: Family, outcome: Outcome) {
         self.outcomes[family as usize][outcome as usize] += 1;
+    }
+
+    /// Counts a turn that found so many datagrams, at least one
+    pub fn count_batch(&mut self, arrived: usize) {
+        let class = arrived.max(1).ilog2() as usize;
+        self.batches[class.min(BATCH_SIZES - 1)] += 1;
+        self.arrived += arrived as u64;
     }
 
     /// How many datagrams of both families ended so
@@ -94,12 +109,21 @@ impl Figures {
 
     fn cells(&self) -> [u64; CELLS] {
         let mut cells = [0; CELLS];
-        let RingCounts { turns, sent, send_failed, out_of_buffers, receive_failed } = self.ring;
+        let RingCounts {
+            turns,
+            sent,
+            send_failed,
+            out_of_buffers,
+            receive_failed,
+            dropped_by_kernel,
+        } = self.ring;
         let Totals { torrents, seeders, leechers, bytes } = self.table;
-        let ring = [turns, sent, send_failed, out_of_buffers, receive_failed];
+        let ring: [u64; RING] =
+            [turns, sent, send_failed, out_of_buffers, receive_failed, dropped_by_kernel];
         let [[sa, sb], [la, lb]] = [seeders, leechers];
-        let table = [torrents as u64, sa, sb, la, lb, bytes as u64];
-        let values = self.outcomes.iter().flatten().copied().chain(ring).chain(table);
+        let table: [u64; TABLE] = [torrents as u64, sa, sb, la, lb, bytes as u64];
+        let values = self.outcomes.iter().flatten().copied().chain(ring);
+        let values = values.chain(self.batches).chain([self.arrived]).chain(table);
         for (cell, value) in cells.iter_mut().zip(values) {
             *cell = value;
         }
@@ -117,7 +141,10 @@ impl Figures {
             send_failed: next(),
             out_of_buffers: next(),
             receive_failed: next(),
+            dropped_by_kernel: next(),
         };
+        figures.batches.iter_mut().for_each(|batches| *batches = next());
+        figures.arrived = next();
         figures.table = Totals {
             torrents: next() as usize,
             seeders: [next(), next()],
@@ -177,6 +204,10 @@ mod tests {
         figures.count(Family::V6, Outcome::ShedScrape);
         figures.count(Family::V4, Outcome::Joined);
         figures.ring.receive_failed = 5;
+        figures.ring.dropped_by_kernel = 8;
+        [1, 3, 4, 511, 513].into_iter().for_each(|arrived| figures.count_batch(arrived));
+        assert_eq!(figures.batches, [1, 1, 1, 0, 0, 0, 0, 0, 1, 1]);
+        assert_eq!(figures.arrived, 1032);
         figures.table = Totals { torrents: 1, seeders: [2, 3], leechers: [4, 5], bytes: 6 };
         let board = Board::default();
         board.publish(&figures, Seconds(7));

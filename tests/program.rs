@@ -5,8 +5,8 @@
 mod common;
 
 use common::{
-    Announce, Client, SILENCE, Tracker, cpus, figure, head, http_get, info_hash_of, now, refuse,
-    tsubame,
+    Announce, Client, PATIENCE, SILENCE, Tracker, cpus, figure, head, http_get, info_hash_of, now,
+    refuse, tsubame,
 };
 use std::net::SocketAddr;
 use std::process::Command;
@@ -379,9 +379,7 @@ fn health_is_served() {
          log: {{format: json}}\nhttp: {{listen: \"127.0.0.1:8080\"}}\n",
         cpus(1)
     ));
-    let said = tracker.wait_for("control plane on http://");
-    let (_, address) = said.split_once("http://").unwrap();
-    let address: SocketAddr = address.split_once('/').unwrap().0.parse().unwrap();
+    let address = control_of(&mut tracker);
     let warned = tracker.wait_for("does not serve HTTP");
     let warned: serde_json::Value = serde_json::from_str(&warned).unwrap();
     assert_eq!(warned["level"], "WARN");
@@ -392,6 +390,73 @@ fn health_is_served() {
     tracker.wait_for("SIGHUP");
     tracker.signal("INT");
     assert_eq!(tracker.wait().code(), Some(0));
+}
+
+/// The address of a control plane that says where it is
+fn control_of(tracker: &mut Tracker) -> SocketAddr {
+    let said = tracker.wait_for("control plane on http://");
+    let (_, address) = said.split_once("http://").unwrap();
+    address.split_once('/').unwrap().0.parse().unwrap()
+}
+
+/// The value of a line of metrics that begins so, summed over shards
+fn metric(page: &str, name: &str, label: &str) -> u64 {
+    let lines = page.lines().filter(|line| line.starts_with(name) && line.contains(label));
+    lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64).sum()
+}
+
+#[test]
+fn metrics_tell_what_happened_and_what_the_kernel_dropped() {
+    let mut tracker = Tracker::start(&format!(
+        "cpus: {}\nudp: {{listen: \"127.0.0.1:0\", receive_buffer: 64KiB}}\n\
+         control: {{listen: \"127.0.0.1:0\"}}\n",
+        cpus(1)
+    ));
+    let control = control_of(&mut tracker);
+    let server = tracker.addresses()[0];
+    let mut client = Client::connected("127.0.0.1", server);
+    for port in [7_000, 7_001, 7_001] {
+        client.announce(&Announce::of(1, port));
+    }
+    client.scrape(&[info_hash_of(1)]).unwrap();
+    let until = |holds: &dyn Fn(&str) -> bool| {
+        let end = now() + PATIENCE;
+        loop {
+            let page = http_get(control, "/metrics");
+            if holds(&page) {
+                return page;
+            }
+            assert!(now() < end, "{page}");
+            std::thread::yield_now();
+        }
+    };
+    let page = until(&|page| metric(page, "tsubame_requests_total", "\"scraped\"") == 1);
+    assert!(page.contains("application/openmetrics-text") && page.ends_with("# EOF\n"), "{page}");
+    for (name, label, value) in [
+        ("tsubame_requests_total", "family=\"ipv4\",kind=\"connect\"", 1),
+        ("tsubame_requests_total", "outcome=\"joined\"", 2),
+        ("tsubame_requests_total", "outcome=\"refreshed\"", 1),
+        ("tsubame_replies_sent_total", "", 5),
+        ("tsubame_peers{", "", 2),
+        ("tsubame_batch_datagrams_sum", "", 5),
+        ("tsubame_kernel_dropped_total", "", 0),
+    ] {
+        assert_eq!(metric(&page, name, label), value, "{name} {label}\n{page}");
+    }
+    tracker.signal("STOP");
+    let stranger = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    for _ in 0..2_000 {
+        stranger.send_to(&[0; 98], server).unwrap();
+    }
+    tracker.signal("CONT");
+    until(&|page| {
+        let (dropped, too_short) = (
+            metric(page, "tsubame_kernel_dropped_total", ""),
+            metric(page, "tsubame_requests_total", "outcome=\"bad_magic\""),
+        );
+        dropped > 0 && dropped + too_short == 2_000
+    });
+    tracker.stop();
 }
 
 #[test]

@@ -106,6 +106,8 @@ pub struct RingCounts {
     pub out_of_buffers: u64,
     /// Times a receive failed for another reason; it is armed again
     pub receive_failed: u64,
+    /// Datagrams that found a socket's receive buffer full, as of the last [`Ring::count_drops`]
+    pub dropped_by_kernel: u64,
 }
 
 /// Sockets, buffers and reply slots over one io_uring
@@ -120,6 +122,8 @@ struct State {
     /// Tells this ring's datagrams and slots from another's
     number: u32,
     sockets: Vec<UdpSocket>,
+    /// By socket: how many datagrams the kernel had dropped at the last look
+    drops_seen: Vec<u32>,
     /// By socket: whether a receive is in flight
     armed: Vec<bool>,
     memory: Option<Memory>,
@@ -175,6 +179,7 @@ impl Ring {
         let mut state = State {
             number: RINGS.fetch_add(1, Ordering::Relaxed),
             armed: vec![false; sockets.len()],
+            drops_seen: vec![0; sockets.len()],
             sockets,
             memory: Some(memory),
             free_buffers: 0,
@@ -222,6 +227,18 @@ impl Ring {
     /// What became of operations so far
     pub fn counts(&self) -> RingCounts {
         self.state.counts
+    }
+
+    /// Asks the kernel how many datagrams it has dropped for want of room in a receive buffer
+    ///
+    /// A system call for each socket: not for every turn.
+    pub fn count_drops(&mut self) {
+        let State { sockets, drops_seen, counts, .. } = &mut self.state;
+        for (socket, seen) in sockets.iter().zip(drops_seen) {
+            let now = socket.drops();
+            // The kernel's counter has 32 bits and wraps.
+            counts.dropped_by_kernel += u64::from(now.wrapping_sub(std::mem::replace(seen, now)));
+        }
     }
 
     /// Datagrams taken whose buffers have not come back yet

@@ -1,0 +1,239 @@
+//! `/metrics`: what the shards count, as OpenMetrics text.
+//!
+//! Each figure is a shard's own, so that one shard in trouble does not hide behind the others. Values are
+//! read from the boards when somebody asks; nothing is kept here.
+
+use crate::control::Watched;
+use crate::memory;
+use crate::outcome::Outcome;
+use crate::stats::{BATCH_SIZES, Figures};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+use std::fmt;
+use tsubame_storage::Family;
+use tsubame_udp::ring::Ring;
+
+/// The media type of [`text`]
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+const FAMILIES: [(Family, &str); 2] = [(Family::V4, "ipv4"), (Family::V6, "ipv6")];
+
+/// All figures as of now
+pub fn text(watched: &Watched) -> String {
+    let now = watched.clock.now().monotonic;
+    let shards = watched.boards.iter().zip(0_u16..).map(|(board, number)| Shard {
+        label: number.to_string(),
+        figures: board.read(),
+        silent_secs: now.0.saturating_sub(board.written().0),
+    });
+    let uptime_secs = watched.clock.elapsed().as_secs_f64();
+    let moment = Moment { shards: shards.collect(), uptime_secs };
+    let mut registry = Registry::with_prefix("tsubame");
+    registry.register_collector(Box::new(moment));
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
+    text
+}
+
+/// A shard's figures at one moment
+#[derive(Debug)]
+struct Shard {
+    label: String,
+    figures: Figures,
+    silent_secs: u64,
+}
+
+/// All that is exported
+#[derive(Debug)]
+struct Moment {
+    shards: Vec<Shard>,
+    uptime_secs: f64,
+}
+
+impl Collector for Moment {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.process(&mut encoder)?;
+        self.requests(&mut encoder)?;
+        self.batches(&mut encoder)?;
+        self.peers(&mut encoder)?;
+        for (name, help, value) in COUNTERS {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for Shard { label, figures, .. } in &self.shards {
+                count(metric.encode_family(&[("shard", label.as_str())])?, value(figures))?;
+            }
+        }
+        for (name, help, value) in GAUGES {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for shard in &self.shards {
+                let labels = [("shard", shard.label.as_str())];
+                metric.encode_family(&labels)?.encode_gauge(&value(shard))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+type Counter = (&'static str, &'static str, fn(&Figures) -> u64);
+
+const COUNTERS: [Counter; 6] = [
+    ("replies_sent", "Replies the kernel took", |figures| figures.ring.sent),
+    (
+        "replies_failed",
+        "Replies the kernel refused: a full send buffer, or no way to the destination",
+        |figures| figures.ring.send_failed,
+    ),
+    (
+        "kernel_dropped",
+        "Datagrams that found the receive buffer full; the tracker never saw them",
+        |figures| figures.ring.dropped_by_kernel,
+    ),
+    ("turns", "Calls into the kernel to send and receive", |figures| figures.ring.turns),
+    (
+        "out_of_buffers",
+        "Times datagrams had to wait in the kernel as all of a shard's buffers were in use",
+        |figures| figures.ring.out_of_buffers,
+    ),
+    ("receives_failed", "Receives that failed and were begun anew", |figures| {
+        figures.ring.receive_failed
+    }),
+];
+
+type Gauge = (&'static str, &'static str, fn(&Shard) -> u64);
+
+const GAUGES: [Gauge; 3] = [
+    ("torrents", "Torrents in the table, those included that only keep their downloads", |shard| {
+        shard.figures.table.torrents as u64
+    }),
+    ("table_bytes", "Memory of the swarm table, by its own accounting", |shard| {
+        shard.figures.table.bytes as u64
+    }),
+    ("shard_silent_seconds", "Time since the shard last published; above 5 it is stuck", |shard| {
+        shard.silent_secs
+    }),
+];
+
+impl Moment {
+    fn process(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        encoder
+            .encode_descriptor("build", "Which version runs", None, MetricType::Info)?
+            .encode_info(&version)?;
+        let resident = memory::resident_bytes().map(|bytes| bytes as f64);
+        let gauges = [
+            ("uptime_seconds", "Time since the start", Some(self.uptime_secs)),
+            ("resident_bytes", "Resident memory of the process", resident),
+            (
+                "fixed_bytes_per_shard",
+                "Buffers and queues that a shard has from the start",
+                Some(Ring::memory_bytes() as f64),
+            ),
+        ];
+        for (name, help, value) in gauges {
+            if let Some(value) = value {
+                encoder
+                    .encode_descriptor(name, help, None, MetricType::Gauge)?
+                    .encode_gauge(&value)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn requests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Datagrams by what became of them; forwarded ones are counted again by the shard that answers";
+        let mut metric = encoder.encode_descriptor("requests", help, None, MetricType::Counter)?;
+        for Shard { label, figures, .. } in &self.shards {
+            for (family, family_name) in FAMILIES {
+                for outcome in Outcome::ALL {
+                    let labels = [
+                        ("shard", label.as_str()),
+                        ("family", family_name),
+                        ("kind", outcome.kind()),
+                        ("outcome", outcome.name()),
+                    ];
+                    let ended_so = figures.of_family(family, outcome);
+                    count(metric.encode_family(&labels)?, ended_so)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn batches(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Datagrams found in a turn; turns that found none are left out";
+        let mut metric =
+            encoder.encode_descriptor("batch_datagrams", help, None, MetricType::Histogram)?;
+        for Shard { label, figures, .. } in &self.shards {
+            let upper = |class: usize| match class {
+                class if class + 1 < BATCH_SIZES => ((2_u64 << class) - 1) as f64,
+                _ => f64::INFINITY,
+            };
+            let classes = figures.batches.iter().enumerate();
+            let buckets: Vec<_> = classes.map(|(class, turns)| (upper(class), *turns)).collect();
+            let (sum, turns) = (figures.arrived as f64, figures.batches.iter().sum());
+            metric
+                .encode_family(&[("shard", label.as_str())])?
+                .encode_histogram::<NoLabelSet>(sum, turns, &buckets, None)?;
+        }
+        Ok(())
+    }
+
+    fn peers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut metric =
+            encoder.encode_descriptor("peers", "Peers in all swarms", None, MetricType::Gauge)?;
+        for Shard { label, figures, .. } in &self.shards {
+            let table = &figures.table;
+            for (role, by_family) in [("seeder", table.seeders), ("leecher", table.leechers)] {
+                for (family, family_name) in FAMILIES {
+                    let labels =
+                        [("shard", label.as_str()), ("family", family_name), ("role", role)];
+                    metric.encode_family(&labels)?.encode_gauge(&by_family[family as usize])?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn count(mut metric: MetricEncoder<'_>, value: u64) -> fmt::Result {
+    metric.encode_counter::<NoLabelSet, u64, f64>(&value, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::stats::Board;
+    use std::sync::Arc;
+    use tsubame_storage::{Seconds, Totals};
+
+    #[test]
+    fn figures_are_told_by_shard_family_kind_and_outcome() {
+        let boards: [Arc<Board>; 2] = std::array::from_fn(|_| Arc::default());
+        let mut figures = Figures::default();
+        figures.count(Family::V6, Outcome::Joined);
+        figures.ring.dropped_by_kernel = 7;
+        [1, 2, 5, 5_000].into_iter().for_each(|arrived| figures.count_batch(arrived));
+        figures.table = Totals { torrents: 1, seeders: [2, 3], leechers: [4, 5], bytes: 6 };
+        boards[1].publish(&figures, Seconds(0));
+        let text = text(&Watched { boards: Arc::new(boards), clock: Clock::new() });
+        let joined = "family=\"ipv6\",kind=\"announce\",outcome=\"joined\"}";
+        for line in [
+            &format!("tsubame_requests_total{{shard=\"1\",{joined} 1"),
+            &format!("tsubame_requests_total{{shard=\"0\",{joined} 0"),
+            "tsubame_kernel_dropped_total{shard=\"1\"} 7",
+            "tsubame_batch_datagrams_sum{shard=\"1\"} 5008.0",
+            "tsubame_batch_datagrams_count{shard=\"1\"} 4",
+            "tsubame_batch_datagrams_bucket{le=\"1.0\",shard=\"1\"} 1",
+            "tsubame_batch_datagrams_bucket{le=\"7.0\",shard=\"1\"} 3",
+            "tsubame_batch_datagrams_bucket{le=\"+Inf\",shard=\"1\"} 4",
+            "tsubame_peers{shard=\"1\",family=\"ipv6\",role=\"seeder\"} 3",
+            "tsubame_torrents{shard=\"1\"} 1",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|have| have == line), "{line} is not in\n{text}");
+        }
+    }
+}
