@@ -7,10 +7,12 @@ pub mod observe;
 pub mod record;
 
 use fastrand::Rng;
+use tsubame::tracker::{Terms, Tracker};
 use tsubame_storage::{
     Announce, Announced, Caps, Endpoint, Event, InfoHash, PeerSpace, Role, Seconds, Settings,
     Swarms,
 };
+use tsubame_udp::connection_id::{ConnectionIds, Key};
 
 /// Peers by torrent, in cumulated per cent
 const SHAPE: [(u32, u32); 6] = [(60, 1), (80, 2), (90, 3), (95, 5), (99, 10), (100, 50)];
@@ -56,6 +58,19 @@ pub fn empty_table() -> Swarms {
         hash_key: (1, 2),
         seed: 3,
     })
+}
+
+/// A tracker as an operator gets it without a config, with a table without a ceiling
+pub fn tracker(key: u8) -> Tracker {
+    let terms = Terms {
+        interval_secs: 1_800,
+        numwant_default: 50,
+        numwant_max: 200,
+        reply_len_max: 1_352,
+        trust_client_ip: Vec::new(),
+        explain_wrong_connection_id: false,
+    };
+    Tracker::new(ConnectionIds::new(Key([key; 16]), &[], 120), terms, empty_table())
 }
 
 /// Enters one announce, with peers wanted into `reply`

@@ -27,7 +27,7 @@ impl Clients {
         self.0[group][source as usize].id
     }
 
-    /// Whether it is time for a client to ask for an id
+    /// Whether it is time for a client to ask for an id; a time may be a little older than what came since
     pub(crate) fn should_connect(
         &self,
         group: usize,
@@ -36,8 +36,9 @@ impl Clients {
         timeout_ns: u64,
     ) -> bool {
         let client = &self.0[group][source as usize];
-        let old = client.id.is_none() || client.doubted || now_ns - client.since_ns > ID_NS;
-        old && client.asked_ns.is_none_or(|asked_ns| now_ns - asked_ns > timeout_ns)
+        let old =
+            client.id.is_none() || client.doubted || now_ns.saturating_sub(client.since_ns) > ID_NS;
+        old && client.asked_ns.is_none_or(|asked_ns| now_ns.saturating_sub(asked_ns) > timeout_ns)
     }
 
     /// Groups and addresses without an id

@@ -1,1 +1,285 @@
 //! The generator against trackers that are right and trackers that are not.
+
+use crate::options::{Cli, Run};
+use crate::{html, measure, summary};
+use clap::Parser;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tsubame::clock::Now;
+use tsubame::tracker::Tracker;
+use tsubame_bench::record::{Record, Step};
+use tsubame_bench::tracker;
+use tsubame_storage::Seconds;
+
+/// What a server does with a request: the reply's length, 0 for none
+type Answer = Box<dyn FnMut(SocketAddr, &[u8], &mut [u8]) -> usize + Send>;
+
+/// A server on a plain socket, until it is dropped
+struct Server {
+    url: String,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    fn start(address: &str, mut answer: Answer) -> Self {
+        let socket = UdpSocket::bind(address).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        let url = format!("udp://{}", socket.local_addr().unwrap());
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let (mut request, mut reply) = ([0; 2_000], [0; 2_000]);
+            while !stopped.load(Ordering::Relaxed) {
+                let Ok((len, from)) = socket.recv_from(&mut request) else { continue };
+                let len = answer(from, &request[..len], &mut reply);
+                if len > 0 {
+                    let _ = socket.send_to(&reply[..len], from);
+                }
+            }
+        });
+        Self { url, stop, thread: Some(thread) }
+    }
+
+    /// A tracker whose replies pass through `spoil` first
+    fn spoiling(mut spoil: impl FnMut(&mut [u8], usize) -> usize + Send + 'static) -> Self {
+        let mut tracker = tracker(1);
+        Self::start(
+            "127.0.0.1:0",
+            Box::new(move |from, request, reply| {
+                let len = ask(&mut tracker, from, request, reply);
+                spoil(reply, len)
+            }),
+        )
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+fn ask(tracker: &mut Tracker, from: SocketAddr, request: &[u8], reply: &mut [u8]) -> usize {
+    let now = Now { monotonic: Seconds(1), unix_secs: 1_000_000 };
+    tracker.handle(now, from, request, reply).reply_len
+}
+
+fn run(arguments: &[&str]) -> Run {
+    let fixed = ["tsubame-load", "--quiet", "--warmup=0s", "--torrents=50", "--sources=20"];
+    // A plain socket's receive buffer holds no more.
+    let few = ["--in-flight=64"];
+    let few = if arguments.iter().any(|a| a.starts_with("--in-flight")) { &[][..] } else { &few };
+    let cli = Cli::try_parse_from([&fixed, few, arguments].concat());
+    cli.unwrap_or_else(|error| panic!("{error}")).run
+}
+
+/// The only step of a short run
+fn step(server: &Server, arguments: &[&str]) -> Step {
+    let arguments = [&[server.url.as_str(), "--duration=200ms"], arguments].concat();
+    let mut record = measure(&run(&arguments)).unwrap();
+    assert_eq!(record.steps.len(), 1);
+    record.steps.remove(0)
+}
+
+#[test]
+fn a_right_tracker_passes_over_both_families() {
+    // Two trackers, as if their swarms were one: each lists its own family's peers only.
+    let [v4, v6] = ["127.0.0.1:0", "[::1]:0"].map(|address| {
+        let mut tracker = tracker(1);
+        Server::start(
+            address,
+            Box::new(move |from, request, reply| ask(&mut tracker, from, request, reply)),
+        )
+    });
+    let mix = "--mix=connect=20,announce=50,scrape=20,stale=5,garbage=5";
+    let arguments =
+        [v4.url.as_str(), &v6.url, "--duration=300ms", "--churn=0.3", mix, "--ipv6=0.5"];
+    let record = measure(&run(&arguments)).unwrap();
+    let [step] = record.steps.as_slice() else { panic!() };
+    assert_eq!((step.wrong.len(), step.lost, step.late), (0, 0, 0), "{:?}", step.wrong);
+    assert_eq!((step.checked, step.sent), (step.answers(), step.answers()));
+    assert!(step.sent_unproven > 10 && step.answered_unproven == 0);
+    for kind in ["connect", "announce", "scrape"] {
+        assert!(step.answered[kind] > 10, "{:?}", step.answered);
+    }
+    assert!(step.peers > 0, "swarms form");
+    assert!(step.latency.at(50.0) > 0.0 && step.latency.max_us < 1e6);
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    type Spoil = fn(&mut [u8], usize) -> usize;
+    let cases: [(&str, Spoil); 6] = [
+        ("family", |reply, len| if reply[3] == 1 && len > 20 { len - 1 } else { len }),
+        ("peer twice", |reply, len| {
+            if reply[3] == 1 && len >= 32 {
+                reply.copy_within(20..26, 26);
+            }
+            len
+        }),
+        ("peer that does not exist", |reply, len| {
+            if reply[3] == 1 && len >= 26 {
+                reply[20..26].copy_from_slice(&[9, 9, 9, 9, 9, 9]);
+            }
+            len
+        }),
+        ("counts above population", |reply, len| {
+            if reply[3] == 1 && len > 0 {
+                reply[12] = 1;
+            }
+            len
+        }),
+        ("scrape rows", |reply, len| if reply[3] == 2 && len > 20 { len - 12 } else { len }),
+        ("wrong length", |reply, len| if reply[3] == 2 && len > 20 { len - 1 } else { len }),
+    ];
+    for (what, spoil) in cases {
+        let server = Server::spoiling(spoil);
+        let step = step(&server, &["--mix=announce=5,scrape=1", "--timeout=50ms"]);
+        let named: Vec<_> = step.wrong.keys().map(String::as_str).collect();
+        assert_eq!(named, [what]);
+        assert!(step.wrong[what] > 0);
+    }
+}
+
+#[test]
+fn losses_and_strangers_answers_are_counted() {
+    let mut count = 0;
+    let server = Server::spoiling(move |reply, len| {
+        count += 1;
+        match count % 10 {
+            // The first answers are to connects, without which nothing begins.
+            _ if count < 100 => {}
+            3 => return 0,
+            6 => reply[4] ^= 1,
+            _ => {}
+        }
+        len
+    });
+    let step = step(&server, &["--mix=announce=1", "--timeout=30ms"]);
+    let share = |count: u64| count as f64 / step.sent as f64;
+    assert!((0.15..0.25).contains(&share(step.lost)), "{} of {} lost", step.lost, step.sent);
+    assert!((0.05..0.15).contains(&share(step.late)), "{} of {} late", step.late, step.sent);
+    assert!(step.wrong.is_empty(), "{:?}", step.wrong);
+}
+
+/// A server that answers connects, announces with no peers, and passes on what it was asked
+fn recording() -> (Server, Receiver<Vec<u8>>) {
+    let (sender, requests) = channel();
+    let server = Server::start(
+        "127.0.0.1:0",
+        Box::new(move |_, request, reply| {
+            let _ = sender.send(request.to_vec());
+            let Some((head, _)) = request.split_first_chunk::<16>() else { return 0 };
+            reply[..4].copy_from_slice(&head[8..12]);
+            reply[4..8].copy_from_slice(&head[12..16]);
+            reply[8..20].copy_from_slice(&[0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 1]);
+            if head[11] == 0 { 16 } else { 20 }
+        }),
+    );
+    (server, requests)
+}
+
+#[test]
+fn a_seed_gives_the_same_requests() {
+    let asked = |seed: &str| -> Vec<Vec<u8>> {
+        let (server, requests) = recording();
+        step(&server, &["--in-flight=1", seed]);
+        let after_connects = requests.iter().skip(20);
+        after_connects.take(300).collect()
+    };
+    let first = asked("--seed=5");
+    assert_eq!(first.len(), 300);
+    assert_eq!(asked("--seed=5"), first);
+    assert_ne!(asked("--seed=6"), first);
+}
+
+#[test]
+fn segments_arrive_as_requests_of_their_own() {
+    let (server, requests) = recording();
+    let step = step(&server, &["--segments=8", "--mix=announce=1", "--check=0"]);
+    assert_eq!((step.sent, step.lost), (step.answers(), 0));
+    assert!(requests.try_iter().skip(20).all(|request| request.len() == 98));
+}
+
+#[test]
+fn every_peer_is_entered_once_whatever_is_lost() {
+    let (sender, totals) = channel();
+    let mut tracker = tracker(1);
+    let mut count = 0;
+    let server = Server::start(
+        "127.0.0.1:0",
+        Box::new(move |from, request, reply| {
+            count += 1;
+            if count % 7 == 0 {
+                return 0;
+            }
+            let len = ask(&mut tracker, from, request, reply);
+            let _ = sender.send(tracker.swarms().totals());
+            len
+        }),
+    );
+    let arguments =
+        [server.url.as_str(), "--fill", "--duration=0s", "--timeout=30ms", "--peers=999"];
+    let record = measure(&run(&arguments)).unwrap();
+    assert_eq!((record.steps[0].name.as_str(), record.peers), ("fill", 999));
+    let totals = totals.try_iter().last().unwrap();
+    assert_eq!(totals.seeders[0] + totals.leechers[0], 999);
+    assert!(totals.seeders[0] > 200 && totals.leechers[0] > 700);
+}
+
+#[test]
+fn clients_connect_anew_when_a_tracker_has_forgotten_them() {
+    let mut trackers = [tracker(1), tracker(2)];
+    let mut count = 0;
+    let server = Server::start(
+        "127.0.0.1:0",
+        Box::new(move |from, request, reply| {
+            count += 1;
+            ask(&mut trackers[usize::from(count > 500)], from, request, reply)
+        }),
+    );
+    let step = step(&server, &["--mix=announce=1", "--timeout=20ms"]);
+    assert!(step.answered["connect"] >= 20, "{:?}", step.answered);
+    assert!(step.lost > 0 && step.answered["announce"] > 1_000, "{:?}", step.answered);
+    assert!(step.gap_ms_max >= 10.0, "{} ms", step.gap_ms_max);
+}
+
+#[test]
+fn a_tracker_that_is_not_there_is_named() {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let url = format!("udp://{}", socket.local_addr().unwrap());
+    let error = measure(&run(&[&url])).unwrap_err();
+    assert!(error.contains(&url) && error.contains("is the tracker up"), "{error}");
+    let error = measure(&run(&[])).unwrap_err();
+    assert!(error.contains("no tracker is given"), "{error}");
+    let error = measure(&run(&[&url, "--segments=65"])).unwrap_err();
+    assert!(error.contains("--segments must be 1 to 64"), "{error}");
+}
+
+#[test]
+fn records_are_read_back_compared_and_drawn() {
+    let (server, _requests) = recording();
+    let arguments = [server.url.as_str(), "--duration=250ms", "--name=a <b>", "--rate=2000"];
+    let record = measure(&run(&arguments)).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.json");
+    record.write(&path).unwrap();
+    let read = Record::read(&path).unwrap();
+    assert_eq!(read.steps[0].answers(), record.steps[0].answers());
+    let text = summary::of_run(&read);
+    assert!(text.contains("open loop, 2,000/s offered") && text.contains("p99.99"), "{text}");
+    let compared = summary::of_comparison(&[read.clone(), read.clone()]);
+    assert!(compared.contains("(1.00)"), "{compared}");
+    let page = html::report(&[read.clone(), read]);
+    assert_eq!(page.matches("<svg").count(), 2);
+    assert_eq!(page.matches("<polyline").count(), 4);
+    assert!(page.contains("a &lt;b&gt;") && !page.contains("NaN"), "{page}");
+    // It opens without a network: nothing is fetched.
+    assert!(!page.contains("http:") && !page.contains("https:") && !page.contains("<script"));
+}
