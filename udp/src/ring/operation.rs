@@ -1,0 +1,68 @@
+//! What the kernel is asked to do with a datagram: the operations of a ring, with the memory they point to.
+
+#![expect(unsafe_code, reason = "memory handed to the kernel")]
+
+use super::memory::{REPLY_LEN_MAX, Slot};
+use super::packet::{self, CONTROL_LEN, NAME_LEN};
+use super::socket::UdpSocket;
+use io_uring::types::Fixed;
+use io_uring::{opcode, squeue};
+use std::net::{IpAddr, SocketAddr};
+use std::ptr::NonNull;
+
+/// The header a multishot receive reads how much room to leave from: the name's and the control data's
+pub(super) fn receive_message(socket: &UdpSocket) -> libc::msghdr {
+    // SAFETY: a message header of zeros is valid: null pointers with lengths of zero.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_namelen = NAME_LEN as u32;
+    message.msg_controllen = if socket.reports_local() { CONTROL_LEN } else { 0 };
+    message
+}
+
+/// Where a reply goes
+pub(super) enum To {
+    /// To where the kernel has written that the datagram came from
+    Name(NonNull<u8>),
+    /// To this address, which is written into the slot
+    Address(SocketAddr),
+}
+
+/// The operation that sends the first bytes of a slot
+///
+/// It never waits: with the send buffer full, a reply is lost as it would be on the way, and its slot is
+/// free for somebody else.
+pub(super) fn reply_entry(
+    mut slot: NonNull<Slot>,
+    to: To,
+    socket: u16,
+    len: usize,
+    local: Option<(IpAddr, u32)>,
+) -> squeue::Entry {
+    // SAFETY: the caller holds the slot; the reference ends before the kernel reads it.
+    let slot = unsafe { slot.as_mut() };
+    let (name, name_len) = match to {
+        To::Name(name) => (name.as_ptr(), NAME_LEN as u32),
+        To::Address(address) => {
+            let len = packet::write_name(&mut slot.name, address);
+            (slot.name.as_mut_ptr(), len)
+        }
+    };
+    let fixed = Fixed(u32::from(socket));
+    let len = len.min(REPLY_LEN_MAX);
+    let Some((local, interface)) = local else {
+        return opcode::Send::new(fixed, slot.reply.as_ptr(), len as u32)
+            .dest_addr(name.cast())
+            .dest_addr_len(name_len)
+            .flags(libc::MSG_DONTWAIT)
+            .build();
+    };
+    let control_len = packet::write_control(&mut slot.control, local, interface);
+    slot.part = libc::iovec { iov_base: slot.reply.as_mut_ptr().cast(), iov_len: len };
+    slot.message.msg_name = name.cast();
+    slot.message.msg_namelen = name_len;
+    slot.message.msg_iov = &raw mut slot.part;
+    slot.message.msg_iovlen = 1;
+    slot.message.msg_control = slot.control.as_mut_ptr().cast();
+    slot.message.msg_controllen = control_len;
+    opcode::SendMsg::new(fixed, &raw const slot.message).flags(libc::MSG_DONTWAIT as u32).build()
+}
