@@ -1,0 +1,400 @@
+//! What is measured, section by section; each prints a table.
+
+use crate::Options;
+use crate::contender::{Contender, Kind, Place, beside, wait};
+use crate::ratios::{median, paired};
+use crate::veth::{self, Veth};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use tsubame_bench::record::{Record, Step};
+
+/// Mixes: what public trackers see, and what a tracker does for its living
+const MIXES: [(&str, &str); 2] =
+    [("half connects", "connect=50,announce=50,scrape=1"), ("announces only", "announce=1")];
+
+/// Requests the kernel takes as one at saturation: the generator must be faster than the trackers
+const SEGMENTS: u16 = 16;
+
+/// Torrents of the population wherever memory is not what is measured
+const TORRENTS: u32 = 100_000;
+
+/// Seconds after which peers are gone where expiry is what is measured
+const SHORT_LIFETIME_SECS: u32 = 60;
+
+/// All sections that are wanted
+pub(crate) fn all(options: &Options) -> Result<(), String> {
+    if ["rate", "saturated"].into_iter().any(|section| options.wants(section)) {
+        let place = loopback(options, TORRENTS);
+        speed(options, &place, &Load::new(options), "loopback")?;
+    }
+    if options.wants("veth") {
+        match Veth::new() {
+            Ok(veth) => over_veth(options, &veth)?,
+            Err(error) => println!("## veth\n\nLeft out: {error}\n"),
+        }
+    }
+    if options.wants("tester") {
+        tester(options)?;
+    }
+    if options.wants("memory") {
+        memory(options)?;
+    }
+    if options.wants("pauses") {
+        pauses(options)?;
+    }
+    if options.wants("shards") {
+        shards(options)?;
+    }
+    Ok(())
+}
+
+fn loopback(options: &Options, torrents: u32) -> Place {
+    Place {
+        rivals: options.rivals.clone(),
+        ip: Ipv4Addr::LOCALHOST.into(),
+        cpu: options.server_cpu,
+        namespace: None,
+        torrents,
+        lifetime_secs: None,
+    }
+}
+
+/// The generator and where it runs
+struct Load {
+    cpu: usize,
+    server_cpu: usize,
+    seconds: u64,
+    namespace: Option<String>,
+    sources: Option<&'static str>,
+}
+
+impl Load {
+    fn new(options: &Options) -> Self {
+        Self {
+            cpu: options.load_cpu,
+            server_cpu: options.server_cpu,
+            seconds: options.seconds,
+            namespace: None,
+            sources: None,
+        }
+    }
+
+    /// Loads a tracker; the record of the last step
+    fn run(&self, contender: &Contender, ip: IpAddr, arguments: &[&str]) -> Result<Step, String> {
+        let file = tempfile::NamedTempFile::new().map_err(|error| error.to_string())?;
+        let mut command = match &self.namespace {
+            None => Command::new("taskset"),
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace, "taskset"]);
+                command
+            }
+        };
+        command.args(["-c", &self.cpu.to_string()]).arg(beside("tsubame-load")?);
+        command.arg(format!("udp://{}", std::net::SocketAddr::new(ip, contender.port)));
+        command.args(["--quiet", "--warmup=500ms", "--timeout=3s"]);
+        command.arg(format!("--duration={}s", self.seconds));
+        command.arg(format!("--server-cpu={}", self.server_cpu));
+        command.arg(format!("--server-pid={}", contender.id()));
+        command.arg(format!("--torrents={TORRENTS}"));
+        if let Some(sources) = self.sources {
+            command.arg(format!("--source-networks={sources}"));
+        }
+        // What comes later wins.
+        let given: Vec<&str> = arguments.iter().filter_map(|a| a.split('=').next()).collect();
+        let program = command.get_program().to_owned();
+        let kept: Vec<_> = command
+            .get_args()
+            .filter(|argument| {
+                let argument = argument.to_string_lossy();
+                !given.contains(&argument.split('=').next().unwrap_or_default())
+            })
+            .map(ToOwned::to_owned)
+            .collect();
+        let output = Command::new(program)
+            .args(kept)
+            .args(arguments)
+            .arg("--json")
+            .arg(file.path())
+            .stderr(Stdio::piped())
+            .output()
+            .map_err(|error| error.to_string())?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            return Err(format!("{}: {}", contender.kind.name(), said.trim()));
+        }
+        let record = Record::read(file.path()).map_err(|error| error.to_string())?;
+        record.steps.into_iter().last().ok_or_else(|| "the run has no steps".to_owned())
+    }
+
+    /// Loads all in turn, so many rounds; the steps of each
+    fn rounds(
+        &self,
+        rounds: usize,
+        contenders: &[Contender],
+        ip: IpAddr,
+        arguments: &[&str],
+    ) -> Result<Vec<Vec<Step>>, String> {
+        let mut steps = vec![Vec::new(); contenders.len()];
+        for round in 0..rounds {
+            for turn in 0..contenders.len() {
+                // Nobody is always first.
+                let at = (round + turn) % contenders.len();
+                steps[at].push(self.run(&contenders[at], ip, arguments)?);
+            }
+        }
+        Ok(steps)
+    }
+}
+
+/// Speed on one core: processor time at a rate that all can serve, and the rate when saturated
+fn speed(options: &Options, place: &Place, load: &Load, over: &str) -> Result<(), String> {
+    let mut kinds = vec![Kind::OURS];
+    kinds.extend(Kind::rivals(&options.rivals));
+    let start = |kinds: &[Kind]| -> Result<Vec<Contender>, String> {
+        kinds.iter().map(|kind| Contender::start(*kind, place)).collect()
+    };
+    let mut contenders = start(&kinds)?;
+    for (name, mix) in MIXES {
+        // What replies are like decides what the reflector answers.
+        let look = load.run(&contenders[0], place.ip, &[&format!("--mix={mix}")])?;
+        let peers = look.peers / look.answered.get("announce").copied().unwrap_or(1).max(1);
+        let reflector = Kind::Reflector { peers: peers as u32 };
+        contenders.push(Contender::start(reflector, place)?);
+        let mix = format!("--mix={mix}");
+        // Replies of the reflector are not worth checking; at saturation it would slow the generator.
+        let common = [mix.as_str(), "--check=0"];
+        if options.wants("rate") {
+            let rate = format!("--rate={}", options.rate);
+            let steps = load.rounds(
+                options.pairs,
+                &contenders,
+                place.ip,
+                &[&common[..], &[&rate]].concat(),
+            )?;
+            let title = format!("{} requests a second over {over}, {name}", options.rate);
+            table(&title, &contenders, &steps, "core us/answer, ours / it", |step| {
+                step.core_us_per_answer().unwrap_or(f64::NAN)
+            });
+        }
+        if options.wants("saturated") {
+            let segments = format!("--segments={SEGMENTS}");
+            let arguments = [&common[..], &[&segments]].concat();
+            let steps = load.rounds(options.pairs, &contenders, place.ip, &arguments)?;
+            let title = format!("saturated over {over}, {name}");
+            table(&title, &contenders, &steps, "answers/s, ours / it", Step::answers_per_s);
+        }
+        contenders.pop();
+    }
+    Ok(())
+}
+
+fn over_veth(options: &Options, veth: &Veth) -> Result<(), String> {
+    let mut place = loopback(options, TORRENTS);
+    (place.ip, place.namespace) = (veth::SERVER, Some(veth.server.clone()));
+    let mut load = Load::new(options);
+    (load.namespace, load.sources) = (Some(veth.load.clone()), Some(veth::CLIENTS));
+    speed(options, &place, &load, "veth")
+}
+
+fn table(
+    title: &str,
+    contenders: &[Contender],
+    steps: &[Vec<Step>],
+    ratio: &str,
+    figure: fn(&Step) -> f64,
+) {
+    println!("## {title}\n");
+    println!(
+        "| | answers/s | core us/answer | process us/answer | p50 us | p99.99 us | peers/reply | generator behind | {ratio} |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
+    let of = |at: usize, figure: &dyn Fn(&Step) -> f64| {
+        steps[at].iter().map(figure).collect::<Vec<f64>>()
+    };
+    let ours = of(0, &figure);
+    for (at, contender) in contenders.iter().enumerate() {
+        let middle = |figure: &dyn Fn(&Step) -> f64| median(&of(at, figure));
+        let announces =
+            |step: &Step| step.answered.get("announce").copied().unwrap_or(0).max(1) as f64;
+        println!(
+            "| {} | {:.0} | {:.2} | {:.2} | {:.0} | {:.0} | {:.1} | {} of {} | {} |",
+            contender.kind.name(),
+            middle(&Step::answers_per_s),
+            middle(&|step| step.core_us_per_answer().unwrap_or(f64::NAN)),
+            middle(&|step| step.process_us_per_answer().unwrap_or(f64::NAN)),
+            middle(&|step| step.latency.at(50.0)),
+            middle(&|step| step.latency.at(99.99)),
+            middle(&|step| step.peers as f64 / announces(step)),
+            steps[at].iter().filter(|step| step.generator.bottleneck).count(),
+            steps[at].len(),
+            if at == 0 { "1".to_owned() } else { paired(&ours, &of(at, &figure)) },
+        );
+    }
+    println!();
+}
+
+/// The public load tester of aquatic against all that take any torrent
+fn tester(options: &Options) -> Result<(), String> {
+    let place = loopback(options, 1);
+    let program = options.rivals.join("aquatic_udp_load_test");
+    let mut contenders = Vec::new();
+    for kind in [Kind::OURS, Kind::AquaticUring, Kind::AquaticMio] {
+        contenders.push(Contender::start(kind, &place)?);
+    }
+    for (name, weights) in [("its default mix", (50, 1)), ("announces only", (0, 0))] {
+        let mut rates: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+        for _ in 0..options.pairs {
+            for (at, contender) in contenders.iter().enumerate() {
+                let (connect, scrape) = weights;
+                let config = tempfile::NamedTempFile::new().map_err(|error| error.to_string())?;
+                let text = format!(
+                    "server_address = \"127.0.0.1:{}\"\nduration = {}\n[requests]\nweight_connect = {connect}\n\
+                     weight_scrape = {scrape}\n",
+                    contender.port,
+                    options.seconds.max(2)
+                );
+                std::fs::write(config.path(), text).map_err(|error| error.to_string())?;
+                let output = Command::new("taskset")
+                    .args(["-c", &options.load_cpu.to_string()])
+                    .arg(&program)
+                    .arg("-c")
+                    .arg(config.path())
+                    .output()
+                    .map_err(|error| error.to_string())?;
+                let said = String::from_utf8_lossy(&output.stdout).into_owned();
+                // The last figure is the summary's.
+                let lines = said.lines().filter_map(|line| line.split_once("Responses in:"));
+                let rate =
+                    lines.filter_map(|(_, rest)| rest.trim().split('/').next()?.parse().ok());
+                rates.entry(at).or_default().push(rate.last().unwrap_or(f64::NAN));
+            }
+        }
+        println!("## aquatic_udp_load_test, {name}\n\n| | answers/s | ours / it |\n|---|---|---|");
+        for (at, contender) in contenders.iter().enumerate() {
+            let ratio = if at == 0 { "1".to_owned() } else { paired(&rates[&0], &rates[&at]) };
+            println!("| {} | {:.0} | {ratio} |", contender.kind.name(), median(&rates[&at]));
+        }
+        println!(
+            "\nopentracker is left out: Debian's build permits listed torrents only, and the tester draws its own.\n"
+        );
+    }
+    Ok(())
+}
+
+/// Resident memory with the population of a public tracker
+fn memory(options: &Options) -> Result<(), String> {
+    let populations: &[u32] = if options.quick { &[100_000] } else { &[1_000_000, 4_000_000] };
+    println!(
+        "## memory, every torrent touched\n\n| | torrents | peers | before | after | bytes/peer |\n|---|---|---|---|---|---|"
+    );
+    for torrents in populations {
+        let mut kinds = vec![Kind::OURS];
+        kinds.extend(
+            Kind::rivals(&options.rivals).into_iter().filter(|kind| *kind != Kind::AquaticMio),
+        );
+        for kind in kinds {
+            let place = loopback(options, *torrents);
+            let contender = Contender::start(kind, &place)?;
+            let before = contender.resident_bytes();
+            let torrents_flag = format!("--torrents={torrents}");
+            let fill = [
+                "--fill",
+                "--duration=0s",
+                "--warmup=0s",
+                "--shape=public",
+                "--check=0",
+                &torrents_flag,
+            ];
+            let step = Load::new(options).run(&contender, place.ip, &fill)?;
+            let after = contender.resident_bytes();
+            let peers = f64::from(*torrents) * 2.45;
+            let mib = |bytes: u64| bytes as f64 / 1_048_576.0;
+            println!(
+                "| {} | {torrents} | {peers:.0} | {:.1} MiB | {:.1} MiB | {:.1} |",
+                kind.name(),
+                mib(before),
+                mib(after),
+                after as f64 / peers
+            );
+            drop(step);
+        }
+    }
+    println!(
+        "\nopentracker holds its list of permitted torrents besides: that is what it has before.\n"
+    );
+    Ok(())
+}
+
+/// The longest gaps while peers expire, at half load
+fn pauses(options: &Options) -> Result<(), String> {
+    let torrents = if options.quick { 200_000 } else { 4_000_000 };
+    let (rounds, seconds) = if options.quick { (1, 20) } else { (3, 60) };
+    let mut kinds = vec![Kind::OURS];
+    kinds
+        .extend(Kind::rivals(&options.rivals).into_iter().filter(|kind| *kind != Kind::AquaticMio));
+    println!(
+        "## gaps with {torrents} torrents while they expire, {} requests a second for {seconds} s\n\n\
+         | | round | longest gap ms | p99.99 us | max us | lost | resident MiB |\n|---|---|---|---|---|---|---|",
+        options.rate / 2
+    );
+    for round in 1..=rounds {
+        for kind in &kinds {
+            let mut place = loopback(options, torrents);
+            place.lifetime_secs = Some(SHORT_LIFETIME_SECS);
+            let contender = Contender::start(*kind, &place)?;
+            let mut load = Load::new(options);
+            let torrents = format!("--torrents={torrents}");
+            let fill = [
+                "--fill",
+                "--duration=0s",
+                "--warmup=0s",
+                "--shape=public",
+                "--check=0",
+                &torrents,
+            ];
+            load.run(&contender, place.ip, &fill)?;
+            load.seconds = seconds;
+            // What was filled expires during this; those who announce are few.
+            let rate = format!("--rate={}", options.rate / 2);
+            let step = load.run(&contender, place.ip, &["--mix=announce=1", "--check=0", &rate])?;
+            println!(
+                "| {} | {round} | {:.1} | {:.0} | {:.0} | {} | {:.0} |",
+                kind.name(),
+                step.gap_ms_max,
+                step.latency.at(99.99),
+                step.latency.max_us,
+                step.lost,
+                contender.resident_bytes() as f64 / 1_048_576.0
+            );
+            wait(Duration::from_millis(100));
+        }
+    }
+    println!();
+    Ok(())
+}
+
+/// Processor time an answer with two shards on two cores, of which one is the generator's, too
+fn shards(options: &Options) -> Result<(), String> {
+    let mut place = loopback(options, TORRENTS);
+    place.cpu = place.cpu.min(options.load_cpu);
+    let kinds = [
+        Kind::OURS,
+        Kind::Tsubame { shards: 2, steering: true },
+        Kind::Tsubame { shards: 2, steering: false },
+    ];
+    let contenders: Vec<Contender> =
+        kinds.iter().map(|kind| Contender::start(*kind, &place)).collect::<Result<_, _>>()?;
+    for (name, mix) in MIXES {
+        let (mix, rate) = (format!("--mix={mix}"), format!("--rate={}", options.rate));
+        let arguments = [mix.as_str(), &rate, "--check=0"];
+        let steps = Load::new(options).rounds(options.pairs, &contenders, place.ip, &arguments)?;
+        let title = format!("two shards at {} requests a second, {name}", options.rate);
+        table(&title, &contenders, &steps, "process us/answer, one shard / it", |step| {
+            step.process_us_per_answer().unwrap_or(f64::NAN)
+        });
+    }
+    Ok(())
+}
