@@ -46,6 +46,12 @@ impl<T, const CHUNK: usize> Chunks<T, CHUNK> {
         &self.chunks[chunk][within]
     }
 
+    /// The values from a position to the end of its chunk
+    pub(crate) fn run_from(&self, position: usize) -> &[T] {
+        let (chunk, within) = Self::place(position);
+        &self.chunks[chunk][within..]
+    }
+
     pub(crate) fn at_mut(&mut self, position: usize) -> &mut T {
         let (chunk, within) = Self::place(position);
         &mut self.chunks[chunk][within]

@@ -42,6 +42,11 @@ impl<const N: usize> Many<N> {
         self.records.at(position)
     }
 
+    /// Records that lie together from a position on
+    pub(crate) fn run_from(&self, position: usize) -> &[[u8; N]] {
+        self.records.run_from(position)
+    }
+
     pub(crate) fn at_mut(&mut self, position: usize) -> &mut [u8; N] {
         self.records.at_mut(position)
     }

@@ -153,6 +153,14 @@ impl<const N: usize> Part<'_, N> {
         }
     }
 
+    /// Records that lie together from a position on: at least one, and perhaps not all
+    pub(crate) fn run_from(&self, position: usize) -> &[[u8; N]] {
+        match &self.records {
+            Records::Few(records) => &records[position..],
+            Records::Many(many) => many.run_from(position),
+        }
+    }
+
     pub(crate) fn at_mut(&mut self, position: usize) -> &mut [u8; N] {
         match &mut self.records {
             Records::Few(records) => &mut records[position],

@@ -16,11 +16,20 @@ pub(crate) struct Requester {
 }
 
 impl Requester {
-    fn can_use(self, record_flags: u8) -> bool {
-        let partial = record_flags & flags::PARTIAL_SEED != 0;
-        scope_of(record_flags).reaches(self.scope) && !(partial && self.role != Role::Leecher)
+    /// Which combinations of a record's flags it can use, a bit for each value of their low half
+    fn usable(self) -> u16 {
+        let can_use = |record_flags: u8| {
+            let partial = record_flags & flags::PARTIAL_SEED != 0;
+            scope_of(record_flags).reaches(self.scope) && !(partial && self.role != Role::Leecher)
+        };
+        (0..=LOW_HALF).filter(|flags| can_use(*flags)).fold(0, |bits, flags| bits | 1 << flags)
     }
 }
+
+/// The half of the flags that selection looks at
+const LOW_HALF: u8 = 0x0f;
+
+const _: () = assert!(flags::PARTIAL_SEED | flags::COMPLETED | flags::SCOPE == LOW_HALF);
 
 /// Copies peers of a part into `out` in compact form, as many as it has room for; returns the bytes
 ///
@@ -47,7 +56,7 @@ pub(crate) fn select<const N: usize>(
     };
     let of_leechers = others(end - seeders, own.is_some() && !own_is_seeder);
     let share = seeder_share(wanted, of_seeders, of_leechers, rng);
-    let mut sink = Sink { out, written: 0, requester, rules };
+    let mut sink = Sink { out, written: 0, usable: requester.usable(), rules };
     if of_seeders > 0 {
         sink.take_run(part, 0..seeders, own, share, rng);
     }
@@ -75,7 +84,7 @@ fn seeder_share(wanted: usize, seeders: usize, leechers: usize, rng: &mut fastra
 struct Sink<'a> {
     out: &'a mut [u8],
     written: usize,
-    requester: Requester,
+    usable: u16,
     rules: &'a Rules,
 }
 
@@ -99,28 +108,38 @@ impl Sink<'_> {
             Some(own) => own + 1 + rng.usize(..others),
             None => range.start + rng.usize(..others),
         };
-        let mut taken = 0;
-        for _ in 0..visits {
-            if taken == wanted {
-                return;
-            }
+        let (mut visits, end) = (visits, self.written + wanted * (N - 2));
+        while visits > 0 && self.written < end {
             if position >= range.end {
                 position -= range.len();
             }
             if own == Some(position) {
-                position = if position + 1 == range.end { range.start } else { position + 1 };
+                position += 1;
+                continue;
             }
-            taken += usize::from(self.offer(part.at(position)));
-            position += 1;
+            let stop = own.filter(|own| position < *own).unwrap_or(range.end);
+            let run = part.run_from(position);
+            let run = &run[..run.len().min(stop - position).min(visits)];
+            let visited = self.offer(run, end);
+            visits -= visited;
+            position += visited;
         }
     }
 
-    fn offer<const N: usize>(&mut self, record: &[u8; N]) -> bool {
-        let useful = self.requester.can_use(record[N - 2]) && !self.rules.is_expired(record);
-        if useful {
-            self.out[self.written..self.written + N - 2].copy_from_slice(compact(record));
-            self.written += N - 2;
+    /// Takes what is useful of some records, until so many bytes are written; returns how many it looked at
+    fn offer<const N: usize>(&mut self, records: &[[u8; N]], end: usize) -> usize {
+        let mut out = self.out[self.written..end].chunks_exact_mut(N - 2);
+        let (mut visited, mut to) = (0, out.next());
+        for record in records {
+            let Some(peer) = &mut to else { break };
+            visited += 1;
+            let useful = self.usable >> (record[N - 2] & LOW_HALF) & 1 == 1;
+            if useful && !self.rules.is_expired(record) {
+                peer.copy_from_slice(compact(record));
+                self.written += N - 2;
+                to = out.next();
+            }
         }
-        useful
+        visited
     }
 }
