@@ -128,17 +128,20 @@ impl Sink<'_> {
 
     /// Takes what is useful of some records, until so many bytes are written; returns how many it looked at
     fn offer<const N: usize>(&mut self, records: &[[u8; N]], end: usize) -> usize {
-        let mut out = self.out[self.written..end].chunks_exact_mut(N - 2);
-        let (mut visited, mut to) = (0, out.next());
+        let mut visited = 0;
         for record in records {
-            let Some(peer) = &mut to else { break };
+            if self.written == end {
+                break;
+            }
             visited += 1;
             let useful = self.usable >> (record[N - 2] & LOW_HALF) & 1 == 1;
-            if useful && !self.rules.is_expired(record) {
-                peer.copy_from_slice(compact(record));
-                self.written += N - 2;
-                to = out.next();
+            let useful = useful && !self.rules.is_expired(record);
+            // The whole record, of which the next one overwrites what is too much: no branch to predict.
+            match self.out[self.written..].first_chunk_mut::<N>() {
+                Some(to) => *to = *record,
+                None => self.out[self.written..][..N - 2].copy_from_slice(compact(record)),
             }
+            self.written += if useful { N - 2 } else { 0 };
         }
         visited
     }
