@@ -30,12 +30,12 @@ const TURNS_PER_YIELD: usize = 16;
 /// Datagrams since the last wait or sleep that are company
 const COMPANY: usize = 4;
 
-/// How long the next ones are waited for. With the kernel's slack for timers, this is the most that a reply
-/// is late for it, and that HTTP and the mesh have to wait
-const PATIENCE: Duration = Duration::from_micros(50);
+/// How long the next ones are waited for; the kernel's slack for timers adds up to half as much. This is the most
+/// that a reply is late for it, and that HTTP and the mesh have to wait
+const PATIENCE: Duration = Duration::from_micros(100);
 
 /// How often, before other tasks get their turn
-const WAITS_PER_YIELD: usize = 2;
+const WAITS_PER_YIELD: usize = 1;
 
 /// How long operations may take to end when the shard stops
 const STOP_PATIENCE: Duration = Duration::from_millis(500);

@@ -208,7 +208,8 @@ fn table(
 ) {
     println!("## {title}\n");
     println!(
-        "| | answers/s | core us/answer | process us/answer | p50 us | p99.99 us | peers/reply | generator behind | {ratio} |"
+        "| | answers/s | core us/answer | process us/answer | p50 us | p99.99 us | peers/reply \
+         | generator behind | {ratio} |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
     let of = |at: usize, figure: &dyn Fn(&Step) -> f64| {
@@ -278,7 +279,8 @@ fn tester(options: &Options) -> Result<(), String> {
             println!("| {} | {:.0} | {ratio} |", contender.kind.name(), median(&rates[&at]));
         }
         println!(
-            "\nopentracker is left out: Debian's build permits listed torrents only, and the tester draws its own.\n"
+            "\nopentracker is left out: Debian's build permits listed torrents only, and the tester draws its \
+             own.\n"
         );
     }
     Ok(())
@@ -288,7 +290,8 @@ fn tester(options: &Options) -> Result<(), String> {
 fn memory(options: &Options) -> Result<(), String> {
     let populations: &[u32] = if options.quick { &[100_000] } else { &[1_000_000, 4_000_000] };
     println!(
-        "## memory, every torrent touched\n\n| | torrents | peers | before | after | bytes/peer |\n|---|---|---|---|---|---|"
+        "## memory, every torrent touched\n\n| | torrents | peers | before | after | bytes/peer |\n\
+         |---|---|---|---|---|---|"
     );
     for torrents in populations {
         let mut kinds = vec![Kind::OURS];
