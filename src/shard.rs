@@ -24,6 +24,10 @@ use tsubame_udp::steering::SteeringKeys;
 /// Datagrams after which other tasks of this thread get their turn
 const DATAGRAMS_PER_YIELD: usize = 256;
 
+/// Datagrams that are answered together. More would keep their answers back for longer: with clients that wait for
+/// answers before they ask again, tracker and clients would take turns working
+const BATCH_MAX: usize = 64;
+
 /// Turns after which they do, if each finds little
 const TURNS_PER_YIELD: usize = 16;
 
@@ -105,7 +109,7 @@ impl Shard {
             ring,
             tracker,
             port,
-            batch: Vec::with_capacity(Ring::buffers_max()),
+            batch: Vec::with_capacity(BATCH_MAX),
             inbox: Vec::with_capacity(inbox),
             aheads: Vec::with_capacity(inbox),
             questions: vec![no_rows; usize::from(shards)],
@@ -202,9 +206,10 @@ impl Shard {
             None => self.ring.turn()?,
         };
         let now = self.clock.now();
+        let arrived = arrived.min(BATCH_MAX);
         if arrived > 0 {
             self.figures.count_batch(arrived);
-            self.admit_all(now)?;
+            self.admit(now, arrived)?;
             self.answer_all(now)?;
         }
         let taken = self.take_messages(now)?;
@@ -215,9 +220,10 @@ impl Shard {
         Ok(arrived + taken)
     }
 
-    /// Admits what has arrived; what is not admitted is answered or dropped here
-    fn admit_all(&mut self, now: Now) -> io::Result<()> {
-        while let Some(received) = self.ring.take() {
+    /// Admits so many of the datagrams that have arrived; what is not admitted is answered or dropped here
+    fn admit(&mut self, now: Now, count: usize) -> io::Result<()> {
+        for _ in 0..count {
+            let Some(received) = self.ring.take() else { break };
             let Some((datagram, reply)) = self.ring.open(&received) else {
                 self.figures.count(Family::V4, Outcome::Unreadable);
                 self.ring.release(received);
