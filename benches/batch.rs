@@ -25,8 +25,7 @@ pub const SEGMENTS_MAX: usize = 64;
 /// Room for two control messages: the source (IPv6, the longer one) and the segment length
 const CONTROL_LEN: usize = 40 + 24;
 
-/// `SO_MEMINFO`, and where it has the number of datagrams dropped (`SK_MEMINFO_DROPS`)
-const SO_MEMINFO: libc::c_int = 55;
+/// Where `SO_MEMINFO` has the number of datagrams dropped (`SK_MEMINFO_DROPS`)
 const MEMINFO_DROPS: usize = 8;
 
 /// A socket for batches
@@ -64,8 +63,9 @@ impl BatchSocket {
         let mut len = size_of_val(&figures) as libc::socklen_t;
         let (descriptor, at) = (self.0.as_raw_fd(), figures.as_mut_ptr().cast());
         // SAFETY: pointer and length describe `figures`, which the kernel fills up to that length.
-        let result =
-            unsafe { libc::getsockopt(descriptor, libc::SOL_SOCKET, SO_MEMINFO, at, &raw mut len) };
+        let result = unsafe {
+            libc::getsockopt(descriptor, libc::SOL_SOCKET, libc::SO_MEMINFO, at, &raw mut len)
+        };
         if result == 0 { figures[MEMINFO_DROPS].into() } else { 0 }
     }
 }
@@ -178,6 +178,7 @@ impl SendBatch {
         let index = self.len;
         self.len += 1;
         let len = write(self.parts.bytes(index));
+        assert!(len <= SEND_LEN, "{len} bytes are written where {SEND_LEN} fit");
         self.parts.vectors[index].iov_len = len;
         self.parts.names[index] = to.bytes;
         let control = self.parts.controls[index].as_flattened_bytes();
@@ -196,7 +197,7 @@ impl SendBatch {
         };
     }
 
-    /// Hands all to the kernel; returns how many it took. The others are forgotten
+    /// Hands all to the kernel; returns how many it would not take, which are forgotten
     pub fn send(&mut self, socket: &BatchSocket) -> io::Result<usize> {
         let (mut done, len) = (0, std::mem::take(&mut self.len));
         while done < len {
@@ -214,16 +215,16 @@ impl SendBatch {
                 Ok(sent) => done += sent,
                 Err(_) => {
                     let error = io::Error::last_os_error();
-                    return match error.raw_os_error() {
-                        Some(libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ECONNREFUSED) => {
-                            Ok(done)
-                        }
-                        _ => Err(error),
-                    };
+                    match error.raw_os_error() {
+                        // Refused: an ICMP message for an earlier one, as while a server restarts.
+                        Some(libc::EINTR | libc::ECONNREFUSED) => {}
+                        Some(libc::EAGAIN | libc::ENOBUFS) => return Ok(len - done),
+                        _ => return Err(error),
+                    }
                 }
             }
         }
-        Ok(done)
+        Ok(0)
     }
 }
 
@@ -357,7 +358,7 @@ mod tests {
                 6
             });
         }
-        assert_eq!(out.send(&client).unwrap(), 2);
+        assert_eq!(out.send(&client).unwrap(), 0);
         let (mut batch, mut seen) = (ReceiveBatch::default(), Vec::new());
         while seen.len() < 4 {
             assert!(batch.receive_waiting(&server).unwrap() > 0, "only {seen:?} arrived");

@@ -1,19 +1,30 @@
 //! What a server on this machine uses, as the kernel tells.
 
 use std::fs;
+use std::sync::LazyLock;
+use std::time::Instant;
 
 /// Ticks a second of `/proc/stat` (USER_HZ)
 const TICKS_PER_S: f64 = 100.0;
 
-/// Seconds a core has been busy since the machine started, with whatever: all but idle and waiting for disks
+/// Seconds a core has been busy, with whatever, since some moment before the first call; differences count
+///
+/// It is what the kernel does not report as idle: that it measures, while it only samples what a core is busy with.
 pub fn core_busy_s(core: usize) -> Option<f64> {
+    static START: LazyLock<Instant> = LazyLock::new(now);
+    let since_start = now().duration_since(*START).as_secs_f64();
     let stat = fs::read_to_string("/proc/stat").ok()?;
     let name = format!("cpu{core}");
     let line = stat.lines().find(|line| line.split(' ').next() == Some(&name))?;
     let ticks: Vec<f64> = line.split_whitespace().skip(1).map_while(|t| t.parse().ok()).collect();
-    // user, nice, system, idle, iowait, irq, softirq, steal; guests are counted as user already.
-    let busy: f64 = [0, 1, 2, 5, 6].iter().filter_map(|at| ticks.get(*at)).sum();
-    Some(busy / TICKS_PER_S)
+    // user, nice, system, idle, iowait, irq, softirq, steal.
+    let idle: f64 = [3, 4, 7].iter().filter_map(|at| ticks.get(*at)).sum();
+    Some(since_start - idle / TICKS_PER_S)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the clock that idle time is subtracted from")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 /// Seconds of processor time all threads of a process have had
@@ -50,7 +61,8 @@ mod tests {
         let process = std::process::id();
         assert!(super::process_s(process).unwrap() > 0.0);
         assert!(super::resident_bytes(process).unwrap() > 1 << 20);
-        assert!(super::core_busy_s(0).unwrap() > 0.0);
+        let before = super::core_busy_s(0).unwrap();
+        assert!(super::core_busy_s(0).unwrap() >= before - 0.02, "ticks of 10 ms");
         assert!(super::core_busy_s(100_000).is_none());
     }
 }

@@ -45,6 +45,10 @@ pub struct Step {
     pub answered: BTreeMap<String, u64>,
     /// Replies to what deserves none
     pub answered_unproven: u64,
+    /// Connects of a flood, from addresses that never come back
+    pub flood_connects: u64,
+    /// Replies to those
+    pub flood_connects_answered: u64,
     /// Requests without an answer when their time was up
     pub lost: u64,
     /// Replies that came later than that, or twice
@@ -127,6 +131,11 @@ impl Step {
         self.answered.values().sum()
     }
 
+    /// Share of replies that are errors: fast refusals are no feat
+    pub fn errors(&self) -> f64 {
+        self.answered.get("error").copied().unwrap_or(0) as f64 / self.answers().max(1) as f64
+    }
+
     /// Replies a second
     pub fn answers_per_s(&self) -> f64 {
         self.answers() as f64 / self.seconds.max(f64::MIN_POSITIVE)
@@ -140,13 +149,13 @@ impl Step {
     /// Microseconds the server's core was busy for an answer
     pub fn core_us_per_answer(&self) -> Option<f64> {
         let busy = self.server?.core_busy_s?;
-        Some(busy * 1e6 / self.answers().max(1) as f64)
+        Some(busy * 1e6 / (self.answers() + self.flood_connects_answered).max(1) as f64)
     }
 
     /// Microseconds of processor time the server's process took for an answer
     pub fn process_us_per_answer(&self) -> Option<f64> {
         let busy = self.server?.process_s?;
-        Some(busy * 1e6 / self.answers().max(1) as f64)
+        Some(busy * 1e6 / (self.answers() + self.flood_connects_answered).max(1) as f64)
     }
 }
 

@@ -87,7 +87,7 @@ const COUNTERS: [Counter; 6] = [
     ),
     (
         "kernel_dropped",
-        "Datagrams that found the receive buffer full; the tracker never saw them",
+        "Datagrams the kernel dropped, mostly for a full receive buffer; the tracker never saw them",
         |figures| figures.ring.dropped_by_kernel,
     ),
     ("turns", "Calls into the kernel to send and receive", |figures| figures.ring.turns),
@@ -162,7 +162,7 @@ impl Moment {
     }
 
     fn batches(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Datagrams found in a turn; turns that found none are left out";
+        let help = "Datagrams answered together; more wait where batches are of 64";
         let mut metric =
             encoder.encode_descriptor("batch_datagrams", help, None, MetricType::Histogram)?;
         for Shard { label, figures, .. } in &self.shards {
@@ -215,7 +215,7 @@ mod tests {
         let mut figures = Figures::default();
         figures.count(Family::V6, Outcome::Joined);
         figures.ring.dropped_by_kernel = 7;
-        [1, 2, 5, 5_000].into_iter().for_each(|arrived| figures.count_batch(arrived));
+        [1, 2, 5, 64].into_iter().for_each(|arrived| figures.count_batch(arrived));
         figures.table = Totals { torrents: 1, seeders: [2, 3], leechers: [4, 5], bytes: 6 };
         boards[1].publish(&figures, Seconds(0));
         let text = text(&Watched { boards: Arc::new(boards), clock: Clock::new() });
@@ -224,7 +224,7 @@ mod tests {
             &format!("tsubame_requests_total{{shard=\"1\",{joined} 1"),
             &format!("tsubame_requests_total{{shard=\"0\",{joined} 0"),
             "tsubame_kernel_dropped_total{shard=\"1\"} 7",
-            "tsubame_batch_datagrams_sum{shard=\"1\"} 5008.0",
+            "tsubame_batch_datagrams_sum{shard=\"1\"} 72.0",
             "tsubame_batch_datagrams_count{shard=\"1\"} 4",
             "tsubame_batch_datagrams_bucket{le=\"1.0\",shard=\"1\"} 1",
             "tsubame_batch_datagrams_bucket{le=\"7.0\",shard=\"1\"} 3",

@@ -34,8 +34,8 @@ const TURNS_PER_YIELD: usize = 16;
 /// Datagrams since the last wait or sleep that are company
 const COMPANY: usize = 4;
 
-/// How long the next ones are waited for; the kernel's slack for timers adds up to half as much. This is the most
-/// that a reply is late for it, and that HTTP and the mesh have to wait
+/// How long the next ones are waited for. This is the most that a reply is late for it, and that HTTP and the mesh have
+/// to wait
 const PATIENCE: Duration = Duration::from_micros(100);
 
 /// How often, before other tasks get their turn

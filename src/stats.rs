@@ -10,8 +10,8 @@ const RING: usize = 6;
 const TABLE: usize = 6;
 const CELLS: usize = 2 * OUTCOMES + RING + BATCH_SIZES + 1 + TABLE;
 
-/// Classes of batches: of 1 datagram, 2 to 3, 4 to 7, and so on; the last is all that are larger
-pub const BATCH_SIZES: usize = 10;
+/// Classes of batches: of 1 datagram, 2 to 3, 4 to 7, and so on; the last is of full ones
+pub const BATCH_SIZES: usize = 7;
 
 /// A shard's figures at one moment
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,9 +19,9 @@ pub struct Figures {
     outcomes: [[u64; OUTCOMES]; 2],
     /// What became of operations on the ring
     pub ring: RingCounts,
-    /// Turns by the class of how many datagrams they found; those that found none are left out
+    /// Turns by the class of how many datagrams they took; those that took none are left out
     pub batches: [u64; BATCH_SIZES],
-    /// Datagrams found in turns
+    /// Datagrams taken in turns
     pub arrived: u64,
     /// What the swarm table holds
     pub table: Totals,
@@ -41,7 +41,7 @@ impl Figures {
         self.outcomes[family as usize][outcome as usize] += 1;
     }
 
-    /// Counts a turn that found so many datagrams, at least one
+    /// Counts a turn that took so many datagrams, at least one
     pub fn count_batch(&mut self, arrived: usize) {
         let class = arrived.max(1).ilog2() as usize;
         self.batches[class.min(BATCH_SIZES - 1)] += 1;
@@ -205,9 +205,9 @@ mod tests {
         figures.count(Family::V4, Outcome::Joined);
         figures.ring.receive_failed = 5;
         figures.ring.dropped_by_kernel = 8;
-        [1, 3, 4, 511, 513].into_iter().for_each(|arrived| figures.count_batch(arrived));
-        assert_eq!(figures.batches, [1, 1, 1, 0, 0, 0, 0, 0, 1, 1]);
-        assert_eq!(figures.arrived, 1032);
+        [1, 3, 4, 63, 64].into_iter().for_each(|arrived| figures.count_batch(arrived));
+        assert_eq!(figures.batches, [1, 1, 1, 0, 0, 1, 1]);
+        assert_eq!(figures.arrived, 135);
         figures.table = Totals { torrents: 1, seeders: [2, 3], leechers: [4, 5], bytes: 6 };
         let board = Board::default();
         board.publish(&figures, Seconds(7));

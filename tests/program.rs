@@ -450,11 +450,11 @@ fn metrics_tell_what_happened_and_what_the_kernel_dropped() {
     }
     tracker.signal("CONT");
     until(&|page| {
-        let (dropped, too_short) = (
+        let (dropped, seen) = (
             metric(page, "tsubame_kernel_dropped_total", ""),
             metric(page, "tsubame_requests_total", "outcome=\"bad_magic\""),
         );
-        dropped > 0 && dropped + too_short == 2_000
+        dropped > 0 && dropped + seen == 2_000
     });
     tracker.stop();
 }

@@ -7,14 +7,14 @@ mod departures;
 
 use crate::clients::Clients;
 use crate::flight::Flight;
-use crate::options::{Action, Flood, Load, Run};
+use crate::options::{Action, Flood, Load, Run, Step};
 use crate::pace::{Pace, Poisson};
 use crate::population::Population;
 use crate::progress::Progress;
 use crate::tally::Tally;
 use fastrand::Rng;
 use std::io;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 use tsubame_bench::batch::{BATCH, BatchSocket, Name, ReceiveBatch, SendBatch};
 use tsubame_bench::{observe, record};
@@ -62,7 +62,7 @@ impl<'a> Engine<'a> {
             population,
             flight: Flight::new(),
             rng: Rng::with_seed(run.seed),
-            tally: Tally::begin("start", None, 0),
+            tally: Tally::begin("start", None, run.in_flight, 0),
             entering: false,
             to_repeat: Vec::new(),
             scratch: Vec::new(),
@@ -85,15 +85,19 @@ impl<'a> Engine<'a> {
     /// Runs a step; pauses and commands leave no record
     pub(crate) fn step(
         &mut self,
-        name: &str,
-        action: &Action,
+        step: &Step,
         incoming: &mut ReceiveBatch,
     ) -> io::Result<Option<record::Step>> {
-        let rate = if let Action::Load(load) = action { load.rate } else { None };
+        let Step { name, action, alongside } = step;
+        let (rate, in_flight) = match action {
+            Action::Load(load) => (load.rate, load.in_flight),
+            _ => (None, self.run.in_flight),
+        };
         let progress = Progress::begin(name, action, self.run.quiet);
         let (server, drops) = (Usage::of(self.run), self.drops());
         let start_ns = self.now_ns();
-        self.tally = Tally::begin(name, rate, start_ns);
+        self.tally = Tally::begin(name, rate, in_flight, start_ns);
+        let command = alongside.as_deref().map(|command| shell(command).spawn()).transpose()?;
         match action {
             Action::Fill => self.fill(incoming, &progress)?,
             Action::Load(load) => self.load(load, incoming, &progress)?,
@@ -102,15 +106,18 @@ impl<'a> Engine<'a> {
                 return Ok(None);
             }
             Action::Run(command) => {
-                run_command(command)?;
+                judge_command(command, shell(command).status()?)?;
                 return Ok(None);
             }
         }
         let end_ns = self.now_ns();
         self.tally.step.server = server.until_now(self.run);
         self.drain(incoming)?;
-        self.tally.step.generator.drops = self.drops() - drops;
-        let after = Tally::begin("between steps", None, end_ns);
+        if let (Some(mut command), Some(line)) = (command, alongside) {
+            judge_command(line, command.wait()?)?;
+        }
+        self.tally.step.generator.drops = self.drops().saturating_sub(drops);
+        let after = Tally::begin("between steps", None, in_flight, end_ns);
         Ok(Some(std::mem::replace(&mut self.tally, after).end(end_ns)))
     }
 
@@ -221,6 +228,12 @@ impl<'a> Engine<'a> {
                 if self.flight.waiting() == 0 {
                     break;
                 }
+                if self.tally.silent_ns(now_ns) > FIRST_ANSWER.as_nanos() as u64 {
+                    let url = &self.wires[group].url;
+                    return Err(io::Error::other(format!(
+                        "{url} has not answered for {FIRST_ANSWER:?}; is it still up?"
+                    )));
+                }
             }
         }
         self.entering = false;
@@ -239,8 +252,7 @@ impl<'a> Engine<'a> {
     fn flush(&mut self) -> io::Result<()> {
         for wire in &mut self.wires {
             if !wire.out.is_empty() {
-                let unsent = wire.out.len() - wire.out.send(&wire.socket)?;
-                self.tally.step.generator.unsent += unsent as u64;
+                self.tally.step.generator.unsent += wire.out.send(&wire.socket)? as u64;
             }
         }
         Ok(())
@@ -304,8 +316,13 @@ impl Usage {
     }
 }
 
-fn run_command(command: &str) -> io::Result<()> {
-    let status = Command::new("sh").args(["-c", command]).status()?;
+fn shell(command: &str) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", command]);
+    shell
+}
+
+fn judge_command(command: &str, status: ExitStatus) -> io::Result<()> {
     if status.success() {
         return Ok(());
     }

@@ -6,6 +6,20 @@ const SLOTS: usize = 1 << 20;
 /// Transaction ids from here on belong to requests that deserve no answer
 pub(crate) const UNPROVEN: u32 = 1 << 31;
 
+/// Those with this bit belong to connects of a flood, whose answers nobody waits for
+pub(crate) const FLOOD: u32 = 1 << 30;
+
+/// What was waited for
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Arrival {
+    /// This request, the so-manieth to leave
+    Expected(Request, u64),
+    /// A request that was answered or given up already
+    Late,
+    /// No request at all
+    Unknown,
+}
+
 /// What was asked
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -73,26 +87,28 @@ impl Flight {
             true => self.pop_oldest(),
             false => None,
         };
-        let transaction = self.next as u32 & (UNPROVEN - 1);
+        let transaction = self.next as u32 & (FLOOD - 1);
         self.slots[self.next as usize % SLOTS] = Slot { request, waiting: true };
         self.next += 1;
         self.waiting += 1;
         (transaction, given_up)
     }
 
-    /// Takes out the request with this transaction id, and its place in the order of departure
-    pub(crate) fn arrive(&mut self, transaction: u32) -> Option<(Request, u64)> {
+    /// Takes out the request with this transaction id
+    pub(crate) fn arrive(&mut self, transaction: u32) -> Arrival {
         // The latest number with these low bits.
-        let behind = (self.next as u32).wrapping_sub(transaction) & (UNPROVEN - 1);
-        let number =
-            self.next.checked_sub(behind.into()).filter(|number| *number >= self.oldest)?;
-        let slot = self.slots.get_mut(number as usize % SLOTS).filter(|slot| slot.waiting)?;
-        if number == self.next {
-            return None;
+        let behind = (self.next as u32).wrapping_sub(transaction) & (FLOOD - 1);
+        let number = match self.next.checked_sub(behind.into()) {
+            Some(number) if number < self.next => number,
+            _ => return Arrival::Unknown,
+        };
+        let slot = &mut self.slots[number as usize % SLOTS];
+        if number < self.oldest || !slot.waiting {
+            return Arrival::Late;
         }
         slot.waiting = false;
         self.waiting -= 1;
-        Some((slot.request, number))
+        Arrival::Expected(slot.request, number)
     }
 
     /// Takes out the oldest request if it left before this time
@@ -130,13 +146,14 @@ mod tests {
     fn answered_once_or_given_up_once() {
         let mut flight = Flight::new();
         let transactions: Vec<u32> = (0..4).map(|time| flight.depart(at(time)).0).collect();
-        assert_eq!(flight.arrive(transactions[1]).unwrap().0.sent_ns, 1);
-        assert!(flight.arrive(transactions[1]).is_none(), "twice");
-        assert!(flight.arrive(77).is_none(), "never sent");
+        let first = flight.arrive(transactions[1]);
+        assert!(matches!(first, Arrival::Expected(Request { sent_ns: 1, .. }, 1)), "{first:?}");
+        assert!(matches!(flight.arrive(transactions[1]), Arrival::Late), "twice");
+        assert!(matches!(flight.arrive(77), Arrival::Unknown), "never sent");
         assert_eq!(flight.expire(3).unwrap().sent_ns, 0);
         assert_eq!(flight.expire(3).unwrap().sent_ns, 2);
         assert!(flight.expire(3).is_none());
-        assert!(flight.arrive(transactions[0]).is_none(), "too late");
+        assert!(matches!(flight.arrive(transactions[0]), Arrival::Late), "too late");
         assert_eq!(flight.waiting(), 1);
     }
 

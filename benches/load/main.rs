@@ -74,7 +74,7 @@ fn measure(run: &Run) -> Result<Record, String> {
     engine.connect_all(&mut incoming).map_err(|error| error.to_string())?;
     let mut recorded = Vec::new();
     for step in &steps {
-        let done = engine.step(&step.name, &step.action, &mut incoming);
+        let done = engine.step(step, &mut incoming);
         recorded.extend(done.map_err(|error| format!("step {:?}: {error}", step.name))?);
     }
     let targets: Vec<String> = run.targets.iter().map(|target| target.url.clone()).collect();

@@ -11,7 +11,12 @@ use std::time::Duration;
 
 /// Puts a tracker under the load of a population, and says what it answers and how fast
 #[derive(Debug, Parser)]
-#[command(name = "tsubame-load", version, args_conflicts_with_subcommands = true)]
+#[command(
+    name = "tsubame-load",
+    version,
+    args_conflicts_with_subcommands = true,
+    args_override_self = true
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
@@ -66,7 +71,8 @@ pub(crate) struct Run {
     /// How peers spread over torrents: "zipf:EXPONENT", or "public" for what public trackers see
     #[arg(long, default_value = "zipf:0.8")]
     pub(crate) shape: Shape,
-    /// Weights of kinds of requests; stale ones carry an old connection id, garbage carries anything
+    /// Weights of kinds of requests; stale ones carry a connection id that is not (or no longer) good, garbage
+    /// carries anything
     #[arg(long, default_value = "connect=50,announce=50,scrape=1,stale=0.5,garbage=0.2")]
     pub(crate) mix: Mix,
     /// Peers a client wants
@@ -170,6 +176,20 @@ impl Mix {
     }
 }
 
+impl Mix {
+    /// Weights of departures if connects and announces leave so many at a time
+    pub(crate) fn of_departures(self, segments: u16) -> Self {
+        let segments = f64::from(segments);
+        let (connect, announce) = (self.connect / segments, self.announce / segments);
+        Self { connect, announce, ..self }
+    }
+
+    /// Requests that leave in a departure on average
+    pub(crate) fn requests_per_departure(self, segments: u16) -> f64 {
+        self.sum() / self.of_departures(segments).sum()
+    }
+}
+
 impl FromStr for Mix {
     type Err = String;
 
@@ -242,6 +262,8 @@ struct ScenarioText {
 pub(crate) struct Step {
     pub(crate) name: String,
     pub(crate) action: Action,
+    /// A shell command that is started with the step, as to restart the tracker under load
+    pub(crate) alongside: Option<String>,
 }
 
 /// What happens in a step
@@ -253,7 +275,7 @@ pub(crate) enum Action {
     Load(Load),
     /// Nothing is sent
     Pause(Duration),
-    /// A shell command runs, as to restart the tracker
+    /// A shell command runs, and nothing is sent until it has ended
     Run(String),
 }
 
@@ -273,7 +295,8 @@ impl Run {
     pub(crate) fn steps(&self) -> Result<Vec<Step>, String> {
         let mut steps = Vec::new();
         if self.fill {
-            steps.push(Step { name: "fill".to_owned(), action: Action::Fill });
+            let (name, action) = ("fill".to_owned(), Action::Fill);
+            steps.push(Step { name, action, alongside: None });
         }
         if let Some(path) = &self.scenario {
             steps.extend(self.scenario(path)?);
@@ -282,7 +305,7 @@ impl Run {
         let durations = [("warm-up", *self.warmup), ("load", *self.duration)];
         for (name, duration) in durations.into_iter().filter(|(_, duration)| !duration.is_zero()) {
             let action = Action::Load(Load { duration, ..self.load() });
-            steps.push(Step { name: name.to_owned(), action });
+            steps.push(Step { name: name.to_owned(), action, alongside: None });
         }
         Ok(steps)
     }
@@ -311,9 +334,17 @@ impl Run {
             (Some(pause), None, false, None) => ("pause", Action::Pause(duration(pause)?)),
             (None, Some(command), false, None) => ("run", Action::Run(command.clone())),
             (None, None, true, None) => ("fill", Action::Fill),
-            (None, None, false, Some(time)) => {
+            (None, _, false, Some(time)) => {
                 let default = self.load();
                 let mix = text.mix.as_deref().map_or(Ok(default.mix), str::parse);
+                let flood = text.flood;
+                let rates = [flood.connects, flood.forged, flood.garbage, text.rate.unwrap_or(1.0)];
+                if rates.iter().any(|rate| !(0.0..1e9).contains(rate)) || text.rate == Some(0.0) {
+                    return Err(format!("step {number}: rates are above 0, requests a second"));
+                }
+                if text.in_flight == Some(0) {
+                    return Err(format!("step {number}: in_flight must be at least 1"));
+                }
                 let load = Load {
                     duration: duration(time)?,
                     rate: text.rate.or(default.rate),
@@ -325,12 +356,14 @@ impl Run {
             }
             _ => {
                 return Err(format!(
-                    "step {number} needs exactly one of duration (load), fill, pause and run"
+                    "step {number} needs exactly one of duration (load, perhaps with run beside it), fill, \
+                     pause and run"
                 ));
             }
         };
         let name = text.name.clone().unwrap_or_else(|| format!("{kind} {number}"));
-        Ok(Step { name, action })
+        let alongside = text.run.clone().filter(|_| matches!(action, Action::Load(_)));
+        Ok(Step { name, action, alongside })
     }
 }
 
@@ -392,13 +425,32 @@ mod tests {
         );
         assert_eq!(pause.action, Action::Pause(Duration::from_secs(2)));
         assert_eq!(run.action, Action::Run("true".to_owned()));
+        let [restart] = &scenario("[[step]]\nduration = '1s'\nrun = 'true'").unwrap()[..] else {
+            panic!()
+        };
+        assert!(matches!(restart.action, Action::Load(_)) && restart.alongside.is_some());
         for (text, words) in [
             ("[[step]]\npause = 'long'", "step 1: \"long\" is not a duration"),
             ("[[step]]\npause = '1s'\nfill = true", "exactly one of"),
             ("[[step]]\nduration = '1s'\nrat = 5", "rat"),
+            ("[[step]]\nduration = '1s'\nrate = -5", "step 1: rates are above 0"),
+            ("[[step]]\nduration = '1s'\nflood = { forged = -1 }", "step 1: rates are above 0"),
         ] {
             let error = scenario(text).unwrap_err();
             assert!(error.contains(words), "{error}");
         }
+    }
+
+    #[test]
+    fn the_scenarios_that_come_along_are_right() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/scenarios");
+        let mut seen = 0;
+        for file in std::fs::read_dir(folder).unwrap() {
+            let path = file.unwrap().path();
+            let run = parse(&["udp://127.0.0.1:1", "--scenario", path.to_str().unwrap()]).unwrap();
+            assert!(run.steps().unwrap().len() > 1, "{}", path.display());
+            seen += 1;
+        }
+        assert!(seen >= 3);
     }
 }

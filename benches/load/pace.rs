@@ -28,6 +28,9 @@ impl Poisson {
     }
 }
 
+/// When a request is due that is not late, whenever it leaves
+const WHEN_IT_LEAVES: u64 = u64::MAX;
+
 /// The pace of a step's load
 pub(crate) enum Pace {
     /// Open loop: requests come whether the tracker keeps up or not
@@ -39,7 +42,10 @@ pub(crate) enum Pace {
 impl Pace {
     pub(crate) fn new(load: &Load, segments: u16, start_ns: u64) -> Self {
         match load.rate {
-            Some(rate) => Self::Open(Poisson::new(rate / f64::from(segments), start_ns)),
+            Some(rate) => {
+                let each = load.mix.requests_per_departure(segments);
+                Self::Open(Poisson::new(rate / each, start_ns))
+            }
             None => Self::Closed(load.in_flight),
         }
     }
@@ -48,7 +54,7 @@ impl Pace {
     pub(crate) fn next(&mut self, rng: &mut Rng, now_ns: u64, waiting: usize) -> Option<u64> {
         match self {
             Self::Open(arrivals) => arrivals.next(rng, now_ns),
-            Self::Closed(in_flight) => (waiting < *in_flight).then_some(now_ns),
+            Self::Closed(in_flight) => (waiting < *in_flight).then_some(WHEN_IT_LEAVES),
         }
     }
 }

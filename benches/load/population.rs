@@ -194,6 +194,11 @@ impl Group {
         self.torrent_of.len() as u32
     }
 
+    /// Addresses that have a peer: a small population does not need all
+    pub(crate) fn sources_in_use(&self) -> u32 {
+        self.sources.count.min(self.peers())
+    }
+
     /// Bytes of a peer in a reply
     pub(crate) fn compact_len(&self) -> usize {
         if self.sources.first.is_ipv4() { 6 } else { 18 }
@@ -211,13 +216,10 @@ impl Group {
         PORT_FIRST + (peer / self.sources.count) as u16
     }
 
-    /// A random peer of this source; any, if it has none
+    /// A random peer of a source that is in use
     pub(crate) fn draw_of_source(&self, rng: &mut Rng, source: u32) -> u32 {
-        let behind = self.peers().saturating_sub(source).div_ceil(self.sources.count);
-        match behind {
-            0 => rng.u32(..self.peers()),
-            behind => source + self.sources.count * rng.u32(..behind),
-        }
+        let peers = (self.peers() - source).div_ceil(self.sources.count);
+        source + self.sources.count * rng.u32(..peers)
     }
 
     /// The peer with this endpoint in compact form, if the population has it

@@ -51,6 +51,10 @@ fn of_step(step: &Step) -> String {
         let (answered, sent) = (grouped(step.answered_unproven), grouped(step.sent_unproven));
         line("unproven", format!("{answered} answered of {sent} stale, forged, garbage"));
     }
+    if step.flood_connects > 0 {
+        let (answered, sent) = (step.flood_connects_answered, step.flood_connects);
+        line("flood", format!("{} answered of {} connects", grouped(answered), grouped(sent)));
+    }
     line("wrong", of_wrong(step));
     let [p50, p90, p99, p999, p9999] =
         [50.0, 90.0, 99.0, 99.9, 99.99].map(|at| step.latency.at(at));

@@ -25,17 +25,18 @@ pub(crate) struct Tally {
     pub(crate) step: Step,
     histogram: Histogram<u64>,
     start_ns: u64,
-    /// When the last answer came, or the first request left for which one is due
-    last_answer_ns: Option<u64>,
+    /// While answers are due: when the last one came, or the first of those requests left
+    waiting_since_ns: Option<u64>,
     busy_ns: u64,
     late: u64,
     taken: u64,
     taken_in_full_batches: u64,
+    full_batch: usize,
 }
 
 impl Tally {
-    /// Begins a step; at `rate` in open loop
-    pub(crate) fn begin(name: &str, rate: Option<f64>, start_ns: u64) -> Self {
+    /// Begins a step; at `rate` in open loop, else with so many requests on their way
+    pub(crate) fn begin(name: &str, rate: Option<f64>, in_flight: usize, start_ns: u64) -> Self {
         let histogram = Histogram::new_with_max(LATENCY_NS_MAX, 3);
         let mut step = Step { name: name.to_owned(), rate, ..Step::default() };
         step.latency.corrected = rate.is_some();
@@ -43,11 +44,12 @@ impl Tally {
             step,
             histogram: histogram.expect("a maximum above 2 and three digits are valid"),
             start_ns,
-            last_answer_ns: None,
+            waiting_since_ns: None,
             busy_ns: 0,
             late: 0,
             taken: 0,
             taken_in_full_batches: 0,
+            full_batch: in_flight.min(BATCH),
         }
     }
 
@@ -63,10 +65,17 @@ impl Tally {
         self.step.sent += 1;
         self.tenth(request.sent_ns).sent += 1;
         self.late += u64::from(request.sent_ns.saturating_sub(request.due_ns) > LATE_NS);
-        self.last_answer_ns.get_or_insert(request.sent_ns);
+        self.waiting_since_ns.get_or_insert(request.sent_ns);
     }
 
-    pub(crate) fn answered(&mut self, name: &str, request: &Request, now_ns: u64) {
+    /// Counts an answer; whether others are still due decides if silence is counted from now on
+    pub(crate) fn answered(
+        &mut self,
+        name: &str,
+        request: &Request,
+        now_ns: u64,
+        others_due: bool,
+    ) {
         match self.step.answered.get_mut(name) {
             Some(count) => *count += 1,
             None => _ = self.step.answered.insert(name.to_owned(), 1),
@@ -76,14 +85,24 @@ impl Tally {
         let tenth = self.tenth(now_ns);
         tenth.answered += 1;
         tenth.max_us = tenth.max_us.max((latency_ns / 1000) as u32);
-        let gap_ns = now_ns.saturating_sub(self.last_answer_ns.unwrap_or(now_ns));
-        self.step.gap_ms_max = self.step.gap_ms_max.max(gap_ns as f64 / 1e6);
-        self.last_answer_ns = Some(now_ns);
+        self.silent_until(now_ns);
+        self.waiting_since_ns = others_due.then_some(now_ns);
+    }
+
+    /// How long nothing has been answered though something is due
+    pub(crate) fn silent_ns(&self, now_ns: u64) -> u64 {
+        now_ns.saturating_sub(self.waiting_since_ns.unwrap_or(now_ns))
+    }
+
+    fn silent_until(&mut self, now_ns: u64) {
+        let gap_ms = self.silent_ns(now_ns) as f64 / 1e6;
+        self.step.gap_ms_max = self.step.gap_ms_max.max(gap_ms);
     }
 
     pub(crate) fn lost(&mut self, now_ns: u64) {
         self.step.lost += 1;
         self.tenth(now_ns).lost += 1;
+        self.silent_until(now_ns);
     }
 
     pub(crate) fn wrong(&mut self, what: &str) {
@@ -93,8 +112,8 @@ impl Tally {
     /// So many answers were there at once; a full batch is one behind which more may have waited
     pub(crate) fn taken(&mut self, answers: usize) {
         self.taken += answers as u64;
-        if answers == BATCH {
-            self.taken_in_full_batches += BATCH as u64;
+        if answers >= self.full_batch {
+            self.taken_in_full_batches += answers as u64;
         }
     }
 
@@ -124,7 +143,8 @@ impl Tally {
         step.generator.bottleneck = match step.rate {
             Some(_) => step.generator.late > LATE_MAX,
             None => step.generator.backlog > BACKLOG_MAX,
-        } || step.generator.drops > 0;
+        } || step.generator.drops > 0
+            || step.generator.unsent > 0;
         let at =
             |percentile| (percentile, self.histogram.value_at_percentile(percentile) as f64 / 1e3);
         step.latency = Latency {
@@ -145,14 +165,14 @@ mod tests {
 
     #[test]
     fn latency_counts_from_when_a_request_was_due() {
-        let mut tally = Tally::begin("step", Some(1000.0), 0);
+        let mut tally = Tally::begin("step", Some(1000.0), 1, 0);
         for number in 0..1000 {
             // Due each millisecond; a stop of the world for half a second in between delays many.
             let due_ns = number * MS;
             let answered_ns = if (100..600).contains(&number) { 600 * MS } else { due_ns + MS };
             let request = Request { due_ns, sent_ns: due_ns, ..Request::default() };
             tally.sent(&request);
-            tally.answered("announce", &request, answered_ns);
+            tally.answered("announce", &request, answered_ns, true);
         }
         let step = tally.end(1000 * MS);
         assert_eq!((step.answers(), step.series.len()), (1000, 11));
@@ -164,12 +184,26 @@ mod tests {
 
     #[test]
     fn a_generator_that_is_late_or_behind_says_so() {
-        let mut tally = Tally::begin("late", Some(1.0), 0);
+        let mut tally = Tally::begin("late", Some(1.0), 1, 0);
         tally.sent(&Request { due_ns: 0, sent_ns: 2 * MS, ..Request::default() });
         assert!(tally.end(MS).generator.bottleneck);
-        let mut tally = Tally::begin("behind", None, 0);
+        let mut tally = Tally::begin("behind", None, 512, 0);
         tally.taken(BATCH);
         tally.taken(BATCH - 1);
         assert!(tally.end(100 * MS).generator.bottleneck);
+    }
+
+    #[test]
+    fn silence_is_a_gap_only_while_answers_are_due() {
+        let mut tally = Tally::begin("gap", None, 512, 0);
+        let request = |sent_ns| Request { due_ns: sent_ns, sent_ns, ..Request::default() };
+        tally.sent(&request(0));
+        tally.answered("announce", &request(0), MS, false);
+        tally.sent(&request(500 * MS));
+        tally.answered("announce", &request(500 * MS), 502 * MS, false);
+        assert!((tally.step.gap_ms_max - 2.0).abs() < 1e-9, "{}", tally.step.gap_ms_max);
+        tally.sent(&request(600 * MS));
+        tally.lost(900 * MS);
+        assert!((tally.step.gap_ms_max - 300.0).abs() < 1e-9, "nothing came until it was given up");
     }
 }

@@ -113,6 +113,14 @@ fn a_right_tracker_passes_over_both_families() {
 }
 
 #[test]
+fn a_few_peers_of_many_addresses_are_no_reason_to_complain() {
+    let server = Server::spoiling(|_, len| len);
+    let step = step(&server, &["--torrents=3", "--peers=7", "--sources=200", "--churn=0.3"]);
+    assert_eq!((step.wrong.len(), step.lost), (0, 0), "{:?}", step.wrong);
+    assert!(step.answered["announce"] > 100 && step.peers > 0);
+}
+
+#[test]
 fn what_is_wrong_is_named() {
     type Spoil = fn(&mut [u8], usize) -> usize;
     let cases: [(&str, Spoil); 6] = [
@@ -161,11 +169,12 @@ fn losses_and_strangers_answers_are_counted() {
         }
         len
     });
-    let step = step(&server, &["--mix=announce=1", "--timeout=30ms"]);
+    let step = step(&server, &["--mix=announce=1", "--timeout=100ms", "--duration=1s"]);
     let share = |count: u64| count as f64 / step.sent as f64;
     assert!((0.15..0.25).contains(&share(step.lost)), "{} of {} lost", step.lost, step.sent);
-    assert!((0.05..0.15).contains(&share(step.late)), "{} of {} late", step.late, step.sent);
-    assert!(step.wrong.is_empty(), "{:?}", step.wrong);
+    let strange = step.wrong["transaction id"];
+    assert!((0.05..0.15).contains(&share(strange)), "{strange} of {} strange", step.sent);
+    assert_eq!(step.wrong.len(), 1, "{:?}", step.wrong);
 }
 
 /// A server that answers connects, announces with no peers, and passes on what it was asked
@@ -189,7 +198,8 @@ fn recording() -> (Server, Receiver<Vec<u8>>) {
 fn a_seed_gives_the_same_requests() {
     let asked = |seed: &str| -> Vec<Vec<u8>> {
         let (server, requests) = recording();
-        step(&server, &["--in-flight=1", seed]);
+        step(&server, &["--in-flight=1", "--duration=600ms", seed]);
+        drop(server);
         let after_connects = requests.iter().skip(20);
         after_connects.take(300).collect()
     };
@@ -244,10 +254,39 @@ fn clients_connect_anew_when_a_tracker_has_forgotten_them() {
             ask(&mut trackers[usize::from(count > 500)], from, request, reply)
         }),
     );
-    let step = step(&server, &["--mix=announce=1", "--timeout=20ms"]);
+    let step = step(&server, &["--mix=announce=1", "--timeout=100ms", "--duration=600ms"]);
     assert!(step.answered["connect"] >= 20, "{:?}", step.answered);
-    assert!(step.lost > 0 && step.answered["announce"] > 1_000, "{:?}", step.answered);
-    assert!(step.gap_ms_max >= 10.0, "{} ms", step.gap_ms_max);
+    assert!(step.lost > 0 && step.answered["announce"] > 600, "{:?}", step.answered);
+    assert!(step.gap_ms_max >= 80.0, "{} ms", step.gap_ms_max);
+}
+
+#[test]
+fn a_scenario_floods_pauses_and_runs_commands() {
+    let server = Server::spoiling(|_, len| len);
+    let directory = tempfile::tempdir().unwrap();
+    let (scenario, touched) =
+        (directory.path().join("scenario.toml"), directory.path().join("touched"));
+    let text = format!(
+        "[[step]]\nname = 'flood'\nduration = '200ms'\nrate = 1000\nrun = 'touch {}'\n\
+         flood = {{ connects = 2000, forged = 1000, garbage = 500 }}\n\
+         [[step]]\npause = '20ms'\n[[step]]\nrun = 'true'\n[[step]]\nduration = '50ms'\n",
+        touched.display()
+    );
+    std::fs::write(&scenario, text).unwrap();
+    let path = scenario.to_str().unwrap();
+    let record = measure(&run(&[&server.url, "--scenario", path, "--mix=announce=1"])).unwrap();
+    let [flood, calm] = record.steps.as_slice() else { panic!("{:?}", record.steps) };
+    assert!(touched.exists());
+    // 3,500 a second for a fifth of a second, arriving at random; of them the connects are answered.
+    assert!((150..500).contains(&flood.sent_unproven), "{}", flood.sent_unproven);
+    assert_eq!(flood.answered_unproven, 0);
+    assert!((200..600).contains(&flood.flood_connects), "{}", flood.flood_connects);
+    assert_eq!(flood.flood_connects_answered, flood.flood_connects);
+    assert!((100..320).contains(&flood.sent), "{}", flood.sent);
+    assert_eq!((calm.sent_unproven, calm.lost, calm.wrong_sum()), (0, 0, 0));
+    std::fs::write(&scenario, "[[step]]\nrun = 'exit 3'").unwrap();
+    let error = measure(&run(&[&server.url, "--scenario", path])).unwrap_err();
+    assert!(error.contains("exit 3") && error.contains("step \"run 1\""), "{error}");
 }
 
 #[test]

@@ -32,20 +32,24 @@ fn main() -> std::io::Result<()> {
     loop {
         incoming.receive_waiting(&socket)?;
         for (request, from) in incoming.datagrams() {
-            out.push(&from, None, None, |reply| answer(request, reply, announce_len));
+            if is_request(request) {
+                out.push(&from, None, None, |reply| answer(request, reply, announce_len));
+            }
         }
         out.send(&socket)?;
     }
 }
 
-/// Writes what has the length of a tracker's answer; returns the length, 0 for what is no request
-fn answer(request: &[u8], reply: &mut [u8], announce_len: usize) -> usize {
-    let Some(head) = request.first_chunk::<16>() else { return 0 };
+fn is_request(bytes: &[u8]) -> bool {
+    bytes.len() >= 16 && bytes[11] <= 2
+}
+
+/// Writes what has the length of a tracker's answer; returns the length
+fn answer(head: &[u8], reply: &mut [u8], announce_len: usize) -> usize {
     let len = match head[11] {
         0 => 16,
         1 => announce_len,
-        2 => 8 + request.len().saturating_sub(16) / 20 * 12,
-        _ => return 0,
+        _ => 8 + (head.len() - 16) / 20 * 12,
     };
     reply[..4].copy_from_slice(&head[8..12]);
     reply[4..8].copy_from_slice(&head[12..16]);

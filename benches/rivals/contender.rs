@@ -73,11 +73,12 @@ pub(crate) struct Contender {
     pub(crate) kind: Kind,
     pub(crate) port: u16,
     process: Child,
-    folder: tempfile::TempDir,
+    /// Its config; goes with it
+    _folder: tempfile::TempDir,
 }
 
 impl Contender {
-    /// Starts a tracker and waits until it answers
+    /// Starts a tracker and waits until it has bound its port
     pub(crate) fn start(kind: Kind, place: &Place) -> Result<Self, String> {
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
         // opentracker serves as somebody else.
@@ -90,7 +91,7 @@ impl Contender {
         let mut command = command_of(kind, place, port, &config)?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let process = command.spawn().map_err(|error| format!("{}: {error}", kind.name()))?;
-        let mut contender = Self { kind, port, process, folder };
+        let mut contender = Self { kind, port, process, _folder: folder };
         contender.wait_until_up(place)?;
         Ok(contender)
     }
@@ -123,9 +124,9 @@ impl Contender {
     }
 }
 
-/// Lets a while pass
-#[expect(clippy::disallowed_methods, reason = "waits for a process, or lets peers expire")]
-pub(crate) fn wait(duration: Duration) {
+/// Lets a while pass between two looks
+#[expect(clippy::disallowed_methods, reason = "between looks at a process that starts")]
+fn wait(duration: Duration) {
     std::thread::sleep(duration);
 }
 
@@ -133,7 +134,6 @@ impl Drop for Contender {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
-        let _ = self.folder.path();
     }
 }
 

@@ -10,6 +10,7 @@
 
 #![expect(unsafe_code, reason = "memory and descriptors handed to the kernel")]
 
+mod enter;
 mod memory;
 mod operation;
 mod packet;
@@ -25,8 +26,8 @@ pub use socket::UdpSocket;
 
 pub(crate) use socket::set_option;
 
-use io_uring::types::{CancelBuilder, Fixed};
-use io_uring::{IoUring, cqueue, opcode, squeue};
+use io_uring::types::{CancelBuilder, Fixed, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode};
 use memory::{BUFFER_LEN, Buffers, Region, Slot};
 use operation::{To, receive_message, reply_entry};
 use packet::HEADER_LEN;
@@ -47,9 +48,6 @@ const BUFFERS: u16 = 256;
 /// Slots for replies to datagrams that other shards received
 const FORWARD_SLOTS: u16 = 256;
 
-/// Datagrams for which a patient turn does not wait any longer
-const WORTH_A_TURN: usize = 32;
-
 /// Receives that may fail one after another, other than for want of buffers
 const FAILURES_MAX: u32 = 1_000;
 
@@ -58,9 +56,6 @@ static RINGS: AtomicU32 = AtomicU32::new(0);
 
 /// Number of the buffer ring; there is one
 const BUFFER_GROUP: u16 = 0;
-
-/// `IORING_ENTER_GETEVENTS`: also run what the kernel has deferred to this thread
-const ENTER_GETEVENTS: u32 = 1;
 
 /// A datagram that was received and has not been answered
 ///
@@ -109,7 +104,8 @@ pub struct RingCounts {
     pub out_of_buffers: u64,
     /// Times a receive failed for another reason; it is armed again
     pub receive_failed: u64,
-    /// Datagrams that found a socket's receive buffer full, as of the last [`Ring::count_drops`]
+    /// Datagrams the kernel dropped at the sockets, mostly for a full receive buffer, as of the last
+    /// [`Ring::count_drops`]
     pub dropped_by_kernel: u64,
 }
 
@@ -232,19 +228,19 @@ impl Ring {
         self.state.counts
     }
 
-    /// Asks the kernel how many datagrams it has dropped for want of room in a receive buffer
+    /// Asks the kernel how many datagrams it has dropped: mostly for want of room in a receive buffer
     ///
     /// A system call for each socket: not for every turn.
     pub fn count_drops(&mut self) {
         let State { sockets, drops_seen, counts, .. } = &mut self.state;
         for (socket, seen) in sockets.iter().zip(drops_seen) {
-            let now = socket.drops();
+            let Some(now) = socket.drops() else { continue };
             // The kernel's counter has 32 bits and wraps.
             counts.dropped_by_kernel += u64::from(now.wrapping_sub(std::mem::replace(seen, now)));
         }
     }
 
-    /// Datagrams taken whose buffers have not come back yet
+    /// Datagrams that can be in the hands of the tracker at once
     pub fn buffers_max() -> usize {
         usize::from(BUFFERS)
     }
@@ -390,8 +386,8 @@ impl Ring {
             if self.state.is_quiet() {
                 break;
             }
-            let timeout = io_uring::types::Timespec::from(slice);
-            let arguments = io_uring::types::SubmitArgs::new().timespec(&timeout);
+            let timeout = Timespec::from(slice);
+            let arguments = SubmitArgs::new().timespec(&timeout);
             // A timeout is an error here, and just means another look.
             let _ = self.ring.submitter().submit_with_args(1, &arguments);
             self.reap();
@@ -424,76 +420,6 @@ impl Ring {
             }
         }
         Ok(())
-    }
-
-    fn push(&mut self, entry: squeue::Entry) -> io::Result<()> {
-        loop {
-            // SAFETY: what the entry points to (messages, buffers, slots) is owned by this ring and is
-            // neither freed nor used otherwise before its completion.
-            let pushed = unsafe { self.ring.submission().push(&entry) };
-            if pushed.is_ok() {
-                return Ok(());
-            }
-            self.enter()?;
-        }
-    }
-
-    /// One call into the kernel: submits what was pushed, and runs what it has deferred
-    fn enter(&mut self) -> io::Result<()> {
-        let submission = self.ring.submission();
-        let pushed = submission.len() as u32;
-        let idle = pushed == 0 && !submission.taskrun() && !submission.cq_overflow();
-        drop(submission);
-        if idle {
-            return Ok(());
-        }
-        self.state.counts.turns += 1;
-        let submitter = self.ring.submitter();
-        // SAFETY: no argument is passed, and the number of entries is that of those pushed.
-        let entered =
-            unsafe { submitter.enter::<libc::sigset_t>(pushed, 0, ENTER_GETEVENTS, None) };
-        match entered {
-            Ok(_) => Ok(()),
-            // Interrupted, or the completions must be reaped first: the next turn goes on.
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)
-                ) =>
-            {
-                self.reap();
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// As [`Self::enter`], but returns only when a turn's worth of completions is there, or after `patience`
-    fn enter_and_wait(&mut self, patience: Duration) -> io::Result<()> {
-        let sending = self.ring.submission().len();
-        self.state.counts.turns += 1;
-        let timeout = io_uring::types::Timespec::from(patience);
-        let arguments = io_uring::types::SubmitArgs::new().timespec(&timeout);
-        // Each reply completes at once and is not what is waited for.
-        let wanted = sending + WORTH_A_TURN;
-        match self.ring.submitter().submit_with_args(wanted, &arguments) {
-            Ok(_) => Ok(()),
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)
-                ) =>
-            {
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    fn reap(&mut self) {
-        for completion in self.ring.completion() {
-            self.state.complete(&completion);
-        }
     }
 }
 

@@ -139,12 +139,14 @@ fn a_patient_turn_sends_first_and_gathers_what_comes() {
             second.send_to(b"more", server).unwrap();
         }
     });
-    let mut arrived = 0;
+    let (mut arrived, turns) = (0, ring.counts().turns);
     while arrived < 3 {
         arrived = ring.turn_patiently(Duration::from_millis(50)).unwrap();
     }
     asker.join().unwrap();
     assert_eq!(arrived, 3);
+    let taken = ring.counts().turns - turns;
+    assert!(taken < 20, "{taken} turns: it does not wait");
     serve(&mut ring, echo);
     assert_eq!(
         ring.turn_patiently(Duration::from_millis(1)).unwrap(),

@@ -2,7 +2,7 @@
 
 use super::Engine;
 use crate::check::check;
-use crate::flight::{Kind, Request, UNPROVEN};
+use crate::flight::{Arrival, FLOOD, Kind, Request, UNPROVEN};
 use crate::udp::{self, Reply};
 use std::io;
 use tsubame_bench::batch::{Name, ReceiveBatch};
@@ -38,11 +38,20 @@ impl Engine<'_> {
             self.tally.step.answered_unproven += 1;
             return;
         }
-        let Some((request, number)) = self.flight.arrive(transaction) else {
-            self.tally.step.late += 1;
+        if transaction & FLOOD != 0 {
+            self.tally.step.flood_connects_answered += 1;
             return;
+        }
+        let (request, number) = match self.flight.arrive(transaction) {
+            Arrival::Expected(request, number) => (request, number),
+            Arrival::Late => {
+                self.tally.step.late += 1;
+                return;
+            }
+            Arrival::Unknown => return self.tally.wrong("transaction id"),
         };
-        self.tally.answered(name(&reply), &request, now_ns);
+        let others_due = self.flight.waiting() > 0;
+        self.tally.answered(name(&reply), &request, now_ns, others_due);
         if usize::from(request.group) != group {
             self.tally.wrong("family");
         }

@@ -1,7 +1,7 @@
 //! Requests on their way out.
 
 use super::{Engine, Floods};
-use crate::flight::{Kind, Request, UNPROVEN};
+use crate::flight::{FLOOD, Kind, Request, UNPROVEN};
 use crate::options::Mix;
 use crate::population::info_hash;
 use crate::udp::{self, Announce, Event};
@@ -16,8 +16,11 @@ impl Engine<'_> {
     /// Lets one client, or several of one address, ask something
     pub(super) fn depart(&mut self, mix: &Mix, due_ns: u64) -> io::Result<()> {
         let group = self.draw_group();
-        let source = self.rng.u32(..self.population.groups[group].sources.count);
+        let sources = self.population.groups[group].sources_in_use();
+        let source = self.rng.u32(..sources);
         let segments = self.run.segments;
+        // Connects and announces leave so many at a time, the others alone.
+        let mix = mix.of_departures(segments);
         let mut draw = self.rng.f64() * mix.sum();
         let mut is = |weight: f64| {
             draw -= weight;
@@ -118,8 +121,8 @@ impl Engine<'_> {
         while departed < BATCH && floods.connects.next(&mut self.rng, now_ns).is_some() {
             let group = self.draw_group();
             let address = self.stranger(group);
-            let transaction = UNPROVEN | self.rng.u32(..);
-            self.tally.step.sent_unproven += 1;
+            let transaction = FLOOD | self.rng.u32(..) >> 2;
+            self.tally.step.flood_connects += 1;
             self.push_from(group, address, None, |bytes| udp::write_connect(bytes, transaction))?;
             departed += 1;
         }
@@ -140,9 +143,9 @@ impl Engine<'_> {
 
     /// An announce with a connection id that nobody gave out
     fn depart_forged(&mut self, group: usize, address: Option<IpAddr>) -> io::Result<()> {
-        let (id, transaction) = (self.rng.u64(..), UNPROVEN | self.rng.u32(..));
+        let (id, transaction) = (self.rng.u64(..), UNPROVEN | self.rng.u32(..) >> 2);
         let info_hash = info_hash(self.rng.u32(..self.population.torrents()));
-        let (event, port) = (Event::Started, 6881);
+        let (event, port) = (Event::Started, 6_881);
         let announce =
             Announce { info_hash, peer: transaction, left: 1, event, num_want: 50, port };
         self.tally.step.sent_unproven += 1;
@@ -154,6 +157,8 @@ impl Engine<'_> {
         let mut garbage = [0; GARBAGE_LEN_MAX];
         let len = self.rng.usize(..garbage.len());
         self.rng.fill(&mut garbage);
+        // Where a transaction id would be: an answer to it is told from others.
+        garbage[12..16].copy_from_slice(&UNPROVEN.to_be_bytes());
         self.tally.step.sent_unproven += 1;
         self.push_from(group, address, None, |bytes| {
             bytes[..len].copy_from_slice(&garbage[..len]);
@@ -168,7 +173,7 @@ impl Engine<'_> {
 
     /// The connection id of a client, which asks for a new one if that is old or was refused
     fn id(&mut self, group: usize, source: u32, due_ns: u64) -> io::Result<u64> {
-        if self.clients.should_connect(group, source, due_ns, self.timeout_ns()) {
+        if self.clients.should_connect(group, source, self.now_ns(), self.timeout_ns()) {
             self.depart_connects(group, source, 1, due_ns)?;
         }
         // All had one before the first step.
@@ -182,6 +187,7 @@ impl Engine<'_> {
         source: u32,
         (due_ns, sent_ns): (u64, u64),
     ) -> Request {
+        let due_ns = due_ns.min(sent_ns);
         Request { kind, group: group as u8, wanted: 0, source, subject: 0, due_ns, sent_ns }
     }
 

@@ -45,7 +45,7 @@ pub enum SetupError {
 }
 
 /// Entries for operations not yet submitted: what is more is submitted on the way
-pub(super) const SUBMISSIONS: u32 = 256;
+pub(super) const SUBMISSIONS: u32 = 128;
 /// Entries for completions not yet looked at
 pub(super) const COMPLETIONS: u32 = 4096;
 

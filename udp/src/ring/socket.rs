@@ -78,10 +78,8 @@ impl UdpSocket {
         self.receive_buffer
     }
 
-    /// Datagrams the kernel has dropped because the receive buffer was full, modulo 2^32
-    pub(super) fn drops(&self) -> u32 {
-        // SO_MEMINFO; the last of its words is SK_MEMINFO_DROPS.
-        const SO_MEMINFO: libc::c_int = 55;
+    /// Datagrams the kernel has dropped at this socket, modulo 2^32, if it says
+    pub(super) fn drops(&self) -> Option<u32> {
         let mut words = [0_u32; 9];
         let mut len = size_of_val(&words) as libc::socklen_t;
         // SAFETY: pointer and length describe `words`, which the kernel fills up to that length.
@@ -89,12 +87,13 @@ impl UdpSocket {
             libc::getsockopt(
                 self.socket.as_raw_fd(),
                 libc::SOL_SOCKET,
-                SO_MEMINFO,
+                libc::SO_MEMINFO,
                 words.as_mut_ptr().cast(),
                 &raw mut len,
             )
         };
-        if result == 0 { words[8] } else { 0 }
+        // The last word is SK_MEMINFO_DROPS.
+        (result == 0).then_some(words[8])
     }
 
     /// Whether datagrams come with the address they were sent to
