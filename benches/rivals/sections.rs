@@ -340,9 +340,7 @@ fn memory(options: &Options) -> Result<(), String> {
             );
         }
     }
-    println!(
-        "\nopentracker holds its list of permitted torrents besides: that is what it has before.\n"
-    );
+    println!("\nopentracker holds its list of permitted torrents besides, some 20 bytes each.\n");
     Ok(())
 }
 
