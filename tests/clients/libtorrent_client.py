@@ -4,6 +4,7 @@
 Every way to find peers but the tracker is off.
 """
 
+import signal
 import sys
 import time
 
@@ -29,18 +30,30 @@ parameters.flags |= libtorrent.torrent_flags.disable_pex
 session.add_torrent(parameters)
 
 
+announces = replies = 0
+interrupts = []
+# A handler, not an exception: that could strike between an alert and its being counted.
+signal.signal(signal.SIGINT, lambda *_: interrupts.append(True))
+
+
 def show_tracker_alerts():
+    """Prints what the tracker was asked and said, and counts it."""
+    global announces, replies
     session.wait_for_alert(1000)
     for alert in session.pop_alerts():
         if "tracker" in type(alert).__name__:
             print(time.monotonic(), alert.message(), flush=True)
+        announces += isinstance(alert, libtorrent.tracker_announce_alert)
+        replies += isinstance(alert, libtorrent.tracker_reply_alert)
 
 
-try:
-    while True:
-        show_tracker_alerts()
-except KeyboardInterrupt:
-    # Says goodbye to the tracker, and waits for that to have gone out.
-    session.pause()
-    for _ in range(3):
-        show_tracker_alerts()
+while not interrupts:
+    show_tracker_alerts()
+# Says goodbye to the tracker, and waits until that has been heard, not for a number of alerts:
+# on a busy machine those of other things come first.
+show_tracker_alerts()
+before = announces
+session.pause()
+deadline = time.monotonic() + 20
+while (announces == before or replies < announces) and time.monotonic() < deadline:
+    show_tracker_alerts()
