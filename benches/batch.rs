@@ -70,12 +70,17 @@ impl BatchSocket {
     }
 }
 
+/// Control messages, aligned as the kernel asks
+#[derive(Clone)]
+#[repr(align(8))]
+struct Control([u8; CONTROL_LEN]);
+
 /// Memory that the headers of a batch point to; never grows, so that the pointers stay good
 struct Parts {
     headers: Box<[libc::mmsghdr]>,
     vectors: Box<[libc::iovec]>,
     names: Box<[libc::sockaddr_in6]>,
-    controls: Box<[[u64; CONTROL_LEN / 8]]>,
+    controls: Box<[Control]>,
     bytes: Box<[u8]>,
     datagram_len: usize,
 }
@@ -88,7 +93,7 @@ impl Parts {
             headers: vec![header; BATCH].into(),
             vectors: vec![vector; BATCH].into(),
             names: vec![name; BATCH].into(),
-            controls: vec![[0; CONTROL_LEN / 8]; BATCH].into(),
+            controls: vec![Control([0; CONTROL_LEN]); BATCH].into(),
             bytes: vec![0; BATCH * datagram_len].into(),
             datagram_len,
         };
@@ -154,11 +159,6 @@ impl SendBatch {
         self.len == BATCH
     }
 
-    /// How many wait to be sent
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
     /// Whether there is nothing to send
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -181,7 +181,7 @@ impl SendBatch {
         assert!(len <= SEND_LEN, "{len} bytes are written where {SEND_LEN} fit");
         self.parts.vectors[index].iov_len = len;
         self.parts.names[index] = to.bytes;
-        let control = self.parts.controls[index].as_flattened_bytes();
+        let control = &mut self.parts.controls[index].0;
         let mut control_len = source.map_or(0, |source| write_source(control, source));
         if let Some(segment) = segment.filter(|segment| usize::from(*segment) < len) {
             let data = segment.to_ne_bytes();
@@ -193,7 +193,7 @@ impl SendBatch {
         header.msg_controllen = control_len;
         header.msg_control = match control_len {
             0 => std::ptr::null_mut(),
-            _ => self.parts.controls[index].as_mut_ptr().cast(),
+            _ => self.parts.controls[index].0.as_mut_ptr().cast(),
         };
     }
 
@@ -225,18 +225,6 @@ impl SendBatch {
             }
         }
         Ok(0)
-    }
-}
-
-/// Words as the bytes they lie in
-trait AsFlattenedBytes {
-    fn as_flattened_bytes(&mut self) -> &mut [u8; CONTROL_LEN];
-}
-
-impl AsFlattenedBytes for [u64; CONTROL_LEN / 8] {
-    fn as_flattened_bytes(&mut self) -> &mut [u8; CONTROL_LEN] {
-        // SAFETY: as long, less aligned, and any bytes are valid for both.
-        unsafe { &mut *std::ptr::from_mut(self).cast() }
     }
 }
 

@@ -34,12 +34,9 @@ const TURNS_PER_YIELD: usize = 16;
 /// Datagrams since the last wait or sleep that are company
 const COMPANY: usize = 4;
 
-/// How long the next ones are waited for. This is the most that a reply is late for it, and that HTTP and the mesh have
-/// to wait
+/// How long the next ones are waited for, at most once before other tasks get their turn. This is the most that a reply is
+/// late for it, and that HTTP and the mesh have to wait
 const PATIENCE: Duration = Duration::from_micros(100);
-
-/// How often, before other tasks get their turn
-const WAITS_PER_YIELD: usize = 1;
 
 /// How long operations may take to end when the shard stops
 const STOP_PATIENCE: Duration = Duration::from_millis(500);
@@ -175,8 +172,7 @@ impl Shard {
     /// only where a turn has found nothing, so that clients who wait for their answers before they ask again
     /// are not held up.
     fn take_turns(&mut self) -> io::Result<bool> {
-        let (mut done, mut waits) = (0, 0);
-        let mut patience = None;
+        let (mut done, mut waited, mut patience) = (0, false, None);
         for _ in 0..TURNS_PER_YIELD {
             let found = self.turn(patience)?;
             done += found;
@@ -187,10 +183,10 @@ impl Shard {
                     self.company = 0;
                     return Ok(true);
                 }
-                if waits == WAITS_PER_YIELD {
+                if waited {
                     break;
                 }
-                (self.company, waits, patience) = (0, waits + 1, Some(PATIENCE));
+                (self.company, waited, patience) = (0, true, Some(PATIENCE));
             }
             if done >= DATAGRAMS_PER_YIELD {
                 break;

@@ -1,7 +1,7 @@
 //! The report: one page with tables and plots that needs nothing from elsewhere.
 
 use crate::plot::{Axis, Line, colour, draw, escape};
-use crate::summary::{FIGURES, of_run};
+use crate::summary::{of_run, rows};
 use std::fmt::Write;
 use tsubame_bench::record::{Record, Step};
 
@@ -49,17 +49,10 @@ fn section(names: &[String], steps: &[Option<&Step>]) -> String {
     let mut html = format!("<h2>{}</h2>\n<table><tr><th></th>", escape(title));
     names.iter().for_each(|name| _ = write!(html, "<th>{name}</th>"));
     html.push_str("</tr>\n");
-    for (figure, value) in FIGURES {
-        let values: Vec<Option<f64>> = steps.iter().map(|step| value((*step)?)).collect();
-        if values.iter().all(Option::is_none) {
-            continue;
-        }
+    for (figure, cells) in rows(steps) {
         _ = write!(html, "<tr><td>{figure}</td>");
-        for value in &values {
-            let base = values[0].filter(|base| *base > 0.0 && values.len() > 1);
-            let ratio = base.zip(*value).map(|(base, value)| format!(" ({:.2})", value / base));
-            let shown = value.map_or("-".to_owned(), |value| format!("{value:.1}"));
-            _ = write!(html, "<td>{shown}{}</td>", ratio.unwrap_or_default());
+        for (value, ratio) in cells {
+            _ = write!(html, "<td>{value} {ratio}</td>");
         }
         html.push_str("</tr>\n");
     }

@@ -134,21 +134,10 @@ pub(crate) fn of_comparison(records: &[Record]) -> String {
         }
         text.push('\n');
         let steps: Vec<Option<&Step>> = records.iter().map(|record| record.steps.get(at)).collect();
-        for (name, value) in FIGURES {
-            let values: Vec<Option<f64>> = steps.iter().map(|step| value((*step)?)).collect();
-            if values.iter().all(Option::is_none) {
-                continue;
-            }
+        for (name, cells) in rows(&steps) {
             _ = write!(text, "  {name:<24}");
-            let base = values[0];
-            for value in values {
-                let ratio = base
-                    .zip(value)
-                    .filter(|(base, _)| *base > 0.0)
-                    .map(|(base, value)| value / base);
-                let shown = value.map_or("-".to_owned(), |value| format!("{value:.1}"));
-                let ratio = ratio.map_or(String::new(), |ratio| format!("({ratio:.2})"));
-                _ = write!(text, "{shown:>14} {ratio:<7}");
+            for (value, ratio) in cells {
+                _ = write!(text, "{value:>14} {ratio:<7}");
             }
             text.push('\n');
         }
@@ -159,7 +148,7 @@ pub(crate) fn of_comparison(records: &[Record]) -> String {
 type Figure = (&'static str, fn(&Step) -> Option<f64>);
 
 /// What is compared
-pub(crate) const FIGURES: [Figure; 10] = [
+const FIGURES: [Figure; 10] = [
     ("answers/s", |step| Some(step.answers_per_s())),
     ("lost", |step| Some(step.lost as f64)),
     ("wrong", |step| Some(step.wrong_sum() as f64)),
@@ -171,6 +160,25 @@ pub(crate) const FIGURES: [Figure; 10] = [
     ("process us/answer", Step::process_us_per_answer),
     ("resident MiB", |step| Some(step.server?.resident_bytes? as f64 / 1_048_576.0)),
 ];
+
+/// The same step of several runs, figure by figure: each run's value, and its ratio to the first's
+pub(crate) fn rows(steps: &[Option<&Step>]) -> Vec<(&'static str, Vec<(String, String)>)> {
+    let mut rows = Vec::new();
+    for (name, figure) in FIGURES {
+        let values: Vec<Option<f64>> = steps.iter().map(|step| figure((*step)?)).collect();
+        if values.iter().all(Option::is_none) {
+            continue;
+        }
+        let base = values[0].filter(|base| *base > 0.0 && values.len() > 1);
+        let cell = |value: &Option<f64>| {
+            let ratio = base.zip(*value).map(|(base, value)| format!("({:.2})", value / base));
+            let value = value.map_or("-".to_owned(), |value| format!("{value:.1}"));
+            (value, ratio.unwrap_or_default())
+        };
+        rows.push((name, values.iter().map(cell).collect()));
+    }
+    rows
+}
 
 pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();

@@ -40,9 +40,9 @@ impl Kind {
         }
     }
 
-    /// The others that are installed
-    pub(crate) fn rivals(folder: &Path) -> Vec<Self> {
-        let mut found = Vec::new();
+    /// Ours, and the others that are installed
+    pub(crate) fn all(folder: &Path) -> Vec<Self> {
+        let mut found = vec![Self::OURS];
         if folder.join("aquatic_udp").exists() {
             found.extend([Self::AquaticUring, Self::AquaticMio]);
         }
@@ -183,19 +183,11 @@ fn config_of(kind: Kind, place: &Place, port: u16, folder: &Path) -> Result<Stri
 }
 
 fn command_of(kind: Kind, place: &Place, port: u16, config: &Path) -> Result<Command, String> {
-    let mut command = match &place.namespace {
-        None => Command::new("taskset"),
-        Some(namespace) => {
-            let mut command = Command::new("ip");
-            command.args(["netns", "exec", namespace, "taskset"]);
-            command
-        }
-    };
     let last = match kind {
         Kind::Tsubame { shards, .. } => place.cpu + shards - 1,
         _ => place.cpu,
     };
-    command.args(["-c", &format!("{}-{last}", place.cpu)]);
+    let mut command = pinned(place.namespace.as_deref(), place.cpu, last);
     match kind {
         Kind::Tsubame { .. } => {
             command.arg(beside("tsubame")?).args(["run", "--config"]).arg(config);
@@ -215,6 +207,20 @@ fn command_of(kind: Kind, place: &Place, port: u16, config: &Path) -> Result<Com
         }
     }
     Ok(command)
+}
+
+/// The beginning of a command that keeps to these cores, in a network namespace if one is named
+pub(crate) fn pinned(namespace: Option<&str>, first_cpu: usize, last_cpu: usize) -> Command {
+    let mut command = match namespace {
+        None => Command::new("taskset"),
+        Some(namespace) => {
+            let mut command = Command::new("ip");
+            command.args(["netns", "exec", namespace, "taskset"]);
+            command
+        }
+    };
+    command.args(["-c", &format!("{first_cpu}-{last_cpu}")]);
+    command
 }
 
 /// A program of ours: it lies beside this one

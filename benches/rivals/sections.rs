@@ -1,13 +1,13 @@
 //! What is measured, section by section; each prints a table.
 
 use crate::Options;
-use crate::contender::{Contender, Kind, Place, beside};
+use crate::contender::{Contender, Kind, Place, beside, pinned};
 use crate::ratios::{median, paired};
 use crate::veth::{self, Veth};
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::process::{Command, Stdio};
-use tsubame_bench::record::{Record, Step};
+use std::path::Path;
+use std::process::Stdio;
+use tsubame_bench::record::{Record, Server, Step};
 
 /// Mixes: what public trackers see, and what a tracker does for its living
 const MIXES: [(&str, &str); 2] =
@@ -22,14 +22,12 @@ const TORRENTS: u32 = 100_000;
 /// Share of replies that may be errors
 const ERRORS_MAX: f64 = 0.01;
 
-/// Seconds after which peers are gone where expiry is what is measured
-const SHORT_LIFETIME_SECS: u32 = 60;
-
 /// All sections that are wanted
 pub(crate) fn all(options: &Options) -> Result<(), String> {
-    if ["rate", "saturated"].into_iter().any(|section| options.wants(section)) {
+    let wanted = Speeds { rate: options.wants("rate"), saturated: options.wants("saturated") };
+    if wanted.rate || wanted.saturated {
         let place = loopback(options, TORRENTS);
-        speed(options, &place, &Load::new(options), "loopback")?;
+        speed(options, &place, &Load::new(options), "loopback", wanted)?;
     }
     if options.wants("veth") {
         match Veth::new() {
@@ -86,15 +84,8 @@ impl Load {
     /// Loads a tracker; the record of the last step
     fn run(&self, contender: &Contender, ip: IpAddr, arguments: &[&str]) -> Result<Step, String> {
         let file = tempfile::NamedTempFile::new().map_err(|error| error.to_string())?;
-        let mut command = match &self.namespace {
-            None => Command::new("taskset"),
-            Some(namespace) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", namespace, "taskset"]);
-                command
-            }
-        };
-        command.args(["-c", &self.cpu.to_string()]).arg(beside("tsubame-load")?);
+        let mut command = pinned(self.namespace.as_deref(), self.cpu, self.cpu);
+        command.arg(beside("tsubame-load")?);
         command.arg(format!("udp://{}", std::net::SocketAddr::new(ip, contender.port)));
         command.args(["--quiet", "--warmup=500ms", "--timeout=3s"]);
         command.arg(format!("--duration={}s", self.seconds));
@@ -128,36 +119,58 @@ impl Load {
         Ok(step)
     }
 
-    /// Loads all in turn, so many rounds; the steps of each
-    fn rounds(
-        &self,
-        rounds: usize,
-        contenders: &[Contender],
-        ip: IpAddr,
-        arguments: &[&str],
-    ) -> Result<Vec<Vec<Step>>, String> {
-        let mut steps = vec![Vec::new(); contenders.len()];
-        for round in 0..rounds {
-            for turn in 0..contenders.len() {
-                // Nobody is always first.
-                let at = (round + turn) % contenders.len();
-                steps[at].push(self.run(&contenders[at], ip, arguments)?);
-            }
-        }
-        Ok(steps)
+    /// Has a population announce itself, each peer once
+    fn fill(&self, contender: &Contender, ip: IpAddr, population: &[&str]) -> Result<Step, String> {
+        let once = ["--fill", "--duration=0s", "--warmup=0s", "--check=0"];
+        self.run(contender, ip, &[&once[..], population].concat())
     }
 }
 
-/// Speed on one core: processor time at a rate that all can serve, and the rate when saturated
-fn speed(options: &Options, place: &Place, load: &Load, over: &str) -> Result<(), String> {
-    let mut kinds = vec![Kind::OURS];
-    kinds.extend(Kind::rivals(&options.rivals));
-    let start = |kinds: &[Kind]| -> Result<Vec<Contender>, String> {
-        kinds.iter().map(|kind| Contender::start(*kind, place)).collect()
-    };
-    let mut contenders = start(&kinds)?;
+/// Has each contender measured in turn, so many rounds; what came out, by contender
+fn rounds<T: Clone>(
+    rounds: usize,
+    contenders: &[Contender],
+    mut measure: impl FnMut(&Contender) -> Result<T, String>,
+) -> Result<Vec<Vec<T>>, String> {
+    let mut results = vec![Vec::new(); contenders.len()];
+    for round in 0..rounds {
+        for turn in 0..contenders.len() {
+            // Nobody is always first.
+            let at = (round + turn) % contenders.len();
+            results[at].push(measure(&contenders[at])?);
+        }
+    }
+    Ok(results)
+}
+
+/// Ours and those of the others that are wanted
+fn kinds(options: &Options, wanted: impl Fn(Kind) -> bool) -> Vec<Kind> {
+    let all = Kind::all(&options.rivals).into_iter();
+    all.filter(|kind| *kind == Kind::OURS || wanted(*kind)).collect()
+}
+
+fn started(kinds: &[Kind], place: &Place) -> Result<Vec<Contender>, String> {
+    kinds.iter().map(|kind| Contender::start(*kind, place)).collect()
+}
+
+/// Processor time at a rate that all can serve, and the rate when saturated
+#[derive(Clone, Copy)]
+struct Speeds {
+    rate: bool,
+    saturated: bool,
+}
+
+/// Speed on one core
+fn speed(
+    options: &Options,
+    place: &Place,
+    load: &Load,
+    over: &str,
+    wanted: Speeds,
+) -> Result<(), String> {
+    let mut contenders = started(&kinds(options, |_| true), place)?;
     for contender in &contenders {
-        load.run(contender, place.ip, &["--fill", "--duration=0s", "--warmup=0s", "--check=0"])?;
+        load.fill(contender, place.ip, &[])?;
     }
     for (name, mix) in MIXES {
         // What replies are like decides what the reflector answers.
@@ -169,23 +182,21 @@ fn speed(options: &Options, place: &Place, load: &Load, over: &str) -> Result<()
         let mix = format!("--mix={mix}");
         // Replies of the reflector are not worth checking; at saturation it would slow the generator.
         let common = [mix.as_str(), "--check=0"];
-        if options.wants("rate") {
+        if wanted.rate {
             let rate = format!("--rate={}", options.rate);
-            let steps = load.rounds(
-                options.pairs,
-                &contenders,
-                place.ip,
-                &[&common[..], &[&rate]].concat(),
-            )?;
+            let arguments = [&common[..], &[&rate]].concat();
+            let steps =
+                rounds(options.pairs, &contenders, |it| load.run(it, place.ip, &arguments))?;
             let title = format!("{} requests a second over {over}, {name}", options.rate);
             table(&title, &contenders, &steps, "core us/answer, ours / it", |step| {
                 step.core_us_per_answer().unwrap_or(f64::NAN)
             });
         }
-        if options.wants("saturated") {
+        if wanted.saturated {
             let segments = format!("--segments={SEGMENTS}");
             let arguments = [&common[..], &[&segments]].concat();
-            let steps = load.rounds(options.pairs, &contenders, place.ip, &arguments)?;
+            let steps =
+                rounds(options.pairs, &contenders, |it| load.run(it, place.ip, &arguments))?;
             let title = format!("saturated over {over}, {name}");
             table(&title, &contenders, &steps, "answers/s, ours / it", Step::answers_per_s);
         }
@@ -205,7 +216,7 @@ fn over_veth(options: &Options, veth: &Veth) -> Result<(), String> {
     (place.ip, place.namespace) = (veth::SERVER, Some(veth.server.clone()));
     let mut load = Load::new(options);
     (load.namespace, load.sources) = (Some(veth.load.clone()), Some(veth::CLIENTS));
-    speed(options, &place, &load, "veth")
+    speed(options, &place, &load, "veth", Speeds { rate: true, saturated: true })
 }
 
 fn table(
@@ -230,11 +241,11 @@ fn table(
         let announces =
             |step: &Step| step.answered.get("announce").copied().unwrap_or(0).max(1) as f64;
         println!(
-            "| {} | {:.0} | {:.2} | {:.2} | {:.0} | {:.0} | {:.1} | {:.2} % | {} of {} | {} |",
+            "| {} | {:.0} | {} | {} | {:.0} | {:.0} | {:.1} | {:.2} % | {} of {} | {} |",
             contender.kind.name(),
             middle(&Step::answers_per_s),
-            middle(&|step| step.core_us_per_answer().unwrap_or(f64::NAN)),
-            middle(&|step| step.process_us_per_answer().unwrap_or(f64::NAN)),
+            shown(middle(&|step| step.core_us_per_answer().unwrap_or(f64::NAN))),
+            shown(middle(&|step| step.process_us_per_answer().unwrap_or(f64::NAN))),
             middle(&|step| step.latency.at(50.0)),
             middle(&|step| step.latency.at(99.99)),
             middle(&|step| step.peers as f64 / announces(step)),
@@ -247,52 +258,30 @@ fn table(
     println!();
 }
 
+fn shown(figure: f64) -> String {
+    if figure.is_nan() { "-".to_owned() } else { format!("{figure:.2}") }
+}
+
 /// The public load tester of aquatic against all that take any torrent
 fn tester(options: &Options) -> Result<(), String> {
     let place = loopback(options, 1);
     let program = options.rivals.join("aquatic_udp_load_test");
-    let mut contenders = Vec::new();
     if !program.exists() {
         println!("## aquatic_udp_load_test\n\nLeft out: {} is not there\n", program.display());
         return Ok(());
     }
-    contenders.push(Contender::start(Kind::OURS, &place)?);
-    for kind in Kind::rivals(&options.rivals).into_iter().filter(|kind| *kind != Kind::OpenTracker)
-    {
-        contenders.push(Contender::start(kind, &place)?);
-    }
+    let contenders = started(&kinds(options, |kind| kind != Kind::OpenTracker), &place)?;
     for (name, weights) in [("its default mix", (50, 1)), ("announces only", (0, 0))] {
-        let mut rates: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
-        for _ in 0..options.pairs {
-            for (at, contender) in contenders.iter().enumerate() {
-                let (connect, scrape) = weights;
-                let config = tempfile::NamedTempFile::new().map_err(|error| error.to_string())?;
-                let text = format!(
-                    "server_address = \"127.0.0.1:{}\"\nduration = {}\n[requests]\nweight_connect = {connect}\n\
-                     weight_scrape = {scrape}\n",
-                    contender.port,
-                    options.seconds.max(2)
-                );
-                std::fs::write(config.path(), text).map_err(|error| error.to_string())?;
-                let output = Command::new("taskset")
-                    .args(["-c", &options.load_cpu.to_string()])
-                    .arg(&program)
-                    .arg("-c")
-                    .arg(config.path())
-                    .output()
-                    .map_err(|error| error.to_string())?;
-                let said = String::from_utf8_lossy(&output.stdout).into_owned();
-                // The last figure is the summary's.
-                let lines = said.lines().filter_map(|line| line.split_once("Responses in:"));
-                let mut rate =
-                    lines.filter_map(|(_, rest)| rest.trim().split('/').next()?.parse().ok());
-                rates.entry(at).or_default().push(rate.next_back().unwrap_or(f64::NAN));
-            }
-        }
+        let rates = rounds(options.pairs, &contenders, |contender| {
+            tested(options, &program, contender, weights).map_err(|error| error.to_string())
+        })?;
         println!("## aquatic_udp_load_test, {name}\n\n| | answers/s | ours / it |\n|---|---|---|");
-        for (at, contender) in contenders.iter().enumerate() {
-            let ratio = if at == 0 { "1".to_owned() } else { paired(&rates[&0], &rates[&at]) };
-            println!("| {} | {:.0} | {ratio} |", contender.kind.name(), median(&rates[&at]));
+        for (contender, theirs) in contenders.iter().zip(&rates) {
+            let ratio = match contender.kind {
+                Kind::OURS => "1".to_owned(),
+                _ => paired(&rates[0], theirs),
+            };
+            println!("| {} | {:.0} | {ratio} |", contender.kind.name(), median(theirs));
         }
         println!(
             "\nopentracker is left out: Debian's build permits listed torrents only, and the tester draws its \
@@ -300,6 +289,30 @@ fn tester(options: &Options) -> Result<(), String> {
         );
     }
     Ok(())
+}
+
+/// What the public tester says: answers a second
+fn tested(
+    options: &Options,
+    program: &Path,
+    contender: &Contender,
+    (connect, scrape): (u32, u32),
+) -> std::io::Result<f64> {
+    let config = tempfile::NamedTempFile::new()?;
+    let text = format!(
+        "server_address = \"127.0.0.1:{}\"\nduration = {}\n[requests]\nweight_connect = {connect}\n\
+         weight_scrape = {scrape}\n",
+        contender.port,
+        options.seconds.max(2)
+    );
+    std::fs::write(config.path(), text)?;
+    let mut command = pinned(None, options.load_cpu, options.load_cpu);
+    let output = command.arg(program).arg("-c").arg(config.path()).output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    // The last figure is the summary's.
+    let lines = said.lines().filter_map(|line| line.split_once("Responses in:"));
+    let mut rates = lines.filter_map(|(_, rest)| rest.trim().split('/').next()?.parse().ok());
+    Ok(rates.next_back().unwrap_or(f64::NAN))
 }
 
 /// Resident memory with the population of a public tracker
@@ -310,24 +323,12 @@ fn memory(options: &Options) -> Result<(), String> {
          |---|---|---|---|---|---|"
     );
     for torrents in populations {
-        let mut kinds = vec![Kind::OURS];
-        kinds.extend(
-            Kind::rivals(&options.rivals).into_iter().filter(|kind| *kind != Kind::AquaticMio),
-        );
-        for kind in kinds {
+        // Both of aquatic_udp's ways with sockets keep the same table.
+        for kind in kinds(options, |kind| kind != Kind::AquaticMio) {
             let place = loopback(options, *torrents);
             let contender = Contender::start(kind, &place)?;
             let before = contender.resident_bytes();
-            let torrents_flag = format!("--torrents={torrents}");
-            let fill = [
-                "--fill",
-                "--duration=0s",
-                "--warmup=0s",
-                "--shape=public",
-                "--check=0",
-                &torrents_flag,
-            ];
-            let step = Load::new(options).run(&contender, place.ip, &fill)?;
+            let step = fill_publicly(&Load::new(options), &contender, &place)?;
             let after = contender.resident_bytes();
             let peers = step.answered.get("announce").copied().unwrap_or(0) as f64;
             let mib = |bytes: u64| bytes as f64 / 1_048_576.0;
@@ -344,34 +345,30 @@ fn memory(options: &Options) -> Result<(), String> {
     Ok(())
 }
 
+/// Has the population of a public tracker announce itself, so that every torrent is touched
+fn fill_publicly(load: &Load, contender: &Contender, place: &Place) -> Result<Step, String> {
+    let torrents = format!("--torrents={}", place.torrents);
+    load.fill(contender, place.ip, &["--shape=public", &torrents])
+}
+
 /// The longest gaps while peers expire, at half load
 fn pauses(options: &Options) -> Result<(), String> {
     let torrents = if options.quick { 200_000 } else { 4_000_000 };
     let (rounds, seconds) = if options.quick { (1, 20) } else { (3, 60) };
-    let mut kinds = vec![Kind::OURS];
-    kinds
-        .extend(Kind::rivals(&options.rivals).into_iter().filter(|kind| *kind != Kind::AquaticMio));
+    // Of millions, the first are gone soon after the last have come; all are before this ends.
+    let lifetime_secs = if options.quick { 10 } else { 60 };
     println!(
         "## gaps with {torrents} torrents while they expire, {} requests a second for {seconds} s\n\n\
          | | round | longest gap ms | p99.99 us | max us | lost | resident MiB |\n|---|---|---|---|---|---|---|",
         options.rate / 2
     );
     for round in 1..=rounds {
-        for kind in &kinds {
+        for kind in kinds(options, |kind| kind == Kind::AquaticUring) {
             let mut place = loopback(options, torrents);
-            place.lifetime_secs = Some(SHORT_LIFETIME_SECS);
-            let contender = Contender::start(*kind, &place)?;
+            place.lifetime_secs = Some(lifetime_secs);
+            let contender = Contender::start(kind, &place)?;
             let mut load = Load::new(options);
-            let torrents = format!("--torrents={torrents}");
-            let fill = [
-                "--fill",
-                "--duration=0s",
-                "--warmup=0s",
-                "--shape=public",
-                "--check=0",
-                &torrents,
-            ];
-            load.run(&contender, place.ip, &fill)?;
+            fill_publicly(&load, &contender, &place)?;
             load.seconds = seconds;
             // What was filled expires during this; those who announce are few.
             let rate = format!("--rate={}", options.rate / 2);
@@ -403,19 +400,22 @@ fn shards(options: &Options) -> Result<(), String> {
         Kind::Tsubame { shards: 2, steering: true },
         Kind::Tsubame { shards: 2, steering: false },
     ];
-    let contenders: Vec<Contender> =
-        kinds.iter().map(|kind| Contender::start(*kind, &place)).collect::<Result<_, _>>()?;
+    let contenders = started(&kinds, &place)?;
     let load = Load::new(options);
     for (name, mix) in MIXES {
-        let mut steps = vec![Vec::new(); contenders.len()];
-        for _ in 0..options.pairs {
-            for (at, contender) in contenders.iter().enumerate() {
-                // As much for each shard: batches are as large then, which is what most of the time goes by.
-                let rate = if at == 0 { options.rate / 2 } else { options.rate };
-                let (mix, rate) = (format!("--mix={mix}"), format!("--rate={rate}"));
-                steps[at].push(load.run(contender, place.ip, &[&mix, &rate, "--check=0"])?);
-            }
-        }
+        let steps = rounds(options.pairs, &contenders, |contender| {
+            // As much for each shard: batches are as large then, which is what most of the time goes by.
+            let one = contender.kind == Kind::OURS;
+            let rate = if one { options.rate / 2 } else { options.rate };
+            let (mix, rate) = (format!("--mix={mix}"), format!("--rate={rate}"));
+            let step = load.run(contender, place.ip, &[&mix, &rate, "--check=0"])?;
+            // One core's time says nothing where two serve.
+            Ok(if one {
+                step
+            } else {
+                Step { server: step.server.map(|it| Server { core_busy_s: None, ..it }), ..step }
+            })
+        })?;
         let title = format!("{} requests a second for each shard, {name}", options.rate / 2);
         table(&title, &contenders, &steps, "process us/answer, one shard / it", |step| {
             step.process_us_per_answer().unwrap_or(f64::NAN)

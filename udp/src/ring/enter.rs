@@ -39,20 +39,7 @@ impl Ring {
         let entered = unsafe {
             submitter.enter::<libc::sigset_t>(pushed, 0, EnterFlags::GETEVENTS.bits(), None)
         };
-        match entered {
-            Ok(_) => Ok(()),
-            // Interrupted, or the completions must be reaped first: the next turn goes on.
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)
-                ) =>
-            {
-                self.reap();
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
+        self.entered(entered)
     }
 
     /// As [`Self::enter`], but returns only when a turn's worth of completions is there, or after `patience`
@@ -76,17 +63,18 @@ impl Ring {
         // number of entries is that of those pushed.
         let entered =
             unsafe { submitter.enter(sending as u32, wanted, flags.bits(), Some(&arguments)) };
-        match entered {
-            Ok(_) => Ok(()),
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)
-                ) =>
-            {
+        self.entered(entered)
+    }
+
+    fn entered(&mut self, result: io::Result<usize>) -> io::Result<()> {
+        let Err(error) = result else { return Ok(()) };
+        match error.raw_os_error() {
+            // The time is up, a signal came, or completions must be reaped first: the next turn goes on.
+            Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY) => {
+                self.reap();
                 Ok(())
             }
-            Err(error) => Err(error),
+            _ => Err(error),
         }
     }
 
