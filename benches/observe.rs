@@ -7,10 +7,19 @@ use std::time::Instant;
 /// Ticks a second of `/proc/stat` (USER_HZ)
 const TICKS_PER_S: f64 = 100.0;
 
-/// Seconds a core has been busy, with whatever, since some moment before the first call; differences count
-///
-/// It is what the kernel does not report as idle: that it measures, while it only samples what a core is busy with.
-pub fn core_busy_s(core: usize) -> Option<f64> {
+/// What a core has done since some moment before the first look; differences count
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Core {
+    /// Seconds it was busy, with whatever
+    ///
+    /// It is what the kernel does not report as idle: that it measures, while it only samples what a core is busy with.
+    pub busy_s: f64,
+    /// Seconds for which the host gave it to another machine, if this is a virtual one
+    pub stolen_s: f64,
+}
+
+/// A look at a core
+pub fn core(core: usize) -> Option<Core> {
     static START: LazyLock<Instant> = LazyLock::new(now);
     let since_start = now().duration_since(*START).as_secs_f64();
     let stat = fs::read_to_string("/proc/stat").ok()?;
@@ -18,8 +27,10 @@ pub fn core_busy_s(core: usize) -> Option<f64> {
     let line = stat.lines().find(|line| line.split(' ').next() == Some(&name))?;
     let ticks: Vec<f64> = line.split_whitespace().skip(1).map_while(|t| t.parse().ok()).collect();
     // user, nice, system, idle, iowait, irq, softirq, steal.
-    let idle: f64 = [3, 4, 7].iter().filter_map(|at| ticks.get(*at)).sum();
-    Some(since_start - idle / TICKS_PER_S)
+    let seconds =
+        |fields: &[usize]| fields.iter().filter_map(|at| ticks.get(*at)).sum::<f64>() / TICKS_PER_S;
+    let stolen_s = seconds(&[7]);
+    Some(Core { busy_s: since_start - seconds(&[3, 4]) - stolen_s, stolen_s })
 }
 
 #[expect(clippy::disallowed_methods, reason = "the clock that idle time is subtracted from")]
@@ -61,8 +72,8 @@ mod tests {
         let process = std::process::id();
         assert!(super::process_s(process).unwrap() > 0.0);
         assert!(super::resident_bytes(process).unwrap() > 1 << 20);
-        let before = super::core_busy_s(0).unwrap();
-        assert!(super::core_busy_s(0).unwrap() >= before - 0.02, "ticks of 10 ms");
-        assert!(super::core_busy_s(100_000).is_none());
+        let before = super::core(0).unwrap().busy_s;
+        assert!(super::core(0).unwrap().busy_s >= before - 0.02, "ticks of 10 ms");
+        assert!(super::core(100_000).is_none());
     }
 }

@@ -106,6 +106,9 @@ pub struct Generator {
 pub struct Server {
     /// Seconds its core was busy, with whatever
     pub core_busy_s: Option<f64>,
+    /// Seconds for which the host gave its core to another machine: what was slow then was not the server
+    #[serde(default)]
+    pub stolen_s: Option<f64>,
     /// Seconds of processor time of its process
     pub process_s: Option<f64>,
     /// Resident memory of its process at the end

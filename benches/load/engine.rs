@@ -292,14 +292,14 @@ impl Floods {
 
 /// What the server had used before a step
 struct Usage {
-    core_s: Option<f64>,
+    core: Option<observe::Core>,
     process_s: Option<f64>,
 }
 
 impl Usage {
     fn of(run: &Run) -> Self {
         Self {
-            core_s: run.server_cpu.and_then(observe::core_busy_s),
+            core: run.server_cpu.and_then(observe::core),
             process_s: run.server_pid.and_then(observe::process_s),
         }
     }
@@ -307,8 +307,11 @@ impl Usage {
     fn until_now(&self, run: &Run) -> Option<record::Server> {
         let now = Self::of(run);
         let since = |now: Option<f64>, before: Option<f64>| Some(now? - before?);
+        let of_core =
+            |figure: fn(observe::Core) -> f64| since(now.core.map(figure), self.core.map(figure));
         let server = record::Server {
-            core_busy_s: since(now.core_s, self.core_s),
+            core_busy_s: of_core(|core| core.busy_s),
+            stolen_s: of_core(|core| core.stolen_s),
             process_s: since(now.process_s, self.process_s),
             resident_bytes: run.server_pid.and_then(observe::resident_bytes),
         };

@@ -83,6 +83,9 @@ fn of_step(step: &Step) -> String {
             ),
         );
     }
+    if let Some(stolen) = step.server.and_then(|server| server.stolen_s).filter(|s| *s > 0.0) {
+        line("", format!("its core was another machine's for {stolen:.2} s"));
+    }
     line("generator", of_generator(step));
     text
 }

@@ -359,7 +359,8 @@ fn pauses(options: &Options) -> Result<(), String> {
     let lifetime_secs = if options.quick { 10 } else { 60 };
     println!(
         "## gaps with {torrents} torrents while they expire, {} requests a second for {seconds} s\n\n\
-         | | round | longest gap ms | p99.99 us | max us | lost | resident MiB |\n|---|---|---|---|---|---|---|",
+         | | round | longest gap ms | p99.99 us | max us | lost | core stolen ms | resident MiB |\n\
+         |---|---|---|---|---|---|---|---|",
         options.rate / 2
     );
     for round in 1..=rounds {
@@ -374,12 +375,13 @@ fn pauses(options: &Options) -> Result<(), String> {
             let rate = format!("--rate={}", options.rate / 2);
             let step = load.run(&contender, place.ip, &["--mix=announce=1", "--check=0", &rate])?;
             println!(
-                "| {} | {round} | {:.1} | {:.0} | {:.0} | {} | {:.0} |",
+                "| {} | {round} | {:.1} | {:.0} | {:.0} | {} | {:.0} | {:.0} |",
                 kind.name(),
                 step.gap_ms_max,
                 step.latency.at(99.99),
                 step.latency.max_us,
                 step.lost,
+                step.server.and_then(|server| server.stolen_s).unwrap_or(0.0) * 1e3,
                 contender.resident_bytes() as f64 / 1_048_576.0
             );
         }
