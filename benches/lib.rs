@@ -9,8 +9,8 @@ pub mod record;
 use fastrand::Rng;
 use tsubame::tracker::{Terms, Tracker};
 use tsubame_storage::{
-    Announce, Announced, Caps, Endpoint, Event, InfoHash, PeerSpace, Role, Seconds, Settings,
-    Swarms,
+    Announce, Announced, Caps, Endpoint, Event, Family, InfoHash, PeerSpace, Role, Seconds,
+    Settings, Swarms,
 };
 use tsubame_udp::connection_id::{ConnectionIds, Key};
 
@@ -64,6 +64,7 @@ pub fn empty_table() -> Swarms {
 pub fn tracker(key: u8) -> Tracker {
     let terms = Terms {
         interval_secs: 1_800,
+        min_interval_secs: 900,
         numwant_default: 50,
         numwant_max: 200,
         reply_len_max: 1_352,
@@ -76,7 +77,7 @@ pub fn tracker(key: u8) -> Tracker {
 /// Enters one announce, with peers wanted into `reply`
 pub fn enter(table: &mut Swarms, now: Seconds, announce: &Announce, reply: &mut [u8]) -> Announced {
     let ahead = table.look_ahead(&announce.info_hash);
-    table.announce(now, ahead, announce, PeerSpace { v4: reply, v6: &mut [] })
+    table.announce(now, ahead, announce, PeerSpace::of(Family::V4, reply))
 }
 
 /// Fills a table with torrents of the population, in rounds as they would come in over an interval

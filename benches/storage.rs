@@ -6,7 +6,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use fastrand::Rng;
 use std::hint::black_box;
 use tsubame_bench::{LIFETIME_SECS, announce_of, empty_table, enter, fill, info_hash_of, peers_of};
-use tsubame_storage::{Announce, InfoHash, PeerSpace, Seconds, Swarms};
+use tsubame_storage::{Announce, Family, InfoHash, PeerSpace, Seconds, Swarms};
 
 const BATCH: usize = 64;
 const REPLY_BYTES: usize = 50 * 6;
@@ -61,7 +61,7 @@ fn announces(criterion: &mut Criterion, name: &str, table: &mut Swarms, torrents
                 let touched = aheads.iter().map(|ahead| table.touch(ahead));
                 black_box(touched.fold(0, u8::wrapping_add));
                 for (announce, ahead) in announces.iter().zip(aheads) {
-                    let space = PeerSpace { v4: &mut reply, v6: &mut [] };
+                    let space = PeerSpace::of(Family::V4, &mut reply);
                     black_box(table.announce(Seconds(1), ahead, announce, space));
                 }
             },

@@ -8,7 +8,8 @@ mod values;
 
 pub use read::Mistake;
 
-use crate::limits::{REPLY_LEN_DEFAULT, REPLY_LEN_LIMIT, REPLY_LEN_MIN};
+use crate::http::{PathPattern, Paths};
+use crate::limits::{NUMWANT_LIMIT, REPLY_LEN_DEFAULT, REPLY_LEN_LIMIT, REPLY_LEN_MIN};
 use ipnet::IpNet;
 use read::Reader;
 use std::net::SocketAddr;
@@ -34,7 +35,7 @@ pub struct Config {
     pub cpus: Cpus,
     /// The UDP listener
     pub udp: Udp,
-    /// The HTTP listener, which this version does not serve
+    /// The HTTP listener
     pub http: Http,
     /// What announces are answered with
     pub announce: Announce,
@@ -90,8 +91,38 @@ pub struct Udp {
 pub struct Http {
     /// Addresses to serve
     pub listen: Vec<SocketAddr>,
-    /// Addresses to serve over TLS
-    pub tls_listen: Vec<SocketAddr>,
+    /// HTTPS
+    pub tls: HttpTls,
+    /// Where announces and scrapes go
+    pub paths: Paths,
+    /// Networks of proxies that are believed when they say whom they speak for
+    pub trusted_proxies: Vec<IpNet>,
+    /// What a client can make the tracker hold
+    pub limits: HttpLimits,
+}
+
+/// Keys under `http.tls`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpTls {
+    /// Addresses to serve
+    pub listen: Vec<SocketAddr>,
+    /// The file with the certificate and those that vouch for it
+    pub certificate: PathBuf,
+    /// The file with its private key
+    pub key: PathBuf,
+}
+
+/// Keys under `http.limits`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HttpLimits {
+    /// Connections in all
+    pub connections: u32,
+    /// Requests of a connection
+    pub requests: u32,
+    /// Between a client's requests
+    pub idle: Duration,
+    /// For a request to arrive
+    pub head: Duration,
 }
 
 /// Keys under `announce`
@@ -256,38 +287,44 @@ impl Config {
                 ),
             );
         }
-        if self.udp.listen.is_empty() {
+        let Http { listen, tls, .. } = &self.http;
+        if self.udp.listen.is_empty() && listen.is_empty() && tls.listen.is_empty() {
             reader.mistake(
                 "udp.listen",
-                "is empty, and this version serves nothing else; give at least one address"
+                "is empty, and so are http.listen and http.tls.listen; give at least one address"
                     .to_owned(),
             );
         }
+        if !tls.listen.is_empty() {
+            for (key, path) in
+                [("http.tls.certificate", &tls.certificate), ("http.tls.key", &tls.key)]
+            {
+                if path.as_os_str().is_empty() {
+                    let message = "is empty, and http.tls.listen is not; give a file in PEM format";
+                    reader.mistake(key, message.to_owned());
+                }
+            }
+        }
+        let both: Vec<_> = listen.iter().filter(|address| tls.listen.contains(address)).collect();
+        if let Some(address) = both.iter().find(|address| address.port() != 0) {
+            reader.mistake(
+                "http.tls.listen",
+                format!("{address} is http.listen's, too; choose another"),
+            );
+        }
     }
+}
 
-    /// What is configured but not served by this version
-    pub fn not_served(&self) -> Vec<String> {
-        let unserved =
-            [("http.listen", &self.http.listen), ("http.tls.listen", &self.http.tls_listen)];
-        unserved
-            .iter()
-            .filter(|(_, addresses)| !addresses.is_empty())
-            .map(|(key, addresses)| {
-                let addresses: Vec<_> = addresses.iter().map(SocketAddr::to_string).collect();
-                format!(
-                    "{key}: this version does not serve HTTP; nothing listens on {}",
-                    addresses.join(", ")
-                )
-            })
-            .collect()
-    }
+/// The addresses both listeners have unless configured: clients that know a tracker by one protocol try the other
+/// on the same port
+fn both_families() -> Vec<SocketAddr> {
+    vec![([0, 0, 0, 0], 6969).into(), ([0_u16; 8], 6969).into()]
 }
 
 impl Udp {
     fn read(mut section: read::Section<'_>) -> Self {
-        let both = vec![([0, 0, 0, 0], 6969).into(), ([0_u16; 8], 6969).into()];
         let udp = Self {
-            listen: section.value("listen", both, values::addresses),
+            listen: section.value("listen", both_families(), values::addresses),
             connection_id_lifetime: section.value(
                 "connection_id_lifetime",
                 Duration::from_secs(120),
@@ -317,16 +354,39 @@ impl Udp {
 
 impl Http {
     fn read(mut section: read::Section<'_>) -> Self {
-        let listen = section.value("listen", Vec::new(), values::addresses);
-        section.value("announce_paths", (), values::ignored_texts);
-        section.value("trusted_proxies", Vec::new(), values::networks);
+        let listen = section.value("listen", both_families(), values::addresses);
+        let plain = PathPattern::parse("/announce").into_iter().collect();
+        let announce = section.value("announce_paths", plain, values::paths);
+        let derived = announce.iter().filter_map(PathPattern::scrape).collect();
+        let scrape =
+            section.value("scrape_paths", None, |value| values::auto_or(value, values::paths));
+        let paths = Paths { announce, scrape: scrape.unwrap_or(derived) };
+        let trusted_proxies = section.value("trusted_proxies", Vec::new(), values::networks);
+        let limits = HttpLimits::read(section.section("limits"));
         let mut tls = section.section("tls");
         let tls_listen = tls.value("listen", Vec::new(), values::addresses);
-        tls.value("certificate", (), values::ignored_texts);
-        tls.value("key", (), values::ignored_texts);
+        let certificate = tls.value("certificate", PathBuf::new(), values::path);
+        let key = tls.value("key", PathBuf::new(), values::path);
         tls.end();
         section.end();
-        Self { listen, tls_listen }
+        let tls = HttpTls { listen: tls_listen, certificate, key };
+        Self { listen, tls, paths, trusted_proxies, limits }
+    }
+}
+
+impl HttpLimits {
+    fn read(mut section: read::Section<'_>) -> Self {
+        let span =
+            |value: &_| values::duration(value, Duration::from_secs(1), Duration::from_secs(3_600));
+        let limits = Self {
+            connections: section
+                .value("connections", 20_000, |value| values::number(value, 1, 10_000_000)),
+            requests: section.value("requests", 1_000, |value| values::number(value, 1, u32::MAX)),
+            idle: section.value("idle", Duration::from_secs(30), span),
+            head: section.value("head", Duration::from_secs(10), span),
+        };
+        section.end();
+        limits
     }
 }
 
@@ -338,9 +398,10 @@ impl Announce {
         let min_interval = section.value("min_interval", minutes(15).min(interval), span);
         let peer_lifetime = section.value("peer_lifetime", minutes(45), span);
         let mut numwant = section.section("numwant");
-        let numwant_max = numwant.value("max", 200, |value| values::number(value, 1, 1_000));
-        let numwant_default =
-            numwant.value("default", 50.min(numwant_max), |value| values::number(value, 0, 1_000));
+        let numwant_max =
+            numwant.value("max", 200, |value| values::number(value, 1, NUMWANT_LIMIT));
+        let numwant_default = numwant
+            .value("default", 50.min(numwant_max), |value| values::number(value, 0, NUMWANT_LIMIT));
         numwant.end();
         let trust_client_ip = section.value("trust_client_ip", Vec::new(), values::networks);
         let allow_private = section.value("allow_private", false, values::boolean);
@@ -469,7 +530,7 @@ announce: {trust_client_ip: [10.0.0.0/8, \"fd00::1\"]}
 storage: {memory: 2GiB}
 control: {listen: \"\"}
 log: {format: json}
-http: {listen: [\"0.0.0.0:80\"]}
+http: {listen: [], tls: {listen: \"0.0.0.0:443\", certificate: c.pem, key: k.pem}}
 ",
         )
         .unwrap();
@@ -482,7 +543,8 @@ http: {listen: [\"0.0.0.0:80\"]}
         assert_eq!(config.storage.memory, Some(2 << 30));
         assert_eq!(config.control.listen, None);
         assert_eq!(config.log.format, LogFormat::Json);
-        assert_eq!(config.not_served().len(), 1);
+        assert_eq!(config.http.tls.certificate, Path::new("c.pem"));
+        assert_eq!(config.http.paths.scrape.len(), 1);
     }
 
     #[test]

@@ -65,6 +65,17 @@ pub fn pin(cpu: usize) -> io::Result<()> {
     Ok(sched_setaffinity(None, &only)?)
 }
 
+/// The cores this process may run on
+pub fn affinity() -> CpuSet {
+    sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new())
+}
+
+/// Lets the calling thread run on all of these cores
+pub fn spread(cores: &CpuSet) {
+    // Where that is refused it stays where it is, and is slow.
+    let _ = sched_setaffinity(None, cores);
+}
+
 /// Lets the calling thread step back behind the shards
 pub fn step_back() {
     // A nicety: where it is refused, the thread is as important as the shards.

@@ -18,6 +18,9 @@ pub const REPLY_LEN_MIN: usize = 548;
 /// The most it can be configured to: an Ethernet frame over IPv4
 pub const REPLY_LEN_LIMIT: usize = REPLY_LEN_MAX;
 
+/// Peers that a client can be permitted to ask for; over UDP no more than fit the reply are handed out
+pub const NUMWANT_LIMIT: u32 = 1_000;
+
 /// Peers of a family that fit an announce reply of so many bytes
 pub const fn peers_fitting(family: Family, reply_len: usize) -> usize {
     reply_len.saturating_sub(ANNOUNCE_REPLY_LEN) / family.compact_len()

@@ -4,10 +4,10 @@
 use crate::clock::Clock;
 use crate::config::{Steering, Udp};
 use std::collections::BTreeSet;
-use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsFd;
 use std::time::Duration;
+use std::{fmt, io};
 use thiserror::Error;
 use tsubame_udp::ring::UdpSocket;
 use tsubame_udp::steering::{self, SteeringKeys};
@@ -20,44 +20,70 @@ const PREDECESSOR: Duration = Duration::from_secs(2);
 /// socket beyond that
 const LOCAL_ADDRESSES_MAX: usize = 32;
 
+/// Which key of the config an address stands under
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Key {
+    /// `udp.listen`
+    Udp,
+    /// `http.listen`
+    Http,
+    /// `http.tls.listen`
+    Https,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Udp => "udp.listen",
+            Self::Http => "http.listen",
+            Self::Https => "http.tls.listen",
+        })
+    }
+}
+
+impl Key {
+    /// The option of `ss` that shows such sockets
+    fn letter(self) -> char {
+        if self == Self::Udp { 'u' } else { 't' }
+    }
+}
+
 /// Why an address could not be bound
 #[derive(Debug, Error)]
 pub enum ListenError {
     /// Somebody has it
     #[error(
-        "udp.listen: {0} is taken by another process (ss -ulpn 'sport = {port}' shows which); stop that, \
-         or choose another port", port = .0.port()
+        "{0}: {1} is taken by another process (ss -{letter}lpn 'sport = {port}' shows which); stop that, \
+         or choose another port", letter = .0.letter(), port = .1.port()
     )]
-    Taken(SocketAddr),
+    Taken(Key, SocketAddr),
     /// A privilege is missing
     #[error(
-        "udp.listen: no permission to bind {0}; ports below 1024 need CAP_NET_BIND_SERVICE \
+        "{0}: no permission to bind {1}; ports below 1024 need CAP_NET_BIND_SERVICE \
          (AmbientCapabilities in the unit), or choose another port"
     )]
-    Denied(SocketAddr),
+    Denied(Key, SocketAddr),
     /// Not ours
-    #[error(
-        "udp.listen: {0} is not an address of this machine (ip address shows them); choose another"
-    )]
-    NotLocal(SocketAddr),
+    #[error("{0}: {1} is not an address of this machine (ip address shows them); choose another")]
+    NotLocal(Key, SocketAddr),
     /// The kernel does not speak the family
-    #[error("udp.listen: this machine has no IPv6, so {0} cannot be bound; leave it out")]
-    NoFamily(SocketAddr),
+    #[error("{0}: this machine has no IPv6, so {1} cannot be bound; leave it out")]
+    NoFamily(Key, SocketAddr),
     /// The BPF program was refused though demanded
     #[error("udp.steering: is on, but the kernel refuses the program: {0}; set it to auto or off")]
     Steering(#[source] io::Error),
     /// Too many descriptors
     #[error(
-        "udp.listen: no file descriptors are left at {0}; raise the limit (ulimit -n, LimitNOFILE in the \
+        "{0}: no file descriptors are left at {1}; raise the limit (ulimit -n, LimitNOFILE in the \
          unit): each shard needs one for each local address"
     )]
-    Files(SocketAddr),
+    Files(Key, SocketAddr),
     /// Anything else
     #[error(
-        "udp.listen: cannot bind {0}: {1}; an IPv6 link-local address is written with its interface's \
+        "{0}: cannot bind {1}: {2}; an IPv6 link-local address is written with its interface's \
          number, as [fe80::1%2]:6969"
     )]
-    Failed(SocketAddr, #[source] io::Error),
+    Failed(Key, SocketAddr, #[source] io::Error),
 }
 
 /// What was bound
@@ -94,20 +120,9 @@ impl Listeners {
             left_out: Vec::new(),
         };
         // All are claimed before any is bound: ours would be in each other's way.
-        let mut claimed = Vec::new();
-        for configured in &udp.listen {
-            match claim(*configured, clock) {
-                Ok(address) => claimed.push(address),
-                // One family is enough: many machines and containers have no IPv6.
-                Err(ListenError::NoFamily(address)) if udp.listen.len() > 1 => {
-                    listeners.left_out.push(address);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        if claimed.is_empty() {
-            return Err(ListenError::NoFamily(udp.listen[0]));
-        }
+        let claim = |address| UdpSocket::bind_alone(address).map(|socket| socket.address());
+        let (claimed, left_out) = claimed(Key::Udp, &udp.listen, clock, claim)?;
+        listeners.left_out = left_out;
         let steering = if shards == 1 { Steering::Off } else { udp.steering };
         let binding = Binding { udp, keys, shards, steering };
         listeners.steered = Ok(steering != Steering::Off);
@@ -135,7 +150,7 @@ impl Listeners {
                 }
                 match self.bind_group(local, binding) {
                     Ok(()) => self.local_addresses += 1,
-                    Err(error @ (ListenError::Files(_) | ListenError::Steering(_))) => {
+                    Err(error @ (ListenError::Files(..) | ListenError::Steering(_))) => {
                         return Err(error);
                     }
                     Err(_) => {}
@@ -163,7 +178,7 @@ impl Listeners {
         let group: Vec<UdpSocket> = (0..self.shards.len())
             .map(bind)
             .collect::<io::Result<_>>()
-            .map_err(|error| explain(address, error))?;
+            .map_err(|error| explain(Key::Udp, address, error))?;
         for (shard, socket) in self.shards.iter_mut().zip(group) {
             self.receive_buffer = self.receive_buffer.min(socket.receive_buffer());
             shard.push(socket);
@@ -201,40 +216,67 @@ struct Binding<'a> {
     steering: Steering,
 }
 
-/// Makes sure that nobody else has an address, and takes a port if none is given
+/// Makes sure that nobody else has these addresses, and takes ports where none are given; also those left out
+/// because this machine lacks their family
 ///
 /// SO_REUSEPORT would let a second process of the same user into the group unnoticed, and part of the
-/// datagrams with it. So the address is first bound without.
-fn claim(address: SocketAddr, clock: &Clock) -> Result<SocketAddr, ListenError> {
+/// datagrams with it. So each address is first bound without.
+pub(crate) fn claimed(
+    key: Key,
+    addresses: &[SocketAddr],
+    clock: &Clock,
+    bind_alone: impl Fn(SocketAddr) -> io::Result<SocketAddr>,
+) -> Result<(Vec<SocketAddr>, Vec<SocketAddr>), ListenError> {
+    let (mut claimed, mut left_out) = (Vec::new(), Vec::new());
+    for address in addresses {
+        match claim(key, *address, clock, &bind_alone) {
+            Ok(address) => claimed.push(address),
+            // One family is enough: many machines and containers have no IPv6.
+            Err(ListenError::NoFamily(_, address)) if addresses.len() > 1 => left_out.push(address),
+            Err(error) => return Err(error),
+        }
+    }
+    match left_out.first() {
+        Some(address) if claimed.is_empty() => Err(ListenError::NoFamily(key, *address)),
+        _ => Ok((claimed, left_out)),
+    }
+}
+
+fn claim(
+    key: Key,
+    address: SocketAddr,
+    clock: &Clock,
+    bind_alone: impl Fn(SocketAddr) -> io::Result<SocketAddr>,
+) -> Result<SocketAddr, ListenError> {
     let start = clock.elapsed();
     loop {
-        match UdpSocket::bind_alone(address) {
-            Ok(socket) => return Ok(socket.address()),
+        match bind_alone(address) {
+            Ok(address) => return Ok(address),
             Err(error)
                 if error.kind() == io::ErrorKind::AddrInUse
                     && clock.elapsed() - start < PREDECESSOR =>
             {
                 clock.pause_before_retry();
             }
-            Err(error) => return Err(explain(address, error)),
+            Err(error) => return Err(explain(key, address, error)),
         }
     }
 }
 
-fn explain(address: SocketAddr, error: io::Error) -> ListenError {
+pub(crate) fn explain(key: Key, address: SocketAddr, error: io::Error) -> ListenError {
     use rustix::io::Errno;
     let errno = Errno::from_io_error(&error);
     match error.kind() {
-        io::ErrorKind::AddrInUse => ListenError::Taken(address),
-        io::ErrorKind::PermissionDenied => ListenError::Denied(address),
+        io::ErrorKind::AddrInUse => ListenError::Taken(key, address),
+        io::ErrorKind::PermissionDenied => ListenError::Denied(key, address),
         io::ErrorKind::AddrNotAvailable if address.ip().is_unspecified() => {
-            ListenError::NoFamily(address)
+            ListenError::NoFamily(key, address)
         }
-        io::ErrorKind::AddrNotAvailable => ListenError::NotLocal(address),
+        io::ErrorKind::AddrNotAvailable => ListenError::NotLocal(key, address),
         // These have no kind of their own.
-        _ if errno == Some(Errno::AFNOSUPPORT) => ListenError::NoFamily(address),
-        _ if errno == Some(Errno::MFILE) => ListenError::Files(address),
-        _ => ListenError::Failed(address, error),
+        _ if errno == Some(Errno::AFNOSUPPORT) => ListenError::NoFamily(key, address),
+        _ if errno == Some(Errno::MFILE) => ListenError::Files(key, address),
+        _ => ListenError::Failed(key, address, error),
     }
 }
 

@@ -3,6 +3,7 @@
 //! Nothing blocks and nothing grows: a full ring refuses, and the sender counts what it sheds. A consumer that
 //! sleeps says so first and looks once more; a producer wakes it only then, once for a batch.
 
+use crate::peer_list::PeerList;
 use crate::tracker::Announce;
 use rtrb::{Consumer, Producer, RingBuffer};
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::Notify;
 use tsubame_storage::{Counts, InfoHash};
 use tsubame_udp::ring::ReturnPath;
+use tsubame_udp::wire::TransactionId;
 
 /// Memory of all rings together, about
 const MEMORY_BYTES: usize = 64 << 20;
@@ -24,11 +26,18 @@ const MESSAGES_PER_TURN: usize = 128;
 /// Rows of a scrape that travel together
 pub const ROWS: usize = 6;
 
+/// Set in the tickets of what HTTP waits for
+pub const HTTP_TICKET: u32 = 1 << 31;
+
 /// What a shard says to another
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub enum Message {
     /// Answer this announce in my stead
-    Announce(Announce, ReturnPath),
+    Announce(Announce, TransactionId, ReturnPath),
+    /// Enter this announce, which came over HTTP, and send the list back filled
+    Ask(Announce, Box<PeerList>),
+    /// The list you asked to have filled
+    Told(Box<PeerList>),
     /// What are the figures of these swarms?
     Question(Rows<InfoHash>),
     /// These are the figures of your swarms
@@ -223,6 +232,20 @@ impl Port {
         self.bells[self.node].sleeping.store(false, Ordering::SeqCst);
     }
 
+    /// Where this node is woken, to be waited at
+    pub fn bell(&self) -> Bell {
+        Bell { bells: self.bells.clone(), node: self.node }
+    }
+}
+
+/// Where a node is woken
+#[derive(Debug)]
+pub struct Bell {
+    bells: Arc<[Doorbell]>,
+    node: usize,
+}
+
+impl Bell {
     /// Waits until another node rings
     pub async fn rung(&self) {
         self.bells[self.node].notify.notified().await;
@@ -275,6 +298,7 @@ mod tests {
         let mut ports = mesh(2);
         ports.pop();
         let (mut receiver, mut sender) = (ports.pop().unwrap(), ports.pop().unwrap());
+        let bell = receiver.bell();
         let thread = std::thread::spawn(move || {
             for ticket in 0..MESSAGES {
                 while !sender.send(1, question(ticket)) {
@@ -294,7 +318,7 @@ mod tests {
                 let taken = receiver.receive(|_, _| seen += 1);
                 if taken == 0 && receiver.go_to_sleep() {
                     let patience = std::time::Duration::from_secs(10);
-                    tokio::time::timeout(patience, receiver.rung()).await.expect("missed");
+                    tokio::time::timeout(patience, bell.rung()).await.expect("missed");
                     receiver.wake_up();
                 }
             }

@@ -6,7 +6,7 @@
 use crate::control::Watched;
 use crate::memory;
 use crate::outcome::Outcome;
-use crate::stats::{BATCH_SIZES, Figures};
+use crate::stats::{BATCH_SIZES, Figures, Protocol};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -17,6 +17,8 @@ use tsubame_udp::ring::Ring;
 
 /// The media type of [`text`]
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+const PROTOCOLS: [(Protocol, &str); 2] = [(Protocol::Udp, "udp"), (Protocol::Http, "http")];
 
 const FAMILIES: [(Family, &str); 2] = [(Family::V4, "ipv4"), (Family::V6, "ipv6")];
 
@@ -78,7 +80,7 @@ impl Collector for Moment {
 
 type Counter = (&'static str, &'static str, fn(&Figures) -> u64);
 
-const COUNTERS: [Counter; 6] = [
+const COUNTERS: [Counter; 11] = [
     ("replies_sent", "Replies the kernel took", |figures| figures.ring.sent),
     (
         "replies_failed",
@@ -99,14 +101,26 @@ const COUNTERS: [Counter; 6] = [
     ("receives_failed", "Receives that failed and were begun anew", |figures| {
         figures.ring.receive_failed
     }),
+    ("http_accepted", "Connections that were accepted", |figures| figures.http.accepted),
+    ("http_timed_out", "Connections ended as they were idle or too slow", |figures| {
+        figures.http.timed_out
+    }),
+    ("http_evicted", "Connections ended to make room for others", |figures| figures.http.evicted),
+    ("http_tls_failed", "Handshakes of TLS that failed", |figures| figures.http.tls_failed),
+    (
+        "http_accept_failed",
+        "Accepts that failed: as many files are open as may be (ulimit -n)",
+        |figures| figures.http.accept_failed,
+    ),
 ];
 
 type Gauge = (&'static str, &'static str, fn(&Shard) -> u64);
 
-const GAUGES: [Gauge; 3] = [
+const GAUGES: [Gauge; 4] = [
     ("torrents", "Torrents in the table, those included that only keep their downloads", |shard| {
         shard.figures.table.torrents as u64
     }),
+    ("http_connections", "Connections that are open", |shard| shard.figures.http.open),
     ("table_bytes", "Memory of the swarm table, by its own accounting", |shard| {
         shard.figures.table.bytes as u64
     }),
@@ -142,18 +156,22 @@ impl Moment {
     }
 
     fn requests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Datagrams by what became of them; forwarded ones are counted again by the shard that answers";
+        let help = "Requests by what became of them; forwarded ones are counted again by the shard that answers";
         let mut metric = encoder.encode_descriptor("requests", help, None, MetricType::Counter)?;
         for Shard { label, figures, .. } in &self.shards {
-            for (family, family_name) in FAMILIES {
+            let origins = PROTOCOLS
+                .iter()
+                .flat_map(|protocol| FAMILIES.iter().map(move |family| (protocol, family)));
+            for ((protocol, protocol_name), (family, family_name)) in origins {
                 for outcome in Outcome::ALL {
                     let labels = [
                         ("shard", label.as_str()),
+                        ("protocol", protocol_name),
                         ("family", family_name),
                         ("kind", outcome.kind()),
                         ("outcome", outcome.name()),
                     ];
-                    let ended_so = figures.of_family(family, outcome);
+                    let ended_so = figures.of_family(*protocol, *family, outcome);
                     count(metric.encode_family(&labels)?, ended_so)?;
                 }
             }
@@ -213,13 +231,13 @@ mod tests {
     fn figures_are_told_by_shard_family_kind_and_outcome() {
         let boards: [Arc<Board>; 2] = std::array::from_fn(|_| Arc::default());
         let mut figures = Figures::default();
-        figures.count(Family::V6, Outcome::Joined);
+        figures.count(Protocol::Http, Family::V6, Outcome::Joined);
         figures.ring.dropped_by_kernel = 7;
         [1, 2, 5, 64].into_iter().for_each(|arrived| figures.count_batch(arrived));
         figures.table = Totals { torrents: 1, seeders: [2, 3], leechers: [4, 5], bytes: 6 };
         boards[1].publish(&figures, Seconds(0));
         let text = text(&Watched { boards: Arc::new(boards), clock: Clock::new() });
-        let joined = "family=\"ipv6\",kind=\"announce\",outcome=\"joined\"}";
+        let joined = "protocol=\"http\",family=\"ipv6\",kind=\"announce\",outcome=\"joined\"}";
         for line in [
             &format!("tsubame_requests_total{{shard=\"1\",{joined} 1"),
             &format!("tsubame_requests_total{{shard=\"0\",{joined} 0"),

@@ -1,4 +1,4 @@
-//! What became of a datagram. Each outcome is a counter: the network writes statistics, never the log.
+//! What became of a request. Each outcome is a counter: the network writes statistics, never the log.
 
 use tsubame_storage::{Change, Refusal};
 use tsubame_udp::wire::Malformed;
@@ -6,7 +6,7 @@ use tsubame_udp::wire::Malformed;
 /// Declares the outcomes with the name each has in metrics
 macro_rules! outcomes {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
-        /// How a datagram ended
+        /// How a request ended
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Outcome {
             $($(#[$doc])* $variant,)*
@@ -69,6 +69,18 @@ outcomes! {
     ShedSlots = "shed_slots",
     /// Dropped: a scrape over several shards of which a part was late or too many wait already
     ShedScrape = "shed_scrape",
+    /// Refused with 400: bytes that are no HTTP request
+    BadRequest = "bad_request",
+    /// Refused with 431: a request whose head is too long
+    HeadTooLong = "head_too_long",
+    /// Refused with 405: neither `GET` nor `HEAD`
+    MethodNotAllowed = "method_not_allowed",
+    /// Refused with 404: a path that is not served
+    NotFound = "not_found",
+    /// Answered with a failure: an announce or scrape that lacks something, or has it wrong
+    BadQuery = "bad_query",
+    /// The page at `/` was shown
+    PageShown = "page_shown",
 }
 
 impl Outcome {
@@ -87,13 +99,19 @@ impl Outcome {
             | Self::Forwarded
             | Self::ShedSlots => "announce",
             Self::Scraped | Self::ShedScrape => "scrape",
+            Self::PageShown => "page",
             Self::TooShort
             | Self::UnknownAction
             | Self::BadMagic
             | Self::WrongConnectionId
             | Self::SourcePortZero
             | Self::Unreadable
-            | Self::ShedMesh => "unknown",
+            | Self::ShedMesh
+            | Self::BadRequest
+            | Self::HeadTooLong
+            | Self::MethodNotAllowed
+            | Self::NotFound
+            | Self::BadQuery => "unknown",
         }
     }
 }

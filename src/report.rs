@@ -1,10 +1,11 @@
 //! What the operator is told: at start, while serving, at the end.
 
 use crate::config::Config;
-use crate::listen::Listeners;
+use crate::http::HttpListeners;
+use crate::listen::{Key, Listeners};
 use crate::memory;
 use crate::outcome::Outcome;
-use crate::stats::Figures;
+use crate::stats::{Figures, Protocol};
 use bytesize::ByteSize;
 use std::net::TcpListener;
 use std::path::Path;
@@ -23,7 +24,7 @@ const DATAGRAMS_PER_MS: usize = 100;
 /// Says what is served, and what will hurt
 pub fn started(
     config: &Config,
-    listeners: &Listeners,
+    (listeners, http, https): (&Listeners, &HttpListeners, &HttpListeners),
     cores: &[usize],
     ceiling: usize,
     control: Option<&TcpListener>,
@@ -31,6 +32,12 @@ pub fn started(
     let version = env!("CARGO_PKG_VERSION");
     for address in &listeners.addresses {
         info!("serving udp://{address}");
+    }
+    for address in &http.addresses {
+        info!("serving http://{address}");
+    }
+    for address in &https.addresses {
+        info!("serving https://{address}");
     }
     let names: Vec<_> = cores.iter().map(usize::to_string).collect();
     let steering = match &listeners.steered {
@@ -56,15 +63,23 @@ pub fn started(
         humantime::format_duration(config.udp.connection_id_lifetime)
     );
     let buffer = listeners.receive_buffer;
-    info!(
-        "a receive buffer of {} holds {} ms of {},000 datagrams a second",
-        iec(buffer),
-        // Twice: the kernel gives as much again for its own bookkeeping, which is counted here.
-        2 * buffer / DATAGRAM_COST_BYTES / DATAGRAMS_PER_MS,
-        DATAGRAMS_PER_MS
-    );
+    if !listeners.addresses.is_empty() {
+        info!(
+            "a receive buffer of {} holds {} ms of {},000 datagrams a second",
+            iec(buffer),
+            // Twice: the kernel gives as much again for its own bookkeeping, which is counted here.
+            2 * buffer / DATAGRAM_COST_BYTES / DATAGRAMS_PER_MS,
+            DATAGRAMS_PER_MS
+        );
+    }
     if let Some(Ok(address)) = control.map(TcpListener::local_addr) {
         info!("control plane on http://{address}/healthz and /metrics");
+    }
+    let udp = listeners.left_out.iter().map(|address| (Key::Udp, address));
+    let http = http.left_out.iter().map(|address| (Key::Http, address));
+    let https = https.left_out.iter().map(|address| (Key::Https, address));
+    for (key, address) in udp.chain(http).chain(https) {
+        warn!("{key}: {address} is left out, as this machine has no such address family");
     }
     warnings(config, listeners, cores);
 }
@@ -91,17 +106,11 @@ fn warnings(config: &Config, listeners: &Listeners, cores: &[usize]) {
              set it to off if that is meant"
         );
     }
-    for address in &listeners.left_out {
-        warn!("udp.listen: {address} is left out, as this machine has no such address family");
-    }
     let mut distinct = cores.to_vec();
     distinct.sort_unstable();
     distinct.dedup();
     if distinct.len() < cores.len() {
         warn!("cpus: a core is listed more than once; its shards will wait for each other");
-    }
-    for line in config.not_served() {
-        warn!("{line}");
     }
 }
 
@@ -162,10 +171,16 @@ pub fn stopped(figures: &Figures, uptime: Duration, ended: bool) {
 fn line(figures: &Figures) -> String {
     let resident = memory::resident_bytes().map_or_else(|| "?".to_owned(), iec);
     // What was passed on is counted by the shard that answers it.
-    let ends = Outcome::ALL.iter().filter(|outcome| **outcome != Outcome::Forwarded);
-    let v6: u64 = ends.map(|outcome| figures.of_family(Family::V6, *outcome)).sum();
+    let ends = Outcome::ALL.into_iter().filter(|outcome| *outcome != Outcome::Forwarded);
+    let [over_udp, over_http] = Protocol::ALL.map(|protocol| {
+        Family::ALL.map(|family| {
+            ends.clone().map(|end| figures.of_family(protocol, family, end)).sum::<u64>()
+        })
+    });
+    let v6 = over_udp[1] + over_http[1];
+    let http: u64 = over_http.iter().sum();
     format!(
-        "{} connects, {} announces, {} scrapes answered, {} rejected, {} shed; {v6} datagrams over IPv6, \
+        "{} connects, {} announces, {} scrapes answered, {} rejected, {} shed; {v6} over IPv6, {http} over HTTP, \
          {} forwarded between shards; \
          {} torrents, {} peers in {}, {resident} resident, {} fixed a shard",
         figures.of(Outcome::Connected),

@@ -4,26 +4,29 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::control::{self, ControlError, Watched};
 use crate::cpus::{self, CpuError};
+use crate::http::{self, Certificate, Tls, TlsError};
 use crate::identity::Identity;
-use crate::listen::{ListenError, Listeners};
+use crate::listen::{Key, ListenError, Listeners};
 use crate::mesh::{Message, Port, mesh};
 use crate::shard::{Parts, Shard};
 use crate::stats::{Board, Figures};
 use crate::supervisor::{Ended, ShardError, Supervisor};
 use crate::tracker::{Terms, Tracker};
 use crate::{memory, report};
+use std::collections::BTreeSet;
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tsubame_storage::{Settings, Swarms};
 use tsubame_udp::connection_id::ConnectionIds;
 use tsubame_udp::ring::Ring;
 
-/// Entries of each shard's tokio-uring ring, which carries no datagrams
-const RUNTIME_RING_ENTRIES: u32 = 64;
+/// Entries of each shard's tokio-uring ring, which carries HTTP: what is asked of the kernel in one call
+const RUNTIME_RING_ENTRIES: u32 = 256;
 
 /// How long shards may take to stop
 const STOP_PATIENCE: Duration = Duration::from_millis(900);
@@ -43,6 +46,9 @@ pub enum RunError {
     /// No control plane
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// No certificate
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// No shards
     #[error(transparent)]
     Shards(ShardError),
@@ -71,6 +77,7 @@ struct Running {
     control: Port,
     watched: Watched,
     steered: bool,
+    certificate: Option<Arc<Certificate>>,
 }
 
 /// Runs the tracker until it is told to stop by SIGINT or SIGTERM
@@ -81,30 +88,92 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let shards = cores.len() as u16;
     let identity = Identity::draw(shards).map_err(RunError::Randomness)?;
     let mut listeners = Listeners::bind(&config.udp, &identity.steering_keys(), shards, &clock)?;
+    let mut http = http::bind(Key::Http, &config.http.listen, shards, &clock)?;
+    let mut https = http::bind(Key::Https, &config.http.tls.listen, shards, &clock)?;
+    let http_terms =
+        http_terms(config, [&listeners.addresses, &http.addresses, &https.addresses], shards);
+    let runtime = control_runtime(shards)?;
+    let certificate = match &config.http.tls {
+        tls if tls.listen.is_empty() => None,
+        tls => Some(Arc::new(Certificate::load(&tls.certificate, &tls.key)?)),
+    };
+    let tls = certificate.clone().map(|it| Tls::new(it, runtime.handle().clone())).transpose()?;
     let control = config.control.listen.map(control::bind).transpose()?;
     let ceiling = memory::ceiling(config.storage.memory);
     let mut ports = mesh(shards);
     let control_port = ports.pop().expect("a mesh has a port for the control plane");
     let boards: Arc<[Arc<Board>]> = (0..shards).map(|_| Arc::default()).collect();
     let sockets = std::mem::take(&mut listeners.shards);
-    let bodies = sockets.into_iter().zip(ports).enumerate().map(|(number, (sockets, port))| {
+    let connections = std::mem::take(&mut http.shards).into_iter();
+    let connections = connections.zip(std::mem::take(&mut https.shards));
+    let sockets = sockets.into_iter().zip(connections);
+    let bodies = sockets.zip(ports).enumerate().map(|(number, ((sockets, listeners), port))| {
         let number = number as u16;
         let (board, keys) = (boards[usize::from(number)].clone(), identity.steering_keys());
         let tracker = tracker(config, &identity, number, ceiling / usize::from(shards));
+        let (plain, encrypted) = listeners;
+        let http = http::Parts { plain, encrypted, terms: http_terms.clone(), tls: tls.clone() };
         let body = move |ready: &dyn Fn()| {
             let ring = Ring::new(sockets)?;
             let parts = Parts { number, shards, keys, ring, tracker, port, board, clock };
-            serve_shard(parts, ready)
+            serve_shard(parts, http, ready)
         };
         (cores[usize::from(number)], body)
     });
     let supervisor = Supervisor::start(bodies.collect()).map_err(RunError::Shards)?;
     let watched = Watched { boards, clock };
-    let running =
-        Running { supervisor, control: control_port, watched, steered: listeners.is_steered() };
-    control_plane(running, control, |control| {
-        report::started(config, &listeners, &cores, ceiling, control);
+    let steered = listeners.is_steered();
+    let running = Running { supervisor, control: control_port, watched, steered, certificate };
+    control_plane(&runtime, running, control, |control| {
+        report::started(config, (&listeners, &http, &https), &cores, ceiling, control);
     })
+}
+
+/// The runtime of the control plane, whose helper threads do what would hold up a shard
+fn control_runtime(shards: u16) -> Result<Runtime, RunError> {
+    let everywhere = cpus::affinity();
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(usize::from(shards).max(2))
+        // A shard that asks for one starts it on its own core, where it must not stay.
+        .on_thread_start(move || {
+            cpus::spread(&everywhere);
+            cpus::step_back();
+        })
+        .build()
+        .map_err(RunError::Runtime)
+}
+
+fn http_terms(config: &Config, addresses: [&[SocketAddr]; 3], shards: u16) -> Arc<http::Terms> {
+    let limits = config.http.limits;
+    Arc::new(http::Terms {
+        paths: config.http.paths.clone(),
+        trusted_proxies: config.http.trusted_proxies.clone(),
+        connections: (limits.connections as usize).div_ceil(usize::from(shards)),
+        requests: limits.requests,
+        idle_secs: limits.idle.as_secs(),
+        head_secs: limits.head.as_secs(),
+        urls: announce_urls(config, addresses),
+    })
+}
+
+/// Where clients announce over UDP, HTTP and HTTPS, without the host: each port and path once
+fn announce_urls(
+    config: &Config,
+    [udp, http, https]: [&[SocketAddr]; 3],
+) -> Vec<(&'static str, String)> {
+    let over_udp = udp.iter().map(|address| ("udp", format!(":{}/announce", address.port())));
+    let mut urls: Vec<_> = over_udp.collect();
+    for (scheme, addresses) in [("http", http), ("https", https)] {
+        for address in addresses {
+            let paths = config.http.paths.announce.iter();
+            urls.extend(paths.map(|path| (scheme, format!(":{}{path}", address.port()))));
+        }
+    }
+    // Both families have mostly the same port.
+    let mut seen = BTreeSet::new();
+    urls.retain(|url| seen.insert(url.clone()));
+    urls
 }
 
 fn tracker(config: &Config, identity: &Identity, shard: u16, memory_bytes: usize) -> Tracker {
@@ -114,6 +183,7 @@ fn tracker(config: &Config, identity: &Identity, shard: u16, memory_bytes: usize
     let ids = ConnectionIds::new(*first, others, udp.connection_id_lifetime.as_secs());
     let terms = Terms {
         interval_secs: announce.interval.as_secs() as u32,
+        min_interval_secs: announce.min_interval.as_secs() as u32,
         numwant_default: announce.numwant_default,
         numwant_max: announce.numwant_max,
         reply_len_max: udp.reply_size,
@@ -133,25 +203,25 @@ fn tracker(config: &Config, identity: &Identity, shard: u16, memory_bytes: usize
 }
 
 /// The body of a shard's thread
-fn serve_shard(parts: Parts, ready: &dyn Fn()) -> Result<(), ShardError> {
+fn serve_shard(parts: Parts, http: http::Parts, ready: &dyn Fn()) -> Result<(), ShardError> {
     let mut builder = tokio_uring::builder();
     builder.entries(RUNTIME_RING_ENTRIES);
     let runtime = tokio_uring::Runtime::new(&builder).map_err(ShardError::Start)?;
     ready();
-    runtime.block_on(Shard::new(parts).run()).map_err(ShardError::Ring)
+    let ended = runtime.block_on(Shard::new(parts).run(http)).map_err(ShardError::Ring);
+    // It would wait for connections whose clients have not noticed the end.
+    std::mem::forget(runtime);
+    ended
 }
 
 /// Signals, health and warnings, on this thread, until the end; `started` is called once signals are heard
 fn control_plane(
+    runtime: &Runtime,
     running: Running,
     control: Option<TcpListener>,
     started: impl FnOnce(Option<&TcpListener>),
 ) -> Result<(), RunError> {
     cpus::step_back();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(RunError::Runtime)?;
     runtime.block_on(async {
         let signals = Signals::new().map_err(RunError::Runtime)?;
         started(control.as_ref());
@@ -187,9 +257,7 @@ async fn watch(mut running: Running, signals: Signals) -> Result<(), RunError> {
         tokio::select! {
             _ = interrupt.recv() => break "SIGINT",
             _ = terminate.recv() => break "SIGTERM",
-            _ = hangup.recv() => {
-                tracing::info!("SIGHUP: this version reloads nothing; restart it for a new config");
-            }
+            _ = hangup.recv() => reload(running.certificate.as_deref()),
             _ = look.tick() => {
                 let figures = sum(&running.watched.boards);
                 report::watched(&seen, &figures, running.steered);
@@ -206,6 +274,19 @@ async fn watch(mut running: Running, signals: Signals) -> Result<(), RunError> {
     let ended = running.supervisor.all_ended(STOP_PATIENCE).await;
     report::stopped(&sum(&running.watched.boards), running.watched.clock.elapsed(), ended);
     Ok(())
+}
+
+/// What can change while the tracker runs: the certificate
+fn reload(certificate: Option<&Certificate>) {
+    match certificate.map(Certificate::reload) {
+        Some(Ok(())) => tracing::info!(
+            "SIGHUP: the certificate was read again; for a new config, restart the tracker"
+        ),
+        Some(Err(error)) => tracing::error!("SIGHUP: {error}; the old certificate stays"),
+        None => {
+            tracing::info!("SIGHUP: there is no certificate; for a new config, restart the tracker")
+        }
+    }
 }
 
 fn died(ended: Option<Ended>) -> RunError {

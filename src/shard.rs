@@ -3,16 +3,21 @@
 //! It takes turns: take what arrived, admit all, look at the table for all, answer all, submit all; then the
 //! mesh, then a bit of the sweep. Nothing on this thread waits for anything but the next turn.
 
+mod for_http;
 mod scrapes;
 
 use crate::clock::{Clock, Now};
-use crate::mesh::{Message, Port, Rows};
+use crate::http::{self, Desk};
+use crate::mesh::{HTTP_TICKET, Message, Port, Rows};
 use crate::outcome::{Outcome, Verdict};
-use crate::stats::{Board, Figures};
+use crate::stats::{Board, Figures, Protocol};
 use crate::tracker::{Admitted, Announce, Scrape, Tracker};
-use scrapes::{Pending, Scrapes};
+pub use for_http::Asked;
+use scrapes::{Pending, Questions, Scrapes};
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::Interest;
@@ -20,6 +25,7 @@ use tokio::io::unix::AsyncFd;
 use tsubame_storage::{Ahead, Counts, Family, InfoHash};
 use tsubame_udp::ring::{Received, ReturnPath, Ring};
 use tsubame_udp::steering::SteeringKeys;
+use tsubame_udp::wire::TransactionId;
 
 /// Datagrams after which other tasks of this thread get their turn
 const DATAGRAMS_PER_YIELD: usize = 256;
@@ -34,8 +40,8 @@ const TURNS_PER_YIELD: usize = 16;
 /// Datagrams since the last wait or sleep that are company
 const COMPANY: usize = 4;
 
-/// How long the next ones are waited for, at most once before other tasks get their turn. This is the most that a reply is
-/// late for it, and that HTTP and the mesh have to wait
+/// How long the next ones are waited for, at most once before other tasks get their turn. This is the most that a
+/// reply is late for it, and that HTTP and the mesh have to wait
 const PATIENCE: Duration = Duration::from_micros(100);
 
 /// How long operations may take to end when the shard stops
@@ -53,8 +59,9 @@ pub struct Shard {
     batch: Vec<Item>,
     inbox: Vec<(usize, Message)>,
     aheads: Vec<Option<Ahead>>,
-    questions: Vec<Rows<InfoHash>>,
+    questions: Questions,
     scrapes: Scrapes,
+    desk: Desk,
     figures: Figures,
     board: Arc<Board>,
     clock: Clock,
@@ -84,6 +91,13 @@ pub struct Parts {
     pub clock: Clock,
 }
 
+/// What comes after a step
+enum Step {
+    Again,
+    Sleep,
+    Stop,
+}
+
 /// An admitted request on its way through a batch
 #[derive(Debug)]
 struct Item {
@@ -97,7 +111,6 @@ impl Shard {
     /// A shard of these parts
     pub fn new(parts: Parts) -> Self {
         let Parts { number, shards, keys, ring, tracker, port, board, clock } = parts;
-        let no_rows = Rows::new(0, InfoHash([0; 20]));
         let inbox = Port::messages_per_turn();
         Self {
             number,
@@ -109,8 +122,9 @@ impl Shard {
             batch: Vec::with_capacity(BATCH_MAX),
             inbox: Vec::with_capacity(inbox),
             aheads: Vec::with_capacity(inbox),
-            questions: vec![no_rows; usize::from(shards)],
+            questions: Questions::new(usize::from(shards)),
             scrapes: Scrapes::new(),
+            desk: Desk::default(),
             figures: Figures::default(),
             board,
             clock,
@@ -120,40 +134,72 @@ impl Shard {
     }
 
     /// Serves until the control plane says stop
-    pub async fn run(mut self) -> io::Result<()> {
+    pub async fn run(self, http: http::Parts) -> io::Result<()> {
         let event = awaitable(self.ring.event().try_clone_to_owned()?)?;
+        let bell = self.port.bell();
+        let shard = Rc::new(RefCell::new(self));
+        let service = http::serve(http, &shard)?;
         let mut seconds = tokio::time::interval(Duration::from_secs(1));
-        while !self.stopping {
-            let resting = self.take_turns()?;
-            let now = self.clock.now();
-            let sweeping = self.tracker.swarms_mut().sweep(now.monotonic);
-            self.publish(now);
-            if !resting || sweeping {
-                tokio::task::yield_now().await;
-                continue;
-            }
-            // In this order: what happens after the event is asked for either is found by the turn or makes
-            // it readable.
-            self.ring.ask_for_event(true);
-            if self.turn(None)? == 0 && self.port.go_to_sleep() {
-                tokio::select! {
-                    biased;
-                    ready = event.readable() => {
-                        drain(event.get_ref());
-                        ready?.clear_ready();
-                    }
-                    () = self.port.rung() => {}
-                    _ = seconds.tick() => {}
+        loop {
+            let step = shard.borrow_mut().step()?;
+            match step {
+                Step::Again => {
+                    tokio::task::yield_now().await;
+                    continue;
                 }
-                self.port.wake_up();
+                Step::Stop => break,
+                Step::Sleep => {}
             }
-            self.ring.ask_for_event(false);
+            tokio::select! {
+                biased;
+                ready = event.readable() => {
+                    drain(event.get_ref());
+                    ready?.clear_ready();
+                }
+                () = bell.rung() => {}
+                _ = seconds.tick() => {}
+            }
+            shard.borrow_mut().wake_up();
         }
+        service.stop().await;
+        shard.borrow_mut().end();
+        // The process is about to end: taking gigabytes apart would only keep it.
+        std::mem::forget(shard);
+        Ok(())
+    }
+
+    /// What there is to do until other tasks of this thread get their turn
+    ///
+    /// Those tasks serve HTTP and use this shard, too; so it is borrowed for a step, never over an await.
+    fn step(&mut self) -> io::Result<Step> {
+        if self.stopping {
+            return Ok(Step::Stop);
+        }
+        let resting = self.take_turns()?;
+        let now = self.clock.now();
+        let sweeping = self.tracker.swarms_mut().sweep(now.monotonic);
+        self.publish(now);
+        if !resting || sweeping || self.stopping {
+            return Ok(Step::Again);
+        }
+        // In this order: what happens after the event is asked for either is found by the turn or makes
+        // it readable.
+        self.ring.ask_for_event(true);
+        if self.turn(None)? == 0 && self.port.go_to_sleep() {
+            return Ok(Step::Sleep);
+        }
+        self.ring.ask_for_event(false);
+        Ok(Step::Again)
+    }
+
+    fn wake_up(&mut self) {
+        self.port.wake_up();
+        self.ring.ask_for_event(false);
+    }
+
+    fn end(&mut self) {
         self.publish(self.clock.now());
         self.ring.stop(STOP_PATIENCE);
-        // The process is about to end: taking gigabytes apart would only keep it.
-        std::mem::forget(self.tracker);
-        Ok(())
     }
 
     fn publish(&mut self, now: Now) {
@@ -221,7 +267,7 @@ impl Shard {
         for _ in 0..count {
             let Some(received) = self.ring.take() else { break };
             let Some((datagram, reply)) = self.ring.open(&received) else {
-                self.figures.count(Family::V4, Outcome::Unreadable);
+                self.count(Family::V4, Outcome::Unreadable);
                 self.ring.release(received);
                 continue;
             };
@@ -256,14 +302,14 @@ impl Shard {
         let Item { received, family, admitted, ahead } = item;
         let owned = self.owns(&admitted.info_hash());
         match &admitted {
-            Admitted::Announce(announce) if !owned => {
-                self.forward(received, family, announce);
+            Admitted::Announce(announce, transaction_id) if !owned => {
+                self.forward(received, family, announce, *transaction_id);
                 return Ok(());
             }
             Admitted::Scrape(scrape) if !owned || scrape.rows > 1 && self.shards > 1 => {
                 return self.scrape_everywhere(now, received, family, scrape);
             }
-            Admitted::Announce(_) | Admitted::Scrape(_) => {}
+            Admitted::Announce(..) | Admitted::Scrape(_) => {}
         }
         let verdict = match self.ring.open(&received) {
             Some((datagram, reply)) => {
@@ -284,7 +330,7 @@ impl Shard {
 
     /// Counts a datagram and sends its reply, if there is one
     fn conclude(&mut self, received: Received, family: Family, verdict: Verdict) -> io::Result<()> {
-        self.figures.count(family, verdict.outcome);
+        self.count(family, verdict.outcome);
         match verdict.reply_len {
             0 => self.ring.release(received),
             len => self.ring.send(received, len)?,
@@ -292,14 +338,25 @@ impl Shard {
         Ok(())
     }
 
+    fn count(&mut self, family: Family, outcome: Outcome) {
+        self.figures.count(Protocol::Udp, family, outcome);
+    }
+
     /// Has the owner answer an announce, from its own socket
-    fn forward(&mut self, received: Received, family: Family, announce: &Announce) {
+    fn forward(
+        &mut self,
+        received: Received,
+        family: Family,
+        announce: &Announce,
+        transaction_id: TransactionId,
+    ) {
         let owner = self.owner(&announce.info_hash);
         let sent = self.ring.return_path(&received).is_some_and(|path| {
-            self.port.send(usize::from(owner), Message::Announce(*announce, path))
+            let message = Message::Announce(*announce, transaction_id, path);
+            self.port.send(usize::from(owner), message)
         });
         let outcome = if sent { Outcome::Forwarded } else { Outcome::ShedMesh };
-        self.figures.count(family, outcome);
+        self.count(family, outcome);
         self.ring.release(received);
     }
 
@@ -312,14 +369,12 @@ impl Shard {
         scrape: &Scrape,
     ) -> io::Result<()> {
         let Some(ticket) = self.scrapes.ticket() else {
-            self.figures.count(family, Outcome::ShedScrape);
+            self.count(family, Outcome::ShedScrape);
             self.ring.release(received);
             return Ok(());
         };
-        for questions in &mut self.questions {
-            *questions = Rows::new(ticket, InfoHash([0; 20]));
-        }
         let (mut missing, mut reply_len, mut asked_all) = (0, 0, true);
+        self.questions.begin(ticket);
         if let Some((datagram, reply)) = self.ring.open(&received) {
             reply_len = scrape.begin_reply(reply);
             for (row, info_hash) in scrape.info_hashes(datagram.payload).enumerate() {
@@ -330,22 +385,13 @@ impl Shard {
                     continue;
                 }
                 missing += 1;
-                if self.questions[owner].push(row as u8, info_hash) {
-                    let full = self.questions[owner];
-                    asked_all &= self.port.send(owner, Message::Question(full));
-                    self.questions[owner] = Rows::new(ticket, InfoHash([0; 20]));
-                }
+                asked_all &= self.questions.ask(&mut self.port, owner, row as u8, info_hash);
             }
         }
-        for owner in 0..self.questions.len() {
-            let rest = self.questions[owner];
-            if !rest.is_empty() {
-                asked_all &= self.port.send(owner, Message::Question(rest));
-            }
-        }
+        asked_all &= self.questions.end(&mut self.port);
         if !asked_all {
             // A reply with false zeros would be worse than none.
-            self.figures.count(family, Outcome::ShedMesh);
+            self.count(family, Outcome::ShedMesh);
             self.ring.release(received);
         } else if missing == 0 {
             let verdict = Verdict { outcome: Outcome::Scraped, reply_len };
@@ -362,8 +408,8 @@ impl Shard {
         let mut inbox = std::mem::take(&mut self.inbox);
         let taken = self.port.receive(|from, message| inbox.push((from, message)));
         let ahead = |message: &(usize, Message)| match message {
-            (_, Message::Announce(announce, _)) => {
-                Some(self.tracker.look_ahead(&Admitted::Announce(*announce)))
+            (_, Message::Announce(announce, transaction_id, _)) => {
+                Some(self.tracker.look_ahead(&Admitted::Announce(*announce, *transaction_id)))
             }
             _ => None,
         };
@@ -373,8 +419,8 @@ impl Shard {
         let mut aheads = std::mem::take(&mut self.aheads);
         for ((from, message), ahead) in inbox.drain(..).zip(aheads.drain(..)) {
             match (message, ahead) {
-                (Message::Announce(announce, path), Some(ahead)) => {
-                    self.answer_forwarded(now, &announce, &path, ahead)?;
+                (Message::Announce(announce, transaction_id, path), Some(ahead)) => {
+                    self.answer_forwarded(now, (&announce, transaction_id), &path, ahead)?;
                 }
                 (Message::Announce(..), None) => {}
                 (Message::Question(rows), _) => {
@@ -383,6 +429,11 @@ impl Shard {
                     self.port.send(from, Message::Answer(answer));
                 }
                 (Message::Answer(rows), _) => self.take_answer(&rows)?,
+                (Message::Ask(announce, mut list), _) => {
+                    list.fill(&mut self.tracker, now, &announce);
+                    self.port.send(from, Message::Told(list));
+                }
+                (Message::Told(list), _) => self.desk.told(list),
                 (Message::Stop, _) => self.stopping = true,
             }
         }
@@ -393,7 +444,7 @@ impl Shard {
     fn answer_forwarded(
         &mut self,
         now: Now,
-        announce: &Announce,
+        (announce, transaction_id): (&Announce, TransactionId),
         path: &ReturnPath,
         ahead: Ahead,
     ) -> io::Result<()> {
@@ -406,12 +457,12 @@ impl Shard {
             }
         };
         let Some(slot) = slot else {
-            self.figures.count(announce.family, Outcome::ShedSlots);
+            self.count(announce.family, Outcome::ShedSlots);
             return Ok(());
         };
         let reply = self.ring.forward_reply(&slot);
-        let verdict = self.tracker.answer_announce(now, ahead, announce, reply);
-        self.figures.count(announce.family, verdict.outcome);
+        let verdict = self.tracker.answer_announce(now, ahead, announce, transaction_id, reply);
+        self.count(announce.family, verdict.outcome);
         match verdict.reply_len {
             0 => self.ring.release_forward(slot),
             len => self.ring.send_forward(slot, path, len)?,
@@ -420,6 +471,10 @@ impl Shard {
     }
 
     fn take_answer(&mut self, rows: &Rows<Counts>) -> io::Result<()> {
+        if rows.ticket & HTTP_TICKET != 0 {
+            self.desk.counted(rows);
+            return Ok(());
+        }
         let Some(pending) = self.scrapes.waiting(rows.ticket) else { return Ok(()) };
         if let Some((_, reply)) = self.ring.open(&pending.received) {
             for (row, counts) in rows.iter() {
@@ -437,7 +492,7 @@ impl Shard {
     }
 
     fn give_up(&mut self, late: Pending) {
-        self.figures.count(late.family, Outcome::ShedScrape);
+        self.count(late.family, Outcome::ShedScrape);
         self.ring.release(late.received);
     }
 }

@@ -8,15 +8,47 @@ use tsubame_udp::ring::RingCounts;
 const OUTCOMES: usize = Outcome::ALL.len();
 const RING: usize = 6;
 const TABLE: usize = 6;
-const CELLS: usize = 2 * OUTCOMES + RING + BATCH_SIZES + 1 + TABLE;
+const HTTP: usize = 6;
+const CELLS: usize = 2 * 2 * OUTCOMES + RING + BATCH_SIZES + 1 + TABLE + HTTP;
 
 /// Classes of batches: of 1 datagram, 2 to 3, 4 to 7, and so on; the last is of full ones
 pub const BATCH_SIZES: usize = 7;
 
+/// What a request came over
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// A datagram
+    Udp,
+    /// A connection, encrypted or not
+    Http,
+}
+
+impl Protocol {
+    /// Both, in the order of their counters
+    pub const ALL: [Self; 2] = [Self::Udp, Self::Http];
+}
+
+/// What became of connections
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HttpCounts {
+    /// Connections that are open
+    pub open: u64,
+    /// Connections that were accepted
+    pub accepted: u64,
+    /// Connections that were ended as they were idle, or too slow
+    pub timed_out: u64,
+    /// Connections that were ended to make room for others
+    pub evicted: u64,
+    /// Handshakes of TLS that failed
+    pub tls_failed: u64,
+    /// Accepts that failed, as no more files may be open
+    pub accept_failed: u64,
+}
+
 /// A shard's figures at one moment
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Figures {
-    outcomes: [[u64; OUTCOMES]; 2],
+    outcomes: [[[u64; OUTCOMES]; 2]; 2],
     /// What became of operations on the ring
     pub ring: RingCounts,
     /// Turns by the class of how many datagrams they took; those that took none are left out
@@ -25,20 +57,23 @@ pub struct Figures {
     pub arrived: u64,
     /// What the swarm table holds
     pub table: Totals,
+    /// What became of connections
+    pub http: HttpCounts,
 }
 
 impl Default for Figures {
     fn default() -> Self {
         let (ring, table) = (RingCounts::default(), Totals::default());
         let batches = [0; BATCH_SIZES];
-        Self { outcomes: [[0; OUTCOMES]; 2], ring, batches, arrived: 0, table }
+        let (outcomes, http) = ([[[0; OUTCOMES]; 2]; 2], HttpCounts::default());
+        Self { outcomes, ring, batches, arrived: 0, table, http }
     }
 }
 
 impl Figures {
-    /// Counts a datagram
-    pub fn count(&mut self, family: Family, outcome: Outcome) {
-        self.outcomes[family as usize][outcome as usize] += 1;
+    /// Counts a request
+    pub fn count(&mut self, protocol: Protocol, family: Family, outcome: Outcome) {
+        self.outcomes[protocol as usize][family as usize][outcome as usize] += 1;
     }
 
     /// Counts a turn that took so many datagrams, at least one
@@ -48,14 +83,14 @@ impl Figures {
         self.arrived += arrived as u64;
     }
 
-    /// How many datagrams of both families ended so
+    /// How many requests ended so
     pub fn of(&self, outcome: Outcome) -> u64 {
-        self.outcomes.iter().map(|outcomes| outcomes[outcome as usize]).sum()
+        self.outcomes.iter().flatten().map(|outcomes| outcomes[outcome as usize]).sum()
     }
 
-    /// How many datagrams of a family ended so
-    pub fn of_family(&self, family: Family, outcome: Outcome) -> u64 {
-        self.outcomes[family as usize][outcome as usize]
+    /// How many requests of a protocol and a family ended so
+    pub fn of_family(&self, protocol: Protocol, family: Family, outcome: Outcome) -> u64 {
+        self.outcomes[protocol as usize][family as usize][outcome as usize]
     }
 
     /// Announces that were answered, whatever they changed
@@ -77,17 +112,29 @@ impl Figures {
         answered.iter().map(|outcome| self.of(*outcome)).sum()
     }
 
-    /// Datagrams that were dropped or refused for what they were
+    /// Requests that were dropped or refused for what they were
     pub fn rejected(&self) -> u64 {
         use Outcome::{
-            BadMagic, SourcePortZero, TooShort, UnknownAction, Unreadable, WrongConnectionId,
+            BadMagic, BadQuery, BadRequest, HeadTooLong, MethodNotAllowed, NotFound,
+            SourcePortZero, TooShort, UnknownAction, Unreadable, WrongConnectionId,
         };
-        let rejected =
-            [TooShort, UnknownAction, BadMagic, WrongConnectionId, SourcePortZero, Unreadable];
+        let rejected = [
+            TooShort,
+            UnknownAction,
+            BadMagic,
+            WrongConnectionId,
+            SourcePortZero,
+            Unreadable,
+            BadRequest,
+            HeadTooLong,
+            MethodNotAllowed,
+            NotFound,
+            BadQuery,
+        ];
         rejected.iter().map(|outcome| self.of(*outcome)).sum()
     }
 
-    /// Datagrams that were dropped because a queue was full
+    /// Requests that were dropped or refused because a queue was full
     pub fn shed(&self) -> u64 {
         let shed = [Outcome::ShedMesh, Outcome::ShedSlots, Outcome::ShedScrape];
         shed.iter().map(|outcome| self.of(*outcome)).sum()
@@ -122,8 +169,11 @@ impl Figures {
             [turns, sent, send_failed, out_of_buffers, receive_failed, dropped_by_kernel];
         let [[sa, sb], [la, lb]] = [seeders, leechers];
         let table: [u64; TABLE] = [torrents as u64, sa, sb, la, lb, bytes as u64];
-        let values = self.outcomes.iter().flatten().copied().chain(ring);
-        let values = values.chain(self.batches).chain([self.arrived]).chain(table);
+        let HttpCounts { open, accepted, timed_out, evicted, tls_failed, accept_failed } =
+            self.http;
+        let http: [u64; HTTP] = [open, accepted, timed_out, evicted, tls_failed, accept_failed];
+        let values = self.outcomes.iter().flatten().flatten().copied().chain(ring);
+        let values = values.chain(self.batches).chain([self.arrived]).chain(table).chain(http);
         for (cell, value) in cells.iter_mut().zip(values) {
             *cell = value;
         }
@@ -134,7 +184,8 @@ impl Figures {
         let mut figures = Self::default();
         let mut cells = cells.iter().copied();
         let mut next = || cells.next().unwrap_or(0);
-        figures.outcomes.iter_mut().flatten().for_each(|outcome| *outcome = next());
+        let outcomes = figures.outcomes.iter_mut().flatten().flatten();
+        outcomes.for_each(|outcome| *outcome = next());
         figures.ring = RingCounts {
             turns: next(),
             sent: next(),
@@ -150,6 +201,14 @@ impl Figures {
             seeders: [next(), next()],
             leechers: [next(), next()],
             bytes: next() as usize,
+        };
+        figures.http = HttpCounts {
+            open: next(),
+            accepted: next(),
+            timed_out: next(),
+            evicted: next(),
+            tls_failed: next(),
+            accept_failed: next(),
         };
         figures
     }
@@ -201,8 +260,9 @@ mod tests {
     #[test]
     fn what_is_published_is_read() {
         let mut figures = Figures::default();
-        figures.count(Family::V6, Outcome::ShedScrape);
-        figures.count(Family::V4, Outcome::Joined);
+        figures.count(Protocol::Udp, Family::V6, Outcome::ShedScrape);
+        figures.count(Protocol::Http, Family::V4, Outcome::Joined);
+        figures.http.accept_failed = 3;
         figures.ring.receive_failed = 5;
         figures.ring.dropped_by_kernel = 8;
         [1, 3, 4, 63, 64].into_iter().for_each(|arrived| figures.count_batch(arrived));
@@ -216,6 +276,7 @@ mod tests {
         let mut sum = board.read();
         sum.add(&figures);
         assert_eq!((sum.announces(), sum.shed(), sum.peers(), sum.table.bytes), (2, 2, 28, 12));
-        assert_eq!(sum.of_family(Family::V4, Outcome::Joined), 2);
+        assert_eq!(sum.of_family(Protocol::Http, Family::V4, Outcome::Joined), 2);
+        assert_eq!(sum.of_family(Protocol::Udp, Family::V4, Outcome::Joined), 0);
     }
 }

@@ -2,13 +2,15 @@
 //!
 //! Two functions decide. [`Tracker::admit`] needs no swarm and runs on any shard; [`Tracker::answer`] runs on
 //! the one that owns the info hash. Neither does I/O, reads a clock, allocates or logs. The shards, the
-//! simulation, the fuzzer and the benches all call these.
+//! simulation, the fuzzer and the benches all call these. What comes over HTTP goes the same way:
+//! [`Tracker::admit_query`] in place of the first, and [`Tracker::enter`], which is what answering comes down to.
 
 use crate::clock::Now;
-use crate::limits::peers_fitting;
+use crate::limits::{NUMWANT_LIMIT, peers_fitting};
 use crate::outcome::{Outcome, Verdict};
 use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};
+use tsubame_http::query;
 use tsubame_storage::{
     Ahead, Announced, Counts, Endpoint, Event, Family, InfoHash, PeerId, PeerSpace, Role, Swarms,
 };
@@ -23,6 +25,8 @@ use tsubame_udp::wire::{
 pub struct Terms {
     /// Seconds between a client's announces
     pub interval_secs: u32,
+    /// Seconds that a client waits at least; UDP has no field for it
+    pub min_interval_secs: u32,
     /// Peers for a client that does not say how many it wants
     pub numwant_default: u32,
     /// Peers for a client that wants many
@@ -46,8 +50,8 @@ pub struct Tracker {
 /// A request of a proven source, ready for whoever owns the info hash
 #[derive(Clone, Copy, Debug)]
 pub enum Admitted {
-    /// Enters a swarm
-    Announce(Announce),
+    /// Enters a swarm; the answer carries the transaction id
+    Announce(Announce, TransactionId),
     /// Asks for figures
     Scrape(Scrape),
 }
@@ -73,9 +77,23 @@ pub struct Announce {
     pub left: u64,
     /// Peers it gets, at most
     pub numwant: u16,
-    /// The family the request came over: the reply's peers are of the same (BEP 15)
+    /// The family the request came over: over UDP, the reply's peers are of the same (BEP 15)
     pub family: Family,
-    transaction_id: TransactionId,
+}
+
+/// What an announce asks for, whatever it came in
+struct Asked {
+    info_hash: InfoHash,
+    peer_id: PeerId,
+    port: u16,
+    event: Event,
+    downloaded: u64,
+    uploaded: u64,
+    left: u64,
+    num_want: Option<u32>,
+    claimed: Option<IpAddr>,
+    /// Peers that fit the reply
+    fitting: u32,
 }
 
 /// A proven scrape
@@ -149,7 +167,8 @@ impl Tracker {
         }
         match request {
             Request::Announce(announce) => {
-                Ok(Admitted::Announce(self.admit_announce(address, &announce)))
+                let admitted = self.admit_announce(address, &announce);
+                Ok(Admitted::Announce(admitted, transaction_id))
             }
             Request::Scrape(scrape) => scrape_of(&scrape).map(Admitted::Scrape),
             Request::Connect(_) => Err(Verdict::silence(Outcome::UnknownAction)),
@@ -178,7 +197,9 @@ impl Tracker {
         reply: &mut [u8],
     ) -> Verdict {
         match admitted {
-            Admitted::Announce(announce) => self.answer_announce(now, ahead, announce, reply),
+            Admitted::Announce(announce, transaction_id) => {
+                self.answer_announce(now, ahead, announce, *transaction_id, reply)
+            }
             Admitted::Scrape(scrape) => {
                 let mut len = scrape.begin_reply(reply);
                 for (row, info_hash) in scrape.info_hashes(datagram).enumerate() {
@@ -218,6 +239,7 @@ impl Tracker {
         now: Now,
         ahead: Ahead,
         announce: &Announce,
+        transaction_id: TransactionId,
         reply: &mut [u8],
     ) -> Verdict {
         let len = reply.len().min(self.terms.reply_len_max);
@@ -227,64 +249,110 @@ impl Tracker {
         let room = reply.peers().len() / announce.family.compact_len();
         let peers_len = room.min(usize::from(announce.numwant)) * announce.family.compact_len();
         let peers = &mut reply.peers()[..peers_len];
-        let space = match announce.family {
-            Family::V4 => PeerSpace { v4: peers, v6: &mut [] },
-            Family::V6 => PeerSpace { v4: &mut [], v6: peers },
-        };
+        let space = PeerSpace::of(announce.family, peers);
+        let Announced { counts, v4_len, v6_len, change, .. } =
+            self.enter(now, ahead, announce, space);
+        let interval = self.terms.interval_secs;
+        let reply_len = reply.finish(transaction_id, interval, counts, v4_len + v6_len);
+        Verdict { outcome: Outcome::from(change), reply_len }
+    }
+
+    /// Enters an announce into its swarm and picks peers into the room there is
+    pub fn enter(
+        &mut self,
+        now: Now,
+        ahead: Ahead,
+        announce: &Announce,
+        space: PeerSpace<'_>,
+    ) -> Announced {
         let entered = tsubame_storage::Announce {
             info_hash: announce.info_hash,
             endpoint: announce.endpoint,
             role: announce.role,
             event: announce.event,
         };
-        let Announced { counts, v4_len, v6_len, change, .. } =
-            self.swarms.announce(now.monotonic, ahead, &entered, space);
-        let interval = self.terms.interval_secs;
-        let reply_len = reply.finish(announce.transaction_id, interval, counts, v4_len + v6_len);
-        Verdict { outcome: Outcome::from(change), reply_len }
+        self.swarms.announce(now.monotonic, ahead, &entered, space)
+    }
+
+    /// What the operator promises to clients
+    pub fn terms(&self) -> &Terms {
+        &self.terms
     }
 
     fn admit_announce(&self, source: IpAddr, announce: &wire::Announce<'_>) -> Announce {
         let family = Family::of(source);
-        let claimed = announce.ip().filter(|_| {
-            // An IPv6 client has no room for its address here (BEP 15): what stands there is not one.
-            family == Family::V4
-                && self.terms.trust_client_ip.iter().any(|net| net.contains(&source))
-        });
-        let address = claimed.map_or(source, IpAddr::V4);
-        let (event, left) = (announce.event(), announce.left());
-        let role = match (event, left) {
+        self.announce_of(
+            source,
+            Asked {
+                info_hash: announce.info_hash(),
+                peer_id: announce.peer_id(),
+                port: announce.port(),
+                event: announce.event(),
+                downloaded: announce.downloaded(),
+                uploaded: announce.uploaded(),
+                left: announce.left(),
+                num_want: announce.num_want(),
+                // An IPv6 client has no room for its address here (BEP 15): what stands there is not one.
+                claimed: announce.ip().filter(|_| family == Family::V4).map(IpAddr::V4),
+                fitting: peers_fitting(family, self.terms.reply_len_max) as u32,
+            },
+        )
+    }
+
+    /// Admits an announce that came over HTTP: its connection has proven the source
+    pub fn admit_query(&self, source: IpAddr, query: &query::Announce) -> Announce {
+        self.announce_of(
+            source.to_canonical(),
+            Asked {
+                info_hash: query.info_hash,
+                peer_id: query.peer_id,
+                port: query.port,
+                event: query.event,
+                downloaded: query.downloaded,
+                uploaded: query.uploaded,
+                left: query.left,
+                num_want: query.numwant,
+                claimed: query.claimed,
+                fitting: u32::MAX,
+            },
+        )
+    }
+
+    fn announce_of(&self, source: IpAddr, asked: Asked) -> Announce {
+        let trusted =
+            |_: &IpAddr| self.terms.trust_client_ip.iter().any(|net| net.contains(&source));
+        let address = asked.claimed.filter(trusted).unwrap_or(source);
+        let role = match (asked.event, asked.left) {
             (Event::Paused, 1..) => Role::PartialSeed,
             (_, 0) => Role::Seeder,
             _ => Role::Leecher,
         };
-        let wanted = announce.num_want().unwrap_or(self.terms.numwant_default);
-        let fitting = peers_fitting(family, self.terms.reply_len_max);
-        let numwant = wanted.min(self.terms.numwant_max).min(fitting as u32);
+        let wanted = asked.num_want.unwrap_or(self.terms.numwant_default);
+        let numwant = wanted.min(self.terms.numwant_max).min(asked.fitting);
         Announce {
-            info_hash: announce.info_hash(),
-            peer_id: announce.peer_id(),
-            endpoint: Endpoint::new(address, announce.port()),
-            event,
+            info_hash: asked.info_hash,
+            peer_id: asked.peer_id,
+            endpoint: Endpoint::new(address, asked.port),
+            event: asked.event,
             role,
-            downloaded: announce.downloaded(),
-            uploaded: announce.uploaded(),
-            left,
-            // What fits a reply of at most 1,472 bytes fits 16 bits.
+            downloaded: asked.downloaded,
+            uploaded: asked.uploaded,
+            left: asked.left,
+            // The config permits no more than fits 16 bits.
             numwant: numwant as u16,
-            family,
-            transaction_id: announce.transaction_id(),
+            family: Family::of(source),
         }
     }
 }
 
 const _: () = assert!(ANNOUNCE_REPLY_LEN < crate::limits::REPLY_LEN_MIN);
+const _: () = assert!(NUMWANT_LIMIT <= u16::MAX as u32);
 
 impl Admitted {
     /// The info hash that decides who answers
     pub fn info_hash(&self) -> InfoHash {
         match self {
-            Self::Announce(announce) => announce.info_hash,
+            Self::Announce(announce, _) => announce.info_hash,
             Self::Scrape(scrape) => scrape.first,
         }
     }

@@ -39,6 +39,7 @@ const NOW: Now = Now { monotonic: Seconds(100), unix_secs: 1_700_000_000 };
 fn tracker() -> Tracker {
     let terms = Terms {
         interval_secs: 1_800,
+        min_interval_secs: 900,
         numwant_default: 50,
         numwant_max: 200,
         reply_len_max: REPLY_LEN_DEFAULT,

@@ -376,13 +376,13 @@ fn a_killed_tracker_is_replaced_at_once_and_steers() {
 fn health_is_served() {
     let mut tracker = Tracker::start(&format!(
         "cpus: {}\nudp: {{listen: \"127.0.0.1:0\"}}\ncontrol: {{listen: \"127.0.0.1:0\"}}\n\
-         log: {{format: json}}\nhttp: {{listen: \"127.0.0.1:8080\"}}\n",
+         log: {{format: json}}\n",
         cpus(1)
     ));
     let address = control_of(&mut tracker);
-    let warned = tracker.wait_for("does not serve HTTP");
-    let warned: serde_json::Value = serde_json::from_str(&warned).unwrap();
-    assert_eq!(warned["level"], "WARN");
+    let serving = tracker.wait_for("serving udp://");
+    let serving: serde_json::Value = serde_json::from_str(&serving).unwrap();
+    assert_eq!(serving["level"], "INFO");
     let page = http_get(address, "/healthz");
     assert!(page.starts_with("HTTP/1.1 200") && page.ends_with("ok\n"), "{page}");
     assert!(http_get(address, "/").starts_with("HTTP/1.1 404"));

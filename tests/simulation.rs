@@ -79,6 +79,7 @@ impl World {
         let ids = ConnectionIds::new(Key([seed as u8; 16]), &[], 120);
         let terms = Terms {
             interval_secs: INTERVAL as u32,
+            min_interval_secs: 900,
             numwant_default: 50,
             numwant_max: 200,
             reply_len_max: REPLY_LEN_DEFAULT,

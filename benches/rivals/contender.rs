@@ -157,7 +157,7 @@ fn config_of(kind: Kind, place: &Place, port: u16, folder: &Path) -> Result<Stri
             let cpus = cpus.join(",");
             format!(
                 "cpus: \"{cpus}\"\nudp: {{listen: \"{address}\", steering: {steering}}}\n\
-                 control: {{listen: \"\"}}\n{lifetime}"
+                 control: {{listen: \"\"}}\nhttp: {{listen: []}}\n{lifetime}"
             )
         }
         Kind::AquaticUring | Kind::AquaticMio => {

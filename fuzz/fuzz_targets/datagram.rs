@@ -52,6 +52,7 @@ fuzz_target!(|bytes: &[u8]| {
 fn tracker(ids: ConnectionIds) -> Tracker {
     let terms = Terms {
         interval_secs: 1_800,
+        min_interval_secs: 900,
         numwant_default: 50,
         numwant_max: 200,
         reply_len_max: REPLY_LEN_DEFAULT,

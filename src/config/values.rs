@@ -1,11 +1,12 @@
 //! Reads single values. Errors name the value and the cure; the key and the line are added by the caller.
 
 use super::Cpus;
+use crate::http::PathPattern;
 use bytesize::ByteSize;
 use ipnet::IpNet;
 use serde_yaml::Value;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tsubame_udp::connection_id::Key;
 use tsubame_udp::steering::SHARDS_MAX;
@@ -125,6 +126,15 @@ pub(super) fn addresses(value: &Value) -> Read<Vec<SocketAddr>> {
     Ok(addresses)
 }
 
+pub(super) fn paths(value: &Value) -> Read<Vec<PathPattern>> {
+    list(value, |value| {
+        let text = text(value)?;
+        PathPattern::parse(&text).map_err(|error| {
+            format!("{text:?} {error}; write it as /announce or /{{key}}/announce")
+        })
+    })
+}
+
 pub(super) fn optional_address(value: &Value) -> Read<Option<SocketAddr>> {
     match value {
         Value::String(text) if text.trim().is_empty() => Ok(None),
@@ -226,11 +236,10 @@ pub(super) fn no_hooks(value: &Value) -> Read<()> {
     }
 }
 
-/// Texts for a part that this version does not serve
-pub(super) fn ignored_texts(value: &Value) -> Read<()> {
-    let one = |value: &Value| match value {
-        Value::String(_) => Ok(()),
-        other => Err(format!("{} is not a text; write it in quotes", shown(other))),
-    };
-    list(value, one).map(drop)
+/// The path of a file, which is looked for when it is needed
+pub(super) fn path(value: &Value) -> Read<PathBuf> {
+    match value {
+        Value::String(text) => Ok(PathBuf::from(text)),
+        other => Err(format!("{} is not a path; write it in quotes", shown(other))),
+    }
 }

@@ -1,7 +1,8 @@
 //! Scrapes that wait for other shards' figures, each with its datagram and a reply half written.
 
+use crate::mesh::{HTTP_TICKET, Message, Port, Rows};
 use crate::tracker::Scrape;
-use tsubame_storage::{Family, Seconds};
+use tsubame_storage::{Family, InfoHash, Seconds};
 use tsubame_udp::ring::Received;
 
 /// Scrapes that may wait at once: each holds a receive buffer, and most buffers must stay free
@@ -44,7 +45,7 @@ impl Scrapes {
         let place = self.places.iter().position(Option::is_none)?;
         // A late answer to an earlier scrape in this place must not be taken for one to this.
         self.uses = self.uses.wrapping_add(1);
-        Some(self.uses << PLACE_BITS | place as u32)
+        Some((self.uses << PLACE_BITS | place as u32) & !HTTP_TICKET)
     }
 
     pub(super) fn wait(&mut self, ticket: u32, now: Seconds, pending: Pending) {
@@ -74,6 +75,48 @@ impl Scrapes {
         };
         let ticket = self.places.iter().find(late)?.as_ref()?.0;
         self.end(ticket)
+    }
+}
+
+/// What other shards are asked for a scrape: rows of the same owner travel together
+#[derive(Debug)]
+pub(super) struct Questions {
+    ticket: u32,
+    /// By owner
+    rows: Vec<Rows<InfoHash>>,
+}
+
+impl Questions {
+    pub(super) fn new(shards: usize) -> Self {
+        let none = Rows::new(0, InfoHash([0; 20]));
+        Self { ticket: 0, rows: vec![none; shards] }
+    }
+
+    /// Questions about one scrape follow
+    pub(super) fn begin(&mut self, ticket: u32) {
+        self.ticket = ticket;
+        self.rows.fill(Rows::new(ticket, InfoHash([0; 20])));
+    }
+
+    /// Asks an owner for a row; false if the way there is full
+    pub(super) fn ask(
+        &mut self,
+        port: &mut Port,
+        owner: usize,
+        row: u8,
+        info_hash: InfoHash,
+    ) -> bool {
+        if !self.rows[owner].push(row, info_hash) {
+            return true;
+        }
+        let full = std::mem::replace(&mut self.rows[owner], Rows::new(self.ticket, info_hash));
+        port.send(owner, Message::Question(full))
+    }
+
+    /// Asks for the rows that were kept back for others
+    pub(super) fn end(&mut self, port: &mut Port) -> bool {
+        let rest = self.rows.iter().enumerate().filter(|(_, rows)| !rows.is_empty());
+        rest.fold(true, |all, (owner, rows)| port.send(owner, Message::Question(*rows)) && all)
     }
 }
 

@@ -50,7 +50,8 @@ mod tests {
     use super::*;
     use crate::index::SEGMENT_SLOTS_MAX;
     use crate::{
-        Announce, Caps, Endpoint, Event, InfoHash, PeerSpace, Role, Seconds, Settings, Swarms,
+        Announce, Caps, Endpoint, Event, Family, InfoHash, PeerSpace, Role, Seconds, Settings,
+        Swarms,
     };
     use std::net::IpAddr;
 
@@ -93,7 +94,7 @@ mod tests {
             let role = if number % 3 == 0 { Role::Seeder } else { Role::Leecher };
             let announce = Announce { info_hash, endpoint: peer(number), role, event };
             let ahead = swarms.look_ahead(&info_hash);
-            let space = PeerSpace { v4: &mut reply, v6: &mut [] };
+            let space = PeerSpace::of(Family::V4, &mut reply);
             bounded("announce", || swarms.announce(now, ahead, &announce, space));
         };
         for number in 0..peers {

@@ -7,11 +7,11 @@
 //! 25      shape: the homes of the IPv4 (low nibble) and IPv6 peers
 //! 26..28  inline: seeders (low nibble) and leechers of IPv4, then of IPv6
 //! 28..64  body. Inline: 8-byte IPv4 records from the front, one 20-byte IPv6 record at the back.
-//!         Else, for each family: handle 4, seeders 4, leechers 4
+//!         Else, for each family: handle 4, seeders 4, leechers 4, partial seeds among them 4
 //! ```
 
 use crate::blocks::Class;
-use crate::part::{Roles, V4, V6};
+use crate::part::{Roles, V4, V6, partial_seed};
 use crate::words::{Family, InfoHash};
 
 const COMPLETED: usize = 20;
@@ -25,7 +25,7 @@ const ENTRY_BYTES: usize = 64;
 const BODY_V6: usize = ENTRY_BYTES - V6;
 
 /// Bytes of the body that name one family's home and count its peers
-const HOME_BYTES: usize = 12;
+const HOME_BYTES: usize = 16;
 
 /// IPv4 records that fit alone, and beside one IPv6 record
 const INLINE_V4_MAX: usize = (ENTRY_BYTES - BODY) / V4;
@@ -133,10 +133,12 @@ impl Entry {
     pub(crate) fn roles(&self, family: Family) -> Roles {
         if self.is_inline() {
             let roles = self.0[INLINE_ROLES + family as usize];
-            Roles { seeders: u32::from(roles & 0xf), leechers: u32::from(roles >> 4) }
+            let (seeders, leechers) = (u32::from(roles & 0xf), u32::from(roles >> 4));
+            Roles { seeders, leechers, partial_seeds: 0 }
         } else {
             let at = home_at(family) + 4;
-            Roles { seeders: self.word(at), leechers: self.word(at + 4) }
+            let (seeders, leechers) = (self.word(at), self.word(at + 4));
+            Roles { seeders, leechers, partial_seeds: self.word(at + 8) }
         }
     }
 
@@ -149,11 +151,27 @@ impl Entry {
             let at = home_at(family) + 4;
             self.set_word(at, roles.seeders);
             self.set_word(at + 4, roles.leechers);
+            self.set_word(at + 8, roles.partial_seeds);
         }
     }
 
     pub(crate) fn peers(&self) -> usize {
         Family::ALL.iter().map(|family| self.roles(*family).len()).sum()
+    }
+
+    /// Partial seeds of both families
+    pub(crate) fn partial_seeds(&self) -> u32 {
+        let [v4, v6] = Family::ALL.map(|family| self.roles(family));
+        if !self.is_inline() {
+            return v4.partial_seeds + v6.partial_seeds;
+        }
+        let (v4_records, v6_records) = (self.inline::<V4>(), self.inline::<V6>());
+        let of_v4 = v4_records.iter().take(v4.len()).map(partial_seed).sum::<u32>();
+        of_v4 + v6_records.iter().take(v6.len()).map(partial_seed).sum::<u32>()
+    }
+
+    fn inline<const N: usize>(&self) -> &[[u8; N]] {
+        self.0[self.inline_range::<N>()].as_chunks().0
     }
 
     /// The inline records of a family, as many as have room beside the other's
@@ -202,10 +220,10 @@ mod tests {
     fn inline_room_depends_on_the_other_family() {
         let mut entry = Entry::new(&InfoHash([7; 20]));
         assert_eq!((entry.inline_mut::<V4>().len(), entry.inline_mut::<V6>().len()), (4, 1));
-        entry.set_roles(Family::V4, Roles { seeders: 1, leechers: 2 });
+        entry.set_roles(Family::V4, Roles { seeders: 1, leechers: 2, partial_seeds: 0 });
         assert_eq!((entry.inline_mut::<V4>().len(), entry.inline_mut::<V6>().len()), (4, 0));
-        entry.set_roles(Family::V4, Roles { seeders: 1, leechers: 1 });
-        entry.set_roles(Family::V6, Roles { seeders: 0, leechers: 1 });
+        entry.set_roles(Family::V4, Roles { seeders: 1, leechers: 1, partial_seeds: 0 });
+        entry.set_roles(Family::V6, Roles { seeders: 0, leechers: 1, partial_seeds: 0 });
         assert_eq!((entry.inline_mut::<V4>().len(), entry.inline_mut::<V6>().len()), (2, 1));
         entry.inline_mut::<V6>()[0] = [9; V6];
         assert_eq!(entry.info_hash(), InfoHash([7; 20]));

@@ -46,6 +46,11 @@ pub(crate) fn scope_of(flags: u8) -> Scope {
     }
 }
 
+/// Whether a record is a partial seed's: 1 or 0
+pub(crate) fn partial_seed<const N: usize>(record: &[u8; N]) -> u32 {
+    u32::from(record[N - 2] & flags::PARTIAL_SEED)
+}
+
 /// A record's endpoint in compact form
 pub(crate) fn compact<const N: usize>(record: &[u8; N]) -> &[u8] {
     &record[..N - 2]
@@ -122,6 +127,8 @@ pub(crate) enum Records<'a, const N: usize> {
 pub(crate) struct Roles {
     pub(crate) seeders: u32,
     pub(crate) leechers: u32,
+    /// Of the leechers. An entry does not keep it for the few records in itself: they are looked through instead
+    pub(crate) partial_seeds: u32,
 }
 
 impl Roles {
@@ -161,11 +168,28 @@ impl<const N: usize> Part<'_, N> {
         }
     }
 
-    pub(crate) fn at_mut(&mut self, position: usize) -> &mut [u8; N] {
+    fn at_mut(&mut self, position: usize) -> &mut [u8; N] {
         match &mut self.records {
             Records::Few(records) => &mut records[position],
             Records::Many(many) => many.at_mut(position),
         }
+    }
+
+    /// Writes a record over that of the same peer in the same role
+    pub(crate) fn replace(&mut self, position: usize, record: [u8; N]) {
+        self.discount(position);
+        self.count(&record);
+        *self.at_mut(position) = record;
+    }
+
+    fn count(&mut self, record: &[u8; N]) {
+        self.roles.partial_seeds += partial_seed(record);
+    }
+
+    /// For one that is about to go
+    fn discount(&mut self, position: usize) {
+        let gone = partial_seed(self.at(position));
+        self.roles.partial_seeds = self.roles.partial_seeds.saturating_sub(gone);
     }
 
     /// Looks for the record with this one's endpoint
@@ -199,6 +223,7 @@ impl<const N: usize> Part<'_, N> {
     /// Removes a record: the last of its part fills the gap. Returns the index slots that visited
     pub(crate) fn remove(&mut self, position: usize, rules: &Rules) -> usize {
         let visited = self.unindex(position, rules);
+        self.discount(position);
         self.close(position, rules);
         visited
     }
@@ -221,10 +246,12 @@ impl<const N: usize> Part<'_, N> {
         let place = rng.usize(start..=gap);
         if place < gap && rules.is_expired(self.at(place)) {
             self.unindex(place, rules);
+            self.discount(place);
             return self.put(place, record, rules);
         }
         if seeder && seeders < end && rules.is_expired(self.at(seeders)) {
             self.unindex(seeders, rules);
+            self.discount(seeders);
             self.roles.leechers -= 1;
         } else {
             self.extend();
@@ -244,9 +271,11 @@ impl<const N: usize> Part<'_, N> {
     /// Writes a record where none is indexed; if the index refuses it, the place is closed again
     fn put(&mut self, place: usize, record: [u8; N], rules: &Rules) -> Option<usize> {
         *self.at_mut(place) = record;
+        self.count(&record);
         if let Records::Many(many) = &mut self.records
             && !many.index_record(place, rules.key)
         {
+            self.discount(place);
             self.close(place, rules);
             return None;
         }

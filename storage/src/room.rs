@@ -6,7 +6,7 @@ use crate::chunks::Chunks;
 use crate::effort;
 use crate::entry::{Entry, Home, fits_inline};
 use crate::many::{Many, ManyStore};
-use crate::part::{EndpointKey, Part, Records, Roles, V4, V6};
+use crate::part::{EndpointKey, Part, Records, Roles, V4, V6, partial_seed};
 use crate::words::Family;
 
 /// Peers of one family a block holds, at most; more get an index
@@ -63,7 +63,8 @@ impl<const N: usize> Luggage<N> {
             *record = *part.at(position);
         }
         effort::records(part.roles.len() * N);
-        Self { records, roles: part.roles }
+        let partial_seeds = records[..part.roles.len()].iter().map(partial_seed).sum();
+        Self { records, roles: Roles { partial_seeds, ..part.roles } }
     }
 
     fn records(&self) -> &[[u8; N]] {

@@ -65,6 +65,18 @@ pub struct PeerSpace<'a> {
     pub v4: &'a mut [u8],
     /// 18 bytes a peer
     pub v6: &'a mut [u8],
+    /// Peers of both families together, at most; neither gets less than a quarter if it has as many
+    pub most: usize,
+}
+
+impl<'a> PeerSpace<'a> {
+    /// Room for peers of one family
+    pub fn of(family: Family, out: &'a mut [u8]) -> Self {
+        match family {
+            Family::V4 => Self { v4: out, v6: &mut [], most: usize::MAX },
+            Family::V6 => Self { v4: &mut [], v6: out, most: usize::MAX },
+        }
+    }
 }
 
 /// What an announce came to
@@ -219,13 +231,9 @@ impl Swarms {
         if entered.change == Change::Completed {
             self.store.entry_mut(position).add_completed();
         }
-        let own = |family| entered.own.filter(|_| announce.endpoint.family() == family);
         let (v4_len, v6_len) = match announce.event {
             Event::Stopped => (0, 0),
-            _ => (
-                self.pick::<V4>(position, announce, own(Family::V4), peers.v4),
-                self.pick::<V6>(position, announce, own(Family::V6), peers.v6),
-            ),
+            _ => self.pick_both(position, announce, entered.own, peers),
         };
         let counts = self.counts_at(position);
         Announced { counts, v4_len, v6_len, change: entered.change, previous: entered.previous }
@@ -326,6 +334,7 @@ impl Swarms {
             seeders: v4.seeders + v6.seeders,
             completed: entry.completed(),
             leechers: v4.leechers + v6.leechers,
+            partial_seeds: entry.partial_seeds(),
         }
     }
 
@@ -427,7 +436,7 @@ impl Swarms {
                 && kept == 0;
             record[N - 2] |= if completes { flags::COMPLETED } else { kept };
             let own = if part.is_seeder(own) == seeds {
-                *part.at_mut(own) = record;
+                part.replace(own, record);
                 Some(own)
             } else {
                 part.remove(own, rules);
@@ -476,6 +485,38 @@ impl Swarms {
         }
     }
 
+    /// Picks peers of both families into the room there is for each and for all
+    fn pick_both(
+        &mut self,
+        position: u32,
+        announce: &Announce,
+        own: Option<usize>,
+        peers: PeerSpace<'_>,
+    ) -> (usize, usize) {
+        let own = |family| own.filter(|_| announce.endpoint.family() == family);
+        let PeerSpace { mut v4, mut v6, most } = peers;
+        let both = !v4.is_empty() && !v6.is_empty();
+        if both {
+            let [of_v4, of_v6] = Family::ALL.map(|family| {
+                let roles = self.store.entry(position).roles(family);
+                match announce.role {
+                    Role::Leecher => roles.len(),
+                    Role::Seeder | Role::PartialSeed => roles.leechers as usize,
+                }
+            });
+            let share = v4_share(most, of_v4, of_v6) * Family::V4.compact_len();
+            let share = share.min(v4.len());
+            v4 = &mut v4[..share];
+        }
+        let v4_len = self.pick::<V4>(position, announce, own(Family::V4), v4);
+        if both {
+            let rest = most.saturating_sub(v4_len / Family::V4.compact_len());
+            let rest = rest.saturating_mul(Family::V6.compact_len()).min(v6.len());
+            v6 = &mut v6[..rest];
+        }
+        (v4_len, self.pick::<V6>(position, announce, own(Family::V6), v6))
+    }
+
     fn pick<const N: usize>(
         &mut self,
         position: u32,
@@ -501,6 +542,20 @@ impl Announced {
         let counts = Counts::default();
         Self { counts, v4_len: 0, v6_len: 0, change: Change::Nothing, previous: None }
     }
+}
+
+/// How many of `most` peers are IPv4, with so many of either family to pick from
+///
+/// As it is in the swarm, so that every peer has the same chance; but a family that is rare gets a quarter, since a
+/// client that has only that one can use no other.
+fn v4_share(most: usize, of_v4: usize, of_v6: usize) -> usize {
+    let all = of_v4 + of_v6;
+    if all <= most {
+        return of_v4;
+    }
+    let (least_v4, least_v6) = (of_v4.min(most / 4), of_v6.min(most / 4));
+    let exact = (most as u64 * of_v4 as u64 / all as u64) as usize;
+    exact.clamp(least_v4, most - least_v6)
 }
 
 /// How near the memory ceiling is

@@ -209,6 +209,8 @@ pub struct Counts {
     pub completed: u32,
     /// Peers that do not have everything, partial seeds among them
     pub leechers: u32,
+    /// Those of the leechers who do not download any more (BEP 21)
+    pub partial_seeds: u32,
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use tsubame_storage::{
-    Announce, Caps, Endpoint, Event, InfoHash, PeerSpace, Role, Seconds, Settings, Swarms,
+    Announce, Caps, Endpoint, Event, Family, InfoHash, PeerSpace, Role, Seconds, Settings, Swarms,
 };
 
 const TORRENT: InfoHash = InfoHash([0x5a; 20]);
@@ -27,7 +27,7 @@ fn announce(swarms: &mut Swarms, endpoint: Endpoint, role: Role, wanted: usize) 
     let announce = Announce { info_hash: TORRENT, endpoint, role, event: Event::None };
     let mut v4 = vec![0; wanted * 6];
     let ahead = swarms.look_ahead(&TORRENT);
-    let space = PeerSpace { v4: &mut v4, v6: &mut [] };
+    let space = PeerSpace::of(Family::V4, &mut v4);
     let announced = swarms.announce(Seconds(5), ahead, &announce, space);
     v4[..announced.v4_len].chunks(6).filter_map(Endpoint::from_compact).collect()
 }
@@ -60,7 +60,7 @@ fn peers_are_handed_out_uniformly() {
                     let (role, event) = (Role::Leecher, Event::Stopped);
                     let gone = Announce { info_hash: TORRENT, endpoint, role, event };
                     let ahead = table.look_ahead(&TORRENT);
-                    let space = PeerSpace { v4: &mut [], v6: &mut [] };
+                    let space = PeerSpace::of(Family::V4, &mut []);
                     table.announce(Seconds(5), ahead, &gone, space);
                 }
                 // The announcer is one of the swarm: it must not bias its neighbours.
@@ -109,7 +109,7 @@ fn the_memory_ceiling_answers_and_refuses() {
         let endpoint = peer(number);
         let announce = Announce { info_hash, endpoint, role: Role::Leecher, event: Event::Started };
         let ahead = table.look_ahead(&info_hash);
-        let space = PeerSpace { v4: &mut [], v6: &mut [] };
+        let space = PeerSpace::of(Family::V4, &mut []);
         let announced = table.announce(Seconds(1), ahead, &announce, space);
         refused += u32::from(matches!(announced.change, tsubame_storage::Change::Refused(_)));
     }
@@ -122,14 +122,14 @@ fn the_memory_ceiling_answers_and_refuses() {
         Announce { info_hash, endpoint: peer(999_999), role: Role::Leecher, event: Event::Started };
     let mut v4 = [0; 6];
     let ahead = table.look_ahead(&info_hash);
-    let space = PeerSpace { v4: &mut v4, v6: &mut [] };
+    let space = PeerSpace::of(Family::V4, &mut v4);
     let announced = table.announce(Seconds(1), ahead, &announce, space);
     assert_eq!((announced.counts.leechers, announced.v4_len), (2, 6));
     // A crowded swarm grows until memory is tight; then it is refused, and a small one still is not.
     let mut join = |info_hash: InfoHash, number: u32| {
         let announce = Announce { info_hash, endpoint: peer(500_000 + number), ..announce };
         let ahead = table.look_ahead(&info_hash);
-        let space = PeerSpace { v4: &mut [], v6: &mut [] };
+        let space = PeerSpace::of(Family::V4, &mut []);
         let change = table.announce(Seconds(1), ahead, &announce, space).change;
         assert!(table.totals().bytes <= 4 << 20);
         change

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part")]
 
+pub(crate) mod http;
 pub(crate) mod lab;
 
 use std::collections::BTreeSet;
@@ -93,13 +94,16 @@ impl Tracker {
     /// Starts one in circumstances of one's own
     pub(crate) fn start_under(config: &str, prepare: impl FnOnce(Command) -> Command) -> Self {
         let mut tracker = Self::spawn(config, prepare);
-        tracker.wait_for("serving udp://");
         tracker.wait_for("swarms may hold");
         tracker
     }
 
     /// Starts one without waiting; `prepare` may wrap the command
+    ///
+    /// Over HTTP it serves only if the config says so: the default's port is one for all tests.
     pub(crate) fn spawn(config: &str, prepare: impl FnOnce(Command) -> Command) -> Self {
+        let silent = if config.contains("http:") { "" } else { "\nhttp: {listen: []}\n" };
+        let config = format!("{config}{silent}");
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("tsubame.yaml");
         std::fs::write(&path, config).unwrap();
@@ -146,8 +150,13 @@ impl Tracker {
 
     /// The addresses it serves
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
-        let after =
-            |line: &String| line.split_once("serving udp://").map(|(_, rest)| rest.to_owned());
+        self.addresses_of("udp")
+    }
+
+    /// The addresses at which it serves a scheme of URLs
+    pub(crate) fn addresses_of(&self, scheme: &str) -> Vec<SocketAddr> {
+        let mark = format!("serving {scheme}://");
+        let after = |line: &String| line.split_once(&mark).map(|(_, rest)| rest.to_owned());
         self.log.iter().filter_map(after).map(|address| address.parse().unwrap()).collect()
     }
 

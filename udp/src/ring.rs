@@ -161,7 +161,10 @@ impl Ring {
             .map_err(|error| setup::explain("make an eventfd", error.into()))?;
         let submitter = ring.submitter();
         let descriptors: Vec<_> = sockets.iter().map(|socket| socket.as_fd().as_raw_fd()).collect();
-        submitter.register_files(&descriptors).map_err(explain("register sockets"))?;
+        // None, where only HTTP is served: of nothing the kernel makes no table.
+        if !descriptors.is_empty() {
+            submitter.register_files(&descriptors).map_err(explain("register sockets"))?;
+        }
         submitter.register_eventfd(event.as_raw_fd()).map_err(explain("register an eventfd"))?;
         let memory = Memory {
             messages: sockets.iter().map(receive_message).collect(),

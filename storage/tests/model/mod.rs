@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use tsubame_storage::{
     Announce, Announced, Caps, Change, Counts, Endpoint, Event, Family, InfoHash, PeerSpace,
     Refusal, Role, Scope, Seconds, Settings, Swarms,
@@ -118,14 +119,16 @@ impl Checker {
         let announce = Announce { info_hash, endpoint, role, event };
         let wanted = usize::from(operation.detail / 16) * 9;
         let (mut v4, mut v6) = (vec![0; wanted * 6], vec![0; wanted * 18]);
+        // Room for all of both, or for as many of them together.
+        let most = if operation.detail & 1 == 0 { wanted } else { usize::MAX };
         let before = self.bounds(info_hash);
         let ahead = self.swarms.look_ahead(&info_hash);
         self.swarms.touch(&ahead);
-        let space = PeerSpace { v4: &mut v4, v6: &mut v6 };
+        let space = PeerSpace { v4: &mut v4, v6: &mut v6, most };
         let announced = self.swarms.announce(Seconds(self.now), ahead, &announce, space);
         self.enter(&announce, &announced);
-        self.check_peers(&announce, Family::V4, wanted, &v4[..announced.v4_len]);
-        self.check_peers(&announce, Family::V6, wanted, &v6[..announced.v6_len]);
+        let handed = [&v4[..announced.v4_len], &v6[..announced.v6_len]];
+        self.check_peers(&announce, [wanted, wanted, most], handed);
         self.check_counts(info_hash, announced.counts, before);
     }
 
@@ -219,7 +222,32 @@ impl Checker {
         })
     }
 
-    fn check_peers(&self, announce: &Announce, family: Family, wanted: usize, handed: &[u8]) {
+    /// Checks the peers of both families, of which so many were wanted of each and of all
+    fn check_peers(&self, announce: &Announce, wanted: [usize; 3], handed: [&[u8]; 2]) {
+        let [v4, v6, most] = wanted;
+        let swarm = &self.model[&announce.info_hash].peers;
+        let enough = most >= swarm.len();
+        for (family, wanted) in [(Family::V4, v4), (Family::V6, v6)] {
+            let others = |endpoint: &&Endpoint| endpoint.family() != family;
+            // What the other family leaves; it may have fewer to give than it counts.
+            let least = match swarm.keys().filter(others).count() {
+                _ if enough => wanted,
+                0 => wanted.min(most),
+                _ => wanted.min(most / 4),
+            };
+            self.check_family(announce, family, least..=wanted, handed[family as usize]);
+        }
+        let [v4, v6] = [handed[0].len() / 6, handed[1].len() / 18];
+        assert!(v4 + v6 <= most, "{v4} and {v6} peers where {most} were wanted");
+    }
+
+    fn check_family(
+        &self,
+        announce: &Announce,
+        family: Family,
+        wanted: RangeInclusive<usize>,
+        handed: &[u8],
+    ) {
         let len = family.compact_len();
         assert_eq!(handed.len() % len, 0);
         let peers: BTreeSet<Endpoint> =
@@ -245,7 +273,7 @@ impl Checker {
             .collect();
         assert!(peers.is_subset(&usable), "{:?}", peers.difference(&usable));
         let swarm = &self.model[&announce.info_hash].peers;
-        if wanted >= swarm.len() {
+        if *wanted.start() >= swarm.len() {
             assert_eq!(peers, usable, "not everybody was handed out for {announce:?}");
         }
         // As many as were wanted, if nobody had to be passed over.
@@ -256,7 +284,8 @@ impl Checker {
                 && (announce.role == Role::Leecher || peer.role != Role::Seeder)
         });
         if !passed_over {
-            assert_eq!(peers.len(), wanted.min(usable.len()), "too few for {announce:?}");
+            let least = usable.len().min(*wanted.start());
+            assert!((least..=*wanted.end()).contains(&peers.len()), "too few for {announce:?}");
         }
     }
 
@@ -282,9 +311,13 @@ impl Checker {
             assert_eq!(counts.completed, swarm.completed, "completed downloads of {info_hash}");
         }
         let seeders = |peer: &&Peer| peer.role == Role::Seeder && self.is_alive(peer);
+        let partial = |peer: &&Peer| peer.role == Role::PartialSeed && self.is_alive(peer);
         if most == least {
             assert_eq!(counts.seeders as usize, swarm.peers.values().filter(seeders).count());
+            let partial_seeds = swarm.peers.values().filter(partial).count();
+            assert_eq!(counts.partial_seeds as usize, partial_seeds, "partial seeds");
         }
+        assert!(counts.partial_seeds <= counts.leechers, "{counts:?}");
     }
 
     fn scrape(&mut self, torrent: u8) {

@@ -1,0 +1,47 @@
+//! Bytes of a connection, in parts as they may come: the same requests must be read from them however they are cut.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use std::net::IpAddr;
+use tsubame_http::bencode::Value;
+use tsubame_http::head::{self, BadHead};
+use tsubame_http::{proxy, query};
+
+fuzz_target!(|input: (u8, &[u8])| {
+    let (cut, bytes) = input;
+    let _ = Value::parse(bytes);
+    let bytes = match proxy::parse(bytes) {
+        proxy::Proxied::Yes { len, .. } => &bytes[len..],
+        _ => bytes,
+    };
+    let whole = requests(bytes, bytes.len());
+    let parts = requests(bytes, usize::from(cut) + 1);
+    // A head that is cut may be too long before it is seen to be malformed.
+    if whole.1 == parts.1 {
+        assert_eq!(whole, parts);
+    }
+});
+
+/// The requests that are read if so many bytes arrive at once, and how that ends
+fn requests(bytes: &[u8], step: usize) -> (Vec<String>, Option<BadHead>) {
+    let (mut input, mut seen) = (Vec::new(), Vec::new());
+    for part in bytes.chunks(step.max(1)) {
+        input.extend_from_slice(part);
+        loop {
+            match head::parse(&input) {
+                Ok(None) => break,
+                Err(bad) => return (seen, Some(bad)),
+                Ok(Some((head, len))) => {
+                    let peer = IpAddr::from([10, 0, 0, 1]);
+                    let client = head.client(peer, |address| address.is_loopback() || address == peer);
+                    let announce = query::Announce::parse(head.query);
+                    let scrape: Vec<_> = query::info_hashes(head.query).collect();
+                    seen.push(format!("{head:?} {client} {announce:?} {scrape:?}"));
+                    input.drain(..len);
+                }
+            }
+        }
+    }
+    (seen, None)
+}

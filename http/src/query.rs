@@ -1,0 +1,272 @@
+//! What stands behind the question mark: announces and scrapes (BEP 3, 7, 21, 23, 48).
+
+use crate::head::address;
+use std::net::IpAddr;
+use thiserror::Error;
+use tsubame_storage::{Event, InfoHash, PeerId};
+
+/// An announce, as the client put it
+///
+/// Only what a tracker cannot do without must be there: torrent, peer id and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Announce {
+    /// `info_hash`: the torrent
+    pub info_hash: InfoHash,
+    /// `peer_id`: what the client calls itself
+    pub peer_id: PeerId,
+    /// `port`: where it listens
+    pub port: u16,
+    /// `uploaded`: bytes, by its own account
+    pub uploaded: u64,
+    /// `downloaded`: bytes, by its own account
+    pub downloaded: u64,
+    /// `left`: bytes it lacks; [`UNKNOWN`] if it does not know yet, or does not say
+    pub left: u64,
+    /// `event`: why it announces; what no BEP defines is none
+    pub event: Event,
+    /// `numwant`: peers it wants; `None` if it does not say or the number is negative
+    pub numwant: Option<u32>,
+    /// `compact`: whether peers come as bytes; yes unless it says 0 (BEP 23)
+    pub compact: bool,
+    /// `ip`, else `ipv4`, else `ipv6`: an address it claims. Who believes that has strangers point a swarm at anybody
+    pub claimed: Option<IpAddr>,
+}
+
+/// `left` of a client that does not know
+pub const UNKNOWN: u64 = u64::MAX;
+
+/// What is wrong with a query; its text is for the client's user
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum BadQuery {
+    /// No torrent
+    #[error("info_hash is missing")]
+    NoInfoHash,
+    /// More than one torrent in an announce
+    #[error("info_hash is there more than once")]
+    SecondInfoHash,
+    /// A torrent that is not named by 20 bytes
+    #[error("info_hash is not 20 bytes")]
+    InfoHash,
+    /// No peer id, or not of 20 bytes
+    #[error("peer_id is not 20 bytes")]
+    PeerId,
+    /// No port, or not a number of 16 bits
+    #[error("port is not a number from 0 to 65535")]
+    Port,
+}
+
+impl Announce {
+    /// Reads the query of an announce; of a repeated key the first counts
+    pub fn parse(query: &str) -> Result<Self, BadQuery> {
+        let (mut info_hash, mut peer_id, mut port) = (None, None, None);
+        let (mut uploaded, mut downloaded, mut left) = (None, None, None);
+        let (mut event, mut numwant, mut compact) = (None, None, None);
+        let (mut ip, mut ipv4, mut ipv6) = (None, None, None);
+        for (key, value) in pairs(query) {
+            match key {
+                "info_hash" if info_hash.is_some() => return Err(BadQuery::SecondInfoHash),
+                "info_hash" => info_hash = Some(value),
+                "peer_id" => keep(&mut peer_id, value),
+                "port" => keep(&mut port, value),
+                "uploaded" => keep(&mut uploaded, value),
+                "downloaded" => keep(&mut downloaded, value),
+                "left" => keep(&mut left, value),
+                "event" => keep(&mut event, value),
+                "numwant" => keep(&mut numwant, value),
+                "compact" => keep(&mut compact, value),
+                "ip" => keep(&mut ip, value),
+                "ipv4" => keep(&mut ipv4, value),
+                "ipv6" => keep(&mut ipv6, value),
+                _ => {}
+            }
+        }
+        let info_hash = info_hash.ok_or(BadQuery::NoInfoHash)?;
+        let amount = |value: Option<&str>| value.and_then(|value| value.parse::<u64>().ok());
+        Ok(Self {
+            info_hash: InfoHash(decode_all(info_hash).ok_or(BadQuery::InfoHash)?),
+            peer_id: PeerId(peer_id.and_then(decode_all).ok_or(BadQuery::PeerId)?),
+            port: port.and_then(|port| port.parse().ok()).ok_or(BadQuery::Port)?,
+            uploaded: amount(uploaded).unwrap_or(0),
+            downloaded: amount(downloaded).unwrap_or(0),
+            left: amount(left).unwrap_or(UNKNOWN),
+            event: match event {
+                Some("started") => Event::Started,
+                Some("completed") => Event::Completed,
+                Some("stopped") => Event::Stopped,
+                Some("paused") => Event::Paused,
+                _ => Event::None,
+            },
+            numwant: numwant.and_then(number_wanted),
+            compact: compact != Some("0"),
+            claimed: [ip, ipv4, ipv6].into_iter().flatten().find_map(claimed),
+        })
+    }
+}
+
+/// The torrents a scrape asks for, in its order; those of the wrong length are errors (BEP 48)
+pub fn info_hashes(query: &str) -> impl Iterator<Item = Result<InfoHash, BadQuery>> {
+    let values = pairs(query).filter(|(key, _)| *key == "info_hash");
+    values.map(|(_, value)| decode_all(value).map(InfoHash).ok_or(BadQuery::InfoHash))
+}
+
+fn keep<'a>(place: &mut Option<&'a str>, value: &'a str) {
+    place.get_or_insert(value);
+}
+
+fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
+    query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+}
+
+/// A number too large to be one is as good as the largest
+fn number_wanted(text: &str) -> Option<u32> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| text.parse().unwrap_or(u32::MAX))
+}
+
+fn claimed(value: &str) -> Option<IpAddr> {
+    // The longest: eight groups in brackets with a port, every byte escaped.
+    let mut text = [0; 64];
+    let len = decode(value, &mut text)?;
+    address(text.get(..len)?)
+}
+
+/// A value that must be so long when it is decoded
+fn decode_all<const N: usize>(value: &str) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    (decode(value, &mut bytes)? == N).then_some(bytes)
+}
+
+/// Decodes `%xx`, and `+` as the space that forms make of it; the length, or `None` if it does not fit or is no code
+fn decode(value: &str, out: &mut [u8]) -> Option<usize> {
+    let mut out_bytes = out.iter_mut();
+    let mut written = 0;
+    let mut bytes = value.bytes();
+    while let Some(byte) = bytes.next() {
+        let decoded = match byte {
+            b'%' => hex(bytes.next()?)? << 4 | hex(bytes.next()?)?,
+            b'+' => b' ',
+            byte => byte,
+        };
+        *out_bytes.next()? = decoded;
+        written += 1;
+    }
+    Some(written)
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        b'A'..=b'F' => Some(digit - b'A' + 10),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LEAST: &str = "info_hash=aaaaaaaaaaaaaaaaaaaa&peer_id=-TS0001-bbbbbbbbbbbb&port=6881";
+
+    #[test]
+    fn what_clients_send_is_read() {
+        // libtorrent 2.0, with what the tracker has no use for.
+        let query = "info_hash=%124Vx%9a%bc%de%f1%23%45%67%89%ab%cd%ef%124Vx%9a&peer_id=-LT2080-tKuY~dM0B!kt&\
+                     port=6881&uploaded=7&downloaded=8&left=0&corrupt=0&key=5DA1F2BB&event=completed&numwant=200&\
+                     compact=1&no_peer_id=1&supportcrypto=1&redundant=0";
+        let announce = Announce::parse(query).unwrap();
+        assert_eq!(announce.info_hash.to_string(), "123456789abcdef123456789abcdef123456789a");
+        assert_eq!(announce.peer_id, PeerId(*b"-LT2080-tKuY~dM0B!kt"));
+        assert_eq!((announce.port, announce.uploaded, announce.downloaded), (6881, 7, 8));
+        assert_eq!((announce.left, announce.event), (0, Event::Completed));
+        assert_eq!((announce.numwant, announce.compact, announce.claimed), (Some(200), true, None));
+    }
+
+    #[test]
+    fn what_is_not_said_has_a_meaning() {
+        let announce = Announce::parse(LEAST).unwrap();
+        assert_eq!((announce.left, announce.event, announce.numwant), (UNKNOWN, Event::None, None));
+        assert!(announce.compact);
+        let with = |more: &str| Announce::parse(&format!("{LEAST}&{more}")).unwrap();
+        assert_eq!(with("left=-1").left, UNKNOWN);
+        assert_eq!(with("numwant=-1").numwant, None);
+        assert_eq!(with("numwant=99999999999999999999").numwant, Some(u32::MAX));
+        assert_eq!(with("event=paused").event, Event::Paused);
+        assert_eq!(with("event=empty").event, Event::None);
+        assert!(!with("compact=0").compact);
+        assert_eq!(with("left=3&left=4").left, 3);
+        let claims = |more: &str| with(more).claimed.map(|address| address.to_string());
+        assert_eq!(claims("ipv6=2a00%3A%3A1&ip=1.2.3.4"), Some("1.2.3.4".to_owned()));
+        assert_eq!(claims("ipv6=%5B2a00::1%5D:6881"), Some("2a00::1".to_owned()));
+        assert_eq!(claims("ip=tracker.example&ipv4=1.2.3.4"), Some("1.2.3.4".to_owned()));
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_named() {
+        let expected = [
+            ("", BadQuery::NoInfoHash),
+            ("info_hash&peer_id=-TS0001-bbbbbbbbbbbb&port=1", BadQuery::InfoHash),
+            ("info_hash=aaaaaaaaaaaaaaaaaaa&port=1", BadQuery::InfoHash),
+            ("info_hash=aaaaaaaaaaaaaaaaaaaaa&port=1", BadQuery::InfoHash),
+            ("info_hash=aaaaaaaaaaaaaaaaaaa%4&port=1", BadQuery::InfoHash),
+            ("info_hash=aaaaaaaaaaaaaaaaaaa%4g&port=1", BadQuery::InfoHash),
+            ("info_hash=aaaaaaaaaaaaaaaaaaaa&port=1", BadQuery::PeerId),
+            ("info_hash=aaaaaaaaaaaaaaaaaaaa&peer_id=short&port=1", BadQuery::PeerId),
+            ("info_hash=aaaaaaaaaaaaaaaaaaaa&peer_id=bbbbbbbbbbbbbbbbbbbb", BadQuery::Port),
+        ];
+        for (query, error) in expected {
+            assert_eq!(Announce::parse(query), Err(error), "{query}");
+        }
+        for port in ["", "-1", "65536", "http"] {
+            let query = LEAST.replace("6881", port);
+            assert_eq!(Announce::parse(&query), Err(BadQuery::Port), "{port}");
+        }
+        let twice = format!("{LEAST}&info_hash=aaaaaaaaaaaaaaaaaaaa");
+        assert_eq!(Announce::parse(&twice), Err(BadQuery::SecondInfoHash));
+    }
+
+    #[test]
+    fn a_scrape_names_its_torrents_in_order() {
+        let query =
+            "info_hash=aaaaaaaaaaaaaaaaaaaa&x=y&info_hash=a+b%20aaaaaaaaaaaaaaaa&info_hash=a";
+        let hashes: Vec<_> = info_hashes(query).collect();
+        let [first, second, third] = hashes.as_slice() else { panic!("{hashes:?}") };
+        assert_eq!(*first, Ok(InfoHash([b'a'; 20])));
+        assert_eq!(*second, Ok(InfoHash(*b"a b aaaaaaaaaaaaaaaa")));
+        assert_eq!(*third, Err(BadQuery::InfoHash));
+        assert_eq!(info_hashes("").count(), 0);
+    }
+
+    fn escaped(bytes: &[u8], style: u8) -> String {
+        let escape = |byte: &u8| match (style, *byte) {
+            (_, byte) if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
+            (0, byte) => format!("%{byte:02X}"),
+            (1, b' ') => "+".to_owned(),
+            (_, byte) => format!("%{byte:02x}"),
+        };
+        bytes.iter().map(escape).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn every_value_comes_through_every_way_to_escape(
+            info_hash: [u8; 20],
+            peer_id: [u8; 20],
+            style in 0_u8..3,
+            port: u16,
+        ) {
+            let (hash, id) = (escaped(&info_hash, style), escaped(&peer_id, style));
+            let announce = Announce::parse(&format!("port={port}&info_hash={hash}&peer_id={id}")).unwrap();
+            prop_assert_eq!(announce.info_hash, InfoHash(info_hash));
+            prop_assert_eq!(announce.peer_id, PeerId(peer_id));
+            prop_assert_eq!(announce.port, port);
+        }
+
+        #[test]
+        fn no_query_is_too_strange(query in "[a-z_=&%+0-9\u{80}-\u{ff}]{0,200}") {
+            let _ = Announce::parse(&query);
+            let _ = info_hashes(&query).count();
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! Replies: bencoded bodies, and what HTTP wants before them.
+//!
+//! Failures are answered with status 200: clients throw the bodies of other answers away. Only 410 tells them
+//! something: not to come back.
+
+use crate::bencode;
+use std::io::Write;
+use std::net::IpAddr;
+use tsubame_storage::{Counts, Endpoint, InfoHash};
+
+/// What an announce is answered with
+#[derive(Clone, Copy, Debug)]
+pub struct Announce<'a> {
+    /// The swarm's figures
+    pub counts: Counts,
+    /// Seconds until the next announce
+    pub interval: u32,
+    /// Seconds that a client waits even if it would like to know more
+    pub min_interval: u32,
+    /// Where the announce came from: what the client looks like from outside (BEP 24)
+    pub external_ip: IpAddr,
+    /// IPv4 peers, 6 bytes each
+    pub v4: &'a [u8],
+    /// IPv6 peers, 18 bytes each (BEP 7)
+    pub v6: &'a [u8],
+    /// Peers as bytes (BEP 23), not as dictionaries
+    pub compact: bool,
+}
+
+impl Announce<'_> {
+    /// Appends the body
+    ///
+    /// `peers` is there even if there are none: some clients take its absence for an error.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        out.push(b'd');
+        bencode::entry(out, "complete", self.counts.seeders.into());
+        bencode::entry(out, "downloaded", self.counts.completed.into());
+        bencode::bytes(out, b"external ip");
+        match self.external_ip {
+            IpAddr::V4(address) => bencode::bytes(out, &address.octets()),
+            IpAddr::V6(address) => bencode::bytes(out, &address.octets()),
+        }
+        bencode::entry(out, "incomplete", self.counts.leechers.into());
+        bencode::entry(out, "interval", self.interval.into());
+        bencode::entry(out, "min interval", self.min_interval.into());
+        bencode::bytes(out, b"peers");
+        if self.compact {
+            bencode::bytes(out, self.v4);
+            if !self.v6.is_empty() {
+                bencode::bytes(out, b"peers6");
+                bencode::bytes(out, self.v6);
+            }
+        } else {
+            out.push(b'l');
+            for peer in self.v4.chunks(6).chain(self.v6.chunks(18)) {
+                write_dictionary(out, peer);
+            }
+            out.push(b'e');
+        }
+        out.push(b'e');
+    }
+}
+
+/// A peer as a dictionary; without its id, which the tracker does not keep
+fn write_dictionary(out: &mut Vec<u8>, compact: &[u8]) {
+    let Some(peer) = Endpoint::from_compact(compact) else { return };
+    // The longest IPv6 address in text.
+    let mut text = [0; 45];
+    let mut rest: &mut [u8] = &mut text;
+    // It fits.
+    let _ = write!(rest, "{}", peer.address());
+    let unused = rest.len();
+    let (address, _) = text.split_at(text.len() - unused);
+    out.extend_from_slice(b"d2:ip");
+    bencode::bytes(out, address);
+    bencode::entry(out, "port", peer.port().into());
+    out.push(b'e');
+}
+
+/// When a client that was refused may try again (BEP 31)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// It is not told
+    Unsaid,
+    /// After so many minutes
+    Minutes(u32),
+    /// Not at all
+    Never,
+}
+
+/// Appends a failure
+pub fn write_failure(out: &mut Vec<u8>, reason: &str, retry: Retry) {
+    out.push(b'd');
+    bencode::bytes(out, b"failure reason");
+    bencode::bytes(out, reason.as_bytes());
+    match retry {
+        Retry::Unsaid => {}
+        Retry::Minutes(minutes) => {
+            // Clients that do not know BEP 31 read these.
+            bencode::entry(out, "interval", u64::from(minutes) * 60);
+            bencode::entry(out, "min interval", u64::from(minutes) * 60);
+            bencode::bytes(out, b"retry in");
+            bencode::bytes(out, minutes.to_string().as_bytes());
+        }
+        Retry::Never => {
+            bencode::bytes(out, b"retry in");
+            bencode::bytes(out, b"never");
+        }
+    }
+    out.push(b'e');
+}
+
+/// Appends what stands before the torrents of a scrape (BEP 48)
+pub fn begin_scrape(out: &mut Vec<u8>) {
+    out.extend_from_slice(b"d5:filesd");
+}
+
+/// Appends a torrent of a scrape; they must come in the order of their info hashes, each once
+///
+/// `downloaders` are those leechers who still download (BEP 21).
+pub fn write_row(out: &mut Vec<u8>, info_hash: &InfoHash, counts: Counts) {
+    bencode::bytes(out, &info_hash.0);
+    out.push(b'd');
+    bencode::entry(out, "complete", counts.seeders.into());
+    bencode::entry(out, "downloaded", counts.completed.into());
+    bencode::entry(out, "downloaders", counts.leechers.saturating_sub(counts.partial_seeds).into());
+    bencode::entry(out, "incomplete", counts.leechers.into());
+    out.push(b'e');
+}
+
+/// Appends what stands behind the torrents of a scrape
+pub fn end_scrape(out: &mut Vec<u8>, min_request_interval: u32) {
+    out.extend_from_slice(b"e5:flagsd");
+    bencode::entry(out, "min_request_interval", min_request_interval.into());
+    out.extend_from_slice(b"ee");
+}
+
+/// How a request is answered
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// 200, also for failures
+    Ok,
+    /// 400: not a request
+    BadRequest,
+    /// 403: not for this client
+    Forbidden,
+    /// 404: nothing is there
+    NotFound,
+    /// 405: neither `GET` nor `HEAD`
+    MethodNotAllowed,
+    /// 410: a torrent that will never be served
+    Gone,
+    /// 429: asked again too soon
+    TooManyRequests,
+    /// 431: a head that is too long
+    HeadTooLong,
+}
+
+impl Status {
+    fn line(self) -> &'static str {
+        match self {
+            Self::Ok => "200 OK",
+            Self::BadRequest => "400 Bad Request",
+            Self::Forbidden => "403 Forbidden",
+            Self::NotFound => "404 Not Found",
+            Self::MethodNotAllowed => "405 Method Not Allowed\r\nAllow: GET, HEAD",
+            Self::Gone => "410 Gone",
+            Self::TooManyRequests => "429 Too Many Requests",
+            Self::HeadTooLong => "431 Request Header Fields Too Large",
+        }
+    }
+}
+
+/// What a body is
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Bencode, or a line of text
+    Plain,
+    /// A page
+    Html,
+}
+
+/// How long a body is
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    /// So many bytes
+    Bytes(usize),
+    /// Parts that each say how long they are follow
+    Chunked,
+    /// Until the connection ends
+    UntilClose,
+}
+
+/// What stands before a body
+#[derive(Clone, Copy, Debug)]
+pub struct ReplyHead {
+    /// How the request is answered
+    pub status: Status,
+    /// What the body is
+    pub content: Content,
+    /// How it is compressed
+    pub encoding: Option<&'static str>,
+    /// How long it is
+    pub length: Length,
+    /// Whether another request may follow
+    pub keep_alive: bool,
+}
+
+impl ReplyHead {
+    /// Appends the head
+    pub fn write(&self, out: &mut Vec<u8>) {
+        let content = match self.content {
+            Content::Plain => "text/plain",
+            Content::Html => "text/html; charset=utf-8",
+        };
+        let parts = ["HTTP/1.1 ", self.status.line(), "\r\nContent-Type: ", content];
+        parts.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
+        if let Some(encoding) = self.encoding {
+            out.extend_from_slice(b"\r\nContent-Encoding: ");
+            out.extend_from_slice(encoding.as_bytes());
+        }
+        match self.length {
+            Length::Bytes(len) => {
+                out.extend_from_slice(b"\r\nContent-Length: ");
+                bencode::decimal(out, len as u64);
+            }
+            Length::Chunked => out.extend_from_slice(b"\r\nTransfer-Encoding: chunked"),
+            Length::UntilClose => {}
+        }
+        // Said either way: the default depends on the version, which old clients get wrong.
+        out.extend_from_slice(match self.keep_alive {
+            true => b"\r\nConnection: keep-alive\r\n\r\n",
+            false => b"\r\nConnection: close\r\n\r\n",
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        write(&mut out);
+        out.escape_ascii().to_string()
+    }
+
+    const ANNOUNCE: Announce<'static> = Announce {
+        counts: Counts { seeders: 1, completed: 2, leechers: 3, partial_seeds: 1 },
+        interval: 1800,
+        min_interval: 900,
+        external_ip: IpAddr::V4(std::net::Ipv4Addr::new(b'1', b'2', b'3', b'4')),
+        v4: b"abcdef",
+        v6: b"",
+        compact: true,
+    };
+
+    #[test]
+    fn announces_in_compact_form() {
+        assert_eq!(
+            text(|out| ANNOUNCE.write(out)),
+            "d8:completei1e10:downloadedi2e11:external ip4:123410:incompletei3e8:intervali1800e\
+             12:min intervali900e5:peers6:abcdefe"
+        );
+        let external_ip = "2a00::1".parse().unwrap();
+        let both = Announce { external_ip, v6: b"abcdefghijklmnopqr", ..ANNOUNCE };
+        let body = text(|out| both.write(out));
+        assert!(body.contains("11:external ip16:*\\x00"), "{body}");
+        assert!(body.ends_with("5:peers6:abcdef6:peers618:abcdefghijklmnopqre"), "{body}");
+        let nobody = Announce { v4: b"", ..ANNOUNCE };
+        assert!(text(|out| nobody.write(out)).ends_with("5:peers0:e"));
+    }
+
+    #[test]
+    fn announces_as_dictionaries() {
+        let v6: Vec<u8> = [0x2a; 16].into_iter().chain([0x1a, 0xe1]).collect();
+        let both = Announce { v4: &[1, 2, 3, 4, 0, 80], v6: &v6, compact: false, ..ANNOUNCE };
+        let body = text(|out| both.write(out));
+        let peers = "5:peersld2:ip7:1.2.3.44:porti80eed2:ip39:2a2a:2a2a:2a2a:2a2a:2a2a:2a2a:2a2a:2a2a4:porti6881eeee";
+        assert!(body.ends_with(peers), "{body}");
+    }
+
+    #[test]
+    fn failures_say_when_to_come_back() {
+        let failure = |retry| text(|out| write_failure(out, "no", retry));
+        assert_eq!(failure(Retry::Unsaid), "d14:failure reason2:noe");
+        assert_eq!(failure(Retry::Never), "d14:failure reason2:no8:retry in5:nevere");
+        assert_eq!(
+            failure(Retry::Minutes(90)),
+            "d14:failure reason2:no8:intervali5400e12:min intervali5400e8:retry in2:90e"
+        );
+    }
+
+    #[test]
+    fn scrapes_tell_downloaders_from_partial_seeds() {
+        let body = text(|out| {
+            begin_scrape(out);
+            write_row(out, &InfoHash([b'a'; 20]), ANNOUNCE.counts);
+            end_scrape(out, 900);
+        });
+        assert_eq!(
+            body,
+            "d5:filesd20:aaaaaaaaaaaaaaaaaaaad8:completei1e10:downloadedi2e11:downloadersi2e\
+             10:incompletei3eee5:flagsd20:min_request_intervali900eee"
+        );
+    }
+
+    #[test]
+    fn heads_of_replies() {
+        let plain = ReplyHead {
+            status: Status::Ok,
+            content: Content::Plain,
+            encoding: None,
+            length: Length::Bytes(120),
+            keep_alive: true,
+        };
+        assert_eq!(
+            text(|out| plain.write(out)),
+            "HTTP/1.1 200 OK\\r\\nContent-Type: text/plain\\r\\nContent-Length: 120\
+             \\r\\nConnection: keep-alive\\r\\n\\r\\n"
+        );
+        let refused = ReplyHead {
+            status: Status::MethodNotAllowed,
+            content: Content::Html,
+            encoding: Some("gzip"),
+            length: Length::Chunked,
+            keep_alive: false,
+        };
+        assert_eq!(
+            text(|out| refused.write(out)),
+            "HTTP/1.1 405 Method Not Allowed\\r\\nAllow: GET, HEAD\\r\\nContent-Type: text/html; \
+             charset=utf-8\\r\\nContent-Encoding: gzip\\r\\nTransfer-Encoding: chunked\\r\\n\
+             Connection: close\\r\\n\\r\\n"
+        );
+    }
+}

@@ -1,0 +1,261 @@
+//! HTTP: the same tracker for clients that cannot use UDP, on the same shards.
+//!
+//! ```text
+//!  accept -> PROXY header, TLS -> head of a request -> who is it from -> announce, scrape, page
+//!         -> the shard's tracker, or the owner's over the mesh -> bencode -> write
+//! ```
+//!
+//! Each connection is a task of its shard's runtime. It borrows the shard for one call and never over an await, so
+//! datagrams are served meanwhile. What a client can make a shard hold is bounded: connections in all, bytes of a
+//! head, time without a request, time for a request and for taking the answer.
+
+mod answer;
+mod bind;
+mod connection;
+mod desk;
+mod paths;
+mod roster;
+mod tls;
+
+pub use bind::{HttpListeners, bind};
+pub use desk::Desk;
+pub use paths::{BadPattern, PathPattern, Paths};
+pub use tls::{Certificate, Tls, TlsError};
+
+use crate::peer_list::PeerList;
+use crate::shard::Shard;
+use ipnet::IpNet;
+use roster::{Doing, Patience, Roster};
+use std::cell::RefCell;
+use std::io;
+use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_uring::net::{TcpListener, TcpStream};
+
+/// Accepts that wait on each listener: as many connections can come between two looks at the ring
+const ACCEPTS: usize = 16;
+
+/// How long a client may take to take its answer
+const WRITING_SECS: u64 = 30;
+
+/// How long connections may take to end when the tracker stops
+const STOP_PATIENCE: Duration = Duration::from_millis(300);
+
+/// Buffers and lists that are kept for the next request
+const SPARE_MAX: usize = 64;
+
+/// How HTTP is served: the same for all shards
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// What is served where
+    pub paths: Paths,
+    /// Who is believed about whom it speaks for
+    pub trusted_proxies: Vec<IpNet>,
+    /// Connections of a shard
+    pub connections: usize,
+    /// Requests of a connection
+    pub requests: u32,
+    /// Seconds between a client's requests
+    pub idle_secs: u64,
+    /// Seconds for a request to arrive
+    pub head_secs: u64,
+    /// Announce URLs without their host, as `udp` and `:6969/announce`
+    pub urls: Vec<(&'static str, String)>,
+}
+
+impl Terms {
+    fn trusts(&self, address: IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|network| network.contains(&address))
+    }
+}
+
+/// What a shard serves HTTP with
+#[derive(Debug)]
+pub struct Parts {
+    /// Its listening sockets
+    pub plain: Vec<std::net::TcpListener>,
+    /// Those whose connections are encrypted
+    pub encrypted: Vec<std::net::TcpListener>,
+    /// How it is served
+    pub terms: Arc<Terms>,
+    /// How connections are encrypted
+    pub tls: Option<Tls>,
+}
+
+/// What all connections of a shard share
+pub struct Service {
+    shard: Rc<RefCell<Shard>>,
+    terms: Arc<Terms>,
+    tls: Option<Tls>,
+    roster: RefCell<Roster<Rc<TcpStream>>>,
+    buffers: RefCell<Vec<Vec<u8>>>,
+    #[expect(clippy::vec_box, reason = "they go to other shards and come back as they are")]
+    lists: RefCell<Vec<Box<PeerList>>>,
+    /// The listening sockets once more: to be shut down while accepts wait on them
+    listeners: Vec<std::net::TcpListener>,
+}
+
+/// Begins to accept connections
+pub fn serve(parts: Parts, shard: &Rc<RefCell<Shard>>) -> io::Result<Rc<Service>> {
+    let Parts { plain, encrypted, terms, tls } = parts;
+    let patience =
+        Patience { idling: terms.idle_secs, reading: terms.head_secs, writing: WRITING_SECS };
+    let service = Rc::new(Service {
+        shard: shard.clone(),
+        terms,
+        tls,
+        roster: RefCell::new(Roster::new(patience)),
+        buffers: RefCell::default(),
+        lists: RefCell::default(),
+        listeners: plain
+            .iter()
+            .chain(&encrypted)
+            .map(std::net::TcpListener::try_clone)
+            .collect::<Result<_, _>>()?,
+    });
+    let plain = plain.into_iter().map(|listener| (listener, false));
+    for (listener, encrypted) in plain.chain(encrypted.into_iter().map(|it| (it, true))) {
+        let listener = Rc::new(TcpListener::from_std(listener));
+        for _ in 0..ACCEPTS {
+            tokio_uring::spawn(accept(service.clone(), listener.clone(), encrypted));
+        }
+    }
+    if !service.listeners.is_empty() {
+        tokio_uring::spawn(look_each_second(service.clone()));
+    }
+    Ok(service)
+}
+
+async fn accept(service: Rc<Service>, listener: Rc<TcpListener>, encrypted: bool) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => service.clone().admit(stream, peer, encrypted),
+            Err(error) => match error.raw_os_error() {
+                // The socket was shut down: the tracker stops.
+                Some(libc::EINVAL | libc::EBADF | libc::ECANCELED) => return,
+                Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+                    service.shard.borrow_mut().connections().accept_failed += 1;
+                    service.spare_one();
+                    // Ending one takes a moment; until then, accepting would fail again and again.
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                // A client that has gone before it was accepted.
+                _ => {}
+            },
+        }
+    }
+}
+
+async fn look_each_second(service: Rc<Service>) {
+    let mut seconds = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        seconds.tick().await;
+        service.end_overdue();
+    }
+}
+
+impl Service {
+    /// Serves a connection, if need be in place of another
+    fn admit(self: Rc<Self>, stream: TcpStream, peer: SocketAddr, encrypted: bool) {
+        if self.roster.borrow().len() >= self.terms.connections {
+            self.spare_one();
+        }
+        let stream = Rc::new(stream);
+        let now = self.shard.borrow().now();
+        let number = self.roster.borrow_mut().join(stream.clone(), now);
+        self.shard.borrow_mut().connections().accepted += 1;
+        self.publish_open();
+        let seat = Seat { service: self, number };
+        tokio_uring::spawn(connection::serve(seat, stream, peer, encrypted));
+    }
+
+    /// Ends the connection that can best be spared
+    fn spare_one(&self) {
+        let now = self.shard.borrow().now();
+        if let Some(stream) = self.roster.borrow_mut().spare(now) {
+            end(stream);
+            self.shard.borrow_mut().connections().evicted += 1;
+        }
+    }
+
+    fn end_overdue(&self) {
+        let now = self.shard.borrow().now();
+        while let Some(stream) = self.roster.borrow_mut().next_due(now) {
+            end(stream);
+            self.shard.borrow_mut().connections().timed_out += 1;
+        }
+    }
+
+    fn publish_open(&self) {
+        self.shard.borrow_mut().connections().open = self.roster.borrow().len() as u64;
+    }
+
+    /// Accepts nobody any more, and lets those finish who are being answered
+    pub async fn stop(&self) {
+        for listener in &self.listeners {
+            let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
+        }
+        for (doing, stream) in self.roster.borrow().all() {
+            // Who is being answered reads no further request.
+            let how = if doing == Doing::Working { Shutdown::Read } else { Shutdown::Both };
+            let _ = stream.shutdown(how);
+        }
+        let all_gone = async {
+            while self.roster.borrow().len() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let _ = tokio::time::timeout(STOP_PATIENCE, all_gone).await;
+    }
+
+    fn buffer(&self) -> Vec<u8> {
+        self.buffers.borrow_mut().pop().unwrap_or_default()
+    }
+
+    fn give_back(&self, mut buffer: Vec<u8>) {
+        let mut buffers = self.buffers.borrow_mut();
+        if buffers.len() < SPARE_MAX && buffer.capacity() <= connection::OUTPUT_LEN {
+            buffer.clear();
+            buffers.push(buffer);
+        }
+    }
+
+    fn list(&self) -> Box<PeerList> {
+        self.lists.borrow_mut().pop().unwrap_or_default()
+    }
+
+    fn give_list_back(&self, list: Box<PeerList>) {
+        let mut lists = self.lists.borrow_mut();
+        if lists.len() < SPARE_MAX {
+            lists.push(list);
+        }
+    }
+}
+
+/// Ends a connection from outside: its task sees the end of the stream
+fn end(stream: &TcpStream) {
+    // It may be gone already.
+    let _ = stream.shutdown(Shutdown::Both);
+}
+
+/// A connection's place among the others; left when it is dropped
+struct Seat {
+    service: Rc<Service>,
+    number: usize,
+}
+
+impl Seat {
+    fn turn_to(&self, doing: Doing) {
+        let now = self.service.shard.borrow().now();
+        self.service.roster.borrow_mut().turn_to(self.number, doing, now);
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.service.roster.borrow_mut().leave(self.number);
+        self.service.publish_open();
+    }
+}

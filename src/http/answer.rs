@@ -1,0 +1,180 @@
+//! What a request is answered with.
+
+use super::Service;
+use super::paths::Route;
+use crate::outcome::Outcome;
+use crate::peer_list::PeerList;
+use crate::shard::Asked;
+use std::net::IpAddr;
+use std::time::Duration;
+use tsubame_http::head::{BadHead, Head, Method};
+use tsubame_http::query::{self, BadQuery};
+use tsubame_http::reply::{self, Content, Length, ReplyHead, Retry, Status};
+use tsubame_storage::{Counts, Family, InfoHash};
+
+/// How long another shard may take to answer
+const MESH_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Torrents of a scrape, at most: what fits a head, and a byte that counts them
+const SCRAPE_ROWS_MAX: usize = 250;
+
+const BUSY: &str = "the tracker is busy; try again";
+
+/// An answer but for its body
+struct Answer {
+    status: Status,
+    content: Content,
+    outcome: Outcome,
+}
+
+impl Answer {
+    fn plain(outcome: Outcome) -> Self {
+        Self { status: Status::Ok, content: Content::Plain, outcome }
+    }
+}
+
+/// Appends the reply to a request
+pub(super) async fn answer(
+    service: &Service,
+    source: IpAddr,
+    head: &Head<'_>,
+    keep_alive: bool,
+    out: &mut Vec<u8>,
+) {
+    let mut body = service.buffer();
+    let answer = match (head.method, service.terms.paths.route(head.path)) {
+        (Method::Other, _) => Answer {
+            status: Status::MethodNotAllowed,
+            ..said(&mut body, "only GET and HEAD are served", Outcome::MethodNotAllowed)
+        },
+        (_, Some(Route::Announce)) => announce(service, source, head.query, &mut body).await,
+        (_, Some(Route::Scrape)) => scrape(service, head.query, &mut body).await,
+        (_, Some(Route::Page)) => page(service, head.host, &mut body),
+        (_, None) => Answer {
+            status: Status::NotFound,
+            ..said(&mut body, "nothing is here; / tells where to announce", Outcome::NotFound)
+        },
+    };
+    service.shard.borrow_mut().count_request(Family::of(source), answer.outcome);
+    let Answer { status, content, .. } = answer;
+    let length = Length::Bytes(body.len());
+    ReplyHead { status, content, encoding: None, length, keep_alive }.write(out);
+    if head.method != Method::Head {
+        out.extend_from_slice(&body);
+    }
+    service.give_back(body);
+}
+
+/// Appends the reply to what is no request; the connection ends with it
+pub(super) fn refuse(out: &mut Vec<u8>, bad: BadHead) {
+    let status = match bad {
+        BadHead::Malformed => Status::BadRequest,
+        BadHead::TooLong => Status::HeadTooLong,
+    };
+    let text = format!("{bad}\n");
+    let (content, length) = (Content::Plain, Length::Bytes(text.len()));
+    ReplyHead { status, content, encoding: None, length, keep_alive: false }.write(out);
+    out.extend_from_slice(text.as_bytes());
+}
+
+fn said(body: &mut Vec<u8>, text: &str, outcome: Outcome) -> Answer {
+    body.extend_from_slice(text.as_bytes());
+    body.push(b'\n');
+    Answer::plain(outcome)
+}
+
+fn failed(body: &mut Vec<u8>, reason: &str, retry: Retry, outcome: Outcome) -> Answer {
+    reply::write_failure(body, reason, retry);
+    Answer::plain(outcome)
+}
+
+fn mistaken(body: &mut Vec<u8>, bad: BadQuery) -> Answer {
+    failed(body, &bad.to_string(), Retry::Unsaid, Outcome::BadQuery)
+}
+
+async fn announce(service: &Service, source: IpAddr, query: &str, body: &mut Vec<u8>) -> Answer {
+    let query = match query::Announce::parse(query) {
+        Ok(query) => query,
+        Err(bad) => return mistaken(body, bad),
+    };
+    let asked = {
+        let mut shard = service.shard.borrow_mut();
+        let announce = shard.admit_query(source, &query);
+        shard.enter(&announce, service.list())
+    };
+    let Some(list) = answered(service, asked).await else {
+        return failed(body, BUSY, Retry::Minutes(1), Outcome::ShedMesh);
+    };
+    let (interval, min_interval) = service.shard.borrow().intervals();
+    let PeerList { outcome, counts, ref v4, ref v6, .. } = *list;
+    let external_ip = source.to_canonical();
+    let compact = query.compact;
+    reply::Announce { counts, interval, min_interval, external_ip, v4, v6, compact }.write(body);
+    service.give_list_back(list);
+    Answer::plain(outcome)
+}
+
+async fn scrape(service: &Service, query: &str, body: &mut Vec<u8>) -> Answer {
+    let mut info_hashes = Vec::new();
+    for info_hash in query::info_hashes(query).take(SCRAPE_ROWS_MAX) {
+        match info_hash {
+            Ok(info_hash) => info_hashes.push(info_hash),
+            Err(bad) => return mistaken(body, bad),
+        }
+    }
+    if info_hashes.is_empty() {
+        return mistaken(body, BadQuery::NoInfoHash);
+    }
+    // Keys of a dictionary: sorted, and each once.
+    info_hashes.sort_unstable();
+    info_hashes.dedup();
+    let asked = service.shard.borrow_mut().scrape(&info_hashes);
+    let Some(counts) = answered(service, asked).await else {
+        return failed(body, BUSY, Retry::Minutes(1), Outcome::ShedScrape);
+    };
+    write_scrape(service, &info_hashes, &counts, body);
+    Answer::plain(Outcome::Scraped)
+}
+
+fn write_scrape(
+    service: &Service,
+    info_hashes: &[InfoHash],
+    counts: &[Counts],
+    body: &mut Vec<u8>,
+) {
+    reply::begin_scrape(body);
+    for (info_hash, counts) in info_hashes.iter().zip(counts) {
+        reply::write_row(body, info_hash, *counts);
+    }
+    let (_, min_interval) = service.shard.borrow().intervals();
+    reply::end_scrape(body, min_interval);
+}
+
+/// Waits for other shards, if they are to answer; `None` if that is late or was not possible
+async fn answered<T>(service: &Service, asked: Asked<T>) -> Option<T> {
+    match asked {
+        Asked::Answered(answer) => Some(answer),
+        Asked::Shed => None,
+        Asked::Waits(ticket, answer) => {
+            let answer = tokio::time::timeout(MESH_PATIENCE, answer).await;
+            if answer.is_err() {
+                service.shard.borrow_mut().forget(ticket);
+            }
+            answer.ok()?.ok()
+        }
+    }
+}
+
+/// A page for who opens the tracker in a browser
+fn page(service: &Service, host: Option<&str>, body: &mut Vec<u8>) -> Answer {
+    let host = host.unwrap_or("this-host");
+    let line = |(scheme, rest): &(&str, String)| format!("{scheme}://{host}{rest}\n");
+    let urls: String = service.terms.urls.iter().map(line).collect();
+    let page = format!(
+        "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width\"><title>BitTorrent tracker</title>\n\
+         <h1>BitTorrent tracker</h1>\n<p>To use it, add to a torrent:</p>\n<pre>\n{urls}</pre>\n</html>\n"
+    );
+    body.extend_from_slice(page.as_bytes());
+    Answer { status: Status::Ok, content: Content::Html, outcome: Outcome::PageShown }
+}

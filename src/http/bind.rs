@@ -1,0 +1,56 @@
+//! Binds the listening sockets of all shards: for each address a group that the kernel spreads connections over.
+
+use crate::clock::Clock;
+use crate::listen::{Key, ListenError, claimed, explain};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+
+/// Connections that may wait to be accepted; the kernel cuts it to net.core.somaxconn
+const BACKLOG: i32 = 4096;
+
+/// What was bound
+#[derive(Debug, Default)]
+pub struct HttpListeners {
+    /// The sockets of each shard
+    pub shards: Vec<Vec<TcpListener>>,
+    /// The configured addresses, with the ports that were taken
+    pub addresses: Vec<SocketAddr>,
+    /// Addresses left out because this machine lacks their family
+    pub left_out: Vec<SocketAddr>,
+}
+
+/// Binds all addresses for so many shards
+pub fn bind(
+    key: Key,
+    addresses: &[SocketAddr],
+    shards: u16,
+    clock: &Clock,
+) -> Result<HttpListeners, ListenError> {
+    // Bound alone first: SO_REUSEPORT would let a second process take part of the connections unnoticed.
+    let claim = |address| listen(address, false)?.local_addr();
+    let (addresses, left_out) = claimed(key, addresses, clock, claim)?;
+    let mut shards: Vec<Vec<TcpListener>> = (0..shards).map(|_| Vec::new()).collect();
+    for address in &addresses {
+        for shard in &mut shards {
+            let socket = listen(*address, true).map_err(|error| explain(key, *address, error))?;
+            shard.push(socket);
+        }
+    }
+    Ok(HttpListeners { shards, addresses, left_out })
+}
+
+fn listen(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // Connections of a predecessor that are still being closed do not keep the port.
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    // Inherited by each connection: a reply is one write and not to wait for more.
+    socket.set_tcp_nodelay(true)?;
+    socket.bind(&SockAddr::from(address))?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}

@@ -1,0 +1,147 @@
+//! Which paths are announces and which are scrapes.
+
+use std::fmt;
+use thiserror::Error;
+
+/// What stands for a passkey in a path
+const KEY: &str = "{key}";
+
+/// A path of which one segment may be anything: `/announce`, `/{key}/announce`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathPattern {
+    before: String,
+    /// What follows the key, if there is one
+    after: Option<String>,
+}
+
+/// Why a text is no pattern
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum BadPattern {
+    /// It is relative
+    #[error("does not begin with a slash")]
+    Relative,
+    /// It has characters no path has
+    #[error("has characters that no path has; leave out what is behind ? or #")]
+    NotAPath,
+    /// The key is not a segment
+    #[error("has {{key}} more than once, or not as all there is between two slashes")]
+    Key,
+}
+
+impl PathPattern {
+    /// Reads a pattern
+    pub fn parse(text: &str) -> Result<Self, BadPattern> {
+        if !text.starts_with('/') {
+            return Err(BadPattern::Relative);
+        }
+        let is_fit = |byte: u8| byte.is_ascii_graphic() && !b"?#\"<>".contains(&byte);
+        if !text.bytes().all(is_fit) {
+            return Err(BadPattern::NotAPath);
+        }
+        let Some((before, after)) = text.split_once(KEY) else {
+            return Ok(Self { before: text.to_owned(), after: None });
+        };
+        let whole = before.ends_with('/') && (after.is_empty() || after.starts_with('/'));
+        if !whole || after.contains(KEY) {
+            return Err(BadPattern::Key);
+        }
+        Ok(Self { before: before.to_owned(), after: Some(after.to_owned()) })
+    }
+
+    /// Whether a path is of this pattern; a key is any segment that is not empty
+    fn matches(&self, path: &str) -> bool {
+        let Some(after) = &self.after else { return path == self.before };
+        let key = path.strip_prefix(self.before.as_str()).and_then(|rest| rest.strip_suffix(after));
+        key.is_some_and(|key| !key.is_empty() && !key.contains('/'))
+    }
+
+    /// The scrape path of an announce path: `announce` at the beginning of the last segment is `scrape` (BEP 48)
+    pub fn scrape(&self) -> Option<Self> {
+        let text = self.to_string();
+        let (folder, last) = text.rsplit_once('/')?;
+        let rest = last.strip_prefix("announce")?;
+        Self::parse(&format!("{folder}/scrape{rest}")).ok()
+    }
+}
+
+impl fmt::Display for PathPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.before)?;
+        self.after.as_ref().map_or(Ok(()), |after| write!(f, "{KEY}{after}"))
+    }
+}
+
+/// What a path leads to
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    Announce,
+    Scrape,
+    Page,
+}
+
+/// All paths that are served
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    /// Where announces go
+    pub announce: Vec<PathPattern>,
+    /// Where scrapes go
+    pub scrape: Vec<PathPattern>,
+}
+
+impl Paths {
+    pub(super) fn route(&self, path: &str) -> Option<Route> {
+        let one_of = |patterns: &[PathPattern]| patterns.iter().any(|it| it.matches(path));
+        if one_of(&self.announce) {
+            Some(Route::Announce)
+        } else if one_of(&self.scrape) {
+            Some(Route::Scrape)
+        } else {
+            (path == "/").then_some(Route::Page)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_lead_to_announces_and_scrapes() {
+        let pattern = |text| PathPattern::parse(text).unwrap();
+        let announce = vec![pattern("/announce"), pattern("/{key}/announce"), pattern("/a/{key}")];
+        let scrape = announce.iter().filter_map(PathPattern::scrape).collect();
+        let paths = Paths { announce, scrape };
+        for (path, route) in [
+            ("/announce", Some(Route::Announce)),
+            ("/0123abcd/announce", Some(Route::Announce)),
+            ("/a/0123", Some(Route::Announce)),
+            ("/scrape", Some(Route::Scrape)),
+            ("/0123abcd/scrape", Some(Route::Scrape)),
+            ("/", Some(Route::Page)),
+            ("/announce/", None),
+            ("//announce", None),
+            ("/x/y/announce", None),
+            ("/a/", None),
+            ("", None),
+        ] {
+            assert_eq!(paths.route(path), route, "{path}");
+        }
+        assert_eq!(pattern("/x/announce.php").scrape(), Some(pattern("/x/scrape.php")));
+        assert_eq!(pattern("/x/tracker").scrape(), None);
+    }
+
+    #[test]
+    fn mistaken_patterns_are_named() {
+        for (text, error) in [
+            ("announce", BadPattern::Relative),
+            ("", BadPattern::Relative),
+            ("/announce?x", BadPattern::NotAPath),
+            ("/an nounce", BadPattern::NotAPath),
+            ("/x{key}/announce", BadPattern::Key),
+            ("/{key}{key}", BadPattern::Key),
+            ("/{key}/{key}", BadPattern::Key),
+        ] {
+            assert_eq!(PathPattern::parse(text), Err(error), "{text}");
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! The answer to an announce over HTTP, before it is bencode: figures, and peers of both families.
+//!
+//! It is lent: the shard that was asked fills it, or has the owner of the info hash fill it, and gets it back.
+
+use crate::clock::Now;
+use crate::outcome::Outcome;
+use crate::tracker::{Announce, Tracker};
+use tsubame_storage::{Counts, Family, PeerSpace};
+
+/// Figures and peers
+#[derive(Debug)]
+pub struct PeerList {
+    /// Which request it is for, where several wait
+    pub ticket: u32,
+    /// What became of the announce
+    pub outcome: Outcome,
+    /// The swarm's figures
+    pub counts: Counts,
+    /// IPv4 peers, 6 bytes each
+    pub v4: Vec<u8>,
+    /// IPv6 peers, 18 bytes each
+    pub v6: Vec<u8>,
+}
+
+impl Default for PeerList {
+    fn default() -> Self {
+        Self {
+            ticket: 0,
+            outcome: Outcome::NotStored,
+            counts: Counts::default(),
+            v4: Vec::new(),
+            v6: Vec::new(),
+        }
+    }
+}
+
+impl PeerList {
+    /// Enters an announce into its swarm, which this tracker owns, and takes down the answer
+    pub fn fill(&mut self, tracker: &mut Tracker, now: Now, announce: &Announce) {
+        let most = usize::from(announce.numwant);
+        self.v4.resize(most * Family::V4.compact_len(), 0);
+        self.v6.resize(most * Family::V6.compact_len(), 0);
+        let space = PeerSpace { v4: &mut self.v4, v6: &mut self.v6, most };
+        let ahead = tracker.swarms().look_ahead(&announce.info_hash);
+        let announced = tracker.enter(now, ahead, announce, space);
+        self.v4.truncate(announced.v4_len);
+        self.v6.truncate(announced.v6_len);
+        self.outcome = Outcome::from(announced.change);
+        self.counts = announced.counts;
+    }
+}

@@ -1,0 +1,103 @@
+//! What HTTP has a shard do: the same announces and scrapes, whose answers go to whoever asked.
+
+use super::Shard;
+use crate::mesh::Message;
+use crate::outcome::Outcome;
+use crate::peer_list::PeerList;
+use crate::stats::{HttpCounts, Protocol};
+use crate::tracker::Announce;
+use std::net::IpAddr;
+use tokio::sync::oneshot::Receiver;
+use tsubame_http::query;
+use tsubame_storage::{Counts, Family, InfoHash, Seconds};
+
+/// What became of a question
+#[derive(Debug)]
+pub enum Asked<T> {
+    /// It is answered
+    Answered(T),
+    /// Other shards answer it; whoever stops waiting says so with the ticket
+    Waits(u32, Receiver<T>),
+    /// The way to another shard is full
+    Shed,
+}
+
+impl Shard {
+    /// Admits an announce: see [`crate::tracker::Tracker::admit_query`]
+    pub fn admit_query(&self, source: IpAddr, query: &query::Announce) -> Announce {
+        self.tracker.admit_query(source, query)
+    }
+
+    /// Enters an announce into its swarm, wherever that is
+    pub fn enter(&mut self, announce: &Announce, mut list: Box<PeerList>) -> Asked<Box<PeerList>> {
+        let owner = self.owner(&announce.info_hash);
+        if owner == self.number {
+            list.fill(&mut self.tracker, self.clock.now(), announce);
+            return Asked::Answered(list);
+        }
+        let (ticket, answer) = self.desk.wait_for_list();
+        list.ticket = ticket;
+        if !self.port.send(usize::from(owner), Message::Ask(*announce, list)) {
+            self.desk.forget(ticket);
+            return Asked::Shed;
+        }
+        self.port.ring();
+        Asked::Waits(ticket, answer)
+    }
+
+    /// The figures of some swarms, wherever they are
+    pub fn scrape(&mut self, info_hashes: &[InfoHash]) -> Asked<Vec<Counts>> {
+        let mut counts = vec![Counts::default(); info_hashes.len()];
+        let mut elsewhere = Vec::new();
+        for (row, (info_hash, counts)) in info_hashes.iter().zip(&mut counts).enumerate() {
+            match self.owner(info_hash) {
+                owner if owner == self.number => *counts = self.tracker.scrape(info_hash),
+                // A scrape has no more rows than a byte can number.
+                owner => elsewhere.push((usize::from(owner), row as u8, *info_hash)),
+            }
+        }
+        if elsewhere.is_empty() {
+            return Asked::Answered(counts);
+        }
+        let (ticket, answer) = self.desk.wait_for_counts(counts, elsewhere.len());
+        self.questions.begin(ticket);
+        let mut asked_all = true;
+        for (owner, row, info_hash) in elsewhere {
+            asked_all &= self.questions.ask(&mut self.port, owner, row, info_hash);
+        }
+        asked_all &= self.questions.end(&mut self.port);
+        if !asked_all {
+            // Answers to the part that was asked find nobody waiting.
+            self.desk.forget(ticket);
+            return Asked::Shed;
+        }
+        self.port.ring();
+        Asked::Waits(ticket, answer)
+    }
+
+    /// Nobody waits for this answer any more
+    pub fn forget(&mut self, ticket: u32) {
+        self.desk.forget(ticket);
+    }
+
+    /// Counts what became of a request over HTTP
+    pub fn count_request(&mut self, family: Family, outcome: Outcome) {
+        self.figures.count(Protocol::Http, family, outcome);
+    }
+
+    /// What became of connections
+    pub fn connections(&mut self) -> &mut HttpCounts {
+        &mut self.figures.http
+    }
+
+    /// The time that limits go by
+    pub fn now(&self) -> Seconds {
+        self.clock.now().monotonic
+    }
+
+    /// Seconds until the next announce, and until the next one at the earliest
+    pub fn intervals(&self) -> (u32, u32) {
+        let terms = self.tracker.terms();
+        (terms.interval_secs, terms.min_interval_secs)
+    }
+}

@@ -1,0 +1,385 @@
+//! The tracker over HTTP: swarms, connections, proxies, and what strangers do.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+mod common;
+
+use common::http::{Announce, Announced, Connection, failure, header, rows_of};
+use common::{Client, Tracker, cpus, figure, info_hash_of, now};
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::time::Duration;
+
+/// Both protocols and both families, with more under `http`
+fn config(shards: usize, http: &str) -> String {
+    let both = "[\"127.0.0.1:0\", \"[::1]:0\"]";
+    format!(
+        "cpus: {}\nudp: {{listen: {both}}}\nhttp: {{listen: {both}{http}}}\ncontrol: {{listen: \"\"}}\n\
+         announce: {{allow_private: true}}\n",
+        cpus(shards)
+    )
+}
+
+fn start(shards: usize, http: &str) -> (Tracker, SocketAddr) {
+    let tracker = Tracker::start(&config(shards, http));
+    let address = tracker.addresses_of("http")[0];
+    (tracker, address)
+}
+
+fn peers(list: &[(&str, u16)]) -> BTreeSet<(IpAddr, u16)> {
+    list.iter().map(|(ip, port)| (ip.parse().unwrap(), *port)).collect()
+}
+
+#[test]
+fn a_swarm_is_one_over_both_protocols_and_families() {
+    for shards in [1, 2] {
+        let tracker = Tracker::start(&config(shards, ""));
+        let (udp, http) = (tracker.addresses(), tracker.addresses_of("http"));
+        // Enough torrents that some belong to each shard, whichever takes the connection.
+        for torrent in 0..10 {
+            let mut udp_v4 = Client::connected("127.0.0.1", udp[0]);
+            let mut udp_v6 = Client::connected("::1", udp[1]);
+            udp_v4.announce(&common::Announce { left: 0, ..common::Announce::of(torrent, 7_001) });
+            udp_v6.announce(&common::Announce::of(torrent, 7_002));
+            let mut http_v4 = Connection::to(http[0]);
+            let mut http_v6 = Connection::to(http[1]);
+            let seen = http_v4.announce(&Announce::of(torrent, 7_003, 5));
+            assert_eq!(seen.peers, peers(&[("127.0.0.1", 7_001), ("::1", 7_002)]));
+            assert_eq!((seen.seeders, seen.leechers, seen.completed), (1, 2, 0));
+            assert_eq!((seen.interval, seen.min_interval), (1_800, 900));
+            assert_eq!(seen.external_ip, [127, 0, 0, 1]);
+            let seen = http_v6.announce(&Announce::of(torrent, 7_004, 0));
+            assert_eq!(seen.peers, peers(&[("127.0.0.1", 7_003), ("::1", 7_002)]), "a seeder's");
+            assert_eq!(seen.external_ip.len(), 16);
+            let seen = udp_v4.announce(&common::Announce::of(torrent, 7_005));
+            assert_eq!(seen.peers, peers(&[("127.0.0.1", 7_001), ("127.0.0.1", 7_003)]));
+            assert_eq!((seen.seeders, seen.leechers), (2, 3));
+            let rows = http_v6.scrape(&[info_hash_of(torrent)]);
+            assert_eq!(rows, [(info_hash_of(torrent), [2, 0, 3, 3])]);
+        }
+        let line = tracker.stop();
+        assert_eq!((figure(&line, "announces"), figure(&line, "over HTTP")), (50, 30), "{line}");
+        assert_eq!((figure(&line, "rejected"), figure(&line, "shed")), (0, 0), "{line}");
+    }
+}
+
+#[test]
+fn every_clause_of_an_announce_holds() {
+    let (tracker, address) = start(2, "");
+    let mut client = Connection::to(address);
+    let seeder = Announce::of(1, 7_001, 0);
+    let leecher = Announce::of(1, 7_002, 9);
+    assert_eq!(client.announce(&seeder).peers, peers(&[]));
+    // As dictionaries, without peer ids, and bytes.
+    for form in ["compact=0", "compact=0&no_peer_id=1", "compact=1"] {
+        let reply = client.get(&leecher.with(form).target());
+        assert_eq!(Announced::of(&reply.body).peers, peers(&[("127.0.0.1", 7_001)]));
+        let dictionaries = reply.body.windows(11).any(|bytes| bytes == b"5:peersld2:");
+        assert_eq!(dictionaries, form != "compact=1", "{form}");
+    }
+    // It completes once, whatever it repeats.
+    for _ in 0..3 {
+        let done = Announce { left: 0, ..leecher.with("event=completed") };
+        let seen = client.announce(&done);
+        assert_eq!((seen.seeders, seen.leechers, seen.completed), (2, 0, 1));
+        assert_eq!(seen.peers, peers(&[]), "a seeder has no use for seeders");
+    }
+    // A partial seed is counted as a leecher and told apart in scrapes (BEP 21).
+    let partial = Announce::of(1, 7_003, 5).with("event=paused");
+    client.announce(&partial);
+    client.announce(&Announce::of(1, 7_004, 5));
+    assert_eq!(client.scrape(&[info_hash_of(1)])[0].1, [2, 1, 2, 1]);
+    assert_eq!(client.announce(&partial).peers, peers(&[("127.0.0.1", 7_004)]));
+    assert_eq!(client.announce(&seeder).peers, peers(&[("127.0.0.1", 7_004)]));
+    // How many it wants.
+    let asks = |client: &mut Connection, numwant: &str| {
+        client.announce(&Announce::of(2, 9_999, 1).with(numwant)).peers.len()
+    };
+    for port in 0..120 {
+        client.announce(&Announce::of(2, 8_000 + port, 1).with("numwant=0"));
+    }
+    assert_eq!(asks(&mut client, "numwant=0"), 0);
+    assert_eq!(asks(&mut client, "numwant=7"), 7);
+    assert_eq!(asks(&mut client, "numwant=-1"), 50);
+    assert_eq!(asks(&mut client, "x=y"), 50);
+    assert_eq!(asks(&mut client, "numwant=100000"), 120);
+    // Nobody can connect to these ports.
+    let counts = |client: &mut Connection| client.scrape(&[info_hash_of(2)])[0].1[2];
+    let before = counts(&mut client);
+    assert_eq!(client.announce(&Announce::of(2, 0, 1)).peers.len(), 50);
+    client.announce(&Announce::of(2, 1, 1));
+    // What is claimed without trust is not believed.
+    client.announce(&Announce::of(2, 9_999, 1).with("ip=8.8.8.8&ipv4=8.8.8.8&ipv6=2a00::1"));
+    assert_eq!(counts(&mut client), before);
+    let stopped = client.announce(&Announce::of(2, 9_999, 1).with("event=stopped&numwant=50"));
+    assert_eq!((stopped.peers.len(), stopped.leechers), (0, before - 1));
+    for (query, reason) in [
+        ("", "info_hash is missing"),
+        ("info_hash=abc", "info_hash is not 20 bytes"),
+        ("info_hash=aaaaaaaaaaaaaaaaaaaa&peer_id=a", "peer_id is not 20 bytes"),
+    ] {
+        assert_eq!(failure(&client.get(&format!("/announce?{query}"))), reason);
+    }
+    assert_eq!(figure(&tracker.stop(), "rejected"), 3);
+}
+
+#[test]
+fn both_families_get_their_share_of_a_reply() {
+    let tracker = Tracker::start(&config(1, ""));
+    let http = tracker.addresses_of("http");
+    let (mut v4, mut v6) = (Connection::to(http[0]), Connection::to(http[1]));
+    for port in 0..200 {
+        v4.announce(&Announce::of(1, 8_000 + port, 1).with("numwant=0"));
+    }
+    for port in 0..30 {
+        v6.announce(&Announce::of(1, 8_000 + port, 1).with("numwant=0"));
+    }
+    for client in [&mut v4, &mut v6] {
+        let seen = client.announce(&Announce::of(1, 9_999, 1).with("numwant=40")).peers;
+        let of_v6 = seen.iter().filter(|(address, _)| address.is_ipv6()).count();
+        assert_eq!((seen.len(), of_v6), (40, 10), "a rare family gets a quarter");
+    }
+    tracker.stop();
+}
+
+#[test]
+fn scrapes_are_sorted_over_all_shards() {
+    let (tracker, address) = start(2, "");
+    let mut client = Connection::to(address);
+    for torrent in 0..60 {
+        for port in 0..=torrent % 3 {
+            client.announce(&Announce::of(torrent, 7_000 + port as u16, u64::from(port)));
+        }
+    }
+    // Unknown ones too, some twice, in no order.
+    let mut asked: Vec<u32> = (0..80).chain(10..20).collect();
+    fastrand::Rng::with_seed(1).shuffle(&mut asked);
+    let hashes: Vec<[u8; 20]> = asked.iter().map(|torrent| info_hash_of(*torrent)).collect();
+    let rows = client.scrape(&hashes);
+    let expected: std::collections::BTreeMap<_, _> = (0..80)
+        .map(|torrent| {
+            let leechers = i64::from(torrent % 3);
+            let known = i64::from(torrent < 60);
+            (info_hash_of(torrent), [known, 0, leechers * known, leechers * known])
+        })
+        .collect();
+    assert_eq!(rows, expected.into_iter().collect::<Vec<_>>());
+    assert_eq!(failure(&client.get("/scrape")), "info_hash is missing");
+    assert_eq!(failure(&client.get("/scrape?info_hash=a")), "info_hash is not 20 bytes");
+    tracker.stop();
+}
+
+#[test]
+fn connections_are_used_as_clients_use_them() {
+    let (tracker, address) = start(2, ", limits: {requests: 50}");
+    // Many requests in one write, and one in many writes.
+    let mut pipelined = Connection::to(address);
+    let targets: Vec<String> =
+        (0..40).map(|torrent| Announce::of(torrent, 7_001, 1).target()).collect();
+    let requests: String =
+        targets.iter().map(|target| format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n")).collect();
+    pipelined.send(requests.as_bytes());
+    for _ in 0..40 {
+        assert_eq!(Announced::of(&pipelined.reply().unwrap().body).leechers, 1);
+    }
+    for byte in format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", targets[0]).into_bytes() {
+        pipelined.send(&[byte]);
+    }
+    assert_eq!(Announced::of(&pipelined.reply().unwrap().body).leechers, 1);
+    // Nine more, and it has had its fifty.
+    for left in (0..9).rev() {
+        let reply = pipelined.get("/");
+        let connection = if left == 0 { "close" } else { "keep-alive" };
+        assert_eq!(header(&reply.head, "connection").unwrap(), connection);
+        assert_eq!(header(&reply.head, "content-type").unwrap(), "text/html; charset=utf-8");
+    }
+    assert!(pipelined.has_ended());
+    // Who says that it sends no more still gets its answer.
+    let mut half_closed = Connection::to(address);
+    half_closed.send(format!("GET {} HTTP/1.1\r\n\r\n", targets[1]).as_bytes());
+    half_closed.stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(half_closed.reply().unwrap().status, 200);
+    assert!(half_closed.has_ended());
+    // Versions and methods.
+    for (request, status, ends) in [
+        ("GET / HTTP/1.0\r\n\r\n", 200, true),
+        ("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", 200, false),
+        ("GET / HTTP/1.1\r\nConnection: close\r\n\r\n", 200, true),
+        ("GET /announcer HTTP/1.1\r\n\r\n", 404, false),
+        ("PUT / HTTP/1.1\r\n\r\n", 405, false),
+        ("POST /announce HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello", 405, true),
+        ("POST /announce HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel", 405, true),
+        ("GARBAGE\r\n\r\n", 400, true),
+        ("\x16\x03\x01\x02\x00\x01\x00\x01\u{fc}\x03\x03", 400, true),
+        ("PROXY TCP4 nonsense\r\n", 0, true),
+    ] {
+        let mut client = Connection::to(address);
+        client.send(request.as_bytes());
+        if status > 0 {
+            assert_eq!(client.reply().unwrap().status, status, "{request}");
+        }
+        if ends {
+            assert!(client.has_ended(), "{request}");
+        } else {
+            assert_eq!(client.get("/").status, 200, "{request}");
+        }
+    }
+    let mut head = Connection::to(address);
+    head.send(b"HEAD / HTTP/1.1\r\n\r\n");
+    let reply = head.reply_to("HEAD").unwrap();
+    assert!(reply.body.is_empty() && header(&reply.head, "content-length").unwrap() != "0");
+    assert_eq!(head.get("/").status, 200, "nothing is left of a body");
+    let mut oversized = Connection::to(address);
+    // It ends while this is on its way.
+    let _ = oversized.stream.write_all(format!("GET /{} ", "a".repeat(20_000)).as_bytes());
+    assert_eq!(oversized.reply().unwrap().status, 431);
+    tracker.stop();
+}
+
+#[test]
+fn a_body_is_not_waited_for() {
+    let (tracker, address) = start(1, "");
+    let mut client = Connection::to(address);
+    client.send(b"POST /announce HTTP/1.1\r\nContent-Length: 100000000\r\n\r\n");
+    let begun = now();
+    assert_eq!(client.reply().unwrap().status, 405);
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    // What it sends all the same is thrown away, up to a point.
+    while client.stream.write_all(&[0; 4_096]).is_ok() {}
+    tracker.stop();
+}
+
+#[test]
+fn slow_and_idle_connections_are_ended_and_the_oldest_go_first() {
+    let (tracker, address) = start(1, ", limits: {connections: 4, head: 2s, idle: 4s}");
+    let mut idle = Connection::to(address);
+    assert_eq!(idle.get("/").status, 200);
+    let mut others: Vec<_> = (0..3).map(|_| Connection::to(address)).collect();
+    for other in &mut others {
+        assert_eq!(other.get("/").status, 200);
+    }
+    // One more takes the place of who has been idle for longest, and of nobody else.
+    let mut fifth = Connection::to(address);
+    assert_eq!(fifth.get("/").status, 200);
+    assert!(idle.has_ended());
+    for other in &mut others {
+        assert_eq!(other.get("/").status, 200);
+    }
+    // A byte now and then does not make a request.
+    let mut slow = Connection::to(address);
+    let begun = now();
+    let mut sent = 0;
+    for byte in b"GET / HTTP/1.1\r\nX: ".iter().chain(std::iter::repeat(&b'x')) {
+        if slow.stream.write_all(&[*byte]).is_err() {
+            break;
+        }
+        sent += 1;
+        slow.stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        match std::io::Read::read(&mut slow.stream, &mut [0; 10]) {
+            Ok(_) => break,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => break,
+        }
+    }
+    let took = begun.elapsed();
+    assert!(
+        took >= Duration::from_secs(1) && took < Duration::from_secs(8),
+        "{took:?}, {sent} bytes"
+    );
+    assert!(fifth.has_ended(), "it has been idle for too long");
+    tracker.stop();
+}
+
+#[test]
+fn proxies_are_believed_if_they_are_trusted() {
+    let trusted = ", trusted_proxies: [\"127.0.0.0/8\"]";
+    for (http, believed) in [(trusted, true), ("", false)] {
+        let (tracker, address) = start(1, http);
+        let seen = |client: &mut Connection, headers: &str| {
+            let reply = client.get_with(&Announce::of(1, 7_001, 1).target(), headers);
+            Announced::of(&reply.body).external_ip
+        };
+        let expected = |ip: [u8; 4]| if believed { ip } else { [127, 0, 0, 1] };
+        let mut client = Connection::to(address);
+        assert_eq!(seen(&mut client, ""), [127, 0, 0, 1]);
+        let forged = "X-Forwarded-For: 6.6.6.6, 81.2.3.4, 127.9.9.9\r\n";
+        assert_eq!(seen(&mut client, forged), expected([81, 2, 3, 4]));
+        assert_eq!(seen(&mut client, "X-Real-IP: 81.2.3.5\r\n"), expected([81, 2, 3, 5]));
+        let mut line = Connection::to(address);
+        line.send(b"PROXY TCP4 81.2.3.6 127.0.0.1 5000 6969\r\n");
+        assert_eq!(seen(&mut line, ""), expected([81, 2, 3, 6]));
+        assert_eq!(seen(&mut line, "X-Forwarded-For: 6.6.6.6\r\n"), expected([81, 2, 3, 6]));
+        let mut binary = Connection::to(address);
+        let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
+        header.extend([81, 2, 3, 7, 127, 0, 0, 1, 1, 1, 2, 2]);
+        for byte in header {
+            binary.send(&[byte]);
+        }
+        assert_eq!(seen(&mut binary, ""), expected([81, 2, 3, 7]));
+        let peers = if believed { 5 } else { 1 };
+        assert_eq!(figure(&tracker.stop(), "peers"), peers);
+    }
+}
+
+#[test]
+fn passkeys_have_their_place_in_the_path() {
+    let (tracker, address) =
+        start(1, ", announce_paths: [\"/{key}/announce\", \"/a\"], scrape_paths: auto");
+    let mut client = Connection::to(address);
+    let target = Announce::of(1, 7_001, 1).target();
+    for (path, status) in [
+        ("/0123456789abcdef/announce", 200),
+        ("/a", 200),
+        ("/announce", 404),
+        ("/x/y/announce", 404),
+    ] {
+        let target = target.replace("/announce", path);
+        assert_eq!(client.get(&target).status, status, "{path}");
+    }
+    let query = format!("info_hash={}", common::http::escaped(&info_hash_of(1)));
+    let reply = client.get(&format!("/0123456789abcdef/scrape?{query}"));
+    assert_eq!(rows_of(&reply.body), [(info_hash_of(1), [0, 0, 1, 1])]);
+    let page = client.get("/");
+    let text = String::from_utf8(page.body).unwrap();
+    let url = format!("http://t.example:{}/{{key}}/announce\n", address.port());
+    assert!(text.contains(&url), "{text}");
+    tracker.stop();
+}
+
+#[test]
+fn ten_thousand_connections_are_held() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let limit = limit.maximum.unwrap_or(u64::MAX);
+    let raised = rustix::process::Rlimit { current: Some(limit), maximum: Some(limit) };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
+    let count = 10_000.min(limit.saturating_sub(500));
+    let (tracker, address) = start(2, ", limits: {idle: 10m}");
+    let target = Announce::of(1, 7_001, 1).target();
+    let mut held: Vec<Connection> = (0..count)
+        .map(|_| {
+            let mut client = Connection::to(address);
+            assert_eq!(client.get(&target).status, 200);
+            client
+        })
+        .collect();
+    for client in held.iter_mut().step_by(97) {
+        assert_eq!(client.get(&target).status, 200);
+    }
+    let begun = now();
+    let line = tracker.stop();
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert_eq!(figure(&line, "over HTTP"), count + count.div_ceil(97), "{line}");
+}
+
+#[test]
+fn it_serves_http_alone() {
+    let config = format!(
+        "cpus: {}\nudp: {{listen: []}}\nhttp: {{listen: \"127.0.0.1:0\"}}\ncontrol: {{listen: \"\"}}\n",
+        cpus(2)
+    );
+    let tracker = Tracker::start(&config);
+    let mut client = Connection::to(tracker.addresses_of("http")[0]);
+    assert_eq!(client.announce(&Announce::of(1, 7_001, 1)).leechers, 1);
+    tracker.stop();
+}
