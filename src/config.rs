@@ -511,7 +511,14 @@ udb: {}
         assert!(mistakes("- 1").contains("a list of keys"));
         assert!(mistakes("udp: 5").contains("t.yaml:1: udp: must hold keys"));
         assert!(mistakes("hooks: [{name: jwt}]").contains("hooks: this version has no hooks"));
-        assert!(mistakes("udp: {listen: []}").contains("give at least one address"));
+        let nothing = "udp: {listen: []}\nhttp: {listen: []}";
+        assert!(mistakes(nothing).contains("give at least one address"));
+        let keyless = "http: {tls: {listen: \"0.0.0.0:443\", certificate: c.pem}}";
+        assert!(mistakes(keyless).contains("http.tls.key: is empty"));
+        let twice = "http: {listen: \"[::]:443\", tls: {listen: \"[::]:443\"}}";
+        assert!(mistakes(twice).contains("http.tls.listen: [::]:443 is http.listen's, too"));
+        let path = "http: {announce_paths: [announce]}";
+        assert!(mistakes(path).contains("\"announce\" does not begin with a slash; write it as"));
         assert!(mistakes("cpus: 3-1").contains("cpus"));
     }
 

@@ -281,7 +281,8 @@ fn a_scenario_floods_pauses_and_runs_commands() {
     assert!((150..500).contains(&flood.sent_unproven), "{}", flood.sent_unproven);
     assert_eq!(flood.answered_unproven, 0);
     assert!((200..600).contains(&flood.flood_connects), "{}", flood.flood_connects);
-    assert_eq!(flood.flood_connects_answered, flood.flood_connects);
+    // The last answers may come after the end, and nobody waits for them.
+    assert!(flood.flood_connects_answered > flood.flood_connects * 9 / 10, "{flood:?}");
     assert!((100..320).contains(&flood.sent), "{}", flood.sent);
     assert_eq!((calm.sent_unproven, calm.lost, calm.wrong_sum()), (0, 0, 0));
     std::fs::write(&scenario, "[[step]]\nrun = 'exit 3'").unwrap();

@@ -1,0 +1,164 @@
+//! The tracker over TLS: certificates of its own, renewed while it runs, and clients that are none.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+mod common;
+
+use common::http::{Announce, Connection};
+use common::{Tracker, cpus, tsubame};
+use rustls::pki_types::ServerName;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+/// Writes a certificate of this machine's names that signs itself
+fn write_certificate(directory: &Path) {
+    let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let made = rcgen::generate_simple_self_signed(names).unwrap();
+    std::fs::write(directory.join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+    std::fs::write(directory.join("cert.pem"), made.cert.pem()).unwrap();
+}
+
+fn config(directory: &Path) -> String {
+    let file = |name| directory.join(name).display().to_string();
+    format!(
+        "cpus: {}\nudp: {{listen: []}}\ncontrol: {{listen: \"\"}}\nhttp:\n  listen: []\n  tls:\n    \
+         listen: \"127.0.0.1:0\"\n    certificate: {}\n    key: {}\n  trusted_proxies: [127.0.0.1]\n",
+        cpus(2),
+        file("cert.pem"),
+        file("key.pem")
+    )
+}
+
+type Encrypted = StreamOwned<ClientConnection, TcpStream>;
+
+/// A client that trusts the certificate as it is in the file now
+fn connect(tracker: SocketAddr, directory: &Path, before: &[u8]) -> std::io::Result<Encrypted> {
+    let mut roots = RootCertStore::empty();
+    let certificate = rustls::pki_types::CertificateDer::from_pem_file(directory.join("cert.pem"));
+    roots.add(certificate.unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let name = ServerName::try_from("localhost").unwrap();
+    let session = ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut stream = TcpStream::connect(tracker).unwrap();
+    stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
+    stream.write_all(before).unwrap();
+    let mut stream = StreamOwned::new(session, stream);
+    stream.conn.complete_io(&mut stream.sock)?;
+    assert_eq!(stream.conn.alpn_protocol(), Some(b"http/1.1".as_slice()));
+    Ok(stream)
+}
+
+#[test]
+fn a_certificate_is_renewed_while_connections_go_on() {
+    let directory = tempfile::tempdir().unwrap();
+    write_certificate(directory.path());
+    let mut tracker = Tracker::start(&config(directory.path()));
+    let address = tracker.addresses_of("https")[0];
+    let connect = |before: &[u8]| connect(address, directory.path(), before);
+    let mut old = Connection::over(connect(b"").unwrap());
+    assert_eq!(old.announce(&Announce::of(1, 7_001, 0)).seeders, 1);
+    // What a proxy says comes before the handshake.
+    let mut proxied = Connection::over(connect(b"PROXY TCP4 81.2.3.4 127.0.0.1 1 2\r\n").unwrap());
+    assert_eq!(proxied.announce(&Announce::of(2, 7_001, 0)).external_ip, [81, 2, 3, 4]);
+    // More than one record, more than one request, on each shard.
+    let targets = (0..60).map(|torrent| Announce::of(torrent, 7_002, 1).target());
+    let requests: String =
+        targets.map(|target| format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n")).collect();
+    old.send(requests.as_bytes());
+    for _ in 0..60 {
+        assert_eq!(old.reply().unwrap().status, 200);
+    }
+    write_certificate(directory.path());
+    tracker.signal("HUP");
+    tracker.wait_for("certificate was read again");
+    let mut new = Connection::over(connect(b"").unwrap());
+    assert_eq!(new.announce(&Announce::of(1, 7_003, 0)).seeders, 2);
+    assert_eq!(old.announce(&Announce::of(1, 7_001, 0)).seeders, 2);
+    // What cannot be read changes nothing.
+    let good = std::fs::read(directory.path().join("key.pem")).unwrap();
+    std::fs::write(directory.path().join("key.pem"), "not a key").unwrap();
+    tracker.signal("HUP");
+    tracker.wait_for("the old certificate stays");
+    std::fs::write(directory.path().join("key.pem"), good).unwrap();
+    let mut again = Connection::over(connect(b"").unwrap());
+    again.send(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n");
+    assert_eq!(again.reply().unwrap().status, 200);
+    // The end is said, and not cut.
+    assert_eq!(again.stream.read(&mut [0; 10]).unwrap(), 0);
+    assert_eq!(common::figure(&tracker.stop(), "over HTTP"), 65);
+}
+
+#[test]
+fn other_clients_see_what_they_should() {
+    let directory = tempfile::tempdir().unwrap();
+    write_certificate(directory.path());
+    let tracker = Tracker::start(&config(directory.path()));
+    let address = tracker.addresses_of("https")[0];
+    // Plain requests, garbage and half a handshake end there.
+    for bytes in [b"GET / HTTP/1.1\r\n\r\n".as_slice(), &[0x16, 3, 1, 0, 5, 1, 2, 3, 4, 5]] {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
+        stream.write_all(bytes).unwrap();
+        let mut seen = Vec::new();
+        let _ = stream.read_to_end(&mut seen);
+        assert!(!seen.starts_with(b"HTTP"), "{}", seen.escape_ascii());
+    }
+    // The tracker's own check, which trusts whom the system trusts.
+    let check = |trusted: Option<&Path>| {
+        let mut command = tsubame();
+        let url = format!("https://{address}/announce");
+        command.args(["e2e", &url]).env_remove("SSL_CERT_DIR");
+        if let Some(trusted) = trusted {
+            command.env("SSL_CERT_FILE", trusted);
+        }
+        command.output().unwrap()
+    };
+    let certificate = directory.path().join("cert.pem");
+    let known = check(Some(&certificate));
+    let said = String::from_utf8_lossy(&known.stdout).into_owned();
+    assert!(said.contains("all is well"), "{said}{}", String::from_utf8_lossy(&known.stderr));
+    let unknown = check(None);
+    let said = String::from_utf8_lossy(&unknown.stderr).into_owned();
+    assert!(said.contains("cannot be reached over TLS"), "{said}");
+    if Command::new("curl").arg("--version").output().is_ok() {
+        let target = Announce::of(1, 7_001, 1).target();
+        let url = format!("https://{address}{target}");
+        let mut curl = Command::new("curl");
+        let curl = curl.args(["-sS", "--cacert"]).arg(&certificate).arg(url).output().unwrap();
+        assert!(curl.stdout.starts_with(b"d8:complete"), "{curl:?}");
+    }
+    tracker.stop();
+}
+
+#[test]
+fn a_certificate_that_cannot_be_served_is_explained() {
+    let directory = tempfile::tempdir().unwrap();
+    write_certificate(directory.path());
+    let other = tempfile::tempdir().unwrap();
+    write_certificate(other.path());
+    let start = || {
+        let mut tracker = Tracker::spawn(&config(directory.path()), |run| run);
+        assert_eq!(tracker.wait().code(), Some(2));
+        tracker.log.join("\n")
+    };
+    std::fs::copy(other.path().join("key.pem"), directory.path().join("key.pem")).unwrap();
+    let log = start();
+    assert!(log.contains("http.tls.key") && log.contains("does not go with"), "{log}");
+    std::fs::write(directory.path().join("cert.pem"), "").unwrap();
+    let log = start();
+    assert!(log.contains("http.tls.certificate") && log.contains("has no certificate"), "{log}");
+    std::fs::remove_file(directory.path().join("cert.pem")).unwrap();
+    let log = start();
+    assert!(log.contains("http.tls.certificate: cannot read"), "{log}");
+}
