@@ -9,7 +9,7 @@ use rtrb::{Consumer, Producer, RingBuffer};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::Notify;
-use tsubame_storage::{Counts, InfoHash};
+use tsubame_storage::{Census, InfoHash};
 use tsubame_udp::ring::ReturnPath;
 use tsubame_udp::wire::TransactionId;
 
@@ -41,7 +41,7 @@ pub enum Message {
     /// What are the figures of these swarms?
     Question(Rows<InfoHash>),
     /// These are the figures of your swarms
-    Answer(Rows<Counts>),
+    Answer(Rows<Census>),
     /// From the control plane: finish
     Stop,
 }

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tsubame_storage::{Ahead, Counts, Family, InfoHash};
+use tsubame_storage::{Ahead, Census, Family, InfoHash};
 use tsubame_udp::ring::{Received, ReturnPath, Ring};
 use tsubame_udp::steering::SteeringKeys;
 use tsubame_udp::wire::TransactionId;
@@ -424,7 +424,7 @@ impl Shard {
                 }
                 (Message::Announce(..), None) => {}
                 (Message::Question(rows), _) => {
-                    let answer = rows.map(Counts::default(), |hash| self.tracker.scrape(&hash));
+                    let answer = rows.map(Census::default(), |hash| self.tracker.census(&hash));
                     // A full ring loses the answer; the scrape then ends late and unanswered.
                     self.port.send(from, Message::Answer(answer));
                 }
@@ -470,15 +470,15 @@ impl Shard {
         Ok(())
     }
 
-    fn take_answer(&mut self, rows: &Rows<Counts>) -> io::Result<()> {
+    fn take_answer(&mut self, rows: &Rows<Census>) -> io::Result<()> {
         if rows.ticket & HTTP_TICKET != 0 {
             self.desk.counted(rows);
             return Ok(());
         }
         let Some(pending) = self.scrapes.waiting(rows.ticket) else { return Ok(()) };
         if let Some((_, reply)) = self.ring.open(&pending.received) {
-            for (row, counts) in rows.iter() {
-                pending.scrape.write_row(reply, usize::from(row), counts);
+            for (row, census) in rows.iter() {
+                pending.scrape.write_row(reply, usize::from(row), census.counts);
                 pending.missing = pending.missing.saturating_sub(1);
             }
         }

@@ -12,7 +12,8 @@ use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};
 use tsubame_http::query;
 use tsubame_storage::{
-    Ahead, Announced, Counts, Endpoint, Event, Family, InfoHash, PeerId, PeerSpace, Role, Swarms,
+    Ahead, Announced, Census, Counts, Endpoint, Event, Family, InfoHash, PeerId, PeerSpace, Role,
+    Swarms,
 };
 use tsubame_udp::connection_id::ConnectionIds;
 use tsubame_udp::wire::{
@@ -79,21 +80,6 @@ pub struct Announce {
     pub numwant: u16,
     /// The family the request came over: over UDP, the reply's peers are of the same (BEP 15)
     pub family: Family,
-}
-
-/// What an announce asks for, whatever it came in
-struct Asked {
-    info_hash: InfoHash,
-    peer_id: PeerId,
-    port: u16,
-    event: Event,
-    downloaded: u64,
-    uploaded: u64,
-    left: u64,
-    num_want: Option<u32>,
-    claimed: Option<IpAddr>,
-    /// Peers that fit the reply
-    fitting: u32,
 }
 
 /// A proven scrape
@@ -233,6 +219,11 @@ impl Tracker {
         self.swarms.scrape(&self.swarms.look_ahead(info_hash), info_hash)
     }
 
+    /// The same with what only HTTP reports
+    pub fn census(&self, info_hash: &InfoHash) -> Census {
+        self.swarms.census(&self.swarms.look_ahead(info_hash), info_hash)
+    }
+
     /// Answers an announce from its swarm
     pub fn answer_announce(
         &mut self,
@@ -281,67 +272,58 @@ impl Tracker {
 
     fn admit_announce(&self, source: IpAddr, announce: &wire::Announce<'_>) -> Announce {
         let family = Family::of(source);
-        self.announce_of(
-            source,
-            Asked {
-                info_hash: announce.info_hash(),
-                peer_id: announce.peer_id(),
-                port: announce.port(),
-                event: announce.event(),
-                downloaded: announce.downloaded(),
-                uploaded: announce.uploaded(),
-                left: announce.left(),
-                num_want: announce.num_want(),
-                // An IPv6 client has no room for its address here (BEP 15): what stands there is not one.
-                claimed: announce.ip().filter(|_| family == Family::V4).map(IpAddr::V4),
-                fitting: peers_fitting(family, self.terms.reply_len_max) as u32,
-            },
-        )
+        // An IPv6 client has no room for its address here (BEP 15): what stands there is not one.
+        let claimed = announce.ip().filter(|_| family == Family::V4).map(IpAddr::V4);
+        let (event, left) = (announce.event(), announce.left());
+        let fitting = peers_fitting(family, self.terms.reply_len_max);
+        Announce {
+            info_hash: announce.info_hash(),
+            peer_id: announce.peer_id(),
+            endpoint: self.endpoint(source, claimed, announce.port()),
+            event,
+            role: role_of(event, left),
+            downloaded: announce.downloaded(),
+            uploaded: announce.uploaded(),
+            left,
+            numwant: self.numwant(announce.num_want()).min(fitting as u16),
+            family,
+        }
     }
 
     /// Admits an announce that came over HTTP: its connection has proven the source
     pub fn admit_query(&self, source: IpAddr, query: &query::Announce) -> Announce {
-        self.announce_of(
-            source.to_canonical(),
-            Asked {
-                info_hash: query.info_hash,
-                peer_id: query.peer_id,
-                port: query.port,
-                event: query.event,
-                downloaded: query.downloaded,
-                uploaded: query.uploaded,
-                left: query.left,
-                num_want: query.numwant,
-                claimed: query.claimed,
-                fitting: u32::MAX,
-            },
-        )
-    }
-
-    fn announce_of(&self, source: IpAddr, asked: Asked) -> Announce {
-        let trusted =
-            |_: &IpAddr| self.terms.trust_client_ip.iter().any(|net| net.contains(&source));
-        let address = asked.claimed.filter(trusted).unwrap_or(source);
-        let role = match (asked.event, asked.left) {
-            (Event::Paused, 1..) => Role::PartialSeed,
-            (_, 0) => Role::Seeder,
-            _ => Role::Leecher,
-        };
-        let wanted = asked.num_want.unwrap_or(self.terms.numwant_default);
-        let numwant = wanted.min(self.terms.numwant_max).min(asked.fitting);
+        let source = source.to_canonical();
         Announce {
-            info_hash: asked.info_hash,
-            peer_id: asked.peer_id,
-            endpoint: Endpoint::new(address, asked.port),
-            event: asked.event,
-            role,
-            downloaded: asked.downloaded,
-            uploaded: asked.uploaded,
-            left: asked.left,
-            // The config permits no more than fits 16 bits.
-            numwant: numwant as u16,
+            info_hash: query.info_hash,
+            peer_id: query.peer_id,
+            endpoint: self.endpoint(source, query.claimed, query.port),
+            event: query.event,
+            role: role_of(query.event, query.left),
+            downloaded: query.downloaded,
+            uploaded: query.uploaded,
+            left: query.left,
+            numwant: self.numwant(query.numwant),
             family: Family::of(source),
         }
+    }
+
+    fn endpoint(&self, source: IpAddr, claimed: Option<IpAddr>, port: u16) -> Endpoint {
+        let trusted = || self.terms.trust_client_ip.iter().any(|net| net.contains(&source));
+        Endpoint::new(claimed.filter(|_| trusted()).unwrap_or(source), port)
+    }
+
+    fn numwant(&self, wanted: Option<u32>) -> u16 {
+        let wanted = wanted.unwrap_or(self.terms.numwant_default);
+        // The config permits no more than fits 16 bits.
+        wanted.min(self.terms.numwant_max) as u16
+    }
+}
+
+fn role_of(event: Event, left: u64) -> Role {
+    match (event, left) {
+        (Event::Paused, 1..) => Role::PartialSeed,
+        (_, 0) => Role::Seeder,
+        _ => Role::Leecher,
     }
 }
 

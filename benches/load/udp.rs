@@ -162,8 +162,7 @@ mod tests {
         let mut bytes = [0; 64];
         let mut reply = AnnounceReply::begin(&mut bytes).unwrap();
         reply.peers()[..6].copy_from_slice(b"peer-1");
-        let counts =
-            tsubame_storage::Counts { seeders: 1, leechers: 2, completed: 3, partial_seeds: 0 };
+        let counts = tsubame_storage::Counts { seeders: 1, leechers: 2, completed: 3 };
         let len = reply.finish(TransactionId([0, 0, 0, 9]), 1800, counts, 6);
         let expected =
             Reply::Announce { interval: 1800, leechers: 2, seeders: 1, peers: b"peer-1" };

@@ -6,7 +6,7 @@
 use crate::bencode;
 use std::io::Write;
 use std::net::IpAddr;
-use tsubame_storage::{Counts, Endpoint, InfoHash};
+use tsubame_storage::{Census, Counts, Endpoint, InfoHash};
 
 /// What an announce is answered with
 #[derive(Clone, Copy, Debug)]
@@ -118,12 +118,13 @@ pub fn begin_scrape(out: &mut Vec<u8>) {
 /// Appends a torrent of a scrape; they must come in the order of their info hashes, each once
 ///
 /// `downloaders` are those leechers who still download (BEP 21).
-pub fn write_row(out: &mut Vec<u8>, info_hash: &InfoHash, counts: Counts) {
+pub fn write_row(out: &mut Vec<u8>, info_hash: &InfoHash, census: Census) {
+    let Census { counts, partial_seeds } = census;
     bencode::bytes(out, &info_hash.0);
     out.push(b'd');
     bencode::entry(out, "complete", counts.seeders.into());
     bencode::entry(out, "downloaded", counts.completed.into());
-    bencode::entry(out, "downloaders", counts.leechers.saturating_sub(counts.partial_seeds).into());
+    bencode::entry(out, "downloaders", counts.leechers.saturating_sub(partial_seeds).into());
     bencode::entry(out, "incomplete", counts.leechers.into());
     out.push(b'e');
 }
@@ -246,7 +247,7 @@ mod tests {
     }
 
     const ANNOUNCE: Announce<'static> = Announce {
-        counts: Counts { seeders: 1, completed: 2, leechers: 3, partial_seeds: 1 },
+        counts: Counts { seeders: 1, completed: 2, leechers: 3 },
         interval: 1800,
         min_interval: 900,
         external_ip: IpAddr::V4(std::net::Ipv4Addr::new(b'1', b'2', b'3', b'4')),
@@ -295,7 +296,8 @@ mod tests {
     fn scrapes_tell_downloaders_from_partial_seeds() {
         let body = text(|out| {
             begin_scrape(out);
-            write_row(out, &InfoHash([b'a'; 20]), ANNOUNCE.counts);
+            let census = Census { counts: ANNOUNCE.counts, partial_seeds: 1 };
+            write_row(out, &InfoHash([b'a'; 20]), census);
             end_scrape(out, 900);
         });
         assert_eq!(

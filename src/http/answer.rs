@@ -10,7 +10,7 @@ use std::time::Duration;
 use tsubame_http::head::{BadHead, Head, Method};
 use tsubame_http::query::{self, BadQuery};
 use tsubame_http::reply::{self, Content, Length, ReplyHead, Retry, Status};
-use tsubame_storage::{Counts, Family, InfoHash};
+use tsubame_storage::{Census, Family, InfoHash};
 
 /// How long another shard may take to answer
 const MESH_PATIENCE: Duration = Duration::from_secs(1);
@@ -139,12 +139,12 @@ async fn scrape(service: &Service, query: &str, body: &mut Vec<u8>) -> Answer {
 fn write_scrape(
     service: &Service,
     info_hashes: &[InfoHash],
-    counts: &[Counts],
+    counts: &[Census],
     body: &mut Vec<u8>,
 ) {
     reply::begin_scrape(body);
-    for (info_hash, counts) in info_hashes.iter().zip(counts) {
-        reply::write_row(body, info_hash, *counts);
+    for (info_hash, census) in info_hashes.iter().zip(counts) {
+        reply::write_row(body, info_hash, *census);
     }
     let (_, min_interval) = service.shard.borrow().intervals();
     reply::end_scrape(body, min_interval);

@@ -4,7 +4,7 @@ use crate::mesh::{HTTP_TICKET, Rows};
 use crate::peer_list::PeerList;
 use rustc_hash::FxHashMap;
 use tokio::sync::oneshot::{Receiver, Sender, channel};
-use tsubame_storage::Counts;
+use tsubame_storage::Census;
 
 /// Who waits, by ticket; as many as there are connections, at most
 #[derive(Debug, Default)]
@@ -17,10 +17,10 @@ pub struct Desk {
 enum Waiting {
     List(Sender<Box<PeerList>>),
     Counts {
-        counts: Vec<Counts>,
+        counts: Vec<Census>,
         /// Rows not yet answered
         missing: usize,
-        sender: Sender<Vec<Counts>>,
+        sender: Sender<Vec<Census>>,
     },
 }
 
@@ -34,9 +34,9 @@ impl Desk {
     /// A ticket for a scrape of which so many rows are missing, and where the answer comes
     pub fn wait_for_counts(
         &mut self,
-        counts: Vec<Counts>,
+        counts: Vec<Census>,
         missing: usize,
-    ) -> (u32, Receiver<Vec<Counts>>) {
+    ) -> (u32, Receiver<Vec<Census>>) {
         let (sender, receiver) = channel();
         (self.seat(Waiting::Counts { counts, missing, sender }), receiver)
     }
@@ -62,7 +62,7 @@ impl Desk {
     }
 
     /// Some rows of a scrape have come
-    pub fn counted(&mut self, rows: &Rows<Counts>) {
+    pub fn counted(&mut self, rows: &Rows<Census>) {
         let Some(Waiting::Counts { counts, missing, .. }) = self.waiting.get_mut(&rows.ticket)
         else {
             return;
@@ -85,11 +85,18 @@ impl Desk {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tsubame_storage::Counts;
 
-    fn rows(ticket: u32, numbers: impl Iterator<Item = u8>) -> Rows<Counts> {
-        let mut rows = Rows::new(ticket, Counts::default());
+    fn rows(ticket: u32, numbers: impl Iterator<Item = u8>) -> Rows<Census> {
+        let mut rows = Rows::new(ticket, Census::default());
         for number in numbers {
-            rows.push(number, Counts { seeders: number.into(), ..Counts::default() });
+            rows.push(
+                number,
+                Census {
+                    counts: Counts { seeders: number.into(), ..Counts::default() },
+                    partial_seeds: 0,
+                },
+            );
         }
         rows
     }
@@ -98,13 +105,13 @@ mod tests {
     fn a_scrape_is_answered_when_its_last_row_comes() {
         let mut desk = Desk::default();
         let (first, _) = desk.wait_for_list();
-        let (ticket, mut answer) = desk.wait_for_counts(vec![Counts::default(); 5], 3);
+        let (ticket, mut answer) = desk.wait_for_counts(vec![Census::default(); 5], 3);
         assert!(first != ticket && ticket & HTTP_TICKET != 0);
         desk.counted(&rows(ticket, 1..3));
         assert!(answer.try_recv().is_err());
         desk.counted(&rows(ticket, 4..5));
         let seeders: Vec<u32> =
-            answer.try_recv().unwrap().iter().map(|counts| counts.seeders).collect();
+            answer.try_recv().unwrap().iter().map(|census| census.counts.seeders).collect();
         assert_eq!(seeders, [0, 1, 2, 0, 4]);
         assert_eq!(desk.waiting.len(), 1);
         desk.forget(first);

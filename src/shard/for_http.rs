@@ -9,7 +9,7 @@ use crate::tracker::Announce;
 use std::net::IpAddr;
 use tokio::sync::oneshot::Receiver;
 use tsubame_http::query;
-use tsubame_storage::{Counts, Family, InfoHash, Seconds};
+use tsubame_storage::{Census, Family, InfoHash, Seconds};
 
 /// What became of a question
 #[derive(Debug)]
@@ -46,12 +46,12 @@ impl Shard {
     }
 
     /// The figures of some swarms, wherever they are
-    pub fn scrape(&mut self, info_hashes: &[InfoHash]) -> Asked<Vec<Counts>> {
-        let mut counts = vec![Counts::default(); info_hashes.len()];
+    pub fn scrape(&mut self, info_hashes: &[InfoHash]) -> Asked<Vec<Census>> {
+        let mut counts = vec![Census::default(); info_hashes.len()];
         let mut elsewhere = Vec::new();
         for (row, (info_hash, counts)) in info_hashes.iter().zip(&mut counts).enumerate() {
             match self.owner(info_hash) {
-                owner if owner == self.number => *counts = self.tracker.scrape(info_hash),
+                owner if owner == self.number => *counts = self.tracker.census(info_hash),
                 // A scrape has no more rows than a byte can number.
                 owner => elsewhere.push((usize::from(owner), row as u8, *info_hash)),
             }

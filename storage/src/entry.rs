@@ -133,12 +133,10 @@ impl Entry {
     pub(crate) fn roles(&self, family: Family) -> Roles {
         if self.is_inline() {
             let roles = self.0[INLINE_ROLES + family as usize];
-            let (seeders, leechers) = (u32::from(roles & 0xf), u32::from(roles >> 4));
-            Roles { seeders, leechers, partial_seeds: 0 }
+            Roles { seeders: u32::from(roles & 0xf), leechers: u32::from(roles >> 4) }
         } else {
             let at = home_at(family) + 4;
-            let (seeders, leechers) = (self.word(at), self.word(at + 4));
-            Roles { seeders, leechers, partial_seeds: self.word(at + 8) }
+            Roles { seeders: self.word(at), leechers: self.word(at + 4) }
         }
     }
 
@@ -151,7 +149,6 @@ impl Entry {
             let at = home_at(family) + 4;
             self.set_word(at, roles.seeders);
             self.set_word(at + 4, roles.leechers);
-            self.set_word(at + 8, roles.partial_seeds);
         }
     }
 
@@ -161,13 +158,23 @@ impl Entry {
 
     /// Partial seeds of both families
     pub(crate) fn partial_seeds(&self) -> u32 {
-        let [v4, v6] = Family::ALL.map(|family| self.roles(family));
         if !self.is_inline() {
-            return v4.partial_seeds + v6.partial_seeds;
+            return Family::ALL.map(|family| self.partial_seeds_of(family)).iter().sum();
         }
-        let (v4_records, v6_records) = (self.inline::<V4>(), self.inline::<V6>());
-        let of_v4 = v4_records.iter().take(v4.len()).map(partial_seed).sum::<u32>();
-        of_v4 + v6_records.iter().take(v6.len()).map(partial_seed).sum::<u32>()
+        let [v4, v6] = Family::ALL.map(|family| self.roles(family).len());
+        let of_v4 = self.inline::<V4>().iter().take(v4).map(partial_seed).sum::<u32>();
+        of_v4 + self.inline::<V6>().iter().take(v6).map(partial_seed).sum::<u32>()
+    }
+
+    /// Partial seeds of a family whose records are not in the entry
+    pub(crate) fn partial_seeds_of(&self, family: Family) -> u32 {
+        if self.is_inline() { 0 } else { self.word(home_at(family) + 12) }
+    }
+
+    pub(crate) fn set_partial_seeds(&mut self, family: Family, partial_seeds: u32) {
+        if !self.is_inline() {
+            self.set_word(home_at(family) + 12, partial_seeds);
+        }
     }
 
     fn inline<const N: usize>(&self) -> &[[u8; N]] {
@@ -220,10 +227,10 @@ mod tests {
     fn inline_room_depends_on_the_other_family() {
         let mut entry = Entry::new(&InfoHash([7; 20]));
         assert_eq!((entry.inline_mut::<V4>().len(), entry.inline_mut::<V6>().len()), (4, 1));
-        entry.set_roles(Family::V4, Roles { seeders: 1, leechers: 2, partial_seeds: 0 });
+        entry.set_roles(Family::V4, Roles { seeders: 1, leechers: 2 });
         assert_eq!((entry.inline_mut::<V4>().len(), entry.inline_mut::<V6>().len()), (4, 0));
-        entry.set_roles(Family::V4, Roles { seeders: 1, leechers: 1, partial_seeds: 0 });
-        entry.set_roles(Family::V6, Roles { seeders: 0, leechers: 1, partial_seeds: 0 });
+        entry.set_roles(Family::V4, Roles { seeders: 1, leechers: 1 });
+        entry.set_roles(Family::V6, Roles { seeders: 0, leechers: 1 });
         assert_eq!((entry.inline_mut::<V4>().len(), entry.inline_mut::<V6>().len()), (2, 1));
         entry.inline_mut::<V6>()[0] = [9; V6];
         assert_eq!(entry.info_hash(), InfoHash([7; 20]));

@@ -27,4 +27,4 @@ pub use swarms::{
     Ahead, Announce, Announced, Caps, Change, PeerSpace, Refusal, Settings, Swarms, Totals,
 };
 pub use time::Seconds;
-pub use words::{Counts, Endpoint, Event, Family, InfoHash, PeerId, Role, Scope};
+pub use words::{Census, Counts, Endpoint, Event, Family, InfoHash, PeerId, Role, Scope};

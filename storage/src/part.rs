@@ -127,8 +127,6 @@ pub(crate) enum Records<'a, const N: usize> {
 pub(crate) struct Roles {
     pub(crate) seeders: u32,
     pub(crate) leechers: u32,
-    /// Of the leechers. An entry does not keep it for the few records in itself: they are looked through instead
-    pub(crate) partial_seeds: u32,
 }
 
 impl Roles {
@@ -142,6 +140,8 @@ impl Roles {
 pub(crate) struct Part<'a, const N: usize> {
     pub(crate) records: Records<'a, N>,
     pub(crate) roles: Roles,
+    /// How many partial seeds have come since it was looked up, less those that have gone
+    pub(crate) more_partial_seeds: i32,
 }
 
 /// What a search found
@@ -183,13 +183,12 @@ impl<const N: usize> Part<'_, N> {
     }
 
     fn count(&mut self, record: &[u8; N]) {
-        self.roles.partial_seeds += partial_seed(record);
+        self.more_partial_seeds += partial_seed(record) as i32;
     }
 
     /// For one that is about to go
     fn discount(&mut self, position: usize) {
-        let gone = partial_seed(self.at(position));
-        self.roles.partial_seeds = self.roles.partial_seeds.saturating_sub(gone);
+        self.more_partial_seeds -= partial_seed(self.at(position)) as i32;
     }
 
     /// Looks for the record with this one's endpoint

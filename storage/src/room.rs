@@ -54,6 +54,7 @@ impl Width<V6> for Homes {
 struct Luggage<const N: usize> {
     records: [[u8; N]; BLOCK_PEERS_MAX],
     roles: Roles,
+    partial_seeds: u32,
 }
 
 impl<const N: usize> Luggage<N> {
@@ -64,7 +65,7 @@ impl<const N: usize> Luggage<N> {
         }
         effort::records(part.roles.len() * N);
         let partial_seeds = records[..part.roles.len()].iter().map(partial_seed).sum();
-        Self { records, roles: Roles { partial_seeds, ..part.roles } }
+        Self { records, roles: part.roles, partial_seeds }
     }
 
     fn records(&self) -> &[[u8; N]] {
@@ -108,7 +109,7 @@ impl Store {
             }
             Home::Many(handle) => Records::Many(self.homes.many().at_mut(handle)),
         };
-        Part { records, roles }
+        Part { records, roles, more_partial_seeds: 0 }
     }
 
     /// Changes a torrent's peers of one family and writes down what became of their number
@@ -120,12 +121,17 @@ impl Store {
     where
         Homes: Width<N>,
     {
+        let family = <Homes as Width<N>>::FAMILY;
         let mut part = self.part::<N>(position);
         let before = held(&part);
         let result = change(&mut part);
-        let roles = part.roles;
-        let family = <Homes as Width<N>>::FAMILY;
-        self.entry_mut(position).set_roles(family, roles);
+        let (roles, more) = (part.roles, part.more_partial_seeds);
+        let entry = self.entry_mut(position);
+        entry.set_roles(family, roles);
+        if more != 0 {
+            let partial_seeds = entry.partial_seeds_of(family);
+            entry.set_partial_seeds(family, partial_seeds.saturating_add_signed(more));
+        }
         if let Home::Many(handle) = self.entry(position).home(family) {
             self.homes.many().account(before, handle);
         }
@@ -168,7 +174,7 @@ impl Store {
             _ => {
                 let Some(many) = Many::holding(luggage.records(), key) else { return false };
                 self.leave::<N>(position);
-                self.enter_many(position, many, luggage.roles);
+                self.enter_many(position, many, &luggage);
                 true
             }
         }
@@ -252,6 +258,7 @@ impl Store {
             let entry = self.entry_mut(position);
             entry.set_home(family, Home::None);
             entry.set_roles(family, Roles::default());
+            entry.set_partial_seeds(family, 0);
         }
         self.enter_fitting_block(position, &v4, growing);
         self.enter_fitting_block(position, &v6, growing);
@@ -284,6 +291,7 @@ impl Store {
         if !entry.is_inline() {
             entry.set_home(family, Home::None);
             entry.set_roles(family, Roles::default());
+            entry.set_partial_seeds(family, 0);
         }
         match home {
             Home::Inline | Home::None => {}
@@ -336,9 +344,10 @@ impl Store {
         let entry = self.entry_mut(position);
         entry.set_home(family, Home::Block(class, handle));
         entry.set_roles(family, luggage.roles);
+        entry.set_partial_seeds(family, luggage.partial_seeds);
     }
 
-    fn enter_many<const N: usize>(&mut self, position: u32, many: Many<N>, roles: Roles)
+    fn enter_many<const N: usize>(&mut self, position: u32, many: Many<N>, luggage: &Luggage<N>)
     where
         Homes: Width<N>,
     {
@@ -346,7 +355,8 @@ impl Store {
         let family = <Homes as Width<N>>::FAMILY;
         let entry = self.entry_mut(position);
         entry.set_home(family, Home::Many(handle));
-        entry.set_roles(family, roles);
+        entry.set_roles(family, luggage.roles);
+        entry.set_partial_seeds(family, luggage.partial_seeds);
     }
 }
 

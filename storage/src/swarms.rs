@@ -7,7 +7,7 @@ use crate::room::{BLOCK_PEERS_MAX, Homes, Store, Width};
 use crate::select::{Requester, select};
 use crate::sweep::Hand;
 use crate::time::{Seconds, Ticks};
-use crate::words::{Counts, Endpoint, Event, Family, InfoHash, Role, Scope};
+use crate::words::{Census, Counts, Endpoint, Event, Family, InfoHash, Role, Scope};
 use siphasher::sip::SipHasher13;
 
 /// A swarm with more peers than this is refused more when memory gets tight: it has plenty to hand out
@@ -207,7 +207,7 @@ impl Swarms {
         now: Seconds,
         ahead: Ahead,
         announce: &Announce,
-        peers: PeerSpace<'_>,
+        mut peers: PeerSpace<'_>,
     ) -> Announced {
         self.advance(now);
         debug_assert_eq!(ahead.hash, self.hash(&announce.info_hash));
@@ -231,9 +231,16 @@ impl Swarms {
         if entered.change == Change::Completed {
             self.store.entry_mut(position).add_completed();
         }
+        if !peers.v4.is_empty() && !peers.v6.is_empty() {
+            self.share_out(position, announce.role, &mut peers);
+        }
+        let own = |family| entered.own.filter(|_| announce.endpoint.family() == family);
         let (v4_len, v6_len) = match announce.event {
             Event::Stopped => (0, 0),
-            _ => self.pick_both(position, announce, entered.own, peers),
+            _ => (
+                self.pick::<V4>(position, announce, own(Family::V4), peers.v4),
+                self.pick::<V6>(position, announce, own(Family::V6), peers.v6),
+            ),
         };
         let counts = self.counts_at(position);
         Announced { counts, v4_len, v6_len, change: entered.change, previous: entered.previous }
@@ -244,6 +251,17 @@ impl Swarms {
         match self.find(ahead.hash, info_hash) {
             Some(position) => self.counts_at(position),
             None => Counts::default(),
+        }
+    }
+
+    /// The same with what only HTTP reports, which takes a little longer
+    pub fn census(&self, ahead: &Ahead, info_hash: &InfoHash) -> Census {
+        match self.find(ahead.hash, info_hash) {
+            Some(position) => Census {
+                counts: self.counts_at(position),
+                partial_seeds: self.store.entry(position).partial_seeds(),
+            },
+            None => Census::default(),
         }
     }
 
@@ -334,7 +352,6 @@ impl Swarms {
             seeders: v4.seeders + v6.seeders,
             completed: entry.completed(),
             leechers: v4.leechers + v6.leechers,
-            partial_seeds: entry.partial_seeds(),
         }
     }
 
@@ -485,36 +502,24 @@ impl Swarms {
         }
     }
 
-    /// Picks peers of both families into the room there is for each and for all
-    fn pick_both(
-        &mut self,
-        position: u32,
-        announce: &Announce,
-        own: Option<usize>,
-        peers: PeerSpace<'_>,
-    ) -> (usize, usize) {
-        let own = |family| own.filter(|_| announce.endpoint.family() == family);
-        let PeerSpace { mut v4, mut v6, most } = peers;
-        let both = !v4.is_empty() && !v6.is_empty();
-        if both {
-            let [of_v4, of_v6] = Family::ALL.map(|family| {
-                let roles = self.store.entry(position).roles(family);
-                match announce.role {
-                    Role::Leecher => roles.len(),
-                    Role::Seeder | Role::PartialSeed => roles.leechers as usize,
-                }
-            });
-            let share = v4_share(most, of_v4, of_v6) * Family::V4.compact_len();
-            let share = share.min(v4.len());
-            v4 = &mut v4[..share];
+    /// Cuts the room for either family, so that together they get no more than there is room for in all
+    #[inline(never)]
+    fn share_out(&self, position: u32, role: Role, peers: &mut PeerSpace<'_>) {
+        let of = |family| {
+            let roles = self.store.entry(position).roles(family);
+            match role {
+                Role::Leecher => roles.len(),
+                Role::Seeder | Role::PartialSeed => roles.leechers as usize,
+            }
+        };
+        let (v4, v6) = (of(Family::V4), of(Family::V6));
+        let share = v4_share(peers.most, v4, v6);
+        for (out, family, share) in
+            [(&mut peers.v4, Family::V4, share), (&mut peers.v6, Family::V6, peers.most - share)]
+        {
+            let len = share.saturating_mul(family.compact_len()).min(out.len());
+            *out = &mut std::mem::take(out)[..len];
         }
-        let v4_len = self.pick::<V4>(position, announce, own(Family::V4), v4);
-        if both {
-            let rest = most.saturating_sub(v4_len / Family::V4.compact_len());
-            let rest = rest.saturating_mul(Family::V6.compact_len()).min(v6.len());
-            v6 = &mut v6[..rest];
-        }
-        (v4_len, self.pick::<V6>(position, announce, own(Family::V6), v6))
     }
 
     fn pick<const N: usize>(

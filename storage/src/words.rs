@@ -209,6 +209,13 @@ pub struct Counts {
     pub completed: u32,
     /// Peers that do not have everything, partial seeds among them
     pub leechers: u32,
+}
+
+/// A swarm's figures as HTTP reports them
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// What all protocols report
+    pub counts: Counts,
     /// Those of the leechers who do not download any more (BEP 21)
     pub partial_seeds: u32,
 }

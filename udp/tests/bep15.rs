@@ -115,7 +115,7 @@ fn announce_reply_has_leechers_before_seeders_and_then_peers() {
     let mut reply = AnnounceReply::begin(&mut bytes).unwrap();
     assert_eq!(reply.peers().len(), 20);
     reply.peers()[..6].copy_from_slice(&[192, 0, 2, 1, 0x1a, 0xe1]);
-    let counts = Counts { seeders: 3, completed: 9, leechers: 2, partial_seeds: 0 };
+    let counts = Counts { seeders: 3, completed: 9, leechers: 2 };
     let len = reply.finish(TRANSACTION, 1800, counts, 6);
     let mut expected = vec![0, 0, 0, 1, 0xde, 0xad, 0xbe, 0xef, 0, 0, 0x07, 0x08];
     expected.extend([0, 0, 0, 2, 0, 0, 0, 3, 192, 0, 2, 1, 0x1a, 0xe1]);
@@ -149,11 +149,7 @@ fn a_hash_that_is_cut_off_is_not_scraped() {
 fn scrape_reply_has_seeders_completed_leechers() {
     let mut reply = [0xff; 8 + 2 * 12 + 5];
     assert_eq!(write_scrape_header(&mut reply, TRANSACTION), 8);
-    assert!(write_scrape_row(
-        &mut reply,
-        1,
-        Counts { seeders: 1, completed: 2, leechers: 3, partial_seeds: 0 }
-    ));
+    assert!(write_scrape_row(&mut reply, 1, Counts { seeders: 1, completed: 2, leechers: 3 }));
     assert!(write_scrape_row(&mut reply, 0, Counts::default()));
     assert!(!write_scrape_row(&mut reply, 2, Counts::default()));
     let mut expected = vec![0, 0, 0, 2, 0xde, 0xad, 0xbe, 0xef];

@@ -312,12 +312,14 @@ impl Checker {
         }
         let seeders = |peer: &&Peer| peer.role == Role::Seeder && self.is_alive(peer);
         let partial = |peer: &&Peer| peer.role == Role::PartialSeed && self.is_alive(peer);
+        let census = self.swarms.census(&self.swarms.look_ahead(&info_hash), &info_hash);
+        assert_eq!(census.counts, counts);
+        assert!(census.partial_seeds <= counts.leechers, "{census:?}");
         if most == least {
             assert_eq!(counts.seeders as usize, swarm.peers.values().filter(seeders).count());
             let partial_seeds = swarm.peers.values().filter(partial).count();
-            assert_eq!(counts.partial_seeds as usize, partial_seeds, "partial seeds");
+            assert_eq!(census.partial_seeds as usize, partial_seeds, "partial seeds");
         }
-        assert!(counts.partial_seeds <= counts.leechers, "{counts:?}");
     }
 
     fn scrape(&mut self, torrent: u8) {
