@@ -1,8 +1,8 @@
 //! Real clients, as users have them, find each other through the tracker alone and move a file.
 //!
-//! Over IPv6 goes libtorrent alone: Debian's Transmission 3.00 reads the peers of an IPv6 reply as IPv4,
-//! aria2 asks UDP trackers over IPv4 only, and rTorrent 0.9.8 takes no IPv6 address to bind. They need root
-//! and the programs that `tests/run` installs, so `cargo test` leaves them out.
+//! Over UDP and IPv6 goes libtorrent alone: Debian's Transmission 3.00 reads the peers of an IPv6 reply as IPv4, aria2
+//! asks UDP trackers over IPv4 only, and rTorrent 0.9.8 takes no IPv6 address to bind. They need root and the programs
+//! that `tests/run` installs, so `cargo test` leaves them out.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
@@ -16,28 +16,62 @@ use std::process::Command;
 /// What a client is started with: the torrent, where the file is or goes, its address
 type Start = fn(&Path, &Path, &str) -> Command;
 
-/// One shard on each core, and the default config: what a user who starts it gets
-const CONFIG: &str = "control: {listen: \"\"}\n";
+/// How a client reaches the tracker
+#[derive(Clone, Copy)]
+struct Way {
+    scheme: &'static str,
+    v6: bool,
+    /// Whether the client says so when it is ended. Transmission 3.00 does not over HTTP, to no tracker
+    says_goodbye: bool,
+}
 
-fn transfer(seeds: Start, leeches: Start, v6: bool) {
+const UDP: Way = Way { scheme: "udp", v6: false, says_goodbye: true };
+const UDP_V6: Way = Way { scheme: "udp", v6: true, says_goodbye: true };
+const HTTP: Way = Way { scheme: "http", v6: false, says_goodbye: true };
+const HTTP_V6: Way = Way { scheme: "http", v6: true, says_goodbye: true };
+const HTTPS: Way = Way { scheme: "https", v6: false, says_goodbye: true };
+
+impl Way {
+    fn url(self) -> String {
+        let host = if self.v6 { format!("[{TRACKER_V6}]") } else { TRACKER_V4.to_owned() };
+        let port = if self.scheme == "https" { 6970 } else { 6969 };
+        format!("{}://{host}:{port}/announce", self.scheme)
+    }
+}
+
+/// Two clients, each by its own way: what either announces is found by the other
+fn transfer((seeds, seeder_way): (Start, Way), (leeches, leecher_way): (Start, Way)) {
     let mut lab = Lab::new();
     lab.enter(Host::Tracker);
-    let tracker = Tracker::start(CONFIG);
-    let url = if v6 { format!("[{TRACKER_V6}]") } else { TRACKER_V4.to_owned() };
-    let torrent = Torrent::new(&lab, 1 + u64::from(v6), &format!("udp://{url}:6969/announce"));
-    let seeder = Host::Seeder.address(v6);
+    let certificate = rcgen::generate_simple_self_signed([TRACKER_V4.to_owned()]).unwrap();
+    let (chain, key) = (lab.folder("tls").join("cert.pem"), lab.folder("tls").join("key.pem"));
+    std::fs::write(&chain, certificate.cert.pem()).unwrap();
+    std::fs::write(&key, certificate.signing_key.serialize_pem()).unwrap();
+    let (chain, key) = (chain.display(), key.display());
+    let tracker = Tracker::start(&format!(
+        "control: {{listen: \"\"}}\nhttp: {{tls: {{listen: \"0.0.0.0:6970\", certificate: {chain}, key: {key}}}}}\n"
+    ));
+    let v6 = leecher_way.v6;
+    let mut torrent = Torrent::new(&lab, 1 + u64::from(v6), &seeder_way.url());
+    let seeder = Host::Seeder.address(seeder_way.v6);
     lab.start(Host::Seeder, seeds(&torrent.path, &lab.folder("seed"), &seeder));
     wait_for_counts(&torrent, v6, |counts| counts == [1, 0, 0]);
+    torrent.announce_to(&lab, &leecher_way.url());
     let leecher = Host::Leecher.address(v6);
     lab.start(Host::Leecher, leeches(&torrent.path, &lab.folder("leech"), &leecher));
     torrent.wait_for_download(&lab);
     // Who has it all says so, once, and is a seeder from then on.
     wait_for_counts(&torrent, v6, |counts| counts == [2, 1, 0]);
     lab.interrupt_last();
-    wait_for_counts(&torrent, v6, |counts| counts == [1, 1, 0]);
+    if leecher_way.says_goodbye {
+        wait_for_counts(&torrent, v6, |counts| counts == [1, 1, 0]);
+    }
     let line = tracker.stop();
     assert_eq!((figure(&line, "shed"), figure(&line, "torrents")), (0, 1), "{line}");
-    assert!(figure(&line, "announces") >= 4, "{line}");
+    let announces = if leecher_way.says_goodbye { 4 } else { 3 };
+    assert!(figure(&line, "announces") >= announces, "{line}");
+    let http = [seeder_way, leecher_way].iter().any(|way| way.scheme != "udp");
+    assert_eq!(figure(&line, "over HTTP") > 0, http, "{line}");
 }
 
 fn libtorrent(torrent: &Path, directory: &Path, address: &str) -> Command {
@@ -67,7 +101,12 @@ fn aria2(torrent: &Path, directory: &Path, _address: &str) -> Command {
     command.args(["--no-conf=true", "--enable-dht=true", "--dht-listen-port=6882"]);
     command.arg(format!("--dht-file-path={}", directory.join("dht.dat").display()));
     command.args(["--bt-enable-lpd=false", "--enable-peer-exchange=false", "--seed-ratio=0.0"]);
-    command.args(["--check-integrity=true", "--listen-port=6881", "--summary-interval=5"]);
+    command.args([
+        "--check-certificate=false",
+        "--check-integrity=true",
+        "--listen-port=6881",
+        "--summary-interval=5",
+    ]);
     command.args(["--file-allocation=none", "--bt-tracker-interval=5"]);
     command.arg("--dir").arg(directory).arg(torrent);
     command
@@ -85,6 +124,7 @@ fn rtorrent(torrent: &Path, directory: &Path, address: &str) -> Command {
         "protocol.pex.set=no",
         "trackers.use_udp.set=yes",
         "pieces.hash.on_completion.set=no",
+        "network.http.ssl_verify_peer.set=0",
     ] {
         command.args(["-o", option]);
     }
@@ -95,51 +135,116 @@ fn rtorrent(torrent: &Path, directory: &Path, address: &str) -> Command {
 #[test]
 #[ignore = "needs root and python3-libtorrent"]
 fn libtorrent_moves_a_file() {
-    transfer(libtorrent, libtorrent, false);
+    transfer((libtorrent, UDP), (libtorrent, UDP));
 }
 
 #[test]
 #[ignore = "needs root and python3-libtorrent"]
 fn libtorrent_moves_a_file_over_ipv6() {
-    transfer(libtorrent, libtorrent, true);
+    transfer((libtorrent, UDP_V6), (libtorrent, UDP_V6));
+}
+
+#[test]
+#[ignore = "needs root and python3-libtorrent"]
+fn libtorrent_moves_a_file_over_http() {
+    transfer((libtorrent, HTTP), (libtorrent, HTTP));
+}
+
+#[test]
+#[ignore = "needs root and python3-libtorrent"]
+fn libtorrent_moves_a_file_over_http_and_ipv6() {
+    transfer((libtorrent, HTTP_V6), (libtorrent, HTTP_V6));
+}
+
+#[test]
+#[ignore = "needs root and python3-libtorrent"]
+fn libtorrent_moves_a_file_over_https() {
+    transfer((libtorrent, HTTPS), (libtorrent, HTTPS));
 }
 
 #[test]
 #[ignore = "needs root and transmission-cli"]
 fn transmission_moves_a_file() {
-    transfer(transmission, transmission, false);
+    transfer((transmission, UDP), (transmission, UDP));
+}
+
+#[test]
+#[ignore = "needs root and transmission-cli"]
+fn transmission_moves_a_file_over_http() {
+    transfer((transmission, HTTP), (transmission, Way { says_goodbye: false, ..HTTP }));
+}
+
+#[test]
+#[ignore = "needs root and transmission-cli"]
+fn transmission_moves_a_file_over_https() {
+    transfer((transmission, HTTPS), (transmission, Way { says_goodbye: false, ..HTTPS }));
 }
 
 #[test]
 #[ignore = "needs root and aria2"]
 fn aria2_moves_a_file() {
-    transfer(aria2, aria2, false);
+    transfer((aria2, UDP), (aria2, UDP));
+}
+
+#[test]
+#[ignore = "needs root and aria2"]
+fn aria2_moves_a_file_over_http() {
+    transfer((aria2, HTTP), (aria2, HTTP));
 }
 
 #[test]
 #[ignore = "needs root and rtorrent"]
 fn rtorrent_moves_a_file() {
-    transfer(rtorrent, rtorrent, false);
+    transfer((rtorrent, UDP), (rtorrent, UDP));
 }
 
 #[test]
-#[ignore = "needs root, aria2 and python3-libtorrent"]
+#[ignore = "needs root and rtorrent"]
+fn rtorrent_moves_a_file_over_http() {
+    transfer((rtorrent, HTTP), (rtorrent, HTTP));
+}
+
+#[test]
+#[ignore = "needs root, transmission-cli and python3-libtorrent"]
 fn different_clients_find_each_other() {
-    transfer(transmission, libtorrent, false);
+    transfer((transmission, UDP), (libtorrent, UDP));
+}
+
+#[test]
+#[ignore = "needs root, aria2 and transmission-cli"]
+fn clients_over_udp_and_http_find_each_other() {
+    transfer((transmission, UDP), (aria2, HTTP));
+}
+
+#[test]
+#[ignore = "needs root, rtorrent and python3-libtorrent"]
+fn clients_over_https_and_udp_find_each_other() {
+    transfer((rtorrent, HTTPS), (libtorrent, UDP));
 }
 
 #[test]
 #[ignore = "needs root, node and npm's bittorrent-tracker"]
 fn bittorrent_tracker_of_npm_is_served() {
+    npm_client(UDP);
+}
+
+#[test]
+#[ignore = "needs root, node and npm's bittorrent-tracker"]
+fn bittorrent_tracker_of_npm_is_served_over_http() {
+    npm_client(HTTP);
+}
+
+fn npm_client(way: Way) {
     let lab = Lab::new();
     lab.enter(Host::Tracker);
-    let tracker = Tracker::start(CONFIG);
+    // One shard on each core, both protocols: what a user who starts it gets.
+    let tracker = Tracker::start("control: {listen: \"\"}\nhttp: {}\n");
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients");
     assert!(folder.join("node_modules/bittorrent-tracker").exists(), "tests/run installs it");
     lab.enter(Host::Leecher);
     let output = Command::new("node")
         .arg("bittorrent_tracker_client.mjs")
-        .arg(format!("udp://{TRACKER_V4}:6969"))
+        .arg(way.url())
         .current_dir(folder)
         .output()
         .unwrap();
@@ -147,13 +252,17 @@ fn bittorrent_tracker_of_npm_is_served() {
     assert!(output.status.success(), "{errors}");
     let steps: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let seen = |step: &str| steps[step].to_string();
-    // Seeders, leechers, downloads.
-    assert_eq!(seen("seederStarts"), "[1,0,null]", "{steps}");
-    assert_eq!(seen("leecherStarts"), "[1,1,null]", "{steps}");
+    // Seeders, leechers, and downloads, which a UDP announce is not told.
+    let counts = |seeders: u32, leechers: u32, downloads: u32| match way.scheme {
+        "udp" => format!("[{seeders},{leechers},null]"),
+        _ => format!("[{seeders},{leechers},{downloads}]"),
+    };
+    assert_eq!(seen("seederStarts"), counts(1, 0, 0), "{steps}");
+    assert_eq!(seen("leecherStarts"), counts(1, 1, 0), "{steps}");
     assert_eq!(steps["peer"], format!("{}:7001", Host::Leecher.address(false)), "{steps}");
     assert_eq!(seen("scrape"), "[1,1,0]", "{steps}");
-    assert_eq!(seen("completes"), "[2,0,null]", "{steps}");
+    assert_eq!(seen("completes"), counts(2, 0, 1), "{steps}");
     assert_eq!(seen("scrapeAfter"), "[2,0,1]", "{steps}");
-    assert_eq!(seen("stops"), "[1,0,null]", "{steps}");
+    assert_eq!(seen("stops"), counts(1, 0, 1), "{steps}");
     tracker.stop();
 }

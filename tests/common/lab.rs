@@ -103,6 +103,8 @@ impl Lab {
         inside.args(["netns", "exec", &self.host(host)]);
         inside.arg(command.get_program()).args(command.get_args());
         inside.env("HOME", self.directory.path()).env("TERM", "dumb");
+        // Transmission trusts whom this names.
+        inside.env("CURL_CA_BUNDLE", self.folder("tls").join("cert.pem"));
         let child = inside
             .stdin(Stdio::null())
             .stdout(output.try_clone().unwrap())
@@ -140,6 +142,7 @@ impl Drop for Lab {
 pub(crate) struct Torrent {
     pub(crate) path: PathBuf,
     pub(crate) info_hash: [u8; 20],
+    info: Vec<u8>,
     payload: Vec<u8>,
 }
 
@@ -158,12 +161,20 @@ impl Torrent {
         info.extend(pieces);
         // Private: no client looks for peers anywhere but at the tracker (BEP 27).
         info.extend(b"7:privatei1ee");
+        let info_hash = Sha1::digest(&info).into();
+        let mut torrent = Self { path: PathBuf::new(), info_hash, info, payload };
+        torrent.announce_to(lab, announce);
+        torrent
+    }
+
+    /// Writes it again, for a client that reaches the tracker by another way
+    pub(crate) fn announce_to(&mut self, lab: &Lab, announce: &str) {
         let mut file = format!("d8:announce{}:{announce}4:info", announce.len()).into_bytes();
-        file.extend(&info);
+        file.extend(&self.info);
         file.extend(b"e");
-        let path = lab.directory.path().join("test.torrent");
-        std::fs::write(&path, file).unwrap();
-        Self { path, info_hash: Sha1::digest(&info).into(), payload }
+        let scheme = announce.split(':').next().unwrap_or_default();
+        self.path = lab.directory.path().join(format!("{scheme}.torrent"));
+        std::fs::write(&self.path, file).unwrap();
     }
 
     /// Waits until the leecher has the whole file
