@@ -1,5 +1,6 @@
-//! Many clients and a tracker in one thread, without sockets: loss, duplication, reordering, forged sources,
-//! clock jumps. The same seed gives the same run.
+//! Many clients and a tracker in one thread, without sockets: over UDP with loss, duplication, reordering, forged
+//! sources and clock jumps; over HTTP in parts, with connections that end before the answer has come. The same seed
+//! gives the same run.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
@@ -8,8 +9,11 @@ use std::net::{IpAddr, SocketAddr};
 use tsubame::clock::Now;
 use tsubame::limits::REPLY_LEN_DEFAULT;
 use tsubame::outcome::Outcome;
+use tsubame::peer_list::PeerList;
 use tsubame::tracker::{Terms, Tracker};
-use tsubame_storage::{Caps, Seconds, Settings, Swarms};
+use tsubame_http::bencode::Value;
+use tsubame_http::{head, query, reply};
+use tsubame_storage::{Caps, Endpoint, Seconds, Settings, Swarms};
 use tsubame_udp::connection_id::{ConnectionIds, Key};
 
 const TORRENTS: usize = 30;
@@ -71,6 +75,11 @@ fn client_of(number: usize) -> Client {
         started: false,
         gone: false,
     }
+}
+
+/// A third of the clients of each family, and of each torrent
+fn speaks_http(number: usize) -> bool {
+    (number / TORRENTS).is_multiple_of(3)
 }
 
 impl World {
@@ -164,6 +173,10 @@ impl World {
         }
         // Asked again until answered, as clients do.
         self.clients[number].due = self.now + 15;
+        if speaks_http(number) {
+            self.act_over_http(number);
+            return;
+        }
         let mut request = Vec::new();
         match client.id {
             None => {
@@ -189,6 +202,93 @@ impl World {
         self.send(client.address, None, request);
     }
 
+    /// Announces over a connection, which may end before the answer has come
+    fn act_over_http(&mut self, number: usize) {
+        let client = self.clients[number];
+        let event = match (client.started, client.gone) {
+            (_, true) => "stopped",
+            (false, _) => "started",
+            _ => "",
+        };
+        let (info_hash, compact) =
+            (format!("%{:02x}", client.torrent).repeat(20), self.rng.u8(..2));
+        let request = format!(
+            "GET /announce?info_hash={info_hash}&peer_id=-TT0001-abcdefghijkl&port={}&left={}&event={event}\
+             &compact={compact} HTTP/1.1\r\n\r\n",
+            client.address.port(),
+            client.left
+        );
+        let part = self.rng.usize(..request.len());
+        assert_eq!(head::parse(&request.as_bytes()[..part]), Ok(None));
+        let (head, _) = head::parse(request.as_bytes()).unwrap().unwrap();
+        let query = query::Announce::parse(head.query).unwrap();
+        let announce = self.tracker.admit_query(client.address.ip(), &query);
+        let (mut list, clock) = (PeerList::default(), self.clock());
+        list.fill(&mut self.tracker, clock, &announce);
+        *self.answered.entry(list.outcome.name()).or_default() += 1;
+        *self.answered.entry("over http").or_default() += 1;
+        self.book(number, client.left, client.gone);
+        let mut body = Vec::new();
+        let PeerList { counts, ref v4, ref v6, .. } = list;
+        let external_ip = client.address.ip();
+        let compact = query.compact;
+        let (interval, min_interval) = (INTERVAL as u32, 900);
+        reply::Announce { counts, interval, min_interval, external_ip, v4, v6, compact }
+            .write(&mut body);
+        if self.rng.u8(..20) > 0 {
+            self.client_reads(number, &body);
+        }
+    }
+
+    fn client_reads(&mut self, number: usize, body: &[u8]) {
+        let (client, reply) = (self.clients[number], Value::parse(body).unwrap());
+        let compact = |key: &str, width: usize| -> Vec<Endpoint> {
+            let bytes = reply.get(key).and_then(Value::bytes).unwrap_or_default();
+            assert_eq!(bytes.len() % width, 0);
+            bytes.chunks(width).map(|peer| Endpoint::from_compact(peer).unwrap()).collect()
+        };
+        let mut peers = compact("peers", 6);
+        peers.extend(compact("peers6", 18));
+        if let Some(Value::List(listed)) = reply.get("peers") {
+            peers.extend(listed.iter().map(|peer| {
+                let ip = str::from_utf8(peer.get("ip").and_then(Value::bytes).unwrap()).unwrap();
+                let port = peer.get("port").and_then(Value::integer).unwrap();
+                Endpoint::new(ip.parse().unwrap(), port as u16)
+            }));
+        }
+        self.check_peers(number, &peers);
+        let counted =
+            ["complete", "incomplete"].map(|key| reply.get(key).unwrap().integer().unwrap());
+        assert!(counted.iter().sum::<i64>() <= self.ever[client.torrent].len() as i64);
+        self.announced(number);
+    }
+
+    /// Only who announced to this torrent, not the requester, and nobody twice
+    fn check_peers(&self, number: usize, peers: &[Endpoint]) {
+        let (client, distinct) = (self.clients[number], peers.iter().collect::<BTreeSet<_>>());
+        assert_eq!(distinct.len(), peers.len());
+        for peer in peers {
+            let peer = SocketAddr::new(peer.address(), peer.port());
+            assert_ne!(peer, client.address);
+            assert!(self.ever[client.torrent].contains(&peer), "{peer} never announced");
+        }
+    }
+
+    /// What a client does after its announce was answered
+    fn announced(&mut self, number: usize) {
+        let (now, client) = (self.now, &mut self.clients[number]);
+        client.started = true;
+        client.due = now + INTERVAL;
+        client.id = None;
+        if client.gone {
+            // It comes back later as somebody new to its swarm.
+            (client.started, client.gone) = (false, false);
+            client.due = now + 3_600;
+        } else if number.is_multiple_of(5) && now % 3 == 0 {
+            client.gone = true;
+        }
+    }
+
     /// Asks for the figures of two swarms, one of them nobody's
     fn scrape(&mut self, number: usize, id: u64) {
         let client = self.clients[number];
@@ -209,26 +309,13 @@ impl World {
                 client.due = now;
             }
             1 => {
+                // Of the requester's family.
                 let width = if client.address.is_ipv4() { 6 } else { 18 };
-                let peers: BTreeSet<&[u8]> = reply[20..].chunks(width).collect();
-                assert_eq!(peers.len() * width, reply.len() - 20);
-                for peer in peers {
-                    let endpoint = tsubame_storage::Endpoint::from_compact(peer).unwrap();
-                    let endpoint = SocketAddr::new(endpoint.address(), endpoint.port());
-                    // Only who announced to this torrent, in the requester's family, and not itself.
-                    assert_ne!(endpoint, client.address);
-                    assert!(ever.contains(&endpoint), "{endpoint} never announced");
-                }
-                client.started = true;
-                client.due = now + INTERVAL;
-                client.id = None;
-                if client.gone {
-                    // It comes back later as somebody new to its swarm.
-                    (client.started, client.gone) = (false, false);
-                    client.due = now + 3_600;
-                } else if number.is_multiple_of(5) && now % 3 == 0 {
-                    client.gone = true;
-                }
+                assert_eq!((reply.len() - 20) % width, 0);
+                let read = |peer| Endpoint::from_compact(peer).unwrap();
+                let peers: Vec<_> = reply[20..].chunks(width).map(read).collect();
+                self.check_peers(number, &peers);
+                self.announced(number);
             }
             2 => {
                 let row = |row: usize| {
@@ -263,7 +350,8 @@ impl World {
         match client {
             Some(number) => {
                 if proven && flight.bytes[11] == 1 {
-                    self.book(number, &flight.bytes);
+                    let left = u64::from_be_bytes(flight.bytes[64..72].try_into().unwrap());
+                    self.book(number, left, flight.bytes[83] == 3);
                 } else if verdict.outcome == Outcome::WrongConnectionId {
                     // As clients do that hear nothing: ask for a new one.
                     self.clients[number].id = None;
@@ -281,12 +369,11 @@ impl World {
         }
     }
 
-    fn book(&mut self, number: usize, request: &[u8]) {
+    fn book(&mut self, number: usize, left: u64, stops: bool) {
         let client = self.clients[number];
-        let left = u64::from_be_bytes(request[64..72].try_into().unwrap());
         self.ever[client.torrent].insert(client.address);
         let swarm = &mut self.truth[client.torrent];
-        if request[83] == 3 {
+        if stops {
             swarm.remove(&client.address);
         } else {
             swarm.insert(client.address, (self.now, left == 0));
@@ -332,6 +419,7 @@ impl World {
             "scraped",
             "wrong_connection_id",
             "too_short",
+            "over http",
         ] {
             expect(outcome);
         }
