@@ -99,6 +99,10 @@ pub struct Http {
     pub trusted_proxies: Vec<IpNet>,
     /// What a client can make the tracker hold
     pub limits: HttpLimits,
+    /// Networks that may have the list of all torrents
+    pub full_scrape_networks: Vec<IpNet>,
+    /// How long until an address may have it again
+    pub full_scrape_interval: Duration,
 }
 
 /// Keys under `http.tls`
@@ -363,6 +367,13 @@ impl Http {
         let paths = Paths { announce, scrape: scrape.unwrap_or(derived) };
         let trusted_proxies = section.value("trusted_proxies", Vec::new(), values::networks);
         let limits = HttpLimits::read(section.section("limits"));
+        let mut full_scrape = section.section("full_scrape");
+        let full_scrape_networks = full_scrape.value("networks", Vec::new(), values::networks);
+        let ten_minutes = Duration::from_secs(600);
+        let full_scrape_interval = full_scrape.value("interval", ten_minutes, |value| {
+            values::duration(value, Duration::from_secs(1), DAY)
+        });
+        full_scrape.end();
         let mut tls = section.section("tls");
         let tls_listen = tls.value("listen", Vec::new(), values::addresses);
         let certificate = tls.value("certificate", PathBuf::new(), values::path);
@@ -370,7 +381,15 @@ impl Http {
         tls.end();
         section.end();
         let tls = HttpTls { listen: tls_listen, certificate, key };
-        Self { listen, tls, paths, trusted_proxies, limits }
+        Self {
+            listen,
+            tls,
+            paths,
+            trusted_proxies,
+            limits,
+            full_scrape_networks,
+            full_scrape_interval,
+        }
     }
 }
 

@@ -13,12 +13,14 @@ mod answer;
 mod bind;
 mod connection;
 mod desk;
+mod full_scrape;
 mod paths;
 mod roster;
 mod tls;
 
 pub use bind::{HttpListeners, bind};
 pub use desk::Desk;
+pub use full_scrape::FullScrapes;
 pub use paths::{BadPattern, PathPattern, Paths};
 pub use tls::{Certificate, Tls, TlsError};
 
@@ -32,6 +34,7 @@ use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio_uring::net::{TcpListener, TcpStream};
 
 /// Accepts that wait on each listener: as many connections can come between two looks at the ring
@@ -61,6 +64,10 @@ pub struct Terms {
     pub idle_secs: u64,
     /// Seconds for a request to arrive
     pub head_secs: u64,
+    /// Who may have the list of all torrents
+    pub full_scrape_networks: Vec<IpNet>,
+    /// Seconds until an address may have it again
+    pub full_scrape_interval_secs: u64,
     /// Announce URLs without their host, as `udp` and `:6969/announce`
     pub urls: Vec<(&'static str, String)>,
 }
@@ -82,6 +89,10 @@ pub struct Parts {
     pub terms: Arc<Terms>,
     /// How connections are encrypted
     pub tls: Option<Tls>,
+    /// Who has had the list of all torrents
+    pub full_scrapes: Arc<FullScrapes>,
+    /// Does what would hold up a shard
+    pub helpers: Handle,
 }
 
 /// What all connections of a shard share
@@ -89,6 +100,8 @@ pub struct Service {
     shard: Rc<RefCell<Shard>>,
     terms: Arc<Terms>,
     tls: Option<Tls>,
+    full_scrapes: Arc<FullScrapes>,
+    helpers: Handle,
     roster: RefCell<Roster<Rc<TcpStream>>>,
     buffers: RefCell<Vec<Vec<u8>>>,
     #[expect(clippy::vec_box, reason = "they go to other shards and come back as they are")]
@@ -99,13 +112,15 @@ pub struct Service {
 
 /// Begins to accept connections
 pub fn serve(parts: Parts, shard: &Rc<RefCell<Shard>>) -> io::Result<Rc<Service>> {
-    let Parts { plain, encrypted, terms, tls } = parts;
+    let Parts { plain, encrypted, terms, tls, full_scrapes, helpers } = parts;
     let patience =
         Patience { idling: terms.idle_secs, reading: terms.head_secs, writing: WRITING_SECS };
     let service = Rc::new(Service {
         shard: shard.clone(),
         terms,
         tls,
+        full_scrapes,
+        helpers,
         roster: RefCell::new(Roster::new(patience)),
         buffers: RefCell::default(),
         lists: RefCell::default(),

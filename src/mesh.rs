@@ -4,6 +4,7 @@
 //! sleeps says so first and looks once more; a producer wakes it only then, once for a batch.
 
 use crate::peer_list::PeerList;
+use crate::shard::{Page, PageRequest};
 use crate::tracker::Announce;
 use rtrb::{Consumer, Producer, RingBuffer};
 use std::sync::Arc;
@@ -38,6 +39,10 @@ pub enum Message {
     Ask(Announce, Box<PeerList>),
     /// The list you asked to have filled
     Told(Box<PeerList>),
+    /// Which are your next torrents?
+    List(PageRequest),
+    /// These are my next torrents
+    Listed(Box<Page>),
     /// What are the figures of these swarms?
     Question(Rows<InfoHash>),
     /// These are the figures of your swarms
@@ -181,6 +186,11 @@ impl Port {
                 bell.notify.notify_one();
             }
         }
+    }
+
+    /// Wakes this node's own task, for which another task of the same thread has something to do
+    pub fn ring_oneself(&self) {
+        self.bells[self.node].notify.notify_one();
     }
 
     /// Takes what others have sent, a bounded number of messages; returns how many

@@ -79,6 +79,14 @@ outcomes! {
     NotFound = "not_found",
     /// Answered with a failure: an announce or scrape that lacks something, or has it wrong
     BadQuery = "bad_query",
+    /// The list of all torrents was sent
+    FullScrape = "full_scrape",
+    /// Refused with 403: the list of all torrents, to a network that may not have it
+    FullScrapeForbidden = "full_scrape_forbidden",
+    /// Refused with 429: the list of all torrents, too soon after the last or while another is sent
+    FullScrapeTooSoon = "full_scrape_too_soon",
+    /// Ended early: the list of all torrents, which was not made or taken in time
+    FullScrapeBroken = "full_scrape_broken",
     /// The page at `/` was shown
     PageShown = "page_shown",
 }
@@ -98,7 +106,12 @@ impl Outcome {
             | Self::RefusedAddressCap
             | Self::Forwarded
             | Self::ShedSlots => "announce",
-            Self::Scraped | Self::ShedScrape => "scrape",
+            Self::Scraped
+            | Self::ShedScrape
+            | Self::FullScrape
+            | Self::FullScrapeForbidden
+            | Self::FullScrapeTooSoon
+            | Self::FullScrapeBroken => "scrape",
             Self::PageShown => "page",
             Self::TooShort
             | Self::UnknownAction

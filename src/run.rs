@@ -4,7 +4,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::control::{self, ControlError, Watched};
 use crate::cpus::{self, CpuError};
-use crate::http::{self, Certificate, Tls, TlsError};
+use crate::http::{self, Certificate, FullScrapes, Tls, TlsError};
 use crate::identity::Identity;
 use crate::listen::{Key, ListenError, Listeners};
 use crate::mesh::{Message, Port, mesh};
@@ -100,6 +100,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let tls = certificate.clone().map(|it| Tls::new(it, runtime.handle().clone())).transpose()?;
     let control = config.control.listen.map(control::bind).transpose()?;
     let ceiling = memory::ceiling(config.storage.memory);
+    let full_scrapes: Arc<FullScrapes> = Arc::default();
     let mut ports = mesh(shards);
     let control_port = ports.pop().expect("a mesh has a port for the control plane");
     let boards: Arc<[Arc<Board>]> = (0..shards).map(|_| Arc::default()).collect();
@@ -112,7 +113,14 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         let (board, keys) = (boards[usize::from(number)].clone(), identity.steering_keys());
         let tracker = tracker(config, &identity, number, ceiling / usize::from(shards));
         let (plain, encrypted) = listeners;
-        let http = http::Parts { plain, encrypted, terms: http_terms.clone(), tls: tls.clone() };
+        let http = http::Parts {
+            plain,
+            encrypted,
+            terms: http_terms.clone(),
+            tls: tls.clone(),
+            full_scrapes: full_scrapes.clone(),
+            helpers: runtime.handle().clone(),
+        };
         let body = move |ready: &dyn Fn()| {
             let ring = Ring::new(sockets)?;
             let parts = Parts { number, shards, keys, ring, tracker, port, board, clock };
@@ -153,6 +161,8 @@ fn http_terms(config: &Config, addresses: [&[SocketAddr]; 3], shards: u16) -> Ar
         requests: limits.requests,
         idle_secs: limits.idle.as_secs(),
         head_secs: limits.head.as_secs(),
+        full_scrape_networks: config.http.full_scrape_networks.clone(),
+        full_scrape_interval_secs: config.http.full_scrape_interval.as_secs(),
         urls: announce_urls(config, addresses),
     })
 }

@@ -4,6 +4,7 @@
 //! mesh, then a bit of the sweep. Nothing on this thread waits for anything but the next turn.
 
 mod for_http;
+mod listings;
 mod scrapes;
 
 use crate::clock::{Clock, Now};
@@ -13,6 +14,8 @@ use crate::outcome::{Outcome, Verdict};
 use crate::stats::{Board, Figures, Protocol};
 use crate::tracker::{Admitted, Announce, Scrape, Tracker};
 pub use for_http::Asked;
+use listings::Listings;
+pub use listings::{Page, PageRequest};
 use scrapes::{Pending, Questions, Scrapes};
 use std::cell::RefCell;
 use std::io;
@@ -62,6 +65,7 @@ pub struct Shard {
     questions: Questions,
     scrapes: Scrapes,
     desk: Desk,
+    listings: Listings,
     figures: Figures,
     board: Arc<Board>,
     clock: Clock,
@@ -125,6 +129,7 @@ impl Shard {
             questions: Questions::new(usize::from(shards)),
             scrapes: Scrapes::new(),
             desk: Desk::default(),
+            listings: Listings::default(),
             figures: Figures::default(),
             board,
             clock,
@@ -179,6 +184,10 @@ impl Shard {
         let now = self.clock.now();
         let sweeping = self.tracker.swarms_mut().sweep(now.monotonic);
         self.publish(now);
+        if !self.listings.is_empty() {
+            self.list_some();
+            return Ok(Step::Again);
+        }
         if !resting || sweeping || self.stopping {
             return Ok(Step::Again);
         }
@@ -434,6 +443,8 @@ impl Shard {
                     self.port.send(from, Message::Told(list));
                 }
                 (Message::Told(list), _) => self.desk.told(list),
+                (Message::List(request), _) => self.listings.add(from, request),
+                (Message::Listed(page), _) => self.desk.listed(page),
                 (Message::Stop, _) => self.stopping = true,
             }
         }

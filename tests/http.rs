@@ -383,3 +383,51 @@ fn it_serves_http_alone() {
     assert_eq!(client.announce(&Announce::of(1, 7_001, 1)).leechers, 1);
     tracker.stop();
 }
+
+#[test]
+fn all_torrents_are_listed_to_those_who_may_have_them() {
+    let http = ", full_scrape: {networks: [\"127.0.0.1\", \"127.0.0.3\", \"::1\"], interval: 1h}, \
+                trusted_proxies: [127.0.0.1]";
+    let (mut tracker, address) = start(2, http);
+    let mut client = Connection::to(address);
+    // More than fit a page of each shard.
+    const TORRENTS: u32 = 20_000;
+    for torrents in (0..TORRENTS).collect::<Vec<_>>().chunks(500) {
+        let target = |torrent: &u32| Announce::of(*torrent, 7_001, 1).target();
+        let requests: String = torrents
+            .iter()
+            .map(|torrent| format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", target(torrent)))
+            .collect();
+        let mut pipelined = Connection::to(address);
+        pipelined.send(requests.as_bytes());
+        torrents.iter().for_each(|_| assert_eq!(pipelined.reply().unwrap().status, 200));
+    }
+    let mut expected: Vec<_> = (0..TORRENTS).map(|it| (info_hash_of(it), [0, 0, 1, 1])).collect();
+    expected.sort_unstable();
+    let from = |address: &str, coding: &str| {
+        format!("X-Forwarded-For: {address}\r\nAccept-Encoding: {coding}\r\n")
+    };
+    // Others may not, and everybody only now and then.
+    assert_eq!(client.get_with("/scrape", &from("127.0.0.9", "")).status, 403);
+    let plain = client.get_with("/scrape", &from("127.0.0.1", "br"));
+    assert_eq!(rows_of(&plain.body), expected);
+    assert_eq!(client.get_with("/scrape", &from("127.0.0.1", "")).status, 429);
+    let zstd = client.get_with("/scrape", &from("127.0.0.3", "gzip, zstd"));
+    assert_eq!(header(&zstd.head, "content-encoding").unwrap(), "zstd");
+    assert_eq!(rows_of(&zstd::decode_all(zstd.body.as_slice()).unwrap()), expected);
+    assert!(zstd.body.len() < plain.body.len() / 2);
+    let mut old = Connection::to(address);
+    old.send(b"GET /scrape HTTP/1.0\r\nX-Forwarded-For: ::1\r\nAccept-Encoding: gzip\r\n\r\n");
+    let gzip = old.reply().unwrap();
+    let mut unpacked = Vec::new();
+    let mut decoder = flate2::read::GzDecoder::new(gzip.body.as_slice());
+    std::io::Read::read_to_end(&mut decoder, &mut unpacked).unwrap();
+    assert_eq!(rows_of(&unpacked), expected);
+    // The connection goes on, and a scrape that names a torrent is for everybody.
+    assert_eq!(client.scrape(&[info_hash_of(1)]).len(), 1);
+    tracker.signal("TERM");
+    assert_eq!(tracker.wait().code(), Some(0));
+    let (tracker, address) = start(1, "");
+    assert_eq!(failure(&Connection::to(address).get("/scrape")), "info_hash is missing");
+    tracker.stop();
+}

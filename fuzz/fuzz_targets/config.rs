@@ -11,7 +11,9 @@ fuzz_target!(|text: &str| {
         return;
     }
     match Config::parse("fuzz.yaml", text) {
-        Ok(config) => assert!(!config.udp.listen.is_empty()),
+        Ok(Config { udp, http, .. }) => {
+            assert!([udp.listen, http.listen, http.tls.listen].iter().any(|list| !list.is_empty()));
+        }
         Err(ConfigError::Mistaken(mistakes)) => {
             assert!(!mistakes.is_empty());
             assert!(mistakes.iter().all(|mistake| mistake.to_string().starts_with("fuzz.yaml")));

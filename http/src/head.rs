@@ -25,6 +25,8 @@ pub struct Head<'a> {
     pub keep_alive: bool,
     /// Whether a body follows
     pub has_body: bool,
+    /// Whether a reply may come in chunks: not before HTTP/1.1
+    pub takes_chunks: bool,
     /// Compressions that the client can undo
     pub accepts: Accepts,
     /// The host the client knows this tracker by, without its port; `None` if it could be anything but a name
@@ -93,6 +95,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Head<'_>, usize)>, BadHead> {
         // HTTP/1.1 keeps a connection unless told otherwise, 1.0 closes it (RFC 9112, 9.3).
         keep_alive: request.version == Some(1),
         has_body: false,
+        takes_chunks: request.version == Some(1),
         accepts: Accepts::default(),
         host: None,
         forwarded: Forwarded::default(),

@@ -1,6 +1,7 @@
 //! What a request is answered with.
 
 use super::Service;
+use super::full_scrape::Coding;
 use super::paths::Route;
 use crate::outcome::Outcome;
 use crate::peer_list::PeerList;
@@ -33,6 +34,14 @@ impl Answer {
     }
 }
 
+/// What is left to do after a request was looked at
+pub(super) enum Rest {
+    /// Nothing: it is answered
+    Nothing,
+    /// The list of all torrents is to be sent; its head is written
+    List(Coding),
+}
+
 /// Appends the reply to a request
 pub(super) async fn answer(
     service: &Service,
@@ -40,7 +49,7 @@ pub(super) async fn answer(
     head: &Head<'_>,
     keep_alive: bool,
     out: &mut Vec<u8>,
-) {
+) -> Rest {
     let mut body = service.buffer();
     let answer = match (head.method, service.terms.paths.route(head.path)) {
         (Method::Other, _) => Answer {
@@ -48,6 +57,15 @@ pub(super) async fn answer(
             ..said(&mut body, "only GET and HEAD are served", Outcome::MethodNotAllowed)
         },
         (_, Some(Route::Announce)) => announce(service, source, head.query, &mut body).await,
+        (_, Some(Route::Scrape)) if asks_for_all(service, head.query) => {
+            match full_scrape(service, source, &mut body) {
+                None => {
+                    service.give_back(body);
+                    return begin_list(head, keep_alive, out);
+                }
+                Some(refusal) => refusal,
+            }
+        }
         (_, Some(Route::Scrape)) => scrape(service, head.query, &mut body).await,
         (_, Some(Route::Page)) => page(service, head.host, &mut body),
         (_, None) => Answer {
@@ -63,6 +81,39 @@ pub(super) async fn answer(
         out.extend_from_slice(&body);
     }
     service.give_back(body);
+    Rest::Nothing
+}
+
+/// Whether a scrape is for all torrents, and that is served
+fn asks_for_all(service: &Service, query: &str) -> bool {
+    !service.terms.full_scrape_networks.is_empty() && query::info_hashes(query).next().is_none()
+}
+
+/// Why the list of all torrents is refused; `None` if it is not, and then it counts as being sent
+fn full_scrape(service: &Service, source: IpAddr, body: &mut Vec<u8>) -> Option<Answer> {
+    let terms = &service.terms;
+    if !terms.full_scrape_networks.iter().any(|network| network.contains(&source)) {
+        let text = "the list of all torrents is not for this network";
+        let said = said(body, text, Outcome::FullScrapeForbidden);
+        return Some(Answer { status: Status::Forbidden, ..said });
+    }
+    let now = service.shard.borrow().now();
+    if !service.full_scrapes.begin(source, now, terms.full_scrape_interval_secs) {
+        let text =
+            "the list of all torrents was asked for too soon, or somebody else is being sent it";
+        let said = said(body, text, Outcome::FullScrapeTooSoon);
+        return Some(Answer { status: Status::TooManyRequests, ..said });
+    }
+    None
+}
+
+fn begin_list(head: &Head<'_>, keep_alive: bool, out: &mut Vec<u8>) -> Rest {
+    let coding = Coding::choose(head.accepts);
+    let (encoding, content) = (coding.name(), Content::Plain);
+    let length = if head.takes_chunks { Length::Chunked } else { Length::UntilClose };
+    let keep_alive = keep_alive && head.takes_chunks;
+    ReplyHead { status: Status::Ok, content, encoding, length, keep_alive }.write(out);
+    Rest::List(coding)
 }
 
 /// Appends the reply to what is no request; the connection ends with it

@@ -1,7 +1,8 @@
 //! One connection: requests in, replies out, until one side has enough.
 
 use super::Seat;
-use super::answer::{answer, refuse};
+use super::answer::{Rest, answer, refuse};
+use super::full_scrape::{Coding, Listing};
 use super::roster::Doing;
 use super::tls::{BadTls, Session, Tls};
 use crate::outcome::Outcome;
@@ -9,7 +10,7 @@ use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::rc::Rc;
 use tokio_uring::buf::BoundedBuf;
 use tokio_uring::net::TcpStream;
-use tsubame_http::head::{self, BadHead, HEAD_LEN_MAX};
+use tsubame_http::head::{self, BadHead, HEAD_LEN_MAX, Method};
 use tsubame_http::proxy::{self, Proxied};
 use tsubame_storage::Family;
 
@@ -142,10 +143,20 @@ impl Connection {
             *requests += 1;
             let last = *requests >= service.terms.requests || head.has_body || !head.keep_alive;
             let source = head.client(peer, |address| service.terms.trusts(address));
-            answer(&service, source, &head, !last, output).await;
+            let (chunked, whole) = (head.takes_chunks, head.method != Method::Head);
+            let has_body = head.has_body;
+            if let Rest::List(coding) = answer(&service, source, &head, !last, output).await {
+                let begun = std::mem::take(output);
+                let listed = self.list(source, begun, coding, chunked, whole).await;
+                service.full_scrapes.end();
+                let ended = if listed.is_ok() && chunked { Ok(()) } else { Err(End::Done) };
+                if let Err(end) = ended {
+                    break Err(end);
+                }
+            }
             used += len;
             if last {
-                break Err(if head.has_body { End::Unread } else { End::Done });
+                break Err(if has_body { End::Unread } else { End::Done });
             }
             if output.len() >= OUTPUT_LEN {
                 let filled = std::mem::replace(output, service.buffer());
@@ -157,6 +168,46 @@ impl Connection {
         };
         self.input.drain(..used);
         ended
+    }
+
+    /// Sends the list of all torrents behind its head, part by part
+    async fn list(
+        &mut self,
+        source: IpAddr,
+        head: Vec<u8>,
+        coding: Coding,
+        chunked: bool,
+        whole: bool,
+    ) -> Result<(), End> {
+        let service = self.seat.service.clone();
+        let count = |outcome| service.shard.borrow_mut().count_request(Family::of(source), outcome);
+        let mut output = self.write(head).await?;
+        if !whole {
+            count(Outcome::FullScrape);
+            return Ok(());
+        }
+        let broken = |_| {
+            count(Outcome::FullScrapeBroken);
+            End::Closed
+        };
+        let mut listing = Listing::new(coding, service.helpers.clone()).map_err(broken)?;
+        loop {
+            self.seat.turn_to(Doing::Working);
+            let part = listing.next(&service).await.map_err(broken)?;
+            if chunked {
+                let len = part.as_ref().map_or(0, Vec::len);
+                output.extend_from_slice(format!("{len:x}\r\n").as_bytes());
+                output.extend_from_slice(part.as_deref().unwrap_or_default());
+                output.extend_from_slice(b"\r\n");
+            } else {
+                output.extend_from_slice(part.as_deref().unwrap_or_default());
+            }
+            output = self.write(output).await.inspect_err(|_| count(Outcome::FullScrapeBroken))?;
+            if part.is_none() {
+                count(Outcome::FullScrape);
+                return Ok(());
+            }
+        }
     }
 
     /// Adds what arrives next to the input

@@ -2,6 +2,7 @@
 
 use crate::mesh::{HTTP_TICKET, Rows};
 use crate::peer_list::PeerList;
+use crate::shard::Page;
 use rustc_hash::FxHashMap;
 use tokio::sync::oneshot::{Receiver, Sender, channel};
 use tsubame_storage::Census;
@@ -16,6 +17,7 @@ pub struct Desk {
 #[derive(Debug)]
 enum Waiting {
     List(Sender<Box<PeerList>>),
+    Page(Sender<Box<Page>>),
     Counts {
         counts: Vec<Census>,
         /// Rows not yet answered
@@ -41,6 +43,12 @@ impl Desk {
         (self.seat(Waiting::Counts { counts, missing, sender }), receiver)
     }
 
+    /// A ticket for a page of the list of all torrents, and where it comes
+    pub fn wait_for_page(&mut self) -> (u32, Receiver<Box<Page>>) {
+        let (sender, receiver) = channel();
+        (self.seat(Waiting::Page(sender)), receiver)
+    }
+
     fn seat(&mut self, waiting: Waiting) -> u32 {
         // After two thousand million a number comes again; nobody has waited for so long.
         self.last = self.last.wrapping_add(1) | HTTP_TICKET;
@@ -58,6 +66,13 @@ impl Desk {
         if let Some(Waiting::List(sender)) = self.waiting.remove(&list.ticket) {
             // Who does not listen any more has gone.
             let _ = sender.send(list);
+        }
+    }
+
+    /// A page has come
+    pub fn listed(&mut self, page: Box<Page>) {
+        if let Some(Waiting::Page(sender)) = self.waiting.remove(&page.ticket) {
+            let _ = sender.send(page);
         }
     }
 

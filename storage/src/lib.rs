@@ -16,6 +16,7 @@ mod entry;
 mod index;
 mod many;
 mod part;
+mod pass;
 mod room;
 mod select;
 mod swarms;
@@ -23,6 +24,7 @@ mod sweep;
 mod time;
 mod words;
 
+pub use pass::Pass;
 pub use swarms::{
     Ahead, Announce, Announced, Caps, Change, PeerSpace, Refusal, Settings, Swarms, Totals,
 };

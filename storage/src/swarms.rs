@@ -257,12 +257,14 @@ impl Swarms {
     /// The same with what only HTTP reports, which takes a little longer
     pub fn census(&self, ahead: &Ahead, info_hash: &InfoHash) -> Census {
         match self.find(ahead.hash, info_hash) {
-            Some(position) => Census {
-                counts: self.counts_at(position),
-                partial_seeds: self.store.entry(position).partial_seeds(),
-            },
+            Some(position) => self.census_at(position),
             None => Census::default(),
         }
+    }
+
+    pub(crate) fn census_at(&self, position: u32) -> Census {
+        let partial_seeds = self.store.entry(position).partial_seeds();
+        Census { counts: self.counts_at(position), partial_seeds }
     }
 
     /// Lets the table's time follow the clock

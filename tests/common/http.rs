@@ -65,12 +65,43 @@ impl<S: Read + Write> Connection<S> {
         let head = String::from_utf8(self.read.drain(..end).collect()).unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         let length = header(&head, "content-length").map(|length| length.parse().unwrap());
-        let length: usize = if method == "HEAD" { 0 } else { length.expect("a length") };
+        let body = match length {
+            _ if method == "HEAD" => Vec::new(),
+            Some(length) => self.take(length),
+            None if header(&head, "transfer-encoding").is_some() => self.chunks(),
+            None => {
+                while self.read_more() {}
+                std::mem::take(&mut self.read)
+            }
+        };
+        Some(Reply { status, head, body })
+    }
+
+    fn take(&mut self, length: usize) -> Vec<u8> {
         while self.read.len() < length {
             assert!(self.read_more(), "the body ends too soon");
         }
-        let body = self.read.drain(..length).collect();
-        Some(Reply { status, head, body })
+        self.read.drain(..length).collect()
+    }
+
+    fn chunks(&mut self) -> Vec<u8> {
+        let mut body = Vec::new();
+        loop {
+            let end = loop {
+                match self.read.windows(2).position(|two| two == b"\r\n") {
+                    Some(end) => break end,
+                    None => assert!(self.read_more(), "the chunks end too soon"),
+                }
+            };
+            let length = self.take(end + 2);
+            let length = str::from_utf8(&length).unwrap().trim();
+            let length = usize::from_str_radix(length, 16).unwrap();
+            body.extend(self.take(length));
+            assert_eq!(self.take(2), b"\r\n");
+            if length == 0 {
+                return body;
+            }
+        }
     }
 
     fn read_more(&mut self) -> bool {

@@ -1,0 +1,146 @@
+//! A pass over the whole table in small steps: the torrents that come next in the order of their info hashes.
+//!
+//! A list of all torrents is handed out page by page, and each page costs a pass. So nothing is sorted or copied that is
+//! larger than a page, however many torrents there are, and nobody can make it so by choosing info hashes.
+
+use crate::swarms::Swarms;
+use crate::words::{Census, Counts, InfoHash};
+use std::collections::BinaryHeap;
+
+/// Entries that a step visits
+const STEP: usize = 8_192;
+
+/// Looks for a page of torrents
+#[derive(Debug)]
+pub struct Pass {
+    /// Those of the page come after this one
+    after: Option<InfoHash>,
+    /// Torrents of the page, at most
+    most: usize,
+    /// Entries not yet visited
+    left: usize,
+    found: BinaryHeap<Found>,
+}
+
+/// Ordered by the info hash alone
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Found {
+    info_hash: InfoHash,
+    counts: [u32; 4],
+}
+
+impl Pass {
+    /// Begins to look for the first so many torrents after one; from the first of all without
+    pub fn begin(swarms: &Swarms, after: Option<InfoHash>, most: usize) -> Self {
+        let left = swarms.store.entries.len();
+        Self { after, most, left, found: BinaryHeap::with_capacity(most + 1) }
+    }
+
+    /// Visits some entries; true if all have been
+    ///
+    /// Downwards: meanwhile the sweep moves entries from the end into holes before it, so that some are visited twice
+    /// and none is missed.
+    pub fn step(&mut self, swarms: &Swarms) -> bool {
+        self.left = self.left.min(swarms.store.entries.len());
+        for _ in 0..STEP.min(self.left) {
+            self.left -= 1;
+            // A shard holds fewer entries than 32 bits number.
+            self.visit(swarms, self.left as u32);
+        }
+        self.left == 0
+    }
+
+    fn visit(&mut self, swarms: &Swarms, position: u32) {
+        let info_hash = swarms.store.entry(position).info_hash();
+        let is_full = self.found.len() == self.most;
+        if self.after.is_some_and(|after| info_hash <= after)
+            || is_full && self.found.peek().is_some_and(|last| last.info_hash <= info_hash)
+        {
+            return;
+        }
+        let Census { counts, partial_seeds } = swarms.census_at(position);
+        let counts = [counts.seeders, counts.completed, counts.leechers, partial_seeds];
+        if is_full {
+            self.found.pop();
+        }
+        self.found.push(Found { info_hash, counts });
+    }
+
+    /// The page, in order; and whether there may be more behind it
+    pub fn end(self) -> (Vec<(InfoHash, Census)>, bool) {
+        let more = self.found.len() == self.most;
+        let mut found = self.found.into_sorted_vec();
+        found.dedup_by_key(|found| found.info_hash);
+        let row = |Found { info_hash, counts: [seeders, completed, leechers, partial_seeds] }| {
+            let counts = Counts { seeders, completed, leechers };
+            (info_hash, Census { counts, partial_seeds })
+        };
+        (found.into_iter().map(row).collect(), more)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::swarms::{Announce, Caps, PeerSpace, Settings};
+    use crate::time::Seconds;
+    use crate::words::{Endpoint, Event, Family, Role};
+    use std::collections::BTreeSet;
+
+    fn announce(swarms: &mut Swarms, now: u64, torrent: u32) {
+        let mut info_hash = [7; 20];
+        info_hash[..4].copy_from_slice(&torrent.wrapping_mul(0x9e37_79b9).to_be_bytes());
+        let announce = Announce {
+            info_hash: InfoHash(info_hash),
+            endpoint: Endpoint::new([1, 2, 3, 4].into(), 5_000),
+            role: Role::PartialSeed,
+            event: Event::Paused,
+        };
+        let ahead = swarms.look_ahead(&announce.info_hash);
+        swarms.announce(Seconds(now), ahead, &announce, PeerSpace::of(Family::V4, &mut []));
+    }
+
+    /// While torrents come and go, every one that was there all the time is listed once, in order
+    #[test]
+    fn pages_list_every_torrent_once_and_in_order() {
+        let mut swarms = Swarms::new(Settings {
+            peer_lifetime_secs: 1_200,
+            keep_completed_secs: 1_200,
+            memory_bytes: 1 << 30,
+            caps: Caps::default(),
+            allow_private: false,
+            hash_key: (1, 2),
+            seed: 3,
+        });
+        // Every other one expires while the pages are made.
+        let mut now = 10_000;
+        (0..30_000).step_by(2).for_each(|torrent| announce(&mut swarms, now, torrent));
+        now += 1_150;
+        (1..30_000).step_by(2).for_each(|torrent| announce(&mut swarms, now, torrent));
+        let stays: BTreeSet<InfoHash> = (1..30_000_u32)
+            .step_by(2)
+            .map(|torrent| {
+                let mut info_hash = [7; 20];
+                info_hash[..4].copy_from_slice(&torrent.wrapping_mul(0x9e37_79b9).to_be_bytes());
+                InfoHash(info_hash)
+            })
+            .collect();
+        let (mut seen, mut more) = (Vec::new(), true);
+        while more {
+            let after = seen.last().copied();
+            let mut pass = Pass::begin(&swarms, after, 1_000);
+            while !pass.step(&swarms) {
+                now += 3;
+                swarms.sweep(Seconds(now));
+            }
+            let page;
+            (page, more) = pass.end();
+            assert!(page.iter().all(|(_, census)| census.partial_seeds == 1));
+            seen.extend(page.iter().map(|(info_hash, _)| *info_hash));
+        }
+        assert!(seen.is_sorted_by(|a, b| a < b));
+        assert!(seen.len() < 30_000, "some have expired");
+        let listed: BTreeSet<InfoHash> = seen.into_iter().collect();
+        assert_eq!(stays.difference(&listed).count(), 0);
+    }
+}
