@@ -28,7 +28,7 @@ use crate::peer_list::PeerList;
 use crate::shard::Shard;
 use ipnet::IpNet;
 use roster::{Doing, Patience, Roster};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::rc::Rc;
@@ -36,12 +36,19 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio_uring::net::{TcpListener, TcpStream};
+use tsubame_http::head::ProxyHeader;
 
 /// Accepts that wait on each listener: as many connections can come between two looks at the ring
 const ACCEPTS: usize = 16;
 
 /// How long a client may take to take its answer
 const WRITING_SECS: u64 = 30;
+
+/// How long a shard answers other shards when the tracker stops and nobody is connected to it
+const MESH_LINGERS: Duration = Duration::from_millis(50);
+
+/// Handshakes of a shard that may wait for helpers at once
+const HANDSHAKES_MAX: usize = 64;
 
 /// How long connections may take to end when the tracker stops
 const STOP_PATIENCE: Duration = Duration::from_millis(300);
@@ -56,6 +63,8 @@ pub struct Terms {
     pub paths: Paths,
     /// Who is believed about whom it speaks for
     pub trusted_proxies: Vec<IpNet>,
+    /// Where it says that
+    pub proxy_header: ProxyHeader,
     /// Connections of a shard
     pub connections: usize,
     /// Requests of a connection
@@ -106,6 +115,7 @@ pub struct Service {
     buffers: RefCell<Vec<Vec<u8>>>,
     #[expect(clippy::vec_box, reason = "they go to other shards and come back as they are")]
     lists: RefCell<Vec<Box<PeerList>>>,
+    handshakes: Cell<usize>,
     /// The listening sockets once more: to be shut down while accepts wait on them
     listeners: Vec<std::net::TcpListener>,
 }
@@ -124,6 +134,7 @@ pub fn serve(parts: Parts, shard: &Rc<RefCell<Shard>>) -> io::Result<Rc<Service>
         roster: RefCell::new(Roster::new(patience)),
         buffers: RefCell::default(),
         lists: RefCell::default(),
+        handshakes: Cell::new(0),
         listeners: plain
             .iter()
             .chain(&encrypted)
@@ -150,14 +161,19 @@ async fn accept(service: Rc<Service>, listener: Rc<TcpListener>, encrypted: bool
             Err(error) => match error.raw_os_error() {
                 // The socket was shut down: the tracker stops.
                 Some(libc::EINVAL | libc::EBADF | libc::ECANCELED) => return,
-                Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
-                    service.shard.borrow_mut().connections().accept_failed += 1;
-                    service.spare_one();
-                    // Ending one takes a moment; until then, accepting would fail again and again.
+                // A client that has gone before it was accepted.
+                Some(libc::ECONNABORTED) => {}
+                code => {
+                    if matches!(
+                        code,
+                        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+                    ) {
+                        service.shard.borrow_mut().connections().accept_failed += 1;
+                        service.spare_one();
+                    }
+                    // Whatever it is takes a moment to end; until then, accepting would fail again and again.
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
-                // A client that has gone before it was accepted.
-                _ => {}
             },
         }
     }
@@ -167,15 +183,20 @@ async fn look_each_second(service: Rc<Service>) {
     let mut seconds = tokio::time::interval(Duration::from_secs(1));
     loop {
         seconds.tick().await;
-        service.end_overdue();
+        // Thousands may be due at once, as many as came in one second.
+        while service.end_overdue() {
+            tokio::task::yield_now().await;
+        }
     }
 }
 
 impl Service {
     /// Serves a connection, if need be in place of another
     fn admit(self: Rc<Self>, stream: TcpStream, peer: SocketAddr, encrypted: bool) {
-        if self.roster.borrow().len() >= self.terms.connections {
-            self.spare_one();
+        if self.roster.borrow().len() >= self.terms.connections && !self.spare_one() {
+            // All are being answered: who comes now has to come again.
+            self.shard.borrow_mut().connections().evicted += 1;
+            return;
         }
         let stream = Rc::new(stream);
         let now = self.shard.borrow().now();
@@ -186,21 +207,32 @@ impl Service {
         tokio_uring::spawn(connection::serve(seat, stream, peer, encrypted));
     }
 
-    /// Ends the connection that can best be spared
-    fn spare_one(&self) {
+    /// Ends the connection that can best be spared; false if none can
+    fn spare_one(&self) -> bool {
         let now = self.shard.borrow().now();
-        if let Some(stream) = self.roster.borrow_mut().spare(now) {
-            end(stream);
-            self.shard.borrow_mut().connections().evicted += 1;
-        }
+        let mut roster = self.roster.borrow_mut();
+        let Some(stream) = roster.spare(now) else { return false };
+        end(stream);
+        self.shard.borrow_mut().connections().evicted += 1;
+        true
     }
 
-    fn end_overdue(&self) {
+    /// Ends some of the connections that are overdue; true if there may be more
+    fn end_overdue(&self) -> bool {
+        const AT_ONCE: usize = 32;
         let now = self.shard.borrow().now();
-        while let Some(stream) = self.roster.borrow_mut().next_due(now) {
+        let mut roster = self.roster.borrow_mut();
+        for _ in 0..AT_ONCE {
+            let Some(stream) = roster.next_due(now) else { return false };
             end(stream);
             self.shard.borrow_mut().connections().timed_out += 1;
         }
+        true
+    }
+
+    /// Whether somebody is connected, and has the ring carry something
+    pub fn is_active(&self) -> bool {
+        self.roster.borrow().len() > 0
     }
 
     fn publish_open(&self) {
@@ -213,16 +245,21 @@ impl Service {
             let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
         }
         for (doing, stream) in self.roster.borrow().all() {
-            // Who is being answered reads no further request.
-            let how = if doing == Doing::Working { Shutdown::Read } else { Shutdown::Both };
-            let _ = stream.shutdown(how);
+            // Who is being answered gets its answer, and no further request is read.
+            let answers = matches!(doing, Doing::Working | Doing::Writing);
+            let _ = stream.shutdown(if answers { Shutdown::Read } else { Shutdown::Both });
         }
-        let all_gone = async {
-            while self.roster.borrow().len() > 0 {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+        let begun = self.shard.borrow().elapsed();
+        loop {
+            // Other shards may wait for answers from this one, and this one for theirs.
+            let elapsed = self.shard.borrow().elapsed() - begun;
+            let least = if self.listeners.is_empty() { Duration::ZERO } else { MESH_LINGERS };
+            let done = self.roster.borrow().len() == 0 && elapsed >= least;
+            if done || elapsed >= STOP_PATIENCE || self.shard.borrow_mut().serve_mesh().is_err() {
+                return;
             }
-        };
-        let _ = tokio::time::timeout(STOP_PATIENCE, all_gone).await;
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 
     fn buffer(&self) -> Vec<u8> {
@@ -253,6 +290,26 @@ impl Service {
 fn end(stream: &TcpStream) {
     // It may be gone already.
     let _ = stream.shutdown(Shutdown::Both);
+}
+
+/// A handshake that helpers work on
+struct Handshake(Rc<Service>);
+
+impl Handshake {
+    /// Unless too many wait already
+    fn begin(service: &Rc<Service>) -> Option<Self> {
+        let waiting = service.handshakes.get();
+        (waiting < HANDSHAKES_MAX).then(|| {
+            service.handshakes.set(waiting + 1);
+            Self(service.clone())
+        })
+    }
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        self.0.handshakes.set(self.0.handshakes.get() - 1);
+    }
 }
 
 /// A connection's place among the others; left when it is dropped

@@ -75,7 +75,7 @@ pub enum ListenError {
     /// Too many descriptors
     #[error(
         "{0}: no file descriptors are left at {1}; raise the limit (ulimit -n, LimitNOFILE in the \
-         unit): each shard needs one for each local address"
+         unit): each shard needs one for each address it listens on"
     )]
     Files(Key, SocketAddr),
     /// Anything else

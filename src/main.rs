@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::exit;
 use tsubame::config::{self, Config};
+use tsubame::http::Certificate;
 use tsubame::run::{RunError, run};
 use tsubame::supervisor::{EXIT_DONE, EXIT_SHARD, EXIT_START, EXIT_USAGE, end_on_panic};
 use tsubame::{e2e, log};
@@ -87,7 +88,14 @@ fn run_tracker(path: Option<&std::path::Path>) -> i32 {
 
 fn check(path: &std::path::Path) -> i32 {
     match Config::load(Some(path)) {
-        Ok(_) => {
+        Ok(config) => {
+            let tls = &config.http.tls;
+            if !tls.listen.is_empty()
+                && let Err(error) = Certificate::load(&tls.certificate, &tls.key)
+            {
+                eprintln!("{}: {error}", path.display());
+                return EXIT_USAGE;
+            }
             println!("{}: no mistakes", path.display());
             EXIT_DONE
         }

@@ -106,7 +106,9 @@ const COUNTERS: [Counter; 11] = [
         figures.http.timed_out
     }),
     ("http_evicted", "Connections ended to make room for others", |figures| figures.http.evicted),
-    ("http_tls_failed", "Handshakes of TLS that failed", |figures| figures.http.tls_failed),
+    ("http_tls_failed", "Connections that broke TLS, most in their handshake", |figures| {
+        figures.http.tls_failed
+    }),
     (
         "http_accept_failed",
         "Accepts that failed: as many files are open as may be (ulimit -n)",

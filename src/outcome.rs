@@ -63,12 +63,16 @@ outcomes! {
     Unreadable = "unreadable",
     /// Passed on to the shard that owns the info hash, which counts the answer
     Forwarded = "forwarded",
-    /// Dropped: the ring to the shard that owns the info hash is full
+    /// Dropped, or over HTTP refused: the ring to the shard that owns the info hash is full
     ShedMesh = "shed_mesh",
     /// Dropped: no slot for the reply to another shard's datagram
     ShedSlots = "shed_slots",
     /// Dropped: a scrape over several shards of which a part was late or too many wait already
     ShedScrape = "shed_scrape",
+    /// Refused: another shard has not answered a request over HTTP in time
+    ShedLate = "shed_late",
+    /// Ended: a PROXY header that is broken
+    BrokenProxyHeader = "broken_proxy_header",
     /// Refused with 400: bytes that are no HTTP request
     BadRequest = "bad_request",
     /// Refused with 431: a request whose head is too long
@@ -120,6 +124,8 @@ impl Outcome {
             | Self::SourcePortZero
             | Self::Unreadable
             | Self::ShedMesh
+            | Self::ShedLate
+            | Self::BrokenProxyHeader
             | Self::BadRequest
             | Self::HeadTooLong
             | Self::MethodNotAllowed

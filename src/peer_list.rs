@@ -5,7 +5,7 @@
 use crate::clock::Now;
 use crate::outcome::Outcome;
 use crate::tracker::{Announce, Tracker};
-use tsubame_storage::{Counts, Family, PeerSpace};
+use tsubame_storage::{Ahead, Counts, Family, PeerSpace};
 
 /// Figures and peers
 #[derive(Debug)]
@@ -36,12 +36,20 @@ impl Default for PeerList {
 
 impl PeerList {
     /// Enters an announce into its swarm, which this tracker owns, and takes down the answer
-    pub fn fill(&mut self, tracker: &mut Tracker, now: Now, announce: &Announce) {
+    ///
+    /// `ahead` is what a look ahead has found, if there was one.
+    pub fn fill(
+        &mut self,
+        tracker: &mut Tracker,
+        now: Now,
+        announce: &Announce,
+        ahead: Option<Ahead>,
+    ) {
         let most = usize::from(announce.numwant);
         self.v4.resize(most * Family::V4.compact_len(), 0);
         self.v6.resize(most * Family::V6.compact_len(), 0);
         let space = PeerSpace { v4: &mut self.v4, v6: &mut self.v6, most };
-        let ahead = tracker.swarms().look_ahead(&announce.info_hash);
+        let ahead = ahead.unwrap_or_else(|| tracker.swarms().look_ahead(&announce.info_hash));
         let announced = tracker.enter(now, ahead, announce, space);
         self.v4.truncate(announced.v4_len);
         self.v6.truncate(announced.v6_len);

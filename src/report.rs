@@ -106,6 +106,15 @@ fn warnings(config: &Config, listeners: &Listeners, cores: &[usize]) {
              set it to off if that is meant"
         );
     }
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let connections = u64::from(config.http.limits.connections);
+    let serves_http = !config.http.listen.is_empty() || !config.http.tls.listen.is_empty();
+    if let Some(files) = files.filter(|files| serves_http && *files < connections) {
+        warn!(
+            "http.limits.connections: {connections} are permitted, but only {files} files; raise the limit (ulimit \
+             -n, LimitNOFILE in the unit), or permit fewer"
+        );
+    }
     let mut distinct = cores.to_vec();
     distinct.sort_unstable();
     distinct.dedup();
@@ -124,8 +133,15 @@ pub fn watched(before: &Figures, now: &Figures, steered: bool) {
             more(Outcome::Forwarded)
         );
     }
+    if now.http.accept_failed > before.http.accept_failed {
+        warn!(
+            "http: connections cannot be accepted, as no more files may be open; raise the limit (ulimit -n, \
+             LimitNOFILE in the unit), or lower http.limits.connections"
+        );
+    }
     for (outcome, why) in [
         (Outcome::ShedMesh, "a queue to another shard was full"),
+        (Outcome::ShedLate, "another shard did not answer in time"),
         (Outcome::ShedSlots, "no slot was free for the reply"),
         (Outcome::ShedScrape, "another shard's part was late, or too many were waiting"),
     ] {

@@ -157,6 +157,7 @@ fn http_terms(config: &Config, addresses: [&[SocketAddr]; 3], shards: u16) -> Ar
     Arc::new(http::Terms {
         paths: config.http.paths.clone(),
         trusted_proxies: config.http.trusted_proxies.clone(),
+        proxy_header: config.http.proxy_header,
         connections: (limits.connections as usize).div_ceil(usize::from(shards)),
         requests: limits.requests,
         idle_secs: limits.idle.as_secs(),

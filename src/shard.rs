@@ -40,6 +40,10 @@ const BATCH_MAX: usize = 64;
 /// Turns after which they do, if each finds little
 const TURNS_PER_YIELD: usize = 16;
 
+/// Steps of a busy shard after which the runtime's ring is looked after though nobody is connected: what is left there
+/// are accepts and closes
+const STEPS_PER_FLUSH: u32 = 64;
+
 /// Datagrams since the last wait or sleep that are company
 const COMPANY: usize = 4;
 
@@ -145,11 +149,19 @@ impl Shard {
         let shard = Rc::new(RefCell::new(self));
         let service = http::serve(http, &shard)?;
         let mut seconds = tokio::time::interval(Duration::from_secs(1));
+        let mut steps: u32 = 0;
         loop {
             let step = shard.borrow_mut().step()?;
             match step {
                 Step::Again => {
-                    tokio::task::yield_now().await;
+                    steps = steps.wrapping_add(1);
+                    if service.is_active() || steps.is_multiple_of(STEPS_PER_FLUSH) {
+                        // The runtime hands its ring's operations to the kernel only before it waits, which a task
+                        // that yields keeps it from: one that waits for nothing has it do so.
+                        tokio_uring::no_op().await?;
+                    } else {
+                        tokio::task::yield_now().await;
+                    }
                     continue;
                 }
                 Step::Stop => break,
@@ -194,7 +206,7 @@ impl Shard {
         // In this order: what happens after the event is asked for either is found by the turn or makes
         // it readable.
         self.ring.ask_for_event(true);
-        if self.turn(None)? == 0 && self.port.go_to_sleep() {
+        if self.turn(None)? == (0, 0) && self.port.go_to_sleep() {
             return Ok(Step::Sleep);
         }
         self.ring.ask_for_event(false);
@@ -229,11 +241,12 @@ impl Shard {
     fn take_turns(&mut self) -> io::Result<bool> {
         let (mut done, mut waited, mut patience) = (0, false, None);
         for _ in 0..TURNS_PER_YIELD {
-            let found = self.turn(patience)?;
-            done += found;
-            self.company += found;
+            let (arrived, taken) = self.turn(patience)?;
+            done += arrived + taken;
+            // What the mesh brings is no sign that datagrams will come.
+            self.company += arrived;
             patience = None;
-            if found == 0 {
+            if arrived + taken == 0 {
                 if self.company < COMPANY {
                     self.company = 0;
                     return Ok(true);
@@ -250,8 +263,8 @@ impl Shard {
         Ok(false)
     }
 
-    /// One turn; returns how much there was to do
-    fn turn(&mut self, patience: Option<Duration>) -> io::Result<usize> {
+    /// One turn; returns how many datagrams and messages there were
+    fn turn(&mut self, patience: Option<Duration>) -> io::Result<(usize, usize)> {
         let arrived = match patience {
             Some(patience) => self.ring.turn_patiently(patience)?,
             None => self.ring.turn()?,
@@ -268,7 +281,7 @@ impl Shard {
             self.give_up(late);
         }
         self.port.ring();
-        Ok(arrived + taken)
+        Ok((arrived, taken))
     }
 
     /// Admits so many of the datagrams that have arrived; what is not admitted is answered or dropped here
@@ -417,8 +430,8 @@ impl Shard {
         let mut inbox = std::mem::take(&mut self.inbox);
         let taken = self.port.receive(|from, message| inbox.push((from, message)));
         let ahead = |message: &(usize, Message)| match message {
-            (_, Message::Announce(announce, transaction_id, _)) => {
-                Some(self.tracker.look_ahead(&Admitted::Announce(*announce, *transaction_id)))
+            (_, Message::Announce(announce, ..) | Message::Ask(announce, _)) => {
+                Some(self.tracker.swarms().look_ahead(&announce.info_hash))
             }
             _ => None,
         };
@@ -438,8 +451,8 @@ impl Shard {
                     self.port.send(from, Message::Answer(answer));
                 }
                 (Message::Answer(rows), _) => self.take_answer(&rows)?,
-                (Message::Ask(announce, mut list), _) => {
-                    list.fill(&mut self.tracker, now, &announce);
+                (Message::Ask(announce, mut list), ahead) => {
+                    list.fill(&mut self.tracker, now, &announce, ahead);
                     self.port.send(from, Message::Told(list));
                 }
                 (Message::Told(list), _) => self.desk.told(list),

@@ -39,7 +39,7 @@ pub struct HttpCounts {
     pub timed_out: u64,
     /// Connections that were ended to make room for others
     pub evicted: u64,
-    /// Handshakes of TLS that failed
+    /// Connections whose bytes were not TLS as it should be, most in their handshake
     pub tls_failed: u64,
     /// Accepts that failed, as no more files may be open
     pub accept_failed: u64,
@@ -115,8 +115,8 @@ impl Figures {
     /// Requests that were dropped or refused for what they were
     pub fn rejected(&self) -> u64 {
         use Outcome::{
-            BadMagic, BadQuery, BadRequest, HeadTooLong, MethodNotAllowed, NotFound,
-            SourcePortZero, TooShort, UnknownAction, Unreadable, WrongConnectionId,
+            BadMagic, BadQuery, BadRequest, BrokenProxyHeader, HeadTooLong, MethodNotAllowed,
+            NotFound, SourcePortZero, TooShort, UnknownAction, Unreadable, WrongConnectionId,
         };
         let rejected = [
             TooShort,
@@ -125,6 +125,7 @@ impl Figures {
             WrongConnectionId,
             SourcePortZero,
             Unreadable,
+            BrokenProxyHeader,
             BadRequest,
             HeadTooLong,
             MethodNotAllowed,
@@ -136,7 +137,7 @@ impl Figures {
 
     /// Requests that were dropped or refused because a queue was full
     pub fn shed(&self) -> u64 {
-        let shed = [Outcome::ShedMesh, Outcome::ShedSlots, Outcome::ShedScrape];
+        let shed = [Outcome::ShedMesh, Outcome::ShedSlots, Outcome::ShedScrape, Outcome::ShedLate];
         shed.iter().map(|outcome| self.of(*outcome)).sum()
     }
 

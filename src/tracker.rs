@@ -296,7 +296,7 @@ impl Tracker {
         Announce {
             info_hash: query.info_hash,
             peer_id: query.peer_id,
-            endpoint: self.endpoint(source, query.claimed, query.port),
+            endpoint: self.endpoint(source, query.claimed(source), query.port),
             event: query.event,
             role: role_of(query.event, query.left),
             downloaded: query.downloaded,

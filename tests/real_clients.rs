@@ -8,8 +8,10 @@
 
 mod common;
 
-use common::lab::{Host, Lab, TRACKER_V4, TRACKER_V6, Torrent, wait_for_counts};
-use common::{Tracker, figure};
+use common::http::{self, Connection};
+use common::lab::{Host, Lab, TRACKER_V4, TRACKER_V6, Torrent, wait_for_counts, wait_until};
+use common::{PATIENCE, Tracker, figure};
+use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 
@@ -39,18 +41,23 @@ impl Way {
     }
 }
 
-/// Two clients, each by its own way: what either announces is found by the other
-fn transfer((seeds, seeder_way): (Start, Way), (leeches, leecher_way): (Start, Way)) {
-    let mut lab = Lab::new();
+/// A tracker as its users have it, one shard on each core, with a certificate of its own making
+fn start(lab: &Lab) -> Tracker {
     lab.enter(Host::Tracker);
     let certificate = rcgen::generate_simple_self_signed([TRACKER_V4.to_owned()]).unwrap();
     let (chain, key) = (lab.folder("tls").join("cert.pem"), lab.folder("tls").join("key.pem"));
     std::fs::write(&chain, certificate.cert.pem()).unwrap();
     std::fs::write(&key, certificate.signing_key.serialize_pem()).unwrap();
     let (chain, key) = (chain.display(), key.display());
-    let tracker = Tracker::start(&format!(
+    Tracker::start(&format!(
         "control: {{listen: \"\"}}\nhttp: {{tls: {{listen: \"0.0.0.0:6970\", certificate: {chain}, key: {key}}}}}\n"
-    ));
+    ))
+}
+
+/// Two clients, each by its own way: what either announces is found by the other
+fn transfer((seeds, seeder_way): (Start, Way), (leeches, leecher_way): (Start, Way)) {
+    let mut lab = Lab::new();
+    let tracker = start(&lab);
     let v6 = leecher_way.v6;
     let mut torrent = Torrent::new(&lab, 1 + u64::from(v6), &seeder_way.url());
     let seeder = Host::Seeder.address(seeder_way.v6);
@@ -222,6 +229,93 @@ fn clients_over_https_and_udp_find_each_other() {
     transfer((rtorrent, HTTPS), (libtorrent, UDP));
 }
 
+/// Behind a proxy as operators have it: who announces through it is the client, not the proxy
+fn behind_a_proxy(program: &str, config: impl Fn(&Path) -> (String, Vec<String>)) {
+    let mut lab = Lab::new();
+    lab.enter(Host::Tracker);
+    let tracker = Tracker::start("control: {listen: \"\"}\nhttp: {trusted_proxies: [127.0.0.1]}\n");
+    let directory = lab.folder("proxy");
+    let (text, arguments) = config(&directory);
+    std::fs::write(directory.join("config"), text).unwrap();
+    let mut command = Command::new(program);
+    command.args(arguments);
+    lab.start(Host::Tracker, command);
+    wait_until("the proxy listens", PATIENCE, || TcpStream::connect((TRACKER_V4, 8080)).is_ok());
+    for (host, port) in [(Host::Seeder, 7_001), (Host::Leecher, 7_002)] {
+        lab.enter(host);
+        let proxy = (TRACKER_V4.parse::<IpAddr>().unwrap(), 8080).into();
+        let mut client = Connection::to(proxy);
+        // Twice: proxies keep connections to the tracker for other clients' requests.
+        for _ in 0..2 {
+            let forged = "X-Forwarded-For: 6.6.6.6\r\n";
+            let reply = client.get_with(&http::Announce::of(1, port, 1).target(), forged);
+            let announced = http::Announced::of(&reply.body);
+            let address: Ipv4Addr = host.address(false).parse().unwrap();
+            assert_eq!(announced.external_ip, address.octets(), "{}", reply.head);
+            let seeder = (Host::Seeder.address(false).parse().unwrap(), 7_001);
+            assert_eq!(announced.peers.contains(&seeder), host == Host::Leecher);
+        }
+    }
+    lab.enter(Host::Tracker);
+    assert_eq!(figure(&tracker.stop(), "peers"), 2);
+}
+
+#[test]
+#[ignore = "needs root and nginx"]
+fn nginx_says_whom_it_speaks_for() {
+    behind_a_proxy("nginx", |directory| {
+        let folder = directory.display();
+        let config = format!(
+            "daemon off; pid {folder}/pid; error_log {folder}/errors; events {{}}\n\
+             http {{ access_log off; client_body_temp_path {folder}; proxy_temp_path {folder};\n\
+             fastcgi_temp_path {folder}; uwsgi_temp_path {folder}; scgi_temp_path {folder};\n\
+             upstream tracker {{ server 127.0.0.1:6969; keepalive 4; }}\n\
+             server {{ listen 8080; location / {{ proxy_pass http://tracker; proxy_http_version 1.1;\n\
+             proxy_set_header Connection \"\";\n\
+             proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; }} }} }}\n"
+        );
+        (config, vec!["-c".to_owned(), directory.join("config").display().to_string()])
+    });
+}
+
+fn haproxy(option: &'static str) -> impl Fn(&Path) -> (String, Vec<String>) {
+    move |directory| {
+        let config = format!(
+            "defaults\n mode tcp\n timeout connect 5s\n timeout client 30s\n timeout server 30s\n\
+             listen tracker\n bind :8080\n server one 127.0.0.1:6969 {option}\n"
+        );
+        let file = directory.join("config").display().to_string();
+        (config, vec!["-db".to_owned(), "-f".to_owned(), file])
+    }
+}
+
+#[test]
+#[ignore = "needs root and haproxy"]
+fn haproxy_says_whom_it_speaks_for() {
+    behind_a_proxy("haproxy", haproxy("send-proxy"));
+    behind_a_proxy("haproxy", haproxy("send-proxy-v2"));
+}
+
+#[test]
+#[ignore = "needs root and curl"]
+fn curl_is_served_over_https() {
+    let lab = Lab::new();
+    let tracker = start(&lab);
+    lab.enter(Host::Leecher);
+    let query = "info_hash=aaaaaaaaaaaaaaaaaaaa&peer_id=bbbbbbbbbbbbbbbbbbbb&port=6881";
+    for protocol in ["--http1.0", "--http1.1", "--http2"] {
+        let output = Command::new("curl")
+            .args(["-sS", "--max-time", "10", protocol, "--cacert"])
+            .arg(lab.folder("tls").join("cert.pem"))
+            .args([format!("{}?{query}", HTTPS.url()), format!("{}?{query}", HTTPS.url())])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(said.matches("8:completei").count(), 2, "{protocol}: {output:?}");
+    }
+    assert_eq!(figure(&tracker.stop(), "announces"), 6);
+}
+
 #[test]
 #[ignore = "needs root, node and npm's bittorrent-tracker"]
 fn bittorrent_tracker_of_npm_is_served() {
@@ -236,9 +330,7 @@ fn bittorrent_tracker_of_npm_is_served_over_http() {
 
 fn npm_client(way: Way) {
     let lab = Lab::new();
-    lab.enter(Host::Tracker);
-    // One shard on each core, both protocols: what a user who starts it gets.
-    let tracker = Tracker::start("control: {listen: \"\"}\nhttp: {}\n");
+    let tracker = start(&lab);
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients");
     assert!(folder.join("node_modules/bittorrent-tracker").exists(), "tests/run installs it");
     lab.enter(Host::Leecher);

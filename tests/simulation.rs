@@ -224,7 +224,7 @@ impl World {
         let query = query::Announce::parse(head.query).unwrap();
         let announce = self.tracker.admit_query(client.address.ip(), &query);
         let (mut list, clock) = (PeerList::default(), self.clock());
-        list.fill(&mut self.tracker, clock, &announce);
+        list.fill(&mut self.tracker, clock, &announce, None);
         *self.answered.entry(list.outcome.name()).or_default() += 1;
         *self.answered.entry("over http").or_default() += 1;
         self.book(number, client.left, client.gone);

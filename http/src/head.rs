@@ -31,6 +31,7 @@ pub struct Head<'a> {
     pub accepts: Accepts,
     /// The host the client knows this tracker by, without its port; `None` if it could be anything but a name
     pub host: Option<&'a str>,
+    closes: bool,
     forwarded: Forwarded<'a>,
 }
 
@@ -63,6 +64,18 @@ pub enum BadHead {
     /// A request whose head is longer than [`HEAD_LEN_MAX`]
     #[error("request head longer than 8 KiB")]
     TooLong,
+}
+
+/// Where a proxy says whom it speaks for
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyHeader {
+    /// In X-Forwarded-For if that is there, else in X-Real-IP. A proxy that sets the one must then not let the other
+    /// through from its clients
+    Either,
+    /// In X-Forwarded-For alone
+    ForwardedFor,
+    /// In X-Real-IP alone
+    RealIp,
 }
 
 /// What proxies said of whom they speak for
@@ -98,6 +111,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Head<'_>, usize)>, BadHead> {
         takes_chunks: request.version == Some(1),
         accepts: Accepts::default(),
         host: None,
+        closes: false,
         forwarded: Forwarded::default(),
     };
     for header in request.headers {
@@ -114,7 +128,6 @@ fn path_and_query(target: &str) -> (&str, &str) {
         }
         _ => target,
     };
-    let path = path.split_once('#').map_or(path, |(path, _)| path);
     path.split_once('?').unwrap_or((path, ""))
 }
 
@@ -123,12 +136,11 @@ impl<'a> Head<'a> {
         let is = |other: &str| name.eq_ignore_ascii_case(other);
         if is("connection") {
             for option in list(value) {
-                if option.eq_ignore_ascii_case(b"close") {
-                    self.keep_alive = false;
-                } else if option.eq_ignore_ascii_case(b"keep-alive") {
-                    self.keep_alive = true;
-                }
+                self.closes |= option.eq_ignore_ascii_case(b"close");
+                self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
             }
+            // Who says both means the end (RFC 9112, 9.3).
+            self.keep_alive &= !self.closes;
         } else if is("content-length") {
             self.has_body |= value != b"0";
         } else if is("transfer-encoding") {
@@ -157,16 +169,26 @@ impl<'a> Head<'a> {
     /// Believed is only who is `trusted`: from the right, each entry of X-Forwarded-For was written by the proxy to its
     /// right, so the first that is not a trusted proxy's is the client's. What stands to the left of it anybody may
     /// have written, to be somebody else.
-    pub fn client(&self, peer: IpAddr, trusted: impl Fn(IpAddr) -> bool) -> IpAddr {
+    pub fn client(
+        &self,
+        peer: IpAddr,
+        header: ProxyHeader,
+        trusted: impl Fn(IpAddr) -> bool,
+    ) -> IpAddr {
         let mut client = peer.to_canonical();
         if !trusted(client) {
             return client;
+        }
+        let real_ip = self.forwarded.real_ip.filter(|_| header != ProxyHeader::ForwardedFor);
+        let real_ip = real_ip.and_then(address);
+        if header == ProxyHeader::RealIp {
+            return real_ip.unwrap_or(client);
         }
         let mut entries = self.forwarded.lines.iter().rev().flat_map(|line| {
             line.rsplit(|byte| *byte == b',').filter(|entry| !entry.trim_ascii().is_empty())
         });
         let Some(last) = entries.next() else {
-            return self.forwarded.real_ip.and_then(address).unwrap_or(client);
+            return real_ip.unwrap_or(client);
         };
         for entry in std::iter::once(last).chain(entries) {
             let Some(address) = address(entry) else { break };
@@ -228,7 +250,7 @@ mod tests {
             ("HEAD / HTTP/1.1", Method::Head, "/", "", true),
             ("GET http://t.example/scrape?x HTTP/1.1", Method::Get, "/scrape", "x", true),
             ("GET http://t.example HTTP/1.1", Method::Get, "/", "", true),
-            ("GET /a?url=http://b/c#d HTTP/1.1", Method::Get, "/a", "url=http://b/c", true),
+            ("GET /a?url=http://b/c#d HTTP/1.1", Method::Get, "/a", "url=http://b/c#d", true),
             ("BREW /pot?\"<>{}|^`[] HTTP/1.1", Method::Other, "/pot", "\"<>{}|^`[]", true),
         ];
         for (line, method, path, query, keep_alive) in expected {
@@ -267,6 +289,8 @@ mod tests {
         let head = |headers: &str| format!("GET / HTTP/1.1\r\n{headers}\r\n\r\n");
         let text = head("cOnnection: Upgrade, CLOSE");
         assert!(!parsed(&text).keep_alive);
+        assert!(!parsed(&head("connection: close, keep-alive")).keep_alive);
+        assert!(!parsed(&head("connection: close\r\nconnection: keep-alive")).keep_alive);
         let old = "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n";
         assert!(parsed(old).keep_alive);
         assert!(!parsed(&head("content-length: 0")).has_body);
@@ -317,9 +341,14 @@ mod tests {
         for (headers, client) in expected {
             let text = format!("GET / HTTP/1.1\r\n{headers}\r\n\r\n");
             let client: IpAddr = client.parse().unwrap();
-            assert_eq!(parsed(&text).client(proxy, trusted), client, "{headers}");
+            let of = |peer, header| parsed(&text).client(peer, header, trusted);
+            assert_eq!(of(proxy, ProxyHeader::Either), client, "{headers}");
             let stranger = "9.9.9.9".parse().unwrap();
-            assert_eq!(parsed(&text).client(stranger, trusted), stranger, "{headers}");
+            assert_eq!(of(stranger, ProxyHeader::Either), stranger, "{headers}");
         }
+        let both = "GET / HTTP/1.1\r\nX-Forwarded-For: 6.6.6.6\r\nX-Real-IP: 1.2.3.4\r\n\r\n";
+        let of = |header| parsed(both).client(proxy, header, trusted).to_string();
+        assert_eq!(of(ProxyHeader::RealIp), "1.2.3.4");
+        assert_eq!(of(ProxyHeader::ForwardedFor), "6.6.6.6");
     }
 }

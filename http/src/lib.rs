@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!  bytes -> head::parse -> Head { method, path, query, ... } -> query::Announce or query::info_hashes
-//!  an answer -> reply::announce, reply::failure, reply::Scrape -> body -> reply::head before it
+//!  an answer -> reply::Announce, reply::write_failure, reply::write_row -> body, reply::ReplyHead before it
 //!  bytes before a request, from a proxy -> proxy::parse -> the address it speaks for
 //! ```
 

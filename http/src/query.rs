@@ -28,8 +28,8 @@ pub struct Announce {
     pub numwant: Option<u32>,
     /// `compact`: whether peers come as bytes; yes unless it says 0 (BEP 23)
     pub compact: bool,
-    /// `ip`, else `ipv4`, else `ipv6`: an address it claims. Who believes that has strangers point a swarm at anybody
-    pub claimed: Option<IpAddr>,
+    /// `ip`, `ipv4`, `ipv6`: addresses it claims
+    claims: [Option<IpAddr>; 3],
 }
 
 /// `left` of a client that does not know
@@ -98,8 +98,17 @@ impl Announce {
             },
             numwant: numwant.and_then(number_wanted),
             compact: compact != Some("0"),
-            claimed: [ip, ipv4, ipv6].into_iter().flatten().find_map(claimed),
+            claims: [ip, ipv4, ipv6].map(|claim| claim.and_then(claimed)),
         })
+    }
+
+    /// The address it claims: of those, one of the family it announces over, since clients announce over both and
+    /// claim both
+    ///
+    /// Who believes that without knowing the client lets strangers point swarms at anybody.
+    pub fn claimed(&self, source: IpAddr) -> Option<IpAddr> {
+        let claims = || self.claims.iter().flatten().copied();
+        claims().find(|claim| claim.is_ipv4() == source.is_ipv4()).or_else(|| claims().next())
     }
 }
 
@@ -167,6 +176,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(9, 9, 9, 9));
+
     const LEAST: &str = "info_hash=aaaaaaaaaaaaaaaaaaaa&peer_id=-TS0001-bbbbbbbbbbbb&port=6881";
 
     #[test]
@@ -180,7 +191,10 @@ mod tests {
         assert_eq!(announce.peer_id, PeerId(*b"-LT2080-tKuY~dM0B!kt"));
         assert_eq!((announce.port, announce.uploaded, announce.downloaded), (6881, 7, 8));
         assert_eq!((announce.left, announce.event), (0, Event::Completed));
-        assert_eq!((announce.numwant, announce.compact, announce.claimed), (Some(200), true, None));
+        assert_eq!(
+            (announce.numwant, announce.compact, announce.claimed(V4)),
+            (Some(200), true, None)
+        );
     }
 
     #[test]
@@ -196,10 +210,13 @@ mod tests {
         assert_eq!(with("event=empty").event, Event::None);
         assert!(!with("compact=0").compact);
         assert_eq!(with("left=3&left=4").left, 3);
-        let claims = |more: &str| with(more).claimed.map(|address| address.to_string());
-        assert_eq!(claims("ipv6=2a00%3A%3A1&ip=1.2.3.4"), Some("1.2.3.4".to_owned()));
-        assert_eq!(claims("ipv6=%5B2a00::1%5D:6881"), Some("2a00::1".to_owned()));
-        assert_eq!(claims("ip=tracker.example&ipv4=1.2.3.4"), Some("1.2.3.4".to_owned()));
+        let claims = |more: &str, source| with(more).claimed(source).map(|ip| ip.to_string());
+        let v6 = "2a00::9".parse().unwrap();
+        assert_eq!(claims("ipv6=2a00%3A%3A1&ip=1.2.3.4", V4).unwrap(), "1.2.3.4");
+        assert_eq!(claims("ipv6=2a00%3A%3A1&ip=1.2.3.4", v6).unwrap(), "2a00::1");
+        assert_eq!(claims("ipv6=%5B2a00::1%5D:6881", V4).unwrap(), "2a00::1");
+        assert_eq!(claims("ip=tracker.example&ipv4=1.2.3.4", V4).unwrap(), "1.2.3.4");
+        assert_eq!(claims("ip=tracker.example", V4), None);
     }
 
     #[test]

@@ -30,7 +30,11 @@ impl Client {
         (authority, path): (&str, &str),
         entropy: u64,
     ) -> Result<Self, E2eError> {
-        let path = if path.is_empty() { "/announce" } else { path };
+        let path = match path {
+            "" => "/announce".to_owned(),
+            query if query.starts_with('?') => format!("/announce{query}"),
+            path => path.to_owned(),
+        };
         let tls = match scheme {
             "https" => Some(tls(authority).map_err(|error| E2eError::Tls(tracker, error))?),
             _ => None,
@@ -38,7 +42,7 @@ impl Client {
         Ok(Self {
             tracker,
             authority: authority.to_owned(),
-            announce_path: path.to_owned(),
+            announce_path: path,
             info_hash: info_hash(entropy),
             tls,
         })
@@ -47,7 +51,7 @@ impl Client {
     /// The body of the reply to a request
     fn get(&self, target: &str, what: &'static str) -> Result<Vec<u8>, E2eError> {
         let request = format!(
-            "GET {target} HTTP/1.1\r\nHost: {}\r\nUser-Agent: tsubame-e2e\r\nConnection: close\r\n\r\n",
+            "GET {target} HTTP/1.0\r\nHost: {}\r\nUser-Agent: tsubame-e2e\r\n\r\n",
             self.authority
         );
         let ask = || {
@@ -89,7 +93,8 @@ impl Client {
             let (name, value) = line.split_once(':')?;
             name.eq_ignore_ascii_case("content-length").then(|| value.trim().to_owned())
         });
-        if length.as_deref() != Some(body.len().to_string().as_str()) {
+        // A proxy in front of it may leave the length out and end the connection instead.
+        if length.is_some() && length.as_deref() != Some(body.len().to_string().as_str()) {
             return Err(wrong(format!("{} bytes where its head says {length:?}", body.len())));
         }
         Ok(body)

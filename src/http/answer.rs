@@ -153,8 +153,9 @@ async fn announce(service: &Service, source: IpAddr, query: &str, body: &mut Vec
         let announce = shard.admit_query(source, &query);
         shard.enter(&announce, service.list())
     };
-    let Some(list) = answered(service, asked).await else {
-        return failed(body, BUSY, Retry::Minutes(1), Outcome::ShedMesh);
+    let list = match answered(service, asked).await {
+        Ok(list) => list,
+        Err(shed) => return failed(body, BUSY, Retry::Minutes(1), shed),
     };
     let (interval, min_interval) = service.shard.borrow().intervals();
     let PeerList { outcome, counts, ref v4, ref v6, .. } = *list;
@@ -180,8 +181,9 @@ async fn scrape(service: &Service, query: &str, body: &mut Vec<u8>) -> Answer {
     info_hashes.sort_unstable();
     info_hashes.dedup();
     let asked = service.shard.borrow_mut().scrape(&info_hashes);
-    let Some(counts) = answered(service, asked).await else {
-        return failed(body, BUSY, Retry::Minutes(1), Outcome::ShedScrape);
+    let counts = match answered(service, asked).await {
+        Ok(counts) => counts,
+        Err(shed) => return failed(body, BUSY, Retry::Minutes(1), shed),
     };
     write_scrape(service, &info_hashes, &counts, body);
     Answer::plain(Outcome::Scraped)
@@ -201,18 +203,18 @@ fn write_scrape(
     reply::end_scrape(body, min_interval);
 }
 
-/// Waits for other shards, if they are to answer; `None` if that is late or was not possible
-async fn answered<T>(service: &Service, asked: Asked<T>) -> Option<T> {
+/// Waits for other shards, if they are to answer; else why there is no answer
+async fn answered<T>(service: &Service, asked: Asked<T>) -> Result<T, Outcome> {
     match asked {
-        Asked::Answered(answer) => Some(answer),
-        Asked::Shed => None,
-        Asked::Waits(ticket, answer) => {
-            let answer = tokio::time::timeout(MESH_PATIENCE, answer).await;
-            if answer.is_err() {
+        Asked::Answered(answer) => Ok(answer),
+        Asked::Shed => Err(Outcome::ShedMesh),
+        Asked::Waits(ticket, answer) => match tokio::time::timeout(MESH_PATIENCE, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            _ => {
                 service.shard.borrow_mut().forget(ticket);
+                Err(Outcome::ShedLate)
             }
-            answer.ok()?.ok()
-        }
+        },
     }
 }
 

@@ -1,10 +1,10 @@
 //! One connection: requests in, replies out, until one side has enough.
 
-use super::Seat;
 use super::answer::{Rest, answer, refuse};
 use super::full_scrape::{Coding, Listing};
 use super::roster::Doing;
 use super::tls::{BadTls, Session, Tls};
+use super::{Handshake, Seat};
 use crate::outcome::Outcome;
 use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::rc::Rc;
@@ -104,7 +104,12 @@ impl Connection {
             match proxy::parse(&self.input) {
                 Proxied::No => return Ok(peer),
                 Proxied::Partial => self.read().await?,
-                Proxied::Broken => return Err(End::Closed),
+                Proxied::Broken => {
+                    let family = Family::of(peer);
+                    let mut shard = self.seat.service.shard.borrow_mut();
+                    shard.count_request(family, Outcome::BrokenProxyHeader);
+                    return Err(End::Closed);
+                }
                 Proxied::Yes { len, client } => {
                     self.input.drain(..len);
                     let believed = self.seat.service.terms.trusts(peer.to_canonical());
@@ -142,7 +147,8 @@ impl Connection {
             self.answered = true;
             *requests += 1;
             let last = *requests >= service.terms.requests || head.has_body || !head.keep_alive;
-            let source = head.client(peer, |address| service.terms.trusts(address));
+            let trusts = |address| service.terms.trusts(address);
+            let source = head.client(peer, service.terms.proxy_header, trusts);
             let (chunked, whole) = (head.takes_chunks, head.method != Method::Head);
             let has_body = head.has_body;
             if let Rest::List(coding) = answer(&service, source, &head, !last, output).await {
@@ -156,7 +162,8 @@ impl Connection {
             }
             used += len;
             if last {
-                break Err(if has_body { End::Unread } else { End::Done });
+                let more = has_body || *requests >= service.terms.requests;
+                break Err(if more { End::Unread } else { End::Done });
             }
             if output.len() >= OUTPUT_LEN {
                 let filled = std::mem::replace(output, service.buffer());
@@ -167,7 +174,11 @@ impl Connection {
             }
         };
         self.input.drain(..used);
-        ended
+        match ended {
+            // Requests that are not answered any more are as unread as a body.
+            Err(End::Done) if !self.input.is_empty() => Err(End::Unread),
+            ended => ended,
+        }
     }
 
     /// Sends the list of all torrents behind its head, part by part
@@ -217,8 +228,14 @@ impl Connection {
             self.input = self.receive(input).await?;
             return Ok(());
         }
+        if self.input.is_empty() && self.input.capacity() > INPUT_LEN {
+            self.input = Vec::new();
+        }
         let before = self.input.len();
         while self.input.len() == before {
+            if self.session.as_ref().is_some_and(|session| session.has_ended) {
+                return Err(End::Closed);
+            }
             let sealed = self.receive(Vec::new()).await?;
             self.decrypt(sealed).await?;
         }
@@ -229,7 +246,13 @@ impl Connection {
     async fn decrypt(&mut self, sealed: Vec<u8>) -> Result<(), End> {
         let Some(session) = &mut self.session else { return Err(End::Closed) };
         let mut output = Vec::new();
+        // As many wait for the helpers as those can do in a moment: a flood is to be refused, not queued.
+        let handshake = match session.is_handshaking() {
+            true => Some(Handshake::begin(&self.seat.service).ok_or(End::Closed)?),
+            false => None,
+        };
         let taken = session.take(&sealed, &mut self.input, &mut output).await;
+        drop(handshake);
         if !output.is_empty() {
             self.write_plain(output).await?;
         }

@@ -1,7 +1,7 @@
 //! The list of all torrents: `/scrape` without an info hash, for networks that may have it.
 //!
-//! It is made page by page while it is sent, so that no shard stalls and no more than a page of each shard is in memory,
-//! however slowly it is taken. Compression is work of the helper threads.
+//! It is made page by page while it is sent, so that no shard stalls and no more than a page of each shard is in
+//! memory, however slowly it is taken. Compression is work of the helper threads.
 
 use super::Service;
 use crate::shard::Page;

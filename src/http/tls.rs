@@ -94,7 +94,8 @@ impl Tls {
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
             .with_cert_resolver(certificate);
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        // Old clients that offer nothing newer are served, too.
+        config.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
         // Resumption without memory here: what the client keeps is encrypted by a key that changes.
         config.ticketer = ring::Ticketer::new()?;
         Ok(Self { config: Arc::new(config), helpers })
@@ -103,7 +104,8 @@ impl Tls {
     /// A session for a connection that has just begun
     pub(super) fn session(&self) -> Option<Session> {
         let connection = ServerConnection::new(self.config.clone()).ok()?;
-        Some(Session { connection: Some(Box::new(connection)), helpers: self.helpers.clone() })
+        let connection = Some(Box::new(connection));
+        Some(Session { connection, helpers: self.helpers.clone(), has_ended: false })
     }
 }
 
@@ -112,6 +114,8 @@ pub(super) struct Session {
     /// Away while helpers have it
     connection: Option<Box<ServerConnection>>,
     helpers: Handle,
+    /// Whether the client has said that no more follows
+    pub(super) has_ended: bool,
 }
 
 /// The client does not speak TLS as it should
@@ -127,7 +131,10 @@ impl Session {
     ) -> Result<(), BadTls> {
         while !bytes.is_empty() {
             let mut connection = self.connection.take().ok_or(BadTls)?;
-            connection.read_tls(&mut bytes).map_err(|_| BadTls)?;
+            // After the client has said that no more follows, more is taken by nobody.
+            if connection.read_tls(&mut bytes).map_err(|_| BadTls)? == 0 {
+                return Err(BadTls);
+            }
             let processed = if connection.is_handshaking() {
                 let work = self.helpers.spawn_blocking(move || {
                     let processed = connection.process_new_packets();
@@ -147,9 +154,15 @@ impl Session {
             input.resize(len + state.plaintext_bytes_to_read(), 0);
             let plain = input.get_mut(len..).unwrap_or_default();
             connection.reader().read_exact(plain).map_err(|_| BadTls)?;
+            self.has_ended |= state.peer_has_closed();
             self.connection = Some(connection);
         }
         Ok(())
+    }
+
+    /// Whether what comes next is work for the helpers
+    pub(super) fn is_handshaking(&self) -> bool {
+        self.connection.as_ref().is_none_or(|connection| connection.is_handshaking())
     }
 
     /// Encrypts a reply

@@ -6,7 +6,9 @@ use crate::outcome::Outcome;
 use crate::peer_list::PeerList;
 use crate::stats::{HttpCounts, Protocol};
 use crate::tracker::Announce;
+use std::io;
 use std::net::IpAddr;
+use std::time::Duration;
 use tokio::sync::oneshot::Receiver;
 use tsubame_http::query;
 use tsubame_storage::{Census, Family, InfoHash, Seconds};
@@ -32,7 +34,7 @@ impl Shard {
     pub fn enter(&mut self, announce: &Announce, mut list: Box<PeerList>) -> Asked<Box<PeerList>> {
         let owner = self.owner(&announce.info_hash);
         if owner == self.number {
-            list.fill(&mut self.tracker, self.clock.now(), announce);
+            list.fill(&mut self.tracker, self.clock.now(), announce, None);
             return Asked::Answered(list);
         }
         let (ticket, answer) = self.desk.wait_for_list();
@@ -114,6 +116,20 @@ impl Shard {
     /// What became of connections
     pub fn connections(&mut self) -> &mut HttpCounts {
         &mut self.figures.http
+    }
+
+    /// Takes what other shards have sent, while nothing else is done any more
+    pub fn serve_mesh(&mut self) -> io::Result<()> {
+        let now = self.clock.now();
+        self.take_messages(now)?;
+        self.list_some();
+        self.port.ring();
+        Ok(())
+    }
+
+    /// Time since the start
+    pub fn elapsed(&self) -> Duration {
+        self.clock.elapsed()
     }
 
     /// The time that limits go by

@@ -9,6 +9,7 @@
 
 #![deny(unsafe_code)]
 
+mod announced;
 mod blocks;
 mod chunks;
 mod effort;
@@ -24,9 +25,8 @@ mod sweep;
 mod time;
 mod words;
 
+pub use announced::{Announced, Change, Refusal};
 pub use pass::Pass;
-pub use swarms::{
-    Ahead, Announce, Announced, Caps, Change, PeerSpace, Refusal, Settings, Swarms, Totals,
-};
+pub use swarms::{Ahead, Announce, Caps, PeerSpace, Settings, Swarms, Totals};
 pub use time::Seconds;
 pub use words::{Census, Counts, Endpoint, Event, Family, InfoHash, PeerId, Role, Scope};

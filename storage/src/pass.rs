@@ -1,7 +1,7 @@
 //! A pass over the whole table in small steps: the torrents that come next in the order of their info hashes.
 //!
-//! A list of all torrents is handed out page by page, and each page costs a pass. So nothing is sorted or copied that is
-//! larger than a page, however many torrents there are, and nobody can make it so by choosing info hashes.
+//! A list of all torrents is handed out page by page, and each page costs a pass. So nothing is sorted or copied that
+//! is larger than a page, however many torrents there are, and nobody can make it so by choosing info hashes.
 
 use crate::swarms::Swarms;
 use crate::words::{Census, Counts, InfoHash};

@@ -1,5 +1,6 @@
 //! The swarm table of one shard: announces and scrapes.
 
+use crate::announced::{Announced, Change, Refusal};
 use crate::entry::Entry;
 use crate::index::{POSITIONS_MAX, PositionIndex};
 use crate::part::{EndpointKey, Part, Roles, Rules, V4, V6, flags, record_of, scope_flags};
@@ -77,49 +78,6 @@ impl<'a> PeerSpace<'a> {
             Family::V6 => Self { v4: &mut [], v6: out, most: usize::MAX },
         }
     }
-}
-
-/// What an announce came to
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Announced {
-    /// The swarm's figures, the announcer included
-    pub counts: Counts,
-    /// Bytes of IPv4 peers written
-    pub v4_len: usize,
-    /// Bytes of IPv6 peers written
-    pub v6_len: usize,
-    /// What it changed
-    pub change: Change,
-    /// What the announcer was before, if it was known
-    pub previous: Option<Role>,
-}
-
-/// What an announce changed in its swarm
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// A new peer
-    Joined,
-    /// A known peer, perhaps in a new role
-    Refreshed,
-    /// A known peer finished its download
-    Completed,
-    /// The peer is gone
-    Left,
-    /// Nothing: it left without being there, or nobody could connect to it
-    Nothing,
-    /// It was answered but not stored
-    Refused(Refusal),
-}
-
-/// Why a peer was not stored
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// The memory ceiling is near, or a swarm is as large as the table can handle
-    Memory,
-    /// The swarm has as many peers as [`Caps::swarm`] permits
-    SwarmCap,
-    /// The swarm has as many peers of that address as [`Caps`] permit
-    AddressCap,
 }
 
 /// What a table holds
@@ -231,17 +189,21 @@ impl Swarms {
         if entered.change == Change::Completed {
             self.store.entry_mut(position).add_completed();
         }
-        if !peers.v4.is_empty() && !peers.v6.is_empty() {
+        let shared = !peers.v4.is_empty() && !peers.v6.is_empty();
+        if shared {
             self.share_out(position, announce.role, &mut peers);
         }
         let own = |family| entered.own.filter(|_| announce.endpoint.family() == family);
-        let (v4_len, v6_len) = match announce.event {
-            Event::Stopped => (0, 0),
-            _ => (
-                self.pick::<V4>(position, announce, own(Family::V4), peers.v4),
-                self.pick::<V6>(position, announce, own(Family::V6), peers.v6),
-            ),
-        };
+        let (mut v4_len, mut v6_len) = (0, 0);
+        if announce.event != Event::Stopped {
+            v4_len = self.pick::<V4>(position, announce, own(Family::V4), peers.v4);
+            if shared {
+                // Also what IPv4 peers could not fill, as the requester has no use for them.
+                let rest = peers.most - v4_len / Family::V4.compact_len();
+                cut(&mut peers.v6, Family::V6, rest);
+            }
+            v6_len = self.pick::<V6>(position, announce, own(Family::V6), peers.v6);
+        }
         let counts = self.counts_at(position);
         Announced { counts, v4_len, v6_len, change: entered.change, previous: entered.previous }
     }
@@ -504,7 +466,7 @@ impl Swarms {
         }
     }
 
-    /// Cuts the room for either family, so that together they get no more than there is room for in all
+    /// Cuts the room for IPv4 peers to their share of what there is room for in all
     #[inline(never)]
     fn share_out(&self, position: u32, role: Role, peers: &mut PeerSpace<'_>) {
         let of = |family| {
@@ -544,11 +506,10 @@ impl Swarms {
     }
 }
 
-impl Announced {
-    fn of_nobody() -> Self {
-        let counts = Counts::default();
-        Self { counts, v4_len: 0, v6_len: 0, change: Change::Nothing, previous: None }
-    }
+/// Leaves room for so many peers at most
+fn cut(room: &mut &mut [u8], family: Family, peers: usize) {
+    let len = peers.saturating_mul(family.compact_len()).min(room.len());
+    *room = &mut std::mem::take(room)[..len];
 }
 
 /// How many of `most` peers are IPv4, with so many of either family to pick from

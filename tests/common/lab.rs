@@ -32,7 +32,7 @@ pub(crate) struct Lab {
 }
 
 /// Which host
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Host {
     Tracker = 1,
     Seeder = 2,

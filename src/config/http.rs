@@ -1,0 +1,154 @@
+//! Keys under `http`.
+
+use super::read::{Reader, Section};
+use super::{DAY, Udp, both_families, values};
+use crate::http::{PathPattern, Paths};
+use ipnet::IpNet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use tsubame_http::head::ProxyHeader;
+
+/// Keys under `http`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Http {
+    /// Addresses to serve
+    pub listen: Vec<SocketAddr>,
+    /// HTTPS
+    pub tls: HttpTls,
+    /// Where announces and scrapes go
+    pub paths: Paths,
+    /// Networks of proxies that are believed when they say whom they speak for
+    pub trusted_proxies: Vec<IpNet>,
+    /// Where they say that
+    pub proxy_header: ProxyHeader,
+    /// What a client can make the tracker hold
+    pub limits: HttpLimits,
+    /// Networks that may have the list of all torrents
+    pub full_scrape_networks: Vec<IpNet>,
+    /// How long until an address may have it again
+    pub full_scrape_interval: Duration,
+}
+
+/// Keys under `http.tls`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpTls {
+    /// Addresses to serve
+    pub listen: Vec<SocketAddr>,
+    /// The file with the certificate and those that vouch for it
+    pub certificate: PathBuf,
+    /// The file with its private key
+    pub key: PathBuf,
+}
+
+/// Keys under `http.limits`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HttpLimits {
+    /// Connections in all
+    pub connections: u32,
+    /// Requests of a connection
+    pub requests: u32,
+    /// Between a client's requests
+    pub idle: Duration,
+    /// For a request to arrive
+    pub head: Duration,
+}
+
+impl Http {
+    pub(super) fn read(mut section: Section<'_>) -> Self {
+        let listen = section.value("listen", both_families(), values::addresses);
+        let plain = PathPattern::parse("/announce").into_iter().collect();
+        let announce = section.value("announce_paths", plain, values::paths);
+        let derived = announce.iter().filter_map(PathPattern::scrape).collect();
+        let scrape =
+            section.value("scrape_paths", None, |value| values::auto_or(value, values::paths));
+        let paths = Paths { announce, scrape: scrape.unwrap_or(derived) };
+        let trusted_proxies = section.value("trusted_proxies", Vec::new(), values::networks);
+        let proxy_header = section.value("proxy_header", ProxyHeader::Either, |value| {
+            let all = [
+                ("auto", ProxyHeader::Either),
+                ("x-forwarded-for", ProxyHeader::ForwardedFor),
+                ("x-real-ip", ProxyHeader::RealIp),
+            ];
+            values::choice(value, &all)
+        });
+        let limits = HttpLimits::read(section.section("limits"));
+        let mut full_scrape = section.section("full_scrape");
+        let full_scrape_networks = full_scrape.value("networks", Vec::new(), values::networks);
+        let ten_minutes = Duration::from_secs(600);
+        let full_scrape_interval = full_scrape.value("interval", ten_minutes, |value| {
+            values::duration(value, Duration::from_secs(1), DAY)
+        });
+        full_scrape.end();
+        let mut tls = section.section("tls");
+        let tls_listen = tls.value("listen", Vec::new(), values::addresses);
+        let certificate = tls.value("certificate", PathBuf::new(), values::path);
+        let key = tls.value("key", PathBuf::new(), values::path);
+        tls.end();
+        section.end();
+        let tls = HttpTls { listen: tls_listen, certificate, key };
+        Self {
+            listen,
+            tls,
+            paths,
+            trusted_proxies,
+            proxy_header,
+            limits,
+            full_scrape_networks,
+            full_scrape_interval,
+        }
+    }
+
+    /// What no key can say alone
+    pub(super) fn check(&self, udp: &Udp, reader: &mut Reader) {
+        let Self { listen, tls, .. } = self;
+        if udp.listen.is_empty() && listen.is_empty() && tls.listen.is_empty() {
+            reader.mistake(
+                "udp.listen",
+                "is empty, and so are http.listen and http.tls.listen; give at least one address"
+                    .to_owned(),
+            );
+        }
+        if !tls.listen.is_empty() {
+            for (key, path) in
+                [("http.tls.certificate", &tls.certificate), ("http.tls.key", &tls.key)]
+            {
+                if path.as_os_str().is_empty() {
+                    let message = "is empty, and http.tls.listen is not; give a file in PEM format";
+                    reader.mistake(key, message.to_owned());
+                }
+            }
+        }
+        let both =
+            |address: &&SocketAddr| tls.listen.iter().any(|other| overlap(**address, *other));
+        if let Some(address) = listen.iter().find(both) {
+            reader.mistake(
+                "http.tls.listen",
+                format!("{address} is http.listen's, too; choose another"),
+            );
+        }
+    }
+}
+
+impl HttpLimits {
+    fn read(mut section: Section<'_>) -> Self {
+        let span =
+            |value: &_| values::duration(value, Duration::from_secs(1), Duration::from_secs(3_600));
+        let limits = Self {
+            connections: section
+                .value("connections", 20_000, |value| values::number(value, 1, 10_000_000)),
+            requests: section.value("requests", 1_000, |value| values::number(value, 1, u32::MAX)),
+            idle: section.value("idle", Duration::from_secs(30), span),
+            head: section.value("head", Duration::from_secs(10), span),
+        };
+        section.end();
+        limits
+    }
+}
+
+/// Whether two listeners cannot have these addresses
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let wildcard = a.ip().is_unspecified() || b.ip().is_unspecified();
+    let same_place = a.is_ipv4() == b.is_ipv4() && (wildcard || a.ip() == b.ip());
+    a.port() != 0 && a.port() == b.port() && same_place
+}
