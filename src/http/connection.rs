@@ -151,16 +151,18 @@ impl Connection {
             let source = head.client(peer, service.terms.proxy_header, trusts);
             let (chunked, whole) = (head.takes_chunks, head.method != Method::Head);
             let has_body = head.has_body;
+            used += len;
             if let Rest::List(coding) = answer(&service, source, &head, !last, output).await {
                 let begun = std::mem::take(output);
                 let listed = self.list(source, begun, coding, chunked, whole).await;
                 service.full_scrapes.end();
-                let ended = if listed.is_ok() && chunked { Ok(()) } else { Err(End::Done) };
-                if let Err(end) = ended {
-                    break Err(end);
+                match listed {
+                    // Cut off, so that nobody takes a part for the whole.
+                    Err(end) => break Err(end),
+                    Ok(()) if !chunked => break Err(End::Done),
+                    Ok(()) => {}
                 }
             }
-            used += len;
             if last {
                 let more = has_body || *requests >= service.terms.requests;
                 break Err(if more { End::Unread } else { End::Done });

@@ -39,9 +39,9 @@ pub enum Change {
 pub enum Refusal {
     /// The memory ceiling is near, or a swarm is as large as the table can handle
     Memory,
-    /// The swarm has as many peers as [`Caps::swarm`] permits
+    /// The swarm has as many peers as [`crate::Caps::swarm`] permits
     SwarmCap,
-    /// The swarm has as many peers of that address as [`Caps`] permit
+    /// The swarm has as many peers of that address as [`crate::Caps`] permit
     AddressCap,
 }
 
