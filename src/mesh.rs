@@ -4,7 +4,7 @@
 //! sleeps says so first and looks once more; a producer wakes it only then, once for a batch.
 
 use crate::peer_list::PeerList;
-use crate::shard::{Page, PageRequest};
+use crate::shard::{Listed, PageRequest};
 use crate::tracker::Announce;
 use rtrb::{Consumer, Producer, RingBuffer};
 use std::sync::Arc;
@@ -42,7 +42,7 @@ pub enum Message {
     /// Which are your next torrents?
     List(PageRequest),
     /// These are my next torrents
-    Listed(Box<Page>),
+    Listed(Box<Listed>),
     /// What are the figures of these swarms?
     Question(Rows<InfoHash>),
     /// These are the figures of your swarms
@@ -174,6 +174,11 @@ impl Port {
         // Also when full: whoever lets its ring fill up should look.
         self.rung[to] = true;
         sent
+    }
+
+    /// Whether a message to another node would find room
+    pub fn has_room(&self, to: usize) -> bool {
+        self.outboxes[to].as_ref().is_some_and(|outbox| !outbox.is_full())
     }
 
     /// Tells those who were sent something, and wakes those of them that sleep

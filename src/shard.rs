@@ -15,7 +15,7 @@ use crate::stats::{Board, Figures, Protocol};
 use crate::tracker::{Admitted, Announce, Scrape, Tracker};
 pub use for_http::Asked;
 use listings::Listings;
-pub use listings::{Page, PageRequest};
+pub use listings::{Listed, PageRequest};
 use scrapes::{Pending, Questions, Scrapes};
 use std::cell::RefCell;
 use std::io;
@@ -457,7 +457,7 @@ impl Shard {
                 }
                 (Message::Told(list), _) => self.desk.told(list),
                 (Message::List(request), _) => self.listings.add(from, request),
-                (Message::Listed(page), _) => self.desk.listed(page),
+                (Message::Listed(listed), _) => self.desk.listed(listed),
                 (Message::Stop, _) => self.stopping = true,
             }
         }

@@ -293,7 +293,11 @@ fn slow_and_idle_connections_are_ended_and_the_oldest_go_first() {
         took >= Duration::from_secs(1) && took < Duration::from_secs(8),
         "{took:?}, {sent} bytes"
     );
-    assert!(fifth.has_ended(), "it has been idle for too long");
+    // `slow` took the place of the fifth; the others are ended for having been idle.
+    assert!(fifth.has_ended());
+    for other in &mut others {
+        assert!(other.has_ended(), "it has been idle for too long");
+    }
     tracker.stop();
 }
 
@@ -421,10 +425,9 @@ fn it_serves_http_alone() {
 
 #[test]
 fn all_torrents_are_listed_to_those_who_may_have_them() {
-    let http = ", full_scrape: {networks: [\"127.0.0.1\", \"127.0.0.3\", \"::1\"], interval: 1h}, \
+    let http = ", full_scrape: {networks: [\"127.0.0.1\", \"127.0.0.3\", \"127.0.0.4\", \"::1\"], interval: 1h}, \
                 trusted_proxies: [127.0.0.1]";
     let (mut tracker, address) = start(2, http);
-    let mut client = Connection::to(address);
     // More than fit a page of each shard.
     const TORRENTS: u32 = 20_000;
     for torrents in (0..TORRENTS).collect::<Vec<_>>().chunks(500) {
@@ -442,10 +445,26 @@ fn all_torrents_are_listed_to_those_who_may_have_them() {
     let from = |address: &str, coding: &str| {
         format!("X-Forwarded-For: {address}\r\nAccept-Encoding: {coding}\r\n")
     };
+    let mut client = Connection::to(address);
+    // Who leaves midway keeps nobody else from having it.
+    let mut gone = Connection::to(address);
+    gone.send(b"GET /scrape HTTP/1.1\r\nX-Forwarded-For: 127.0.0.4\r\n\r\n");
+    let mut begins = [0; 100];
+    std::io::Read::read_exact(&mut gone.stream, &mut begins).unwrap();
+    drop(gone);
+    let deadline = now() + common::PATIENCE;
+    let plain = loop {
+        let reply = client.get_with("/scrape", &from("127.0.0.1", "br"));
+        if reply.status != 429 {
+            break reply;
+        }
+        assert!(now() < deadline, "the list is still being sent to somebody who has left");
+    };
+    assert_eq!(rows_of(&plain.body), expected);
+    client.send(b"HEAD /scrape HTTP/1.1\r\nX-Forwarded-For: 127.0.0.3\r\n\r\n");
+    assert_eq!(client.reply_to("HEAD").unwrap().status, 200);
     // Others may not, and everybody only now and then.
     assert_eq!(client.get_with("/scrape", &from("127.0.0.9", "")).status, 403);
-    let plain = client.get_with("/scrape", &from("127.0.0.1", "br"));
-    assert_eq!(rows_of(&plain.body), expected);
     assert_eq!(client.get_with("/scrape", &from("127.0.0.1", "")).status, 429);
     let zstd = client.get_with("/scrape", &from("127.0.0.3", "gzip, zstd"));
     assert_eq!(header(&zstd.head, "content-encoding").unwrap(), "zstd");

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::http::{Announce, Connection};
+use common::http::{Announce, Connection, rows_of};
 use common::{Tracker, cpus, tsubame};
 use rustls::pki_types::ServerName;
 use rustls::pki_types::pem::PemObject;
@@ -26,7 +26,7 @@ fn config(directory: &Path, shards: usize) -> String {
     let file = |name| directory.join(name).display().to_string();
     format!(
         "cpus: {}\nudp: {{listen: []}}\ncontrol: {{listen: \"\"}}\nhttp:\n  listen: []\n  tls:\n    \
-         listen: \"127.0.0.1:0\"\n    certificate: {}\n    key: {}\n  trusted_proxies: [127.0.0.1]\n",
+         listen: \"127.0.0.1:0\"\n    certificate: {}\n    key: {}\n  trusted_proxies: [127.0.0.1]\n  limits: {{head: 2s}}\n",
         cpus(shards),
         file("cert.pem"),
         file("key.pem")
@@ -123,7 +123,9 @@ fn other_clients_see_what_they_should() {
         stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
         stream.write_all(bytes).unwrap();
         let mut seen = Vec::new();
-        let _ = stream.read_to_end(&mut seen);
+        if let Err(error) = stream.read_to_end(&mut seen) {
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "it is not ended");
+        }
         assert!(!seen.starts_with(b"HTTP"), "{}", seen.escape_ascii());
     }
     // The tracker's own check, which trusts whom the system trusts.
@@ -144,6 +146,33 @@ fn other_clients_see_what_they_should() {
     let said = String::from_utf8_lossy(&unknown.stderr).into_owned();
     assert!(said.contains("cannot be reached over TLS"), "{said}");
     tracker.stop();
+}
+
+#[test]
+fn a_long_list_is_encrypted_piece_by_piece_and_cut_at_the_end_of_the_tracker() {
+    let directory = tempfile::tempdir().unwrap();
+    write_certificate(directory.path());
+    let config =
+        config(directory.path(), 2) + "  full_scrape: {networks: [127.0.0.0/8], interval: 1h}\n";
+    let mut tracker = Tracker::start(&config);
+    let address = tracker.addresses_of("https")[0];
+    const TORRENTS: u32 = 8_000;
+    for torrents in (0..TORRENTS).collect::<Vec<_>>().chunks(500) {
+        let mut client = Connection::over(connect(address, directory.path(), b"").unwrap());
+        let targets = torrents.iter().map(|torrent| Announce::of(*torrent, 7_001, 1).target());
+        let requests: String =
+            targets.map(|target| format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n")).collect();
+        client.send(requests.as_bytes());
+        torrents.iter().for_each(|_| assert_eq!(client.reply().unwrap().status, 200));
+    }
+    let mut client = Connection::over(connect(address, directory.path(), b"").unwrap());
+    assert_eq!(rows_of(&client.get("/scrape").body).len(), TORRENTS as usize);
+    // One that nobody takes does not keep the tracker from ending.
+    let mut stuck = connect(address, directory.path(), b"").unwrap();
+    stuck.write_all(b"GET /scrape HTTP/1.1\r\nX-Forwarded-For: 127.0.0.9\r\n\r\n").unwrap();
+    stuck.read_exact(&mut [0; 100]).unwrap();
+    tracker.signal("TERM");
+    assert_eq!(tracker.wait().code(), Some(0));
 }
 
 #[test]

@@ -148,7 +148,9 @@ impl<'a> Head<'a> {
         } else if is("accept-encoding") {
             for coding in list(value) {
                 let (name, quality) = split_at(coding, b';');
-                let refused = quality.trim_ascii() == b"q=0";
+                let quality = quality.trim_ascii().strip_prefix(b"q=");
+                let zero = |digits: &[u8]| digits.iter().all(|digit| b"0.".contains(digit));
+                let refused = quality.is_some_and(zero);
                 self.accepts.gzip |= name.eq_ignore_ascii_case(b"gzip") && !refused;
                 self.accepts.zstd |= name.eq_ignore_ascii_case(b"zstd") && !refused;
             }
@@ -298,7 +300,8 @@ mod tests {
         assert!(parsed(&head("transfer-encoding: chunked")).has_body);
         let both = Accepts { gzip: true, zstd: true };
         assert_eq!(parsed(&head("accept-encoding: br, GZIP;q=0.5 , zstd")).accepts, both);
-        assert_eq!(parsed(&head("accept-encoding: gzip;q=0")).accepts, Accepts::default());
+        let none = Accepts::default();
+        assert_eq!(parsed(&head("accept-encoding: gzip;q=0, zstd; q=0.000")).accepts, none);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What a request is answered with.
 
 use super::Service;
-use super::full_scrape::Coding;
+use super::full_scrape::{Coding, Permit};
 use super::paths::Route;
 use crate::outcome::Outcome;
 use crate::peer_list::PeerList;
@@ -39,7 +39,7 @@ pub(super) enum Rest {
     /// Nothing: it is answered
     Nothing,
     /// The list of all torrents is to be sent; its head is written
-    List(Coding),
+    List(Coding, Permit),
 }
 
 /// Appends the reply to a request
@@ -58,12 +58,12 @@ pub(super) async fn answer(
         },
         (_, Some(Route::Announce)) => announce(service, source, head.query, &mut body).await,
         (_, Some(Route::Scrape)) if asks_for_all(service, head.query) => {
-            match full_scrape(service, source, &mut body) {
-                None => {
+            match full_scrape(service, source, head.method, &mut body) {
+                Ok(permit) => {
                     service.give_back(body);
-                    return begin_list(head, keep_alive, out);
+                    return begin_list(head, permit, keep_alive, out);
                 }
-                Some(refusal) => refusal,
+                Err(answer) => answer,
             }
         }
         (_, Some(Route::Scrape)) => scrape(service, head.query, &mut body).await,
@@ -89,31 +89,40 @@ fn asks_for_all(service: &Service, query: &str) -> bool {
     !service.terms.full_scrape_networks.is_empty() && query::info_hashes(query).next().is_none()
 }
 
-/// Why the list of all torrents is refused; `None` if it is not, and then it counts as being sent
-fn full_scrape(service: &Service, source: IpAddr, body: &mut Vec<u8>) -> Option<Answer> {
+/// The right to be sent the list of all torrents, or what is answered instead
+fn full_scrape(
+    service: &Service,
+    source: IpAddr,
+    method: Method,
+    body: &mut Vec<u8>,
+) -> Result<Permit, Answer> {
     let terms = &service.terms;
     if !terms.full_scrape_networks.iter().any(|network| network.contains(&source)) {
         let text = "the list of all torrents is not for this network";
         let said = said(body, text, Outcome::FullScrapeForbidden);
-        return Some(Answer { status: Status::Forbidden, ..said });
+        return Err(Answer { status: Status::Forbidden, ..said });
+    }
+    if method == Method::Head {
+        // How long it would be nobody knows, and to make it for that would be dear.
+        return Err(Answer::plain(Outcome::FullScrape));
     }
     let now = service.shard.borrow().now();
-    if !service.full_scrapes.begin(source, now, terms.full_scrape_interval_secs) {
+    let permit = service.full_scrapes.begin(source, now, terms.full_scrape_interval_secs);
+    permit.ok_or_else(|| {
         let text =
             "the list of all torrents was asked for too soon, or somebody else is being sent it";
         let said = said(body, text, Outcome::FullScrapeTooSoon);
-        return Some(Answer { status: Status::TooManyRequests, ..said });
-    }
-    None
+        Answer { status: Status::TooManyRequests, ..said }
+    })
 }
 
-fn begin_list(head: &Head<'_>, keep_alive: bool, out: &mut Vec<u8>) -> Rest {
+fn begin_list(head: &Head<'_>, permit: Permit, keep_alive: bool, out: &mut Vec<u8>) -> Rest {
     let coding = Coding::choose(head.accepts);
     let (encoding, content) = (coding.name(), Content::Plain);
     let length = if head.takes_chunks { Length::Chunked } else { Length::UntilClose };
     let keep_alive = keep_alive && head.takes_chunks;
     ReplyHead { status: Status::Ok, content, encoding, length, keep_alive }.write(out);
-    Rest::List(coding)
+    Rest::List(coding, permit)
 }
 
 /// Appends the reply to what is no request; the connection ends with it

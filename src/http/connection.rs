@@ -1,7 +1,7 @@
 //! One connection: requests in, replies out, until one side has enough.
 
 use super::answer::{Rest, answer, refuse};
-use super::full_scrape::{Coding, Listing};
+use super::full_scrape::{Interrupted, LIST_PATIENCE, Listing};
 use super::roster::Doing;
 use super::tls::{BadTls, Session, Tls};
 use super::{Handshake, Seat};
@@ -10,7 +10,7 @@ use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::rc::Rc;
 use tokio_uring::buf::BoundedBuf;
 use tokio_uring::net::TcpStream;
-use tsubame_http::head::{self, BadHead, HEAD_LEN_MAX, Method};
+use tsubame_http::head::{self, BadHead, HEAD_LEN_MAX};
 use tsubame_http::proxy::{self, Proxied};
 use tsubame_storage::Family;
 
@@ -19,6 +19,9 @@ const INPUT_LEN: usize = 1 << 10;
 
 /// Bytes of replies to requests that came together, before they are written
 pub(super) const OUTPUT_LEN: usize = 16 << 10;
+
+/// Bytes of the list of all torrents that are written at once
+const PIECE_LEN: usize = 32 << 10;
 
 /// Bytes of a body that are thrown away before the connection is closed: were they left in the kernel, the end of
 /// the connection would overtake the reply
@@ -40,6 +43,16 @@ struct Connection {
     session: Option<Session>,
     /// Whether a request has been answered
     answered: bool,
+}
+
+fn write_piece(output: &mut Vec<u8>, piece: &[u8], chunked: bool) {
+    if chunked {
+        output.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+    }
+    output.extend_from_slice(piece);
+    if chunked {
+        output.extend_from_slice(b"\r\n");
+    }
 }
 
 /// Why a connection ends
@@ -149,13 +162,22 @@ impl Connection {
             let last = *requests >= service.terms.requests || head.has_body || !head.keep_alive;
             let trusts = |address| service.terms.trusts(address);
             let source = head.client(peer, service.terms.proxy_header, trusts);
-            let (chunked, whole) = (head.takes_chunks, head.method != Method::Head);
-            let has_body = head.has_body;
+            let (chunked, has_body) = (head.takes_chunks, head.has_body);
             used += len;
-            if let Rest::List(coding) = answer(&service, source, &head, !last, output).await {
+            let rest = answer(&service, source, &head, !last, output).await;
+            if let Rest::List(coding, permit) = rest {
                 let begun = std::mem::take(output);
-                let listed = self.list(source, begun, coding, chunked, whole).await;
-                service.full_scrapes.end();
+                let listed = async {
+                    let listing = Listing::new(permit, coding, service.helpers.clone());
+                    self.list(listing.map_err(|Interrupted| End::Closed)?, begun, chunked).await
+                };
+                let listed = tokio::time::timeout(LIST_PATIENCE, listed).await;
+                let listed = listed.unwrap_or(Err(End::Closed));
+                let outcome = match listed {
+                    Ok(()) => Outcome::FullScrape,
+                    Err(_) => Outcome::FullScrapeBroken,
+                };
+                service.shard.borrow_mut().count_request(Family::of(source), outcome);
                 match listed {
                     // Cut off, so that nobody takes a part for the whole.
                     Err(end) => break Err(end),
@@ -186,38 +208,26 @@ impl Connection {
     /// Sends the list of all torrents behind its head, part by part
     async fn list(
         &mut self,
-        source: IpAddr,
+        mut listing: Listing,
         head: Vec<u8>,
-        coding: Coding,
         chunked: bool,
-        whole: bool,
     ) -> Result<(), End> {
         let service = self.seat.service.clone();
-        let count = |outcome| service.shard.borrow_mut().count_request(Family::of(source), outcome);
         let mut output = self.write(head).await?;
-        if !whole {
-            count(Outcome::FullScrape);
-            return Ok(());
-        }
-        let broken = |_| {
-            count(Outcome::FullScrapeBroken);
-            End::Closed
-        };
-        let mut listing = Listing::new(coding, service.helpers.clone()).map_err(broken)?;
         loop {
             self.seat.turn_to(Doing::Working);
-            let part = listing.next(&service).await.map_err(broken)?;
-            if chunked {
-                let len = part.as_ref().map_or(0, Vec::len);
-                output.extend_from_slice(format!("{len:x}\r\n").as_bytes());
-                output.extend_from_slice(part.as_deref().unwrap_or_default());
-                output.extend_from_slice(b"\r\n");
-            } else {
-                output.extend_from_slice(part.as_deref().unwrap_or_default());
+            let part = listing.next(&service).await.map_err(|Interrupted| End::Closed)?;
+            // In pieces, between which others get their turn: to copy or encrypt a part takes a while.
+            for piece in part.as_deref().unwrap_or_default().chunks(PIECE_LEN) {
+                write_piece(&mut output, piece, chunked);
+                output = self.write(output).await?;
             }
-            output = self.write(output).await.inspect_err(|_| count(Outcome::FullScrapeBroken))?;
             if part.is_none() {
-                count(Outcome::FullScrape);
+                if chunked {
+                    output.extend_from_slice(b"0\r\n\r\n");
+                    output = self.write(output).await?;
+                }
+                service.give_back(output);
                 return Ok(());
             }
         }
@@ -250,7 +260,10 @@ impl Connection {
         let mut output = Vec::new();
         // As many wait for the helpers as those can do in a moment: a flood is to be refused, not queued.
         let handshake = match session.is_handshaking() {
-            true => Some(Handshake::begin(&self.seat.service).ok_or(End::Closed)?),
+            true => Some(Handshake::begin(&self.seat.service).ok_or_else(|| {
+                self.seat.service.shard.borrow_mut().connections().evicted += 1;
+                End::Closed
+            })?),
             false => None,
         };
         let taken = session.take(&sealed, &mut self.input, &mut output).await;

@@ -2,12 +2,12 @@
 
 use crate::mesh::{HTTP_TICKET, Rows};
 use crate::peer_list::PeerList;
-use crate::shard::Page;
+use crate::shard::Listed;
 use rustc_hash::FxHashMap;
 use tokio::sync::oneshot::{Receiver, Sender, channel};
 use tsubame_storage::Census;
 
-/// Who waits, by ticket; as many as there are connections, at most
+/// Who waits, by ticket: each connection for one answer, the list of all torrents for one of each shard
 #[derive(Debug, Default)]
 pub struct Desk {
     last: u32,
@@ -17,7 +17,7 @@ pub struct Desk {
 #[derive(Debug)]
 enum Waiting {
     List(Sender<Box<PeerList>>),
-    Page(Sender<Box<Page>>),
+    Page(Sender<Box<Listed>>),
     Counts {
         counts: Vec<Census>,
         /// Rows not yet answered
@@ -44,7 +44,7 @@ impl Desk {
     }
 
     /// A ticket for a page of the list of all torrents, and where it comes
-    pub fn wait_for_page(&mut self) -> (u32, Receiver<Box<Page>>) {
+    pub fn wait_for_page(&mut self) -> (u32, Receiver<Box<Listed>>) {
         let (sender, receiver) = channel();
         (self.seat(Waiting::Page(sender)), receiver)
     }
@@ -70,7 +70,7 @@ impl Desk {
     }
 
     /// A page has come
-    pub fn listed(&mut self, page: Box<Page>) {
+    pub fn listed(&mut self, page: Box<Listed>) {
         if let Some(Waiting::Page(sender)) = self.waiting.remove(&page.ticket) {
             let _ = sender.send(page);
         }

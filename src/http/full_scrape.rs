@@ -4,29 +4,29 @@
 //! memory, however slowly it is taken. Compression is work of the helper threads.
 
 use super::Service;
-use crate::shard::Page;
+use crate::shard::Listed;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use rustc_hash::FxHashMap;
+use std::collections::HashMap;
 use std::io::{self, Write};
-use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tsubame_http::head::Accepts;
 use tsubame_http::reply;
 use tsubame_storage::{InfoHash, Seconds};
 
-/// Torrents of a page over all shards, at most
-const PAGE: usize = 8_192;
-
-/// Torrents of a shard's page, at least: each page is a pass over its table
-const SHARD_PAGE_MIN: usize = 512;
-
-/// How long a shard may take for a page
+/// How long shards may take for a page
 const PAGE_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Addresses that are remembered; beyond, who asks must wait until one is forgotten
+/// How long a list may take in all: a client that takes it slowly keeps others from having one
+pub(super) const LIST_PATIENCE: Duration = Duration::from_secs(600);
+
+/// Between two looks for room on the ways to other shards
+const RETRY: Duration = Duration::from_millis(5);
+
+/// Addresses that are remembered; beyond, the one that has had a list first is forgotten
 const REMEMBERED: usize = 4_096;
 
 /// Speed over size: operators fetch it often, from near
@@ -39,24 +39,68 @@ pub struct FullScrapes(Mutex<Recent>);
 #[derive(Debug, Default)]
 struct Recent {
     running: bool,
-    last: FxHashMap<IpAddr, Seconds>,
+    last: HashMap<IpAddr, Seconds>,
 }
 
 impl FullScrapes {
     /// Permits one to an address that has not had any for so long, if nobody is having one
-    pub(super) fn begin(&self, address: IpAddr, now: Seconds, interval_secs: u64) -> bool {
-        let mut recent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.last.retain(|_, last| last.0 + interval_secs > now.0);
-        if recent.running || recent.last.contains_key(&address) || recent.last.len() >= REMEMBERED {
-            return false;
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        address: IpAddr,
+        now: Seconds,
+        interval_secs: u64,
+    ) -> Option<Permit> {
+        let address = group_of(address);
+        let mut recent = self.recent();
+        let too_soon = |last: &Seconds| last.0 + interval_secs > now.0;
+        if recent.running || recent.last.get(&address).is_some_and(too_soon) {
+            return None;
+        }
+        recent.last.retain(|_, last| too_soon(last));
+        if recent.last.len() >= REMEMBERED {
+            let first = recent.last.iter().min_by_key(|(_, last)| last.0);
+            if let Some(first) = first.map(|(address, _)| *address) {
+                recent.last.remove(&first);
+            }
         }
         recent.last.insert(address, now);
         recent.running = true;
-        true
+        Some(Permit { scrapes: self.clone(), address })
     }
 
-    pub(super) fn end(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).running = false;
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Of IPv6 a /64 counts as one: who has one has all its addresses
+fn group_of(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+    }
+}
+
+/// The right to be sent a list; others may have one when it is dropped
+#[derive(Debug)]
+pub(super) struct Permit {
+    scrapes: Arc<FullScrapes>,
+    address: IpAddr,
+}
+
+impl Permit {
+    /// The list could not be made: who asked for it may ask again
+    fn forgive(&self) {
+        self.scrapes.recent().last.remove(&self.address);
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.scrapes.recent().running = false;
     }
 }
 
@@ -132,44 +176,34 @@ pub(super) struct Listing {
     helpers: Handle,
     after: Option<InfoHash>,
     begun: bool,
-    ended: bool,
+    /// Until the last page is made
+    permit: Option<Permit>,
 }
 
 /// It cannot go on: a shard is late, or the helpers are gone
+#[derive(Debug)]
 pub(super) struct Interrupted;
 
 impl Listing {
-    pub(super) fn new(coding: Coding, helpers: Handle) -> Result<Self, Interrupted> {
+    pub(super) fn new(
+        permit: Permit,
+        coding: Coding,
+        helpers: Handle,
+    ) -> Result<Self, Interrupted> {
         let encoder = Some(Encoder::new(coding).map_err(|_| Interrupted)?);
-        Ok(Self { encoder, helpers, after: None, begun: false, ended: false })
+        Ok(Self { encoder, helpers, after: None, begun: false, permit: Some(permit) })
     }
 
     /// The next part, which is not empty; `None` after the last
     pub(super) async fn next(&mut self, service: &Service) -> Result<Option<Vec<u8>>, Interrupted> {
-        while !self.ended {
-            let mut text = Vec::new();
-            if !std::mem::replace(&mut self.begun, true) {
-                reply::begin_scrape(&mut text);
+        while self.permit.is_some() {
+            let part = self.part(service).await;
+            if part.is_err()
+                && let Some(permit) = self.permit.take()
+            {
+                permit.forgive();
             }
-            let pages = pages(service, self.after).await.ok_or(Interrupted)?;
-            // Behind the last torrent of a page that is cut there may be more of that shard.
-            let cut = pages.iter().filter(|page| page.more);
-            let cut =
-                cut.filter_map(|page| page.rows.last().map(|(info_hash, _)| *info_hash)).min();
-            let mut rows: Vec<_> =
-                pages.iter().flat_map(|page| page.rows.iter().copied()).collect();
-            rows.retain(|(info_hash, _)| cut.is_none_or(|cut| *info_hash <= cut));
-            rows.sort_unstable_by_key(|(info_hash, _)| *info_hash);
-            for (info_hash, census) in &rows {
-                reply::write_row(&mut text, info_hash, *census);
-            }
-            self.after = cut;
-            self.ended = cut.is_none();
-            if self.ended {
-                let (_, min_interval) = service.shard.borrow().intervals();
-                reply::end_scrape(&mut text, min_interval);
-            }
-            let part = self.encode(text).await?;
+            let part = part?;
             if !part.is_empty() {
                 return Ok(Some(part));
             }
@@ -177,31 +211,70 @@ impl Listing {
         Ok(None)
     }
 
-    async fn encode(&mut self, text: Vec<u8>) -> Result<Vec<u8>, Interrupted> {
+    /// Asks for a page of each shard, and has helpers make a part of the list of them
+    async fn part(&mut self, service: &Service) -> Result<Vec<u8>, Interrupted> {
+        let pages = pages(service, self.after).await.ok_or(Interrupted)?;
+        let begins = !std::mem::replace(&mut self.begun, true);
+        let (_, min_interval) = service.shard.borrow().intervals();
         let mut encoder = self.encoder.take().ok_or(Interrupted)?;
-        let last = self.ended;
         let work = self.helpers.spawn_blocking(move || -> io::Result<_> {
-            let mut part = encoder.part(text)?;
-            if last {
-                part.extend(encoder.end()?);
-                return Ok((part, None));
+            let mut text = Vec::new();
+            if begins {
+                reply::begin_scrape(&mut text);
             }
-            Ok((part, Some(encoder)))
+            let after = write_rows(pages, &mut text);
+            if after.is_none() {
+                reply::end_scrape(&mut text, min_interval);
+            }
+            let mut part = encoder.part(text)?;
+            if after.is_none() {
+                part.extend(encoder.end()?);
+                return Ok((part, after, None));
+            }
+            Ok((part, after, Some(encoder)))
         });
         let part;
-        (part, self.encoder) = work.await.map_err(|_| Interrupted)?.map_err(|_| Interrupted)?;
+        (part, self.after, self.encoder) =
+            work.await.ok().and_then(Result::ok).ok_or(Interrupted)?;
+        if self.after.is_none() {
+            // Before the client sees the end: it may ask somebody else's shard for another.
+            self.permit = None;
+        }
         Ok(part)
     }
 }
 
+/// Writes what several shards have found, as far as all of them have looked; the last torrent, unless there are no more
+fn write_rows(pages: Vec<Listed>, text: &mut Vec<u8>) -> Option<InfoHash> {
+    let pages: Vec<_> = pages.into_iter().map(|listed| listed.page.sorted()).collect();
+    // Behind the last torrent of a page that is full there may be more of that shard.
+    let full = pages.iter().filter(|(_, more)| *more);
+    let cut = full.filter_map(|(rows, _)| rows.last().map(|(info_hash, _)| *info_hash)).min();
+    let mut rows: Vec<_> = pages.into_iter().flat_map(|(rows, _)| rows).collect();
+    rows.retain(|(info_hash, _)| cut.is_none_or(|cut| *info_hash <= cut));
+    rows.sort_unstable_by_key(|(info_hash, _)| *info_hash);
+    for (info_hash, census) in &rows {
+        reply::write_row(text, info_hash, *census);
+    }
+    cut
+}
+
 /// A page of each shard
-async fn pages(service: &Service, after: Option<InfoHash>) -> Option<Vec<Box<Page>>> {
-    let asked = service.shard.borrow_mut().ask_for_pages(after, PAGE, SHARD_PAGE_MIN);
-    let (tickets, answers): (Vec<u32>, Vec<_>) = asked?.into_iter().unzip();
+async fn pages(service: &Service, after: Option<InfoHash>) -> Option<Vec<Listed>> {
+    let mut tickets = Vec::new();
     let all = async {
+        let asked = loop {
+            let asked = service.shard.borrow_mut().ask_for_pages(after);
+            match asked {
+                Some(asked) => break asked,
+                None => tokio::time::sleep(RETRY).await,
+            }
+        };
+        let answers: Vec<_>;
+        (tickets, answers) = asked.into_iter().unzip();
         let mut pages = Vec::new();
         for answer in answers {
-            pages.push(answer.await.ok()?);
+            pages.push(*answer.await.ok()?);
         }
         Some(pages)
     };
@@ -219,14 +292,23 @@ mod tests {
 
     #[test]
     fn one_at_a_time_and_each_address_now_and_then() {
-        let scrapes = FullScrapes::default();
-        let [a, b]: [IpAddr; 2] = [[1, 1, 1, 1].into(), [2, 2, 2, 2].into()];
-        assert!(scrapes.begin(a, Seconds(100), 60));
-        assert!(!scrapes.begin(b, Seconds(101), 60), "one is running");
-        scrapes.end();
-        assert!(!scrapes.begin(a, Seconds(159), 60));
-        assert!(scrapes.begin(b, Seconds(159), 60));
-        scrapes.end();
-        assert!(scrapes.begin(a, Seconds(160), 60));
+        let scrapes = Arc::new(FullScrapes::default());
+        let [a, b] = ["1.1.1.1", "2a00::1"].map(|address| address.parse::<IpAddr>().unwrap());
+        let begin = |address, now| scrapes.begin(address, Seconds(now), 60);
+        let running = begin(a, 100).unwrap();
+        assert!(begin(b, 101).is_none(), "one is running");
+        drop(running);
+        assert!(begin(a, 159).is_none());
+        drop(begin(b, 159).unwrap());
+        assert!(begin("2a00::2".parse().unwrap(), 160).is_none(), "of the same /64");
+        let broken = begin(a, 160).unwrap();
+        broken.forgive();
+        drop(broken);
+        drop(begin(a, 161).unwrap());
+        // However many ask, the memory of who has had one is bounded, and new ones are served.
+        for number in 0..REMEMBERED as u32 + 10 {
+            drop(begin(IpAddr::from(number.to_be_bytes()), 161).unwrap());
+        }
+        assert_eq!(scrapes.recent().last.len(), REMEMBERED);
     }
 }

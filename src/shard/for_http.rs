@@ -1,6 +1,6 @@
 //! What HTTP has a shard do: the same announces and scrapes, whose answers go to whoever asked.
 
-use super::{Page, PageRequest, Shard};
+use super::{Listed, PageRequest, Shard};
 use crate::mesh::Message;
 use crate::outcome::Outcome;
 use crate::peer_list::PeerList;
@@ -77,26 +77,27 @@ impl Shard {
         Asked::Waits(ticket, answer)
     }
 
-    /// Has every shard make a page of its torrents, of `page` together but at least `least` each; tickets and answers
+    /// Has every shard make a page of its torrents: tickets and answers; `None` while a way is full
     pub fn ask_for_pages(
         &mut self,
         after: Option<InfoHash>,
-        page: usize,
-        least: usize,
-    ) -> Option<Vec<(u32, Receiver<Box<Page>>)>> {
-        let most = (page / usize::from(self.shards)).max(least);
-        let mut waiting = Vec::new();
-        for node in 0..usize::from(self.shards) {
-            let (ticket, answer) = self.desk.wait_for_page();
-            waiting.push((ticket, answer));
-            let request = PageRequest { ticket, after, most };
-            if node == usize::from(self.number) {
-                self.listings.add(node, request);
-            } else if !self.port.send(node, Message::List(request)) {
-                waiting.iter().for_each(|(ticket, _)| self.desk.forget(*ticket));
-                return None;
-            }
+    ) -> Option<Vec<(u32, Receiver<Box<Listed>>)>> {
+        let own = usize::from(self.number);
+        let mut nodes = 0..usize::from(self.shards);
+        if !nodes.clone().all(|node| node == own || self.port.has_room(node)) {
+            return None;
         }
+        let waiting = nodes.by_ref().map(|node| {
+            let (ticket, answer) = self.desk.wait_for_page();
+            let request = PageRequest { ticket, after };
+            if node == own {
+                self.listings.add(node, request);
+            } else {
+                self.port.send(node, Message::List(request));
+            }
+            (ticket, answer)
+        });
+        let waiting = waiting.collect();
         self.port.ring();
         // This shard has something to do now, and may be asleep.
         self.port.ring_oneself();

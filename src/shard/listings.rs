@@ -3,7 +3,7 @@
 use super::Shard;
 use crate::mesh::Message;
 use std::collections::VecDeque;
-use tsubame_storage::{Census, InfoHash, Pass};
+use tsubame_storage::{InfoHash, Page, Pass};
 
 /// A page that somebody asks for
 #[derive(Clone, Copy, Debug)]
@@ -12,28 +12,32 @@ pub struct PageRequest {
     pub ticket: u32,
     /// The torrents of the page come after this one
     pub after: Option<InfoHash>,
-    /// Torrents of the page, at most
-    pub most: usize,
 }
 
 /// A page of the list of a shard's torrents
 #[derive(Debug)]
-pub struct Page {
+pub struct Listed {
     /// Which request it is for
     pub ticket: u32,
-    /// The torrents, in order
-    pub rows: Vec<(InfoHash, Census)>,
-    /// Whether there may be more behind them
-    pub more: bool,
+    /// The torrents
+    pub page: Page,
 }
 
 /// Pages that are being made, each for a node; the first is worked on
 #[derive(Debug, Default)]
-pub(super) struct Listings(VecDeque<(usize, PageRequest, Option<Pass>)>);
+pub(super) struct Listings(VecDeque<Listing>);
+
+#[derive(Debug)]
+struct Listing {
+    node: usize,
+    request: PageRequest,
+    pass: Option<Pass>,
+    made: bool,
+}
 
 impl Listings {
     pub(super) fn add(&mut self, node: usize, request: PageRequest) {
-        self.0.push_back((node, request, None));
+        self.0.push_back(Listing { node, request, pass: None, made: false });
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -45,19 +49,21 @@ impl Shard {
     /// Takes a step towards the page that is asked for
     pub(super) fn list_some(&mut self) {
         let swarms = self.tracker.swarms();
-        let Some((_, request, pass)) = self.listings.0.front_mut() else { return };
-        let pass = pass.get_or_insert_with(|| Pass::begin(swarms, request.after, request.most));
-        if !pass.step(swarms) {
+        let Some(listing) = self.listings.0.front_mut() else { return };
+        let after = listing.request.after;
+        let pass = listing.pass.get_or_insert_with(|| Pass::begin(swarms, after));
+        listing.made = listing.made || pass.step(swarms);
+        let own = listing.node == usize::from(self.number);
+        // It waits while the way is full: a page that is lost would be a list that is cut.
+        if !listing.made || !own && !self.port.has_room(listing.node) {
             return;
         }
-        if let Some((node, PageRequest { ticket, .. }, Some(pass))) = self.listings.0.pop_front() {
-            let (rows, more) = pass.end();
-            let page = Box::new(Page { ticket, rows, more });
-            if node == usize::from(self.number) {
-                self.desk.listed(page);
+        if let Some(Listing { node, request, pass: Some(pass), .. }) = self.listings.0.pop_front() {
+            let listed = Box::new(Listed { ticket: request.ticket, page: pass.end() });
+            if own {
+                self.desk.listed(listed);
             } else {
-                // A full ring loses the page; who asked gives up.
-                self.port.send(node, Message::Listed(page));
+                self.port.send(node, Message::Listed(listed));
                 self.port.ring();
             }
         }

@@ -26,7 +26,7 @@ mod time;
 mod words;
 
 pub use announced::{Announced, Change, Refusal};
-pub use pass::Pass;
+pub use pass::{Page, Pass};
 pub use swarms::{Ahead, Announce, Caps, PeerSpace, Settings, Swarms, Totals};
 pub use time::Seconds;
 pub use words::{Census, Counts, Endpoint, Event, Family, InfoHash, PeerId, Role, Scope};

@@ -7,8 +7,14 @@ use crate::swarms::Swarms;
 use crate::words::{Census, Counts, InfoHash};
 use std::collections::BinaryHeap;
 
-/// Entries that a step visits
-const STEP: usize = 8_192;
+/// What a step may do: visits, of which one that finds something counts for so many more
+const STEP: usize = 4_096;
+const FIND: usize = 16;
+
+/// Torrents of a page: more of a large table, so that the passes it takes do not grow with its size twice
+const PAGE_MIN: usize = 512;
+const PAGE_MAX: usize = 16_384;
+const PAGES: usize = 64;
 
 /// Looks for a page of torrents
 #[derive(Debug)]
@@ -22,7 +28,7 @@ pub struct Pass {
     found: BinaryHeap<Found>,
 }
 
-/// Ordered by the info hash alone
+/// Ordered by the info hash
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Found {
     info_hash: InfoHash,
@@ -30,9 +36,10 @@ struct Found {
 }
 
 impl Pass {
-    /// Begins to look for the first so many torrents after one; from the first of all without
-    pub fn begin(swarms: &Swarms, after: Option<InfoHash>, most: usize) -> Self {
+    /// Begins to look for the first torrents after one; from the first of all without
+    pub fn begin(swarms: &Swarms, after: Option<InfoHash>) -> Self {
         let left = swarms.store.entries.len();
+        let most = (left / PAGES).clamp(PAGE_MIN, PAGE_MAX);
         Self { after, most, left, found: BinaryHeap::with_capacity(most + 1) }
     }
 
@@ -42,21 +49,24 @@ impl Pass {
     /// and none is missed.
     pub fn step(&mut self, swarms: &Swarms) -> bool {
         self.left = self.left.min(swarms.store.entries.len());
-        for _ in 0..STEP.min(self.left) {
+        let mut budget = STEP;
+        while self.left > 0 && budget > 0 {
             self.left -= 1;
             // A shard holds fewer entries than 32 bits number.
-            self.visit(swarms, self.left as u32);
+            let found = self.visit(swarms, self.left as u32);
+            budget = budget.saturating_sub(if found { FIND } else { 1 });
         }
         self.left == 0
     }
 
-    fn visit(&mut self, swarms: &Swarms, position: u32) {
+    /// Looks at an entry; true if it is of the page so far
+    fn visit(&mut self, swarms: &Swarms, position: u32) -> bool {
         let info_hash = swarms.store.entry(position).info_hash();
         let is_full = self.found.len() == self.most;
         if self.after.is_some_and(|after| info_hash <= after)
             || is_full && self.found.peek().is_some_and(|last| last.info_hash <= info_hash)
         {
-            return;
+            return false;
         }
         let Census { counts, partial_seeds } = swarms.census_at(position);
         let counts = [counts.seeders, counts.completed, counts.leechers, partial_seeds];
@@ -64,18 +74,35 @@ impl Pass {
             self.found.pop();
         }
         self.found.push(Found { info_hash, counts });
+        true
     }
 
-    /// The page, in order; and whether there may be more behind it
-    pub fn end(self) -> (Vec<(InfoHash, Census)>, bool) {
+    /// What was found
+    pub fn end(self) -> Page {
         let more = self.found.len() == self.most;
-        let mut found = self.found.into_sorted_vec();
+        Page { found: self.found.into_vec(), more }
+    }
+}
+
+/// Torrents that a pass has found, not yet in order: to sort them takes longer than a shard may be held up
+#[derive(Debug)]
+pub struct Page {
+    found: Vec<Found>,
+    more: bool,
+}
+
+impl Page {
+    /// The torrents in order, each once; and whether there may be more behind them
+    pub fn sorted(self) -> (Vec<(InfoHash, Census)>, bool) {
+        let mut found = self.found;
+        found.sort_unstable();
+        // Some were seen again at the place they had been moved to.
         found.dedup_by_key(|found| found.info_hash);
         let row = |Found { info_hash, counts: [seeders, completed, leechers, partial_seeds] }| {
             let counts = Counts { seeders, completed, leechers };
             (info_hash, Census { counts, partial_seeds })
         };
-        (found.into_iter().map(row).collect(), more)
+        (found.into_iter().map(row).collect(), self.more)
     }
 }
 
@@ -128,13 +155,13 @@ mod tests {
         let (mut seen, mut more) = (Vec::new(), true);
         while more {
             let after = seen.last().copied();
-            let mut pass = Pass::begin(&swarms, after, 1_000);
+            let mut pass = Pass::begin(&swarms, after);
             while !pass.step(&swarms) {
                 now += 3;
                 swarms.sweep(Seconds(now));
             }
             let page;
-            (page, more) = pass.end();
+            (page, more) = pass.end().sorted();
             assert!(page.iter().all(|(_, census)| census.partial_seeds == 1));
             seen.extend(page.iter().map(|(info_hash, _)| *info_hash));
         }

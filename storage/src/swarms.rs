@@ -477,13 +477,7 @@ impl Swarms {
             }
         };
         let (v4, v6) = (of(Family::V4), of(Family::V6));
-        let share = v4_share(peers.most, v4, v6);
-        for (out, family, share) in
-            [(&mut peers.v4, Family::V4, share), (&mut peers.v6, Family::V6, peers.most - share)]
-        {
-            let len = share.saturating_mul(family.compact_len()).min(out.len());
-            *out = &mut std::mem::take(out)[..len];
-        }
+        cut(&mut peers.v4, Family::V4, v4_share(peers.most, v4, v6));
     }
 
     fn pick<const N: usize>(

@@ -154,3 +154,23 @@ fn settings_of_ceiling() -> Settings {
         seed: 1,
     }
 }
+
+/// Where both families share a reply, what one has no peers for goes to the other
+#[test]
+fn a_share_that_cannot_be_filled_is_not_lost() {
+    let mut table = swarms(11);
+    for number in 0..100 {
+        // Private, so of no use to the requester below.
+        let v4 = Endpoint::new([10, 0, 0, number].into(), 6_881);
+        announce(&mut table, v4, Role::Leecher, 0);
+        let v6 = [0x2a00, 1, 0, 0, 0, 0, 0, u16::from(number)];
+        announce(&mut table, Endpoint::new(v6.into(), 6_881), Role::Leecher, 0);
+    }
+    let endpoint = Endpoint::new([0x2a00, 2, 0, 0, 0, 0, 0, 1].into(), 6_881);
+    let asks = Announce { info_hash: TORRENT, endpoint, role: Role::Leecher, event: Event::None };
+    let (mut v4, mut v6) = ([0; 50 * 6], [0; 50 * 18]);
+    let space = PeerSpace { v4: &mut v4, v6: &mut v6, most: 50 };
+    let ahead = table.look_ahead(&TORRENT);
+    let announced = table.announce(Seconds(5), ahead, &asks, space);
+    assert_eq!((announced.v4_len, announced.v6_len / 18), (0, 50));
+}
