@@ -26,7 +26,8 @@ fn config(directory: &Path, shards: usize) -> String {
     let file = |name| directory.join(name).display().to_string();
     format!(
         "cpus: {}\nudp: {{listen: []}}\ncontrol: {{listen: \"\"}}\nhttp:\n  listen: []\n  tls:\n    \
-         listen: \"127.0.0.1:0\"\n    certificate: {}\n    key: {}\n  trusted_proxies: [127.0.0.1]\n  limits: {{head: 2s}}\n",
+         listen: \"127.0.0.1:0\"\n    certificate: {}\n    key: {}\n  trusted_proxies: [127.0.0.1]\n  \
+         limits: {{head: 2s}}\n",
         cpus(shards),
         file("cert.pem"),
         file("key.pem")
