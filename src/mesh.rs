@@ -4,13 +4,12 @@
 //! sleeps says so first and looks once more; a producer wakes it only then, once for a batch.
 
 use crate::peer_list::PeerList;
-use crate::shard::{Listed, PageRequest};
 use crate::tracker::Announce;
 use rtrb::{Consumer, Producer, RingBuffer};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::Notify;
-use tsubame_storage::{Census, InfoHash};
+use tsubame_storage::{Census, InfoHash, Page};
 use tsubame_udp::ring::ReturnPath;
 use tsubame_udp::wire::TransactionId;
 
@@ -97,6 +96,24 @@ impl<T: Copy> Rows<T> {
         }
         mapped
     }
+}
+
+/// A page that somebody asks for
+#[derive(Clone, Copy, Debug)]
+pub struct PageRequest {
+    /// Which request it is for
+    pub ticket: u32,
+    /// The torrents of the page come after this one
+    pub after: Option<InfoHash>,
+}
+
+/// A page of the list of a shard's torrents
+#[derive(Debug)]
+pub struct Listed {
+    /// Which request it is for
+    pub ticket: u32,
+    /// The torrents
+    pub page: Page,
 }
 
 /// Where a node is woken

@@ -15,7 +15,6 @@ use crate::stats::{Board, Figures, Protocol};
 use crate::tracker::{Admitted, Announce, Scrape, Tracker};
 pub use for_http::Asked;
 use listings::Listings;
-pub use listings::{Listed, PageRequest};
 use scrapes::{Pending, Questions, Scrapes};
 use std::cell::RefCell;
 use std::io;

@@ -1,8 +1,7 @@
 //! Where requests wait for other shards' answers.
 
-use crate::mesh::{HTTP_TICKET, Rows};
+use crate::mesh::{HTTP_TICKET, Listed, Rows};
 use crate::peer_list::PeerList;
-use crate::shard::Listed;
 use rustc_hash::FxHashMap;
 use tokio::sync::oneshot::{Receiver, Sender, channel};
 use tsubame_storage::Census;

@@ -4,7 +4,7 @@
 //! memory, however slowly it is taken. Compression is work of the helper threads.
 
 use super::Service;
-use crate::shard::Listed;
+use crate::mesh::Listed;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use std::collections::HashMap;

@@ -1,7 +1,7 @@
 //! What HTTP has a shard do: the same announces and scrapes, whose answers go to whoever asked.
 
-use super::{Listed, PageRequest, Shard};
-use crate::mesh::Message;
+use super::Shard;
+use crate::mesh::{Listed, Message, PageRequest};
 use crate::outcome::Outcome;
 use crate::peer_list::PeerList;
 use crate::stats::{HttpCounts, Protocol};
@@ -83,11 +83,11 @@ impl Shard {
         after: Option<InfoHash>,
     ) -> Option<Vec<(u32, Receiver<Box<Listed>>)>> {
         let own = usize::from(self.number);
-        let mut nodes = 0..usize::from(self.shards);
+        let nodes = 0..usize::from(self.shards);
         if !nodes.clone().all(|node| node == own || self.port.has_room(node)) {
             return None;
         }
-        let waiting = nodes.by_ref().map(|node| {
+        let waiting = nodes.map(|node| {
             let (ticket, answer) = self.desk.wait_for_page();
             let request = PageRequest { ticket, after };
             if node == own {

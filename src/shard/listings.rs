@@ -1,27 +1,9 @@
 //! Pages of the list of all torrents, made a bit at a time between turns.
 
 use super::Shard;
-use crate::mesh::Message;
+use crate::mesh::{Listed, Message, PageRequest};
 use std::collections::VecDeque;
-use tsubame_storage::{InfoHash, Page, Pass};
-
-/// A page that somebody asks for
-#[derive(Clone, Copy, Debug)]
-pub struct PageRequest {
-    /// Which request it is for
-    pub ticket: u32,
-    /// The torrents of the page come after this one
-    pub after: Option<InfoHash>,
-}
-
-/// A page of the list of a shard's torrents
-#[derive(Debug)]
-pub struct Listed {
-    /// Which request it is for
-    pub ticket: u32,
-    /// The torrents
-    pub page: Page,
-}
+use tsubame_storage::Pass;
 
 /// Pages that are being made, each for a node; the first is worked on
 #[derive(Debug, Default)]
