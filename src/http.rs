@@ -37,6 +37,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio_uring::net::{TcpListener, TcpStream};
 use tsubame_http::head::ProxyHeader;
+use tsubame_storage::Seconds;
 
 /// Accepts that wait on each listener: as many connections can come between two looks at the ring
 const ACCEPTS: usize = 16;
@@ -116,6 +117,8 @@ pub struct Service {
     #[expect(clippy::vec_box, reason = "they go to other shards and come back as they are")]
     lists: RefCell<Vec<Box<PeerList>>>,
     handshakes: Cell<usize>,
+    /// The time that limits go by: seconds are exact enough, and several states a request would each read the clock
+    second: Cell<Seconds>,
     /// The listening sockets once more: to be shut down while accepts wait on them
     listeners: Vec<std::net::TcpListener>,
 }
@@ -135,6 +138,7 @@ pub fn serve(parts: Parts, shard: &Rc<RefCell<Shard>>) -> io::Result<Rc<Service>
         buffers: RefCell::default(),
         lists: RefCell::default(),
         handshakes: Cell::new(0),
+        second: Cell::new(shard.borrow().now()),
         listeners: plain
             .iter()
             .chain(&encrypted)
@@ -183,6 +187,7 @@ async fn look_each_second(service: Rc<Service>) {
     let mut seconds = tokio::time::interval(Duration::from_secs(1));
     loop {
         seconds.tick().await;
+        service.second.set(service.shard.borrow().now());
         // Thousands may be due at once, as many as came in one second.
         while service.end_overdue() {
             tokio::task::yield_now().await;
@@ -199,8 +204,7 @@ impl Service {
             return;
         }
         let stream = Rc::new(stream);
-        let now = self.shard.borrow().now();
-        let number = self.roster.borrow_mut().join(stream.clone(), now);
+        let number = self.roster.borrow_mut().join(stream.clone(), self.second.get());
         self.shard.borrow_mut().connections().accepted += 1;
         self.publish_open();
         let seat = Seat { service: self, number };
@@ -209,9 +213,8 @@ impl Service {
 
     /// Ends the connection that can best be spared; false if none can
     fn spare_one(&self) -> bool {
-        let now = self.shard.borrow().now();
         let mut roster = self.roster.borrow_mut();
-        let Some(stream) = roster.spare(now) else { return false };
+        let Some(stream) = roster.spare(self.second.get()) else { return false };
         end(stream);
         self.shard.borrow_mut().connections().evicted += 1;
         true
@@ -220,10 +223,9 @@ impl Service {
     /// Ends some of the connections that are overdue; true if there may be more
     fn end_overdue(&self) -> bool {
         const AT_ONCE: usize = 32;
-        let now = self.shard.borrow().now();
         let mut roster = self.roster.borrow_mut();
         for _ in 0..AT_ONCE {
-            let Some(stream) = roster.next_due(now) else { return false };
+            let Some(stream) = roster.next_due(self.second.get()) else { return false };
             end(stream);
             self.shard.borrow_mut().connections().timed_out += 1;
         }
@@ -320,7 +322,7 @@ struct Seat {
 
 impl Seat {
     fn turn_to(&self, doing: Doing) {
-        let now = self.service.shard.borrow().now();
+        let now = self.service.second.get();
         self.service.roster.borrow_mut().turn_to(self.number, doing, now);
     }
 }

@@ -37,7 +37,7 @@ pub struct HttpCounts {
     pub accepted: u64,
     /// Connections that were ended as they were idle, or too slow
     pub timed_out: u64,
-    /// Connections that were ended to make room for others
+    /// Connections that were ended, or not begun, for want of room
     pub evicted: u64,
     /// Connections whose bytes were not TLS as it should be, most in their handshake
     pub tls_failed: u64,
