@@ -4,6 +4,9 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+mod common;
+
+use common::http::Announced;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use tsubame::clock::Now;
@@ -11,7 +14,6 @@ use tsubame::limits::REPLY_LEN_DEFAULT;
 use tsubame::outcome::Outcome;
 use tsubame::peer_list::PeerList;
 use tsubame::tracker::{Terms, Tracker};
-use tsubame_http::bencode::Value;
 use tsubame_http::{head, query, reply};
 use tsubame_storage::{Caps, Endpoint, Seconds, Settings, Swarms};
 use tsubame_udp::connection_id::{ConnectionIds, Key};
@@ -241,25 +243,11 @@ impl World {
     }
 
     fn client_reads(&mut self, number: usize, body: &[u8]) {
-        let (client, reply) = (self.clients[number], Value::parse(body).unwrap());
-        let compact = |key: &str, width: usize| -> Vec<Endpoint> {
-            let bytes = reply.get(key).and_then(Value::bytes).unwrap_or_default();
-            assert_eq!(bytes.len() % width, 0);
-            bytes.chunks(width).map(|peer| Endpoint::from_compact(peer).unwrap()).collect()
-        };
-        let mut peers = compact("peers", 6);
-        peers.extend(compact("peers6", 18));
-        if let Some(Value::List(listed)) = reply.get("peers") {
-            peers.extend(listed.iter().map(|peer| {
-                let ip = str::from_utf8(peer.get("ip").and_then(Value::bytes).unwrap()).unwrap();
-                let port = peer.get("port").and_then(Value::integer).unwrap();
-                Endpoint::new(ip.parse().unwrap(), port as u16)
-            }));
-        }
+        let read = Announced::of(body);
+        let peers: Vec<_> = read.peers.iter().map(|(ip, port)| Endpoint::new(*ip, *port)).collect();
         self.check_peers(number, &peers);
-        let counted =
-            ["complete", "incomplete"].map(|key| reply.get(key).unwrap().integer().unwrap());
-        assert!(counted.iter().sum::<i64>() <= self.ever[client.torrent].len() as i64);
+        let ever = &self.ever[self.clients[number].torrent];
+        assert!(read.seeders + read.leechers <= ever.len() as i64);
         self.announced(number);
     }
 
