@@ -53,6 +53,12 @@ pub struct Step {
     pub lost: u64,
     /// Replies that came later than that, or twice
     pub late: u64,
+    /// Connections that were opened, over HTTP
+    #[serde(default)]
+    pub connections: u64,
+    /// Requests lost because their connection was refused or ended before the answer
+    #[serde(default)]
+    pub broken: u64,
     /// Replies of which the content was looked at
     pub checked: u64,
     /// Wrong replies by what is wrong

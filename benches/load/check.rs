@@ -1,8 +1,8 @@
 //! Whether an answer can be true.
 
 use crate::flight::{Kind, Request};
-use crate::population::Population;
-use crate::udp::Reply;
+use crate::population::{Group, Population};
+use crate::protocol::Reply;
 
 /// Looks at the content of a reply to a request that was the `number`th to leave; what is wrong with it
 ///
@@ -17,17 +17,20 @@ pub(crate) fn check(
 ) -> Result<(), &'static str> {
     match (request.kind, reply) {
         (Kind::Connect, Reply::Connect { .. }) => Ok(()),
-        (Kind::Announce { stopped }, Reply::Announce { interval, leechers, seeders, peers }) => {
+        (
+            Kind::Announce { stopped },
+            Reply::Announce { interval, leechers, seeders, peers, others },
+        ) => {
             if !(1..=86_400).contains(interval) {
                 return Err("interval");
             }
-            if stopped && !peers.is_empty() {
+            if stopped && !(peers.is_empty() && others.is_empty()) {
                 // Harmless to clients, but a waste.
                 return Ok(());
             }
             let listed = Listed { population, request, number, alone };
             let counted = u64::from(*leechers) + u64::from(*seeders);
-            listed.check(peers, counted)
+            listed.check(peers, others, counted)
         }
         (Kind::Scrape, Reply::Scrape { rows }) => {
             if rows.len() != usize::from(request.wanted) {
@@ -57,27 +60,46 @@ struct Listed<'a> {
 }
 
 impl Listed<'_> {
-    fn check(&self, peers: &[u8], counted: u64) -> Result<(), &'static str> {
-        let group = &self.population.groups[usize::from(self.request.group)];
-        let compact_len = group.compact_len();
-        if !peers.len().is_multiple_of(compact_len) {
+    fn check(&self, peers: &[u8], others: &[u8], counted: u64) -> Result<(), &'static str> {
+        let own = usize::from(self.request.group);
+        let group = &self.population.groups[own];
+        let own_len = group.compact_len();
+        let other_len = if own_len == 6 { 18 } else { 6 };
+        if !(peers.len().is_multiple_of(own_len) && others.len().is_multiple_of(other_len)) {
             return Err("family");
         }
-        let count = peers.len() / compact_len;
+        let count = peers.len() / own_len + others.len() / other_len;
         if count > usize::from(self.request.wanted) {
             return Err("more peers than wanted");
         }
         if counted < count as u64 {
             return Err("counts below peers listed");
         }
-        let torrent = group.torrent_of(self.request.subject);
+        let subject = self.request.subject;
+        let torrent = group.torrent_of(subject);
         if self.alone && counted > u64::from(self.population.peers_in(torrent)) {
             return Err("counts above population");
         }
+        self.check_peers(group, torrent, peers, Some(subject))?;
+        match self.population.groups.get(1 - own) {
+            Some(group) => self.check_peers(group, torrent, others, None),
+            None if self.alone && !others.is_empty() => Err("peer that does not exist"),
+            None => Ok(()),
+        }
+    }
+
+    /// Looks at the peers of one family, of which one may be who asks
+    fn check_peers(
+        &self,
+        group: &Group,
+        torrent: u32,
+        peers: &[u8],
+        asking: Option<u32>,
+    ) -> Result<(), &'static str> {
         let mut seen = [u32::MAX; 256];
-        for (peer, seen_at) in peers.chunks_exact(compact_len).zip(0..) {
+        for (peer, seen_at) in peers.chunks_exact(group.compact_len()).zip(0..) {
             match group.find(peer) {
-                Some(peer) if peer == self.request.subject => return Err("own address"),
+                Some(peer) if asking == Some(peer) => return Err("own address"),
                 Some(peer) if group.torrent_of(peer) != torrent => {
                     return Err("peer of another torrent");
                 }
@@ -107,7 +129,7 @@ fn words(row: &[u8; 12]) -> [u32; 3] {
 mod tests {
     use super::*;
     use crate::population::{Shape, Sources};
-    use crate::udp::Event;
+    use crate::protocol::Event;
     use fastrand::Rng;
     use std::net::IpAddr;
 
@@ -122,9 +144,18 @@ mod tests {
     }
 
     fn announce(population: &Population, counted: u32, peers: &[u8]) -> Result<(), &'static str> {
+        announce_of_both(population, counted, peers, &[])
+    }
+
+    fn announce_of_both(
+        population: &Population,
+        counted: u32,
+        peers: &[u8],
+        others: &[u8],
+    ) -> Result<(), &'static str> {
         let kind = Kind::Announce { stopped: false };
         let request = Request { kind, wanted: 3, subject: 0, ..Request::default() };
-        let reply = Reply::Announce { interval: 60, leechers: counted, seeders: 0, peers };
+        let reply = Reply::Announce { interval: 60, leechers: counted, seeders: 0, peers, others };
         check(population, &request, 5, &reply, true)
     }
 
@@ -141,6 +172,10 @@ mod tests {
         assert_eq!(announce(&population, 10, &list(&[1, 10])), Err("peer of another torrent"));
         assert_eq!(announce(&population, 10, &list(&[1, 1])), Err("peer twice"));
         assert_eq!(announce(&population, 10, &list(&[99])), Err("peer that does not exist"));
+        let others = |others| announce_of_both(&population, 10, &list(&[1, 2]), others);
+        assert_eq!(others(&[7; 18]), Err("peer that does not exist"));
+        assert_eq!(others(&[7; 17]), Err("family"));
+        assert_eq!(others(&[7; 36]), Err("more peers than wanted"));
         let mut rng = Rng::with_seed(1);
         while population.step(&mut rng, 0, 1).event != Event::Stopped {}
         population.confirm_gone(0, 1, 4);

@@ -2,107 +2,105 @@
 //!
 //! One thread that never sleeps while it measures: the time a wake-up takes would be taken for the tracker's.
 
-mod arrivals;
-mod departures;
-
-use crate::clients::Clients;
-use crate::flight::Flight;
-use crate::options::{Action, Flood, Load, Run, Step};
+use crate::books::Books;
+use crate::flight::Kind;
+use crate::options::{Action, Flood, Load, Mix, Run, Step};
 use crate::pace::{Pace, Poisson};
 use crate::population::Population;
 use crate::progress::Progress;
 use crate::tally::Tally;
-use fastrand::Rng;
 use std::io;
 use std::process::{Command, ExitStatus};
-use std::time::{Duration, Instant};
-use tsubame_bench::batch::{BATCH, BatchSocket, Name, ReceiveBatch, SendBatch};
+use std::time::Duration;
+use tsubame_bench::batch::BATCH;
 use tsubame_bench::{observe, record};
 
 /// How long a tracker may take until it answers at all
-const FIRST_ANSWER: Duration = Duration::from_secs(5);
+pub(crate) const FIRST_ANSWER: Duration = Duration::from_secs(5);
 
 /// How often what is overdue is looked for, in turns of the loop
 const TURNS_PER_EXPIRY: u32 = 16;
 
-/// A socket of one family, and what goes over it
-pub(crate) struct Wire {
-    pub(crate) socket: BatchSocket,
-    pub(crate) to: Name,
-    pub(crate) url: String,
-    pub(crate) out: SendBatch,
+/// What carries requests to the tracker, and answers back
+pub(crate) trait Transport {
+    /// Gets every client ready to ask, so that no step begins with that
+    fn prepare(&mut self, books: &mut Books<'_>) -> io::Result<()>;
+
+    /// Takes the answers that have arrived; returns how many
+    fn receive(&mut self, books: &mut Books<'_>) -> io::Result<usize>;
+
+    /// Whether one more request could leave now
+    fn has_room(&self) -> bool;
+
+    /// Lets one client, or several of one address, ask something
+    fn depart(&mut self, books: &mut Books<'_>, mix: &Mix, due_ns: u64) -> io::Result<()>;
+
+    /// Lets a peer enter its swarm
+    fn depart_entry(&mut self, books: &mut Books<'_>, group: usize, peer: u32) -> io::Result<()>;
+
+    /// Sends what no client would
+    fn depart_flood(&mut self, books: &mut Books<'_>, flooding: Flooding) -> io::Result<()>;
+
+    /// Hands what has departed over to the kernel
+    fn flush(&mut self, books: &mut Books<'_>) -> io::Result<()>;
+
+    /// Learns that a request was given up
+    fn given_up(&mut self, books: &mut Books<'_>, request: &crate::flight::Request);
+
+    /// Answers that the kernel has dropped so far
+    fn drops(&self) -> u64;
+
+    /// Where a group asks
+    fn url(&self, group: usize) -> &str;
+}
+
+/// Kinds of requests that no client would send
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Flooding {
+    /// A connect from an address that never comes back
+    Connect,
+    /// An announce from such an address, with a connection id that nobody gave out
+    Forged,
+    /// Bytes of any kind
+    Garbage,
 }
 
 /// The generator
-pub(crate) struct Engine<'a> {
-    run: &'a Run,
-    start: Instant,
-    wires: Vec<Wire>,
-    population: Population,
-    clients: Clients,
-    flight: Flight,
-    rng: Rng,
-    tally: Tally,
+pub(crate) struct Engine<'a, T> {
+    books: Books<'a>,
+    transport: T,
     /// Whether every peer is being entered once: what is lost is repeated
     entering: bool,
     to_repeat: Vec<(usize, u32)>,
-    /// Where requests are written that leave as one
-    scratch: Vec<u8>,
 }
 
-impl<'a> Engine<'a> {
-    /// A generator over these sockets, one for each group of the population
-    #[expect(clippy::disallowed_methods, reason = "the generator's clock")]
-    pub(crate) fn new(run: &'a Run, wires: Vec<Wire>, population: Population) -> Self {
-        Self {
-            run,
-            start: Instant::now(),
-            clients: Clients::new(&population),
-            wires,
-            population,
-            flight: Flight::new(),
-            rng: Rng::with_seed(run.seed),
-            tally: Tally::begin("start", None, run.in_flight, 0),
-            entering: false,
-            to_repeat: Vec::new(),
-            scratch: Vec::new(),
-        }
-    }
-
-    #[expect(clippy::disallowed_methods, reason = "the generator's clock")]
-    fn now_ns(&self) -> u64 {
-        Instant::now().duration_since(self.start).as_nanos() as u64
-    }
-
-    fn timeout_ns(&self) -> u64 {
-        self.run.timeout.as_nanos() as u64
-    }
-
-    fn drops(&self) -> u64 {
-        self.wires.iter().map(|wire| wire.socket.drops()).sum()
+impl<'a, T: Transport> Engine<'a, T> {
+    /// A generator for this population, all of whose clients are ready to ask
+    pub(crate) fn new(run: &'a Run, transport: T, population: Population) -> io::Result<Self> {
+        let books = Books::new(run, population);
+        let mut engine = Self { books, transport, entering: false, to_repeat: Vec::new() };
+        engine.transport.prepare(&mut engine.books)?;
+        engine.drain()?;
+        Ok(engine)
     }
 
     /// Runs a step; pauses and commands leave no record
-    pub(crate) fn step(
-        &mut self,
-        step: &Step,
-        incoming: &mut ReceiveBatch,
-    ) -> io::Result<Option<record::Step>> {
+    pub(crate) fn step(&mut self, step: &Step) -> io::Result<Option<record::Step>> {
         let Step { name, action, alongside } = step;
         let (rate, in_flight) = match action {
             Action::Load(load) => (load.rate, load.in_flight),
-            _ => (None, self.run.in_flight),
+            _ => (None, self.books.run.in_flight),
         };
-        let progress = Progress::begin(name, action, self.run.quiet);
-        let (server, drops) = (Usage::of(self.run), self.drops());
-        let start_ns = self.now_ns();
-        self.tally = Tally::begin(name, rate, in_flight, start_ns);
+        let progress = Progress::begin(name, action, self.books.run.quiet);
+        let (server, drops) = (Usage::of(self.books.run), self.transport.drops());
+        let start_ns = self.books.now_ns();
+        self.books.tally = Tally::begin(name, rate, in_flight, start_ns);
         let command = alongside.as_deref().map(|command| shell(command).spawn()).transpose()?;
         match action {
-            Action::Fill => self.fill(incoming, &progress)?,
-            Action::Load(load) => self.load(load, incoming, &progress)?,
+            Action::Fill => self.fill(&progress)?,
+            Action::Load(load) => self.load(load, &progress)?,
             Action::Pause(duration) => {
-                self.pause(*duration, incoming, &progress)?;
+                self.pause(*duration, &progress)?;
                 return Ok(None);
             }
             Action::Run(command) => {
@@ -110,75 +108,44 @@ impl<'a> Engine<'a> {
                 return Ok(None);
             }
         }
-        let end_ns = self.now_ns();
-        self.tally.step.server = server.until_now(self.run);
-        self.drain(incoming)?;
+        let end_ns = self.books.now_ns();
+        self.books.tally.step.server = server.until_now(self.books.run);
+        self.drain()?;
         if let (Some(mut command), Some(line)) = (command, alongside) {
             judge_command(line, command.wait()?)?;
         }
-        self.tally.step.generator.drops = self.drops().saturating_sub(drops);
+        self.books.tally.step.generator.drops = self.transport.drops().saturating_sub(drops);
         let after = Tally::begin("between steps", None, in_flight, end_ns);
-        Ok(Some(std::mem::replace(&mut self.tally, after).end(end_ns)))
-    }
-
-    /// Has every client ask for a connection id
-    pub(crate) fn connect_all(&mut self, incoming: &mut ReceiveBatch) -> io::Result<()> {
-        let end_ns = self.now_ns() + FIRST_ANSWER.as_nanos() as u64;
-        loop {
-            let now_ns = self.now_ns();
-            let without: Vec<_> = self.clients.without_id().collect();
-            let Some((group, _)) = without.first() else { break };
-            if now_ns > end_ns {
-                return Err(io::Error::other(format!(
-                    "{} has not answered every connect within {FIRST_ANSWER:?}; is the tracker up, and the \
-                     way to it open?",
-                    self.wires[*group].url
-                )));
-            }
-            let again_ns = self.timeout_ns() / 5;
-            let is_due = |(group, source): &(usize, u32)| {
-                self.clients.should_connect(*group, *source, now_ns, again_ns)
-            };
-            let due: Vec<_> = without.into_iter().filter(is_due).take(BATCH).collect();
-            for (group, source) in due {
-                self.depart_connects(group, source, 1, now_ns)?;
-            }
-            self.flush()?;
-            self.receive(incoming)?;
-        }
-        self.drain(incoming)
+        Ok(Some(std::mem::replace(&mut self.books.tally, after).end(end_ns)))
     }
 
     /// Sends and receives for as long as a step takes
-    fn load(
-        &mut self,
-        load: &Load,
-        incoming: &mut ReceiveBatch,
-        progress: &Progress,
-    ) -> io::Result<()> {
-        let start_ns = self.now_ns();
+    fn load(&mut self, load: &Load, progress: &Progress) -> io::Result<()> {
+        let start_ns = self.books.now_ns();
         let end_ns = start_ns + load.duration.as_nanos() as u64;
-        let mut pace = Pace::new(load, self.run.segments, start_ns);
+        let mut pace = Pace::new(load, self.books.run.segments, start_ns);
         let mut floods = Floods::new(&load.flood, start_ns);
         let mut now_ns = start_ns;
         for turn in 0_u32.. {
-            let received = self.receive(incoming)?;
+            let received = self.receive()?;
             if turn.is_multiple_of(TURNS_PER_EXPIRY) {
                 self.expire(now_ns);
-                progress.show(now_ns - start_ns, &self.tally);
+                progress.show(now_ns - start_ns, &self.books.tally);
             }
             let mut departed = 0;
             while departed < BATCH
-                && let Some(due_ns) = pace.next(&mut self.rng, now_ns, self.flight.waiting())
+                && self.transport.has_room()
+                && let waiting = self.books.flight.waiting()
+                && let Some(due_ns) = pace.next(&mut self.books.rng, now_ns, waiting)
             {
-                self.depart(&load.mix, due_ns)?;
+                self.transport.depart(&mut self.books, &load.mix, due_ns)?;
                 departed += 1;
             }
             departed += self.depart_floods(&mut floods, now_ns)?;
-            self.flush()?;
-            let before_ns = std::mem::replace(&mut now_ns, self.now_ns());
+            self.transport.flush(&mut self.books)?;
+            let before_ns = std::mem::replace(&mut now_ns, self.books.now_ns());
             if received + departed > 0 {
-                self.tally.busy(now_ns - before_ns);
+                self.books.tally.busy(now_ns - before_ns);
             }
             if now_ns >= end_ns {
                 break;
@@ -188,18 +155,13 @@ impl<'a> Engine<'a> {
     }
 
     /// Sends nothing for so long
-    fn pause(
-        &mut self,
-        duration: Duration,
-        incoming: &mut ReceiveBatch,
-        progress: &Progress,
-    ) -> io::Result<()> {
-        let start_ns = self.now_ns();
+    fn pause(&mut self, duration: Duration, progress: &Progress) -> io::Result<()> {
+        let start_ns = self.books.now_ns();
         let end_ns = start_ns + duration.as_nanos() as u64;
-        while self.now_ns() < end_ns {
-            self.receive(incoming)?;
-            self.expire(self.now_ns());
-            progress.show(self.now_ns() - start_ns, &self.tally);
+        while self.books.now_ns() < end_ns {
+            self.receive()?;
+            self.expire(self.books.now_ns());
+            progress.show(self.books.now_ns() - start_ns, &self.books.tally);
             std::thread::yield_now();
         }
         Ok(())
@@ -207,29 +169,29 @@ impl<'a> Engine<'a> {
 
     /// Has every peer announce once, in an order that has nothing to do with torrents; what is lost is sent
     /// again
-    fn fill(&mut self, incoming: &mut ReceiveBatch, progress: &Progress) -> io::Result<()> {
-        let start_ns = self.now_ns();
+    fn fill(&mut self, progress: &Progress) -> io::Result<()> {
+        let start_ns = self.books.now_ns();
         self.entering = true;
-        for group in 0..self.population.groups.len() {
-            let mut order = shuffled(self.population.groups[group].peers());
+        for group in 0..self.books.population.groups.len() {
+            let mut order = shuffled(self.books.population.groups[group].peers());
             loop {
-                self.receive(incoming)?;
-                let now_ns = self.now_ns();
+                self.receive()?;
+                let now_ns = self.books.now_ns();
                 self.expire(now_ns);
-                progress.show(now_ns - start_ns, &self.tally);
-                while self.flight.waiting() < self.run.in_flight {
+                progress.show(now_ns - start_ns, &self.books.tally);
+                while self.books.flight.waiting() < self.books.run.in_flight {
                     let again = self.to_repeat.pop();
                     let Some((group, peer)) = again.or_else(|| Some((group, order.next()?))) else {
                         break;
                     };
-                    self.depart_entry(group, peer, now_ns)?;
+                    self.transport.depart_entry(&mut self.books, group, peer)?;
                 }
-                self.flush()?;
-                if self.flight.waiting() == 0 {
+                self.transport.flush(&mut self.books)?;
+                if self.books.flight.waiting() == 0 {
                     break;
                 }
-                if self.tally.silent_ns(now_ns) > FIRST_ANSWER.as_nanos() as u64 {
-                    let url = &self.wires[group].url;
+                if self.books.tally.silent_ns(now_ns) > FIRST_ANSWER.as_nanos() as u64 {
+                    let url = self.transport.url(group);
                     return Err(io::Error::other(format!(
                         "{url} has not answered for {FIRST_ANSWER:?}; is it still up?"
                     )));
@@ -241,21 +203,39 @@ impl<'a> Engine<'a> {
     }
 
     /// Takes the answers that are still on their way
-    fn drain(&mut self, incoming: &mut ReceiveBatch) -> io::Result<()> {
-        while self.flight.waiting() > 0 {
-            self.receive(incoming)?;
-            self.expire(self.now_ns());
+    fn drain(&mut self) -> io::Result<()> {
+        while self.books.flight.waiting() > 0 {
+            self.receive()?;
+            self.expire(self.books.now_ns());
         }
         Ok(())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        for wire in &mut self.wires {
-            if !wire.out.is_empty() {
-                self.tally.step.generator.unsent += wire.out.send(&wire.socket)? as u64;
+    fn receive(&mut self) -> io::Result<usize> {
+        self.transport.receive(&mut self.books)
+    }
+
+    /// Gives up what has waited too long, and looks after all that was given up since
+    fn expire(&mut self, now_ns: u64) {
+        self.books.expire(now_ns);
+        while let Some(request) = self.books.next_given_up() {
+            self.transport.given_up(&mut self.books, &request);
+            if self.entering && matches!(request.kind, Kind::Announce { .. }) {
+                self.to_repeat.push((request.group.into(), request.subject));
             }
         }
-        Ok(())
+    }
+
+    /// Sends what is due of the floods; returns how much
+    fn depart_floods(&mut self, floods: &mut Floods, now_ns: u64) -> io::Result<usize> {
+        let mut departed = 0;
+        for (arrivals, flooding) in &mut floods.0 {
+            while departed < BATCH && arrivals.next(&mut self.books.rng, now_ns).is_some() {
+                self.transport.depart_flood(&mut self.books, *flooding)?;
+                departed += 1;
+            }
+        }
+        Ok(departed)
     }
 }
 
@@ -277,16 +257,16 @@ fn shuffled(count: u32) -> impl Iterator<Item = u32> {
 }
 
 /// Requests that no client would send, each kind at its own pace
-struct Floods {
-    connects: Poisson,
-    forged: Poisson,
-    garbage: Poisson,
-}
+struct Floods([(Poisson, Flooding); 3]);
 
 impl Floods {
     fn new(flood: &Flood, start_ns: u64) -> Self {
-        let at = |rate| Poisson::new(rate, start_ns);
-        Self { connects: at(flood.connects), forged: at(flood.forged), garbage: at(flood.garbage) }
+        let at = |rate, flooding| (Poisson::new(rate, start_ns), flooding);
+        Self([
+            at(flood.connects, Flooding::Connect),
+            at(flood.forged, Flooding::Forged),
+            at(flood.garbage, Flooding::Garbage),
+        ])
     }
 }
 

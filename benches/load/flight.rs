@@ -36,7 +36,7 @@ pub(crate) enum Kind {
 }
 
 /// A request on its way
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Request {
     pub(crate) kind: Kind,
     /// Of which family the client is

@@ -1,16 +1,21 @@
 //! `tsubame-load`: puts a tracker under the load of a population, and says what it answers and how fast.
 
+mod books;
 mod check;
 mod clients;
+mod datagrams;
 mod engine;
 mod flight;
 mod html;
+mod http;
 mod options;
 mod pace;
 mod plot;
 mod population;
 mod progress;
+mod protocol;
 mod sources;
+mod streams;
 mod summary;
 mod tally;
 #[cfg(test)]
@@ -18,17 +23,19 @@ mod tests;
 mod udp;
 
 use clap::Parser;
-use engine::{Engine, Wire};
-use options::{Cli, Command, Run};
+use datagrams::Datagrams;
+use engine::{Engine, Transport};
+use http::Paths;
+use options::{Action, Cli, Command, Flood, Protocol, Run, Step, Target};
 use population::{Population, info_hash};
 use std::io;
 use std::io::Write;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use tsubame_bench::batch::{BatchSocket, Name, ReceiveBatch, SEGMENTS_MAX, SendBatch};
+use streams::Streams;
+use tsubame_bench::batch::SEGMENTS_MAX;
 use tsubame_bench::observe;
-use tsubame_bench::record::Record;
+use tsubame_bench::record::{self, Record};
 
 /// Peers for each torrent of a public tracker
 const PEERS_PER_TORRENT: f64 = 2.45;
@@ -66,17 +73,11 @@ fn measure(run: &Run) -> Result<Record, String> {
     let steps = run.steps()?;
     check_limits(run)?;
     let peers = run.peers.unwrap_or((f64::from(run.torrents) * PEERS_PER_TORRENT) as u32).max(1);
-    let (groups, wires) = open(run, peers)?;
-    let population = Population::new(run.torrents, run.shape, &groups, run.churn)?;
-    let peers = population.peers();
-    let mut engine = Engine::new(run, wires, population);
-    let mut incoming = ReceiveBatch::default();
-    engine.connect_all(&mut incoming).map_err(|error| error.to_string())?;
-    let mut recorded = Vec::new();
-    for step in &steps {
-        let done = engine.step(step, &mut incoming);
-        recorded.extend(done.map_err(|error| format!("step {:?}: {error}", step.name))?);
-    }
+    let groups = groups(run, peers)?;
+    let (peers, recorded) = match groups[0].0.protocol {
+        Protocol::Udp => measure_udp(run, &steps, &groups)?,
+        Protocol::Http => measure_http(run, &steps, &groups)?,
+    };
     let targets: Vec<String> = run.targets.iter().map(|target| target.url.clone()).collect();
     Ok(Record {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -111,38 +112,106 @@ fn check_limits(run: &Run) -> Result<(), String> {
     }
 }
 
-type Groups = (Vec<(population::Sources, u32)>, Vec<Wire>);
-
-/// Opens a socket for each family that has a target, and shares the peers out among them
-fn open(run: &Run, peers: u32) -> Result<Groups, String> {
+/// Targets in the order of the population's groups, with the peers of each
+fn groups(run: &Run, peers: u32) -> Result<Vec<(&Target, u32)>, String> {
     let of_family = |v6: bool| run.targets.iter().filter(move |t| t.address.is_ipv6() == v6);
-    if run.targets.is_empty() {
-        return Err("no tracker is given; the last argument is udp://HOST:PORT".to_owned());
-    }
+    let Some(first) = run.targets.first() else {
+        return Err(
+            "no tracker is given; the last argument is its URL, as udp://HOST:PORT".to_owned()
+        );
+    };
     if of_family(false).count() > 1 || of_family(true).count() > 1 {
         return Err("two trackers of one address family are given; one of each at most".to_owned());
     }
-    let both = run.targets.len() == 2;
-    let (mut groups, mut wires) = (Vec::new(), Vec::new());
-    for target in of_family(false).chain(of_family(true)) {
-        let share = match (both, target.address.is_ipv6()) {
-            (false, _) => 1.0,
-            (true, false) => 1.0 - run.ipv6,
-            (true, true) => run.ipv6,
-        };
-        let peers = ((f64::from(peers) * share) as u32).max(1);
-        let sources = sources::choose(target.address, run.sources, peers, &run.source_networks)?;
-        let any: SocketAddr = match target.address {
-            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-        };
-        let socket =
-            BatchSocket::bind(any).map_err(|error| format!("cannot open a socket: {error}"))?;
-        let (to, url, out) = (Name::from(target.address), target.url.clone(), SendBatch::default());
-        groups.push((sources, peers));
-        wires.push(Wire { socket, to, url, out });
+    if run.targets.iter().any(|target| target.protocol != first.protocol) {
+        return Err("a UDP and an HTTP tracker are given; one protocol for a run".to_owned());
     }
-    Ok((groups, wires))
+    let share = |target: &Target| match (run.targets.len(), target.address.is_ipv6()) {
+        (1, _) => 1.0,
+        (_, false) => 1.0 - run.ipv6,
+        (_, true) => run.ipv6,
+    };
+    let targets = of_family(false).chain(of_family(true));
+    Ok(targets.map(|t| (t, ((f64::from(peers) * share(t)) as u32).max(1))).collect())
+}
+
+fn measure_udp(
+    run: &Run,
+    steps: &[Step],
+    groups: &[(&Target, u32)],
+) -> Result<(u32, Vec<record::Step>), String> {
+    let sources = groups.iter().map(|(target, peers)| {
+        let sources = sources::choose(target.address, run.sources, *peers, &run.source_networks)?;
+        Ok((sources, *peers))
+    });
+    let sources: Vec<_> = sources.collect::<Result<_, String>>()?;
+    let population = Population::new(run.torrents, run.shape, &sources, run.churn)?;
+    let targets: Vec<_> = groups.iter().map(|(target, _)| *target).collect();
+    let datagrams = Datagrams::open(run, &targets, &population)?;
+    do_steps(run, steps, datagrams, population)
+}
+
+fn measure_http(
+    run: &Run,
+    steps: &[Step],
+    groups: &[(&Target, u32)],
+) -> Result<(u32, Vec<record::Step>), String> {
+    let loads = steps.iter().filter_map(|step| match &step.action {
+        Action::Load(load) => Some(load),
+        _ => None,
+    });
+    if run.segments > 1 || loads.clone().any(|load| load.flood != Flood::default()) {
+        return Err("--segments and floods are of datagrams; there are none over HTTP".to_owned());
+    }
+    let scrapes = run.mix.scrape > 0.0 || loads.clone().any(|load| load.mix.scrape > 0.0);
+    let links = loads.map(|load| load.in_flight).chain([run.in_flight]).max().unwrap_or(1);
+    let all: u32 = groups.iter().map(|(_, peers)| peers).sum();
+    let (mut counts, mut sources) = (Vec::new(), Vec::new());
+    for (target, peers) in groups {
+        if scrapes && !Paths::new(&target.authority, &target.path).has_scrape() {
+            return Err(format!(
+                "{}: its last part is not announce, so there is no scrape path (BEP 48); leave scrapes out, as \
+                 --mix announce=1",
+                target.url
+            ));
+        }
+        let count = (links as f64 * f64::from(*peers) / f64::from(all)).ceil() as usize;
+        // A connection that is kept belongs to one address.
+        let wanted = if run.close { run.sources } else { run.sources.min(count as u32) };
+        let chosen = sources::choose(target.address, wanted, *peers, &run.source_networks)?;
+        if !run.close && chosen.count as usize > count {
+            return Err(format!(
+                "{peers} peers need {} addresses, each with a connection of its own; give --in-flight {} or more, \
+                 or --close",
+                chosen.count,
+                u64::from(chosen.count) * u64::from(all) / u64::from(*peers) + 1
+            ));
+        }
+        counts.push(count);
+        sources.push((chosen, *peers));
+    }
+    let population = Population::new(run.torrents, run.shape, &sources, run.churn)?;
+    let targets: Vec<_> = groups.iter().map(|(target, _)| *target).collect();
+    let streams = Streams::new(&targets, &counts, &population, run.close)?;
+    do_steps(run, steps, streams, population)
+}
+
+/// Does the steps of a run; returns the number of peers, and what came of each step
+fn do_steps(
+    run: &Run,
+    steps: &[Step],
+    transport: impl Transport,
+    population: Population,
+) -> Result<(u32, Vec<record::Step>), String> {
+    let peers = population.peers();
+    let engine = Engine::new(run, transport, population);
+    let mut engine = engine.map_err(|error| error.to_string())?;
+    let mut recorded = Vec::new();
+    for step in steps {
+        let done = engine.step(step);
+        recorded.extend(done.map_err(|error| format!("step {:?}: {error}", step.name))?);
+    }
+    Ok((peers, recorded))
 }
 
 /// Sets runs side by side

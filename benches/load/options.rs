@@ -47,8 +47,9 @@ pub(crate) enum Command {
 /// A run
 #[derive(Debug, Args)]
 pub(crate) struct Run {
-    /// The tracker; give an IPv4 and an IPv6 URL for clients of both families
-    #[arg(value_name = "udp://HOST:PORT")]
+    /// The tracker: udp://HOST:PORT, http://HOST:PORT/announce or https://HOST:PORT/announce; give an IPv4 and an IPv6
+    /// URL for clients of both families
+    #[arg(value_name = "URL")]
     pub(crate) targets: Vec<Target>,
     /// How long to measure
     #[arg(long, default_value = "10s")]
@@ -59,7 +60,7 @@ pub(crate) struct Run {
     /// Requests a second, arriving at random (open loop); without it as fast as answers come (closed loop)
     #[arg(long)]
     pub(crate) rate: Option<f64>,
-    /// Requests on their way at once in closed loop
+    /// Requests on their way at once in closed loop; over HTTP also the number of connections
     #[arg(long, default_value_t = 512)]
     pub(crate) in_flight: usize,
     /// Torrents of the population
@@ -71,8 +72,11 @@ pub(crate) struct Run {
     /// How peers spread over torrents: "zipf:EXPONENT", or "public" for what public trackers see
     #[arg(long, default_value = "zipf:0.8")]
     pub(crate) shape: Shape,
+    /// Over HTTP, a connection for each request, as most clients do it; else connections are kept
+    #[arg(long)]
+    pub(crate) close: bool,
     /// Weights of kinds of requests; stale ones carry a connection id that is not (or no longer) good, garbage
-    /// carries anything
+    /// carries anything. Over HTTP there are announces and scrapes only
     #[arg(long, default_value = "connect=50,announce=50,scrape=1,stale=0.5,garbage=0.2")]
     pub(crate) mix: Mix,
     /// Peers a client wants
@@ -140,23 +144,49 @@ pub(crate) struct Run {
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
     pub(crate) url: String,
+    pub(crate) protocol: Protocol,
+    pub(crate) is_encrypted: bool,
+    /// Host and port
+    pub(crate) authority: String,
+    /// What follows, with its slash
+    pub(crate) path: String,
     pub(crate) address: SocketAddr,
+}
+
+/// What a tracker is spoken to in
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Udp,
+    Http,
 }
 
 impl FromStr for Target {
     type Err = String;
 
     fn from_str(url: &str) -> Result<Self, String> {
-        let rest = url.strip_prefix("udp://").ok_or_else(|| match url.split_once("://") {
-            Some((scheme @ ("http" | "https"), _)) => {
-                format!("{scheme} is not served yet; only udp://HOST:PORT")
-            }
-            _ => format!("{url:?} is not udp://HOST:PORT"),
-        })?;
-        let host = rest.split('/').next().unwrap_or(rest);
-        let mut found = host.to_socket_addrs().map_err(|error| format!("{host:?}: {error}"))?;
-        let address = found.next().ok_or_else(|| format!("{host:?} has no address"))?;
-        Ok(Self { url: url.to_owned(), address })
+        let wrong = || {
+            format!(
+                "{url:?} is not udp://HOST:PORT, http://HOST:PORT/announce or https://HOST:PORT/announce"
+            )
+        };
+        let (scheme, rest) = url.split_once("://").ok_or_else(wrong)?;
+        let (protocol, is_encrypted, port) = match scheme {
+            "udp" => (Protocol::Udp, false, None),
+            "http" => (Protocol::Http, false, Some(80)),
+            "https" => (Protocol::Http, true, Some(443)),
+            _ => return Err(wrong()),
+        };
+        let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
+        let authority = match port {
+            Some(port) if !has_port => format!("{host}:{port}"),
+            _ => host.to_owned(),
+        };
+        let mut found =
+            authority.to_socket_addrs().map_err(|error| format!("{authority:?}: {error}"))?;
+        let address = found.next().ok_or_else(|| format!("{authority:?} has no address"))?;
+        let (url, path) = (url.to_owned(), path.to_owned());
+        Ok(Self { url, protocol, is_encrypted, authority, path, address })
     }
 }
 
@@ -390,8 +420,12 @@ mod tests {
     #[test]
     fn mistakes_name_the_value_and_the_cure() {
         for (arguments, words) in [
-            (["http://127.0.0.1:1", "--seed=1"], "not served yet"),
+            (
+                ["ftp://127.0.0.1:1", "--seed=1"],
+                "is not udp://HOST:PORT, http://HOST:PORT/announce",
+            ),
             (["127.0.0.1:1", "--seed=1"], "is not udp://HOST:PORT"),
+            (["udp://127.0.0.1", "--seed=1"], "\"127.0.0.1\": invalid"),
             (["udp://127.0.0.1:1", "--mix=announce"], "is not KIND=WEIGHT"),
             (["udp://127.0.0.1:1", "--mix=garbage=1"], "nothing that is answered"),
             (["udp://127.0.0.1:1", "--mix=anounce=1"], "none of the kinds"),
@@ -400,6 +434,24 @@ mod tests {
             let error = parse(&arguments).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
         }
+    }
+
+    #[test]
+    fn a_url_says_whom_to_ask_and_how() {
+        let target = |url: &str| url.parse::<Target>().unwrap();
+        let plain = target("http://127.0.0.1/a/announce?b=c");
+        assert_eq!(
+            (plain.authority.as_str(), plain.path.as_str()),
+            ("127.0.0.1:80", "/a/announce?b=c")
+        );
+        assert_eq!((plain.protocol, plain.is_encrypted), (Protocol::Http, false));
+        let encrypted = target("https://[::1]");
+        assert_eq!(
+            (encrypted.address.to_string().as_str(), encrypted.is_encrypted),
+            ("[::1]:443", true)
+        );
+        let udp = target("udp://[::1]:6969/announce");
+        assert_eq!((udp.address.port(), udp.protocol), (6969, Protocol::Udp));
     }
 
     fn scenario(text: &str) -> Result<Vec<Step>, String> {

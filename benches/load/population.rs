@@ -4,7 +4,7 @@ use fastrand::Rng;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use tsubame_bench::{info_hash_of, peers_of};
 
-use crate::udp::Event;
+use crate::protocol::Event;
 
 /// Ports a client may listen on
 const PORT_FIRST: u16 = 1_024;

@@ -38,23 +38,7 @@ fn of_step(step: &Step) -> String {
             format!("{:.1} in a reply to an announce", step.peers as f64 / *announces as f64),
         );
     }
-    line(
-        "lost",
-        format!(
-            "{} of {} sent, {} late",
-            grouped(step.lost),
-            grouped(step.sent),
-            grouped(step.late)
-        ),
-    );
-    if step.sent_unproven > 0 {
-        let (answered, sent) = (grouped(step.answered_unproven), grouped(step.sent_unproven));
-        line("unproven", format!("{answered} answered of {sent} stale, forged, garbage"));
-    }
-    if step.flood_connects > 0 {
-        let (answered, sent) = (step.flood_connects_answered, step.flood_connects);
-        line("flood", format!("{} answered of {} connects", grouped(answered), grouped(sent)));
-    }
+    of_losses(step, &mut line);
     line("wrong", of_wrong(step));
     let [p50, p90, p99, p999, p9999] =
         [50.0, 90.0, 99.0, 99.9, 99.99].map(|at| step.latency.at(at));
@@ -88,6 +72,30 @@ fn of_step(step: &Step) -> String {
     }
     line("generator", of_generator(step));
     text
+}
+
+fn of_losses(step: &Step, mut line: impl FnMut(&str, String)) {
+    line(
+        "lost",
+        format!(
+            "{} of {} sent, {} late",
+            grouped(step.lost),
+            grouped(step.sent),
+            grouped(step.late)
+        ),
+    );
+    if step.connections > 0 {
+        let (opened, broken) = (grouped(step.connections), grouped(step.broken));
+        line("connections", format!("{opened} opened; {broken} requests lost with theirs"));
+    }
+    if step.sent_unproven > 0 {
+        let (answered, sent) = (grouped(step.answered_unproven), grouped(step.sent_unproven));
+        line("unproven", format!("{answered} answered of {sent} stale, forged, garbage"));
+    }
+    if step.flood_connects > 0 {
+        let (answered, sent) = (step.flood_connects_answered, step.flood_connects);
+        line("flood", format!("{} answered of {} connects", grouped(answered), grouped(sent)));
+    }
 }
 
 fn of_wrong(step: &Step) -> String {

@@ -1,5 +1,7 @@
 //! The generator against trackers that are right and trackers that are not.
 
+mod web;
+
 use crate::options::{Cli, Run};
 use crate::{html, measure, summary};
 use clap::Parser;

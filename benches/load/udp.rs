@@ -2,31 +2,13 @@
 //!
 //! Written for itself: with the tracker's own wire code, a fault of that would not be seen.
 
+use crate::protocol::{Announce, Reply};
+
 const MAGIC: u64 = 0x0417_2710_1980;
 const CONNECT: u32 = 0;
 const ANNOUNCE: u32 = 1;
 const SCRAPE: u32 = 2;
 const ERROR: u32 = 3;
-
-/// Why a peer announces, as the protocol numbers it
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Event {
-    None = 0,
-    Completed = 1,
-    Started = 2,
-    Stopped = 3,
-}
-
-/// An announce to be written
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Announce {
-    pub(crate) info_hash: [u8; 20],
-    pub(crate) peer: u32,
-    pub(crate) left: u64,
-    pub(crate) event: Event,
-    pub(crate) num_want: i32,
-    pub(crate) port: u16,
-}
 
 /// Writes field by field
 struct Writer<'a> {
@@ -54,15 +36,13 @@ pub(crate) fn write_announce(
     transaction: u32,
     announce: &Announce,
 ) -> usize {
-    let mut peer_id = *b"-TL0001-............";
-    peer_id[8..12].copy_from_slice(&announce.peer.to_be_bytes());
     let mut writer = Writer { bytes, len: 0 };
     writer
         .put(&connection_id.to_be_bytes())
         .put(&ANNOUNCE.to_be_bytes())
         .put(&transaction.to_be_bytes())
         .put(&announce.info_hash)
-        .put(&peer_id)
+        .put(&announce.peer_id())
         .put(&0_u64.to_be_bytes())
         .put(&announce.left.to_be_bytes())
         .put(&0_u64.to_be_bytes())
@@ -87,15 +67,6 @@ pub(crate) fn write_scrape(
     writer.len
 }
 
-/// A reply, by its action
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reply<'a> {
-    Connect { connection_id: u64 },
-    Announce { interval: u32, leechers: u32, seeders: u32, peers: &'a [u8] },
-    Scrape { rows: &'a [[u8; 12]] },
-    Error,
-}
-
 /// Reads a reply and its transaction id; what is wrong with it otherwise
 pub(crate) fn read(bytes: &[u8]) -> Result<(u32, Reply<'_>), &'static str> {
     let word = |at: usize| {
@@ -114,7 +85,7 @@ pub(crate) fn read(bytes: &[u8]) -> Result<(u32, Reply<'_>), &'static str> {
             else {
                 return Err("wrong length");
             };
-            Reply::Announce { interval, leechers, seeders, peers: &bytes[20..] }
+            Reply::Announce { interval, leechers, seeders, peers: &bytes[20..], others: &[] }
         }
         SCRAPE => match bytes[8..].as_chunks() {
             (rows, []) => Reply::Scrape { rows },
@@ -129,6 +100,7 @@ pub(crate) fn read(bytes: &[u8]) -> Result<(u32, Reply<'_>), &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::Event;
     use tsubame_storage::{Event as Entered, InfoHash};
     use tsubame_udp::wire::{AnnounceReply, Request, TransactionId};
 
@@ -164,8 +136,8 @@ mod tests {
         reply.peers()[..6].copy_from_slice(b"peer-1");
         let counts = tsubame_storage::Counts { seeders: 1, leechers: 2, completed: 3 };
         let len = reply.finish(TransactionId([0, 0, 0, 9]), 1800, counts, 6);
-        let expected =
-            Reply::Announce { interval: 1800, leechers: 2, seeders: 1, peers: b"peer-1" };
+        let (peers, others) = (&b"peer-1"[..], &[][..]);
+        let expected = Reply::Announce { interval: 1800, leechers: 2, seeders: 1, peers, others };
         assert_eq!(read(&bytes[..len]), Ok((9, expected)));
         let id = [0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 5];
         assert_eq!(read(&id), Ok((9, Reply::Connect { connection_id: 5 })));

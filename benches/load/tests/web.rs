@@ -1,0 +1,316 @@
+//! Over HTTP and HTTPS.
+
+use super::run;
+use crate::measure;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use tsubame_bench::empty_table;
+use tsubame_bench::record::Step;
+use tsubame_http::head::{self, Head};
+use tsubame_http::query;
+use tsubame_http::reply::{
+    Announce, Content, Length, ReplyHead, Status, begin_scrape, end_scrape, write_row,
+};
+use tsubame_storage::{Announce as Entered, Endpoint, PeerSpace, Role, Seconds, Swarms};
+
+/// What a server does with a request: the bytes of a reply, or the end of the connection
+type Answer = dyn FnMut(IpAddr, &Head<'_>) -> Option<Vec<u8>> + Send;
+
+/// A server with a thread for each connection, until it is dropped
+struct Server {
+    url: String,
+    address: SocketAddr,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    fn start(
+        address: &str,
+        tls: Option<Arc<ServerConfig>>,
+        answer: impl FnMut(IpAddr, &Head<'_>) -> Option<Vec<u8>> + Send + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
+        let address = listener.local_addr().unwrap();
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let answer: Arc<Mutex<Answer>> = Arc::new(Mutex::new(answer));
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let mut connections: Vec<JoinHandle<()>> = Vec::new();
+            while let Ok((stream, from)) = listener.accept() {
+                if stopped.load(Ordering::Relaxed) {
+                    break;
+                }
+                let (tls, answer) = (tls.clone(), answer.clone());
+                connections.push(std::thread::spawn(move || match tls {
+                    Some(config) => {
+                        let session = ServerConnection::new(config).unwrap();
+                        serve(StreamOwned::new(session, stream), from.ip(), &answer);
+                    }
+                    None => serve(stream, from.ip(), &answer),
+                }));
+            }
+            connections.into_iter().for_each(|connection| connection.join().unwrap());
+        });
+        Self { url: format!("{scheme}://{address}/announce"), address, stop, thread: Some(thread) }
+    }
+
+    /// A tracker whose replies pass through `spoil` first
+    fn spoiling(
+        mut spoil: impl FnMut(&Head<'_>, Vec<u8>) -> Option<Vec<u8>> + Send + 'static,
+    ) -> Self {
+        let mut table = empty_table();
+        Self::start("127.0.0.1:0", None, move |from, head| {
+            spoil(head, answer(&mut table, from, head))
+        })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // Wakes the one that waits for connections.
+        let _ = TcpStream::connect(self.address);
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+/// Answers one request after the other until either side has enough
+fn serve(mut stream: impl Read + Write, from: IpAddr, answer: &Mutex<Answer>) {
+    let (mut bytes, mut part) = (Vec::new(), [0; 4096]);
+    loop {
+        while let Some((head, len)) = head::parse(&bytes).unwrap() {
+            let keep_alive = head.keep_alive;
+            let reply = answer.lock().unwrap()(from, &head);
+            bytes.drain(..len);
+            let Some(reply) = reply else { return };
+            if stream.write_all(&reply).is_err() || !keep_alive {
+                let _ = stream.flush();
+                return;
+            }
+        }
+        match stream.read(&mut part) {
+            Ok(len) if len > 0 => bytes.extend_from_slice(&part[..len]),
+            _ => return,
+        }
+    }
+}
+
+/// What the tracker's own pieces make of a request
+fn answer(table: &mut Swarms, from: IpAddr, head: &Head<'_>) -> Vec<u8> {
+    let mut body = Vec::new();
+    match query::Announce::parse(head.query) {
+        Ok(query) => {
+            let (mut v4, mut v6) = (vec![0; 6 * 50], vec![0; 18 * 50]);
+            let most = query.numwant.unwrap() as usize;
+            let peers = PeerSpace { v4: &mut v4, v6: &mut v6, most };
+            let announce = Entered {
+                info_hash: query.info_hash,
+                endpoint: Endpoint::new(from, query.port),
+                role: if query.left == 0 { Role::Seeder } else { Role::Leecher },
+                event: query.event,
+            };
+            let ahead = table.look_ahead(&query.info_hash);
+            let announced = table.announce(Seconds(1), ahead, &announce, peers);
+            let reply = Announce {
+                counts: announced.counts,
+                interval: 1_800,
+                min_interval: 900,
+                external_ip: from,
+                v4: &v4[..announced.v4_len],
+                v6: &v6[..announced.v6_len],
+                compact: query.compact,
+            };
+            reply.write(&mut body);
+        }
+        Err(_) => {
+            let mut asked: Vec<_> = query::info_hashes(head.query).map(Result::unwrap).collect();
+            asked.sort_unstable();
+            begin_scrape(&mut body);
+            for info_hash in &asked {
+                let census = table.census(&table.look_ahead(info_hash), info_hash);
+                write_row(&mut body, info_hash, census);
+            }
+            end_scrape(&mut body, 900);
+        }
+    }
+    whole(&body, head.keep_alive)
+}
+
+fn whole(body: &[u8], keep_alive: bool) -> Vec<u8> {
+    let mut reply = Vec::new();
+    ReplyHead {
+        status: Status::Ok,
+        content: Content::Plain,
+        encoding: None,
+        length: Length::Bytes(body.len()),
+        keep_alive,
+    }
+    .write(&mut reply);
+    reply.extend_from_slice(body);
+    reply
+}
+
+fn body_of(reply: &[u8]) -> &[u8] {
+    let end = reply.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
+    &reply[end + 4..]
+}
+
+/// The only step of a short run
+fn step(urls: &[&str], arguments: &[&str]) -> Step {
+    let arguments = [urls, &["--duration=200ms", "--in-flight=20"], arguments].concat();
+    let mut record = measure(&run(&arguments)).unwrap();
+    assert_eq!(record.steps.len(), 1);
+    record.steps.remove(0)
+}
+
+#[test]
+fn a_right_tracker_passes_with_both_families_in_a_reply() {
+    for close in [false, true] {
+        let table = Arc::new(Mutex::new(empty_table()));
+        let [v4, v6] = ["127.0.0.1:0", "[::1]:0"].map(|address| {
+            let table = table.clone();
+            let answer =
+                move |from, head: &Head<'_>| Some(answer(&mut table.lock().unwrap(), from, head));
+            Server::start(address, None, answer)
+        });
+        let mut arguments = vec!["--mix=announce=5,scrape=1", "--churn=0.3", "--ipv6=0.5"];
+        arguments.extend(close.then_some("--close"));
+        let step = step(&[&v4.url, &v6.url], &arguments);
+        assert_eq!((step.wrong.len(), step.lost, step.broken), (0, 0, 0), "{:?}", step.wrong);
+        assert_eq!((step.checked, step.sent), (step.answers(), step.answers()));
+        assert!(step.answered["announce"] > 100 && step.answered["scrape"] > 10);
+        assert!(step.peers > 100, "{} peers", step.peers);
+        assert_eq!(step.connections, if close { step.sent } else { 20 });
+    }
+}
+
+#[test]
+fn an_encrypted_tracker_passes() {
+    let made = rcgen::generate_simple_self_signed(["t.example".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    let config = Arc::new(config);
+    for close in [false, true] {
+        let mut table = empty_table();
+        let server = Server::start("127.0.0.1:0", Some(config.clone()), move |from, head| {
+            Some(answer(&mut table, from, head))
+        });
+        let close = if close { &["--close"][..] } else { &[] };
+        let step = step(&[&server.url], close);
+        assert_eq!((step.wrong.len(), step.lost, step.broken), (0, 0, 0), "{:?}", step.wrong);
+        assert!(step.answered["announce"] > 20 && step.peers > 0, "{:?}", step.answered);
+    }
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    type Spoil = fn(&Head<'_>, Vec<u8>) -> Option<Vec<u8>>;
+    let cases: [(&str, Spoil); 7] = [
+        ("error", |_, _| Some(whole(b"d14:failure reason2:noe", true))),
+        ("error", |_, _| Some(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec())),
+        ("bencode", |_, _| Some(whole(b"d8:interval", true))),
+        ("head of a reply", |_, _| Some(b"SSH-2.0\r\n".to_vec())),
+        ("bytes behind a reply", |_, mut reply| {
+            reply.push(b'e');
+            Some(reply)
+        }),
+        ("peer that does not exist", |_, _| {
+            let body =
+                b"d8:completei9e10:incompletei9e8:intervali60e5:peers6:\x09\x09\x09\x09\x09\x09e";
+            Some(whole(body, true))
+        }),
+        ("torrent that nobody asked for", |head, reply| {
+            if head.path != "/scrape" {
+                return Some(reply);
+            }
+            let body = body_of(&reply).to_vec();
+            let mut spoilt = b"d5:filesd20:\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\
+                d8:completei0e10:downloadedi0e10:incompletei0ee"
+                .to_vec();
+            spoilt.extend_from_slice(&body[b"d5:filesd".len()..]);
+            Some(whole(&spoilt, true))
+        }),
+    ];
+    for (what, spoil) in cases {
+        let server = Server::spoiling(spoil);
+        let arguments =
+            ["--mix=announce=5,scrape=1", "--timeout=50ms", "--churn=0", "--peers=9999"];
+        let step = step(&[&server.url], &arguments);
+        let named: Vec<_> = step.wrong.keys().map(String::as_str).collect();
+        assert!(named.contains(&what) && step.wrong[what] > 0, "{what}: {named:?}");
+        assert!(named.len() == 1 || what == "peer that does not exist", "{what}: {named:?}");
+    }
+}
+
+#[test]
+fn a_request_over_a_connection_that_ends_is_asked_again_once() {
+    let mut count = 0;
+    let server = Server::spoiling(move |_, reply| {
+        count += 1;
+        (count % 10 != 0).then_some(reply)
+    });
+    let kept = step(&[&server.url], &["--mix=announce=1"]);
+    assert_eq!((kept.lost, kept.wrong.len()), (kept.broken, 0), "{:?}", kept.wrong);
+    let share = kept.broken as f64 / kept.sent as f64;
+    assert!(share < 0.03, "{} of {}: only who is unlucky twice is lost", kept.broken, kept.sent);
+    assert!(kept.connections > kept.sent / 20, "{} for {}", kept.connections, kept.sent);
+    let closed = step(&[&server.url], &["--mix=announce=1", "--close", "--shared"]);
+    assert_eq!((closed.lost, closed.wrong.len()), (closed.broken, 0), "{:?}", closed.wrong);
+    let share = closed.broken as f64 / closed.sent as f64;
+    assert!((0.05..0.15).contains(&share), "{} of {} lost", closed.broken, closed.sent);
+}
+
+#[test]
+fn every_peer_is_entered_once_whatever_is_lost() {
+    for close in [&["--fill"][..], &["--fill", "--close"]] {
+        let table = Arc::new(Mutex::new(empty_table()));
+        let (shared, mut count) = (table.clone(), 0);
+        let server = Server::start("127.0.0.1:0", None, move |from, head| {
+            count += 1;
+            match count % 7 {
+                0 => None,
+                // Nothing more comes: it is given up.
+                3 => Some(Vec::new()),
+                _ => Some(answer(&mut shared.lock().unwrap(), from, head)),
+            }
+        });
+        let arguments = [close, &["--duration=0s", "--timeout=30ms", "--peers=999"]].concat();
+        let step = step(&[&server.url], &arguments);
+        assert_eq!((step.name.as_str(), step.wrong.len()), ("fill", 0), "{:?}", step.wrong);
+        assert!(step.lost > 0 && step.sent == 999 + step.lost, "{} {}", step.lost, step.sent);
+        let totals = table.lock().unwrap().totals();
+        assert_eq!(totals.seeders[0] + totals.leechers[0], 999);
+    }
+}
+
+#[test]
+fn mistakes_name_the_cure() {
+    let server = Server::spoiling(|_, reply| Some(reply));
+    let error =
+        |url: &str, arguments: &[&str]| measure(&run(&[&[url], arguments].concat())).unwrap_err();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let refused = format!("http://{free}/announce");
+    for (url, arguments, words) in [
+        (server.url.as_str(), &["--segments=2"][..], "there are none over HTTP"),
+        (&server.url, &["--peers=500000", "--in-flight=2"], "give --in-flight"),
+        (&server.url.replace("announce", "a"), &[], "leave scrapes out, as --mix announce=1"),
+        (&server.url, &["udp://[::1]:1"], "one protocol for a run"),
+        (&refused, &[], "is the tracker up"),
+    ] {
+        let error = error(url, arguments);
+        assert!(error.contains(words), "{error}");
+    }
+}
