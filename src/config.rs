@@ -3,6 +3,7 @@
 //! Nothing outside this module knows YAML. Every key is optional; `deploy/tsubame.yaml` documents each with
 //! its default and is what `tsubame config` prints.
 
+mod hooks;
 mod http;
 mod read;
 mod values;
@@ -11,6 +12,7 @@ pub use http::{Http, HttpLimits, HttpTls};
 pub use read::Mistake;
 
 use crate::limits::{NUMWANT_LIMIT, REPLY_LEN_DEFAULT, REPLY_LEN_LIMIT, REPLY_LEN_MIN};
+use crate::policy::HookConfig;
 use ipnet::IpNet;
 use read::Reader;
 use std::net::SocketAddr;
@@ -30,7 +32,7 @@ const ADDRESS_CAP_MAX: u32 = 256;
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// Everything that can be configured
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Which cores get a shard
     pub cpus: Cpus,
@@ -42,6 +44,8 @@ pub struct Config {
     pub announce: Announce,
     /// The swarm table
     pub storage: Storage,
+    /// The policy, in order
+    pub hooks: Vec<HookConfig>,
     /// The control plane
     pub control: Control,
     /// The log
@@ -205,7 +209,7 @@ impl Config {
         let http = Http::read(root.section("http"));
         let announce = Announce::read(root.section("announce"));
         let storage = Storage::read(root.section("storage"));
-        root.value("hooks", (), values::no_hooks);
+        let hooks = hooks::read(&mut root);
         let mut section = root.section("control");
         let default = Some(SocketAddr::from(([127, 0, 0, 1], 6880)));
         let control =
@@ -213,20 +217,27 @@ impl Config {
         section.end();
         let log = Log::read(root.section("log"));
         root.end();
-        Self { cpus, udp, http, announce, storage, control, log }
+        Self { cpus, udp, http, announce, storage, hooks, control, log }
     }
 
     /// What no key can say alone
     fn check(&self, reader: &mut Reader) {
         let Announce { interval, min_interval, peer_lifetime, .. } = &self.announce;
-        if *peer_lifetime < *interval * 3 / 2 {
-            let least = humantime::format_duration(*interval * 3 / 2);
+        let longest = hooks::longest_interval(&self.hooks, *interval);
+        if *peer_lifetime < longest * 3 / 2 {
+            let of = if longest > *interval {
+                "the longest interval of hooks"
+            } else {
+                "announce.interval"
+            };
             reader.mistake(
                 "announce.peer_lifetime",
                 format!(
-                    "{} is less than 1.5 times announce.interval, so peers would expire between two \
-                     announces; make it at least {least}",
-                    humantime::format_duration(*peer_lifetime)
+                    "{} is less than 1.5 times {of} ({}), so peers would expire between two announces; make it \
+                     at least {}",
+                    humantime::format_duration(*peer_lifetime),
+                    humantime::format_duration(longest),
+                    humantime::format_duration(longest * 3 / 2)
                 ),
             );
         }
@@ -376,6 +387,60 @@ mod tests {
     }
 
     #[test]
+    fn the_example_of_hooks_names_every_option() {
+        let example = include_str!("../deploy/hooks.yaml");
+        let config = Config::parse("hooks.yaml", example).unwrap();
+        assert_eq!(config.hooks.len(), hooks::NAMES.len());
+        let mut reader = Reader::new("hooks.yaml", example).unwrap();
+        Config::read(&mut reader);
+        let absent = reader.absent().into_iter().filter(|key| key.starts_with("hooks."));
+        assert_eq!(absent.collect::<Vec<_>>(), [""; 0], "options without documentation");
+    }
+
+    #[test]
+    fn mistaken_hooks_are_named_with_their_lines() {
+        let text = mistakes(
+            "\
+hooks:
+  - name: acces_list
+  - name: torrent approval
+    options: {}
+  - name: access_list
+    options:
+      mode: permit
+      info_hashes: [\"12\"]
+      file: x
+  - name: clients
+    options: {clients: [\"\"]}
+  - name: limits
+  - name: interval_load
+    options:
+      from: 10
+      to: 5
+      longest: 2h
+  - 5
+  - option: {}
+",
+        );
+        for expected in [
+            "t.yaml:2: hooks.0.name: \"acces_list\" is no hook; did you mean access_list?",
+            "t.yaml:3: hooks.1.name: \"torrent approval\" is no hook; did you mean access_list?",
+            "t.yaml:7: hooks.2.options.mode: \"permit\" is none of allow, deny",
+            "t.yaml:8: hooks.2.options.info_hashes: \"12\" is no info hash",
+            "t.yaml:9: hooks.2.options.file: is not a key; did you mean files?",
+            "t.yaml:11: hooks.3.options.mode: is missing; give allow",
+            "t.yaml:11: hooks.3.options.clients: \"\" is no beginning",
+            "t.yaml:12: hooks.4.options.announces_per_second: is missing",
+            "t.yaml:16: hooks.5.options.to: 5 is less than from (10)",
+            "hooks.6: must hold keys",
+            "t.yaml:19: hooks.7.name: is missing; give one of access_list,",
+            "announce.peer_lifetime: 45m is less than 1.5 times the longest interval of hooks (2h)",
+        ] {
+            assert!(text.contains(expected), "no {expected:?} in:\n{text}");
+        }
+    }
+
+    #[test]
     fn every_mistake_is_told_at_once_with_line_key_value_and_cure() {
         let source = "\
 udp:
@@ -398,7 +463,7 @@ udb: {}
             "t.yaml:9: storage.memory: 1MiB is out of range",
             "t.yaml:9: storage.caps.swarn: is not a key; did you mean swarm?",
             "t.yaml:10: udb: is not a key; did you mean udp?",
-            "t.yaml: announce.peer_lifetime: 45m is less than 1.5 times announce.interval",
+            "t.yaml:5: announce.peer_lifetime: 45m is less than 1.5 times announce.interval (1h)",
         ] {
             assert!(text.contains(expected), "no {expected:?} in:\n{text}");
         }
@@ -410,7 +475,8 @@ udb: {}
         assert!(mistakes("udp: [").contains("t.yaml:"));
         assert!(mistakes("- 1").contains("a list of keys"));
         assert!(mistakes("udp: 5").contains("t.yaml:1: udp: must hold keys"));
-        assert!(mistakes("hooks: [{name: jwt}]").contains("hooks: this version has no hooks"));
+        assert!(mistakes("hooks: 5").contains("t.yaml:1: hooks: must be a list"));
+        assert!(mistakes("hooks: [5]").contains("hooks.0: must hold keys"));
         let nothing = "udp: {listen: []}\nhttp: {listen: []}";
         assert!(mistakes(nothing).contains("give at least one address"));
         let keyless = "http: {tls: {listen: \"0.0.0.0:443\", certificate: c.pem}}";

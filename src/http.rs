@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio_uring::net::{TcpListener, TcpStream};
-use tsubame_http::head::ProxyHeader;
+use tsubame_http::head::{Head, ProxyHeader};
 use tsubame_storage::Seconds;
 
 /// Accepts that wait on each listener: as many connections can come between two looks at the ring
@@ -198,6 +198,11 @@ async fn look_each_second(service: Rc<Service>) {
 impl Service {
     /// Serves a connection, if need be in place of another
     fn admit(self: Rc<Self>, stream: TcpStream, peer: SocketAddr, encrypted: bool) {
+        // For a proxy it is decided by whom it speaks for.
+        let address = peer.ip().to_canonical();
+        if !self.terms.trusts(address) && !self.shard.borrow_mut().permits_source(address) {
+            return;
+        }
         if self.roster.borrow().len() >= self.terms.connections && !self.spare_one() {
             // All are being answered: who comes now has to come again.
             self.shard.borrow_mut().connections().evicted += 1;
@@ -262,6 +267,12 @@ impl Service {
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
+    }
+
+    /// Whom a request is from, if such are answered at all
+    fn source(&self, peer: IpAddr, head: &Head<'_>) -> Option<IpAddr> {
+        let source = head.client(peer, self.terms.proxy_header, |it| self.terms.trusts(it));
+        self.shard.borrow_mut().permits_source(source).then_some(source)
     }
 
     fn buffer(&self) -> Vec<u8> {

@@ -28,6 +28,8 @@ pub mod mesh;
 pub mod metrics;
 pub mod outcome;
 pub mod peer_list;
+pub mod policy;
+pub mod reload;
 pub mod report;
 pub mod run;
 pub mod shard;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::exit;
 use tsubame::config::{self, Config};
 use tsubame::http::Certificate;
+use tsubame::policy::Plan;
 use tsubame::run::{RunError, run};
 use tsubame::supervisor::{EXIT_DONE, EXIT_SHARD, EXIT_START, EXIT_USAGE, end_on_panic};
 use tsubame::{e2e, log};
@@ -77,11 +78,15 @@ fn run_tracker(path: Option<&std::path::Path>) -> i32 {
     };
     log::start(&config.log);
     end_on_panic();
-    match run(&config) {
+    match run(&config, path) {
         Ok(()) => EXIT_DONE,
         Err(error) => {
             tracing::error!("{error}");
-            if matches!(error, RunError::ShardDied(..)) { EXIT_SHARD } else { EXIT_START }
+            match error {
+                RunError::ShardDied(..) => EXIT_SHARD,
+                RunError::Policy(_) => EXIT_USAGE,
+                _ => EXIT_START,
+            }
         }
     }
 }
@@ -93,6 +98,10 @@ fn check(path: &std::path::Path) -> i32 {
             if !tls.listen.is_empty()
                 && let Err(error) = Certificate::load(&tls.certificate, &tls.key)
             {
+                eprintln!("{}: {error}", path.display());
+                return EXIT_USAGE;
+            }
+            if let Err(error) = Plan::load(&config.hooks, 0) {
                 eprintln!("{}: {error}", path.display());
                 return EXIT_USAGE;
             }

@@ -4,6 +4,7 @@
 //! sleeps says so first and looks once more; a producer wakes it only then, once for a batch.
 
 use crate::peer_list::PeerList;
+use crate::policy::Policy;
 use crate::tracker::Announce;
 use rtrb::{Consumer, Producer, RingBuffer};
 use std::sync::Arc;
@@ -46,6 +47,8 @@ pub enum Message {
     Question(Rows<InfoHash>),
     /// These are the figures of your swarms
     Answer(Rows<Census>),
+    /// From the control plane: go by this policy from now on
+    Policy(Box<Policy>),
     /// From the control plane: finish
     Stop,
 }

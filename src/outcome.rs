@@ -91,6 +91,20 @@ outcomes! {
     FullScrapeTooSoon = "full_scrape_too_soon",
     /// Ended early: the list of all torrents, which was not made or taken in time
     FullScrapeBroken = "full_scrape_broken",
+    /// Refused: a torrent that an access list does not permit
+    ForbiddenTorrent = "forbidden_torrent",
+    /// Refused: a client that is not permitted
+    ForbiddenClient = "forbidden_client",
+    /// Dropped: from a network that is not permitted
+    ForbiddenNetwork = "forbidden_network",
+    /// Refused: an announce without a passkey
+    NoPasskey = "no_passkey",
+    /// Refused: an announce with a passkey that nobody has
+    WrongPasskey = "wrong_passkey",
+    /// Refused: more announces from one source than are permitted
+    TooManyAnnounces = "too_many_announces",
+    /// Refused: announces of more torrents from one source than are permitted
+    TooManyTorrents = "too_many_torrents",
     /// The page at `/` was shown
     PageShown = "page_shown",
 }
@@ -109,7 +123,13 @@ impl Outcome {
             | Self::RefusedSwarmCap
             | Self::RefusedAddressCap
             | Self::Forwarded
-            | Self::ShedSlots => "announce",
+            | Self::ShedSlots
+            | Self::ForbiddenTorrent
+            | Self::ForbiddenClient
+            | Self::NoPasskey
+            | Self::WrongPasskey
+            | Self::TooManyAnnounces
+            | Self::TooManyTorrents => "announce",
             Self::Scraped
             | Self::ShedScrape
             | Self::FullScrape
@@ -123,6 +143,7 @@ impl Outcome {
             | Self::WrongConnectionId
             | Self::SourcePortZero
             | Self::Unreadable
+            | Self::ForbiddenNetwork
             | Self::ShedMesh
             | Self::ShedLate
             | Self::BrokenProxyHeader

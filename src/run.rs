@@ -8,6 +8,8 @@ use crate::http::{self, Certificate, FullScrapes, Tls, TlsError};
 use crate::identity::Identity;
 use crate::listen::{Key, ListenError, Listeners};
 use crate::mesh::{Message, Port, mesh};
+use crate::policy::{Plan, PlanError, Policy};
+use crate::reload::{Command, Job, Reloads};
 use crate::shard::{Parts, Shard};
 use crate::stats::{Board, Figures};
 use crate::supervisor::{Ended, ShardError, Supervisor};
@@ -16,11 +18,13 @@ use crate::{memory, report};
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tsubame_storage::{Settings, Swarms};
 use tsubame_udp::connection_id::ConnectionIds;
 use tsubame_udp::ring::Ring;
@@ -33,6 +37,9 @@ const STOP_PATIENCE: Duration = Duration::from_millis(900);
 
 /// How often the control plane looks at the figures
 const WATCH_EVERY: Duration = Duration::from_secs(10);
+
+/// How often files are looked at that may have changed
+const LOOK_AT_FILES_EVERY: Duration = Duration::from_secs(1);
 
 /// Why the tracker did not start or did not go on
 #[derive(Debug, Error)]
@@ -49,6 +56,9 @@ pub enum RunError {
     /// No certificate
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// No policy
+    #[error(transparent)]
+    Policy(#[from] PlanError),
     /// No shards
     #[error(transparent)]
     Shards(ShardError),
@@ -77,16 +87,21 @@ struct Running {
     control: Port,
     watched: Watched,
     steered: bool,
-    certificate: Option<Arc<Certificate>>,
+    reloads: Reloads,
+    /// Policies that no shard goes by any more
+    to_free: UnboundedReceiver<Box<Policy>>,
 }
 
 /// Runs the tracker until it is told to stop by SIGINT or SIGTERM
-pub fn run(config: &Config) -> Result<(), RunError> {
+///
+/// `path` is where the config was read from, to be read again when it changes.
+pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let clock = Clock::new();
     raise_file_limit();
     let cores = cpus::choose(&config.cpus)?;
     let shards = cores.len() as u16;
     let identity = Identity::draw(shards).map_err(RunError::Randomness)?;
+    let plan = Plan::load(&config.hooks, identity.seed(shards))?;
     let mut listeners = Listeners::bind(&config.udp, &identity.steering_keys(), shards, &clock)?;
     let mut http = http::bind(Key::Http, &config.http.listen, shards, &clock)?;
     let mut https = http::bind(Key::Https, &config.http.tls.listen, shards, &clock)?;
@@ -101,6 +116,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let control = config.control.listen.map(control::bind).transpose()?;
     let ceiling = memory::ceiling(config.storage.memory);
     let full_scrapes: Arc<FullScrapes> = Arc::default();
+    let (retired, to_free) = unbounded_channel();
     let mut ports = mesh(shards);
     let control_port = ports.pop().expect("a mesh has a port for the control plane");
     let boards: Arc<[Arc<Board>]> = (0..shards).map(|_| Arc::default()).collect();
@@ -111,7 +127,9 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let bodies = sockets.zip(ports).enumerate().map(|(number, ((sockets, listeners), port))| {
         let number = number as u16;
         let (board, keys) = (boards[usize::from(number)].clone(), identity.steering_keys());
-        let tracker = tracker(config, &identity, number, ceiling / usize::from(shards));
+        let mut tracker = tracker(config, &identity, number, ceiling / usize::from(shards));
+        tracker.exchange_policy(&mut plan.policy(shards, identity.seed(number)));
+        let retired = retired.clone();
         let (plain, encrypted) = listeners;
         let http = http::Parts {
             plain,
@@ -123,7 +141,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         };
         let body = move |ready: &dyn Fn()| {
             let ring = Ring::new(sockets)?;
-            let parts = Parts { number, shards, keys, ring, tracker, port, board, clock };
+            let parts = Parts { number, shards, keys, ring, tracker, port, retired, board, clock };
             serve_shard(parts, http, ready)
         };
         (cores[usize::from(number)], body)
@@ -131,7 +149,10 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let supervisor = Supervisor::start(bodies.collect()).map_err(RunError::Shards)?;
     let watched = Watched { boards, clock };
     let steered = listeners.is_steered();
-    let running = Running { supervisor, control: control_port, watched, steered, certificate };
+    let path = path.map(Path::to_owned);
+    let drawn = (shards, identity.seed(shards));
+    let reloads = Reloads::new(path, config.clone(), plan, certificate, drawn);
+    let running = Running { supervisor, control: control_port, watched, steered, reloads, to_free };
     control_plane(&runtime, running, control, |control| {
         report::started(config, (&listeners, &http, &https), &cores, ceiling, control);
     })
@@ -236,10 +257,11 @@ fn control_plane(
     runtime.block_on(async {
         let signals = Signals::new().map_err(RunError::Runtime)?;
         started(control.as_ref());
+        let (ask, commands) = unbounded_channel();
         if let Some(listener) = control {
-            tokio::spawn(control::serve(listener, running.watched.clone()));
+            tokio::spawn(control::serve(listener, running.watched.clone(), ask));
         }
-        watch(running, signals).await
+        watch(running, signals, commands).await
     })
 }
 
@@ -260,15 +282,24 @@ impl Signals {
     }
 }
 
-async fn watch(mut running: Running, signals: Signals) -> Result<(), RunError> {
+async fn watch(
+    mut running: Running,
+    signals: Signals,
+    mut commands: UnboundedReceiver<Command>,
+) -> Result<(), RunError> {
     let Signals { mut interrupt, mut terminate, mut hangup } = signals;
     let mut look = tokio::time::interval(WATCH_EVERY);
+    let mut look_at_files = tokio::time::interval(LOOK_AT_FILES_EVERY);
     let mut seen = Figures::default();
     let signal = loop {
         tokio::select! {
             _ = interrupt.recv() => break "SIGINT",
             _ = terminate.recv() => break "SIGTERM",
-            _ = hangup.recv() => reload(running.certificate.as_deref()),
+            _ = hangup.recv() => running.reloads.ask((Job::Config, None)),
+            Some(command) = commands.recv() => running.reloads.ask(command),
+            _ = look_at_files.tick() => running.reloads.look(),
+            policies = running.reloads.done() => send(&mut running.control, policies).await,
+            Some(retired) = running.to_free.recv() => free(retired),
             _ = look.tick() => {
                 let figures = sum(&running.watched.boards);
                 report::watched(&seen, &figures, running.steered);
@@ -287,17 +318,24 @@ async fn watch(mut running: Running, signals: Signals) -> Result<(), RunError> {
     Ok(())
 }
 
-/// What can change while the tracker runs: the certificate
-fn reload(certificate: Option<&Certificate>) {
-    match certificate.map(Certificate::reload) {
-        Some(Ok(())) => tracing::info!(
-            "SIGHUP: the certificate was read again; for a new config, restart the tracker"
-        ),
-        Some(Err(error)) => tracing::error!("SIGHUP: {error}; the old certificate stays"),
-        None => {
-            tracing::info!("SIGHUP: there is no certificate; for a new config, restart the tracker")
+/// Sends each shard its policy, waiting for room if need be
+async fn send(control: &mut Port, policies: Vec<Policy>) {
+    for (shard, policy) in policies.into_iter().enumerate() {
+        // A shard that is stuck for so long ends the process soon, or is ended by who watches.
+        for _ in 0..1_000 {
+            if control.has_room(shard) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
+        control.send(shard, Message::Policy(Box::new(policy)));
     }
+    control.ring();
+}
+
+/// Takes a policy apart where nobody waits
+fn free(policy: Box<Policy>) {
+    tokio::task::spawn_blocking(move || drop(policy));
 }
 
 fn died(ended: Option<Ended>) -> RunError {

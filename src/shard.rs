@@ -11,6 +11,7 @@ use crate::clock::{Clock, Now};
 use crate::http::{self, Desk};
 use crate::mesh::{HTTP_TICKET, Message, Port, Rows};
 use crate::outcome::{Outcome, Verdict};
+use crate::policy::Policy;
 use crate::stats::{Board, Figures, Protocol};
 use crate::tracker::{Admitted, Announce, Scrape, Tracker};
 pub use for_http::Asked;
@@ -24,10 +25,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tsubame_storage::{Ahead, Census, Family, InfoHash};
+use tokio::sync::mpsc::UnboundedSender;
+use tsubame_storage::{Ahead, Census, Family, InfoHash, Purge};
 use tsubame_udp::ring::{Received, ReturnPath, Ring};
 use tsubame_udp::steering::SteeringKeys;
-use tsubame_udp::wire::TransactionId;
+use tsubame_udp::wire::{INFO_HASH_OFFSET, TransactionId};
 
 /// Datagrams after which other tasks of this thread get their turn
 const DATAGRAMS_PER_YIELD: usize = 256;
@@ -62,6 +64,7 @@ pub struct Shard {
     ring: Ring,
     tracker: Tracker,
     port: Port,
+    arrived: Vec<Received>,
     batch: Vec<Item>,
     inbox: Vec<(usize, Message)>,
     aheads: Vec<Option<Ahead>>,
@@ -69,6 +72,10 @@ pub struct Shard {
     scrapes: Scrapes,
     desk: Desk,
     listings: Listings,
+    /// Torrents that the policy does not serve any more are being removed
+    purge: Option<Purge>,
+    /// Where policies go that are no longer needed
+    retired: UnboundedSender<Box<Policy>>,
     figures: Figures,
     board: Arc<Board>,
     clock: Clock,
@@ -92,6 +99,8 @@ pub struct Parts {
     pub tracker: Tracker,
     /// Reaches the other shards
     pub port: Port,
+    /// Takes policies apart that are no longer needed: their lists may be large
+    pub retired: UnboundedSender<Box<Policy>>,
     /// Where it publishes its figures
     pub board: Arc<Board>,
     /// Tells the time
@@ -117,7 +126,7 @@ struct Item {
 impl Shard {
     /// A shard of these parts
     pub fn new(parts: Parts) -> Self {
-        let Parts { number, shards, keys, ring, tracker, port, board, clock } = parts;
+        let Parts { number, shards, keys, ring, tracker, port, retired, board, clock } = parts;
         let inbox = Port::messages_per_turn();
         Self {
             number,
@@ -126,6 +135,7 @@ impl Shard {
             ring,
             tracker,
             port,
+            arrived: Vec::with_capacity(BATCH_MAX),
             batch: Vec::with_capacity(BATCH_MAX),
             inbox: Vec::with_capacity(inbox),
             aheads: Vec::with_capacity(inbox),
@@ -133,6 +143,8 @@ impl Shard {
             scrapes: Scrapes::new(),
             desk: Desk::default(),
             listings: Listings::default(),
+            purge: None,
+            retired,
             figures: Figures::default(),
             board,
             clock,
@@ -194,12 +206,17 @@ impl Shard {
         let resting = self.take_turns()?;
         let now = self.clock.now();
         let sweeping = self.tracker.swarms_mut().sweep(now.monotonic);
+        if let Some(purge) = &mut self.purge
+            && !self.tracker.purge(purge)
+        {
+            self.purge = None;
+        }
         self.publish(now);
         if !self.listings.is_empty() {
             self.list_some();
             return Ok(Step::Again);
         }
-        if !resting || sweeping || self.stopping {
+        if !resting || sweeping || self.purge.is_some() || self.stopping {
             return Ok(Step::Again);
         }
         // In this order: what happens after the event is asked for either is found by the turn or makes
@@ -285,8 +302,12 @@ impl Shard {
 
     /// Admits so many of the datagrams that have arrived; what is not admitted is answered or dropped here
     fn admit(&mut self, now: Now, count: usize) -> io::Result<()> {
-        for _ in 0..count {
-            let Some(received) = self.ring.take() else { break };
+        let mut arrived = std::mem::take(&mut self.arrived);
+        arrived.extend((0..count).map_while(|_| self.ring.take()));
+        if self.tracker.policy().has_lists() {
+            self.look_at_lists(&arrived);
+        }
+        for received in arrived.drain(..) {
             let Some((datagram, reply)) = self.ring.open(&received) else {
                 self.count(Family::V4, Outcome::Unreadable);
                 self.ring.release(received);
@@ -301,7 +322,21 @@ impl Shard {
                 Err(verdict) => self.conclude(received, family, verdict)?,
             }
         }
+        self.arrived = arrived;
         Ok(())
+    }
+
+    /// Reads what the lists say of all torrents of a batch, so that memory works on many at once
+    fn look_at_lists(&mut self, arrived: &[Received]) {
+        let policy = self.tracker.policy();
+        let mut touched = 0_u8;
+        for received in arrived {
+            let opened = self.ring.open(received);
+            let payload = opened.as_ref().map_or(&[][..], |(datagram, _)| datagram.payload);
+            let hash = payload.get(INFO_HASH_OFFSET..).and_then(|rest| rest.first_chunk());
+            touched = touched.wrapping_add(hash.map_or(0, |hash| policy.touch(&InfoHash(*hash))));
+        }
+        std::hint::black_box(touched);
     }
 
     /// Answers what was admitted, or passes it on to its owner
@@ -457,11 +492,20 @@ impl Shard {
                 (Message::Told(list), _) => self.desk.told(list),
                 (Message::List(request), _) => self.listings.add(from, request),
                 (Message::Listed(listed), _) => self.desk.listed(listed),
+                (Message::Policy(policy), _) => self.exchange_policy(policy),
                 (Message::Stop, _) => self.stopping = true,
             }
         }
         (self.inbox, self.aheads) = (inbox, aheads);
         Ok(taken)
+    }
+
+    /// Goes by another policy; the old one is taken apart elsewhere
+    fn exchange_policy(&mut self, mut policy: Box<Policy>) {
+        self.tracker.exchange_policy(&mut policy);
+        // The process is about to end if nobody takes it.
+        let _ = self.retired.send(policy);
+        self.purge = self.tracker.policy().has_lists().then(Purge::default);
     }
 
     fn answer_forwarded(

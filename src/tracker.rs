@@ -8,12 +8,13 @@
 use crate::clock::Now;
 use crate::limits::{NUMWANT_LIMIT, peers_fitting};
 use crate::outcome::{Outcome, Verdict};
+use crate::policy::{Answer, Asked, Carrier, Parameters, Policy, Refusal, Told};
 use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};
 use tsubame_http::query;
 use tsubame_storage::{
-    Ahead, Announced, Census, Counts, Endpoint, Event, Family, InfoHash, PeerId, PeerSpace, Role,
-    Swarms,
+    Ahead, Announced, Census, Counts, Endpoint, Event, Family, InfoHash, PeerId, PeerSpace, Purge,
+    Role, Swarms,
 };
 use tsubame_udp::connection_id::ConnectionIds;
 use tsubame_udp::wire::{
@@ -40,11 +41,18 @@ pub struct Terms {
     pub explain_wrong_connection_id: bool,
 }
 
+impl Terms {
+    fn told(&self) -> Told {
+        Told { interval_secs: self.interval_secs, min_interval_secs: self.min_interval_secs }
+    }
+}
+
 /// A shard's tracker: its policy and its swarms
 #[derive(Debug)]
 pub struct Tracker {
     ids: ConnectionIds,
     terms: Terms,
+    policy: Policy,
     swarms: Swarms,
 }
 
@@ -80,6 +88,8 @@ pub struct Announce {
     pub numwant: u16,
     /// The family the request came over: over UDP, the reply's peers are of the same (BEP 15)
     pub family: Family,
+    /// When the client is asked to come back
+    pub told: Told,
 }
 
 /// A proven scrape
@@ -101,9 +111,21 @@ const WRONG_CONNECTION_ID: &str = "wrong connection id";
 const _: () = assert!(ERROR_REPLY_LEN + WRONG_CONNECTION_ID.len() <= SCRAPE_LEN_MIN);
 
 impl Tracker {
-    /// A tracker with an empty table
+    /// A tracker with an empty table, without hooks
     pub fn new(ids: ConnectionIds, terms: Terms, swarms: Swarms) -> Self {
-        Self { ids, terms, swarms }
+        Self { ids, terms, policy: Policy::default(), swarms }
+    }
+
+    /// Goes by another policy from now on, which takes over the counts of the one until now; that one is left in its
+    /// place
+    pub fn exchange_policy(&mut self, policy: &mut Policy) {
+        policy.inherit(&mut self.policy);
+        std::mem::swap(&mut self.policy, policy);
+    }
+
+    /// The policy it goes by
+    pub fn policy(&self) -> &Policy {
+        &self.policy
     }
 
     /// The swarms of this shard
@@ -121,7 +143,7 @@ impl Tracker {
     /// Cheapest reject first: a flood's datagrams are to cost the least. Until the connection id proves that
     /// the source is not forged, no reply is longer than the request.
     pub fn admit(
-        &self,
+        &mut self,
         now: Now,
         source: SocketAddr,
         datagram: &[u8],
@@ -135,6 +157,9 @@ impl Tracker {
             return Err(Verdict::silence(Outcome::SourcePortZero));
         }
         let address = source.ip().to_canonical();
+        if !self.policy.permits_source(address) {
+            return Err(Verdict::silence(Outcome::ForbiddenNetwork));
+        }
         let (connection_id, transaction_id) = match &request {
             Request::Connect(connect) => {
                 let id = self.ids.issue(now.unix_secs, address);
@@ -152,10 +177,10 @@ impl Tracker {
             return Err(Verdict { outcome: Outcome::WrongConnectionId, reply_len });
         }
         match request {
-            Request::Announce(announce) => {
-                let admitted = self.admit_announce(address, &announce);
-                Ok(Admitted::Announce(admitted, transaction_id))
-            }
+            Request::Announce(announce) => match self.admit_announce(now, address, &announce) {
+                Ok(admitted) => Ok(Admitted::Announce(admitted, transaction_id)),
+                Err(refusal) => Err(self.refuse(refusal, transaction_id, reply)),
+            },
             Request::Scrape(scrape) => scrape_of(&scrape).map(Admitted::Scrape),
             Request::Connect(_) => Err(Verdict::silence(Outcome::UnknownAction)),
         }
@@ -216,11 +241,17 @@ impl Tracker {
 
     /// The figures of one swarm, for a scrape of which this tracker owns a part
     pub fn scrape(&self, info_hash: &InfoHash) -> Counts {
+        if !self.policy.serves(info_hash) {
+            return Counts::default();
+        }
         self.swarms.scrape(&self.swarms.look_ahead(info_hash), info_hash)
     }
 
     /// The same with what only HTTP reports
     pub fn census(&self, info_hash: &InfoHash) -> Census {
+        if !self.policy.serves(info_hash) {
+            return Census::default();
+        }
         self.swarms.census(&self.swarms.look_ahead(info_hash), info_hash)
     }
 
@@ -243,7 +274,7 @@ impl Tracker {
         let space = PeerSpace::of(announce.family, peers);
         let Announced { counts, v4_len, v6_len, change, .. } =
             self.enter(now, ahead, announce, space);
-        let interval = self.terms.interval_secs;
+        let interval = announce.told.interval_secs;
         let reply_len = reply.finish(transaction_id, interval, counts, v4_len + v6_len);
         Verdict { outcome: Outcome::from(change), reply_len }
     }
@@ -265,20 +296,52 @@ impl Tracker {
         self.swarms.announce(now.monotonic, ahead, &entered, space)
     }
 
+    /// Removes swarms that policy does not permit any more, a bit at a time; true if there may be more
+    pub fn purge(&mut self, purge: &mut Purge) -> bool {
+        let Self { swarms, policy, .. } = self;
+        swarms.purge(purge, |info_hash| policy.serves(info_hash))
+    }
+
     /// What the operator promises to clients
     pub fn terms(&self) -> &Terms {
         &self.terms
     }
 
-    fn admit_announce(&self, source: IpAddr, announce: &wire::Announce<'_>) -> Announce {
+    /// Answers a request that policy refuses
+    fn refuse(
+        &self,
+        Refusal { outcome, answer }: Refusal,
+        transaction_id: TransactionId,
+        reply: &mut [u8],
+    ) -> Verdict {
+        let reply_len = match answer {
+            Answer::Error(text) | Answer::Gone(text) => write_error(reply, transaction_id, text),
+            Answer::Empty(secs) => AnnounceReply::begin(reply)
+                .map_or(0, |reply| reply.finish(transaction_id, secs, Counts::default(), 0)),
+            Answer::Silence(_) => 0,
+        };
+        Verdict { outcome, reply_len }
+    }
+
+    fn admit_announce(
+        &mut self,
+        now: Now,
+        source: IpAddr,
+        announce: &wire::Announce<'_>,
+    ) -> Result<Announce, Refusal> {
+        let (info_hash, peer_id) = (announce.info_hash(), announce.peer_id());
+        let event = announce.event();
+        let asked = Asked { now, source, info_hash: &info_hash, peer_id: &peer_id, event };
+        let carrier = Carrier::Url(announce.url_data());
+        let told = self.policy.judge(&asked, carrier, self.terms.told())?;
         let family = Family::of(source);
         // An IPv6 client has no room for its address here (BEP 15): what stands there is not one.
         let claimed = announce.ip().filter(|_| family == Family::V4).map(IpAddr::V4);
-        let (event, left) = (announce.event(), announce.left());
+        let left = announce.left();
         let fitting = peers_fitting(family, self.terms.reply_len_max);
-        Announce {
-            info_hash: announce.info_hash(),
-            peer_id: announce.peer_id(),
+        Ok(Announce {
+            info_hash,
+            peer_id,
             endpoint: self.endpoint(source, claimed, announce.port()),
             event,
             role: role_of(event, left),
@@ -287,13 +350,24 @@ impl Tracker {
             left,
             numwant: self.numwant(announce.num_want()).min(fitting as u16),
             family,
-        }
+            told,
+        })
     }
 
     /// Admits an announce that came over HTTP: its connection has proven the source
-    pub fn admit_query(&self, source: IpAddr, query: &query::Announce) -> Announce {
+    pub fn admit_query(
+        &mut self,
+        now: Now,
+        source: IpAddr,
+        query: &query::Announce,
+        parameters: Parameters<'_>,
+    ) -> Result<Announce, Refusal> {
         let source = source.to_canonical();
-        Announce {
+        let query::Announce { info_hash, peer_id, event, .. } = query;
+        let asked = Asked { now, source, info_hash, peer_id, event: *event };
+        let carrier = Carrier::Http(parameters);
+        let told = self.policy.judge(&asked, carrier, self.terms.told())?;
+        Ok(Announce {
             info_hash: query.info_hash,
             peer_id: query.peer_id,
             endpoint: self.endpoint(source, query.claimed(source), query.port),
@@ -304,7 +378,8 @@ impl Tracker {
             left: query.left,
             numwant: self.numwant(query.numwant),
             family: Family::of(source),
-        }
+            told,
+        })
     }
 
     fn endpoint(&self, source: IpAddr, claimed: Option<IpAddr>, port: u16) -> Endpoint {

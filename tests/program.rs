@@ -5,8 +5,8 @@
 mod common;
 
 use common::{
-    Announce, Client, PATIENCE, SILENCE, Tracker, cpus, figure, head, http_get, info_hash_of, now,
-    refuse, tsubame,
+    Announce, Client, PATIENCE, SILENCE, Tracker, control_of, cpus, figure, head, http_get,
+    info_hash_of, now, refuse, tsubame,
 };
 use std::net::SocketAddr;
 use std::process::Command;
@@ -387,16 +387,9 @@ fn health_is_served() {
     assert!(page.starts_with("HTTP/1.1 200") && page.ends_with("ok\n"), "{page}");
     assert!(http_get(address, "/").starts_with("HTTP/1.1 404"));
     tracker.signal("HUP");
-    tracker.wait_for("SIGHUP");
+    tracker.wait_for("read again: 0 hooks");
     tracker.signal("INT");
     assert_eq!(tracker.wait().code(), Some(0));
-}
-
-/// The address of a control plane that says where it is
-fn control_of(tracker: &mut Tracker) -> SocketAddr {
-    let said = tracker.wait_for("control plane on http://");
-    let (_, address) = said.split_once("http://").unwrap();
-    address.split_once('/').unwrap().0.parse().unwrap()
 }
 
 /// The value of a line of metrics that begins so, summed over shards

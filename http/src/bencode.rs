@@ -134,6 +134,46 @@ impl<'a> Value<'a> {
     }
 }
 
+/// The bytes of a key's value in a dictionary, as they stand there; `None` without that key, or where what stands
+/// before it is no bencode
+///
+/// Torrents are made by programs of all kinds: keys that are not sorted are no reason not to find one.
+pub fn raw<'a>(dictionary: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
+    let mut rest = dictionary.strip_prefix(b"d")?;
+    while rest.first() != Some(&b'e') {
+        let (name, value) = byte_string(rest).ok()?;
+        let after = skip(value)?;
+        if name == key {
+            return value.get(..value.len() - after.len());
+        }
+        rest = after;
+    }
+    None
+}
+
+/// What follows a value
+fn skip(bytes: &[u8]) -> Option<&[u8]> {
+    let (mut rest, mut depth) = (bytes, 0_usize);
+    loop {
+        let (first, after) = rest.split_first()?;
+        rest = match first {
+            b'i' => number(after, b'e').ok()?.1,
+            b'l' | b'd' => {
+                depth += 1;
+                after
+            }
+            b'e' => {
+                depth = depth.checked_sub(1)?;
+                after
+            }
+            _ => byte_string(rest).ok()?.1,
+        };
+        if depth == 0 {
+            return Some(rest);
+        }
+    }
+}
+
 fn byte_string(bytes: &[u8]) -> Result<(&[u8], &[u8]), BadBencode> {
     let (len, rest) = number(bytes, b':')?;
     let len = usize::try_from(len).map_err(|_| BadBencode::Malformed)?;
@@ -196,5 +236,23 @@ mod tests {
             assert_eq!(read(text), Err(error), "{text}");
         }
         assert_eq!(Value::parse("l".repeat(100).as_bytes()), Err(BadBencode::Malformed));
+    }
+
+    #[test]
+    fn a_value_is_found_as_it_stands() {
+        let of = |bytes: &'static str| {
+            raw(bytes.as_bytes(), b"info").map(|raw| raw.escape_ascii().to_string())
+        };
+        assert_eq!(
+            of("d1:zi1e4:infod1:ai1e1:bl1:cdeee1:ali2eee").as_deref(),
+            Some("d1:ai1e1:bl1:cdeee")
+        );
+        assert_eq!(of("d4:infoi-5ee").as_deref(), Some("i-5e"));
+        for none in
+            ["", "d", "de", "le", "d4:info", "d4:infoe", "d4:infod", "d1:a4:infoe", "d4:infoi05ee"]
+        {
+            assert_eq!(of(none), None, "{none}");
+        }
+        assert_eq!(raw(format!("d4:info{}", "l".repeat(1 << 20)).as_bytes(), b"info"), None);
     }
 }

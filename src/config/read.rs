@@ -72,7 +72,14 @@ impl Reader {
 
     /// Writes down a mistake about a key, which need not stand in the document
     pub(super) fn mistake(&mut self, key: &str, message: String) {
-        let line = line_of(&self.source, key);
+        self.mistake_at(key, key, message);
+    }
+
+    /// Writes down a mistake about a key, on the line of another
+    fn mistake_at(&mut self, key: &str, place: &str, message: String) {
+        // Of what is not there, the line of what it should stand in.
+        let ends = place.match_indices('.').map(|(at, _)| at).chain([place.len()]);
+        let line = ends.rev().find_map(|end| line_of(&self.source, &place[..end]));
         self.mistakes.push(Mistake { file: self.file.clone(), line, key: key.to_owned(), message });
     }
 
@@ -121,6 +128,48 @@ impl Section<'_> {
         Section { reader: &mut *self.reader, path, keys, known: Vec::new() }
     }
 
+    /// The sections of a list, one after the other
+    pub(super) fn each(&mut self, key: &'static str, mut read: impl FnMut(Section<'_>)) {
+        self.know(key);
+        let path = self.path_of(key);
+        let items = match self.keys.remove(key) {
+            Some(Value::Sequence(items)) => items,
+            None | Some(Value::Null) => Vec::new(),
+            Some(_) => {
+                let message = "must be a list, each behind a dash; [] is none".to_owned();
+                return self.reader.mistake(&path, message);
+            }
+        };
+        for (number, item) in items.into_iter().enumerate() {
+            let path = format!("{path}.{number}");
+            let keys = match item {
+                Value::Mapping(keys) => keys,
+                _ => {
+                    let message = "must hold keys of its own, as name: and options:".to_owned();
+                    self.reader.mistake(&path, message);
+                    continue;
+                }
+            };
+            read(Section { reader: &mut *self.reader, path, keys, known: Vec::new() });
+        }
+    }
+
+    /// Whether a key is there
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.keys.contains_key(key)
+    }
+
+    /// Writes down a mistake about a key of this section
+    pub(super) fn mistake(&mut self, key: &str, message: String) {
+        let path = self.path_of(key);
+        self.reader.mistake(&path, message);
+    }
+
+    /// Writes down that a key is not there; a cure follows
+    pub(super) fn missing(&mut self, key: &str, cure: &str) {
+        self.reader.mistake_at(&self.path_of(key), &self.path, format!("is missing; {cure}"));
+    }
+
     /// What is left is nothing this version knows
     pub(super) fn end(self) {
         for key in self.keys.keys() {
@@ -154,6 +203,20 @@ impl Section<'_> {
     }
 }
 
+/// What stands on a line, by its indentation: the dash of an item, and what follows
+fn keys_and_dashes((number, line): (usize, &str)) -> impl Iterator<Item = (usize, usize, &str)> {
+    let text = line.trim_start();
+    let indent = line.len() - text.len();
+    let text = if text.starts_with('#') { "" } else { text };
+    let (dash, rest) = match text.strip_prefix("- ") {
+        // A dash may stand as far left as the key of its list.
+        Some(rest) => (Some((number, indent + 1, "-")), rest),
+        None => (None, text),
+    };
+    let key = (number, line.len() - rest.len() + usize::from(dash.is_some()), rest);
+    dash.into_iter().chain((!rest.is_empty()).then_some(key))
+}
+
 /// The line a key stands on, by its path: the YAML library keeps none for values
 ///
 /// Follows indentation, as configs are written; within `{...}`, the line of what opened it. `None` for a key
@@ -162,16 +225,24 @@ fn line_of(source: &str, path: &str) -> Option<usize> {
     let mut parts = path.split('.').peekable();
     let mut outer_indent = None;
     let mut level_indent = None;
-    for (number, line) in source.lines().enumerate() {
-        let text = line.trim_start();
-        let indent = line.len() - text.len();
-        if text.is_empty() || text.starts_with('#') {
-            continue;
-        }
+    let mut items = 0;
+    for (number, indent, text) in source.lines().enumerate().flat_map(keys_and_dashes) {
         if outer_indent.is_some_and(|outer| indent <= outer) {
             return None;
         }
         if indent > *level_indent.get_or_insert(indent) {
+            continue;
+        }
+        let item = parts.peek().and_then(|part| part.parse::<usize>().ok());
+        if text == "-" && item.is_some() {
+            items += 1;
+            if item == Some(items - 1) {
+                parts.next();
+                (outer_indent, level_indent, items) = (Some(indent), None, 0);
+                if parts.peek().is_none() {
+                    return Some(number + 1);
+                }
+            }
             continue;
         }
         let here = parts.peek().and_then(|part| text.strip_prefix(part)?.strip_prefix(':'));
@@ -192,7 +263,8 @@ mod tests {
 
     #[test]
     fn keys_are_found_by_their_indentation() {
-        let source = "# a\na:\n  b:\n    c: 1\n  d: 2\nb:\n  c: {d: 3}\n";
+        let source = "# a\na:\n  b:\n    c: 1\n  d: 2\nb:\n  c: {d: 3}\ne:\n- a: 1\n  b: 2\n- a: 1\n  \
+                      # x\n  b:\n    c: 2\nf:\n  - {a: 1}\n  - a: 2\n    b: 3\n";
         for (path, line) in [
             ("a", Some(2)),
             ("a.b", Some(3)),
@@ -201,6 +273,14 @@ mod tests {
             ("b", Some(6)),
             ("b.c", Some(7)),
             ("b.c.d", Some(7)),
+            ("e.0.a", Some(9)),
+            ("e.0.b", Some(10)),
+            ("e.1.b", Some(13)),
+            ("e.1.b.c", Some(14)),
+            ("e.1", Some(11)),
+            ("e.2.a", None),
+            ("f.0", Some(16)),
+            ("f.1.b", Some(18)),
             ("a.c", None),
             ("x", None),
         ] {

@@ -33,7 +33,7 @@ fn plain(value: &Value) -> Option<String> {
     }
 }
 
-fn text(value: &Value) -> Read<String> {
+pub(super) fn text(value: &Value) -> Read<String> {
     plain(value).ok_or_else(|| format!("{} is not a single value", shown(value)))
 }
 
@@ -226,14 +226,19 @@ fn key(text: &str) -> Result<Key, &'static str> {
     Ok(Key(key))
 }
 
-/// Hooks are a promise to refuse requests: one that is not kept must not be silent
-pub(super) fn no_hooks(value: &Value) -> Read<()> {
-    match value {
-        Value::Sequence(hooks) if hooks.is_empty() => Ok(()),
-        _ => Err("this version has no hooks, and would serve what they should refuse; \
-                  write it as []"
-            .to_owned()),
-    }
+/// A share: above 0, up to 1
+pub(super) fn share(value: &Value) -> Read<f64> {
+    let share = value.as_f64().filter(|share| *share > 0.0 && *share <= 1.0);
+    share.ok_or_else(|| format!("{} is no share; give a number above 0, up to 1", shown(value)))
+}
+
+/// Texts of which each is read as something
+pub(super) fn texts<T>(value: &Value, read: impl Fn(&str) -> Read<T>) -> Read<Vec<T>> {
+    list(value, |value| read(&text(value)?))
+}
+
+pub(super) fn path_list(value: &Value) -> Read<Vec<PathBuf>> {
+    list(value, path)
 }
 
 /// The path of a file, which is looked for when it is needed

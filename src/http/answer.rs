@@ -5,13 +5,14 @@ use super::full_scrape::{Coding, Permit};
 use super::paths::Route;
 use crate::outcome::Outcome;
 use crate::peer_list::PeerList;
+use crate::policy::{Answer as Instead, Parameters, Refusal, Told};
 use crate::shard::Asked;
 use std::net::IpAddr;
 use std::time::Duration;
 use tsubame_http::head::{BadHead, Head, Method};
 use tsubame_http::query::{self, BadQuery};
 use tsubame_http::reply::{self, Content, Length, ReplyHead, Retry, Status};
-use tsubame_storage::{Census, Family, InfoHash};
+use tsubame_storage::{Census, Counts, Family, InfoHash};
 
 /// How long another shard may take to answer
 const MESH_PATIENCE: Duration = Duration::from_secs(1);
@@ -56,7 +57,10 @@ pub(super) async fn answer(
             status: Status::MethodNotAllowed,
             ..said(&mut body, "only GET and HEAD are served", Outcome::MethodNotAllowed)
         },
-        (_, Some(Route::Announce)) => announce(service, source, head.query, &mut body).await,
+        (_, Some(Route::Announce { key })) => {
+            let parameters = Parameters { key, query: head.query };
+            announce(service, source, parameters, &mut body).await
+        }
         (_, Some(Route::Scrape)) if asks_for_all(service, head.query) => {
             match full_scrape(service, source, head.method, &mut body) {
                 Ok(permit) => {
@@ -152,27 +156,55 @@ fn mistaken(body: &mut Vec<u8>, bad: BadQuery) -> Answer {
     failed(body, &bad.to_string(), Retry::Unsaid, Outcome::BadQuery)
 }
 
-async fn announce(service: &Service, source: IpAddr, query: &str, body: &mut Vec<u8>) -> Answer {
-    let query = match query::Announce::parse(query) {
+async fn announce(
+    service: &Service,
+    source: IpAddr,
+    parameters: Parameters<'_>,
+    body: &mut Vec<u8>,
+) -> Answer {
+    let query = match query::Announce::parse(parameters.query) {
         Ok(query) => query,
         Err(bad) => return mistaken(body, bad),
     };
-    let asked = {
-        let mut shard = service.shard.borrow_mut();
-        let announce = shard.admit_query(source, &query);
-        shard.enter(&announce, service.list())
+    let admitted = service.shard.borrow_mut().admit_query(source, &query, parameters);
+    let external_ip = source.to_canonical();
+    let compact = query.compact;
+    let announce = match admitted {
+        Ok(announce) => announce,
+        Err(refusal) => return refused(body, refusal, external_ip, compact),
     };
+    let Told { interval_secs: interval, min_interval_secs: min_interval } = announce.told;
+    let asked = service.shard.borrow_mut().enter(&announce, service.list());
     let list = match answered(service, asked).await {
         Ok(list) => list,
         Err(shed) => return failed(body, BUSY, Retry::Minutes(1), shed),
     };
-    let (interval, min_interval) = service.shard.borrow().intervals();
     let PeerList { outcome, counts, ref v4, ref v6, .. } = *list;
-    let external_ip = source.to_canonical();
-    let compact = query.compact;
     reply::Announce { counts, interval, min_interval, external_ip, v4, v6, compact }.write(body);
     service.give_list_back(list);
     Answer::plain(outcome)
+}
+
+/// What an announce is answered that policy refuses
+fn refused(
+    body: &mut Vec<u8>,
+    Refusal { outcome, answer }: Refusal,
+    external_ip: IpAddr,
+    compact: bool,
+) -> Answer {
+    match answer {
+        Instead::Error(text) | Instead::Silence(text) => failed(body, text, Retry::Unsaid, outcome),
+        Instead::Gone(text) => {
+            Answer { status: Status::Gone, ..failed(body, text, Retry::Never, outcome) }
+        }
+        Instead::Empty(secs) => {
+            let (counts, interval, min_interval) = (Counts::default(), secs, secs);
+            let (v4, v6) = (&[], &[]);
+            reply::Announce { counts, interval, min_interval, external_ip, v4, v6, compact }
+                .write(body);
+            Answer::plain(outcome)
+        }
+    }
 }
 
 async fn scrape(service: &Service, query: &str, body: &mut Vec<u8>) -> Answer {
@@ -208,8 +240,7 @@ fn write_scrape(
     for (info_hash, census) in info_hashes.iter().zip(counts) {
         reply::write_row(body, info_hash, *census);
     }
-    let (_, min_interval) = service.shard.borrow().intervals();
-    reply::end_scrape(body, min_interval);
+    reply::end_scrape(body, service.shard.borrow().min_interval_secs());
 }
 
 /// Waits for other shards, if they are to answer; else why there is no answer

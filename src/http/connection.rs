@@ -160,8 +160,7 @@ impl Connection {
             self.answered = true;
             *requests += 1;
             let last = *requests >= service.terms.requests || head.has_body || !head.keep_alive;
-            let trusts = |address| service.terms.trusts(address);
-            let source = head.client(peer, service.terms.proxy_header, trusts);
+            let Some(source) = service.source(peer, &head) else { break Err(End::Closed) };
             let (chunked, has_body) = (head.takes_chunks, head.has_body);
             used += len;
             let rest = answer(&service, source, &head, !last, output).await;

@@ -215,7 +215,7 @@ impl Listing {
     async fn part(&mut self, service: &Service) -> Result<Vec<u8>, Interrupted> {
         let pages = pages(service, self.after).await.ok_or(Interrupted)?;
         let begins = !std::mem::replace(&mut self.begun, true);
-        let (_, min_interval) = service.shard.borrow().intervals();
+        let min_interval = service.shard.borrow().min_interval_secs();
         let mut encoder = self.encoder.take().ok_or(Interrupted)?;
         let work = self.helpers.spawn_blocking(move || -> io::Result<_> {
             let mut text = Vec::new();

@@ -48,11 +48,11 @@ impl PathPattern {
         Ok(Self { before: before.to_owned(), after: Some(after.to_owned()) })
     }
 
-    /// Whether a path is of this pattern; a key is any segment that is not empty
-    fn matches(&self, path: &str) -> bool {
-        let Some(after) = &self.after else { return path == self.before };
-        let key = path.strip_prefix(self.before.as_str()).and_then(|rest| rest.strip_suffix(after));
-        key.is_some_and(|key| !key.is_empty() && !key.contains('/'))
+    /// The key of a path of this pattern: any segment that is not empty, or none if the pattern has none
+    fn key<'p>(&self, path: &'p str) -> Option<Option<&'p str>> {
+        let Some(after) = &self.after else { return (path == self.before).then_some(None) };
+        let key = path.strip_prefix(self.before.as_str())?.strip_suffix(after)?;
+        (!key.is_empty() && !key.contains('/')).then_some(Some(key))
     }
 
     /// The scrape path of an announce path: `announce` at the beginning of the last segment is `scrape` (BEP 48)
@@ -73,8 +73,11 @@ impl fmt::Display for PathPattern {
 
 /// What a path leads to
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Route {
-    Announce,
+pub(super) enum Route<'p> {
+    /// With the key of the path, if it has one
+    Announce {
+        key: Option<&'p str>,
+    },
     Scrape,
     Page,
 }
@@ -89,11 +92,11 @@ pub struct Paths {
 }
 
 impl Paths {
-    pub(super) fn route(&self, path: &str) -> Option<Route> {
-        let one_of = |patterns: &[PathPattern]| patterns.iter().any(|it| it.matches(path));
-        if one_of(&self.announce) {
-            Some(Route::Announce)
-        } else if one_of(&self.scrape) {
+    pub(super) fn route<'p>(&self, path: &'p str) -> Option<Route<'p>> {
+        let key = |patterns: &[PathPattern]| patterns.iter().find_map(|it| it.key(path));
+        if let Some(key) = key(&self.announce) {
+            Some(Route::Announce { key })
+        } else if key(&self.scrape).is_some() {
             Some(Route::Scrape)
         } else {
             (path == "/").then_some(Route::Page)
@@ -112,9 +115,9 @@ mod tests {
         let scrape = announce.iter().filter_map(PathPattern::scrape).collect();
         let paths = Paths { announce, scrape };
         for (path, route) in [
-            ("/announce", Some(Route::Announce)),
-            ("/0123abcd/announce", Some(Route::Announce)),
-            ("/a/0123", Some(Route::Announce)),
+            ("/announce", Some(Route::Announce { key: None })),
+            ("/0123abcd/announce", Some(Route::Announce { key: Some("0123abcd") })),
+            ("/a/0123", Some(Route::Announce { key: Some("0123") })),
             ("/scrape", Some(Route::Scrape)),
             ("/0123abcd/scrape", Some(Route::Scrape)),
             ("/", Some(Route::Page)),

@@ -4,6 +4,7 @@ use super::Shard;
 use crate::mesh::{Listed, Message, PageRequest};
 use crate::outcome::Outcome;
 use crate::peer_list::PeerList;
+use crate::policy::{Parameters, Refusal};
 use crate::stats::{HttpCounts, Protocol};
 use crate::tracker::Announce;
 use std::io;
@@ -26,8 +27,22 @@ pub enum Asked<T> {
 
 impl Shard {
     /// Admits an announce: see [`crate::tracker::Tracker::admit_query`]
-    pub fn admit_query(&self, source: IpAddr, query: &query::Announce) -> Announce {
-        self.tracker.admit_query(source, query)
+    pub fn admit_query(
+        &mut self,
+        source: IpAddr,
+        query: &query::Announce,
+        parameters: Parameters<'_>,
+    ) -> Result<Announce, Refusal> {
+        self.tracker.admit_query(self.clock.now(), source, query, parameters)
+    }
+
+    /// Whether requests from an address are answered at all; one that is not is counted
+    pub fn permits_source(&mut self, source: IpAddr) -> bool {
+        let permits = self.tracker.policy().permits_source(source);
+        if !permits {
+            self.count_request(Family::of(source), Outcome::ForbiddenNetwork);
+        }
+        permits
     }
 
     /// Enters an announce into its swarm, wherever that is
@@ -138,9 +153,8 @@ impl Shard {
         self.clock.now().monotonic
     }
 
-    /// Seconds until the next announce, and until the next one at the earliest
-    pub fn intervals(&self) -> (u32, u32) {
-        let terms = self.tracker.terms();
-        (terms.interval_secs, terms.min_interval_secs)
+    /// Seconds between a client's announces at least
+    pub fn min_interval_secs(&self) -> u32 {
+        self.tracker.terms().min_interval_secs
     }
 }

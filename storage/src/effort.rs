@@ -50,8 +50,8 @@ mod tests {
     use super::*;
     use crate::index::SEGMENT_SLOTS_MAX;
     use crate::{
-        Announce, Caps, Endpoint, Event, Family, InfoHash, PeerSpace, Role, Seconds, Settings,
-        Swarms,
+        Announce, Caps, Endpoint, Event, Family, InfoHash, PeerSpace, Purge, Role, Seconds,
+        Settings, Swarms,
     };
     use std::net::IpAddr;
 
@@ -115,5 +115,11 @@ mod tests {
         }
         assert_eq!(swarms.totals().torrents, 0);
         assert!(swarms.totals().bytes < 512 << 10, "{} bytes are left", swarms.totals().bytes);
+        for number in 0..peers {
+            announce(&mut swarms, Seconds(6_000), number % 4 / 3 * number, number, Event::Started);
+        }
+        let mut purge = Purge::default();
+        while bounded("purge", || swarms.purge(&mut purge, |_| false)) {}
+        assert_eq!(swarms.totals().torrents, 0);
     }
 }

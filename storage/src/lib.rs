@@ -28,5 +28,6 @@ mod words;
 pub use announced::{Announced, Change, Refusal};
 pub use pass::{Page, Pass};
 pub use swarms::{Ahead, Announce, Caps, PeerSpace, Settings, Swarms, Totals};
+pub use sweep::Purge;
 pub use time::Seconds;
 pub use words::{Census, Counts, Endpoint, Event, Family, InfoHash, PeerId, Role, Scope};

@@ -287,6 +287,11 @@ impl Swarms {
         if entry.completed() > 0 && !self.idle_ticks.is_expired(tick, entry.tick()) {
             return 0;
         }
+        self.remove_entry(position)
+    }
+
+    /// Removes an entry without peers; returns the index slots that were visited for it
+    pub(crate) fn remove_entry(&mut self, position: u32) -> usize {
         let (store, hasher) = (&self.store, self.rules.key.hasher);
         let hash_of = |position: u32| hasher.hash(&store.entry(position).info_hash().0);
         let visited = self.index.remove(hash_of(position), position, hash_of);

@@ -7,7 +7,7 @@ use crate::part::{Part, V4, V6};
 use crate::room::{Homes, Width};
 use crate::swarms::Swarms;
 use crate::time::Seconds;
-use crate::words::Family;
+use crate::words::{Family, InfoHash};
 
 /// What one call does, at most: some 50 microseconds of cache misses, or as long for removing what it finds
 const BUDGET: Budget = Budget { entries: 512, records: 2048, slots: 2048 };
@@ -65,6 +65,31 @@ impl Hand {
     }
 }
 
+/// What becomes of the peers that are visited
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// Those that are too old go
+    ByAge,
+    /// All go, and the torrent with them
+    Condemned,
+}
+
+/// How far torrents were looked at that may have to go
+#[derive(Clone, Copy, Debug)]
+pub struct Purge {
+    /// Entries below this position are still to be looked at
+    left: usize,
+    /// In the entry above, the torrent, and what is still to be removed of it
+    inside: Option<(InfoHash, Family, usize)>,
+}
+
+impl Default for Purge {
+    /// From the beginning
+    fn default() -> Self {
+        Self { left: usize::MAX, inside: None }
+    }
+}
+
 impl Swarms {
     /// Removes what has expired, a bounded bit at a time; true if it should be called again at once
     ///
@@ -111,27 +136,71 @@ impl Swarms {
             return;
         }
         let position = self.hand.entry.min(entries - 1) as u32;
-        let (mut family, mut left) = self.hand.inside.take().unwrap_or((Family::V4, usize::MAX));
+        let inside = self.hand.inside.take();
+        self.hand.inside = self.visit(position, inside, budget, Fate::ByAge);
+    }
+
+    /// Removes what is due of an entry, from this family and record downwards; returns how far it came unless it is
+    /// done
+    fn visit(
+        &mut self,
+        position: u32,
+        inside: Option<(Family, usize)>,
+        budget: &mut Budget,
+        fate: Fate,
+    ) -> Option<(Family, usize)> {
+        let (mut family, mut left) = inside.unwrap_or((Family::V4, usize::MAX));
         let before = self.store.entry(position).peers();
         if family == Family::V4 {
-            left = self.sweep_part::<V4>(position, left, budget);
+            left = self.sweep_part::<V4>(position, left, budget, fate);
             if left == 0 {
                 (family, left) = (Family::V6, usize::MAX);
             }
         }
         if family == Family::V6 && !budget.is_spent() {
-            left = self.sweep_part::<V6>(position, left, budget);
+            left = self.sweep_part::<V6>(position, left, budget, fate);
         }
-        self.hand.inside = (left > 0).then_some((family, left));
         let after = self.store.entry(position).peers();
         if after < before {
             self.settle(position);
         }
         if left == 0 && after == 0 {
-            let visited = self.remove_if_forgotten(position);
+            let visited = match fate {
+                Fate::ByAge => self.remove_if_forgotten(position),
+                Fate::Condemned => self.remove_entry(position),
+            };
             budget.slots = budget.slots.saturating_sub(visited);
             budget.records = budget.records.saturating_sub(REMOVAL);
         }
+        (left > 0).then_some((family, left))
+    }
+
+    /// Removes torrents that are not served any more, a bounded bit at a time; true if it should be called again
+    pub fn purge(&mut self, purge: &mut Purge, serves: impl Fn(&InfoHash) -> bool) -> bool {
+        let mut budget = BUDGET;
+        while !budget.is_spent() {
+            let entries = self.store.entries.len();
+            if purge.inside.is_none() {
+                purge.left = purge.left.min(entries);
+                let Some(next) = purge.left.checked_sub(1) else { return false };
+                purge.left = next;
+                budget.entries -= 1;
+            }
+            if purge.left >= entries {
+                purge.inside = None;
+                continue;
+            }
+            let position = purge.left as u32;
+            let info_hash = self.store.entry(position).info_hash();
+            // Since the last call the sweep may have moved another torrent to this place.
+            let inside = purge.inside.take().filter(|(hash, ..)| *hash == info_hash);
+            if inside.is_some() || !serves(&info_hash) {
+                let inside = inside.map(|(_, family, left)| (family, left));
+                let left = self.visit(position, inside, &mut budget, Fate::Condemned);
+                purge.inside = left.map(|(family, left)| (info_hash, family, left));
+            }
+        }
+        true
     }
 
     /// Visits records of one family downwards; returns how many are left
@@ -140,6 +209,7 @@ impl Swarms {
         position: u32,
         from: usize,
         budget: &mut Budget,
+        fate: Fate,
     ) -> usize
     where
         Homes: Width<N>,
@@ -152,7 +222,7 @@ impl Swarms {
                 left -= 1;
                 crate::effort::records(N);
                 budget.records -= 1;
-                if rules.is_expired(part.at(left)) {
+                if fate == Fate::Condemned || rules.is_expired(part.at(left)) {
                     let visited = part.remove(left, &rules);
                     budget.records = budget.records.saturating_sub(REMOVAL);
                     budget.slots = budget.slots.saturating_sub(visited);

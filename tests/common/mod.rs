@@ -183,6 +183,11 @@ impl Tracker {
         }
     }
 
+    /// Writes another config in place of the one it was started with
+    pub(crate) fn write_config(&self, config: &str) {
+        std::fs::write(self.directory.path().join("tsubame.yaml"), config).unwrap();
+    }
+
     /// Tells it to stop; returns the line of figures
     pub(crate) fn stop(mut self) -> String {
         self.signal("TERM");
@@ -201,6 +206,13 @@ impl Drop for Tracker {
             println!("log of the tracker:\n{}", self.log.join("\n"));
         }
     }
+}
+
+/// The address of a control plane that says where it is
+pub(crate) fn control_of(tracker: &mut Tracker) -> SocketAddr {
+    let said = tracker.wait_for("control plane on http://");
+    let (_, address) = said.split_once("http://").unwrap();
+    address.split_once('/').unwrap().0.parse().unwrap()
 }
 
 /// The number before a word in a line of figures

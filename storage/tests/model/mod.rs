@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use tsubame_storage::{
-    Announce, Announced, Caps, Change, Counts, Endpoint, Event, Family, InfoHash, PeerSpace,
+    Announce, Announced, Caps, Change, Counts, Endpoint, Event, Family, InfoHash, PeerSpace, Purge,
     Refusal, Role, Scope, Seconds, Settings, Swarms,
 };
 
@@ -97,6 +97,7 @@ impl Checker {
             0..=12 => self.announce(operation),
             13 => self.scrape(operation.torrent),
             14 => self.wait(u64::from(operation.detail) * 3),
+            15 if operation.detail >= 240 => self.purge(operation.detail),
             _ => self.wait(u64::from(operation.detail % 4)),
         }
     }
@@ -320,6 +321,21 @@ impl Checker {
             let partial_seeds = swarm.peers.values().filter(partial).count();
             assert_eq!(census.partial_seeds as usize, partial_seeds, "partial seeds");
         }
+    }
+
+    /// Has one torrent in four go, in steps between which the sweep moves others about
+    fn purge(&mut self, which: u8) {
+        let serves = |hash: &InfoHash| !(hash.0[0] ^ which).is_multiple_of(4);
+        let mut purge = Purge::default();
+        while self.swarms.purge(&mut purge, serves) {
+            self.now += 1;
+            self.swarms.sweep(Seconds(self.now));
+        }
+        self.model.retain(|info_hash, _| serves(info_hash));
+        for torrent in (0..=255).filter(|torrent| !serves(&InfoHash([*torrent; 20]))) {
+            self.scrape(torrent);
+        }
+        self.forget();
     }
 
     fn scrape(&mut self, torrent: u8) {

@@ -1,0 +1,200 @@
+//! `hooks`: the operator's policy, in order.
+
+use super::read::Section;
+use super::values;
+use crate::policy::access_list::{Mode, Sources, parse_hash};
+use crate::policy::clients::{Clients, parse_prefix};
+use crate::policy::interval::{ByLoad, Variation};
+use crate::policy::limits::{Excess, LimitTerms};
+use crate::policy::{Answer, HookConfig};
+use serde_yaml::Value;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Said to clients that ask for a torrent that is not served
+const NOT_SERVED: &str = "this torrent is not served by this tracker";
+
+/// The longest time that a client can be asked to stay away
+const LONGEST: Duration = Duration::from_secs(7 * 86_400);
+
+pub(super) const NAMES: [&str; 7] = [
+    "access_list",
+    "clients",
+    "networks",
+    "passkey",
+    "limits",
+    "interval_variation",
+    "interval_load",
+];
+
+/// Reads all hooks; what is mistaken is left out
+pub(super) fn read(root: &mut Section<'_>) -> Vec<HookConfig> {
+    let mut hooks = Vec::new();
+    root.each("hooks", |mut hook| {
+        let name = hook.value("name", String::new(), values::text);
+        let mut options = hook.section("options");
+        let read = match name.as_str() {
+            "access_list" => Some(access_list(&mut options)),
+            "clients" => Some(clients(&mut options)),
+            "networks" => Some(networks(&mut options)),
+            "passkey" => Some(passkey(&mut options)),
+            "limits" => Some(limits(&mut options)),
+            "interval_variation" => Some(interval_variation(&mut options)),
+            "interval_load" => Some(interval_load(&mut options)),
+            _ => None,
+        };
+        let is_known = read.is_some();
+        if is_known {
+            options.end();
+        }
+        if !is_known {
+            hook.mistake("name", unknown(&name));
+        }
+        hook.end();
+        hooks.extend(read);
+    });
+    hooks
+}
+
+/// What Chihaya calls a hook of ours
+fn counterpart(name: &str) -> Option<&'static str> {
+    match name {
+        "torrent approval" => Some("access_list"),
+        "client approval" => Some("clients"),
+        "interval variation" | "varinterval" => Some("interval_variation"),
+        _ => None,
+    }
+}
+
+fn unknown(name: &str) -> String {
+    let near = |known: &&&str| strsim::damerau_levenshtein(known, name) <= 3;
+    let meant = counterpart(name).or_else(|| NAMES.iter().find(near).copied());
+    match meant {
+        _ if name.is_empty() => format!("is missing; give one of {}", NAMES.join(", ")),
+        Some(meant) => format!("{name:?} is no hook; did you mean {meant}?"),
+        None => format!("{name:?} is no hook; there are {}", NAMES.join(", ")),
+    }
+}
+
+fn mode(options: &mut Section<'_>) -> Mode {
+    let all = [("allow", Mode::Allow), ("deny", Mode::Deny)];
+    if !options.has("mode") {
+        options.missing("mode", "give allow, for those listed alone, or deny, for all but those");
+    }
+    options.value("mode", Mode::Allow, |value| values::choice(value, &all))
+}
+
+fn access_list(options: &mut Section<'_>) -> HookConfig {
+    let mode = mode(options);
+    let sources = Sources {
+        files: options.value("files", Vec::new(), values::path_list),
+        info_hashes: options.value("info_hashes", Vec::new(), |value| {
+            values::texts(value, |text| {
+                parse_hash(text)
+                    .ok_or_else(|| format!("{text:?} is no info hash; write 40 hexadecimal digits"))
+            })
+        }),
+        torrents: options.value("torrents", Vec::new(), values::path_list),
+        changes: options.value("changes", None, |value| values::path(value).map(Some)),
+    };
+    let interval = options.value("interval", 86_400, |value| seconds(value, LONGEST));
+    let answers = [
+        ("error", Answer::Error(NOT_SERVED)),
+        ("empty", Answer::Empty(interval)),
+        ("gone", Answer::Gone(NOT_SERVED)),
+    ];
+    let answer =
+        options.value("answer", Answer::Error(NOT_SERVED), |value| values::choice(value, &answers));
+    HookConfig::AccessList { mode, sources, answer }
+}
+
+fn clients(options: &mut Section<'_>) -> HookConfig {
+    let mode = mode(options);
+    let prefixes = options.value("clients", Vec::new(), |value| {
+        values::texts(value, |text| {
+            parse_prefix(text).ok_or_else(|| {
+                format!("{text:?} is no beginning of a peer id; write up to 20 characters, as -qB or M7-")
+            })
+        })
+    });
+    HookConfig::Clients(Clients { mode, prefixes })
+}
+
+fn networks(options: &mut Section<'_>) -> HookConfig {
+    HookConfig::Networks {
+        mode: mode(options),
+        networks: options.value("networks", Vec::new(), values::networks),
+        files: options.value("files", Vec::new(), values::path_list),
+    }
+}
+
+fn passkey(options: &mut Section<'_>) -> HookConfig {
+    let file = options.value("file", PathBuf::new(), values::path);
+    if file.as_os_str().is_empty() {
+        options.missing("file", "give a file with a passkey a line");
+    }
+    HookConfig::Passkey { file }
+}
+
+fn limits(options: &mut Section<'_>) -> HookConfig {
+    let count = |value: &Value| values::number(value, 0, 1_000_000);
+    let announces_per_s = options.value("announces_per_second", 0, count);
+    let burst = options.value("burst", announces_per_s.saturating_mul(10), count);
+    let torrents_per_min = options.value("torrents_per_minute", 0, count);
+    if announces_per_s == 0 && torrents_per_min == 0 {
+        options.missing("announces_per_second", "give it, or torrents_per_minute, or both");
+    }
+    let bits = |most: u32| move |value: &Value| values::number(value, 1, most).map(|it| it as u8);
+    let ipv4_prefix = options.value("ipv4_prefix", 32, bits(32));
+    let ipv6_prefix = options.value("ipv6_prefix", 64, bits(128));
+    let exempt = options.value("exempt", Vec::new(), values::networks);
+    let interval = options.value("interval", 3_600, |value| seconds(value, LONGEST));
+    let all = [("drop", Excess::Drop), ("empty", Excess::Empty(interval))];
+    let excess = options.value("answer", Excess::Drop, |value| values::choice(value, &all));
+    HookConfig::Limits(LimitTerms {
+        announces_per_s,
+        burst,
+        torrents_per_min,
+        ipv4_prefix,
+        ipv6_prefix,
+        exempt,
+        excess,
+    })
+}
+
+fn interval_variation(options: &mut Section<'_>) -> HookConfig {
+    HookConfig::IntervalVariation(Variation {
+        probability: options.value("probability", 1.0, values::share),
+        increase_secs: options.value("increase", 60, |value| seconds(value, super::DAY)),
+        min_interval: options.value("min_interval", false, values::boolean),
+    })
+}
+
+fn interval_load(options: &mut Section<'_>) -> HookConfig {
+    let count = |value: &Value| values::number(value, 0, 100_000_000);
+    let from = options.value("from", 50_000, count);
+    let to = options.value("to", 200_000.max(from), count);
+    let longest_secs = options.value("longest", 3_600, |value| seconds(value, super::DAY));
+    if to < from {
+        options.mistake("to", format!("{to} is less than from ({from}); make it more or equal"));
+    }
+    HookConfig::IntervalLoad(ByLoad { from, to: to.max(from), longest_secs })
+}
+
+fn seconds(value: &Value, longest: Duration) -> Result<u32, String> {
+    // At most a week.
+    values::duration(value, Duration::from_secs(1), longest).map(|it| it.as_secs() as u32)
+}
+
+/// The longest interval that hooks hand out to peers that are stored, where the configured one is this
+pub(super) fn longest_interval(hooks: &[HookConfig], interval: Duration) -> Duration {
+    hooks.iter().fold(interval, |longest, hook| match hook {
+        HookConfig::IntervalVariation(variation) => {
+            longest + Duration::from_secs(variation.increase_secs.into())
+        }
+        HookConfig::IntervalLoad(by_load) => {
+            longest.max(Duration::from_secs(by_load.longest_secs.into()))
+        }
+        _ => longest,
+    })
+}

@@ -1,0 +1,408 @@
+//! Policy: which requests are answered and how, as hooks in the operator's order.
+//!
+//! The same hooks see announces over UDP and over HTTP, once the source is proven and before the swarm is touched.
+//! Each may refuse, or change what the client is told. None waits: what is not known yet is refused, and the client
+//! asks again. A [`Plan`] is made once, by a helper thread, and holds the lists; each shard makes its own [`Policy`]
+//! of it, which holds the counts.
+//!
+//! To add a hook: a file here, a variant of [`HookPlan`] and [`Hook`], its options in `src/config/hooks.rs` and in
+//! `docs/hooks.md`.
+
+pub mod access_list;
+pub mod clients;
+pub mod hash_list;
+pub mod interval;
+pub mod limits;
+pub mod networks;
+mod parameters;
+pub mod passkeys;
+mod torrent;
+
+pub use parameters::Parameters;
+
+use crate::clock::Now;
+use crate::outcome::Outcome;
+use access_list::{AccessList, ListError, Mode, Sources};
+use clients::Clients;
+use interval::{ByLoad, Load, Variation};
+use ipnet::IpNet;
+use limits::{Excess, LimitTerms, Limits, TooMuch};
+use networks::{Networks, NetworksError};
+use passkeys::{KeysError, Passkeys};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use thiserror::Error;
+use tsubame_storage::{Event, InfoHash, PeerId};
+use tsubame_udp::wire::{REQUEST_LEN_MAX, UrlData};
+
+/// A hook as the config has it
+#[derive(Clone, Debug, PartialEq)]
+pub enum HookConfig {
+    /// Which torrents are served
+    AccessList {
+        /// Those on the list, or all others
+        mode: Mode,
+        /// Where the list comes from
+        sources: Sources,
+        /// What the others are answered
+        answer: Answer,
+    },
+    /// Which programs are served
+    Clients(Clients),
+    /// From where requests are answered at all
+    Networks {
+        /// Those listed, or all others
+        mode: Mode,
+        /// Networks of the config itself
+        networks: Vec<IpNet>,
+        /// Files with a network a line
+        files: Vec<PathBuf>,
+    },
+    /// Who may announce
+    Passkey {
+        /// A file with a key a line
+        file: PathBuf,
+    },
+    /// How much one source may ask
+    Limits(LimitTerms),
+    /// Some clients are asked to come back later
+    IntervalVariation(Variation),
+    /// All are, where there is much to do
+    IntervalLoad(ByLoad),
+}
+
+impl HookConfig {
+    /// Files and directories that it is read from, and read again from when they change
+    pub fn files(&self) -> Vec<&Path> {
+        match self {
+            Self::AccessList { sources: Sources { files, torrents, .. }, .. } => {
+                files.iter().chain(torrents).map(PathBuf::as_path).collect()
+            }
+            Self::Networks { files, .. } => files.iter().map(PathBuf::as_path).collect(),
+            Self::Passkey { file } => vec![file],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// What is answered instead
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// A text, which clients show to their users; they ask again soon
+    Error(&'static str),
+    /// Nothing about the swarm, as if it were empty, and to come back after so many seconds: clients that get an error
+    /// try again within seconds or minutes
+    Empty(u32),
+    /// Over HTTP status 410 and not to come back (BEP 31); over UDP the text
+    Gone(&'static str),
+    /// Nothing; over HTTP, where somebody waits, the text
+    Silence(&'static str),
+}
+
+/// Why a request is not answered as asked
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What it counts as
+    pub outcome: Outcome,
+    /// What is answered
+    pub answer: Answer,
+}
+
+/// Why there is no plan
+#[derive(Debug, Error)]
+pub enum PlanError {
+    /// A list
+    #[error("hooks: access_list: {0}")]
+    AccessList(#[from] ListError),
+    /// Networks
+    #[error("hooks: networks: {0}")]
+    Networks(#[from] NetworksError),
+    /// Passkeys
+    #[error("hooks: passkey: {0}")]
+    Passkeys(#[from] KeysError),
+}
+
+/// A hook with its lists
+#[derive(Clone, Debug)]
+enum HookPlan {
+    AccessList(Torrents),
+    Clients(Arc<Clients>),
+    Passkey(Arc<Passkeys>),
+    Limits(LimitTerms),
+    IntervalVariation(Variation),
+    IntervalLoad(ByLoad),
+}
+
+/// All hooks with their lists: the same for all shards
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    networks: Vec<Arc<Networks>>,
+    hooks: Vec<HookPlan>,
+}
+
+impl Plan {
+    /// Reads what the hooks need; `seed` draws the keys of lists
+    pub fn load(hooks: &[HookConfig], seed: u64) -> Result<Self, PlanError> {
+        let mut plan = Self::default();
+        for hook in hooks {
+            plan.hooks.push(match hook {
+                HookConfig::AccessList { mode, sources, answer } => {
+                    let list = AccessList::load(sources, seed)?;
+                    HookPlan::AccessList(Torrents { list, mode: *mode, answer: *answer })
+                }
+                HookConfig::Networks { mode, networks, files } => {
+                    plan.networks.push(Arc::new(Networks::load(*mode, networks, files)?));
+                    continue;
+                }
+                HookConfig::Clients(clients) => HookPlan::Clients(Arc::new(clients.clone())),
+                HookConfig::Passkey { file } => HookPlan::Passkey(Arc::new(Passkeys::load(file)?)),
+                HookConfig::Limits(terms) => HookPlan::Limits(terms.clone()),
+                HookConfig::IntervalVariation(variation) => {
+                    HookPlan::IntervalVariation(variation.clone())
+                }
+                HookConfig::IntervalLoad(by_load) => HookPlan::IntervalLoad(by_load.clone()),
+            });
+        }
+        Ok(plan)
+    }
+
+    /// Info hashes on the lists, all together
+    pub fn listed(&self) -> usize {
+        let of = |hook: &HookPlan| match hook {
+            HookPlan::AccessList(torrents) => torrents.list.len(),
+            _ => 0,
+        };
+        self.hooks.iter().map(of).sum()
+    }
+
+    /// The lists that decide which torrents are served
+    fn lists(&mut self) -> impl Iterator<Item = &mut Torrents> {
+        self.hooks.iter_mut().filter_map(|hook| match hook {
+            HookPlan::AccessList(torrents) => Some(torrents),
+            _ => None,
+        })
+    }
+
+    /// Puts a torrent on the only list there is, or takes it off; false unless there is exactly one
+    pub fn change_list(&mut self, hash: InfoHash, on: bool, seed: u64) -> bool {
+        if self.lists().count() != 1 {
+            return false;
+        }
+        self.lists().for_each(|torrents| torrents.list = torrents.list.with(hash, on, seed));
+        true
+    }
+
+    /// The policy of one of so many shards; `seed` draws what is drawn
+    pub fn policy(&self, shards: u16, seed: u64) -> Policy {
+        let hook = |plan: &HookPlan| match plan {
+            HookPlan::AccessList(torrents) => Hook::AccessList(torrents.clone()),
+            HookPlan::Clients(clients) => Hook::Clients(clients.clone()),
+            HookPlan::Passkey(keys) => Hook::Passkey(keys.clone()),
+            HookPlan::Limits(terms) => Hook::Limits(Limits::new(terms.clone(), shards, seed)),
+            HookPlan::IntervalVariation(variation) => Hook::IntervalVariation(variation.clone()),
+            HookPlan::IntervalLoad(by_load) => Hook::IntervalLoad(by_load.clone(), Load::default()),
+        };
+        let hooks: Vec<_> = self.hooks.iter().map(hook).collect();
+        Policy {
+            networks: self.networks.clone(),
+            reads_parameters: hooks.iter().any(|hook| matches!(hook, Hook::Passkey(_))),
+            has_lists: hooks.iter().any(|hook| matches!(hook, Hook::AccessList(_))),
+            hooks,
+            rng: fastrand::Rng::with_seed(seed),
+            // Enough for any: a packet allocates nothing.
+            scratch: Vec::with_capacity(REQUEST_LEN_MAX),
+        }
+    }
+}
+
+/// A list of torrents, and what it is good for
+#[derive(Clone, Debug)]
+struct Torrents {
+    list: AccessList,
+    mode: Mode,
+    answer: Answer,
+}
+
+impl Torrents {
+    fn permits(&self, hash: &InfoHash) -> bool {
+        self.list.contains(hash) == (self.mode == Mode::Allow)
+    }
+}
+
+/// A hook with its counts
+#[derive(Debug)]
+enum Hook {
+    AccessList(Torrents),
+    Clients(Arc<Clients>),
+    Passkey(Arc<Passkeys>),
+    Limits(Limits),
+    IntervalVariation(Variation),
+    IntervalLoad(ByLoad, Load),
+}
+
+/// A shard's policy
+#[derive(Debug, Default)]
+pub struct Policy {
+    networks: Vec<Arc<Networks>>,
+    hooks: Vec<Hook>,
+    reads_parameters: bool,
+    has_lists: bool,
+    rng: fastrand::Rng,
+    /// Where the URL of a UDP announce is put together
+    scratch: Vec<u8>,
+}
+
+/// An announce as hooks see it
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// When
+    pub now: Now,
+    /// From where
+    pub source: IpAddr,
+    /// The torrent
+    pub info_hash: &'a InfoHash,
+    /// What the client calls itself
+    pub peer_id: &'a PeerId,
+    /// Why it announces
+    pub event: Event,
+}
+
+/// What the client is told, which hooks may change
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Seconds until the next announce
+    pub interval_secs: u32,
+    /// Seconds until then at the earliest
+    pub min_interval_secs: u32,
+}
+
+/// Where parameters are read from, by hooks that do
+#[derive(Clone, Copy, Debug)]
+pub enum Carrier<'a> {
+    /// The URL data of a UDP announce
+    Url(UrlData<'a>),
+    /// The path and query of an HTTP request
+    Http(Parameters<'a>),
+}
+
+impl Policy {
+    /// Whether requests from an address are answered at all
+    pub fn permits_source(&self, source: IpAddr) -> bool {
+        self.networks.iter().all(|networks| networks.permit(source))
+    }
+
+    /// Reads what a look at the lists would read, for one request of a batch; the value means nothing
+    pub fn touch(&self, hash: &InfoHash) -> u8 {
+        let of = |hook: &Hook| match hook {
+            Hook::AccessList(torrents) => torrents.list.touch(hash),
+            _ => 0,
+        };
+        self.hooks.iter().map(of).fold(0, u8::wrapping_add)
+    }
+
+    /// Whether [`Self::touch`] reads anything
+    pub fn has_lists(&self) -> bool {
+        self.has_lists
+    }
+
+    /// Whether a torrent is served: others look empty to scrapes
+    pub fn serves(&self, hash: &InfoHash) -> bool {
+        let permits = |hook: &Hook| match hook {
+            Hook::AccessList(torrents) => torrents.permits(hash),
+            _ => true,
+        };
+        self.hooks.iter().all(permits)
+    }
+
+    /// Takes over what another policy has counted, as far as it counts the same
+    pub fn inherit(&mut self, from: &mut Self) {
+        for (new, old) in self.hooks.iter_mut().zip(&mut from.hooks) {
+            match (new, old) {
+                (Hook::Limits(new), Hook::Limits(old)) if new.terms() == old.terms() => {
+                    std::mem::swap(new, old);
+                }
+                (Hook::IntervalLoad(_, new), Hook::IntervalLoad(_, old)) => *new = *old,
+                _ => {}
+            }
+        }
+    }
+
+    /// Has the hooks look at an announce in their order, until one refuses it
+    pub fn judge(
+        &mut self,
+        asked: &Asked<'_>,
+        carrier: Carrier<'_>,
+        mut told: Told,
+    ) -> Result<Told, Refusal> {
+        if self.hooks.is_empty() {
+            return Ok(told);
+        }
+        let Self { hooks, rng, scratch, reads_parameters, .. } = self;
+        let parameters = match carrier {
+            Carrier::Http(parameters) => parameters,
+            Carrier::Url(data) if *reads_parameters => Parameters::of_url(data, scratch),
+            Carrier::Url(_) => Parameters::default(),
+        };
+        for hook in hooks {
+            hook.judge(asked, &parameters, rng, &mut told)?;
+        }
+        Ok(told)
+    }
+}
+
+impl Hook {
+    fn judge(
+        &mut self,
+        asked: &Asked<'_>,
+        parameters: &Parameters<'_>,
+        rng: &mut fastrand::Rng,
+        told: &mut Told,
+    ) -> Result<(), Refusal> {
+        let refused = |outcome, answer| Err(Refusal { outcome, answer });
+        match self {
+            Self::AccessList(torrents) if !torrents.permits(asked.info_hash) => {
+                refused(Outcome::ForbiddenTorrent, torrents.answer)
+            }
+            Self::Clients(clients) if !clients.permits(asked.peer_id) => {
+                let text = "this client is not permitted on this tracker";
+                refused(Outcome::ForbiddenClient, Answer::Error(text))
+            }
+            Self::Passkey(keys) => match parameters.key.or_else(|| parameters.get("passkey")) {
+                Some(key) if keys.has(key) => Ok(()),
+                Some(_) => refused(Outcome::WrongPasskey, Answer::Error("unknown passkey")),
+                None => {
+                    let text = "no passkey in the announce URL";
+                    refused(Outcome::NoPasskey, Answer::Error(text))
+                }
+            },
+            Self::Limits(limits) => {
+                let counted = limits.count(asked.now.monotonic, asked.source, asked.info_hash);
+                let Err(too_much) = counted else { return Ok(()) };
+                let outcome = match too_much {
+                    TooMuch::Announces => Outcome::TooManyAnnounces,
+                    TooMuch::Torrents => Outcome::TooManyTorrents,
+                };
+                refused(
+                    outcome,
+                    match limits.terms().excess {
+                        Excess::Drop => Answer::Silence("too many requests; announce less often"),
+                        Excess::Empty(secs) => Answer::Empty(secs),
+                    },
+                )
+            }
+            Self::IntervalVariation(variation) => {
+                let added = variation.draw(rng);
+                told.interval_secs += added;
+                told.min_interval_secs += if variation.min_interval { added } else { 0 };
+                Ok(())
+            }
+            Self::IntervalLoad(by_load, load) => {
+                let load = load.count(asked.now.monotonic.0);
+                told.interval_secs = by_load.interval(told.interval_secs, load);
+                Ok(())
+            }
+            Self::AccessList(_) | Self::Clients(_) => Ok(()),
+        }
+    }
+}

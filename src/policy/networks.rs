@@ -1,0 +1,128 @@
+//! `networks`: from where requests are answered at all.
+
+use super::access_list::Mode;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use prefix_trie::PrefixSet;
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// Why there is no set
+#[derive(Debug, Error)]
+pub enum NetworksError {
+    /// The file cannot be read
+    #[error("cannot read {0}: {1}; give a file that this user may read")]
+    Unreadable(PathBuf, #[source] std::io::Error),
+    /// A line is no network
+    #[error("{0}:{1}: {2:?} is not a network; write one a line, as 10.0.0.0/8 or fd00::/8")]
+    BadLine(PathBuf, usize, String),
+}
+
+/// Networks, of which there may be hundreds of thousands
+#[derive(Clone, Debug)]
+pub struct Networks {
+    mode: Mode,
+    v4: PrefixSet<Ipv4Net>,
+    v6: PrefixSet<Ipv6Net>,
+}
+
+impl Networks {
+    /// Those of a config and of files
+    pub fn load(mode: Mode, inline: &[IpNet], files: &[PathBuf]) -> Result<Self, NetworksError> {
+        let mut networks = Self { mode, v4: PrefixSet::new(), v6: PrefixSet::new() };
+        inline.iter().for_each(|network| networks.add(*network));
+        for path in files {
+            networks.add_file(path)?;
+        }
+        Ok(networks)
+    }
+
+    fn add_file(&mut self, path: &Path) -> Result<(), NetworksError> {
+        let text = fs::read_to_string(path)
+            .map_err(|error| NetworksError::Unreadable(path.to_owned(), error))?;
+        for (line, number) in text.lines().zip(1..) {
+            let entry = line.split_once(['#', ';']).map_or(line, |(entry, _)| entry).trim();
+            if entry.is_empty() {
+                continue;
+            }
+            let network = entry.parse().or_else(|_| entry.parse::<IpAddr>().map(IpNet::from));
+            let network = network.map_err(|_| {
+                let shown = entry.chars().take(80).collect();
+                NetworksError::BadLine(path.to_owned(), number, shown)
+            })?;
+            self.add(network);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, network: IpNet) {
+        match network.trunc() {
+            IpNet::V4(network) => _ = self.v4.insert(network),
+            IpNet::V6(network) => _ = self.v6.insert(network),
+        }
+    }
+
+    /// Whether an address is answered
+    pub fn permit(&self, address: IpAddr) -> bool {
+        let listed = match address.to_canonical() {
+            IpAddr::V4(address) => self.v4.get_lpm(&Ipv4Net::from(address)).is_some(),
+            IpAddr::V6(address) => self.v6.get_lpm(&Ipv6Net::from(address)).is_some(),
+        };
+        listed == (self.mode == Mode::Allow)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_found_in_the_networks_of_a_config_and_of_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("networks");
+        fs::write(
+            &path,
+            "# cut off\r\n10.1.2.3/16 ; not its first address\n2001:db8::/32\n9.9.9.9\n",
+        )
+        .unwrap();
+        let inline = ["172.16.0.0/12".parse().unwrap()];
+        let permitted = |mode, address: &str| {
+            let networks = Networks::load(mode, &inline, std::slice::from_ref(&path)).unwrap();
+            networks.permit(address.parse().unwrap())
+        };
+        for (address, listed) in [
+            ("10.1.255.1", true),
+            ("10.2.0.1", false),
+            ("172.31.0.1", true),
+            ("::ffff:172.31.0.1", true),
+            ("9.9.9.9", true),
+            ("9.9.9.8", false),
+            ("2001:db8::1", true),
+            ("2001:db9::1", false),
+        ] {
+            assert_eq!(permitted(Mode::Allow, address), listed, "{address}");
+            assert_eq!(permitted(Mode::Deny, address), !listed, "{address}");
+        }
+        fs::write(&path, "10.0.0.0/33\n").unwrap();
+        let error = Networks::load(Mode::Deny, &[], &[path]).unwrap_err().to_string();
+        assert!(error.contains("networks:1: \"10.0.0.0/33\" is not a network"), "{error}");
+    }
+
+    #[test]
+    fn a_hundred_thousand_networks_agree_with_a_list_of_them() {
+        let seed = 11;
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let network = |rng: &mut fastrand::Rng| {
+            let address = rng.u32(..).into();
+            IpNet::V4(Ipv4Net::new(address, rng.u8(14..=32)).unwrap().trunc())
+        };
+        let inline: Vec<_> = (0..100_000).map(|_| network(&mut rng)).collect();
+        let networks = Networks::load(Mode::Allow, &inline, &[]).unwrap();
+        for _ in 0..100 {
+            let address = IpAddr::from(rng.u32(..).to_be_bytes());
+            let listed = inline.iter().any(|network| network.contains(&address));
+            assert_eq!(networks.permit(address), listed, "seed {seed}: {address}");
+        }
+    }
+}

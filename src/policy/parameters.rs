@@ -1,0 +1,70 @@
+//! What a client's announce URL carries beside the request: a key in its path, and parameters.
+
+use tsubame_udp::wire::UrlData;
+
+/// The last segment of announce paths, up to what an operator may have put behind it (`announce.php`)
+const ANNOUNCE: &str = "announce";
+
+/// Path and query of an announce URL, as far as hooks look at them
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Parameters<'a> {
+    /// The passkey of the path, as it was sent
+    pub key: Option<&'a str>,
+    /// What stands behind the question mark, as it was sent
+    pub query: &'a str,
+}
+
+impl<'a> Parameters<'a> {
+    /// Those of the URL data of a UDP announce (BEP 41), whose pieces are put together in `scratch`
+    ///
+    /// The key is the one segment of the path that is not `announce`: `/KEY/announce`, `/announce/KEY` and `/KEY` are
+    /// all in use. What is no text carries nothing.
+    pub fn of_url(data: UrlData<'_>, scratch: &'a mut Vec<u8>) -> Self {
+        scratch.clear();
+        data.for_each(|piece| scratch.extend_from_slice(piece));
+        let Ok(url) = str::from_utf8(scratch) else { return Self::default() };
+        let (path, query) = url.split_once('?').unwrap_or((url, ""));
+        let mut keys = path.split('/').filter(|it| !it.is_empty() && !it.starts_with(ANNOUNCE));
+        let key = keys.next().filter(|_| keys.next().is_none());
+        Self { key, query }
+    }
+
+    /// The value of a parameter, as it was sent; of a repeated one the first
+    pub fn get(&self, name: &str) -> Option<&'a str> {
+        let parameters = self.query.split('&').filter_map(|parameter| parameter.split_once('='));
+        parameters.into_iter().find(|(found, _)| *found == name).map(|(_, value)| value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tsubame_udp::wire::url_data;
+
+    fn options(pieces: &[&[u8]]) -> Vec<u8> {
+        let option = |piece: &&[u8]| [&[2, piece.len() as u8], *piece].concat();
+        pieces.iter().flat_map(option).collect()
+    }
+
+    #[test]
+    fn the_url_of_a_udp_announce_is_read_from_its_pieces() {
+        for (pieces, key, jwt) in [
+            (
+                &[&b"/abc/ann"[..], b"ounce?x=1&jw", b"t=a.b.c&jwt=d"][..],
+                Some("abc"),
+                Some("a.b.c"),
+            ),
+            (&[b"/announce/abc"], Some("abc"), None),
+            (&[b"/abc"], Some("abc"), None),
+            (&[b"/announce?jwt="], None, Some("")),
+            (&[b"/a/b/announce"], None, None),
+            (&[b"?jwt=x"], None, Some("x")),
+            (&[b"\xff/announce"], None, None),
+            (&[], None, None),
+        ] {
+            let (options, mut scratch) = (options(pieces), Vec::new());
+            let parameters = Parameters::of_url(url_data(&options), &mut scratch);
+            assert_eq!((parameters.key, parameters.get("jwt")), (key, jwt), "{pieces:?}");
+        }
+    }
+}

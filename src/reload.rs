@@ -1,0 +1,252 @@
+//! What changes while the tracker runs: the hooks with their lists, and the certificate.
+//!
+//! Files are read and lists built by a helper thread, one job at a time; then every shard is sent a policy of its own,
+//! which takes the place of the one it has between two batches. What cannot be read changes nothing.
+
+use crate::config::Config;
+use crate::http::Certificate;
+use crate::policy::access_list::append_change;
+use crate::policy::{HookConfig, Plan, Policy};
+use std::collections::VecDeque;
+use std::fs;
+use std::future::pending;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tsubame_storage::InfoHash;
+
+/// What is to change
+#[derive(Debug)]
+pub enum Job {
+    /// All that can: the config, its lists, the certificate
+    Config,
+    /// The lists of the hooks there are
+    Lists,
+    /// A torrent is put on the access list, or taken off
+    Change(InfoHash, bool),
+    /// Nothing: a look at whether files have changed
+    Look,
+}
+
+/// Who asked for a job, and wants to know what came of it
+pub type Reply = oneshot::Sender<Result<String, String>>;
+
+/// A job and who waits for it
+pub type Command = (Job, Option<Reply>);
+
+/// When a file was written, its length and its number; none if it is not there
+type Stamp = Option<(SystemTime, u64, u64)>;
+
+/// What is served now, as far as it can change
+#[derive(Clone, Debug)]
+struct Current {
+    path: Option<PathBuf>,
+    config: Arc<Config>,
+    plan: Plan,
+    certificate: Option<Arc<Certificate>>,
+    shards: u16,
+    /// Draws what the keys of lists and the draws of policies begin with
+    rng: fastrand::Rng,
+    /// Of the files that the plan was made from
+    stamps: Vec<Stamp>,
+    /// What a look has found since, which may still be being written
+    seen: Vec<Stamp>,
+}
+
+/// A job that is done
+#[derive(Debug)]
+struct Done {
+    current: Current,
+    said: Result<String, String>,
+    /// For each shard, unless nothing changes for them
+    policies: Vec<Policy>,
+    /// Whether the lists have to be read again
+    look_again: bool,
+}
+
+/// Changes, one after the other
+#[derive(Debug)]
+pub struct Reloads {
+    current: Current,
+    waiting: VecDeque<Command>,
+    running: Option<(JoinHandle<Done>, Option<Reply>)>,
+}
+
+impl Reloads {
+    /// Nothing has changed yet since the start; `seed` draws what is drawn
+    pub fn new(
+        path: Option<PathBuf>,
+        config: Config,
+        plan: Plan,
+        certificate: Option<Arc<Certificate>>,
+        (shards, seed): (u16, u64),
+    ) -> Self {
+        let rng = fastrand::Rng::with_seed(seed);
+        let stamps = stamps(&config);
+        let (config, seen) = (Arc::new(config), stamps.clone());
+        let current = Current { path, config, plan, certificate, shards, rng, stamps, seen };
+        Self { current, waiting: VecDeque::new(), running: None }
+    }
+
+    /// Has a job done when those before it are
+    pub fn ask(&mut self, command: Command) {
+        self.waiting.push_back(command);
+        self.begin();
+    }
+
+    /// Has somebody look whether files have changed, unless they are busy
+    pub fn look(&mut self) {
+        if self.running.is_none() {
+            self.ask((Job::Look, None));
+        }
+    }
+
+    fn begin(&mut self) {
+        if self.running.is_none()
+            && let Some((job, reply)) = self.waiting.pop_front()
+        {
+            let current = self.current.clone();
+            let job = tokio::task::spawn_blocking(move || current.work(job));
+            self.running = Some((job, reply));
+        }
+    }
+
+    /// Waits for the job that is being done; returns the new policies of the shards, none if they keep theirs
+    pub async fn done(&mut self) -> Vec<Policy> {
+        let Some((job, _)) = &mut self.running else { return pending().await };
+        let done = job.await;
+        let reply = self.running.take().and_then(|(_, reply)| reply);
+        let (said, policies) = match done {
+            Ok(Done { current, said, policies, look_again }) => {
+                self.current = current;
+                if look_again {
+                    self.waiting.push_back((Job::Lists, None));
+                }
+                match &said {
+                    Ok(said) if said.is_empty() => {}
+                    Ok(said) => tracing::info!("{said}"),
+                    Err(error) => tracing::error!("{error}; everything stays as it was"),
+                }
+                (said, policies)
+            }
+            Err(_) => (Err("the helper thread was ended".to_owned()), Vec::new()),
+        };
+        if let Some(reply) = reply {
+            // Whoever asked may have gone.
+            let _ = reply.send(said);
+        }
+        self.begin();
+        policies
+    }
+}
+
+impl Current {
+    /// Does a job; this takes as long as the disk does
+    fn work(mut self, job: Job) -> Done {
+        let (mut look_again, mut changed) = (false, true);
+        let said = match job {
+            Job::Config => self.read_config(),
+            Job::Lists => {
+                self.stamps = stamps(&self.config);
+                self.read_lists("a list has changed")
+            }
+            Job::Change(hash, on) => self.change(hash, on),
+            Job::Look => {
+                changed = false;
+                let found = stamps(&self.config);
+                // Twice the same: nobody is writing it any more.
+                look_again = found != self.stamps && found == self.seen;
+                self.seen = found;
+                Ok(String::new())
+            }
+        };
+        let count = if changed && said.is_ok() { self.shards } else { 0 };
+        let policies = (0..count).map(|_| self.plan.policy(self.shards, self.rng.u64(..)));
+        let policies = policies.collect();
+        Done { current: self, said, policies, look_again }
+    }
+
+    fn read_config(&mut self) -> Result<String, String> {
+        if let Some(certificate) = &self.certificate {
+            certificate.reload().map_err(|error| error.to_string())?;
+        }
+        let new = Config::load(self.path.as_deref()).map_err(|error| error.to_string())?;
+        let fixed = self.fixed(&new);
+        let mut config = Config::clone(&self.config);
+        config.hooks = new.hooks;
+        let before = std::mem::replace(&mut self.config, Arc::new(config));
+        let stamps = stamps(&self.config);
+        match self.read_lists("read again") {
+            Ok(said) if fixed.is_empty() => {
+                self.stamps = stamps;
+                Ok(said)
+            }
+            Ok(said) => {
+                self.stamps = stamps;
+                Ok(format!("{said}; restart the tracker for what else has changed: {fixed}"))
+            }
+            Err(error) => {
+                self.config = before;
+                Err(error)
+            }
+        }
+    }
+
+    /// What is different in a new config and cannot change while the tracker runs
+    fn fixed(&self, new: &Config) -> String {
+        let old = &*self.config;
+        let sections = [
+            ("cpus", old.cpus == new.cpus),
+            ("udp", old.udp == new.udp),
+            ("http", old.http == new.http),
+            ("announce", old.announce == new.announce),
+            ("storage", old.storage == new.storage),
+            ("control", old.control == new.control),
+            ("log", old.log == new.log),
+        ];
+        let changed = sections.iter().filter(|(_, same)| !same).map(|(name, _)| *name);
+        changed.collect::<Vec<_>>().join(", ")
+    }
+
+    fn read_lists(&mut self, why: &str) -> Result<String, String> {
+        self.plan =
+            Plan::load(&self.config.hooks, self.rng.u64(..)).map_err(|error| error.to_string())?;
+        let (hooks, listed) = (self.config.hooks.len(), self.plan.listed());
+        let certificate = if self.certificate.is_some() { ", the certificate" } else { "" };
+        Ok(format!("{why}: {hooks} hooks, {listed} info hashes listed{certificate}"))
+    }
+
+    fn change(&mut self, hash: InfoHash, on: bool) -> Result<String, String> {
+        let mut plan = self.plan.clone();
+        if !plan.change_list(hash, on, self.rng.u64(..)) {
+            return Err("there must be exactly one access_list among the hooks".to_owned());
+        }
+        let Some(file) = changes(&self.config) else {
+            let cure = "give the access_list a file for changes (options: changes: FILE)";
+            return Err(format!("a change would not outlast a restart; {cure}"));
+        };
+        append_change(file, &hash, on)
+            .map_err(|error| format!("cannot write {}: {error}", file.display()))?;
+        self.plan = plan;
+        Ok(format!("{hash} is {} the access list", if on { "on" } else { "off" }))
+    }
+}
+
+/// Where changes of the access list are kept
+fn changes(config: &Config) -> Option<&Path> {
+    config.hooks.iter().find_map(|hook| match hook {
+        HookConfig::AccessList { sources, .. } => sources.changes.as_deref(),
+        _ => None,
+    })
+}
+
+fn stamps(config: &Config) -> Vec<Stamp> {
+    use std::os::unix::fs::MetadataExt;
+    let stamp = |path: &Path| {
+        let data = fs::metadata(path).ok()?;
+        Some((data.modified().ok()?, data.len(), data.ino()))
+    };
+    config.hooks.iter().flat_map(HookConfig::files).map(stamp).collect()
+}
