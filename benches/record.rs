@@ -53,12 +53,18 @@ pub struct Step {
     pub lost: u64,
     /// Replies that came later than that, or twice
     pub late: u64,
-    /// Connections that were opened, over HTTP
+    /// Connections that were tried, over HTTP
     #[serde(default)]
     pub connections: u64,
-    /// Requests lost because their connection was refused or ended before the answer
+    /// Requests lost because their connection was refused, ended before the answer or brought something else
     #[serde(default)]
     pub broken: u64,
+    /// Requests that left more than a millisecond later because no connection was free: latency has that time
+    #[serde(default)]
+    pub waited: u64,
+    /// Requests that were due and did not leave before the step was over
+    #[serde(default)]
+    pub held_back: u64,
     /// Replies of which the content was looked at
     pub checked: u64,
     /// Wrong replies by what is wrong

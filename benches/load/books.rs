@@ -17,7 +17,7 @@ pub(crate) struct Books<'a> {
     pub(crate) flight: Flight,
     pub(crate) rng: Rng,
     pub(crate) tally: Tally,
-    given_up: Vec<Request>,
+    given_up: Vec<(Request, bool)>,
 }
 
 impl<'a> Books<'a> {
@@ -57,12 +57,12 @@ impl<'a> Books<'a> {
         Request { kind, group: group as u8, wanted: 0, source, subject: 0, due_ns, sent_ns }
     }
 
-    /// Enters a request; returns its transaction id
-    pub(crate) fn enter(&mut self, request: Request) -> u32 {
-        self.tally.sent(&request);
+    /// Enters a request that could have left at this time if a way had been free; returns its transaction id
+    pub(crate) fn enter(&mut self, request: Request, ready_ns: u64) -> u32 {
+        self.tally.sent(&request, ready_ns);
         let (transaction, given_up) = self.flight.depart(request);
         if let Some(given_up) = given_up {
-            self.give_up(given_up, request.sent_ns);
+            self.give_up(given_up, request.sent_ns, true);
         }
         transaction
     }
@@ -87,14 +87,14 @@ impl<'a> Books<'a> {
         asked.map(move |torrent| info_hash(torrent % torrents))
     }
 
-    /// Takes an answer that came from where this group asks; returns what it answers
+    /// Takes an answer that came from where this group asks; returns what it answers, and whether that was looked at
     pub(crate) fn answered(
         &mut self,
         transaction: u32,
         group: usize,
         reply: &Reply<'_>,
         now_ns: u64,
-    ) -> Option<Request> {
+    ) -> Option<(Request, bool)> {
         let (request, number) = match self.flight.arrive(transaction) {
             Arrival::Expected(request, number) => (request, number),
             Arrival::Late => {
@@ -113,14 +113,15 @@ impl<'a> Books<'a> {
         }
         self.learn(&request, reply);
         let one_in = u64::from(self.run.check);
-        if one_in > 0 && number.is_multiple_of(one_in) {
+        let is_checked = one_in > 0 && number.is_multiple_of(one_in);
+        if is_checked {
             self.tally.step.checked += 1;
             let alone = !self.run.shared;
             if let Err(what) = check(&self.population, &request, number, reply, alone) {
                 self.tally.wrong(what);
             }
         }
-        Some(request)
+        Some((request, is_checked))
     }
 
     fn learn(&mut self, request: &Request, reply: &Reply<'_>) {
@@ -143,24 +144,24 @@ impl<'a> Books<'a> {
     pub(crate) fn expire(&mut self, now_ns: u64) {
         let before_ns = now_ns.saturating_sub(self.timeout_ns());
         while let Some(request) = self.flight.expire(before_ns) {
-            self.give_up(request, now_ns);
+            self.give_up(request, now_ns, true);
         }
     }
 
-    /// Gives up a request that will not be answered any more
+    /// Gives up a request that will not be answered any more, as its transport knows
     pub(crate) fn abandon(&mut self, transaction: u32, now_ns: u64) {
         if let Arrival::Expected(request, _) = self.flight.arrive(transaction) {
-            self.give_up(request, now_ns);
+            self.give_up(request, now_ns, false);
         }
     }
 
-    fn give_up(&mut self, request: Request, now_ns: u64) {
+    fn give_up(&mut self, request: Request, now_ns: u64, is_news: bool) {
         self.tally.lost(now_ns);
-        self.given_up.push(request);
+        self.given_up.push((request, is_news));
     }
 
-    /// The next of those given up of which nobody has been told
-    pub(crate) fn next_given_up(&mut self) -> Option<Request> {
+    /// The next of those given up, and whether that is news to its transport
+    pub(crate) fn next_given_up(&mut self) -> Option<(Request, bool)> {
         self.given_up.pop()
     }
 }

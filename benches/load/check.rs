@@ -47,6 +47,7 @@ pub(crate) fn check(
             Ok(())
         }
         (_, Reply::Error) => Err("error"),
+        (_, Reply::Unreadable) => Ok(()),
         _ => Err("action"),
     }
 }

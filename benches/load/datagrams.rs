@@ -5,7 +5,7 @@ mod departures;
 use crate::books::Books;
 use crate::clients::Clients;
 use crate::engine::{FIRST_ANSWER, Flooding, Transport};
-use crate::flight::{FLOOD, Request, UNPROVEN};
+use crate::flight::{FLOOD, Kind, Request, UNPROVEN};
 use crate::options::{Mix, Run, Target};
 use crate::population::Population;
 use crate::protocol::Reply;
@@ -96,7 +96,7 @@ impl Transport for Datagrams {
                 continue;
             }
             received += arrived;
-            books.tally.taken(arrived);
+            books.tally.taken(arrived, arrived);
             let now_ns = books.now_ns();
             for (bytes, from) in incoming.datagrams() {
                 match from.is(&wire.to) {
@@ -111,6 +111,12 @@ impl Transport for Datagrams {
     fn has_room(&self) -> bool {
         true
     }
+
+    fn pending(&self) -> usize {
+        0
+    }
+
+    fn end_step(&mut self, _: &mut Books<'_>) {}
 
     fn depart(&mut self, books: &mut Books<'_>, mix: &Mix, due_ns: u64) -> io::Result<()> {
         self.depart_one(books, mix, due_ns)
@@ -160,10 +166,10 @@ fn judge(books: &mut Books<'_>, clients: &mut Clients, group: usize, bytes: &[u8
         books.tally.step.flood_connects_answered += 1;
         return;
     }
-    let Some(request) = books.answered(transaction, group, &reply, now_ns) else { return };
+    let Some((request, _)) = books.answered(transaction, group, &reply, now_ns) else { return };
     let group = usize::from(request.group);
     match reply {
-        Reply::Connect { connection_id } => {
+        Reply::Connect { connection_id } if request.kind == Kind::Connect => {
             clients.got(group, request.source, connection_id, now_ns);
         }
         Reply::Error => clients.doubt(group, request.source, request.sent_ns),

@@ -23,14 +23,20 @@ const TURNS_PER_EXPIRY: u32 = 16;
 
 /// What carries requests to the tracker, and answers back
 pub(crate) trait Transport {
-    /// Gets every client ready to ask, so that no step begins with that
+    /// Makes sure that there is a tracker to ask, and gets the clients ready as far as they can be beforehand
     fn prepare(&mut self, books: &mut Books<'_>) -> io::Result<()>;
 
-    /// Takes the answers that have arrived; returns how many
+    /// Takes what has arrived; returns how much that was
     fn receive(&mut self, books: &mut Books<'_>) -> io::Result<usize>;
 
     /// Whether one more request could leave now
     fn has_room(&self) -> bool;
+
+    /// Requests that departed and wait for a way
+    fn pending(&self) -> usize;
+
+    /// Drops those
+    fn end_step(&mut self, books: &mut Books<'_>);
 
     /// Lets one client, or several of one address, ask something
     fn depart(&mut self, books: &mut Books<'_>, mix: &Mix, due_ns: u64) -> io::Result<()>;
@@ -108,6 +114,7 @@ impl<'a, T: Transport> Engine<'a, T> {
                 return Ok(None);
             }
         }
+        self.transport.end_step(&mut self.books);
         let end_ns = self.books.now_ns();
         self.books.tally.step.server = server.until_now(self.books.run);
         self.drain()?;
@@ -134,7 +141,7 @@ impl<'a, T: Transport> Engine<'a, T> {
             }
             let mut departed = 0;
             while departed < BATCH
-                && self.transport.has_room()
+                && (load.rate.is_some() || self.transport.has_room())
                 && let waiting = self.books.flight.waiting()
                 && let Some(due_ns) = pace.next(&mut self.books.rng, now_ns, waiting)
             {
@@ -150,6 +157,10 @@ impl<'a, T: Transport> Engine<'a, T> {
             if now_ns >= end_ns {
                 break;
             }
+        }
+        if load.rate.is_some() {
+            let left = || pace.next(&mut self.books.rng, end_ns, 0);
+            self.books.tally.step.held_back += std::iter::from_fn(left).count() as u64;
         }
         Ok(())
     }
@@ -179,7 +190,11 @@ impl<'a, T: Transport> Engine<'a, T> {
                 let now_ns = self.books.now_ns();
                 self.expire(now_ns);
                 progress.show(now_ns - start_ns, &self.books.tally);
-                while self.books.flight.waiting() < self.books.run.in_flight {
+                for _ in 0..BATCH {
+                    let under_way = self.books.flight.waiting() + self.transport.pending();
+                    if under_way >= self.books.run.in_flight {
+                        break;
+                    }
                     let again = self.to_repeat.pop();
                     let Some((group, peer)) = again.or_else(|| Some((group, order.next()?))) else {
                         break;
@@ -187,7 +202,10 @@ impl<'a, T: Transport> Engine<'a, T> {
                     self.transport.depart_entry(&mut self.books, group, peer)?;
                 }
                 self.transport.flush(&mut self.books)?;
-                if self.books.flight.waiting() == 0 {
+                // What was refused at once is to be repeated, too.
+                self.expire(now_ns);
+                let under_way = self.books.flight.waiting() + self.transport.pending();
+                if under_way == 0 && self.to_repeat.is_empty() {
                     break;
                 }
                 if self.books.tally.silent_ns(now_ns) > FIRST_ANSWER.as_nanos() as u64 {
@@ -218,8 +236,10 @@ impl<'a, T: Transport> Engine<'a, T> {
     /// Gives up what has waited too long, and looks after all that was given up since
     fn expire(&mut self, now_ns: u64) {
         self.books.expire(now_ns);
-        while let Some(request) = self.books.next_given_up() {
-            self.transport.given_up(&mut self.books, &request);
+        while let Some((request, is_news)) = self.books.next_given_up() {
+            if is_news {
+                self.transport.given_up(&mut self.books, &request);
+            }
             if self.entering && matches!(request.kind, Kind::Announce { .. }) {
                 self.to_repeat.push((request.group.into(), request.subject));
             }

@@ -1,14 +1,18 @@
 //! The HTTP tracker protocol as a client speaks it (BEP 3, 7, 23, 48).
 
 use crate::protocol::{Announce, Event, Reply};
+use std::borrow::Cow;
 use std::fmt::Write;
-use tsubame_http::bencode::Value;
+use tsubame_http::bencode::{self, BadBencode, Value};
 
 /// The longest head of a reply that is read
 const HEAD_LEN_MAX: usize = 8 << 10;
 
 /// The longest body
 const BODY_LEN_MAX: usize = 16 << 20;
+
+/// The longest reply
+pub(crate) const REPLY_LEN_MAX: usize = HEAD_LEN_MAX + 2 * BODY_LEN_MAX;
 
 /// Where a tracker's announces and scrapes go
 #[derive(Clone, Debug)]
@@ -25,12 +29,17 @@ impl Paths {
     pub(crate) fn new(authority: &str, path: &str) -> Self {
         let path = if path.is_empty() || path == "/" { "/announce" } else { path };
         let begun = |path: &str| format!("{path}{}", if path.contains('?') { '&' } else { '?' });
-        let (before, last) = path.rsplit_once('/').unwrap_or(("", path));
+        let (before, last) = path
+            .split_once('?')
+            .map_or(path, |(path, _)| path)
+            .rsplit_once('/')
+            .unwrap_or_default();
         let scrape = last.strip_prefix("announce");
+        let query = path.find('?').map_or("", |at| &path[at..]);
         Self {
             host: authority.to_owned(),
             announce: begun(path),
-            scrape: scrape.map(|rest| begun(&format!("{before}/scrape{rest}"))),
+            scrape: scrape.map(|rest| begun(&format!("{before}/scrape{rest}{query}"))),
         }
     }
 
@@ -96,10 +105,10 @@ fn escape(out: &mut String, bytes: &[u8]) {
 }
 
 /// A reply that has come whole
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Whole<'a> {
     pub(crate) status: u16,
-    pub(crate) body: &'a [u8],
+    pub(crate) body: Cow<'a, [u8]>,
     /// Bytes of head and body
     pub(crate) len: usize,
     /// Whether the connection is over
@@ -122,44 +131,76 @@ pub(crate) fn read_whole<'a>(
         let found = head.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
         found.and_then(|header| str::from_utf8(header.value).ok()).map(str::trim_end)
     };
-    if header("transfer-encoding").is_some() || header("content-encoding").is_some() {
+    if header("content-encoding").is_some() {
         return Err("an encoding nobody asked for");
     }
     let is_old = head.version == Some(0);
-    let closes =
-        header("connection").map_or(is_old, |connection| connection.eq_ignore_ascii_case("close"));
-    let len = match header("content-length") {
-        Some(len) => len.parse().map_err(|_| "content-length")?,
-        // Old servers end the connection instead.
-        None if ended => bytes.len() - at,
-        None if closes => return Ok(None),
-        None => return Err("content-length"),
-    };
-    if len > BODY_LEN_MAX {
-        return Err("content-length");
-    }
+    let says =
+        |connection: &str| connection.split(',').any(|it| it.trim().eq_ignore_ascii_case("close"));
+    let closes = header("connection").map_or(is_old, says);
     let status = head.code.unwrap_or_default();
     // Some trackers end their bodies with a line, which clients do not mind.
-    let whole =
-        |body: &'a [u8]| Whole { status, body: body.trim_ascii_end(), len: at + len, closes };
-    Ok(bytes.get(at..at + len).map(whole))
+    let whole = |body: &'a [u8], len| {
+        let body = Cow::Borrowed(body.trim_ascii_end());
+        Ok(Some(Whole { status, body, len: at + len, closes }))
+    };
+    let rest = &bytes[at..];
+    if header("transfer-encoding").is_some_and(|it| it.eq_ignore_ascii_case("chunked")) {
+        let unchunked = unchunk(rest)?.map(|(body, len)| {
+            let body = Cow::Owned(body.trim_ascii_end().to_vec());
+            Whole { status, body, len: at + len, closes }
+        });
+        return Ok(unchunked);
+    }
+    match header("content-length") {
+        Some(len) => match len.parse::<usize>() {
+            Ok(len) if len <= BODY_LEN_MAX => {
+                rest.get(..len).map_or(Ok(None), |body| whole(body, len))
+            }
+            _ => Err("content-length"),
+        },
+        // It goes on until the connection ends (RFC 9112, 6.3).
+        None if ended => whole(rest, rest.len()),
+        None => Ok(None),
+    }
+}
+
+/// Puts the chunks of a body together if the last has come; returns how many bytes they took
+fn unchunk(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, &'static str> {
+    let (mut body, mut at) = (Vec::new(), 0);
+    loop {
+        let size = httparse::parse_chunk_size(&bytes[at..]).map_err(|_| "chunks")?;
+        let httparse::Status::Complete((head, len)) = size else { return Ok(None) };
+        let len = usize::try_from(len).ok().filter(|len| *len <= BODY_LEN_MAX).ok_or("chunks")?;
+        let Some(chunk) = bytes.get(at + head..at + head + len + 2) else { return Ok(None) };
+        at += head + len + 2;
+        if len == 0 {
+            return Ok(Some((body, at)));
+        }
+        body.extend_from_slice(&chunk[..len]);
+        if !chunk.ends_with(b"\r\n") || body.len() > BODY_LEN_MAX {
+            return Err("chunks");
+        }
+    }
 }
 
 /// Reads the reply to an announce of a client of this family
+///
+/// As clients do it: keys may stand in any order, and what has a default may be left out.
 pub(crate) fn read_announce(body: &[u8], is_ipv4: bool) -> Result<Reply<'_>, &'static str> {
-    let dictionary = Value::parse(body).map_err(|_| "bencode")?;
-    if dictionary.get("failure reason").is_some() {
+    if bencode::raw(body, b"failure reason").is_some() {
         return Ok(Reply::Error);
     }
-    let peers =
-        dictionary.get("peers").and_then(Value::bytes).ok_or("peers that are not compact")?;
-    let peers6 = dictionary.get("peers6").map_or(Some(&[][..]), Value::bytes);
-    let peers6 = peers6.ok_or("peers that are not compact")?;
-    let (peers, others) = if is_ipv4 { (peers, peers6) } else { (peers6, peers) };
+    let list = |key: &[u8]| match bencode::raw(body, key) {
+        Some(raw) => bytes_of(raw).ok_or("peers that are not compact"),
+        None => Ok(&[][..]),
+    };
+    let (v4, v6) = (list(b"peers")?, list(b"peers6")?);
+    let (peers, others) = if is_ipv4 { (v4, v6) } else { (v6, v4) };
     Ok(Reply::Announce {
-        interval: number(&dictionary, "interval").ok_or("interval")?,
-        leechers: number(&dictionary, "incomplete").unwrap_or(0),
-        seeders: number(&dictionary, "complete").unwrap_or(0),
+        interval: number(body, b"interval").ok_or("reply without an interval")?,
+        leechers: number(body, b"incomplete").unwrap_or(0),
+        seeders: number(body, b"complete").unwrap_or(0),
         peers,
         others,
     })
@@ -170,31 +211,39 @@ pub(crate) fn read_scrape(
     body: &[u8],
     asked: impl Iterator<Item = [u8; 20]>,
 ) -> Result<Option<Vec<[u8; 12]>>, &'static str> {
-    let dictionary = Value::parse(body).map_err(|_| "bencode")?;
-    if dictionary.get("failure reason").is_some() {
+    if bencode::raw(body, b"failure reason").is_some() {
         return Ok(None);
     }
-    let Some(Value::Dictionary(files)) = dictionary.get("files") else {
-        return Err("scrape without files");
-    };
-    let mut found = 0;
-    let row = |info_hash: [u8; 20]| -> Result<[u8; 12], &'static str> {
+    let files = bencode::raw(body, b"files").ok_or("scrape without files")?;
+    let row = |info_hash: [u8; 20]| {
         let mut row = [0; 12];
-        if let Some((_, file)) = files.iter().find(|(name, _)| *name == info_hash) {
-            found += 1;
-            let keys = ["complete", "downloaded", "incomplete"];
-            for (field, key) in row.chunks_exact_mut(4).zip(keys) {
-                field.copy_from_slice(&number(file, key).ok_or("scrape rows")?.to_be_bytes());
-            }
+        let file = bencode::raw(files, &info_hash).unwrap_or_default();
+        let keys = [&b"complete"[..], b"downloaded", b"incomplete"];
+        for (field, key) in row.chunks_exact_mut(4).zip(keys) {
+            field.copy_from_slice(&number(file, key).unwrap_or(0).to_be_bytes());
         }
-        Ok(row)
+        row
     };
-    let rows = asked.map(row).collect::<Result<Vec<_>, _>>()?;
-    if found < files.len() { Err("torrent that nobody asked for") } else { Ok(Some(rows)) }
+    Ok(Some(asked.map(row).collect()))
 }
 
-fn number(dictionary: &Value<'_>, key: &str) -> Option<u32> {
-    dictionary.get(key)?.integer()?.try_into().ok()
+/// Whether a body is bencode as it must be, which clients are not strict about
+pub(crate) fn check_form(body: &[u8]) -> Result<(), &'static str> {
+    match Value::parse(body) {
+        Ok(_) => Ok(()),
+        Err(BadBencode::Unsorted) => Err("keys that are not sorted"),
+        Err(_) => Err("bencode"),
+    }
+}
+
+fn bytes_of(raw: &[u8]) -> Option<&[u8]> {
+    let digits = raw.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    (digits > 0).then(|| raw.get(digits + 1..))?
+}
+
+fn number(dictionary: &[u8], key: &[u8]) -> Option<u32> {
+    let raw = bencode::raw(dictionary, key)?.strip_prefix(b"i")?.strip_suffix(b"e")?;
+    str::from_utf8(raw).ok()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -227,26 +276,31 @@ mod tests {
         let read: Vec<_> = query::info_hashes(head.query).map(Result::unwrap).collect();
         assert_eq!(read, [InfoHash([8; 20]), InfoHash([9; 20])]);
         assert!(!Paths::new("t", "/a").has_scrape() && Paths::new("t", "").has_scrape());
+        assert!(Paths::new("t", "/announce?k=a/b").has_scrape());
     }
 
     #[test]
     fn replies_are_read_when_they_are_whole() {
         let reply = b"HTTP/1.1 200 OK\r\nContent-Length: 5  \r\n\r\nabc\r\nHTTP";
         assert!((0..reply.len() - 4).all(|len| read_whole(&reply[..len], false) == Ok(None)));
-        let whole = Whole { status: 200, body: b"abc", len: reply.len() - 4, closes: false };
+        let body = Cow::Borrowed(&b"abc"[..]);
+        let whole = Whole { status: 200, body: body.clone(), len: reply.len() - 4, closes: false };
         assert_eq!(read_whole(reply, false), Ok(Some(whole)));
         let old = b"HTTP/1.0 200 OK\r\n\r\nabc";
         assert_eq!(read_whole(old, false), Ok(None));
-        let whole = Whole { status: 200, body: b"abc", len: old.len(), closes: true };
+        let whole = Whole { status: 200, body: body.clone(), len: old.len(), closes: true };
         assert_eq!(read_whole(old, true), Ok(Some(whole)));
+        let chunked =
+            b"HTTP/1.1 200 OK\r\nConnection: x, close\r\nTransfer-Encoding: chunked\r\n\r\n\
+            2\r\nab\r\n1\r\nc\r\n0\r\n\r\n";
+        assert!((0..chunked.len()).all(|len| read_whole(&chunked[..len], false) == Ok(None)));
+        let whole = Whole { status: 200, body, len: chunked.len(), closes: true };
+        assert_eq!(read_whole(chunked, false), Ok(Some(whole)));
         for (reply, what) in [
             (&b"nothing\r\n\r\n"[..], "head of a reply"),
             (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", "content-length"),
-            (b"HTTP/1.1 200 OK\r\n\r\n", "content-length"),
-            (
-                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
-                "an encoding nobody asked for",
-            ),
+            (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n", "an encoding nobody asked for"),
+            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", "chunks"),
         ] {
             assert_eq!(read_whole(reply, false), Err(what), "{}", reply.escape_ascii());
         }
@@ -262,7 +316,12 @@ mod tests {
         let expected = Reply::Announce { interval: 60, leechers: 2, seeders: 1, peers, others };
         assert_eq!(read_announce(body, false), Ok(expected));
         assert_eq!(read_announce(b"d14:failure reason2:noe", true), Ok(Reply::Error));
-        assert_eq!(read_announce(b"d5:peersl", true), Err("bencode"));
+        assert_eq!(read_announce(b"d5:peersl", true), Err("reply without an interval"));
+        let (peers, others) = (&[][..], &[][..]);
+        let expected = Reply::Announce { interval: 60, leechers: 0, seeders: 0, peers, others };
+        assert_eq!(read_announce(b"d8:intervali60ee", true), Ok(expected), "as Chihaya says it");
+        assert_eq!(check_form(b"d1:bi1e1:ai1ee"), Err("keys that are not sorted"));
+        assert_eq!((check_form(b"d1:b"), check_form(b"de")), (Err("bencode"), Ok(())));
         let list = read_announce(b"d8:intervali60e5:peerslee", true);
         assert_eq!(list, Err("peers that are not compact"));
         let asked = || [[b'a'; 20], [b'b'; 20]].into_iter();
@@ -272,7 +331,5 @@ mod tests {
         assert_eq!(read_scrape(files, asked()), Ok(Some(rows)));
         assert_eq!(read_scrape(b"d14:failure reason2:noe", asked()), Ok(None));
         assert_eq!(read_scrape(b"de", asked()), Err("scrape without files"));
-        let strange = read_scrape(files, [[b'a'; 20]].into_iter());
-        assert_eq!(strange, Err("torrent that nobody asked for"));
     }
 }

@@ -26,7 +26,7 @@ use clap::Parser;
 use datagrams::Datagrams;
 use engine::{Engine, Transport};
 use http::Paths;
-use options::{Action, Cli, Command, Flood, Protocol, Run, Step, Target};
+use options::{Action, Cli, Command, Flood, Mix, Protocol, Run, Step, Target};
 use population::{Population, info_hash};
 use std::io;
 use std::io::Write;
@@ -163,6 +163,11 @@ fn measure_http(
     if run.segments > 1 || loads.clone().any(|load| load.flood != Flood::default()) {
         return Err("--segments and floods are of datagrams; there are none over HTTP".to_owned());
     }
+    let asks = |mix: &Mix| mix.announce + mix.scrape > 0.0;
+    if !asks(&run.mix) || !loads.clone().all(|load| asks(&load.mix)) {
+        return Err("--mix asks for nothing that there is over HTTP: announces, scrapes".to_owned());
+    }
+    raise_file_limit();
     let scrapes = run.mix.scrape > 0.0 || loads.clone().any(|load| load.mix.scrape > 0.0);
     let links = loads.map(|load| load.in_flight).chain([run.in_flight]).max().unwrap_or(1);
     let all: u32 = groups.iter().map(|(_, peers)| peers).sum();
@@ -194,6 +199,14 @@ fn measure_http(
     let targets: Vec<_> = groups.iter().map(|(target, _)| *target).collect();
     let streams = Streams::new(&targets, &counts, &population, run.close)?;
     do_steps(run, steps, streams, population)
+}
+
+/// Each connection is a file: the usual soft limit of 1,024 is soon reached
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // Where that is refused, the first connection that cannot be opened says so.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 /// Does the steps of a run; returns the number of peers, and what came of each step

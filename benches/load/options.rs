@@ -91,7 +91,8 @@ pub(crate) struct Run {
     /// Share of peers that are IPv6, if there is an IPv6 target
     #[arg(long, default_value_t = 0.2)]
     pub(crate) ipv6: f64,
-    /// Addresses that clients have, of each family; more are taken if the peers need them
+    /// Addresses that clients have, of each family; more are taken if the peers need them, and no more than there are
+    /// connections that are kept
     #[arg(long, default_value_t = 256)]
     pub(crate) sources: u32,
     /// Networks to take them from, which must be routed to this machine; 127.1.0.0/16 on loopback, else the
@@ -114,7 +115,8 @@ pub(crate) struct Run {
     /// How long to wait for an answer
     #[arg(long, default_value = "1s")]
     pub(crate) timeout: humantime::Duration,
-    /// What the draws begin with; the same seed gives the same requests
+    /// What the draws begin with; the same seed gives the same requests, over HTTP as far as answers come in the same
+    /// order
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
     /// Steps of load, floods, pauses and restarts, from a file, instead of --warmup and --duration

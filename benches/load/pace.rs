@@ -29,7 +29,7 @@ impl Poisson {
 }
 
 /// When a request is due that is not late, whenever it leaves
-const WHEN_IT_LEAVES: u64 = u64::MAX;
+pub(crate) const WHEN_IT_LEAVES: u64 = u64::MAX;
 
 /// The pace of a step's load
 pub(crate) enum Pace {

@@ -49,6 +49,8 @@ pub(crate) enum Reply<'a> {
         rows: &'a [[u8; 12]],
     },
     Error,
+    /// What cannot be read, for a reason that is told by itself
+    Unreadable,
 }
 
 impl Reply<'_> {
@@ -58,6 +60,7 @@ impl Reply<'_> {
             Self::Announce { .. } => "announce",
             Self::Scrape { .. } => "scrape",
             Self::Error => "error",
+            Self::Unreadable => "unreadable",
         }
     }
 }

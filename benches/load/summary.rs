@@ -86,7 +86,12 @@ fn of_losses(step: &Step, mut line: impl FnMut(&str, String)) {
     );
     if step.connections > 0 {
         let (opened, broken) = (grouped(step.connections), grouped(step.broken));
-        line("connections", format!("{opened} opened; {broken} requests lost with theirs"));
+        line("connections", format!("{opened} tried, {broken} ended or refused under a request"));
+    }
+    if step.waited + step.held_back > 0 {
+        let (waited, held_back) = (grouped(step.waited), grouped(step.held_back));
+        let cure = "; more --in-flight may help";
+        line("held up", format!("{waited} waited for a connection, {held_back} never left{cure}"));
     }
     if step.sent_unproven > 0 {
         let (answered, sent) = (grouped(step.answered_unproven), grouped(step.sent_unproven));

@@ -61,10 +61,12 @@ impl Tally {
         &mut self.step.series[at]
     }
 
-    pub(crate) fn sent(&mut self, request: &Request) {
+    /// Counts a request that could have left at `ready_ns`
+    pub(crate) fn sent(&mut self, request: &Request, ready_ns: u64) {
         self.step.sent += 1;
         self.tenth(request.sent_ns).sent += 1;
-        self.late += u64::from(request.sent_ns.saturating_sub(request.due_ns) > LATE_NS);
+        self.late += u64::from(ready_ns.saturating_sub(request.due_ns) > LATE_NS);
+        self.step.waited += u64::from(request.sent_ns.saturating_sub(ready_ns) > LATE_NS);
         self.waiting_since_ns.get_or_insert(request.sent_ns);
     }
 
@@ -109,10 +111,10 @@ impl Tally {
         *self.step.wrong.entry(what.to_owned()).or_default() += 1;
     }
 
-    /// So many answers were there at once; a full batch is one behind which more may have waited
-    pub(crate) fn taken(&mut self, answers: usize) {
+    /// So many answers came with so many arrivals; a full batch of those is one behind which more may have waited
+    pub(crate) fn taken(&mut self, answers: usize, arrivals: usize) {
         self.taken += answers as u64;
-        if answers >= self.full_batch {
+        if arrivals >= self.full_batch {
             self.taken_in_full_batches += answers as u64;
         }
     }
@@ -171,7 +173,7 @@ mod tests {
             let due_ns = number * MS;
             let answered_ns = if (100..600).contains(&number) { 600 * MS } else { due_ns + MS };
             let request = Request { due_ns, sent_ns: due_ns, ..Request::default() };
-            tally.sent(&request);
+            tally.sent(&request, request.sent_ns);
             tally.answered("announce", &request, answered_ns, true);
         }
         let step = tally.end(1000 * MS);
@@ -185,11 +187,11 @@ mod tests {
     #[test]
     fn a_generator_that_is_late_or_behind_says_so() {
         let mut tally = Tally::begin("late", Some(1.0), 1, 0);
-        tally.sent(&Request { due_ns: 0, sent_ns: 2 * MS, ..Request::default() });
+        tally.sent(&Request { due_ns: 0, sent_ns: 2 * MS, ..Request::default() }, 2 * MS);
         assert!(tally.end(MS).generator.bottleneck);
         let mut tally = Tally::begin("behind", None, 512, 0);
-        tally.taken(BATCH);
-        tally.taken(BATCH - 1);
+        tally.taken(BATCH, BATCH);
+        tally.taken(BATCH - 1, BATCH - 1);
         assert!(tally.end(100 * MS).generator.bottleneck);
     }
 
@@ -197,12 +199,12 @@ mod tests {
     fn silence_is_a_gap_only_while_answers_are_due() {
         let mut tally = Tally::begin("gap", None, 512, 0);
         let request = |sent_ns| Request { due_ns: sent_ns, sent_ns, ..Request::default() };
-        tally.sent(&request(0));
+        tally.sent(&request(0), 0);
         tally.answered("announce", &request(0), MS, false);
-        tally.sent(&request(500 * MS));
+        tally.sent(&request(500 * MS), 500 * MS);
         tally.answered("announce", &request(500 * MS), 502 * MS, false);
         assert!((tally.step.gap_ms_max - 2.0).abs() < 1e-9, "{}", tally.step.gap_ms_max);
-        tally.sent(&request(600 * MS));
+        tally.sent(&request(600 * MS), 600 * MS);
         tally.lost(900 * MS);
         assert!((tally.step.gap_ms_max - 300.0).abs() < 1e-9, "nothing came until it was given up");
     }

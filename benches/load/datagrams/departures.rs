@@ -62,7 +62,8 @@ impl Datagrams {
         let step = books.population.enter(group, peer);
         let request = books.request(Kind::Announce { stopped: false }, group, source, due_ns);
         let wanted = books.run.numwant;
-        let transaction = books.enter(Request { subject: peer, wanted, ..request });
+        let transaction =
+            books.enter(Request { subject: peer, wanted, ..request }, request.sent_ns);
         let announce = books.announce(group, peer, step);
         self.push(books, group, source, None, |bytes| {
             udp::write_announce(bytes, id, transaction, &announce)
@@ -84,7 +85,7 @@ impl Datagrams {
         let mut written = std::mem::take(&mut self.scratch);
         written.resize(LEN * usize::from(segments), 0);
         for bytes in written.chunks_exact_mut(LEN) {
-            let transaction = books.enter(request);
+            let transaction = books.enter(request, request.sent_ns);
             udp::write_connect(bytes, transaction);
         }
         self.push_written(books, group, source, LEN, written)
@@ -107,7 +108,8 @@ impl Datagrams {
             let peer = books.population.groups[group].draw_of_source(&mut books.rng, source);
             let step = books.population.step(&mut books.rng, group, peer);
             let kind = Kind::Announce { stopped: step.event == Event::Stopped };
-            let transaction = books.enter(Request { kind, subject: peer, wanted, ..request });
+            let transaction =
+                books.enter(Request { kind, subject: peer, wanted, ..request }, request.sent_ns);
             udp::write_announce(bytes, id, transaction, &books.announce(group, peer, step));
         }
         self.push_written(books, group, source, LEN, written)
@@ -124,7 +126,8 @@ impl Datagrams {
         let first = books.rng.u32(..books.population.torrents());
         let wanted = books.run.scrape_torrents;
         let request = books.request(Kind::Scrape, group, source, due_ns);
-        let transaction = books.enter(Request { subject: first, wanted, ..request });
+        let transaction =
+            books.enter(Request { subject: first, wanted, ..request }, request.sent_ns);
         let asked: Vec<_> = books.scraped(first).collect();
         self.push(books, group, source, None, |bytes| {
             udp::write_scrape(bytes, id, transaction, asked.into_iter())

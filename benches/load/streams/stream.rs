@@ -1,6 +1,7 @@
 //! A connection that never waits, plain or encrypted.
 
 use super::tls;
+use crate::http;
 use rustls::ClientConnection;
 use rustls::pki_types::ServerName;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -85,6 +86,9 @@ impl Stream {
                     }
                 }
                 None => self.arrived.extend_from_slice(bytes),
+            }
+            if self.arrived.len() > http::REPLY_LEN_MAX {
+                return Err(io::Error::other("a reply without end"));
             }
             // A buffer that was not filled took all there was; an end that comes later is told of anew.
             if len < buffer.len() && !hung_up {

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tsubame_bench::empty_table;
 use tsubame_bench::record::Step;
 use tsubame_http::head::{self, Head};
@@ -85,7 +86,8 @@ impl Drop for Server {
 fn serve(mut stream: impl Read + Write, from: IpAddr, answer: &Mutex<Answer>) {
     let (mut bytes, mut part) = (Vec::new(), [0; 4096]);
     loop {
-        while let Some((head, len)) = head::parse(&bytes).unwrap() {
+        // What is no request may be TLS.
+        while let Ok(Some((head, len))) = head::parse(&bytes) {
             let keep_alive = head.keep_alive;
             let reply = answer.lock().unwrap()(from, &head);
             bytes.drain(..len);
@@ -94,6 +96,9 @@ fn serve(mut stream: impl Read + Write, from: IpAddr, answer: &Mutex<Answer>) {
                 let _ = stream.flush();
                 return;
             }
+        }
+        if head::parse(&bytes).is_err() {
+            return;
         }
         match stream.read(&mut part) {
             Ok(len) if len > 0 => bytes.extend_from_slice(&part[..len]),
@@ -212,6 +217,7 @@ fn an_encrypted_tracker_passes() {
         let step = step(&[&server.url], close);
         assert_eq!((step.wrong.len(), step.lost, step.broken), (0, 0, 0), "{:?}", step.wrong);
         assert!(step.answered["announce"] > 20 && step.peers > 0, "{:?}", step.answered);
+        assert_eq!(step.connections, if close.is_empty() { 20 } else { step.sent });
     }
 }
 
@@ -221,7 +227,7 @@ fn what_is_wrong_is_named() {
     let cases: [(&str, Spoil); 7] = [
         ("error", |_, _| Some(whole(b"d14:failure reason2:noe", true))),
         ("error", |_, _| Some(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec())),
-        ("bencode", |_, _| Some(whole(b"d8:interval", true))),
+        ("bencode", |_, _| Some(whole(b"d5:filesde8:intervali60e", true))),
         ("head of a reply", |_, _| Some(b"SSH-2.0\r\n".to_vec())),
         ("bytes behind a reply", |_, mut reply| {
             reply.push(b'e');
@@ -232,16 +238,8 @@ fn what_is_wrong_is_named() {
                 b"d8:completei9e10:incompletei9e8:intervali60e5:peers6:\x09\x09\x09\x09\x09\x09e";
             Some(whole(body, true))
         }),
-        ("torrent that nobody asked for", |head, reply| {
-            if head.path != "/scrape" {
-                return Some(reply);
-            }
-            let body = body_of(&reply).to_vec();
-            let mut spoilt = b"d5:filesd20:\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\
-                d8:completei0e10:downloadedi0e10:incompletei0ee"
-                .to_vec();
-            spoilt.extend_from_slice(&body[b"d5:filesd".len()..]);
-            Some(whole(&spoilt, true))
+        ("keys that are not sorted", |_, _| {
+            Some(whole(b"d5:peers0:8:intervali60e5:filesdee", true))
         }),
     ];
     for (what, spoil) in cases {
@@ -265,9 +263,10 @@ fn a_request_over_a_connection_that_ends_is_asked_again_once() {
     let kept = step(&[&server.url], &["--mix=announce=1"]);
     assert_eq!((kept.lost, kept.wrong.len()), (kept.broken, 0), "{:?}", kept.wrong);
     let share = kept.broken as f64 / kept.sent as f64;
-    assert!(share < 0.03, "{} of {}: only who is unlucky twice is lost", kept.broken, kept.sent);
+    // Only who is unlucky twice.
+    assert!(share > 0.0 && share < 0.03, "{} of {}", kept.broken, kept.sent);
     assert!(kept.connections > kept.sent / 20, "{} for {}", kept.connections, kept.sent);
-    let closed = step(&[&server.url], &["--mix=announce=1", "--close", "--shared"]);
+    let closed = step(&[&server.url], &["--mix=announce=1", "--close"]);
     assert_eq!((closed.lost, closed.wrong.len()), (closed.broken, 0), "{:?}", closed.wrong);
     let share = closed.broken as f64 / closed.sent as f64;
     assert!((0.05..0.15).contains(&share), "{} of {} lost", closed.broken, closed.sent);
@@ -282,8 +281,8 @@ fn every_peer_is_entered_once_whatever_is_lost() {
             count += 1;
             match count % 7 {
                 0 => None,
-                // Nothing more comes: it is given up.
-                3 => Some(Vec::new()),
+                // Half an answer, and over a connection that is kept nothing more: it is given up.
+                3 => Some(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n".to_vec()),
                 _ => Some(answer(&mut shared.lock().unwrap(), from, head)),
             }
         });
@@ -297,6 +296,69 @@ fn every_peer_is_entered_once_whatever_is_lost() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "the stop that is to be seen")]
+fn open_loop_goes_on_while_the_tracker_stands_still() {
+    let (mut table, mut count) = (empty_table(), 0);
+    let server = Server::start("127.0.0.1:0", None, move |from, head| {
+        count += 1;
+        if count == 100 {
+            std::thread::sleep(Duration::from_millis(400));
+        }
+        Some(answer(&mut table, from, head))
+    });
+    let arguments = ["--rate=1000", "--duration=1s", "--timeout=5s", "--peers=9999"];
+    let step = step(&[&server.url], &arguments);
+    assert_eq!((step.lost, step.wrong.len()), (0, 0), "{:?}", step.wrong);
+    // What was due meanwhile waited for one of 20 connections, and its latency says so.
+    assert!((100..450).contains(&step.waited), "{} waited", step.waited);
+    assert!(step.latency.at(90.0) > 100_000.0 && step.gap_ms_max > 350.0, "{:?}", step.latency);
+    assert!(step.sent + step.held_back > 800, "{} and {}", step.sent, step.held_back);
+    assert!(step.generator.late < 0.5, "that is not the generator's fault");
+}
+
+#[test]
+fn replies_of_other_trackers_are_read() {
+    // In pieces, in chunks, until the connection ends, and longer than a buffer of the generator.
+    let (mut table, mut count) = (empty_table(), 0);
+    let server = Server::start("127.0.0.1:0", None, move |from, head| {
+        count += 1;
+        let reply = answer(&mut table, from, head);
+        let body = body_of(&reply);
+        let head = match count % 3 {
+            0 => return Some(reply),
+            1 => "Transfer-Encoding: chunked".to_owned(),
+            _ => format!("X: {}\r\nContent-Length: {}", "y".repeat(3_000), body.len()),
+        };
+        let mut written = format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n").into_bytes();
+        if count % 3 == 1 {
+            for chunk in body.chunks(50) {
+                written.extend(format!("{:x}\r\n", chunk.len()).bytes());
+                written.extend([chunk, b"\r\n"].concat());
+            }
+            written.extend(b"0\r\n\r\n");
+        } else {
+            written.extend(body);
+        }
+        Some(written)
+    });
+    let step = step(&[&server.url], &["--numwant=50", "--peers=999"]);
+    assert_eq!((step.wrong.len(), step.lost), (0, 0), "{:?}", step.wrong);
+    assert!(step.answers() > 100 && step.peers > 0);
+}
+
+#[test]
+fn a_tracker_that_dies_does_not_end_a_fill_well() {
+    let mut count = 0;
+    let server = Server::spoiling(move |_, reply| {
+        count += 1;
+        (count < 50).then_some(reply)
+    });
+    let arguments = ["--fill", "--duration=0s", "--peers=999", "--timeout=1s", "--in-flight=20"];
+    let error = measure(&run(&[&[server.url.as_str()], &arguments[..]].concat())).unwrap_err();
+    assert!(error.contains("is it still up?"), "{error}");
+}
+
+#[test]
 fn mistakes_name_the_cure() {
     let server = Server::spoiling(|_, reply| Some(reply));
     let error =
@@ -305,6 +367,8 @@ fn mistakes_name_the_cure() {
     let refused = format!("http://{free}/announce");
     for (url, arguments, words) in [
         (server.url.as_str(), &["--segments=2"][..], "there are none over HTTP"),
+        (&server.url, &["--mix=connect=1"], "asks for nothing that there is over HTTP"),
+        (&server.url.replace("http:", "https:"), &[], "cannot be reached"),
         (&server.url, &["--peers=500000", "--in-flight=2"], "give --in-flight"),
         (&server.url.replace("announce", "a"), &[], "leave scrapes out, as --mix announce=1"),
         (&server.url, &["udp://[::1]:1"], "one protocol for a run"),
