@@ -101,7 +101,7 @@ fn check(path: &std::path::Path) -> i32 {
                 eprintln!("{}: {error}", path.display());
                 return EXIT_USAGE;
             }
-            if let Err(error) = Plan::load(&config.hooks, 0) {
+            if let Err(error) = Plan::load(&config.hooks, &Plan::default(), 0) {
                 eprintln!("{}: {error}", path.display());
                 return EXIT_USAGE;
             }

@@ -101,6 +101,20 @@ outcomes! {
     NoPasskey = "no_passkey",
     /// Refused: an announce with a passkey that nobody has
     WrongPasskey = "wrong_passkey",
+    /// Refused: a request without a token
+    NoToken = "no_token",
+    /// Refused: a token that is none of the issuer for this tracker, or whose signature is wrong
+    BadToken = "bad_token",
+    /// Refused: a token whose key is not known
+    UnknownTokenKey = "unknown_token_key",
+    /// Refused: a token whose time is over, or has not come
+    ExpiredToken = "expired_token",
+    /// Refused: a token for another torrent
+    TokenOfAnother = "token_of_another_torrent",
+    /// Dropped, or over HTTP refused: too many new tokens in a turn to check this one
+    TokenNotChecked = "token_not_checked",
+    /// Refused: a scrape over UDP, which can carry neither passkey nor token
+    ScrapeNotCovered = "scrape_without_proof",
     /// Refused: more announces from one source than are permitted
     TooManyAnnounces = "too_many_announces",
     /// Refused: announces of more torrents from one source than are permitted
@@ -128,10 +142,17 @@ impl Outcome {
             | Self::ForbiddenClient
             | Self::NoPasskey
             | Self::WrongPasskey
+            | Self::NoToken
+            | Self::BadToken
+            | Self::UnknownTokenKey
+            | Self::ExpiredToken
+            | Self::TokenOfAnother
+            | Self::TokenNotChecked
             | Self::TooManyAnnounces
             | Self::TooManyTorrents => "announce",
             Self::Scraped
             | Self::ShedScrape
+            | Self::ScrapeNotCovered
             | Self::FullScrape
             | Self::FullScrapeForbidden
             | Self::FullScrapeTooSoon

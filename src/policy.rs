@@ -12,6 +12,7 @@ pub mod access_list;
 pub mod clients;
 pub mod hash_list;
 pub mod interval;
+pub mod jwt;
 pub mod limits;
 pub mod networks;
 mod parameters;
@@ -26,12 +27,14 @@ use access_list::{AccessList, ListError, Mode, Sources};
 use clients::Clients;
 use interval::{ByLoad, Load, Variation};
 use ipnet::IpNet;
+use jwt::{Jwt, JwtTerms, KeySet, KeySource};
 use limits::{Excess, LimitTerms, Limits, TooMuch};
 use networks::{Networks, NetworksError};
 use passkeys::{KeysError, Passkeys};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use thiserror::Error;
 use tsubame_storage::{Event, InfoHash, PeerId};
 use tsubame_udp::wire::{REQUEST_LEN_MAX, UrlData};
@@ -63,7 +66,11 @@ pub enum HookConfig {
     Passkey {
         /// A file with a key a line
         file: PathBuf,
+        /// Whether scrapes need a key, too
+        scrapes: bool,
     },
+    /// Which torrents are approved, by tokens
+    Jwt(Arc<JwtTerms>),
     /// How much one source may ask
     Limits(LimitTerms),
     /// Some clients are asked to come back later
@@ -80,7 +87,11 @@ impl HookConfig {
                 files.iter().chain(torrents).map(PathBuf::as_path).collect()
             }
             Self::Networks { files, .. } => files.iter().map(PathBuf::as_path).collect(),
-            Self::Passkey { file } => vec![file],
+            Self::Passkey { file, .. } => vec![file],
+            Self::Jwt(terms) => match &terms.keys {
+                KeySource::File(file) => vec![file],
+                KeySource::Url(_) => Vec::new(),
+            },
             _ => Vec::new(),
         }
     }
@@ -121,14 +132,21 @@ pub enum PlanError {
     /// Passkeys
     #[error("hooks: passkey: {0}")]
     Passkeys(#[from] KeysError),
+    /// Keys of tokens
+    #[error("hooks: jwt: {0}")]
+    Jwt(#[from] jwt::KeysError),
 }
+
+/// Whether a hook asks the same of scrapes
+type Scrapes = bool;
 
 /// A hook with its lists
 #[derive(Clone, Debug)]
 enum HookPlan {
     AccessList(Torrents),
     Clients(Arc<Clients>),
-    Passkey(Arc<Passkeys>),
+    Passkey(Arc<Passkeys>, Scrapes),
+    Jwt(Arc<JwtTerms>, Arc<KeySet>),
     Limits(LimitTerms),
     IntervalVariation(Variation),
     IntervalLoad(ByLoad),
@@ -143,7 +161,9 @@ pub struct Plan {
 
 impl Plan {
     /// Reads what the hooks need; `seed` draws the keys of lists
-    pub fn load(hooks: &[HookConfig], seed: u64) -> Result<Self, PlanError> {
+    ///
+    /// Key sets that come from a server are those of the plan `before`, if it has them, and fetched apart from this.
+    pub fn load(hooks: &[HookConfig], before: &Self, seed: u64) -> Result<Self, PlanError> {
         let mut plan = Self::default();
         for hook in hooks {
             plan.hooks.push(match hook {
@@ -156,7 +176,16 @@ impl Plan {
                     continue;
                 }
                 HookConfig::Clients(clients) => HookPlan::Clients(Arc::new(clients.clone())),
-                HookConfig::Passkey { file } => HookPlan::Passkey(Arc::new(Passkeys::load(file)?)),
+                HookConfig::Passkey { file, scrapes } => {
+                    HookPlan::Passkey(Arc::new(Passkeys::load(file)?), *scrapes)
+                }
+                HookConfig::Jwt(terms) => {
+                    let keys = match &terms.keys {
+                        file @ KeySource::File(_) => Arc::new(KeySet::load(file)?),
+                        url => before.keys_of(url).unwrap_or_default(),
+                    };
+                    HookPlan::Jwt(terms.clone(), keys)
+                }
                 HookConfig::Limits(terms) => HookPlan::Limits(terms.clone()),
                 HookConfig::IntervalVariation(variation) => {
                     HookPlan::IntervalVariation(variation.clone())
@@ -165,6 +194,38 @@ impl Plan {
             });
         }
         Ok(plan)
+    }
+
+    fn keys_of(&self, source: &KeySource) -> Option<Arc<KeySet>> {
+        self.hooks.iter().find_map(|hook| match hook {
+            HookPlan::Jwt(terms, keys) if terms.keys == *source => Some(keys.clone()),
+            _ => None,
+        })
+    }
+
+    /// Servers that key sets are fetched from, and how often
+    pub fn key_servers(&self) -> impl Iterator<Item = (&KeySource, Duration)> {
+        self.hooks.iter().filter_map(|hook| match hook {
+            HookPlan::Jwt(terms, _) if matches!(terms.keys, KeySource::Url(_)) => {
+                Some((&terms.keys, terms.update_interval))
+            }
+            _ => None,
+        })
+    }
+
+    /// Goes by these keys from now on; false if they are those it has
+    pub fn set_keys(&mut self, source: &KeySource, fetched: &Arc<KeySet>) -> bool {
+        let mut changed = false;
+        for hook in &mut self.hooks {
+            if let HookPlan::Jwt(terms, keys) = hook
+                && terms.keys == *source
+                && keys != fetched
+            {
+                *keys = fetched.clone();
+                changed = true;
+            }
+        }
+        changed
     }
 
     /// Info hashes on the lists, all together
@@ -198,7 +259,10 @@ impl Plan {
         let hook = |plan: &HookPlan| match plan {
             HookPlan::AccessList(torrents) => Hook::AccessList(torrents.clone()),
             HookPlan::Clients(clients) => Hook::Clients(clients.clone()),
-            HookPlan::Passkey(keys) => Hook::Passkey(keys.clone()),
+            HookPlan::Passkey(keys, scrapes) => Hook::Passkey(keys.clone(), *scrapes),
+            HookPlan::Jwt(terms, keys) => {
+                Hook::Jwt(Box::new(Jwt::new(terms.clone(), keys.clone(), seed)))
+            }
             HookPlan::Limits(terms) => Hook::Limits(Limits::new(terms.clone(), shards, seed)),
             HookPlan::IntervalVariation(variation) => Hook::IntervalVariation(variation.clone()),
             HookPlan::IntervalLoad(by_load) => Hook::IntervalLoad(by_load.clone(), Load::default()),
@@ -206,7 +270,10 @@ impl Plan {
         let hooks: Vec<_> = self.hooks.iter().map(hook).collect();
         Policy {
             networks: self.networks.clone(),
-            reads_parameters: hooks.iter().any(|hook| matches!(hook, Hook::Passkey(_))),
+            reads_parameters: hooks
+                .iter()
+                .any(|hook| matches!(hook, Hook::Passkey(..) | Hook::Jwt(_))),
+            covers_scrapes: hooks.iter().any(Hook::covers_scrapes),
             has_lists: hooks.iter().any(|hook| matches!(hook, Hook::AccessList(_))),
             hooks,
             rng: fastrand::Rng::with_seed(seed),
@@ -235,18 +302,20 @@ impl Torrents {
 enum Hook {
     AccessList(Torrents),
     Clients(Arc<Clients>),
-    Passkey(Arc<Passkeys>),
+    Passkey(Arc<Passkeys>, Scrapes),
+    Jwt(Box<Jwt>),
     Limits(Limits),
     IntervalVariation(Variation),
     IntervalLoad(ByLoad, Load),
 }
 
 /// A shard's policy
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Policy {
     networks: Vec<Arc<Networks>>,
     hooks: Vec<Hook>,
     reads_parameters: bool,
+    covers_scrapes: bool,
     has_lists: bool,
     rng: fastrand::Rng,
     /// Where the URL of a UDP announce is put together
@@ -286,6 +355,13 @@ pub enum Carrier<'a> {
     Http(Parameters<'a>),
 }
 
+/// Without hooks
+impl Default for Policy {
+    fn default() -> Self {
+        Plan::default().policy(1, 0)
+    }
+}
+
 impl Policy {
     /// Whether requests from an address are answered at all
     pub fn permits_source(&self, source: IpAddr) -> bool {
@@ -323,9 +399,47 @@ impl Policy {
                     std::mem::swap(new, old);
                 }
                 (Hook::IntervalLoad(_, new), Hook::IntervalLoad(_, old)) => *new = *old,
+                (Hook::Jwt(new), Hook::Jwt(old)) => new.inherit(old),
                 _ => {}
             }
         }
+    }
+
+    /// A shard begins a turn: what is rationed by turns is there again
+    pub fn begin_turn(&mut self) {
+        if self.reads_parameters {
+            for hook in &mut self.hooks {
+                if let Hook::Jwt(jwt) = hook {
+                    jwt.begin_turn();
+                }
+            }
+        }
+    }
+
+    /// Whether scrapes need what only HTTP can carry with them: a passkey or a token
+    pub fn covers_scrapes(&self) -> bool {
+        self.covers_scrapes
+    }
+
+    /// Has the hooks look at a scrape that came over HTTP, as far as they cover scrapes
+    pub fn judge_scrape(
+        &mut self,
+        now: Now,
+        info_hashes: &[InfoHash],
+        parameters: &Parameters<'_>,
+    ) -> Result<(), Refusal> {
+        for hook in self.hooks.iter_mut().filter(|hook| hook.covers_scrapes()) {
+            match hook {
+                Hook::Passkey(keys, _) => check_passkey(keys, parameters)?,
+                Hook::Jwt(jwt) => {
+                    for info_hash in info_hashes {
+                        jwt.judge(now, info_hash, parameters)?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Has the hooks look at an announce in their order, until one refuses it
@@ -351,7 +465,24 @@ impl Policy {
     }
 }
 
+fn check_passkey(keys: &Passkeys, parameters: &Parameters<'_>) -> Result<(), Refusal> {
+    let refused = |outcome, text| Err(Refusal { outcome, answer: Answer::Error(text) });
+    match parameters.key.or_else(|| parameters.get("passkey")) {
+        Some(key) if keys.has(key) => Ok(()),
+        Some(_) => refused(Outcome::WrongPasskey, "unknown passkey"),
+        None => refused(Outcome::NoPasskey, "no passkey in the announce URL"),
+    }
+}
+
 impl Hook {
+    fn covers_scrapes(&self) -> bool {
+        match self {
+            Self::Passkey(_, scrapes) => *scrapes,
+            Self::Jwt(jwt) => jwt.covers_scrapes(),
+            _ => false,
+        }
+    }
+
     fn judge(
         &mut self,
         asked: &Asked<'_>,
@@ -368,14 +499,8 @@ impl Hook {
                 let text = "this client is not permitted on this tracker";
                 refused(Outcome::ForbiddenClient, Answer::Error(text))
             }
-            Self::Passkey(keys) => match parameters.key.or_else(|| parameters.get("passkey")) {
-                Some(key) if keys.has(key) => Ok(()),
-                Some(_) => refused(Outcome::WrongPasskey, Answer::Error("unknown passkey")),
-                None => {
-                    let text = "no passkey in the announce URL";
-                    refused(Outcome::NoPasskey, Answer::Error(text))
-                }
-            },
+            Self::Passkey(keys, _) => check_passkey(keys, parameters),
+            Self::Jwt(jwt) => jwt.judge(asked.now, asked.info_hash, parameters),
             Self::Limits(limits) => {
                 let counted = limits.count(asked.now.monotonic, asked.source, asked.info_hash);
                 let Err(too_much) = counted else { return Ok(()) };

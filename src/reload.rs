@@ -3,19 +3,24 @@
 //! Files are read and lists built by a helper thread, one job at a time; then every shard is sent a policy of its own,
 //! which takes the place of the one it has between two batches. What cannot be read changes nothing.
 
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::http::Certificate;
 use crate::policy::access_list::append_change;
+use crate::policy::jwt::KeySet;
 use crate::policy::{HookConfig, Plan, Policy};
 use std::collections::VecDeque;
 use std::fs;
 use std::future::pending;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tsubame_storage::InfoHash;
+
+/// When a key set is fetched again that could not be
+const KEYS_AGAIN: Duration = Duration::from_secs(10);
 
 /// What is to change
 #[derive(Debug)]
@@ -26,8 +31,10 @@ pub enum Job {
     Lists,
     /// A torrent is put on the access list, or taken off
     Change(InfoHash, bool),
-    /// Nothing: a look at whether files have changed
+    /// Nothing: a look at whether files have changed, or key sets are due
     Look,
+    /// Key sets are fetched
+    Keys,
 }
 
 /// Who asked for a job, and wants to know what came of it
@@ -47,12 +54,15 @@ struct Current {
     plan: Plan,
     certificate: Option<Arc<Certificate>>,
     shards: u16,
+    clock: Clock,
     /// Draws what the keys of lists and the draws of policies begin with
     rng: fastrand::Rng,
     /// Of the files that the plan was made from
     stamps: Vec<Stamp>,
     /// What a look has found since, which may still be being written
     seen: Vec<Stamp>,
+    /// When key sets are to be fetched
+    keys_due: Option<Duration>,
 }
 
 /// A job that is done
@@ -62,8 +72,8 @@ struct Done {
     said: Result<String, String>,
     /// For each shard, unless nothing changes for them
     policies: Vec<Policy>,
-    /// Whether the lists have to be read again
-    look_again: bool,
+    /// What is to be done next
+    next: Option<Job>,
 }
 
 /// Changes, one after the other
@@ -81,12 +91,14 @@ impl Reloads {
         config: Config,
         plan: Plan,
         certificate: Option<Arc<Certificate>>,
-        (shards, seed): (u16, u64),
+        (shards, seed, clock): (u16, u64, Clock),
     ) -> Self {
         let rng = fastrand::Rng::with_seed(seed);
         let stamps = stamps(&config);
         let (config, seen) = (Arc::new(config), stamps.clone());
-        let current = Current { path, config, plan, certificate, shards, rng, stamps, seen };
+        let keys_due = plan.key_servers().next().map(|_| clock.elapsed());
+        let current =
+            Current { path, config, plan, certificate, shards, clock, rng, stamps, seen, keys_due };
         Self { current, waiting: VecDeque::new(), running: None }
     }
 
@@ -119,11 +131,9 @@ impl Reloads {
         let done = job.await;
         let reply = self.running.take().and_then(|(_, reply)| reply);
         let (said, policies) = match done {
-            Ok(Done { current, said, policies, look_again }) => {
+            Ok(Done { current, said, policies, next }) => {
                 self.current = current;
-                if look_again {
-                    self.waiting.push_back((Job::Lists, None));
-                }
+                self.waiting.extend(next.map(|job| (job, None)));
                 match &said {
                     Ok(said) if said.is_empty() => {}
                     Ok(said) => tracing::info!("{said}"),
@@ -145,7 +155,7 @@ impl Reloads {
 impl Current {
     /// Does a job; this takes as long as the disk does
     fn work(mut self, job: Job) -> Done {
-        let (mut look_again, mut changed) = (false, true);
+        let (mut next, mut changed) = (None, true);
         let said = match job {
             Job::Config => self.read_config(),
             Job::Lists => {
@@ -157,15 +167,24 @@ impl Current {
                 changed = false;
                 let found = stamps(&self.config);
                 // Twice the same: nobody is writing it any more.
-                look_again = found != self.stamps && found == self.seen;
+                if found != self.stamps && found == self.seen {
+                    next = Some(Job::Lists);
+                } else if self.keys_due.is_some_and(|due| due <= self.clock.elapsed()) {
+                    next = Some(Job::Keys);
+                }
                 self.seen = found;
                 Ok(String::new())
+            }
+            Job::Keys => {
+                let fetched = self.fetch_keys();
+                changed = fetched.as_ref().is_ok_and(|said| !said.is_empty());
+                fetched
             }
         };
         let count = if changed && said.is_ok() { self.shards } else { 0 };
         let policies = (0..count).map(|_| self.plan.policy(self.shards, self.rng.u64(..)));
         let policies = policies.collect();
-        Done { current: self, said, policies, look_again }
+        Done { current: self, said, policies, next }
     }
 
     fn read_config(&mut self) -> Result<String, String> {
@@ -211,11 +230,41 @@ impl Current {
     }
 
     fn read_lists(&mut self, why: &str) -> Result<String, String> {
-        self.plan =
-            Plan::load(&self.config.hooks, self.rng.u64(..)).map_err(|error| error.to_string())?;
+        self.plan = Plan::load(&self.config.hooks, &self.plan, self.rng.u64(..))
+            .map_err(|error| error.to_string())?;
+        if self.plan.key_servers().next().is_some() {
+            // New servers may be among them.
+            self.keys_due = Some(self.clock.elapsed());
+        }
         let (hooks, listed) = (self.config.hooks.len(), self.plan.listed());
         let certificate = if self.certificate.is_some() { ", the certificate" } else { "" };
         Ok(format!("{why}: {hooks} hooks, {listed} info hashes listed{certificate}"))
+    }
+
+    /// Fetches key sets; what cannot be fetched keeps its keys and is tried again soon
+    fn fetch_keys(&mut self) -> Result<String, String> {
+        let servers: Vec<_> =
+            self.plan.key_servers().map(|(source, every)| (source.clone(), every)).collect();
+        let (mut said, mut failed, mut again) = (String::new(), String::new(), None);
+        for (source, every) in servers {
+            let every = match KeySet::load(&source) {
+                Ok(keys) => {
+                    let keys = Arc::new(keys);
+                    if self.plan.set_keys(&source, &keys) {
+                        said = format!("hooks: jwt: a new key set of {} keys", keys.len());
+                    }
+                    every
+                }
+                Err(error) => {
+                    failed =
+                        format!("hooks: jwt: {error}; tokens are checked with the keys before");
+                    every.min(KEYS_AGAIN)
+                }
+            };
+            again = Some(again.map_or(every, |other: Duration| other.min(every)));
+        }
+        self.keys_due = again.map(|after| self.clock.elapsed() + after);
+        if !failed.is_empty() && said.is_empty() { Err(failed) } else { Ok(said) }
     }
 
     fn change(&mut self, hash: InfoHash, on: bool) -> Result<String, String> {

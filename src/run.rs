@@ -101,7 +101,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let cores = cpus::choose(&config.cpus)?;
     let shards = cores.len() as u16;
     let identity = Identity::draw(shards).map_err(RunError::Randomness)?;
-    let plan = Plan::load(&config.hooks, identity.seed(shards))?;
+    let plan = Plan::load(&config.hooks, &Plan::default(), identity.seed(shards))?;
     let mut listeners = Listeners::bind(&config.udp, &identity.steering_keys(), shards, &clock)?;
     let mut http = http::bind(Key::Http, &config.http.listen, shards, &clock)?;
     let mut https = http::bind(Key::Https, &config.http.tls.listen, shards, &clock)?;
@@ -150,7 +150,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let watched = Watched { boards, clock };
     let steered = listeners.is_steered();
     let path = path.map(Path::to_owned);
-    let drawn = (shards, identity.seed(shards));
+    let drawn = (shards, identity.seed(shards), clock);
     let reloads = Reloads::new(path, config.clone(), plan, certificate, drawn);
     let running = Running { supervisor, control: control_port, watched, steered, reloads, to_free };
     control_plane(&runtime, running, control, |control| {

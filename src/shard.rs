@@ -286,6 +286,7 @@ impl Shard {
             None => self.ring.turn()?,
         };
         let now = self.clock.now();
+        self.tracker.begin_turn();
         let arrived = arrived.min(BATCH_MAX);
         if arrived > 0 {
             self.figures.count_batch(arrived);

@@ -123,6 +123,21 @@ impl Tracker {
         std::mem::swap(&mut self.policy, policy);
     }
 
+    /// Begins a turn: see [`Policy::begin_turn`]
+    pub fn begin_turn(&mut self) {
+        self.policy.begin_turn();
+    }
+
+    /// Has policy look at a scrape that came over HTTP
+    pub fn admit_scrape(
+        &mut self,
+        now: Now,
+        info_hashes: &[InfoHash],
+        parameters: &Parameters<'_>,
+    ) -> Result<(), Refusal> {
+        self.policy.judge_scrape(now, info_hashes, parameters)
+    }
+
     /// The policy it goes by
     pub fn policy(&self) -> &Policy {
         &self.policy
@@ -181,6 +196,11 @@ impl Tracker {
                 Ok(admitted) => Ok(Admitted::Announce(admitted, transaction_id)),
                 Err(refusal) => Err(self.refuse(refusal, transaction_id, reply)),
             },
+            Request::Scrape(_) if self.policy.covers_scrapes() => {
+                let text = "scrapes need a key or token here; scrape over HTTP";
+                let reply_len = write_error(reply, transaction_id, text);
+                Err(Verdict { outcome: Outcome::ScrapeNotCovered, reply_len })
+            }
             Request::Scrape(scrape) => scrape_of(&scrape).map(Admitted::Scrape),
             Request::Connect(_) => Err(Verdict::silence(Outcome::UnknownAction)),
         }

@@ -5,10 +5,12 @@ use super::values;
 use crate::policy::access_list::{Mode, Sources, parse_hash};
 use crate::policy::clients::{Clients, parse_prefix};
 use crate::policy::interval::{ByLoad, Variation};
+use crate::policy::jwt::{JwtTerms, KeySource};
 use crate::policy::limits::{Excess, LimitTerms};
 use crate::policy::{Answer, HookConfig};
 use serde_yaml::Value;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Said to clients that ask for a torrent that is not served
@@ -17,11 +19,12 @@ const NOT_SERVED: &str = "this torrent is not served by this tracker";
 /// The longest time that a client can be asked to stay away
 const LONGEST: Duration = Duration::from_secs(7 * 86_400);
 
-pub(super) const NAMES: [&str; 7] = [
+pub(super) const NAMES: [&str; 8] = [
     "access_list",
     "clients",
     "networks",
     "passkey",
+    "jwt",
     "limits",
     "interval_variation",
     "interval_load",
@@ -38,6 +41,7 @@ pub(super) fn read(root: &mut Section<'_>) -> Vec<HookConfig> {
             "clients" => Some(clients(&mut options)),
             "networks" => Some(networks(&mut options)),
             "passkey" => Some(passkey(&mut options)),
+            "jwt" => Some(jwt(&mut options)),
             "limits" => Some(limits(&mut options)),
             "interval_variation" => Some(interval_variation(&mut options)),
             "interval_load" => Some(interval_load(&mut options)),
@@ -133,7 +137,47 @@ fn passkey(options: &mut Section<'_>) -> HookConfig {
     if file.as_os_str().is_empty() {
         options.missing("file", "give a file with a passkey a line");
     }
-    HookConfig::Passkey { file }
+    let scrapes = options.value("scrapes", false, values::boolean);
+    HookConfig::Passkey { file, scrapes }
+}
+
+fn jwt(options: &mut Section<'_>) -> HookConfig {
+    let issuer = options.value("issuer", None, |value| values::text(value).map(Some));
+    let audience = options.value("audience", None, |value| values::text(value).map(Some));
+    let url = options.value("jwk_set_url", None, |value| match values::text(value)? {
+        url if url.starts_with("https://") || url.starts_with("http://") => Ok(Some(url)),
+        other => Err(format!("{other:?} is no URL; write it as https://host/jwks.json")),
+    });
+    let file = options.value("jwk_set_file", None, |value| values::path(value).map(Some));
+    let keys = match (url, file) {
+        (Some(url), None) => KeySource::Url(url),
+        (None, Some(file)) => KeySource::File(file),
+        (None, None) => {
+            options.missing("jwk_set_url", "give it, or jwk_set_file");
+            KeySource::Url(String::new())
+        }
+        (Some(url), Some(_)) => {
+            let text = "is there beside jwk_set_url; leave one of them out".to_owned();
+            options.mistake("jwk_set_file", text);
+            KeySource::Url(url)
+        }
+    };
+    let minutes = Duration::from_secs(300);
+    let update_interval = options.value("jwk_set_update_interval", minutes, |value| {
+        values::duration(value, Duration::from_secs(1), super::DAY)
+    });
+    let leeway = options.value("leeway", Duration::from_secs(60), |value| {
+        values::duration(value, Duration::ZERO, Duration::from_secs(3_600))
+    });
+    HookConfig::Jwt(Arc::new(JwtTerms {
+        issuer,
+        audience,
+        keys,
+        update_interval,
+        leeway_secs: leeway.as_secs(),
+        require_exp: options.value("require_exp", true, values::boolean),
+        scrapes: options.value("scrapes", false, values::boolean),
+    }))
 }
 
 fn limits(options: &mut Section<'_>) -> HookConfig {

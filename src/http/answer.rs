@@ -6,7 +6,7 @@ use super::paths::Route;
 use crate::outcome::Outcome;
 use crate::peer_list::PeerList;
 use crate::policy::{Answer as Instead, Parameters, Refusal, Told};
-use crate::shard::Asked;
+use crate::shard::{Asked, Shard};
 use std::net::IpAddr;
 use std::time::Duration;
 use tsubame_http::head::{BadHead, Head, Method};
@@ -19,6 +19,10 @@ const MESH_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Torrents of a scrape, at most: what fits a head, and a byte that counts them
 const SCRAPE_ROWS_MAX: usize = 250;
+
+/// How often and how long a request waits for a turn of its shard in which its token can be checked
+const TURNS_WAITED_FOR: usize = 200;
+const TURN: Duration = Duration::from_millis(2);
 
 const BUSY: &str = "the tracker is busy; try again";
 
@@ -61,7 +65,7 @@ pub(super) async fn answer(
             let parameters = Parameters { key, query: head.query };
             announce(service, source, parameters, &mut body).await
         }
-        (_, Some(Route::Scrape)) if asks_for_all(service, head.query) => {
+        (_, Some(Route::Scrape { .. })) if asks_for_all(service, head.query) => {
             match full_scrape(service, source, head.method, &mut body) {
                 Ok(permit) => {
                     service.give_back(body);
@@ -70,7 +74,9 @@ pub(super) async fn answer(
                 Err(answer) => answer,
             }
         }
-        (_, Some(Route::Scrape)) => scrape(service, head.query, &mut body).await,
+        (_, Some(Route::Scrape { key })) => {
+            scrape(service, Parameters { key, query: head.query }, &mut body).await
+        }
         (_, Some(Route::Page)) => page(service, head.host, &mut body),
         (_, None) => Answer {
             status: Status::NotFound,
@@ -166,7 +172,7 @@ async fn announce(
         Ok(query) => query,
         Err(bad) => return mistaken(body, bad),
     };
-    let admitted = service.shard.borrow_mut().admit_query(source, &query, parameters);
+    let admitted = in_turn(service, |shard| shard.admit_query(source, &query, parameters)).await;
     let external_ip = source.to_canonical();
     let compact = query.compact;
     let announce = match admitted {
@@ -183,6 +189,24 @@ async fn announce(
     reply::Announce { counts, interval, min_interval, external_ip, v4, v6, compact }.write(body);
     service.give_list_back(list);
     Answer::plain(outcome)
+}
+
+/// Has the shard's policy decide, as soon as it has turns left for what is rationed by them
+///
+/// Over UDP the client would send its request again; here it waits.
+async fn in_turn<T>(
+    service: &Service,
+    mut decide: impl FnMut(&mut Shard) -> Result<T, Refusal>,
+) -> Result<T, Refusal> {
+    for _ in 0..TURNS_WAITED_FOR {
+        match decide(&mut service.shard.borrow_mut()) {
+            Err(refusal) if refusal.outcome == Outcome::TokenNotChecked => {}
+            decided => return decided,
+        }
+        service.shard.borrow().ask_for_turn();
+        tokio::time::sleep(TURN).await;
+    }
+    decide(&mut service.shard.borrow_mut())
 }
 
 /// What an announce is answered that policy refuses
@@ -207,9 +231,9 @@ fn refused(
     }
 }
 
-async fn scrape(service: &Service, query: &str, body: &mut Vec<u8>) -> Answer {
+async fn scrape(service: &Service, parameters: Parameters<'_>, body: &mut Vec<u8>) -> Answer {
     let mut info_hashes = Vec::new();
-    for info_hash in query::info_hashes(query).take(SCRAPE_ROWS_MAX) {
+    for info_hash in query::info_hashes(parameters.query).take(SCRAPE_ROWS_MAX) {
         match info_hash {
             Ok(info_hash) => info_hashes.push(info_hash),
             Err(bad) => return mistaken(body, bad),
@@ -221,6 +245,13 @@ async fn scrape(service: &Service, query: &str, body: &mut Vec<u8>) -> Answer {
     // Keys of a dictionary: sorted, and each once.
     info_hashes.sort_unstable();
     info_hashes.dedup();
+    let admitted = in_turn(service, |shard| shard.admit_scrape(&info_hashes, &parameters)).await;
+    if let Err(Refusal { outcome, answer }) = admitted {
+        let (Instead::Error(text) | Instead::Gone(text) | Instead::Silence(text)) = answer else {
+            return Answer::plain(outcome);
+        };
+        return failed(body, text, Retry::Unsaid, outcome);
+    }
     let asked = service.shard.borrow_mut().scrape(&info_hashes);
     let counts = match answered(service, asked).await {
         Ok(counts) => counts,

@@ -78,7 +78,10 @@ pub(super) enum Route<'p> {
     Announce {
         key: Option<&'p str>,
     },
-    Scrape,
+    /// The same
+    Scrape {
+        key: Option<&'p str>,
+    },
     Page,
 }
 
@@ -96,8 +99,8 @@ impl Paths {
         let key = |patterns: &[PathPattern]| patterns.iter().find_map(|it| it.key(path));
         if let Some(key) = key(&self.announce) {
             Some(Route::Announce { key })
-        } else if key(&self.scrape).is_some() {
-            Some(Route::Scrape)
+        } else if let Some(key) = key(&self.scrape) {
+            Some(Route::Scrape { key })
         } else {
             (path == "/").then_some(Route::Page)
         }
@@ -118,8 +121,8 @@ mod tests {
             ("/announce", Some(Route::Announce { key: None })),
             ("/0123abcd/announce", Some(Route::Announce { key: Some("0123abcd") })),
             ("/a/0123", Some(Route::Announce { key: Some("0123") })),
-            ("/scrape", Some(Route::Scrape)),
-            ("/0123abcd/scrape", Some(Route::Scrape)),
+            ("/scrape", Some(Route::Scrape { key: None })),
+            ("/0123abcd/scrape", Some(Route::Scrape { key: Some("0123abcd") })),
             ("/", Some(Route::Page)),
             ("/announce/", None),
             ("//announce", None),

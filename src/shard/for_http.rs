@@ -36,6 +36,20 @@ impl Shard {
         self.tracker.admit_query(self.clock.now(), source, query, parameters)
     }
 
+    /// Admits a scrape: see [`crate::tracker::Tracker::admit_scrape`]
+    pub fn admit_scrape(
+        &mut self,
+        info_hashes: &[InfoHash],
+        parameters: &Parameters<'_>,
+    ) -> Result<(), Refusal> {
+        self.tracker.admit_scrape(self.clock.now(), info_hashes, parameters)
+    }
+
+    /// Has the shard take a turn, after which what is rationed by turns is there again
+    pub fn ask_for_turn(&self) {
+        self.port.ring_oneself();
+    }
+
     /// Whether requests from an address are answered at all; one that is not is counted
     pub fn permits_source(&mut self, source: IpAddr) -> bool {
         let permits = self.tracker.policy().permits_source(source);

@@ -1,0 +1,232 @@
+//! `jwt`: tokens that approve a torrent, signed by somebody the operator trusts (RFC 7519, as Chihaya reads them).
+//!
+//! An attacker sends what claims to be a token as often as it can: so what a token came to is remembered, refusals too, and
+//! signatures are checked so many a turn and no more. A token without a time at which it ends would be good for ever, and is
+//! refused unless the operator says otherwise.
+
+mod keys;
+mod memory;
+
+pub use keys::{KeySet, KeysError};
+
+use super::access_list::parse_hash;
+use super::{Answer, Parameters, Refusal};
+use crate::clock::Now;
+use crate::outcome::Outcome;
+use jsonwebtoken::{Algorithm, Validation};
+use memory::{Known, Memory};
+use serde::Deserialize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tsubame_storage::InfoHash;
+
+/// Longer ones are not looked at
+const TOKEN_LEN_MAX: usize = 4_096;
+
+/// Signatures that are checked between two turns of a shard, of 30 to 80 microseconds each
+const CHECKS_PER_TURN: u32 = 2;
+
+/// What is permitted
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JwtTerms {
+    /// What the claim `iss` must be, if it is asked for
+    pub issuer: Option<String>,
+    /// What the claim `aud` must be, or one of it
+    pub audience: Option<String>,
+    /// Where the key set comes from
+    pub keys: KeySource,
+    /// How often it is fetched
+    pub update_interval: Duration,
+    /// Seconds by which clocks may differ
+    pub leeway_secs: u64,
+    /// Whether a token must say when it ends
+    pub require_exp: bool,
+    /// Whether scrapes need a token, too
+    pub scrapes: bool,
+}
+
+/// Where a key set comes from
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeySource {
+    /// A server, over HTTP or HTTPS
+    Url(String),
+    /// A file
+    File(PathBuf),
+}
+
+/// What a token says, as far as it matters here
+#[derive(Debug, Deserialize)]
+struct Claims {
+    iss: Option<String>,
+    aud: Option<Audience>,
+    infohash: Option<String>,
+    exp: Option<f64>,
+    nbf: Option<f64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Audience {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// Why a token is not good
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bad {
+    /// It is no token of this issuer for this tracker
+    Token,
+    /// Nobody here has its key
+    Key,
+    /// Its time has not come, or is over
+    Time,
+}
+
+/// A shard's checks of tokens
+pub struct Jwt {
+    terms: Arc<JwtTerms>,
+    keys: Arc<KeySet>,
+    memory: Memory,
+    checks_left: u32,
+}
+
+/// Neither keys nor tokens show in logs
+impl std::fmt::Debug for Jwt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Jwt").field("keys", &self.keys).finish_non_exhaustive()
+    }
+}
+
+fn refusal(outcome: Outcome, text: &'static str) -> Refusal {
+    Refusal { outcome, answer: Answer::Error(text) }
+}
+
+impl Jwt {
+    /// Checks with these keys
+    pub fn new(terms: Arc<JwtTerms>, keys: Arc<KeySet>, seed: u64) -> Self {
+        Self { terms, keys, memory: Memory::new(seed), checks_left: CHECKS_PER_TURN }
+    }
+
+    /// Whether scrapes need a token
+    pub fn covers_scrapes(&self) -> bool {
+        self.terms.scrapes
+    }
+
+    /// Signatures may be checked again
+    pub fn begin_turn(&mut self) {
+        self.checks_left = CHECKS_PER_TURN;
+    }
+
+    /// Takes over what another has found out with the same keys
+    pub fn inherit(&mut self, from: &mut Self) {
+        if self.terms == from.terms && self.keys == from.keys {
+            std::mem::swap(&mut self.memory, &mut from.memory);
+        }
+    }
+
+    /// Whether a request has a token that approves its torrent
+    pub fn judge(
+        &mut self,
+        now: Now,
+        info_hash: &InfoHash,
+        parameters: &Parameters<'_>,
+    ) -> Result<(), Refusal> {
+        let token = parameters.get("jwt").filter(|token| !token.is_empty());
+        let token = token.ok_or(refusal(Outcome::NoToken, "no token (jwt) in the announce URL"))?;
+        self.approve(now, token, info_hash)
+    }
+
+    /// Whether a token approves a torrent
+    fn approve(&mut self, now: Now, token: &str, hash: &InfoHash) -> Result<(), Refusal> {
+        let bad = refusal(Outcome::BadToken, "the token is not valid here");
+        if token.len() > TOKEN_LEN_MAX {
+            return Err(bad);
+        }
+        let tag = self.memory.tag(token);
+        let known = match self.memory.find(tag, now.unix_secs) {
+            Some(known) => known,
+            None if self.checks_left == 0 => {
+                // Over UDP the client asks again by itself; an error would make it wait for longer.
+                let answer = Answer::Silence("too many new tokens at once; try again");
+                return Err(Refusal { outcome: Outcome::TokenNotChecked, answer });
+            }
+            None => {
+                self.checks_left -= 1;
+                let known = self.look_at(now, token);
+                self.memory.keep(tag, known);
+                known
+            }
+        };
+        match known {
+            Known::Good { hash: approved, from, until } => {
+                let leeway = self.terms.leeway_secs;
+                if now.unix_secs + leeway < from || now.unix_secs > until.saturating_add(leeway) {
+                    Err(refusal(Outcome::ExpiredToken, "the token has expired"))
+                } else if approved != *hash {
+                    Err(refusal(Outcome::TokenOfAnother, "the token is for another torrent"))
+                } else {
+                    Ok(())
+                }
+            }
+            Known::Bad { .. } => Err(bad),
+            Known::NoKey { .. } => {
+                Err(refusal(Outcome::UnknownTokenKey, "the token's key is not known here"))
+            }
+        }
+    }
+
+    /// Reads a token and checks its signature
+    fn look_at(&self, now: Now, token: &str) -> Known {
+        let checked_at = now.unix_secs;
+        match self.verify(token) {
+            Ok((hash, from, until)) => Known::Good { hash, from, until },
+            Err(Bad::Key) => Known::NoKey { checked_at },
+            Err(Bad::Token | Bad::Time) => Known::Bad { checked_at },
+        }
+    }
+
+    /// The torrent of a token, and from when to when it is good
+    fn verify(&self, token: &str) -> Result<(InfoHash, u64, u64), Bad> {
+        let header = jsonwebtoken::decode_header(token).map_err(|_| Bad::Token)?;
+        // A token chooses neither `none` nor that a public key is used as a secret.
+        let usual = [Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA];
+        if !usual.contains(&header.alg) {
+            return Err(Bad::Token);
+        }
+        let key = self.keys.find(header.kid.as_deref(), header.alg).ok_or(Bad::Key)?;
+        let mut validation = Validation::new(header.alg);
+        // Claims are looked at below, by this tracker's clock.
+        validation.required_spec_claims.clear();
+        (validation.validate_exp, validation.validate_aud) = (false, false);
+        let claims = jsonwebtoken::decode::<Claims>(token, key, &validation);
+        let claims = claims.map_err(|_| Bad::Token)?.claims;
+        let JwtTerms { issuer, audience, require_exp, .. } = &*self.terms;
+        if issuer.is_some() && claims.iss != *issuer {
+            return Err(Bad::Token);
+        }
+        let is_for = |audience: &String| match &claims.aud {
+            Some(Audience::One(one)) => one == audience,
+            Some(Audience::Many(many)) => many.contains(audience),
+            None => false,
+        };
+        if !audience.as_ref().is_none_or(is_for) {
+            return Err(Bad::Token);
+        }
+        let hash = claims.infohash.as_deref().and_then(parse_hash).ok_or(Bad::Token)?;
+        let time = |claim: Option<f64>| match claim {
+            Some(time) if time.is_finite() && time >= 0.0 => Ok(Some(time as u64)),
+            Some(_) => Err(Bad::Time),
+            None => Ok(None),
+        };
+        let until = match time(claims.exp)? {
+            Some(until) => until,
+            None if *require_exp => return Err(Bad::Time),
+            None => u64::MAX,
+        };
+        Ok((hash, time(claims.nbf)?.unwrap_or(0), until))
+    }
+}
+
+#[cfg(test)]
+mod tests;
