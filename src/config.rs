@@ -5,10 +5,12 @@
 
 mod hooks;
 mod http;
+mod import;
 mod read;
 mod values;
 
 pub use http::{Http, HttpLimits, HttpTls};
+pub use import::{ImportError, Imported, import};
 pub use read::Mistake;
 
 use crate::limits::{NUMWANT_LIMIT, REPLY_LEN_DEFAULT, REPLY_LEN_LIMIT, REPLY_LEN_MIN};

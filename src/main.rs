@@ -43,6 +43,12 @@ enum Command {
     },
     /// Print the default config with comments
     Config,
+    /// Print a config made from one of Chihaya or opentracker, and tell what has no counterpart
+    Import {
+        /// chihaya.yaml or opentracker.conf
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
     /// Check a running tracker as a client would
     E2e {
         /// Where it is: udp://host:6969, http://host:6969/announce, https://...
@@ -63,6 +69,7 @@ fn main() {
             print!("{}", config::DEFAULT_YAML);
             EXIT_DONE
         }
+        Command::Import { file } => import(&file),
         Command::E2e { urls } => check_trackers(&urls),
     };
     exit(code);
@@ -106,6 +113,31 @@ fn check(path: &std::path::Path) -> i32 {
                 return EXIT_USAGE;
             }
             println!("{}: no mistakes", path.display());
+            EXIT_DONE
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            EXIT_USAGE
+        }
+    }
+}
+
+fn import(path: &std::path::Path) -> i32 {
+    let named = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let imported = std::fs::read_to_string(path)
+        .map_err(|error| {
+            named(&format!("cannot be read: {error}; give a file that this user may read"))
+        })
+        .and_then(|text| {
+            let name = path.display().to_string();
+            config::import(&name, &text).map_err(|error| named(&error))
+        });
+    match imported {
+        Ok(imported) => {
+            print!("{}", imported.config);
+            for note in imported.notes {
+                eprintln!("without counterpart: {note}");
+            }
             EXIT_DONE
         }
         Err(error) => {

@@ -373,6 +373,33 @@ fn a_killed_tracker_is_replaced_at_once_and_steers() {
 }
 
 #[test]
+fn configs_of_other_trackers_are_made_ours() {
+    let directory = tempfile::tempdir().unwrap();
+    for file in ["chihaya.yaml", "opentracker.conf"] {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/import/").to_owned() + file;
+        let output = tsubame().args(["import", &path]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        let notes = String::from_utf8(output.stderr).unwrap();
+        assert!(notes.lines().count() > 5 && notes.starts_with("without counterpart: "), "{notes}");
+        if file == "opentracker.conf" {
+            // All but its list is there to be checked.
+            let config = String::from_utf8(output.stdout).unwrap();
+            let made = directory.path().join(file);
+            std::fs::write(&made, config.replace("/etc/opentracker/whitelist", "/dev/null"))
+                .unwrap();
+            let output = tsubame().args(["check", "--config"]).arg(&made).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(0), "{said}");
+        }
+    }
+    for (file, words) in [("/nowhere", "cannot be read"), ("/dev/null", "is neither a Chihaya")] {
+        let output = tsubame().args(["import", file]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && said.contains(words), "{said}");
+    }
+}
+
+#[test]
 fn health_is_served() {
     let mut tracker = Tracker::start(&format!(
         "cpus: {}\nudp: {{listen: \"127.0.0.1:0\"}}\ncontrol: {{listen: \"127.0.0.1:0\"}}\n\

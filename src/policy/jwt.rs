@@ -1,8 +1,8 @@
 //! `jwt`: tokens that approve a torrent, signed by somebody the operator trusts (RFC 7519, as Chihaya reads them).
 //!
-//! An attacker sends what claims to be a token as often as it can: so what a token came to is remembered, refusals too, and
-//! signatures are checked so many a turn and no more. A token without a time at which it ends would be good for ever, and is
-//! refused unless the operator says otherwise.
+//! An attacker sends what claims to be a token as often as it can: so what a token came to is remembered, refusals
+//! too, and signatures are checked so many a turn and no more. A token without a time at which it ends would be good
+//! for ever, and is refused unless the operator says otherwise.
 
 mod keys;
 mod memory;

@@ -1,3 +1,5 @@
+//! Tokens that are good, and all kinds that are not.
+
 use super::*;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

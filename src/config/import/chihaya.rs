@@ -1,0 +1,316 @@
+//! Chihaya's config, key by key.
+
+use super::{Draft, addresses, list, quoted, shown};
+use serde_yaml::{Mapping, Value};
+use std::time::Duration;
+
+/// What Chihaya keeps a peer for unless told otherwise
+const PEER_LIFETIME: Duration = Duration::from_secs(1_800);
+
+/// Keys of a section, of which those that nobody takes are told
+struct Keys {
+    path: String,
+    keys: Mapping,
+}
+
+impl Keys {
+    fn of(draft: &mut Draft, path: &str, value: Option<Value>) -> Option<Self> {
+        match value {
+            Some(Value::Mapping(keys)) => Some(Self { path: path.to_owned(), keys }),
+            None | Some(Value::Null) => None,
+            Some(_) => {
+                draft.note(path, "holds no keys, and is left out");
+                None
+            }
+        }
+    }
+
+    fn path(&self, key: &str) -> String {
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+    }
+
+    fn take(&mut self, key: &str) -> Option<Value> {
+        self.keys.remove(key).filter(|value| !value.is_null())
+    }
+
+    /// A value as something; what it cannot be is told
+    fn read<T>(
+        &mut self,
+        draft: &mut Draft,
+        key: &str,
+        read: impl FnOnce(&Value) -> Option<T>,
+    ) -> Option<T> {
+        let value = self.take(key)?;
+        let found = read(&value);
+        if found.is_none() {
+            draft.note(&self.path(key), "has a value that is not understood, and is left out");
+        }
+        found
+    }
+
+    fn without(&mut self, draft: &mut Draft, key: &str, why: &str) {
+        if self.take(key).is_some() {
+            draft.note(&self.path(key), why);
+        }
+    }
+
+    fn end(self, draft: &mut Draft) {
+        for key in self.keys.keys() {
+            let name = key.as_str().map_or_else(|| format!("{key:?}"), str::to_owned);
+            draft.note(&self.path(&name), "is not known, and left out");
+        }
+    }
+}
+
+fn text(value: &Value) -> Option<String> {
+    value.as_str().map(str::to_owned)
+}
+
+fn texts(value: &Value) -> Option<Vec<String>> {
+    value.as_sequence()?.iter().map(text).collect()
+}
+
+/// A duration as Go writes it, in whole seconds
+fn duration(value: &Value) -> Option<Duration> {
+    let duration = humantime::parse_duration(value.as_str()?).ok()?;
+    (duration.as_secs() > 0).then(|| Duration::from_secs(duration.as_secs()))
+}
+
+pub(super) fn read(root: &Value) -> Draft {
+    let mut draft = Draft { interval: Duration::from_secs(1_800), ..Draft::default() };
+    let Some(mut keys) = Keys::of(&mut draft, "", Some(root.clone())) else { return draft };
+    if let Some(interval) = keys.read(&mut draft, "announce_interval", duration) {
+        draft.interval = interval;
+        draft.set("announce", "interval", shown(interval), "announce_interval");
+    }
+    let minimum = keys.read(&mut draft, "min_announce_interval", duration);
+    if let Some(minimum) = minimum.map(|minimum| minimum.min(draft.interval)) {
+        draft.set("announce", "min_interval", shown(minimum), "min_announce_interval");
+    }
+    let metrics = keys.read(&mut draft, "metrics_addr", |value| addresses(value.as_str()?));
+    match metrics.as_deref() {
+        Some([address, ..]) => {
+            draft.set("control", "listen", quoted(&address.to_string()), "metrics_addr");
+        }
+        _ => draft.set("control", "listen", quoted(""), "no metrics_addr"),
+    }
+    let (udp, http) = (keys.take("udp"), keys.take("http"));
+    let udp = Keys::of(&mut draft, "udp", udp);
+    let http = Keys::of(&mut draft, "http", http);
+    let mut numwant = (None, None);
+    read_udp(&mut draft, udp, &mut numwant);
+    read_http(&mut draft, http, &mut numwant);
+    if numwant != (None, None) {
+        let most = numwant.1.unwrap_or(100).clamp(1, 1_000);
+        let default = numwant.0.unwrap_or(50).min(most);
+        let value = format!("{{default: {default}, max: {most}}}");
+        draft.set("announce", "numwant", value, "default_numwant, max_numwant");
+    }
+    let storage = keys.take("storage");
+    read_storage(&mut draft, storage);
+    let (before, after) = (keys.take("prehooks"), keys.take("posthooks"));
+    read_hooks(&mut draft, before);
+    for at in 0..after.as_ref().and_then(Value::as_sequence).map_or(0, Vec::len) {
+        draft.note(&format!("posthooks.{at}"), "nothing is done after a reply; it is left out");
+    }
+    keys.end(&mut draft);
+    draft
+}
+
+type Numwant = (Option<u64>, Option<u64>);
+
+/// Numwant and what both protocols have besides
+fn read_common(draft: &mut Draft, keys: &mut Keys, numwant: &mut Numwant) {
+    let (default, most) = numwant;
+    *default = (*default).max(keys.read(draft, "default_numwant", Value::as_u64));
+    *most = (*most).max(keys.read(draft, "max_numwant", Value::as_u64));
+    if keys.read(draft, "allow_ip_spoofing", Value::as_bool) == Some(true) {
+        let text = "anybody could enter anybody else; if only some clients need it, name their networks in \
+                    announce.trust_client_ip";
+        draft.note(&keys.path("allow_ip_spoofing"), text);
+    }
+    keys.without(draft, "max_scrape_infohashes", "is 74 over UDP and 250 over HTTP");
+    keys.without(
+        draft,
+        "enable_request_timing",
+        "requests are not timed one by one; /metrics counts them",
+    );
+}
+
+fn read_udp(draft: &mut Draft, keys: Option<Keys>, numwant: &mut Numwant) {
+    let Some(mut keys) = keys else {
+        return draft.set("udp", "listen", "[]".to_owned(), "no udp");
+    };
+    match keys.read(draft, "addr", |value| addresses(value.as_str()?)) {
+        Some(listen) => draft.set("udp", "listen", list(&listen), "udp.addr"),
+        None => draft.set("udp", "listen", "[]".to_owned(), "no udp.addr"),
+    }
+    read_common(draft, &mut keys, numwant);
+    keys.without(
+        draft,
+        "private_key",
+        "makes other connection ids; nodes that share an address need the same udp.connection_id_keys",
+    );
+    keys.without(draft, "max_clock_skew", "ids from up to 64 s ahead are accepted");
+    keys.end(draft);
+}
+
+fn read_http(draft: &mut Draft, keys: Option<Keys>, numwant: &mut Numwant) {
+    let Some(mut keys) = keys else {
+        return draft.set("http", "listen", "[]".to_owned(), "no http");
+    };
+    match keys.read(draft, "addr", |value| addresses(value.as_str()?)) {
+        Some(listen) => draft.set("http", "listen", list(&listen), "http.addr"),
+        None => draft.set("http", "listen", "[]".to_owned(), "no http.addr"),
+    }
+    let https = keys.read(draft, "https_addr", |value| match value.as_str()? {
+        "" => Some(Vec::new()),
+        text => addresses(text),
+    });
+    let certificate = keys.read(draft, "tls_cert_path", text).unwrap_or_default();
+    let key = keys.read(draft, "tls_key_path", text).unwrap_or_default();
+    if let Some(listen) = https.filter(|listen| !listen.is_empty()) {
+        let (listen, certificate, key) = (list(&listen), quoted(&certificate), quoted(&key));
+        let value = format!("{{listen: {listen}, certificate: {certificate}, key: {key}}}");
+        draft.set("http", "tls", value, "http.https_addr, tls_cert_path, tls_key_path");
+    }
+    for (key, ours) in [("announce_routes", "announce_paths"), ("scrape_routes", "scrape_paths")] {
+        let routes = keys.read(draft, key, texts).unwrap_or_default();
+        let paths: Vec<_> = routes.iter().filter_map(|route| path(draft, key, route)).collect();
+        if !paths.is_empty() {
+            draft.set("http", ours, list(&paths), &format!("http.{key}"));
+        }
+    }
+    if let Some(header) = keys.read(draft, "real_ip_header", text).filter(|it| !it.is_empty()) {
+        let header = header.to_ascii_lowercase();
+        if ["x-real-ip", "x-forwarded-for"].contains(&header.as_str()) {
+            draft.set("http", "proxy_header", header, "http.real_ip_header");
+        }
+        let text = "it was believed whoever sent it; name the networks of your proxies in http.trusted_proxies";
+        draft.note("http.real_ip_header", text);
+    }
+    read_common(draft, &mut keys, numwant);
+    let idle = keys.read(draft, "idle_timeout", duration).map(shown);
+    let head = keys.read(draft, "read_timeout", duration).map(shown);
+    let mut limits = Vec::new();
+    limits.extend(idle.map(|idle| format!("idle: {idle}")));
+    limits.extend(head.map(|head| format!("head: {head}")));
+    if keys.read(draft, "enable_keepalive", Value::as_bool) != Some(true) {
+        limits.push("requests: 1".to_owned());
+    }
+    if !limits.is_empty() {
+        let value = format!("{{{}}}", limits.join(", "));
+        draft.set("http", "limits", value, "idle_timeout, read_timeout, enable_keepalive");
+    }
+    keys.without(draft, "write_timeout", "a client has 30 s to take its answer");
+    keys.end(draft);
+}
+
+/// A path of a route, in which one segment may have a name
+fn path(draft: &mut Draft, key: &str, route: &str) -> Option<String> {
+    let segment = |segment: &str| match segment.strip_prefix(':') {
+        Some(_) => "{key}".to_owned(),
+        None => segment.to_owned(),
+    };
+    let path = route.split('/').map(segment).collect::<Vec<_>>().join("/");
+    if path.contains('*') || crate::http::PathPattern::parse(&path).is_err() {
+        let text =
+            format!("{route:?} has no counterpart: one segment may be a {{key}}; it is left out");
+        draft.note(&format!("http.{key}"), &text);
+        return None;
+    }
+    Some(path)
+}
+
+fn read_storage(draft: &mut Draft, value: Option<Value>) {
+    draft.peer_lifetime = PEER_LIFETIME;
+    let Some(mut keys) = Keys::of(draft, "storage", value) else { return };
+    let name = keys.read(draft, "name", text).unwrap_or_default();
+    if !matches!(name.as_str(), "" | "memory") {
+        let text = "swarms are kept in memory; each tracker has its own";
+        draft.note("storage.name", text);
+    }
+    let config = keys.take("config");
+    if let Some(mut config) = Keys::of(draft, "storage.config", config) {
+        if let Some(lifetime) = config.read(draft, "peer_lifetime", duration) {
+            draft.peer_lifetime = lifetime;
+        }
+        for key in ["gc_interval", "prometheus_reporting_interval", "shard_count"] {
+            config.without(draft, key, "is not needed");
+        }
+        config.end(draft);
+    }
+    keys.end(draft);
+}
+
+fn read_hooks(draft: &mut Draft, value: Option<Value>) {
+    let hooks = value.as_ref().and_then(Value::as_sequence).cloned().unwrap_or_default();
+    for (at, hook) in hooks.into_iter().enumerate() {
+        let path = format!("prehooks.{at}");
+        let Some(mut keys) = Keys::of(draft, &path, Some(hook)) else { continue };
+        let name = keys.read(draft, "name", text).unwrap_or_default();
+        let options = keys.take("options").unwrap_or(Value::Mapping(Mapping::new()));
+        keys.end(draft);
+        let Some(mut options) = Keys::of(draft, &path, Some(options)) else { continue };
+        match name.as_str() {
+            "jwt" => jwt(draft, &mut options),
+            "client approval" => approval(draft, &mut options, &name, "clients", "clients"),
+            "torrent approval" => {
+                approval(draft, &mut options, &name, "access_list", "info_hashes")
+            }
+            "interval variation" => variation(draft, &mut options),
+            _ => draft.note(&path, &format!("there is no hook {name:?}; it is left out")),
+        }
+        options.end(draft);
+    }
+}
+
+fn jwt(draft: &mut Draft, options: &mut Keys) {
+    let Some(url) = options.read(draft, "jwk_set_url", text) else {
+        return draft.note(&options.path, "has no jwk_set_url, and is left out");
+    };
+    let mut ours = vec![("jwk_set_url", quoted(&url))];
+    for key in ["issuer", "audience"] {
+        ours.extend(options.read(draft, key, text).map(|value| (key, quoted(&value))));
+    }
+    let every = options.read(draft, "jwk_set_update_interval", duration);
+    ours.extend(every.map(|every| ("jwk_set_update_interval", shown(every))));
+    let from = "prehook jwt; exp and nbf are checked now (without exp: require_exp: false)";
+    draft.hook("jwt", from, &ours);
+}
+
+fn approval(draft: &mut Draft, options: &mut Keys, name: &str, hook: &str, key: &str) {
+    for (list_key, mode) in [("whitelist", "allow"), ("blacklist", "deny")] {
+        let Some(listed) = options.read(draft, list_key, texts) else { continue };
+        let fits = |text: &String| match key {
+            "clients" => crate::policy::clients::parse_prefix(text).is_some(),
+            _ => crate::policy::access_list::parse_hash(text).is_some(),
+        };
+        let (good, bad): (Vec<_>, Vec<_>) = listed.into_iter().partition(fits);
+        for text in bad {
+            draft.note(&options.path(list_key), &format!("{text:?} is left out"));
+        }
+        // An empty white list permitted everything.
+        if !good.is_empty() {
+            let ours = [("mode", mode.to_owned()), (key, list(&good))];
+            draft.hook(hook, &format!("prehook {name}, {list_key}"), &ours);
+        }
+    }
+}
+
+fn variation(draft: &mut Draft, options: &mut Keys) {
+    let mut ours = Vec::new();
+    let probability = options.read(draft, "modify_response_probability", Value::as_f64);
+    ours.extend(probability.map(|share| ("probability", share.clamp(0.001, 1.0).to_string())));
+    let increase = options.read(draft, "max_increase_delta", Value::as_u64);
+    let increase = Duration::from_secs(increase.unwrap_or(60).clamp(1, 86_400));
+    draft.variation = increase;
+    ours.push(("increase", shown(increase)));
+    let minimum = options.read(draft, "modify_min_interval", Value::as_bool);
+    ours.extend(minimum.map(|minimum| ("min_interval", minimum.to_string())));
+    draft.hook(
+        "interval_variation",
+        "prehook interval variation, drawn anew for each reply",
+        &ours,
+    );
+}
