@@ -17,7 +17,7 @@ pub mod limits;
 pub mod networks;
 mod parameters;
 pub mod passkeys;
-mod torrent;
+pub mod torrent;
 
 pub use parameters::Parameters;
 
@@ -335,6 +335,8 @@ pub struct Asked<'a> {
     pub peer_id: &'a PeerId,
     /// Why it announces
     pub event: Event,
+    /// Whether it is known that no list forbids the torrent
+    pub is_served: bool,
 }
 
 /// What the client is told, which hooks may change
@@ -365,25 +367,24 @@ impl Default for Policy {
 impl Policy {
     /// Whether requests from an address are answered at all
     pub fn permits_source(&self, source: IpAddr) -> bool {
-        self.networks.iter().all(|networks| networks.permit(source))
+        self.networks.is_empty() || self.networks.iter().all(|networks| networks.permit(source))
     }
 
-    /// Reads what a look at the lists would read, for one request of a batch; the value means nothing
-    pub fn touch(&self, hash: &InfoHash) -> u8 {
-        let of = |hook: &Hook| match hook {
-            Hook::AccessList(torrents) => torrents.list.touch(hash),
-            _ => 0,
-        };
-        self.hooks.iter().map(of).fold(0, u8::wrapping_add)
-    }
-
-    /// Whether [`Self::touch`] reads anything
+    /// Whether there are lists of torrents
     pub fn has_lists(&self) -> bool {
         self.has_lists
     }
 
+    /// Whether there is anything to be judged by
+    pub fn has_hooks(&self) -> bool {
+        !self.hooks.is_empty()
+    }
+
     /// Whether a torrent is served: others look empty to scrapes
     pub fn serves(&self, hash: &InfoHash) -> bool {
+        if !self.has_lists {
+            return true;
+        }
         let permits = |hook: &Hook| match hook {
             Hook::AccessList(torrents) => torrents.permits(hash),
             _ => true,
@@ -449,9 +450,6 @@ impl Policy {
         carrier: Carrier<'_>,
         mut told: Told,
     ) -> Result<Told, Refusal> {
-        if self.hooks.is_empty() {
-            return Ok(told);
-        }
         let Self { hooks, rng, scratch, reads_parameters, .. } = self;
         let parameters = match carrier {
             Carrier::Http(parameters) => parameters,
@@ -492,7 +490,9 @@ impl Hook {
     ) -> Result<(), Refusal> {
         let refused = |outcome, answer| Err(Refusal { outcome, answer });
         match self {
-            Self::AccessList(torrents) if !torrents.permits(asked.info_hash) => {
+            Self::AccessList(torrents)
+                if !asked.is_served && !torrents.permits(asked.info_hash) =>
+            {
                 refused(Outcome::ForbiddenTorrent, torrents.answer)
             }
             Self::Clients(clients) if !clients.permits(asked.peer_id) => {

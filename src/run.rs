@@ -128,7 +128,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
         let number = number as u16;
         let (board, keys) = (boards[usize::from(number)].clone(), identity.steering_keys());
         let mut tracker = tracker(config, &identity, number, ceiling / usize::from(shards));
-        tracker.exchange_policy(&mut plan.policy(shards, identity.seed(number)));
+        tracker.exchange_policy(clock.now(), &mut plan.policy(shards, identity.seed(number)));
         let retired = retired.clone();
         let (plain, encrypted) = listeners;
         let http = http::Parts {

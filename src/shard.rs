@@ -26,7 +26,7 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::UnboundedSender;
-use tsubame_storage::{Ahead, Census, Family, InfoHash, Purge};
+use tsubame_storage::{Ahead, Census, Family, InfoHash};
 use tsubame_udp::ring::{Received, ReturnPath, Ring};
 use tsubame_udp::steering::SteeringKeys;
 use tsubame_udp::wire::{INFO_HASH_OFFSET, TransactionId};
@@ -65,6 +65,8 @@ pub struct Shard {
     tracker: Tracker,
     port: Port,
     arrived: Vec<Received>,
+    /// Where there are lists of torrents, what the table has of those
+    known: Vec<Option<Ahead>>,
     batch: Vec<Item>,
     inbox: Vec<(usize, Message)>,
     aheads: Vec<Option<Ahead>>,
@@ -72,8 +74,6 @@ pub struct Shard {
     scrapes: Scrapes,
     desk: Desk,
     listings: Listings,
-    /// Torrents that the policy does not serve any more are being removed
-    purge: Option<Purge>,
     /// Where policies go that are no longer needed
     retired: UnboundedSender<Box<Policy>>,
     figures: Figures,
@@ -136,6 +136,7 @@ impl Shard {
             tracker,
             port,
             arrived: Vec::with_capacity(BATCH_MAX),
+            known: Vec::with_capacity(BATCH_MAX),
             batch: Vec::with_capacity(BATCH_MAX),
             inbox: Vec::with_capacity(inbox),
             aheads: Vec::with_capacity(inbox),
@@ -143,7 +144,6 @@ impl Shard {
             scrapes: Scrapes::new(),
             desk: Desk::default(),
             listings: Listings::default(),
-            purge: None,
             retired,
             figures: Figures::default(),
             board,
@@ -206,17 +206,13 @@ impl Shard {
         let resting = self.take_turns()?;
         let now = self.clock.now();
         let sweeping = self.tracker.swarms_mut().sweep(now.monotonic);
-        if let Some(purge) = &mut self.purge
-            && !self.tracker.purge(purge)
-        {
-            self.purge = None;
-        }
+        let purging = self.tracker.purge(now);
         self.publish(now);
         if !self.listings.is_empty() {
             self.list_some();
             return Ok(Step::Again);
         }
-        if !resting || sweeping || self.purge.is_some() || self.stopping {
+        if !resting || sweeping || purging || self.stopping {
             return Ok(Step::Again);
         }
         // In this order: what happens after the event is asked for either is found by the turn or makes
@@ -306,38 +302,43 @@ impl Shard {
         let mut arrived = std::mem::take(&mut self.arrived);
         arrived.extend((0..count).map_while(|_| self.ring.take()));
         if self.tracker.policy().has_lists() {
-            self.look_at_lists(&arrived);
+            self.look_at_table(&arrived);
         }
-        for received in arrived.drain(..) {
+        for (at, received) in arrived.drain(..).enumerate() {
             let Some((datagram, reply)) = self.ring.open(&received) else {
                 self.count(Family::V4, Outcome::Unreadable);
                 self.ring.release(received);
                 continue;
             };
             let family = Family::of(datagram.source.ip());
-            match self.tracker.admit(now, datagram.source, datagram.payload, reply) {
+            let known = self.known.get(at).and_then(Option::as_ref);
+            let (source, payload) = (datagram.source, datagram.payload);
+            match self.tracker.admit_ahead(now, source, payload, reply, known) {
                 Ok(admitted) => {
-                    let ahead = self.tracker.look_ahead(&admitted);
+                    let ahead = known.copied();
+                    let ahead = ahead.unwrap_or_else(|| self.tracker.look_ahead(&admitted));
                     self.batch.push(Item { received, family, admitted, ahead });
                 }
                 Err(verdict) => self.conclude(received, family, verdict)?,
             }
         }
         self.arrived = arrived;
+        self.known.clear();
         Ok(())
     }
 
-    /// Reads what the lists say of all torrents of a batch, so that memory works on many at once
-    fn look_at_lists(&mut self, arrived: &[Received]) {
-        let policy = self.tracker.policy();
-        let mut touched = 0_u8;
+    /// Reads what the table has of all torrents of a batch before policy looks at them: those that are there are on no
+    /// list that forbids them
+    fn look_at_table(&mut self, arrived: &[Received]) {
         for received in arrived {
             let opened = self.ring.open(received);
             let payload = opened.as_ref().map_or(&[][..], |(datagram, _)| datagram.payload);
             let hash = payload.get(INFO_HASH_OFFSET..).and_then(|rest| rest.first_chunk());
-            touched = touched.wrapping_add(hash.map_or(0, |hash| policy.touch(&InfoHash(*hash))));
+            let ahead = hash.map(|hash| self.tracker.swarms().look_ahead(&InfoHash(*hash)));
+            self.known.push(ahead);
         }
-        std::hint::black_box(touched);
+        let touched = self.known.iter().flatten().map(|ahead| self.tracker.touch(ahead));
+        std::hint::black_box(touched.fold(0, u8::wrapping_add));
     }
 
     /// Answers what was admitted, or passes it on to its owner
@@ -493,7 +494,7 @@ impl Shard {
                 (Message::Told(list), _) => self.desk.told(list),
                 (Message::List(request), _) => self.listings.add(from, request),
                 (Message::Listed(listed), _) => self.desk.listed(listed),
-                (Message::Policy(policy), _) => self.exchange_policy(policy),
+                (Message::Policy(policy), _) => self.exchange_policy(now, policy),
                 (Message::Stop, _) => self.stopping = true,
             }
         }
@@ -502,11 +503,10 @@ impl Shard {
     }
 
     /// Goes by another policy; the old one is taken apart elsewhere
-    fn exchange_policy(&mut self, mut policy: Box<Policy>) {
-        self.tracker.exchange_policy(&mut policy);
+    fn exchange_policy(&mut self, now: Now, mut policy: Box<Policy>) {
+        self.tracker.exchange_policy(now, &mut policy);
         // The process is about to end if nobody takes it.
         let _ = self.retired.send(policy);
-        self.purge = self.tracker.policy().has_lists().then(Purge::default);
     }
 
     fn answer_forwarded(

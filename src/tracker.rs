@@ -14,7 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use tsubame_http::query;
 use tsubame_storage::{
     Ahead, Announced, Census, Counts, Endpoint, Event, Family, InfoHash, PeerId, PeerSpace, Purge,
-    Role, Swarms,
+    Role, Seconds, Swarms,
 };
 use tsubame_udp::connection_id::ConnectionIds;
 use tsubame_udp::wire::{
@@ -54,7 +54,26 @@ pub struct Tracker {
     terms: Terms,
     policy: Policy,
     swarms: Swarms,
+    /// What of the swarms policy may not permit any more
+    purge: Purging,
 }
+
+/// How far swarms are removed that policy does not permit any more
+#[derive(Clone, Copy, Debug)]
+enum Purging {
+    /// There are none: what is in the table is permitted
+    Done,
+    /// From this place on, and once more from this time on: until then other shards may have passed on what they took by
+    /// the policy before
+    First(Purge, Seconds),
+    /// That is waited for
+    Waiting(Seconds),
+    /// For the last time, from this place on
+    Last(Purge),
+}
+
+/// Seconds after which every shard goes by a policy that was sent to all
+const EXCHANGED_SECS: u64 = 5;
 
 /// A request of a proven source, ready for whoever owns the info hash
 #[derive(Clone, Copy, Debug)]
@@ -113,14 +132,18 @@ const _: () = assert!(ERROR_REPLY_LEN + WRONG_CONNECTION_ID.len() <= SCRAPE_LEN_
 impl Tracker {
     /// A tracker with an empty table, without hooks
     pub fn new(ids: ConnectionIds, terms: Terms, swarms: Swarms) -> Self {
-        Self { ids, terms, policy: Policy::default(), swarms }
+        Self { ids, terms, policy: Policy::default(), swarms, purge: Purging::Done }
     }
 
     /// Goes by another policy from now on, which takes over the counts of the one until now; that one is left in its
     /// place
-    pub fn exchange_policy(&mut self, policy: &mut Policy) {
+    pub fn exchange_policy(&mut self, now: Now, policy: &mut Policy) {
         policy.inherit(&mut self.policy);
         std::mem::swap(&mut self.policy, policy);
+        self.purge = match self.policy.has_lists() {
+            true => Purging::First(Purge::default(), Seconds(now.monotonic.0 + EXCHANGED_SECS)),
+            false => Purging::Done,
+        };
     }
 
     /// Begins a turn: see [`Policy::begin_turn`]
@@ -164,6 +187,20 @@ impl Tracker {
         datagram: &[u8],
         reply: &mut [u8],
     ) -> Result<Admitted, Verdict> {
+        self.admit_ahead(now, source, datagram, reply, None)
+    }
+
+    /// The same; with a look ahead at the table for the datagram's torrent, which is known there or not
+    ///
+    /// What is in the table is on no list that forbids it, which spares a look at lists of millions.
+    pub fn admit_ahead(
+        &mut self,
+        now: Now,
+        source: SocketAddr,
+        datagram: &[u8],
+        reply: &mut [u8],
+        ahead: Option<&Ahead>,
+    ) -> Result<Admitted, Verdict> {
         let unproven = reply.len().min(datagram.len());
         let unproven = &mut reply[..unproven];
         let request = Request::parse(datagram)
@@ -192,8 +229,11 @@ impl Tracker {
             return Err(Verdict { outcome: Outcome::WrongConnectionId, reply_len });
         }
         match request {
-            Request::Announce(announce) => match self.admit_announce(now, address, &announce) {
-                Ok(admitted) => Ok(Admitted::Announce(admitted, transaction_id)),
+            Request::Announce(announce) => match self.judge(now, address, &announce, ahead) {
+                Ok(told) => {
+                    let admitted = self.admit_announce(address, &announce, told);
+                    Ok(Admitted::Announce(admitted, transaction_id))
+                }
                 Err(refusal) => Err(self.refuse(refusal, transaction_id, reply)),
             },
             Request::Scrape(_) if self.policy.covers_scrapes() => {
@@ -316,10 +356,30 @@ impl Tracker {
         self.swarms.announce(now.monotonic, ahead, &entered, space)
     }
 
-    /// Removes swarms that policy does not permit any more, a bit at a time; true if there may be more
-    pub fn purge(&mut self, purge: &mut Purge) -> bool {
-        let Self { swarms, policy, .. } = self;
-        swarms.purge(purge, |info_hash| policy.serves(info_hash))
+    /// Removes swarms that policy does not permit any more, a bit at a time; true if it should be called again at once
+    pub fn purge(&mut self, now: Now) -> bool {
+        let Self { swarms, policy, purge, .. } = self;
+        match purge {
+            Purging::Done => return false,
+            Purging::First(at, settled) => {
+                if swarms.purge(at, |info_hash| policy.serves(info_hash)) {
+                    return true;
+                }
+                *purge = Purging::Waiting(*settled);
+            }
+            Purging::Waiting(settled) if *settled <= now.monotonic => {
+                *purge = Purging::Last(Purge::default());
+                return true;
+            }
+            Purging::Waiting(_) => {}
+            Purging::Last(at) => {
+                if swarms.purge(at, |info_hash| policy.serves(info_hash)) {
+                    return true;
+                }
+                *purge = Purging::Done;
+            }
+        }
+        false
     }
 
     /// What the operator promises to clients
@@ -343,25 +403,40 @@ impl Tracker {
         Verdict { outcome, reply_len }
     }
 
-    fn admit_announce(
+    /// Has policy look at an announce
+    fn judge(
         &mut self,
         now: Now,
         source: IpAddr,
         announce: &wire::Announce<'_>,
-    ) -> Result<Announce, Refusal> {
+        ahead: Option<&Ahead>,
+    ) -> Result<Told, Refusal> {
+        if !self.policy.has_hooks() {
+            return Ok(self.terms.told());
+        }
         let (info_hash, peer_id) = (announce.info_hash(), announce.peer_id());
         let event = announce.event();
-        let asked = Asked { now, source, info_hash: &info_hash, peer_id: &peer_id, event };
-        let carrier = Carrier::Url(announce.url_data());
-        let told = self.policy.judge(&asked, carrier, self.terms.told())?;
+        let is_served = matches!(self.purge, Purging::Done)
+            && ahead.is_some_and(|ahead| self.swarms.knows(ahead, &info_hash));
+        let (info_hash, peer_id) = (&info_hash, &peer_id);
+        let asked = Asked { now, source, info_hash, peer_id, event, is_served };
+        self.policy.judge(&asked, Carrier::Url(announce.url_data()), self.terms.told())
+    }
+
+    fn admit_announce(
+        &self,
+        source: IpAddr,
+        announce: &wire::Announce<'_>,
+        told: Told,
+    ) -> Announce {
         let family = Family::of(source);
         // An IPv6 client has no room for its address here (BEP 15): what stands there is not one.
         let claimed = announce.ip().filter(|_| family == Family::V4).map(IpAddr::V4);
-        let left = announce.left();
+        let (event, left) = (announce.event(), announce.left());
         let fitting = peers_fitting(family, self.terms.reply_len_max);
-        Ok(Announce {
-            info_hash,
-            peer_id,
+        Announce {
+            info_hash: announce.info_hash(),
+            peer_id: announce.peer_id(),
             endpoint: self.endpoint(source, claimed, announce.port()),
             event,
             role: role_of(event, left),
@@ -371,7 +446,7 @@ impl Tracker {
             numwant: self.numwant(announce.num_want()).min(fitting as u16),
             family,
             told,
-        })
+        }
     }
 
     /// Admits an announce that came over HTTP: its connection has proven the source
@@ -384,7 +459,8 @@ impl Tracker {
     ) -> Result<Announce, Refusal> {
         let source = source.to_canonical();
         let query::Announce { info_hash, peer_id, event, .. } = query;
-        let asked = Asked { now, source, info_hash, peer_id, event: *event };
+        let (event, is_served) = (*event, false);
+        let asked = Asked { now, source, info_hash, peer_id, event, is_served };
         let carrier = Carrier::Http(parameters);
         let told = self.policy.judge(&asked, carrier, self.terms.told())?;
         Ok(Announce {

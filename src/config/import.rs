@@ -1,7 +1,7 @@
 //! Makes a config of another tracker's.
 //!
-//! What it means is kept, not how it was written: each line says which key it was made from, and what has no counterpart
-//! is told.
+//! What it means is kept, not how it was written: each line says which key it was made from, and what has no
+//! counterpart is told.
 
 mod chihaya;
 mod opentracker;
@@ -73,7 +73,13 @@ impl Draft {
     }
 
     fn note(&mut self, key: &str, text: &str) {
-        self.notes.push(format!("{key}: {text}"));
+        // It becomes a comment, which must not end where the other config says.
+        let plain = |character: char| match character {
+            ' '..='~' => character,
+            letter if letter.is_alphanumeric() => letter,
+            _ => '?',
+        };
+        self.notes.push(format!("{key}: {text}").chars().map(plain).collect());
     }
 
     /// A hook of options, each with its value
@@ -94,6 +100,7 @@ impl Draft {
         };
         let lifetime = humantime::format_duration(lifetime).to_string().replace(' ', "");
         self.set("announce", "peer_lifetime", lifetime, from);
+        let name = quoted(name);
         let mut config =
             format!("# Made from {name}; behind each value stands what it was made from.\n");
         for note in &self.notes {
@@ -128,10 +135,8 @@ fn quoted(text: &str) -> String {
     for character in text.chars() {
         match character {
             '"' | '\\' => quoted.extend(['\\', character]),
-            control if control.is_control() => {
-                _ = write!(quoted, "\\x{:02x}", control as u32 & 0xff)
-            }
-            other => quoted.push(other),
+            plain if plain == ' ' || plain.is_ascii_graphic() => quoted.push(plain),
+            other => _ = write!(quoted, "\\U{:08x}", u32::from(other)),
         }
     }
     quoted.push('"');
@@ -251,8 +256,9 @@ mod tests {
 
     #[test]
     fn values_of_the_wrong_kind_are_told_and_left_out() {
-        let odd = "chihaya:\n  announce_interval: [1]\n  metrics_addr: nowhere\n  udp: {addr: {}}\n  storage: 5\n  \
-                   http: {addr: ':80'}\n  prehooks: [5, {name: jwt}, {name: client approval, options: {whitelist: [5, 'a b']}}]\n";
+        let odd = "chihaya:\n  announce_interval: [1]\n  metrics_addr: nowhere\n  udp: {addr: {}}\n  \
+                   storage: 5\n  http: {addr: ':80'}\n  prehooks: [5, {name: jwt}, {name: client approval, \
+                   options: {whitelist: [5, 'a b']}}]\n";
         let (_, imported) = made(odd);
         for named in
             ["announce_interval", "metrics_addr", "udp.addr", "storage", "prehooks.0", "prehooks.1"]

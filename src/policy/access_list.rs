@@ -70,10 +70,7 @@ impl AccessList {
     pub fn load(sources: &Sources, seed: u64) -> Result<Self, ListError> {
         let mut hashes = sources.info_hashes.clone();
         for path in &sources.files {
-            read_lines(path, &mut |line| match line.split_once('#').map_or(line, |(it, _)| it) {
-                blank if blank.trim().is_empty() => Some(()),
-                text => parse_hash(text.trim()).map(|hash| hashes.push(hash)),
-            })?;
+            read_hashes(path, open(path)?, &mut hashes)?;
         }
         for directory in &sources.torrents {
             read_torrents(directory, &mut hashes)?;
@@ -108,11 +105,6 @@ impl AccessList {
         self.changes.get(hash).copied().unwrap_or_else(|| self.base.contains(hash))
     }
 
-    /// Reads what a look at a hash would read; the value means nothing
-    pub fn touch(&self, hash: &InfoHash) -> u8 {
-        self.base.touch(hash)
-    }
-
     /// How many are on it, changes aside
     pub fn len(&self) -> usize {
         self.base.len()
@@ -140,10 +132,32 @@ pub fn parse_hash(text: &str) -> Option<InfoHash> {
     Some(InfoHash(hash))
 }
 
+fn open(path: &Path) -> Result<BufReader<fs::File>, ListError> {
+    let file = fs::File::open(path);
+    let file = file.map_err(|error| ListError::Unreadable(path.to_owned(), error))?;
+    Ok(BufReader::with_capacity(1 << 20, file))
+}
+
+/// Reads info hashes, one a line; `path` is what mistakes name
+pub fn read_hashes(
+    path: &Path,
+    file: impl BufRead,
+    hashes: &mut Vec<InfoHash>,
+) -> Result<(), ListError> {
+    let mut take = |line: &str| match line.split_once('#').map_or(line, |(it, _)| it) {
+        blank if blank.trim().is_empty() => Some(()),
+        text => parse_hash(text.trim()).map(|hash| hashes.push(hash)),
+    };
+    read_lines(path, file, &mut take)
+}
+
 /// Reads a file line by line; a line that is not taken is an error
-fn read_lines(path: &Path, take: &mut dyn FnMut(&str) -> Option<()>) -> Result<(), ListError> {
+fn read_lines(
+    path: &Path,
+    mut file: impl BufRead,
+    take: &mut dyn FnMut(&str) -> Option<()>,
+) -> Result<(), ListError> {
     let unreadable = |error| ListError::Unreadable(path.to_owned(), error);
-    let mut file = BufReader::with_capacity(1 << 20, fs::File::open(path).map_err(unreadable)?);
     let mut line = Vec::new();
     for number in 1.. {
         line.clear();
@@ -194,12 +208,11 @@ fn read_changes(path: &Path) -> Result<BTreeMap<InfoHash, bool>, ListError> {
         changes.insert(hash, on);
         Some(())
     };
-    match read_lines(path, &mut take) {
-        Err(ListError::Unreadable(_, error)) if error.kind() == io::ErrorKind::NotFound => {
-            Ok(BTreeMap::new())
-        }
-        read => read.map(|()| changes),
+    match open(path) {
+        Err(ListError::Unreadable(_, error)) if error.kind() == io::ErrorKind::NotFound => {}
+        file => read_lines(path, file?, &mut take)?,
     }
+    Ok(changes)
 }
 
 /// Writes a single change behind those that were made before

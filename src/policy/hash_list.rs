@@ -86,11 +86,6 @@ impl HashList {
         self.bucket(hash).contains(hash)
     }
 
-    /// Reads what a look at a hash would read; the value means nothing
-    pub fn touch(&self, hash: &InfoHash) -> u8 {
-        self.bucket(hash).first().map_or(0, |InfoHash(bytes)| bytes[0])
-    }
-
     /// All, in no order that means anything
     pub fn iter(&self) -> impl Iterator<Item = &InfoHash> {
         self.hashes.iter()
@@ -126,7 +121,6 @@ mod tests {
             for _ in 0..5_000 {
                 let hash = draw(&mut rng);
                 assert_eq!(list.contains(&hash), model.contains(&hash), "seed {len}: {hash}");
-                list.touch(&hash);
             }
         }
     }

@@ -6,7 +6,7 @@ use tsubame_http::bencode;
 use tsubame_storage::InfoHash;
 
 /// The info hashes that clients announce for a torrent: one, or for a hybrid of both versions two
-pub(super) fn info_hashes(bytes: &[u8]) -> Result<Vec<InfoHash>, &'static str> {
+pub fn info_hashes(bytes: &[u8]) -> Result<Vec<InfoHash>, &'static str> {
     let info = bencode::raw(bytes, b"info").ok_or("it has no info dictionary")?;
     if info.first() != Some(&b'd') {
         return Err("its info is no dictionary");

@@ -159,6 +159,11 @@ impl Swarms {
         }
     }
 
+    /// Whether the table has a torrent
+    pub fn knows(&self, ahead: &Ahead, info_hash: &InfoHash) -> bool {
+        self.find(ahead.hash, info_hash).is_some()
+    }
+
     /// Enters an announce into its swarm and picks peers for it
     pub fn announce(
         &mut self,
