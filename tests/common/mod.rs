@@ -270,11 +270,12 @@ impl Announce {
     }
 }
 
-/// Info hashes that differ in their first and last bytes
+/// Info hashes in the order of their numbers, the rest of them as if drawn: with a rest that goes on evenly, too, now and
+/// then all would belong to one shard
 pub(crate) fn info_hash_of(torrent: u32) -> [u8; 20] {
-    let mut info_hash = [0x42; 20];
+    let mut info_hash = [0; 20];
+    fastrand::Rng::with_seed(torrent.into()).fill(&mut info_hash);
     info_hash[..4].copy_from_slice(&torrent.to_be_bytes());
-    info_hash[16..].copy_from_slice(&torrent.wrapping_mul(0x9e37_79b9).to_be_bytes());
     info_hash
 }
 
