@@ -63,8 +63,8 @@ pub struct Tracker {
 enum Purging {
     /// There are none: what is in the table is permitted
     Done,
-    /// From this place on, and once more from this time on: until then other shards may have passed on what they took by
-    /// the policy before
+    /// From this place on, and once more from this time on: until then other shards may have passed on what they took
+    /// by the policy before
     First(Purge, Seconds),
     /// That is waited for
     Waiting(Seconds),

@@ -270,8 +270,8 @@ impl Announce {
     }
 }
 
-/// Info hashes in the order of their numbers, the rest of them as if drawn: with a rest that goes on evenly, too, now and
-/// then all would belong to one shard
+/// Info hashes in the order of their numbers, the rest of them as if drawn: with a rest that goes on evenly, too, now
+/// and then all would belong to one shard
 pub(crate) fn info_hash_of(torrent: u32) -> [u8; 20] {
     let mut info_hash = [0; 20];
     fastrand::Rng::with_seed(torrent.into()).fill(&mut info_hash);
