@@ -5,8 +5,8 @@
 //! asks again. A [`Plan`] is made once, by a helper thread, and holds the lists; each shard makes its own [`Policy`]
 //! of it, which holds the counts.
 //!
-//! To add a hook: a file here, a variant of [`HookPlan`] and [`Hook`], its options in `src/config/hooks.rs` and in
-//! `docs/hooks.md`.
+//! To add a hook: a file here, a variant of `HookPlan` and `Hook`, its options in `src/config/hooks.rs` and in
+//! `deploy/hooks.yaml`.
 
 pub mod access_list;
 pub mod clients;

@@ -9,6 +9,7 @@ use crate::http::Certificate;
 use crate::policy::access_list::append_change;
 use crate::policy::jwt::KeySet;
 use crate::policy::{HookConfig, Plan, Policy};
+use crate::report;
 use std::collections::VecDeque;
 use std::fs;
 use std::future::pending;
@@ -236,9 +237,9 @@ impl Current {
             // New servers may be among them.
             self.keys_due = Some(self.clock.elapsed());
         }
-        let (hooks, listed) = (self.config.hooks.len(), self.plan.listed());
+        let policy = report::policy(self.config.hooks.len(), self.plan.listed());
         let certificate = if self.certificate.is_some() { ", the certificate" } else { "" };
-        Ok(format!("{why}: {hooks} hooks, {listed} info hashes listed{certificate}"))
+        Ok(format!("{why}: {policy}{certificate}"))
     }
 
     /// Fetches key sets; what cannot be fetched keeps its keys and is tried again soon

@@ -26,7 +26,7 @@ pub fn started(
     config: &Config,
     (listeners, http, https): (&Listeners, &HttpListeners, &HttpListeners),
     cores: &[usize],
-    ceiling: usize,
+    (ceiling, listed): (usize, usize),
     control: Option<&TcpListener>,
 ) {
     let version = env!("CARGO_PKG_VERSION");
@@ -71,6 +71,9 @@ pub fn started(
             2 * buffer / DATAGRAM_COST_BYTES / DATAGRAMS_PER_MS,
             DATAGRAMS_PER_MS
         );
+    }
+    if !config.hooks.is_empty() {
+        info!("policy: {}", policy(config.hooks.len(), listed));
     }
     if let Some(Ok(address)) = control.map(TcpListener::local_addr) {
         info!("control plane on http://{address}/healthz and /metrics");
@@ -196,13 +199,14 @@ fn line(figures: &Figures) -> String {
     let v6 = over_udp[1] + over_http[1];
     let http: u64 = over_http.iter().sum();
     format!(
-        "{} connects, {} announces, {} scrapes answered, {} rejected, {} shed; {v6} over IPv6, {http} over HTTP, \
+        "{} connects, {} announces, {} scrapes answered, {} rejected, {} refused by policy, {} shed; {v6} over IPv6, {http} over HTTP, \
          {} forwarded between shards; \
          {} torrents, {} peers in {}, {resident} resident, {} fixed a shard",
         figures.of(Outcome::Connected),
         figures.announces(),
         figures.of(Outcome::Scraped),
         figures.rejected(),
+        figures.refused_by_policy(),
         figures.shed(),
         figures.of(Outcome::Forwarded),
         figures.table.torrents,
@@ -210,6 +214,13 @@ fn line(figures: &Figures) -> String {
         iec(figures.table.bytes),
         iec(Ring::memory_bytes()),
     )
+}
+
+/// What there is of policy: so many hooks, and info hashes on their lists
+pub fn policy(hooks: usize, listed: usize) -> String {
+    let hashes =
+        if listed == 1 { "1 info hash".to_owned() } else { format!("{listed} info hashes") };
+    format!("{}, {hashes} listed", plural(hooks, "hook"))
 }
 
 fn plural(count: usize, noun: &str) -> String {

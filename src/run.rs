@@ -150,11 +150,11 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let watched = Watched { boards, clock };
     let steered = listeners.is_steered();
     let path = path.map(Path::to_owned);
-    let drawn = (shards, identity.seed(shards), clock);
+    let (drawn, listed) = ((shards, identity.seed(shards), clock), plan.listed());
     let reloads = Reloads::new(path, config.clone(), plan, certificate, drawn);
     let running = Running { supervisor, control: control_port, watched, steered, reloads, to_free };
     control_plane(&runtime, running, control, |control| {
-        report::started(config, (&listeners, &http, &https), &cores, ceiling, control);
+        report::started(config, (&listeners, &http, &https), &cores, (ceiling, listed), control);
     })
 }
 

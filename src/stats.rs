@@ -135,6 +135,32 @@ impl Figures {
         rejected.iter().map(|outcome| self.of(*outcome)).sum()
     }
 
+    /// Requests that hooks have refused
+    pub fn refused_by_policy(&self) -> u64 {
+        use Outcome::{
+            BadToken, ExpiredToken, ForbiddenClient, ForbiddenNetwork, ForbiddenTorrent, NoPasskey,
+            NoToken, ScrapeNotCovered, TokenNotChecked, TokenOfAnother, TooManyAnnounces,
+            TooManyTorrents, UnknownTokenKey, WrongPasskey,
+        };
+        let refused = [
+            ForbiddenNetwork,
+            ForbiddenTorrent,
+            ForbiddenClient,
+            NoPasskey,
+            WrongPasskey,
+            NoToken,
+            BadToken,
+            UnknownTokenKey,
+            ExpiredToken,
+            TokenOfAnother,
+            TokenNotChecked,
+            ScrapeNotCovered,
+            TooManyAnnounces,
+            TooManyTorrents,
+        ];
+        refused.iter().map(|outcome| self.of(*outcome)).sum()
+    }
+
     /// Requests that were dropped or refused because a queue was full
     pub fn shed(&self) -> u64 {
         let shed = [Outcome::ShedMesh, Outcome::ShedSlots, Outcome::ShedScrape, Outcome::ShedLate];

@@ -250,7 +250,7 @@ fn lists_change_while_the_tracker_runs_and_what_is_wrong_changes_nothing() {
     // Most swarms are not served any more: their peers are dropped, and stay so when they are served again.
     let text: String = (2..30).map(|torrent| format!("{}\r\n", hex(torrent))).collect();
     fs::write(&list, text).unwrap();
-    world.tracker.wait_for("a list has changed: 1 hooks, 28 info hashes listed");
+    world.tracker.wait_for("a list has changed: 1 hook, 28 info hashes listed");
     assert_eq!(world.both(2, CLIENT, ""), [error(NOT_SERVED), error(NOT_SERVED)]);
     let seeded = rows_of(&Connection::to(world.http).get(&scrape_target(&hashes[..])).body);
     assert_eq!(seeded.iter().filter(|(_, row)| row[2] == 1).count(), 10);
@@ -267,7 +267,7 @@ fn lists_change_while_the_tracker_runs_and_what_is_wrong_changes_nothing() {
     assert_eq!(world.both(2, CLIENT, ""), [error(NOT_SERVED), error(NOT_SERVED)]);
     fs::write(&list, "").unwrap();
     let (status, said) = world.ask("POST", "/v1/reload");
-    assert_eq!((status, said.as_str()), (200, "read again: 1 hooks, 0 info hashes listed"));
+    assert_eq!((status, said.as_str()), (200, "read again: 1 hook, 0 info hashes listed"));
     wait_until(|| served(&world.both(2, CLIENT, "")));
     assert_eq!(world.udp.scrape(&[info_hash_of(3)]), Some(vec![[0, 0, 0]]), "dropped is dropped");
     // Hooks come and go with the config.
@@ -390,7 +390,7 @@ fn directories_of_torrents_are_watched() {
         fs::rename(&path, directory.path().join(name)).unwrap();
     };
     write("a.torrent", b"d8:announce1:x4:infod4:name1:a6:pieces0:ee");
-    world.tracker.wait_for("1 info hashes listed");
+    world.tracker.wait_for("1 info hash listed");
     let digest: [u8; 20] = sha1::Digest::finalize(sha1::Digest::chain_update(
         <sha1::Sha1 as sha1::Digest>::new(),
         b"d4:name1:a6:pieces0:e",
