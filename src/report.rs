@@ -199,8 +199,8 @@ fn line(figures: &Figures) -> String {
     let v6 = over_udp[1] + over_http[1];
     let http: u64 = over_http.iter().sum();
     format!(
-        "{} connects, {} announces, {} scrapes answered, {} rejected, {} refused by policy, {} shed; {v6} over IPv6, {http} over HTTP, \
-         {} forwarded between shards; \
+        "{} connects, {} announces, {} scrapes answered, {} rejected, {} refused by policy, {} shed; \
+         {v6} over IPv6, {http} over HTTP, {} forwarded between shards; \
          {} torrents, {} peers in {}, {resident} resident, {} fixed a shard",
         figures.of(Outcome::Connected),
         figures.announces(),
