@@ -222,26 +222,30 @@ impl Config {
         Self { cpus, udp, http, announce, storage, hooks, control, log }
     }
 
+    /// Whether peers are kept for long enough for every interval that is handed out
+    pub fn check_intervals(&self) -> Result<(), String> {
+        let Announce { interval, peer_lifetime, .. } = &self.announce;
+        let longest = hooks::longest_interval(&self.hooks, *interval);
+        if *peer_lifetime >= longest * 3 / 2 {
+            return Ok(());
+        }
+        let of = match longest > *interval {
+            true => "the longest interval of hooks",
+            false => "announce.interval",
+        };
+        Err(format!(
+            "{} is less than 1.5 times {of} ({}), so peers would expire between two announces; make it at least {}",
+            humantime::format_duration(*peer_lifetime),
+            humantime::format_duration(longest),
+            humantime::format_duration(longest * 3 / 2)
+        ))
+    }
+
     /// What no key can say alone
     fn check(&self, reader: &mut Reader) {
-        let Announce { interval, min_interval, peer_lifetime, .. } = &self.announce;
-        let longest = hooks::longest_interval(&self.hooks, *interval);
-        if *peer_lifetime < longest * 3 / 2 {
-            let of = if longest > *interval {
-                "the longest interval of hooks"
-            } else {
-                "announce.interval"
-            };
-            reader.mistake(
-                "announce.peer_lifetime",
-                format!(
-                    "{} is less than 1.5 times {of} ({}), so peers would expire between two announces; make it \
-                     at least {}",
-                    humantime::format_duration(*peer_lifetime),
-                    humantime::format_duration(longest),
-                    humantime::format_duration(longest * 3 / 2)
-                ),
-            );
+        let Announce { interval, min_interval, .. } = &self.announce;
+        if let Err(mistake) = self.check_intervals() {
+            reader.mistake("announce.peer_lifetime", mistake);
         }
         if min_interval > interval {
             reader.mistake(

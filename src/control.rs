@@ -6,7 +6,7 @@ use crate::policy::access_list::parse_hash;
 use crate::reload::{Command, Job};
 use crate::stats::Board;
 use axum::Router;
-use axum::extract::{Path as UrlPath, Request, State};
+use axum::extract::{ConnectInfo, Path as UrlPath, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
@@ -73,18 +73,28 @@ pub async fn serve(
     let changes = Router::new()
         .route("/v1/reload", post(reload))
         .route("/v1/access_list/{info_hash}", put(list).delete(unlist))
-        .layer(from_fn(refuse_browsers))
+        .layer(from_fn(refuse_strangers))
         .with_state(ask);
     let router = Router::new()
         .route("/healthz", get(health))
         .route("/metrics", get(metrics))
         .with_state(watched)
         .merge(changes);
-    axum::serve(listener, router).await
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, service).await
 }
 
-/// Whoever is on this machine may change things; web pages open in a browser there may not
-async fn refuse_browsers(request: Request, next: Next) -> Response {
+/// Whoever is on this machine may change things: neither those who may read figures from elsewhere, nor web pages that
+/// are open in a browser here
+async fn refuse_strangers(
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if !peer.ip().to_canonical().is_loopback() {
+        return (StatusCode::FORBIDDEN, "changes are made from this machine alone\n")
+            .into_response();
+    }
     if request.headers().contains_key(header::ORIGIN) {
         return (StatusCode::FORBIDDEN, "not for web pages\n").into_response();
     }

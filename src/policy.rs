@@ -417,6 +417,14 @@ impl Policy {
         }
     }
 
+    /// Finds out what hooks would put off; false if that must wait for a turn
+    pub fn look_ahead(&mut self, now: Now, parameters: &Parameters<'_>) -> bool {
+        self.hooks.iter_mut().all(|hook| match hook {
+            Hook::Jwt(jwt) => jwt.look_ahead(now, parameters),
+            _ => true,
+        })
+    }
+
     /// Whether scrapes need what only HTTP can carry with them: a passkey or a token
     pub fn covers_scrapes(&self) -> bool {
         self.covers_scrapes
@@ -432,6 +440,10 @@ impl Policy {
         for hook in self.hooks.iter_mut().filter(|hook| hook.covers_scrapes()) {
             match hook {
                 Hook::Passkey(keys, _) => check_passkey(keys, parameters)?,
+                Hook::Jwt(_) if info_hashes.is_empty() => {
+                    let answer = Answer::Error("a token approves one torrent, not the list of all");
+                    return Err(Refusal { outcome: Outcome::NoToken, answer });
+                }
                 Hook::Jwt(jwt) => {
                     for info_hash in info_hashes {
                         jwt.judge(now, info_hash, parameters)?;

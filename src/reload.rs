@@ -45,7 +45,7 @@ pub type Reply = oneshot::Sender<Result<String, String>>;
 pub type Command = (Job, Option<Reply>);
 
 /// When a file was written, its length and its number; none if it is not there
-type Stamp = Option<(SystemTime, u64, u64)>;
+pub type Stamp = Option<(SystemTime, u64, u64)>;
 
 /// What is served now, as far as it can change
 #[derive(Clone, Debug)]
@@ -89,13 +89,12 @@ impl Reloads {
     /// Nothing has changed yet since the start; `seed` draws what is drawn
     pub fn new(
         path: Option<PathBuf>,
-        config: Config,
+        (config, stamps): (Config, Vec<Stamp>),
         plan: Plan,
         certificate: Option<Arc<Certificate>>,
         (shards, seed, clock): (u16, u64, Clock),
     ) -> Self {
         let rng = fastrand::Rng::with_seed(seed);
-        let stamps = stamps(&config);
         let (config, seen) = (Arc::new(config), stamps.clone());
         let keys_due = plan.key_servers().next().map(|_| clock.elapsed());
         let current =
@@ -189,16 +188,21 @@ impl Current {
     }
 
     fn read_config(&mut self) -> Result<String, String> {
-        if let Some(certificate) = &self.certificate {
-            certificate.reload().map_err(|error| error.to_string())?;
-        }
         let new = Config::load(self.path.as_deref()).map_err(|error| error.to_string())?;
         let fixed = self.fixed(&new);
         let mut config = Config::clone(&self.config);
         config.hooks = new.hooks;
+        config.check_intervals().map_err(|mistake| {
+            format!("announce.peer_lifetime, as it was at start: {mistake}, or restart the tracker")
+        })?;
         let before = std::mem::replace(&mut self.config, Arc::new(config));
         let stamps = stamps(&self.config);
-        match self.read_lists("read again") {
+        let before_plan = self.plan.clone();
+        let read = self.read_lists("read again").and_then(|said| {
+            let renewed = self.certificate.as_ref().map_or(Ok(()), |it| it.reload());
+            renewed.map(|()| said).map_err(|error| error.to_string())
+        });
+        match read {
             Ok(said) if fixed.is_empty() => {
                 self.stamps = stamps;
                 Ok(said)
@@ -208,7 +212,7 @@ impl Current {
                 Ok(format!("{said}; restart the tracker for what else has changed: {fixed}"))
             }
             Err(error) => {
-                self.config = before;
+                (self.config, self.plan) = (before, before_plan);
                 Err(error)
             }
         }
@@ -292,7 +296,8 @@ fn changes(config: &Config) -> Option<&Path> {
     })
 }
 
-fn stamps(config: &Config) -> Vec<Stamp> {
+/// Stamps of all files that the hooks are read from: to be taken before those are read
+pub fn stamps(config: &Config) -> Vec<Stamp> {
     use std::os::unix::fs::MetadataExt;
     let stamp = |path: &Path| {
         let data = fs::metadata(path).ok()?;

@@ -9,7 +9,7 @@ use crate::identity::Identity;
 use crate::listen::{Key, ListenError, Listeners};
 use crate::mesh::{Message, Port, mesh};
 use crate::policy::{Plan, PlanError, Policy};
-use crate::reload::{Command, Job, Reloads};
+use crate::reload::{self, Command, Job, Reloads};
 use crate::shard::{Parts, Shard};
 use crate::stats::{Board, Figures};
 use crate::supervisor::{Ended, ShardError, Supervisor};
@@ -101,6 +101,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let cores = cpus::choose(&config.cpus)?;
     let shards = cores.len() as u16;
     let identity = Identity::draw(shards).map_err(RunError::Randomness)?;
+    let stamps = reload::stamps(config);
     let plan = Plan::load(&config.hooks, &Plan::default(), identity.seed(shards))?;
     let mut listeners = Listeners::bind(&config.udp, &identity.steering_keys(), shards, &clock)?;
     let mut http = http::bind(Key::Http, &config.http.listen, shards, &clock)?;
@@ -151,11 +152,14 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let steered = listeners.is_steered();
     let path = path.map(Path::to_owned);
     let (drawn, listed) = ((shards, identity.seed(shards), clock), plan.listed());
-    let reloads = Reloads::new(path, config.clone(), plan, certificate, drawn);
+    let reloads = Reloads::new(path, (config.clone(), stamps), plan, certificate, drawn);
     let running = Running { supervisor, control: control_port, watched, steered, reloads, to_free };
-    control_plane(&runtime, running, control, |control| {
+    let ended = control_plane(&runtime, running, control, |control| {
         report::started(config, (&listeners, &http, &https), &cores, (ceiling, listed), control);
-    })
+    });
+    // A helper may be waiting for a server that does not answer.
+    runtime.shutdown_background();
+    ended
 }
 
 /// The runtime of the control plane, whose helper threads do what would hold up a shard

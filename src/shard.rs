@@ -203,6 +203,7 @@ impl Shard {
         if self.stopping {
             return Ok(Step::Stop);
         }
+        self.tracker.begin_turn();
         let resting = self.take_turns()?;
         let now = self.clock.now();
         let sweeping = self.tracker.swarms_mut().sweep(now.monotonic);
@@ -282,7 +283,6 @@ impl Shard {
             None => self.ring.turn()?,
         };
         let now = self.clock.now();
-        self.tracker.begin_turn();
         let arrived = arrived.min(BATCH_MAX);
         if arrived > 0 {
             self.figures.count_batch(arrived);

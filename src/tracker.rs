@@ -151,6 +151,11 @@ impl Tracker {
         self.policy.begin_turn();
     }
 
+    /// Has policy find out what it would put off: see [`Policy::look_ahead`]
+    pub fn look_ahead_for_policy(&mut self, now: Now, parameters: &Parameters<'_>) -> bool {
+        self.policy.look_ahead(now, parameters)
+    }
+
     /// Has policy look at a scrape that came over HTTP
     pub fn admit_scrape(
         &mut self,

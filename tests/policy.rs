@@ -14,7 +14,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use tsubame::policy::access_list::parse_hash;
 use tsubame_storage::InfoHash;
 
 const NOT_SERVED: &str = "this torrent is not served by this tracker";
@@ -251,9 +251,12 @@ fn lists_change_while_the_tracker_runs_and_what_is_wrong_changes_nothing() {
     let text: String = (2..30).map(|torrent| format!("{}\r\n", hex(torrent))).collect();
     fs::write(&list, text).unwrap();
     world.tracker.wait_for("a list has changed: 1 hook, 28 info hashes listed");
-    assert_eq!(world.both(2, CLIENT, ""), [error(NOT_SERVED), error(NOT_SERVED)]);
-    let seeded = rows_of(&Connection::to(world.http).get(&scrape_target(&hashes[..])).body);
-    assert_eq!(seeded.iter().filter(|(_, row)| row[2] == 1).count(), 10);
+    // Each shard takes it over at a time of its own.
+    wait_until(|| world.both(2, CLIENT, "") == [error(NOT_SERVED), error(NOT_SERVED)]);
+    wait_until(|| {
+        let rows = rows_of(&Connection::to(world.http).get(&scrape_target(&hashes[..])).body);
+        rows.iter().filter(|(_, row)| row[2] == 1).count() == 10
+    });
     wait_for_torrents(&world, 10);
     // A mistake is told, with its line.
     fs::write(&list, "no hash\n").unwrap();
@@ -276,6 +279,14 @@ fn lists_change_while_the_tracker_runs_and_what_is_wrong_changes_nothing() {
     world.tracker.signal("HUP");
     world.tracker.wait_for(
         "0 hooks, 0 info hashes listed; restart the tracker for what else has changed: announce",
+    );
+    let far = "  - {name: interval_load, options: {longest: 2h}}\n";
+    let longer = config.replace("hooks:", &format!("hooks:\n{far}"));
+    world.tracker.write_config(&longer);
+    let (status, said) = world.ask("POST", "/v1/reload");
+    assert!(
+        status == 422 && said.contains("as it was at start: 2h is less than"),
+        "{status} {said}"
     );
     world.tracker.write_config("hooks: [{name: nothing}]");
     let (status, said) = world.ask("POST", "/v1/reload");
@@ -391,12 +402,9 @@ fn directories_of_torrents_are_watched() {
     };
     write("a.torrent", b"d8:announce1:x4:infod4:name1:a6:pieces0:ee");
     world.tracker.wait_for("1 info hash listed");
-    let digest: [u8; 20] = sha1::Digest::finalize(sha1::Digest::chain_update(
-        <sha1::Sha1 as sha1::Digest>::new(),
-        b"d4:name1:a6:pieces0:e",
-    ))
-    .into();
-    let announce = Announce { info_hash: digest, ..Announce::of(0, 7_001) };
+    // The SHA-1 of its info dictionary.
+    let hash = parse_hash("476ddb96349da91298ede87b9ffff035959e4143").unwrap();
+    let announce = Announce { info_hash: hash.0, ..Announce::of(0, 7_001) };
     wait_until(|| matches!(over_udp(&world.udp, &announce, CLIENT, ""), Swarm(..)));
     assert_eq!(over_udp(&world.udp, &Announce::of(9, 7_001), CLIENT, ""), error(NOT_SERVED));
 }
@@ -420,7 +428,7 @@ fn run(command: &str, config: &Path) -> std::process::Output {
 }
 
 #[test]
-fn swarms_of_a_million_denied_torrents_do_not_hold_anybody_up() {
+fn a_list_of_a_million_torrents_is_taken_over_while_the_tracker_serves() {
     let directory = tempfile::tempdir().unwrap();
     let list = directory.path().join("list");
     fs::write(&list, "").unwrap();
@@ -429,15 +437,11 @@ fn swarms_of_a_million_denied_torrents_do_not_hold_anybody_up() {
     let mut world = World::new(1, &hooks);
     let text: String = (0..1_000_000).map(|torrent| format!("{}\n", hex(torrent))).collect();
     fs::write(&list, text).unwrap();
-    let mut slowest = Duration::ZERO;
     let deadline = now() + PATIENCE * 6;
     while world.both(5, CLIENT, "")[0] != error(NOT_SERVED) {
-        let began = now();
         world.udp.connect();
-        slowest = slowest.max(began.elapsed());
         assert!(now() < deadline);
     }
-    println!("the slowest connect took {slowest:?}");
     world.tracker.wait_for("1000000 info hashes listed");
 }
 
@@ -550,7 +554,9 @@ fn tokens_approve_torrents_whatever_becomes_of_the_key_server() {
     // Another key takes the place of the first.
     server.serve(&second.page());
     wait_until(|| served(world.both(5, CLIENT, &second.token(5, FAR))));
-    assert_eq!(world.both(6, CLIENT, &first.token(6, FAR)), [unknown.clone(), unknown]);
+    wait_until(|| {
+        world.both(6, CLIENT, &first.token(6, FAR)) == [unknown.clone(), unknown.clone()]
+    });
     for protocol in ["udp", "http"] {
         assert!(world.metric("unknown_token_key", protocol) >= 2);
         world.wait_for_metric("expired_token", protocol, 1);
@@ -587,5 +593,5 @@ fn new_tokens_in_a_flood_are_put_off_and_known_ones_are_not() {
     }
     let [bad, put_off] = ["bad_token", "token_not_checked"].map(|it| world.metric(it, "udp"));
     println!("of a flood {bad} tokens were checked and {put_off} put off");
-    assert!(bad > 0);
+    assert!(bad > 0 && put_off > 0);
 }

@@ -5,7 +5,7 @@ use super::values;
 use crate::policy::access_list::{Mode, Sources, parse_hash};
 use crate::policy::clients::{Clients, parse_prefix};
 use crate::policy::interval::{ByLoad, Variation};
-use crate::policy::jwt::{JwtTerms, KeySource};
+use crate::policy::jwt::{JwtTerms, KeySource, LEEWAY_SECS_MAX};
 use crate::policy::limits::{Excess, LimitTerms};
 use crate::policy::{Answer, HookConfig};
 use serde_yaml::Value;
@@ -167,7 +167,7 @@ fn jwt(options: &mut Section<'_>) -> HookConfig {
         values::duration(value, Duration::from_secs(1), super::DAY)
     });
     let leeway = options.value("leeway", Duration::from_secs(60), |value| {
-        values::duration(value, Duration::ZERO, Duration::from_secs(3_600))
+        values::duration(value, Duration::ZERO, Duration::from_secs(LEEWAY_SECS_MAX))
     });
     HookConfig::Jwt(Arc::new(JwtTerms {
         issuer,
@@ -238,6 +238,10 @@ pub(super) fn longest_interval(hooks: &[HookConfig], interval: Duration) -> Dura
         }
         HookConfig::IntervalLoad(by_load) => {
             longest.max(Duration::from_secs(by_load.longest_secs.into()))
+        }
+        // Who asks too much may have a peer in the swarm, which is to stay there.
+        HookConfig::Limits(LimitTerms { excess: Excess::Empty(secs), .. }) => {
+            longest.max(Duration::from_secs((*secs).into()))
         }
         _ => longest,
     })

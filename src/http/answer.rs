@@ -6,7 +6,7 @@ use super::paths::Route;
 use crate::outcome::Outcome;
 use crate::peer_list::PeerList;
 use crate::policy::{Answer as Instead, Parameters, Refusal, Told};
-use crate::shard::{Asked, Shard};
+use crate::shard::Asked;
 use std::net::IpAddr;
 use std::time::Duration;
 use tsubame_http::head::{BadHead, Head, Method};
@@ -65,8 +65,9 @@ pub(super) async fn answer(
             let parameters = Parameters { key, query: head.query };
             announce(service, source, parameters, &mut body).await
         }
-        (_, Some(Route::Scrape { .. })) if asks_for_all(service, head.query) => {
-            match full_scrape(service, source, head.method, &mut body) {
+        (_, Some(Route::Scrape { key })) if asks_for_all(service, head.query) => {
+            let parameters = Parameters { key, query: head.query };
+            match full_scrape(service, source, &parameters, head.method, &mut body) {
                 Ok(permit) => {
                     service.give_back(body);
                     return begin_list(head, permit, keep_alive, out);
@@ -103,10 +104,15 @@ fn asks_for_all(service: &Service, query: &str) -> bool {
 fn full_scrape(
     service: &Service,
     source: IpAddr,
+    parameters: &Parameters<'_>,
     method: Method,
     body: &mut Vec<u8>,
 ) -> Result<Permit, Answer> {
     let terms = &service.terms;
+    let admitted = service.shard.borrow_mut().admit_scrape(&[], parameters);
+    if let Err(Refusal { outcome, answer: Instead::Error(text) }) = admitted {
+        return Err(failed(body, text, Retry::Unsaid, outcome));
+    }
     if !terms.full_scrape_networks.iter().any(|network| network.contains(&source)) {
         let text = "the list of all torrents is not for this network";
         let said = said(body, text, Outcome::FullScrapeForbidden);
@@ -172,7 +178,8 @@ async fn announce(
         Ok(query) => query,
         Err(bad) => return mistaken(body, bad),
     };
-    let admitted = in_turn(service, |shard| shard.admit_query(source, &query, parameters)).await;
+    in_turn(service, &parameters).await;
+    let admitted = service.shard.borrow_mut().admit_query(source, &query, parameters);
     let external_ip = source.to_canonical();
     let compact = query.compact;
     let announce = match admitted {
@@ -191,22 +198,17 @@ async fn announce(
     Answer::plain(outcome)
 }
 
-/// Has the shard's policy decide, as soon as it has turns left for what is rationed by them
+/// Waits until the shard's policy can decide about a request, which it does so many times a turn
 ///
 /// Over UDP the client would send its request again; here it waits.
-async fn in_turn<T>(
-    service: &Service,
-    mut decide: impl FnMut(&mut Shard) -> Result<T, Refusal>,
-) -> Result<T, Refusal> {
+async fn in_turn(service: &Service, parameters: &Parameters<'_>) {
     for _ in 0..TURNS_WAITED_FOR {
-        match decide(&mut service.shard.borrow_mut()) {
-            Err(refusal) if refusal.outcome == Outcome::TokenNotChecked => {}
-            decided => return decided,
+        if service.shard.borrow_mut().look_ahead_for_policy(parameters) {
+            return;
         }
         service.shard.borrow().ask_for_turn();
         tokio::time::sleep(TURN).await;
     }
-    decide(&mut service.shard.borrow_mut())
 }
 
 /// What an announce is answered that policy refuses
@@ -245,7 +247,8 @@ async fn scrape(service: &Service, parameters: Parameters<'_>, body: &mut Vec<u8
     // Keys of a dictionary: sorted, and each once.
     info_hashes.sort_unstable();
     info_hashes.dedup();
-    let admitted = in_turn(service, |shard| shard.admit_scrape(&info_hashes, &parameters)).await;
+    in_turn(service, &parameters).await;
+    let admitted = service.shard.borrow_mut().admit_scrape(&info_hashes, &parameters);
     if let Err(Refusal { outcome, answer }) = admitted {
         let (Instead::Error(text) | Instead::Gone(text) | Instead::Silence(text)) = answer else {
             return Answer::plain(outcome);

@@ -19,6 +19,9 @@ const TORRENT_LEN_MAX: u64 = 32 << 20;
 /// Single changes that are looked up beside a list; with more it is built anew
 const CHANGES_MAX: usize = 4096;
 
+/// Characters of a change: a sign and an info hash
+const CHANGE_LEN: usize = 41;
+
 /// Where a list comes from
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sources {
@@ -204,8 +207,13 @@ fn read_changes(path: &Path) -> Result<BTreeMap<InfoHash, bool>, ListError> {
     let mut changes = BTreeMap::new();
     let mut take = |line: &str| {
         let on = line.starts_with('+');
-        let hash = line.strip_prefix(['+', '-']).and_then(parse_hash)?;
-        changes.insert(hash, on);
+        match line.strip_prefix(['+', '-']).map(parse_hash) {
+            Some(Some(hash)) => _ = changes.insert(hash, on),
+            // A line that was cut off when the disk was full or the machine went down: it was not answered as done.
+            Some(None) if line.len() < CHANGE_LEN => {}
+            None if line.is_empty() => {}
+            _ => return None,
+        }
         Some(())
     };
     match open(path) {
@@ -219,7 +227,8 @@ fn read_changes(path: &Path) -> Result<BTreeMap<InfoHash, bool>, ListError> {
 pub fn append_change(path: &Path, hash: &InfoHash, on: bool) -> io::Result<()> {
     use std::io::Write;
     let mut file = fs::OpenOptions::new().create(true).append(true).open(path)?;
-    file.write_all(format!("{}{hash}\n", if on { '+' } else { '-' }).as_bytes())?;
+    // On a line of its own, whatever became of the last.
+    file.write_all(format!("\n{}{hash}\n", if on { '+' } else { '-' }).as_bytes())?;
     file.sync_data()
 }
 
@@ -260,6 +269,9 @@ mod tests {
         append_change(&changes, &hash(3), true).unwrap();
         append_change(&changes, &hash(2), false).unwrap();
         append_change(&changes, &hash(4), true).unwrap();
+        append_change(&changes, &hash(4), false).unwrap();
+        let mut torn = fs::OpenOptions::new().append(true).open(&changes).unwrap();
+        io::Write::write_all(&mut torn, b"+0707").unwrap();
         append_change(&changes, &hash(4), false).unwrap();
         let list = AccessList::load(&sources, 1).unwrap();
         assert_eq!([1, 2, 3, 4].map(|byte| list.contains(&hash(byte))), [true, false, true, false]);

@@ -13,8 +13,9 @@ use super::access_list::parse_hash;
 use super::{Answer, Parameters, Refusal};
 use crate::clock::Now;
 use crate::outcome::Outcome;
-use jsonwebtoken::{Algorithm, Validation};
-use memory::{Known, Memory};
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+pub(crate) use memory::LEEWAY_SECS_MAX;
+use memory::{Known, Memory, Tag};
 use serde::Deserialize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -144,22 +145,13 @@ impl Jwt {
             return Err(bad);
         }
         let tag = self.memory.tag(token);
-        let known = match self.memory.find(tag, now.unix_secs) {
-            Some(known) => known,
-            None if self.checks_left == 0 => {
-                // Over UDP the client asks again by itself; an error would make it wait for longer.
-                let answer = Answer::Silence("too many new tokens at once; try again");
-                return Err(Refusal { outcome: Outcome::TokenNotChecked, answer });
-            }
-            None => {
-                self.checks_left -= 1;
-                let known = self.look_at(now, token);
-                self.memory.keep(tag, known);
-                known
-            }
+        let Some(known) = self.known(now, token, tag) else {
+            // Over UDP the client asks again by itself; an error would make it wait for longer.
+            let answer = Answer::Silence("too many new tokens at once; try again");
+            return Err(Refusal { outcome: Outcome::TokenNotChecked, answer });
         };
         match known {
-            Known::Good { hash: approved, from, until } => {
+            Known::Good { hash: approved, from, until, .. } => {
                 let leeway = self.terms.leeway_secs;
                 if now.unix_secs + leeway < from || now.unix_secs > until.saturating_add(leeway) {
                     Err(refusal(Outcome::ExpiredToken, "the token has expired"))
@@ -176,18 +168,42 @@ impl Jwt {
         }
     }
 
-    /// Reads a token and checks its signature
-    fn look_at(&self, now: Now, token: &str) -> Known {
-        let checked_at = now.unix_secs;
-        match self.verify(token) {
-            Ok((hash, from, until)) => Known::Good { hash, from, until },
-            Err(Bad::Key) => Known::NoKey { checked_at },
-            Err(Bad::Token | Bad::Time) => Known::Bad { checked_at },
-        }
+    /// Finds out what a token is, so that [`Self::judge`] need not put it off; false if that must wait for a turn
+    pub fn look_ahead(&mut self, now: Now, parameters: &Parameters<'_>) -> bool {
+        let token = parameters.get("jwt").filter(|token| token.len() <= TOKEN_LEN_MAX);
+        token.is_none_or(|token| {
+            let tag = self.memory.tag(token);
+            self.known(now, token, tag).is_some()
+        })
     }
 
-    /// The torrent of a token, and from when to when it is good
-    fn verify(&self, token: &str) -> Result<(InfoHash, u64, u64), Bad> {
+    /// What a token is; `None` if no more signatures are checked in this turn
+    fn known(&mut self, now: Now, token: &str, tag: Tag) -> Option<Known> {
+        if let Some(known) = self.memory.find(tag, now.unix_secs) {
+            return Some(known);
+        }
+        let checked_at = now.unix_secs;
+        // What is no token, or has no key here, takes no signature to refuse: junk is not to use up the checks.
+        let verified = match self.key(token) {
+            Ok(_) if self.checks_left == 0 => return None,
+            Ok((algorithm, key)) => {
+                let verified = self.verify(token, algorithm, key);
+                self.checks_left -= 1;
+                verified
+            }
+            Err(bad) => Err(bad),
+        };
+        let known = match verified {
+            Ok((hash, from, until)) => Known::Good { hash, from, until, checked_at },
+            Err(Bad::Key) => Known::NoKey { checked_at },
+            Err(Bad::Token | Bad::Time) => Known::Bad { checked_at },
+        };
+        self.memory.keep(tag, known, now.unix_secs);
+        Some(known)
+    }
+
+    /// By what a token says it is signed
+    fn key(&self, token: &str) -> Result<(Algorithm, &DecodingKey), Bad> {
         let header = jsonwebtoken::decode_header(token).map_err(|_| Bad::Token)?;
         // A token chooses neither `none` nor that a public key is used as a secret.
         let usual = [Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA];
@@ -195,7 +211,17 @@ impl Jwt {
             return Err(Bad::Token);
         }
         let key = self.keys.find(header.kid.as_deref(), header.alg).ok_or(Bad::Key)?;
-        let mut validation = Validation::new(header.alg);
+        Ok((header.alg, key))
+    }
+
+    /// The torrent of a token, and from when to when it is good
+    fn verify(
+        &self,
+        token: &str,
+        algorithm: Algorithm,
+        key: &DecodingKey,
+    ) -> Result<(InfoHash, u64, u64), Bad> {
+        let mut validation = Validation::new(algorithm);
         // Claims are looked at below, by this tracker's clock.
         validation.required_spec_claims.clear();
         (validation.validate_exp, validation.validate_aud) = (false, false);

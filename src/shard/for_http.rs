@@ -45,6 +45,11 @@ impl Shard {
         self.tracker.admit_scrape(self.clock.now(), info_hashes, parameters)
     }
 
+    /// Whether a request need not wait for a turn: see [`crate::policy::Policy::look_ahead`]
+    pub fn look_ahead_for_policy(&mut self, parameters: &Parameters<'_>) -> bool {
+        self.tracker.look_ahead_for_policy(self.clock.now(), parameters)
+    }
+
     /// Has the shard take a turn, after which what is rationed by turns is there again
     pub fn ask_for_turn(&self) {
         self.port.ring_oneself();

@@ -13,11 +13,14 @@ const SETS: usize = 1 << 13;
 /// Seconds after which a refusal is thought over: a key may have come since
 const REFUSED_SECS: u64 = 60;
 
+/// The most by which clocks may differ
+pub(crate) const LEEWAY_SECS_MAX: u64 = 3_600;
+
 /// What a token came to
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
     /// It approves a torrent for a time
-    Good { hash: InfoHash, from: u64, until: u64 },
+    Good { hash: InfoHash, from: u64, until: u64, checked_at: u64 },
     /// It is none of this issuer, for this tracker
     Bad { checked_at: u64 },
     /// Its key was not known
@@ -28,8 +31,10 @@ impl Known {
     /// Until when this is to be remembered
     fn lasts_until(&self) -> u64 {
         match self {
-            // A little longer than it is good, to be refused without being read again.
-            Self::Good { until, .. } => until.saturating_add(REFUSED_SECS),
+            // Longer than it is good by any clock, to be refused without being read again.
+            Self::Good { until, checked_at, .. } => {
+                until.saturating_add(LEEWAY_SECS_MAX).max(*checked_at).saturating_add(REFUSED_SECS)
+            }
             Self::Bad { checked_at } | Self::NoKey { checked_at } => checked_at + REFUSED_SECS,
         }
     }
@@ -65,12 +70,13 @@ impl Memory {
     }
 
     /// Remembers a token in place of itself, or of the one that is of use for the shortest time
-    pub(super) fn keep(&mut self, tag: Tag, known: Known) {
+    pub(super) fn keep(&mut self, tag: Tag, known: Known, now: u64) {
         let set = &mut self.sets[tag.0 as usize % SETS];
         let same = set.iter().position(|it| it.is_some_and(|(found, _)| found == tag));
         // Refusals go before tokens that are good: a flood of the ones must not push out the others.
         let worth = |it: &Place| match it {
             None => (0, 0),
+            Some((_, known)) if known.lasts_until() < now => (0, 0),
             Some((_, known @ Known::Good { .. })) => (2, known.lasts_until()),
             Some((_, known)) => (1, known.lasts_until()),
         };
@@ -89,19 +95,28 @@ mod tests {
     #[test]
     fn good_tokens_are_not_pushed_out_by_bad_ones() {
         let mut memory = Memory::new(1);
-        let good = Known::Good { hash: InfoHash([1; 20]), from: 0, until: 10_000 };
+        let good = Known::Good { hash: InfoHash([1; 20]), from: 0, until: 10_000, checked_at: 100 };
         let kept = memory.tag("good");
-        memory.keep(kept, good);
+        memory.keep(kept, good, 100);
         for number in 0..200_000 {
             let tag = memory.tag(&number.to_string());
-            memory.keep(tag, Known::Bad { checked_at: 100 });
+            memory.keep(tag, Known::Bad { checked_at: 100 }, 100);
         }
         assert_eq!(memory.find(kept, 100), Some(good));
         let last = memory.tag("199999");
         assert_eq!(memory.find(last, 100), Some(Known::Bad { checked_at: 100 }));
         assert_eq!(memory.find(last, 161), None, "it is thought over");
-        assert_eq!(memory.find(kept, 10_061), None);
-        memory.keep(last, good);
+        assert_eq!(memory.find(kept, 10_061 + LEEWAY_SECS_MAX), None);
+        memory.keep(last, good, 100);
         assert_eq!(memory.find(last, 100), Some(good));
+        // One that was good long ago makes room for a refusal.
+        let mut memory = Memory::new(2);
+        for number in 0..200_000 {
+            let tag = memory.tag(&number.to_string());
+            memory.keep(tag, good, 100);
+        }
+        let (tag, bad) = (memory.tag("bad"), Known::Bad { checked_at: 20_000 });
+        memory.keep(tag, bad, 20_000);
+        assert_eq!(memory.find(tag, 20_000), Some(bad));
     }
 }

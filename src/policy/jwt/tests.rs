@@ -193,6 +193,10 @@ fn so_many_signatures_a_turn_and_what_is_known_costs_none() {
         jwt.approve(now(), token, &hash(7)).map_err(|refusal| refusal.outcome)
     };
     assert_eq!(approve(&mut jwt, &good), Ok(()));
+    // What a signature is not needed to refuse takes none of the checks.
+    for junk in ["x", "a.b.c", &keys.sign(0, Some("k-gone"), &claims())] {
+        assert!(approve(&mut jwt, junk).is_err());
+    }
     let forged = |number: u32| format!("{good}{number}");
     let outcomes: Vec<_> = (0..10).map(|number| approve(&mut jwt, &forged(number))).collect();
     let checked = outcomes.iter().filter(|it| **it == Err(Outcome::BadToken)).count();
@@ -202,6 +206,12 @@ fn so_many_signatures_a_turn_and_what_is_known_costs_none() {
     assert_eq!(approve(&mut jwt, &forged(0)), Err(Outcome::BadToken), "so is this");
     jwt.begin_turn();
     assert_eq!(approve(&mut jwt, &forged(5)), Err(Outcome::BadToken));
+    let mut old = claims();
+    old["exp"] = json!(NOW - 5_000);
+    let old = keys.sign(0, None, &old);
+    for _ in 0..3 {
+        assert_eq!(approve(&mut jwt, &old), Err(Outcome::ExpiredToken), "looked at once");
+    }
 }
 
 #[test]
