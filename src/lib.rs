@@ -18,6 +18,7 @@ pub mod config;
 pub mod control;
 pub mod cpus;
 pub mod e2e;
+pub mod hex;
 pub mod http;
 pub mod identity;
 pub mod limits;

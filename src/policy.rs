@@ -36,7 +36,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
-use tsubame_storage::{Event, InfoHash, PeerId};
+use tsubame_storage::{InfoHash, PeerId};
 use tsubame_udp::wire::{REQUEST_LEN_MAX, UrlData};
 
 /// A hook as the config has it
@@ -109,6 +109,16 @@ pub enum Answer {
     Gone(&'static str),
     /// Nothing; over HTTP, where somebody waits, the text
     Silence(&'static str),
+}
+
+impl Answer {
+    /// What the client is told, where it is told anything
+    pub fn text(self) -> Option<&'static str> {
+        match self {
+            Self::Error(text) | Self::Gone(text) | Self::Silence(text) => Some(text),
+            Self::Empty(_) => None,
+        }
+    }
 }
 
 /// Why a request is not answered as asked
@@ -333,8 +343,6 @@ pub struct Asked<'a> {
     pub info_hash: &'a InfoHash,
     /// What the client calls itself
     pub peer_id: &'a PeerId,
-    /// Why it announces
-    pub event: Event,
     /// Whether it is known that no list forbids the torrent
     pub is_served: bool,
 }

@@ -73,8 +73,10 @@ pub enum RunError {
     ShardDied(u16, String),
 }
 
-/// Each shard has a socket for each local address: the usual soft limit of 1,024 files is soon reached
-fn raise_file_limit() {
+/// Permits this process as many files as it may have at all
+///
+/// Each shard has a socket for each local address: the usual soft limit of 1,024 is soon reached.
+pub fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     // Where that is refused, a message names the limit if it is ever reached.

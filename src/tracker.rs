@@ -420,11 +420,10 @@ impl Tracker {
             return Ok(self.terms.told());
         }
         let (info_hash, peer_id) = (announce.info_hash(), announce.peer_id());
-        let event = announce.event();
         let is_served = matches!(self.purge, Purging::Done)
             && ahead.is_some_and(|ahead| self.swarms.knows(ahead, &info_hash));
         let (info_hash, peer_id) = (&info_hash, &peer_id);
-        let asked = Asked { now, source, info_hash, peer_id, event, is_served };
+        let asked = Asked { now, source, info_hash, peer_id, is_served };
         self.policy.judge(&asked, Carrier::Url(announce.url_data()), self.terms.told())
     }
 
@@ -463,9 +462,8 @@ impl Tracker {
         parameters: Parameters<'_>,
     ) -> Result<Announce, Refusal> {
         let source = source.to_canonical();
-        let query::Announce { info_hash, peer_id, event, .. } = query;
-        let (event, is_served) = (*event, false);
-        let asked = Asked { now, source, info_hash, peer_id, event, is_served };
+        let query::Announce { info_hash, peer_id, .. } = query;
+        let asked = Asked { now, source, info_hash, peer_id, is_served: false };
         let carrier = Carrier::Http(parameters);
         let told = self.policy.judge(&asked, carrier, self.terms.told())?;
         Ok(Announce {

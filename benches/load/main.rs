@@ -167,7 +167,8 @@ fn measure_http(
     if !asks(&run.mix) || !loads.clone().all(|load| asks(&load.mix)) {
         return Err("--mix asks for nothing that there is over HTTP: announces, scrapes".to_owned());
     }
-    raise_file_limit();
+    // Each connection is a file.
+    tsubame::run::raise_file_limit();
     let scrapes = run.mix.scrape > 0.0 || loads.clone().any(|load| load.mix.scrape > 0.0);
     let links = loads.map(|load| load.in_flight).chain([run.in_flight]).max().unwrap_or(1);
     let all: u32 = groups.iter().map(|(_, peers)| peers).sum();
@@ -199,14 +200,6 @@ fn measure_http(
     let targets: Vec<_> = groups.iter().map(|(target, _)| *target).collect();
     let streams = Streams::new(&targets, &counts, &population, run.close)?;
     do_steps(run, steps, streams, population)
-}
-
-/// Each connection is a file: the usual soft limit of 1,024 is soon reached
-fn raise_file_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    // Where that is refused, the first connection that cannot be opened says so.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 /// Does the steps of a run; returns the number of peers, and what came of each step

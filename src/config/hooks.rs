@@ -47,12 +47,9 @@ pub(super) fn read(root: &mut Section<'_>) -> Vec<HookConfig> {
             "interval_load" => Some(interval_load(&mut options)),
             _ => None,
         };
-        let is_known = read.is_some();
-        if is_known {
-            options.end();
-        }
-        if !is_known {
-            hook.mistake("name", unknown(&name));
+        match read {
+            Some(_) => options.end(),
+            None => hook.mistake("name", unknown(&name)),
         }
         hook.end();
         hooks.extend(read);

@@ -1,7 +1,9 @@
 //! Reads single values. Errors name the value and the cure; the key and the line are added by the caller.
 
 use super::Cpus;
+use crate::hex;
 use crate::http::PathPattern;
+use crate::policy::networks::parse_network;
 use bytesize::ByteSize;
 use ipnet::IpNet;
 use serde_yaml::Value;
@@ -145,8 +147,8 @@ pub(super) fn optional_address(value: &Value) -> Read<Option<SocketAddr>> {
 
 fn network(value: &Value) -> Read<IpNet> {
     let text = text(value)?;
-    let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    network.map_err(|_| format!("{text:?} is not a network; write it as 10.0.0.0/8 or fd00::/8"))
+    parse_network(&text)
+        .ok_or_else(|| format!("{text:?} is not a network; write it as 10.0.0.0/8 or fd00::/8"))
 }
 
 pub(super) fn networks(value: &Value) -> Read<Vec<IpNet>> {
@@ -213,17 +215,7 @@ fn keys_of_file(path: &Path) -> Read<Vec<Key>> {
 /// The value is a secret, so errors do not show it
 fn key(text: &str) -> Result<Key, &'static str> {
     const WRONG: &str = "a key is not 32 hexadecimal digits; make one with: openssl rand -hex 16";
-    let (digits, rest) = text.as_bytes().as_chunks::<2>();
-    if digits.len() != 16 || !rest.is_empty() {
-        return Err(WRONG);
-    }
-    let mut key = [0; 16];
-    for (byte, [high, low]) in key.iter_mut().zip(digits) {
-        let digit = |digit: u8| char::from(digit).to_digit(16);
-        let (Some(high), Some(low)) = (digit(*high), digit(*low)) else { return Err(WRONG) };
-        *byte = (high << 4 | low) as u8;
-    }
-    Ok(Key(key))
+    hex::decode(text).map(Key).ok_or(WRONG)
 }
 
 /// A share: above 0, up to 1

@@ -110,9 +110,7 @@ fn full_scrape(
 ) -> Result<Permit, Answer> {
     let terms = &service.terms;
     let admitted = service.shard.borrow_mut().admit_scrape(&[], parameters);
-    if let Err(Refusal { outcome, answer: Instead::Error(text) }) = admitted {
-        return Err(failed(body, text, Retry::Unsaid, outcome));
-    }
+    admitted.map_err(|refusal| refused_scrape(body, refusal))?;
     if !terms.full_scrape_networks.iter().any(|network| network.contains(&source)) {
         let text = "the list of all torrents is not for this network";
         let said = said(body, text, Outcome::FullScrapeForbidden);
@@ -233,6 +231,10 @@ fn refused(
     }
 }
 
+fn refused_scrape(body: &mut Vec<u8>, Refusal { outcome, answer }: Refusal) -> Answer {
+    failed(body, answer.text().unwrap_or(BUSY), Retry::Unsaid, outcome)
+}
+
 async fn scrape(service: &Service, parameters: Parameters<'_>, body: &mut Vec<u8>) -> Answer {
     let mut info_hashes = Vec::new();
     for info_hash in query::info_hashes(parameters.query).take(SCRAPE_ROWS_MAX) {
@@ -249,11 +251,8 @@ async fn scrape(service: &Service, parameters: Parameters<'_>, body: &mut Vec<u8
     info_hashes.dedup();
     in_turn(service, &parameters).await;
     let admitted = service.shard.borrow_mut().admit_scrape(&info_hashes, &parameters);
-    if let Err(Refusal { outcome, answer }) = admitted {
-        let (Instead::Error(text) | Instead::Gone(text) | Instead::Silence(text)) = answer else {
-            return Answer::plain(outcome);
-        };
-        return failed(body, text, Retry::Unsaid, outcome);
+    if let Err(refusal) = admitted {
+        return refused_scrape(body, refusal);
     }
     let asked = service.shard.borrow_mut().scrape(&info_hashes);
     let counts = match answered(service, asked).await {

@@ -5,6 +5,7 @@
 
 use super::hash_list::HashList;
 use super::torrent;
+use crate::hex;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read};
@@ -121,18 +122,8 @@ impl AccessList {
 
 /// Reads an info hash: of version 1, or of version 2, of which the first 20 bytes go over the wire (BEP 52)
 pub fn parse_hash(text: &str) -> Option<InfoHash> {
-    let (digits, rest) = text.as_bytes().as_chunks::<2>();
-    if !rest.is_empty() || !matches!(digits.len(), 20 | 32) {
-        return None;
-    }
-    let mut hash = [0; 20];
-    for (at, [high, low]) in digits.iter().enumerate() {
-        let (high, low) = (char::from(*high).to_digit(16)?, char::from(*low).to_digit(16)?);
-        if let Some(byte) = hash.get_mut(at) {
-            *byte = (high << 4 | low) as u8;
-        }
-    }
-    Some(InfoHash(hash))
+    let v2 = || hex::decode::<32>(text)?.first_chunk().copied();
+    hex::decode(text).or_else(v2).map(InfoHash)
 }
 
 fn open(path: &Path) -> Result<BufReader<fs::File>, ListError> {

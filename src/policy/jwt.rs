@@ -14,13 +14,15 @@ use super::{Answer, Parameters, Refusal};
 use crate::clock::Now;
 use crate::outcome::Outcome;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
-pub(crate) use memory::LEEWAY_SECS_MAX;
 use memory::{Known, Memory, Tag};
 use serde::Deserialize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tsubame_storage::InfoHash;
+
+/// The most by which clocks may be permitted to differ
+pub const LEEWAY_SECS_MAX: u64 = 3_600;
 
 /// Longer ones are not looked at
 const TOKEN_LEN_MAX: usize = 4_096;

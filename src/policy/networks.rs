@@ -19,6 +19,11 @@ pub enum NetworksError {
     BadLine(PathBuf, usize, String),
 }
 
+/// Reads a network; an address alone is one of itself
+pub fn parse_network(text: &str) -> Option<IpNet> {
+    text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok()
+}
+
 /// Networks, of which there may be hundreds of thousands
 #[derive(Clone, Debug)]
 pub struct Networks {
@@ -46,8 +51,7 @@ impl Networks {
             if entry.is_empty() {
                 continue;
             }
-            let network = entry.parse().or_else(|_| entry.parse::<IpAddr>().map(IpNet::from));
-            let network = network.map_err(|_| {
+            let network = parse_network(entry).ok_or_else(|| {
                 let shown = entry.chars().take(80).collect();
                 NetworksError::BadLine(path.to_owned(), number, shown)
             })?;

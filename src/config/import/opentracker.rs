@@ -1,8 +1,8 @@
 //! opentracker's config, line by line; and what was compiled into it.
 
 use super::{Draft, addresses, list, quoted};
-use ipnet::IpNet;
-use std::net::{IpAddr, SocketAddr};
+use crate::policy::networks::parse_network;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// Beginnings of its keys
@@ -43,7 +43,7 @@ pub(super) fn read(text: &str) -> Draft {
             },
             "access.whitelist" => lists.push(("allow", value)),
             "access.blacklist" => lists.push(("deny", value)),
-            "access.proxy" => match network(value) {
+            "access.proxy" => match parse_network(value) {
                 Some(network) => proxies.push(network),
                 None => draft.note(key, &format!("{value:?} is no network, and is left out")),
             },
@@ -91,10 +91,6 @@ pub(super) fn read(text: &str) -> Draft {
     let text = "/scrape without an info hash was for everybody; name the networks in http.full_scrape.networks";
     draft.note("full scrape", text);
     draft
-}
-
-fn network(text: &str) -> Option<IpNet> {
-    text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
 }
 
 fn without_counterpart(key: &str) -> &'static str {

@@ -1,5 +1,6 @@
 //! What tokens came to: a table of fixed size, whoever sends what.
 
+use super::LEEWAY_SECS_MAX;
 use siphasher::sip128::{Hasher128, SipHasher13};
 use std::hash::Hasher;
 use tsubame_storage::InfoHash;
@@ -12,9 +13,6 @@ const SETS: usize = 1 << 13;
 
 /// Seconds after which a refusal is thought over: a key may have come since
 const REFUSED_SECS: u64 = 60;
-
-/// The most by which clocks may differ
-pub(crate) const LEEWAY_SECS_MAX: u64 = 3_600;
 
 /// What a token came to
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
