@@ -1,12 +1,14 @@
-//! What the swarm table costs: announces alone and in batches, scrapes, the sweep.
+//! What the swarm table costs: announces alone and in batches, scrapes, the sweep, neighbours first.
 //!
-//! `cargo bench -p tsubame-bench --bench storage -- 1M` for the smaller table alone.
+//! `cargo bench -p tsubame-bench --bench storage -- 1M` for the smaller table alone, `-- neighbours` for those.
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use fastrand::Rng;
 use std::hint::black_box;
 use tsubame_bench::{LIFETIME_SECS, announce_of, empty_table, enter, fill, info_hash_of, peers_of};
-use tsubame_storage::{Announce, Family, InfoHash, PeerSpace, Seconds, Swarms};
+use tsubame_storage::{
+    Announce, Endpoint, Event, Family, InfoHash, Lengths, PeerSpace, Role, Seconds, Subnets, Swarms,
+};
 
 const BATCH: usize = 64;
 const REPLY_BYTES: usize = 50 * 6;
@@ -14,7 +16,7 @@ const REPLY_BYTES: usize = 50 * 6;
 fn benches(criterion: &mut Criterion) {
     for (name, torrents) in [("1M", 1_000_000), ("4M", 4_000_000)] {
         let wanted: Vec<String> = std::env::args().skip(1).collect();
-        let skipped = ["1M", "4M"]
+        let skipped = ["1M", "4M", "neighbours"]
             .iter()
             .any(|other| *other != name && wanted.iter().any(|argument| argument.contains(other)));
         if skipped {
@@ -126,9 +128,40 @@ fn sweep(criterion: &mut Criterion, name: &str, torrents: u32) {
     group.finish();
 }
 
+/// Announces in one large swarm, whose peers stand a hundred to a rack (/24) and ten thousand to a site (/16)
+fn neighbours(criterion: &mut Criterion) {
+    let lengths = |lengths: &[u8]| Lengths::new(lengths).expect("they fall");
+    let rack_and_site = Subnets { v4: lengths(&[24, 16]), ..Subnets::default() };
+    let mut group = criterion.benchmark_group("neighbours");
+    for peers in [1_000, 10_000, 100_000_u32] {
+        for (name, subnets) in [("anybody", Subnets::default()), ("rack, site", rack_and_site)] {
+            let mut table = empty_table();
+            table.prefer(subnets);
+            let announce = |number: u32| {
+                let [site, rack, host] = [number / 10_000, number / 100 % 100, number % 100];
+                let endpoint =
+                    Endpoint::new([81, site as u8, rack as u8, host as u8].into(), 7_000);
+                let (info_hash, role, event) = (info_hash_of(1), Role::Leecher, Event::None);
+                Announce { info_hash, endpoint, role, event }
+            };
+            let (mut reply, mut rng) = ([0; REPLY_BYTES], Rng::with_seed(9));
+            for number in 0..peers {
+                enter(&mut table, Seconds(1), &announce(number), &mut reply);
+            }
+            group.bench_function(format!("{name}, of {peers}"), |bencher| {
+                bencher.iter(|| {
+                    let announce = announce(rng.u32(..peers));
+                    black_box(enter(&mut table, Seconds(1), &announce, &mut reply))
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
 criterion_group! {
     name = group;
     config = Criterion::default().sample_size(20);
-    targets = benches
+    targets = neighbours, benches
 }
 criterion_main!(group);

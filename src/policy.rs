@@ -17,27 +17,28 @@ pub mod limits;
 pub mod networks;
 mod parameters;
 pub mod passkeys;
+mod plan;
 pub mod torrent;
 
 pub use parameters::Parameters;
+pub use plan::{Plan, PlanError};
 
 use crate::clock::Now;
 use crate::outcome::Outcome;
-use access_list::{AccessList, ListError, Mode, Sources};
+use access_list::{Mode, Sources};
 use clients::Clients;
 use interval::{ByLoad, Load, Variation};
 use ipnet::IpNet;
-use jwt::{Jwt, JwtTerms, KeySet, KeySource};
+use jwt::{Jwt, JwtTerms, KeySource};
 use limits::{Excess, LimitTerms, Limits, TooMuch};
-use networks::{Networks, NetworksError};
-use passkeys::{KeysError, Passkeys};
+use networks::Networks;
+use passkeys::Passkeys;
+use plan::Torrents;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
-use thiserror::Error;
-use tsubame_storage::{InfoHash, PeerId};
-use tsubame_udp::wire::{REQUEST_LEN_MAX, UrlData};
+use tsubame_storage::{InfoHash, PeerId, Subnets};
+use tsubame_udp::wire::UrlData;
 
 /// A hook as the config has it
 #[derive(Clone, Debug, PartialEq)]
@@ -77,6 +78,8 @@ pub enum HookConfig {
     IntervalVariation(Variation),
     /// All are, where there is much to do
     IntervalLoad(ByLoad),
+    /// Neighbours are handed out first
+    SubnetPreference(Subnets),
 }
 
 impl HookConfig {
@@ -130,182 +133,8 @@ pub struct Refusal {
     pub answer: Answer,
 }
 
-/// Why there is no plan
-#[derive(Debug, Error)]
-pub enum PlanError {
-    /// A list
-    #[error("hooks: access_list: {0}")]
-    AccessList(#[from] ListError),
-    /// Networks
-    #[error("hooks: networks: {0}")]
-    Networks(#[from] NetworksError),
-    /// Passkeys
-    #[error("hooks: passkey: {0}")]
-    Passkeys(#[from] KeysError),
-    /// Keys of tokens
-    #[error("hooks: jwt: {0}")]
-    Jwt(#[from] jwt::KeysError),
-}
-
 /// Whether a hook asks the same of scrapes
 type Scrapes = bool;
-
-/// A hook with its lists
-#[derive(Clone, Debug)]
-enum HookPlan {
-    AccessList(Torrents),
-    Clients(Arc<Clients>),
-    Passkey(Arc<Passkeys>, Scrapes),
-    Jwt(Arc<JwtTerms>, Arc<KeySet>),
-    Limits(LimitTerms),
-    IntervalVariation(Variation),
-    IntervalLoad(ByLoad),
-}
-
-/// All hooks with their lists: the same for all shards
-#[derive(Clone, Debug, Default)]
-pub struct Plan {
-    networks: Vec<Arc<Networks>>,
-    hooks: Vec<HookPlan>,
-}
-
-impl Plan {
-    /// Reads what the hooks need; `seed` draws the keys of lists
-    ///
-    /// Key sets that come from a server are those of the plan `before`, if it has them, and fetched apart from this.
-    pub fn load(hooks: &[HookConfig], before: &Self, seed: u64) -> Result<Self, PlanError> {
-        let mut plan = Self::default();
-        for hook in hooks {
-            plan.hooks.push(match hook {
-                HookConfig::AccessList { mode, sources, answer } => {
-                    let list = AccessList::load(sources, seed)?;
-                    HookPlan::AccessList(Torrents { list, mode: *mode, answer: *answer })
-                }
-                HookConfig::Networks { mode, networks, files } => {
-                    plan.networks.push(Arc::new(Networks::load(*mode, networks, files)?));
-                    continue;
-                }
-                HookConfig::Clients(clients) => HookPlan::Clients(Arc::new(clients.clone())),
-                HookConfig::Passkey { file, scrapes } => {
-                    HookPlan::Passkey(Arc::new(Passkeys::load(file)?), *scrapes)
-                }
-                HookConfig::Jwt(terms) => {
-                    let keys = match &terms.keys {
-                        file @ KeySource::File(_) => Arc::new(KeySet::load(file)?),
-                        url => before.keys_of(url).unwrap_or_default(),
-                    };
-                    HookPlan::Jwt(terms.clone(), keys)
-                }
-                HookConfig::Limits(terms) => HookPlan::Limits(terms.clone()),
-                HookConfig::IntervalVariation(variation) => {
-                    HookPlan::IntervalVariation(variation.clone())
-                }
-                HookConfig::IntervalLoad(by_load) => HookPlan::IntervalLoad(by_load.clone()),
-            });
-        }
-        Ok(plan)
-    }
-
-    fn keys_of(&self, source: &KeySource) -> Option<Arc<KeySet>> {
-        self.hooks.iter().find_map(|hook| match hook {
-            HookPlan::Jwt(terms, keys) if terms.keys == *source => Some(keys.clone()),
-            _ => None,
-        })
-    }
-
-    /// Servers that key sets are fetched from, and how often
-    pub fn key_servers(&self) -> impl Iterator<Item = (&KeySource, Duration)> {
-        self.hooks.iter().filter_map(|hook| match hook {
-            HookPlan::Jwt(terms, _) if matches!(terms.keys, KeySource::Url(_)) => {
-                Some((&terms.keys, terms.update_interval))
-            }
-            _ => None,
-        })
-    }
-
-    /// Goes by these keys from now on; false if they are those it has
-    pub fn set_keys(&mut self, source: &KeySource, fetched: &Arc<KeySet>) -> bool {
-        let mut changed = false;
-        for hook in &mut self.hooks {
-            if let HookPlan::Jwt(terms, keys) = hook
-                && terms.keys == *source
-                && keys != fetched
-            {
-                *keys = fetched.clone();
-                changed = true;
-            }
-        }
-        changed
-    }
-
-    /// Info hashes on the lists, all together
-    pub fn listed(&self) -> usize {
-        let of = |hook: &HookPlan| match hook {
-            HookPlan::AccessList(torrents) => torrents.list.len(),
-            _ => 0,
-        };
-        self.hooks.iter().map(of).sum()
-    }
-
-    /// The lists that decide which torrents are served
-    fn lists(&mut self) -> impl Iterator<Item = &mut Torrents> {
-        self.hooks.iter_mut().filter_map(|hook| match hook {
-            HookPlan::AccessList(torrents) => Some(torrents),
-            _ => None,
-        })
-    }
-
-    /// Puts a torrent on the only list there is, or takes it off; false unless there is exactly one
-    pub fn change_list(&mut self, hash: InfoHash, on: bool, seed: u64) -> bool {
-        if self.lists().count() != 1 {
-            return false;
-        }
-        self.lists().for_each(|torrents| torrents.list = torrents.list.with(hash, on, seed));
-        true
-    }
-
-    /// The policy of one of so many shards; `seed` draws what is drawn
-    pub fn policy(&self, shards: u16, seed: u64) -> Policy {
-        let hook = |plan: &HookPlan| match plan {
-            HookPlan::AccessList(torrents) => Hook::AccessList(torrents.clone()),
-            HookPlan::Clients(clients) => Hook::Clients(clients.clone()),
-            HookPlan::Passkey(keys, scrapes) => Hook::Passkey(keys.clone(), *scrapes),
-            HookPlan::Jwt(terms, keys) => {
-                Hook::Jwt(Box::new(Jwt::new(terms.clone(), keys.clone(), seed)))
-            }
-            HookPlan::Limits(terms) => Hook::Limits(Limits::new(terms.clone(), shards, seed)),
-            HookPlan::IntervalVariation(variation) => Hook::IntervalVariation(variation.clone()),
-            HookPlan::IntervalLoad(by_load) => Hook::IntervalLoad(by_load.clone(), Load::default()),
-        };
-        let hooks: Vec<_> = self.hooks.iter().map(hook).collect();
-        Policy {
-            networks: self.networks.clone(),
-            reads_parameters: hooks
-                .iter()
-                .any(|hook| matches!(hook, Hook::Passkey(..) | Hook::Jwt(_))),
-            covers_scrapes: hooks.iter().any(Hook::covers_scrapes),
-            has_lists: hooks.iter().any(|hook| matches!(hook, Hook::AccessList(_))),
-            hooks,
-            rng: fastrand::Rng::with_seed(seed),
-            // Enough for any: a packet allocates nothing.
-            scratch: Vec::with_capacity(REQUEST_LEN_MAX),
-        }
-    }
-}
-
-/// A list of torrents, and what it is good for
-#[derive(Clone, Debug)]
-struct Torrents {
-    list: AccessList,
-    mode: Mode,
-    answer: Answer,
-}
-
-impl Torrents {
-    fn permits(&self, hash: &InfoHash) -> bool {
-        self.list.contains(hash) == (self.mode == Mode::Allow)
-    }
-}
 
 /// A hook with its counts
 #[derive(Debug)]
@@ -323,6 +152,7 @@ enum Hook {
 #[derive(Debug)]
 pub struct Policy {
     networks: Vec<Arc<Networks>>,
+    subnets: Subnets,
     hooks: Vec<Hook>,
     reads_parameters: bool,
     covers_scrapes: bool,
@@ -376,6 +206,11 @@ impl Policy {
     /// Whether requests from an address are answered at all
     pub fn permits_source(&self, source: IpAddr) -> bool {
         self.networks.is_empty() || self.networks.iter().all(|networks| networks.permit(source))
+    }
+
+    /// Whose peers are handed out first
+    pub fn subnets(&self) -> Subnets {
+        self.subnets
     }
 
     /// Whether there are lists of torrents

@@ -140,6 +140,7 @@ impl Tracker {
     pub fn exchange_policy(&mut self, now: Now, policy: &mut Policy) {
         policy.inherit(&mut self.policy);
         std::mem::swap(&mut self.policy, policy);
+        self.swarms.prefer(self.policy.subnets());
         self.purge = match self.policy.has_lists() {
             true => Purging::First(Purge::default(), Seconds(now.monotonic.0 + EXCHANGED_SECS)),
             false => Purging::Done,

@@ -12,6 +12,7 @@ use serde_yaml::Value;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tsubame_storage::{LENGTHS_MAX, Lengths, Subnets};
 
 /// Said to clients that ask for a torrent that is not served
 const NOT_SERVED: &str = "this torrent is not served by this tracker";
@@ -19,7 +20,7 @@ const NOT_SERVED: &str = "this torrent is not served by this tracker";
 /// The longest time that a client can be asked to stay away
 const LONGEST: Duration = Duration::from_secs(7 * 86_400);
 
-pub(super) const NAMES: [&str; 8] = [
+pub(super) const NAMES: [&str; 9] = [
     "access_list",
     "clients",
     "networks",
@@ -28,6 +29,7 @@ pub(super) const NAMES: [&str; 8] = [
     "limits",
     "interval_variation",
     "interval_load",
+    "subnet_preference",
 ];
 
 /// Reads all hooks; what is mistaken is left out
@@ -45,9 +47,14 @@ pub(super) fn read(root: &mut Section<'_>) -> Vec<HookConfig> {
             "limits" => Some(limits(&mut options)),
             "interval_variation" => Some(interval_variation(&mut options)),
             "interval_load" => Some(interval_load(&mut options)),
+            "subnet_preference" => Some(subnet_preference(&mut options)),
             _ => None,
         };
         match read {
+            Some(HookConfig::SubnetPreference(_)) if hooks.iter().any(prefers_subnets) => {
+                options.end();
+                hook.mistake("name", "stands there twice; give all prefixes in one".to_owned());
+            }
             Some(_) => options.end(),
             None => hook.mistake("name", unknown(&name)),
         }
@@ -55,6 +62,10 @@ pub(super) fn read(root: &mut Section<'_>) -> Vec<HookConfig> {
         hooks.extend(read);
     });
     hooks
+}
+
+fn prefers_subnets(hook: &HookConfig) -> bool {
+    matches!(hook, HookConfig::SubnetPreference(_))
 }
 
 /// What Chihaya calls a hook of ours
@@ -220,6 +231,28 @@ fn interval_load(options: &mut Section<'_>) -> HookConfig {
         options.mistake("to", format!("{to} is less than from ({from}); make it more or equal"));
     }
     HookConfig::IntervalLoad(ByLoad { from, to: to.max(from), longest_secs })
+}
+
+fn subnet_preference(options: &mut Section<'_>) -> HookConfig {
+    if !options.has("ipv4") && !options.has("ipv6") {
+        options.missing("ipv4", "give lengths of prefixes, as [24, 16], for it or ipv6 or both");
+    }
+    let v4 = options.value("ipv4", Lengths::default(), |value| lengths(value, 32));
+    let v6 = options.value("ipv6", Lengths::default(), |value| lengths(value, 128));
+    let at_random = options.value("at_random", 0.0, values::share);
+    // At most 100.
+    let at_random_percent = (at_random * 100.0).round() as u8;
+    HookConfig::SubnetPreference(Subnets { v4, v6, at_random_percent })
+}
+
+fn lengths(value: &Value, most: u32) -> Result<Lengths, String> {
+    let one = |value: &Value| values::number(value, 1, most).map(|length| length as u8);
+    let all = values::list(value, one)?;
+    Lengths::new(&all).ok_or_else(|| {
+        format!(
+            "{all:?} are not up to {LENGTHS_MAX} lengths, the longest first; write them as [24, 16]"
+        )
+    })
 }
 
 fn seconds(value: &Value, longest: Duration) -> Result<u32, String> {

@@ -40,7 +40,7 @@ pub(super) fn text(value: &Value) -> Read<String> {
 }
 
 /// One value or a list of them
-fn list<T>(value: &Value, one: impl Fn(&Value) -> Read<T>) -> Read<Vec<T>> {
+pub(super) fn list<T>(value: &Value, one: impl Fn(&Value) -> Read<T>) -> Read<Vec<T>> {
     match value {
         Value::Sequence(values) => values.iter().map(one).collect(),
         Value::String(text) if text.trim().is_empty() => Ok(Vec::new()),
@@ -218,10 +218,10 @@ fn key(text: &str) -> Result<Key, &'static str> {
     hex::decode(text).map(Key).ok_or(WRONG)
 }
 
-/// A share: above 0, up to 1
+/// A share: 0 to 1
 pub(super) fn share(value: &Value) -> Read<f64> {
-    let share = value.as_f64().filter(|share| *share > 0.0 && *share <= 1.0);
-    share.ok_or_else(|| format!("{} is no share; give a number above 0, up to 1", shown(value)))
+    let share = value.as_f64().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| format!("{} is no share; give a number from 0 to 1", shown(value)))
 }
 
 /// Texts of which each is read as something

@@ -50,8 +50,8 @@ mod tests {
     use super::*;
     use crate::index::SEGMENT_SLOTS_MAX;
     use crate::{
-        Announce, Caps, Endpoint, Event, Family, InfoHash, PeerSpace, Purge, Role, Seconds,
-        Settings, Swarms,
+        Announce, Caps, Endpoint, Event, Family, InfoHash, Lengths, PeerSpace, Purge, Role,
+        Seconds, Settings, Subnets, Swarms,
     };
     use std::net::IpAddr;
 
@@ -65,19 +65,26 @@ mod tests {
         Endpoint::new(address, 6_881)
     }
 
-    /// Runs one call and holds the bound
-    fn bounded<T>(what: &str, call: impl FnOnce() -> T) -> T {
+    /// Runs one call and holds the bound, with so many indexes that a peer may be in
+    fn bounded<T>(indexes: usize, what: &str, call: impl FnOnce() -> T) -> T {
         take();
         let result = call();
         let effort = take();
         assert!(effort.record_bytes <= RECORD_BYTES_MAX, "{what}: {effort:?}");
-        assert!(effort.index_slots <= SEGMENT_SLOTS_MAX, "{what}: {effort:?}");
+        assert!(effort.index_slots <= indexes * SEGMENT_SLOTS_MAX, "{what}: {effort:?}");
         result
     }
 
     #[test]
     fn no_call_does_more_than_the_bound_at_any_size() {
-        let peers = if cfg!(miri) { 300 } else { 1_000_000 };
+        let lengths = |lengths: &[u8]| Lengths::new(lengths).expect("they fall");
+        let (v4, v6) = (lengths(&[24, 16]), lengths(&[128, 112]));
+        hold_the_bound(1, 1_000_000, Subnets::default());
+        hold_the_bound(3, 300_000, Subnets { v4, v6, at_random_percent: 0 });
+    }
+
+    fn hold_the_bound(indexes: usize, peers: u32, subnets: Subnets) {
+        let peers = if cfg!(miri) { 300 } else { peers };
         let mut swarms = Swarms::new(Settings {
             peer_lifetime_secs: 2_700,
             keep_completed_secs: 86_400,
@@ -87,6 +94,7 @@ mod tests {
             hash_key: (1, 2),
             seed: 3,
         });
+        swarms.prefer(subnets);
         let mut reply = [0; 1_200];
         let mut announce = |swarms: &mut Swarms, now, torrent: u32, number, event| {
             let mut info_hash = InfoHash([0; 20]);
@@ -95,7 +103,7 @@ mod tests {
             let announce = Announce { info_hash, endpoint: peer(number), role, event };
             let ahead = swarms.look_ahead(&info_hash);
             let space = PeerSpace::of(Family::V4, &mut reply);
-            bounded("announce", || swarms.announce(now, ahead, &announce, space));
+            bounded(indexes, "announce", || swarms.announce(now, ahead, &announce, space));
         };
         for number in 0..peers {
             announce(&mut swarms, Seconds(0), 0, number, Event::Started);
@@ -105,13 +113,13 @@ mod tests {
         }
         assert_eq!(
             swarms.totals().seeders.iter().sum::<u64>() as u32,
-            peers / 3 + 1 + peers / 12 + 1
+            peers.div_ceil(3) + peers.div_ceil(12)
         );
         for number in (0..peers).step_by(5) {
             announce(&mut swarms, Seconds(2_000), 0, number, Event::Stopped);
         }
         for now in (2_000..6_000).step_by(20) {
-            while bounded("sweep", || swarms.sweep(Seconds(now))) {}
+            while bounded(indexes, "sweep", || swarms.sweep(Seconds(now))) {}
         }
         assert_eq!(swarms.totals().torrents, 0);
         assert!(swarms.totals().bytes < 512 << 10, "{} bytes are left", swarms.totals().bytes);
@@ -119,7 +127,7 @@ mod tests {
             announce(&mut swarms, Seconds(6_000), number % 4 / 3 * number, number, Event::Started);
         }
         let mut purge = Purge::default();
-        while bounded("purge", || swarms.purge(&mut purge, |_| false)) {}
+        while bounded(indexes, "purge", || swarms.purge(&mut purge, |_| false)) {}
         assert_eq!(swarms.totals().torrents, 0);
     }
 }

@@ -2,7 +2,9 @@
 
 use crate::chunks::Chunks;
 use crate::index::PositionIndex;
+use crate::neighbours::{Neighbours, Peers};
 use crate::part::EndpointKey;
+use crate::subnets::{Group, Lengths};
 
 /// Records a chunk holds: 16 KiB of IPv4, 40 KiB of IPv6
 const CHUNK: usize = 2048;
@@ -15,16 +17,20 @@ pub(crate) const PEERS_MAX: usize = 4 << 20;
 pub(crate) struct Many<const N: usize> {
     records: Chunks<[u8; N], CHUNK>,
     index: PositionIndex,
+    /// Where neighbours are preferred
+    neighbours: Option<Box<Neighbours>>,
 }
 
 impl<const N: usize> Many<N> {
     /// Memory held
     pub(crate) fn bytes(&self) -> usize {
-        size_of::<Self>() + self.records.bytes() + self.index.bytes()
+        let neighbours = self.neighbours.as_ref().map_or(0, |neighbours| neighbours.bytes());
+        size_of::<Self>() + self.records.bytes() + self.index.bytes() + neighbours
     }
 
     pub(crate) fn holding(records: &[[u8; N]], key: EndpointKey) -> Option<Self> {
-        let mut many = Self { records: Chunks::new(), index: PositionIndex::new() };
+        let index = PositionIndex::new();
+        let mut many = Self { records: Chunks::new(), index, neighbours: None };
         for record in records {
             many.records.push(*record);
             if !many.index_record(many.records.len() - 1, key) {
@@ -82,14 +88,52 @@ impl<const N: usize> Many<N> {
     pub(crate) fn unindex_record(&mut self, position: usize, key: EndpointKey) -> usize {
         let records = &self.records;
         let hash_of = |position: u32| key.hash(records.at(position as usize));
-        self.index.remove(hash_of(position as u32), position as u32, hash_of)
+        let visited = self.index.remove(hash_of(position as u32), position as u32, hash_of);
+        match &mut self.neighbours {
+            Some(neighbours) => {
+                let peers = Peers { records, hasher: key.hasher };
+                visited + neighbours.forget(position as u32, &peers)
+            }
+            None => visited,
+        }
     }
 
     /// Copies a record over one that is no longer indexed
     pub(crate) fn relocate(&mut self, from: usize, to: usize, key: EndpointKey) {
         let record = *self.records.at(from);
         self.index.relocate(key.hash(&record), from as u32, to as u32);
+        if let Some(neighbours) = &mut self.neighbours {
+            let peers = Peers { records: &self.records, hasher: key.hasher };
+            neighbours.relocate(from as u32, to as u32, &peers);
+        }
         *self.records.at_mut(to) = record;
+    }
+
+    /// Lets the peer at a position be found by its neighbours
+    pub(crate) fn introduce(
+        &mut self,
+        position: usize,
+        lengths: Lengths,
+        key: EndpointKey,
+        rng: &mut fastrand::Rng,
+    ) {
+        self.keep_neighbours(lengths);
+        let peers = Peers { records: &self.records, hasher: key.hasher };
+        let neighbours =
+            self.neighbours.get_or_insert_with(|| Box::new(Neighbours::new(lengths, &peers, rng)));
+        neighbours.introduce(position as u32, &peers, rng);
+    }
+
+    /// Gives up what is known of neighbours by other lengths
+    pub(crate) fn keep_neighbours(&mut self, lengths: Lengths) {
+        self.neighbours.take_if(|neighbours| neighbours.lengths() != lengths);
+    }
+
+    /// Neighbours of a record by the length at this place, as far as they are known
+    pub(crate) fn group(&self, level: usize, record: &[u8; N], key: EndpointKey) -> Group {
+        let peers = Peers { records: &self.records, hasher: key.hasher };
+        let of = |neighbours: &Neighbours| neighbours.group(level, record, &peers);
+        self.neighbours.as_deref().map_or(Group::EMPTY, of)
     }
 }
 

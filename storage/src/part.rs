@@ -7,6 +7,7 @@
 
 use crate::effort;
 use crate::many::{Many, PEERS_MAX};
+use crate::subnets::{Group, Lengths, Prefix};
 use crate::time::Ticks;
 use crate::words::{Family, Scope};
 use siphasher::sip::SipHasher13;
@@ -58,6 +59,11 @@ pub(crate) fn compact<const N: usize>(record: &[u8; N]) -> &[u8] {
 
 fn address<const N: usize>(record: &[u8; N]) -> &[u8] {
     &record[..N - 4]
+}
+
+/// The address of a record, to be compared with others
+pub(crate) fn prefix_of<const N: usize>(record: &[u8; N]) -> Prefix {
+    Prefix::of(address(record))
 }
 
 pub(crate) fn record_of<const N: usize>(
@@ -294,6 +300,43 @@ impl<const N: usize> Part<'_, N> {
         }
         self.relocate(end, gap, rules);
         self.truncate(end);
+    }
+
+    /// Lets the peer at a position be found by its neighbours
+    pub(crate) fn introduce(
+        &mut self,
+        position: usize,
+        lengths: Lengths,
+        rules: &Rules,
+        rng: &mut fastrand::Rng,
+    ) {
+        // A few are all looked at, whoever asks.
+        if let Records::Many(many) = &mut self.records {
+            many.introduce(position, lengths, rules.key, rng);
+        }
+    }
+
+    /// Gives up what is known of neighbours by other lengths
+    pub(crate) fn keep_neighbours(&mut self, lengths: Lengths) {
+        if let Records::Many(many) = &mut self.records {
+            many.keep_neighbours(lengths);
+        }
+    }
+
+    /// Those that share a record's prefix of this length, which is the one at this place among all; of a large swarm
+    /// some of them
+    pub(crate) fn group(&self, level: usize, length: u8, record: &[u8; N], rules: &Rules) -> Group {
+        let records = match &self.records {
+            Records::Few(records) => &records[..self.roles.len()],
+            Records::Many(many) => return many.group(level, record, rules.key),
+        };
+        let mut group = Group::EMPTY;
+        for (position, other) in records.iter().enumerate() {
+            if prefix_of(record).shares(prefix_of(other), length) {
+                group.push(position as u32);
+            }
+        }
+        group
     }
 
     fn relocate(&mut self, from: usize, to: usize, rules: &Rules) {

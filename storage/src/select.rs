@@ -1,6 +1,8 @@
-//! Which peers an announce is answered with: a uniform sample of those the requester can use.
+//! Which peers an announce is answered with: a uniform sample of those the requester can use, after its neighbours if
+//! those are preferred.
 
-use crate::part::{Part, Rules, compact, flags, scope_of};
+use crate::part::{Part, Roles, Rules, compact, flags, prefix_of, scope_of};
+use crate::subnets::{Lengths, Prefix};
 use crate::words::{Role, Scope};
 
 /// Records passed over for each one wanted before a search gives up: a swarm of peers that this requester
@@ -10,12 +12,21 @@ const VISITS_MIN: usize = 64;
 
 /// Who asks
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Requester {
+pub(crate) struct Requester<const N: usize> {
     pub(crate) role: Role,
     pub(crate) scope: Scope,
+    pub(crate) near: Option<Near<N>>,
 }
 
-impl Requester {
+/// Whose neighbours are handed out first
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Near<const N: usize> {
+    pub(crate) record: [u8; N],
+    pub(crate) lengths: Lengths,
+    pub(crate) at_random_percent: u8,
+}
+
+impl<const N: usize> Requester<N> {
     /// Which combinations of a record's flags it can use, a bit for each value of their low half
     fn usable(self) -> u16 {
         let can_use = |record_flags: u8| {
@@ -37,7 +48,7 @@ const _: () = assert!(flags::PARTIAL_SEED | flags::COMPLETED | flags::SCOPE == L
 /// A seeder, partial or not, gets leechers only. Nobody gets itself, at `own`.
 pub(crate) fn select<const N: usize>(
     part: &Part<'_, N>,
-    requester: Requester,
+    requester: Requester<N>,
     own: Option<usize>,
     rules: &Rules,
     rng: &mut fastrand::Rng,
@@ -48,22 +59,33 @@ pub(crate) fn select<const N: usize>(
     if wanted == 0 || end == 0 {
         return 0;
     }
+    let usable = requester.usable();
+    let mut sink = Sink { out, written: 0, usable, rules, near: None };
+    let taken = match &requester.near {
+        Some(near) => sink.take_near(part, near, requester.role, own, rng),
+        None => Roles::default(),
+    };
+    let wanted = wanted - taken.len();
     let own_is_seeder = own.is_some_and(|own| own < seeders);
     let others = |len: usize, is_own: bool| len - usize::from(is_own);
     let of_seeders = match requester.role {
-        Role::Leecher => others(seeders, own_is_seeder),
+        Role::Leecher => others(seeders, own_is_seeder) - taken.seeders as usize,
         Role::Seeder | Role::PartialSeed => 0,
     };
-    let of_leechers = others(end - seeders, own.is_some() && !own_is_seeder);
+    let own_leeches = own.is_some() && !own_is_seeder;
+    let of_leechers = others(end - seeders, own_leeches) - taken.leechers as usize;
     let share = seeder_share(wanted, of_seeders, of_leechers, rng);
-    let mut sink = Sink { out, written: 0, usable: requester.usable(), rules };
+    let mut take = |range, share| match taken.len() {
+        0 => sink.take_run::<N, false>(part, range, own, share, rng),
+        _ => sink.take_run::<N, true>(part, range, own, share, rng),
+    };
+    let mut rest = wanted;
     if of_seeders > 0 {
-        sink.take_run(part, 0..seeders, own, share, rng);
+        rest -= take(0..seeders, share);
     }
     // Where seeders are of no use to the requester, leechers take their share.
-    let rest = wanted - sink.written / (N - 2);
     if of_leechers > 0 {
-        sink.take_run(part, seeders..end, own, rest, rng);
+        take(seeders..end, rest);
     }
     sink.written
 }
@@ -86,21 +108,69 @@ struct Sink<'a> {
     written: usize,
     usable: u16,
     rules: &'a Rules,
+    /// Neighbours that were taken already: where they end, and what they have in common
+    near: Option<(usize, Prefix, u8)>,
 }
 
 impl Sink<'_> {
-    /// Takes up to `wanted` peers from a run of records that starts anywhere and goes round
+    /// Takes neighbours, the nearest first and of those any; returns how many of either role
+    #[inline(never)]
+    fn take_near<const N: usize>(
+        &mut self,
+        part: &Part<'_, N>,
+        near: &Near<N>,
+        role: Role,
+        own: Option<usize>,
+        rng: &mut fastrand::Rng,
+    ) -> Roles {
+        let mut taken = Roles::default();
+        let wanted = self.out.len() / (N - 2);
+        let end = (wanted - wanted * usize::from(near.at_random_percent) / 100) * (N - 2);
+        for (level, length) in near.lengths.iter().enumerate() {
+            let group = part.group(level, length, &near.record, self.rules);
+            let (before, from) = group.positions().split_at(rng.usize(..=group.positions().len()));
+            for position in from.iter().chain(before).map(|position| *position as usize) {
+                if self.written >= end {
+                    break;
+                }
+                let is_seeder = part.is_seeder(position);
+                if own == Some(position) || is_seeder && role != Role::Leecher {
+                    continue;
+                }
+                let visited = std::slice::from_ref(part.at(position));
+                let before = self.written;
+                self.offer::<N, true>(visited, end);
+                let more = u32::from(self.written > before);
+                *if is_seeder { &mut taken.seeders } else { &mut taken.leechers } += more;
+            }
+            self.near = Some((self.written, prefix_of(&near.record), length));
+        }
+        taken
+    }
+
+    /// Whether a record is of a neighbour that was taken already
+    fn is_taken<const N: usize>(&self, record: &[u8; N]) -> bool {
+        self.near.is_some_and(|(end, prefix, length)| {
+            let mut taken = self.out[..end].chunks_exact(N - 2);
+            prefix.shares(prefix_of(record), length) && taken.any(|taken| taken == compact(record))
+        })
+    }
+
+    /// Takes up to `wanted` peers from a run of records that starts anywhere and goes round; returns how many
+    ///
+    /// `APART` from the neighbours that were taken already.
     ///
     /// Records lie in random order, so a run is a sample. One's own record is the fixed point the start is
     /// counted from: the one behind it would otherwise be first twice as often.
-    fn take_run<const N: usize>(
+    fn take_run<const N: usize, const APART: bool>(
         &mut self,
         part: &Part<'_, N>,
         range: std::ops::Range<usize>,
         own: Option<usize>,
         wanted: usize,
         rng: &mut fastrand::Rng,
-    ) {
+    ) -> usize {
+        let before = self.written;
         let own = own.filter(|own| range.contains(own));
         let others = range.len() - usize::from(own.is_some());
         let visits = others.min((wanted * VISITS_PER_PEER).max(VISITS_MIN));
@@ -120,14 +190,19 @@ impl Sink<'_> {
             let stop = own.filter(|own| position < *own).unwrap_or(range.end);
             let run = part.run_from(position);
             let run = &run[..run.len().min(stop - position).min(visits)];
-            let visited = self.offer(run, end);
+            let visited = self.offer::<N, APART>(run, end);
             visits -= visited;
             position += visited;
         }
+        (self.written - before) / (N - 2)
     }
 
     /// Takes what is useful of some records, until so many bytes are written; returns how many it looked at
-    fn offer<const N: usize>(&mut self, records: &[[u8; N]], end: usize) -> usize {
+    fn offer<const N: usize, const APART: bool>(
+        &mut self,
+        records: &[[u8; N]],
+        end: usize,
+    ) -> usize {
         let mut visited = 0;
         for record in records {
             if self.written == end {
@@ -136,6 +211,7 @@ impl Sink<'_> {
             visited += 1;
             let useful = self.usable >> (record[N - 2] & LOW_HALF) & 1 == 1;
             let useful = useful && !self.rules.is_expired(record);
+            let useful = useful && !(APART && self.is_taken(record));
             // The whole record, of which the next one overwrites what is too much: no branch to predict.
             match self.out[self.written..].first_chunk_mut::<N>() {
                 Some(to) => *to = *record,

@@ -5,7 +5,8 @@ use crate::entry::Entry;
 use crate::index::{POSITIONS_MAX, PositionIndex};
 use crate::part::{EndpointKey, Part, Roles, Rules, V4, V6, flags, record_of, scope_flags};
 use crate::room::{BLOCK_PEERS_MAX, Homes, Store, Width};
-use crate::select::{Requester, select};
+use crate::select::{Near, Requester, select};
+use crate::subnets::{Lengths, Subnets};
 use crate::sweep::Hand;
 use crate::time::{Seconds, Ticks};
 use crate::words::{Census, Counts, Endpoint, Event, Family, InfoHash, Role, Scope};
@@ -103,7 +104,8 @@ pub struct Ahead {
 /// Who is in which swarm
 ///
 /// No call moves more than 64 KiB of records or visits more than 4,096 index slots, at any size, save
-/// the first after the process was stopped for so long that every peer's age must be looked at.
+/// the first after the process was stopped for so long that every peer's age must be looked at. Where
+/// neighbours are preferred, as many slots again for each length of prefix.
 #[derive(Debug)]
 pub struct Swarms {
     pub(crate) settings: Settings,
@@ -111,6 +113,7 @@ pub struct Swarms {
     index: PositionIndex,
     pub(crate) rules: Rules,
     idle_ticks: Ticks,
+    subnets: Subnets,
     pub(crate) now: Seconds,
     pub(crate) hand: Hand,
     totals: Totals,
@@ -127,12 +130,20 @@ impl Swarms {
             index: PositionIndex::new(),
             rules: Rules { key: EndpointKey { hasher, capped: false }, ticks, tick: 0 },
             idle_ticks: Ticks::of_lifetime(settings.keep_completed_secs),
+            subnets: Subnets::default(),
             now: Seconds(0),
             hand: Hand::default(),
             totals: Totals::default(),
             rng: fastrand::Rng::with_seed(settings.seed),
             settings,
         }
+    }
+
+    /// Hands out these neighbours first from now on
+    ///
+    /// Of a swarm that is large already, those who have announced since.
+    pub fn prefer(&mut self, subnets: Subnets) {
+        self.subnets = subnets;
     }
 
     /// What the table holds now
@@ -402,7 +413,29 @@ impl Swarms {
             (None, _) => self.join(position, record, announce, found.sharing, &rules),
         };
         self.count_change(before, position, <Homes as Width<N>>::FAMILY);
+        if let Some(own) = entered.own {
+            self.introduce::<N>(position, own, &rules);
+        }
         entered
+    }
+
+    /// Lets a peer be found by its neighbours, unless memory gets tight
+    fn introduce<const N: usize>(&mut self, position: u32, own: usize, rules: &Rules)
+    where
+        Homes: Width<N>,
+    {
+        let lengths = self.lengths(<Homes as Width<N>>::FAMILY);
+        if !lengths.is_empty() && self.pressure(0) == Pressure::None {
+            let rng = &mut self.rng;
+            self.store.change(position, |part| part.introduce(own, lengths, rules, rng));
+        }
+    }
+
+    pub(crate) fn lengths(&self, family: Family) -> Lengths {
+        match family {
+            Family::V4 => self.subnets.v4,
+            Family::V6 => self.subnets.v6,
+        }
     }
 
     fn refresh<const N: usize>(
@@ -503,8 +536,19 @@ impl Swarms {
         if out.is_empty() {
             return 0;
         }
-        let requester = Requester { role: announce.role, scope: self.scope(announce.endpoint) };
         let rules = self.rules_for::<N>();
+        let lengths = self.lengths(<Homes as Width<N>>::FAMILY);
+        let endpoint = announce.endpoint;
+        let near = if lengths.is_empty() {
+            None
+        } else {
+            record_of::<N>(endpoint.address(), endpoint.port(), 0, 0).map(|record| Near {
+                record,
+                lengths,
+                at_random_percent: self.subnets.at_random_percent,
+            })
+        };
+        let requester = Requester { role: announce.role, scope: self.scope(endpoint), near };
         let part = self.store.part::<N>(position);
         select(&part, requester, own, &rules, &mut self.rng, out)
     }

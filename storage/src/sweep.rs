@@ -216,7 +216,9 @@ impl Swarms {
     {
         let rules = self.rules_for::<N>();
         let before = self.store.entry(position).roles(<Homes as Width<N>>::FAMILY);
+        let lengths = self.lengths(<Homes as Width<N>>::FAMILY);
         let left = self.store.change(position, |part: &mut Part<'_, N>| {
+            part.keep_neighbours(lengths);
             let mut left = from.min(part.roles.len());
             while left > 0 && budget.records > 0 && budget.slots > 0 {
                 left -= 1;

@@ -11,6 +11,7 @@ fn run(seed: u64, steps: usize, torrents: u8, peers: u16, caps: Caps) {
     println!("seed {seed}, {torrents} torrents, {peers} peers, {caps:?}");
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut checker = Checker::new(seed, peers, caps);
+    checker.prefer(seed >= 40);
     for _ in 0..if cfg!(miri) { 60 } else { steps } {
         let bytes = std::array::from_fn(|_| rng.u8(..));
         let mut operation = Operation::from_bytes(bytes);
@@ -51,6 +52,13 @@ fn caps_agree_with_the_model() {
         let caps = Caps { swarm: 0, per_ipv4: 3, per_ipv6_64: 2 };
         run(seed, 10_000, 3, 900, caps);
         run(seed, 10_000, 3, 900, Caps { swarm: 70, ..caps });
+    }
+}
+
+#[test]
+fn preferred_neighbours_agree_with_the_model() {
+    for (seed, torrents, peers) in [(40, 50, 30), (41, 7, 150), (42, 2, 4_000)] {
+        run(seed, 20_000, torrents, peers, Caps { per_ipv4: 5, ..Caps::default() });
     }
 }
 

@@ -4,6 +4,7 @@
 
 pub(crate) mod http;
 pub(crate) mod lab;
+pub(crate) mod policy;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};

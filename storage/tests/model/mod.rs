@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use tsubame_storage::{
-    Announce, Announced, Caps, Change, Counts, Endpoint, Event, Family, InfoHash, PeerSpace, Purge,
-    Refusal, Role, Scope, Seconds, Settings, Swarms,
+    Announce, Announced, Caps, Change, Counts, Endpoint, Event, Family, InfoHash, Lengths,
+    PeerSpace, Purge, Refusal, Role, Scope, Seconds, Settings, Subnets, Swarms,
 };
 
 pub(crate) const LIFETIME: u32 = 1_200;
@@ -13,6 +13,10 @@ const TICK: u64 = 10;
 const LIFETIME_TICKS: u64 = 120;
 const PERIOD: u64 = LIFETIME as u64 / 4;
 const KEEP_COMPLETED: u32 = 12_000;
+
+/// Preferred prefixes, if any are; and up to so many peers all neighbours are sure to come first
+const NEAR: [&[u8]; 2] = [&[28, 20, 16], &[120, 48]];
+const ALL_LOOKED_AT: usize = 48;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Operation {
@@ -48,6 +52,7 @@ pub(crate) struct Checker {
     swarms: Swarms,
     model: BTreeMap<InfoHash, Swarm>,
     caps: Caps,
+    prefers: bool,
     now: u64,
     /// Seconds in which nobody swept
     frozen: u64,
@@ -76,6 +81,32 @@ fn share_cap(a: Endpoint, b: Endpoint) -> bool {
     }
 }
 
+/// The place of the first prefix that two endpoints share; behind all of them if they share none
+fn distance(a: Endpoint, b: Endpoint) -> usize {
+    let bits = |endpoint: Endpoint| match endpoint.address() {
+        IpAddr::V4(address) => u128::from(address.to_bits()) << 96,
+        IpAddr::V6(address) => address.to_bits(),
+    };
+    let lengths = NEAR[a.family() as usize];
+    let shares = |length: &u8| (bits(a) ^ bits(b)).leading_zeros() >= u32::from(*length);
+    let shared = lengths.iter().position(shares).filter(|_| a.family() == b.family());
+    shared.unwrap_or(lengths.len())
+}
+
+/// Nobody is handed out before somebody nearer
+fn check_nearness(asker: Endpoint, usable: &BTreeSet<Endpoint>, handed: &[u8]) {
+    let len = if usable.first().is_some_and(|peer| peer.family() == Family::V6) { 18 } else { 6 };
+    let handed: Vec<_> = handed.chunks(len).filter_map(Endpoint::from_compact).collect();
+    let far: Vec<_> = handed.iter().map(|peer| distance(asker, *peer)).collect();
+    assert!(far.is_sorted(), "{far:?}");
+    let left_out = usable.iter().filter(|peer| !handed.contains(peer));
+    if let (Some(farthest), Some(nearest)) =
+        (far.last(), left_out.map(|peer| distance(asker, *peer)).min())
+    {
+        assert!(*farthest <= nearest, "{asker} got {handed:?} of {usable:?}");
+    }
+}
+
 impl Checker {
     pub(crate) fn new(seed: u64, peers: u16, caps: Caps) -> Self {
         let settings = Settings {
@@ -87,8 +118,17 @@ impl Checker {
             hash_key: (seed, !seed),
             seed,
         };
-        let model = BTreeMap::new();
-        Self { swarms: Swarms::new(settings), model, caps, now: 1_000_000, frozen: 0, peers }
+        let (swarms, model) = (Swarms::new(settings), BTreeMap::new());
+        Self { swarms, model, caps, prefers: false, now: 1_000_000, frozen: 0, peers }
+    }
+
+    /// Has neighbours handed out first, or nobody
+    pub(crate) fn prefer(&mut self, prefers: bool) {
+        self.prefers = prefers;
+        let [v4, v6] = NEAR.map(|near| Lengths::new(near).unwrap());
+        let subnets =
+            if prefers { Subnets { v4, v6, at_random_percent: 0 } } else { Subnets::default() };
+        self.swarms.prefer(subnets);
     }
 
     /// Does one operation to both tables and compares what can be seen
@@ -98,6 +138,7 @@ impl Checker {
             13 => self.scrape(operation.torrent),
             14 => self.wait(u64::from(operation.detail) * 3),
             15 if operation.detail >= 240 => self.purge(operation.detail),
+            15 if operation.detail >= 216 => self.prefer(operation.detail >= 224),
             _ => self.wait(u64::from(operation.detail % 4)),
         }
     }
@@ -274,6 +315,10 @@ impl Checker {
             .collect();
         assert!(peers.is_subset(&usable), "{:?}", peers.difference(&usable));
         let swarm = &self.model[&announce.info_hash].peers;
+        let of_family = swarm.keys().filter(|peer| peer.family() == family);
+        if self.prefers && of_family.count() <= ALL_LOOKED_AT {
+            check_nearness(announce.endpoint, &usable, handed);
+        }
         if *wanted.start() >= swarm.len() {
             assert_eq!(peers, usable, "not everybody was handed out for {announce:?}");
         }

@@ -1,0 +1,152 @@
+//! Finds neighbours among the peers of a large swarm, without looking at all of them.
+
+use crate::chunks::Chunks;
+use crate::index::PositionIndex;
+use crate::part::prefix_of;
+use crate::subnets::{Group, Lengths};
+use siphasher::sip::SipHasher13;
+
+/// Records that are looked at when a swarm gets this: as many as it has when it becomes a large one
+const FIRST_LOOK: usize = 65;
+
+/// For each length of prefix an index of peers, of each prefix no more than a group
+///
+/// So all of a prefix lie in one short run. A peer that finds its group full takes the place of any: the group is a
+/// sample of those who announced lately, and nobody is handed out to everybody for good.
+#[derive(Debug)]
+pub(crate) struct Neighbours {
+    lengths: Lengths,
+    levels: Vec<PositionIndex>,
+}
+
+/// The records of a swarm, and the key of its hashes
+#[derive(Debug)]
+pub(crate) struct Peers<'a, const N: usize, const CHUNK: usize> {
+    pub(crate) records: &'a Chunks<[u8; N], CHUNK>,
+    pub(crate) hasher: SipHasher13,
+}
+
+impl<const N: usize, const CHUNK: usize> Peers<'_, N, CHUNK> {
+    fn at(&self, position: u32) -> &[u8; N] {
+        self.records.at(position as usize)
+    }
+
+    fn hash(&self, record: &[u8; N], length: u8) -> u64 {
+        self.hasher.hash(&prefix_of(record).cut(length).bytes())
+    }
+
+    fn share(&self, record: &[u8; N], position: u32, length: u8) -> bool {
+        prefix_of(record).shares(prefix_of(self.at(position)), length)
+    }
+}
+
+impl Neighbours {
+    /// Knows the first peers of a swarm
+    pub(crate) fn new<const N: usize, const CHUNK: usize>(
+        lengths: Lengths,
+        peers: &Peers<'_, N, CHUNK>,
+        rng: &mut fastrand::Rng,
+    ) -> Self {
+        let levels = lengths.iter().map(|_| PositionIndex::new()).collect();
+        let mut neighbours = Self { lengths, levels };
+        for position in 0..peers.records.len().min(FIRST_LOOK) {
+            neighbours.introduce(position as u32, peers, rng);
+        }
+        neighbours
+    }
+
+    pub(crate) fn lengths(&self) -> Lengths {
+        self.lengths
+    }
+
+    /// Memory held
+    pub(crate) fn bytes(&self) -> usize {
+        let levels = self.levels.capacity() * size_of::<PositionIndex>();
+        size_of::<Self>() + levels + self.levels.iter().map(PositionIndex::bytes).sum::<usize>()
+    }
+
+    /// Those that share a record's prefix of the length at this place
+    pub(crate) fn group<const N: usize, const CHUNK: usize>(
+        &self,
+        level: usize,
+        record: &[u8; N],
+        peers: &Peers<'_, N, CHUNK>,
+    ) -> Group {
+        let mut group = Group::EMPTY;
+        if let Some((index, length)) = self.levels().nth(level) {
+            index.find(peers.hash(record, length), |position| {
+                if peers.share(record, position, length) {
+                    group.push(position);
+                }
+                group.is_full()
+            });
+        }
+        group
+    }
+
+    /// Makes the peer at a position known, unless it is
+    pub(crate) fn introduce<const N: usize, const CHUNK: usize>(
+        &mut self,
+        position: u32,
+        peers: &Peers<'_, N, CHUNK>,
+        rng: &mut fastrand::Rng,
+    ) {
+        let record = peers.at(position);
+        for (index, length) in self.levels.iter_mut().zip(self.lengths.iter()) {
+            let (hash, mut group) = (peers.hash(record, length), Group::EMPTY);
+            let known = index.find(hash, |other| {
+                if other != position && peers.share(record, other, length) {
+                    group.push(other);
+                }
+                other == position
+            });
+            if known.is_some() {
+                continue;
+            }
+            if group.is_full() {
+                let other = group.positions()[rng.usize(..group.positions().len())];
+                index.relocate(hash, other, position);
+            } else {
+                // Where the index is full, it stays unknown.
+                index.insert(hash, position, |other| peers.hash(peers.at(other), length));
+            }
+        }
+    }
+
+    /// Forgets the peer at a position, whose record is still there; returns the index slots visited if that made
+    /// segments shrink
+    pub(crate) fn forget<const N: usize, const CHUNK: usize>(
+        &mut self,
+        position: u32,
+        peers: &Peers<'_, N, CHUNK>,
+    ) -> usize {
+        let mut visited = 0;
+        for (index, length) in self.levels.iter_mut().zip(self.lengths.iter()) {
+            let hash = peers.hash(peers.at(position), length);
+            if index.find(hash, |other| other == position).is_some() {
+                let hash_of = |other| peers.hash(peers.at(other), length);
+                visited += index.remove(hash, position, hash_of);
+            }
+        }
+        visited
+    }
+
+    /// The peer at one position goes to another, which nobody has
+    pub(crate) fn relocate<const N: usize, const CHUNK: usize>(
+        &mut self,
+        from: u32,
+        to: u32,
+        peers: &Peers<'_, N, CHUNK>,
+    ) {
+        for (index, length) in self.levels.iter_mut().zip(self.lengths.iter()) {
+            let hash = peers.hash(peers.at(from), length);
+            if index.find(hash, |other| other == from).is_some() {
+                index.relocate(hash, from, to);
+            }
+        }
+    }
+
+    fn levels(&self) -> impl Iterator<Item = (&PositionIndex, u8)> {
+        self.levels.iter().zip(self.lengths.iter())
+    }
+}

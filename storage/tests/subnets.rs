@@ -1,0 +1,160 @@
+//! Neighbours are handed out first, also where a swarm is too large to be looked through.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use tsubame_storage::{
+    Announce, Caps, Endpoint, Event, Family, InfoHash, Lengths, PeerSpace, Role, Seconds, Settings,
+    Subnets, Swarms,
+};
+
+const TORRENT: InfoHash = InfoHash([0x5a; 20]);
+
+/// Racks of 20 hosts, sites of 100, and a swarm of so many sites that an announce cannot look at all
+const RACK: u32 = 20;
+const SITE: u32 = 100;
+const HOSTS: u32 = 10_000;
+
+const WANTED: usize = 50;
+
+fn preferring(v4: &[u8], at_random_percent: u8) -> Subnets {
+    Subnets {
+        v4: Lengths::new(v4).unwrap(),
+        v6: Lengths::new(&[64, 48]).unwrap(),
+        at_random_percent,
+    }
+}
+
+fn swarms(subnets: Subnets) -> Swarms {
+    let mut swarms = Swarms::new(Settings {
+        peer_lifetime_secs: 2_700,
+        keep_completed_secs: 86_400,
+        memory_bytes: 1 << 30,
+        caps: Caps::default(),
+        allow_private: true,
+        hash_key: (1, 2),
+        seed: 3,
+    });
+    swarms.prefer(subnets);
+    swarms
+}
+
+/// A rack is a /24 in a site that is a /16; of IPv6 a /64 in a /48
+fn host(number: u32, family: Family) -> Endpoint {
+    let (site, rack, host) = (number / SITE, number % SITE / RACK, number % RACK);
+    let [site, rack, host] = [site as u16, rack as u16, host as u16];
+    let address = match family {
+        Family::V4 => [10 + (site >> 8) as u8, site as u8, rack as u8, host as u8].into(),
+        Family::V6 => [0x2a00, 1, site, rack, 0, 0, 0, host].into(),
+    };
+    Endpoint::new(address, 6_881)
+}
+
+fn announce(swarms: &mut Swarms, endpoint: Endpoint, event: Event, wanted: usize) -> Vec<Endpoint> {
+    let announce = Announce { info_hash: TORRENT, endpoint, role: Role::Leecher, event };
+    let len = endpoint.family().compact_len();
+    let mut out = vec![0; wanted * len];
+    let ahead = swarms.look_ahead(&TORRENT);
+    let space = PeerSpace::of(endpoint.family(), &mut out);
+    let announced = swarms.announce(Seconds(5), ahead, &announce, space);
+    let written = announced.v4_len + announced.v6_len;
+    let handed: Vec<_> = out[..written].chunks(len).filter_map(Endpoint::from_compact).collect();
+    let distinct: BTreeSet<_> = handed.iter().collect();
+    assert_eq!(distinct.len(), handed.len(), "a peer was handed out twice");
+    assert!(!distinct.contains(&endpoint), "handed itself");
+    handed
+}
+
+fn fill(swarms: &mut Swarms, hosts: impl Iterator<Item = u32>, family: Family) {
+    hosts.for_each(|number| drop(announce(swarms, host(number, family), Event::Started, 0)));
+}
+
+#[test]
+fn the_rack_comes_first_then_the_site_then_anybody() {
+    for family in Family::ALL {
+        // However the preference came about: from the start, or when the swarm was there, whose peers announce again.
+        for late in [false, true] {
+            let subnets = preferring(&[24, 16], 0);
+            let mut table = swarms(if late { Subnets::default() } else { subnets });
+            fill(&mut table, 0..HOSTS, family);
+            if late {
+                table.prefer(preferring(&[20], 0));
+                fill(&mut table, 0..HOSTS / 2, family);
+                table.prefer(subnets);
+                fill(&mut table, 0..HOSTS, family);
+            }
+            let asker = 4_321;
+            let rack = asker / RACK * RACK;
+            let site = asker / SITE * SITE;
+            let hosts = |range: std::ops::Range<u32>| -> BTreeSet<_> {
+                range.filter(|other| *other != asker).map(|n| host(n, family)).collect()
+            };
+            let (rack, site) = (hosts(rack..rack + RACK), hosts(site..site + SITE));
+            let handed = announce(&mut table, host(asker, family), Event::None, WANTED);
+            assert_eq!(handed[..rack.len()].iter().copied().collect::<BTreeSet<_>>(), rack);
+            assert!(handed.iter().all(|peer| site.contains(peer)), "{handed:?}");
+            assert_eq!(handed.len(), WANTED);
+            // Of a prefix no more than 64 are looked at; the others come by chance.
+            let handed = announce(&mut table, host(asker, family), Event::None, 2 * WANTED);
+            let near = handed.iter().filter(|peer| site.contains(peer)).count();
+            assert_eq!(handed.len(), 2 * WANTED);
+            assert!((63..SITE as usize).contains(&near), "{near} neighbours");
+            // Those who have left are not handed out.
+            for number in 4_300..4_400 {
+                announce(&mut table, host(number, family), Event::Stopped, 0);
+            }
+            let handed = announce(&mut table, host(asker, family), Event::None, WANTED);
+            assert_eq!(handed.len(), WANTED);
+            assert!(handed.iter().all(|peer| !site.contains(peer)));
+        }
+    }
+}
+
+#[test]
+fn neighbours_beyond_number_are_all_handed_out_in_turn() {
+    let mut table = swarms(preferring(&[8], 0));
+    fill(&mut table, 0..HOSTS / 10, Family::V4);
+    let mut observed = BTreeMap::new();
+    for _ in 0..20 {
+        for number in 0..HOSTS / 10 {
+            let handed = announce(&mut table, host(number, Family::V4), Event::None, WANTED);
+            assert_eq!(handed.len(), WANTED);
+            handed.into_iter().for_each(|peer| *observed.entry(peer).or_insert(0) += 1);
+        }
+    }
+    // 1,000 times each on average.
+    assert_eq!(observed.len(), HOSTS as usize / 10, "some are never handed out");
+    let (least, most) = (observed.values().min().unwrap(), observed.values().max().unwrap());
+    assert!(*least > 250 && *most < 3_000, "{least} to {most} times");
+}
+
+#[test]
+fn a_share_comes_from_anywhere() {
+    for hosts in [40, HOSTS] {
+        let mut table = swarms(preferring(&[24], 20));
+        fill(&mut table, 0..hosts, Family::V4);
+        let handed = announce(&mut table, host(7, Family::V4), Event::None, 20);
+        let near = |peer: &Endpoint| (0..RACK).any(|number| host(number, Family::V4) == *peer);
+        assert_eq!(handed.len(), 20);
+        assert!(handed[..16].iter().all(near));
+        let rest = handed[16..].iter().filter(|peer| near(peer)).count();
+        assert!(rest < 4, "{rest} of 4 are neighbours as well");
+    }
+}
+
+/// What is known of neighbours goes with them, and where they are no longer preferred
+#[test]
+fn memory_comes_back() {
+    let mut table = swarms(Subnets::default());
+    fill(&mut table, 0..HOSTS, Family::V4);
+    let without = table.totals().bytes;
+    table.prefer(preferring(&[32, 24, 16, 8], 0));
+    fill(&mut table, 0..HOSTS, Family::V4);
+    let with = table.totals().bytes;
+    assert!(with > without + 4 * HOSTS as usize, "{with} bytes with, {without} without");
+    table.prefer(Subnets::default());
+    for now in 0..1_000 {
+        while table.sweep(Seconds(now)) {}
+    }
+    assert_eq!(table.totals().bytes, without);
+}

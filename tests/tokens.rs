@@ -1,0 +1,167 @@
+//! Tokens that approve torrents, through the program.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+mod common;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use common::http::{Connection, failure, rows_of};
+use common::policy::Answer::Swarm;
+use common::policy::{Answer, CLIENT, World, error, hex, over_http, scrape_target, wait_until};
+use common::{Announce, Client, info_hash_of};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+
+/// A server of one page, which can be exchanged; nothing is answered while there is none
+struct KeyServer {
+    url: String,
+    page: Arc<Mutex<Option<String>>>,
+}
+
+impl KeyServer {
+    fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/jwks.json", listener.local_addr().unwrap());
+        let page = Arc::new(Mutex::new(None::<String>));
+        let served = page.clone();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(Result::ok) {
+                let mut request = [0; 4_096];
+                let _ = stream.read(&mut request);
+                let Some(page) = served.lock().unwrap().clone() else { continue };
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", page.len());
+                let _ = stream.write_all(format!("{head}{page}").as_bytes());
+            }
+        });
+        Self { url, page }
+    }
+
+    fn serve(&self, page: &str) {
+        *self.page.lock().unwrap() = Some(page.to_owned());
+    }
+}
+
+/// A key pair: the page that has it, and what it signs
+struct Issuer {
+    id: &'static str,
+    key: rcgen::KeyPair,
+}
+
+impl Issuer {
+    fn new(id: &'static str) -> Self {
+        Self { id, key: rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap() }
+    }
+
+    fn page(&self) -> String {
+        let x = URL_SAFE_NO_PAD.encode(rcgen::PublicKeyData::der_bytes(&self.key));
+        format!(
+            r#"{{"keys": [{{"kty": "OKP", "crv": "Ed25519", "kid": "{}", "x": "{x}"}}]}}"#,
+            self.id
+        )
+    }
+
+    fn token(&self, torrent: u32, exp: u64) -> String {
+        let kid = Some(self.id.to_owned());
+        let header = jsonwebtoken::Header {
+            kid,
+            ..jsonwebtoken::Header::new(jsonwebtoken::Algorithm::EdDSA)
+        };
+        let key = jsonwebtoken::EncodingKey::from_ed_der(self.key.serialized_der());
+        let claims =
+            serde_json::json!({"iss": "i", "aud": "a", "infohash": hex(torrent), "exp": exp});
+        let token = jsonwebtoken::encode(&header, &claims, &key).unwrap();
+        format!("?jwt={token}")
+    }
+}
+
+const FAR: u64 = 10_000_000_000;
+
+#[test]
+fn tokens_approve_torrents_whatever_becomes_of_the_key_server() {
+    let (first, second, server) = (Issuer::new("first"), Issuer::new("second"), KeyServer::new());
+    let hooks = format!(
+        "  - name: jwt\n    options: {{issuer: i, audience: a, jwk_set_url: '{}', scrapes: true, \
+         jwk_set_update_interval: 1s}}\n",
+        server.url
+    );
+    // At first it does not answer.
+    let mut world = World::new(2, &hooks);
+    world.tracker.wait_for("cannot fetch http://127.0.0.1");
+    let unknown = error("the token's key is not known here");
+    assert_eq!(world.both(1, CLIENT, &first.token(1, FAR)), [unknown.clone(), unknown.clone()]);
+    server.serve(&first.page());
+    world.tracker.wait_for("a new key set of 1 keys");
+    let served = |answers: [Answer; 2]| answers.iter().all(|it| matches!(it, Swarm(..)));
+    wait_until(|| served(world.both(1, CLIENT, &first.token(1, FAR))));
+    let text = "no token (jwt) in the announce URL";
+    assert_eq!(world.both(1, CLIENT, ""), [error(text), error(text)]);
+    let text = "the token is for another torrent";
+    assert_eq!(world.both(2, CLIENT, &first.token(1, FAR)), [error(text), error(text)]);
+    let text = "the token has expired";
+    assert_eq!(world.both(3, CLIENT, &first.token(3, 1_000)), [error(text), error(text)]);
+    let text = "the token is not valid here";
+    assert_eq!(world.both(1, CLIENT, "?jwt=a.b.c"), [error(text), error(text)]);
+    // Scrapes are covered: over UDP there is no way to carry a token.
+    let mut scrape = common::head(world.udp.id, 2, 5);
+    scrape.extend(info_hash_of(1));
+    let reply = world.udp.ask(&scrape).unwrap();
+    assert_eq!(&reply[8..], b"scrapes need a key or token here; scrape over HTTP");
+    let target = scrape_target(&[info_hash_of(1)]);
+    let mut connection = Connection::to(world.http);
+    assert_eq!(failure(&connection.get(&target)), "no token (jwt) in the announce URL");
+    let token = first.token(1, FAR).replace('?', "&");
+    assert_eq!(rows_of(&connection.get(&format!("{target}{token}")).body)[0].1, [0, 0, 1, 1]);
+    // What is no key set changes nothing, and is told.
+    server.serve("<html>maintenance</html>");
+    world.tracker.wait_for("is no JWK set");
+    assert!(served(world.both(1, CLIENT, &first.token(1, FAR))));
+    server.serve(&format!("{{\"keys\": [{}]}}", " ".repeat(3 << 20)));
+    world.tracker.wait_for("cannot fetch");
+    assert!(served(world.both(4, CLIENT, &first.token(4, FAR))));
+    // Another key takes the place of the first.
+    server.serve(&second.page());
+    wait_until(|| served(world.both(5, CLIENT, &second.token(5, FAR))));
+    wait_until(|| {
+        world.both(6, CLIENT, &first.token(6, FAR)) == [unknown.clone(), unknown.clone()]
+    });
+    for protocol in ["udp", "http"] {
+        assert!(world.metric("unknown_token_key", protocol) >= 2);
+        world.wait_for_metric("expired_token", protocol, 1);
+    }
+}
+
+#[test]
+fn new_tokens_in_a_flood_are_put_off_and_known_ones_are_not() {
+    let issuer = Issuer::new("k");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("keys");
+    fs::write(&file, issuer.page()).unwrap();
+    let hooks = format!("  - {{name: jwt, options: {{jwk_set_file: {}}}}}\n", file.display());
+    let world = World::new(1, &hooks);
+    let good = issuer.token(1, FAR);
+    assert!(world.both(1, CLIENT, &good).iter().all(|it| matches!(it, Swarm(..))));
+    // Datagrams that are taken together: only some of their signatures are checked.
+    let flood = Client::connected("127.0.0.2", world.udp.tracker);
+    for number in 0..2_000 {
+        let mut request = Announce::of(1, 7_001).bytes(flood.id, number);
+        let url = format!("{good}{number}");
+        for piece in url.as_bytes().chunks(255) {
+            request.extend([2, piece.len() as u8]);
+            request.extend(piece);
+        }
+        flood.socket.send_to(&request, flood.tracker).unwrap();
+    }
+    assert!(world.both(1, CLIENT, &good).iter().all(|it| matches!(it, Swarm(..))));
+    // Over HTTP they wait their turn.
+    for number in 0..20 {
+        let answer =
+            over_http(world.http, &Announce::of(1, 7_001), CLIENT, &format!("{good}x{number}"));
+        assert_eq!(answer, error("the token is not valid here"));
+    }
+    let [bad, put_off] = ["bad_token", "token_not_checked"].map(|it| world.metric(it, "udp"));
+    println!("of a flood {bad} tokens were checked and {put_off} put off");
+    assert!(bad > 0 && put_off > 0);
+}
