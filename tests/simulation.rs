@@ -5,8 +5,11 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 mod common;
+#[path = "simulation/hooks.rs"]
+mod hooks;
 
 use common::http::Announced;
+use hooks::Hooks;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use tsubame::clock::Now;
@@ -59,6 +62,7 @@ struct World {
     ever: Vec<BTreeSet<SocketAddr>>,
     answered: BTreeMap<&'static str, u64>,
     bytes_to_forged: (u64, u64),
+    hooks: Option<Hooks>,
 }
 
 fn client_of(number: usize) -> Client {
@@ -118,6 +122,7 @@ impl World {
             ever: vec![BTreeSet::new(); TORRENTS],
             answered: BTreeMap::new(),
             bytes_to_forged: (0, 0),
+            hooks: None,
         }
     }
 
@@ -130,6 +135,7 @@ impl World {
                 self.wall_offset = self.wall_offset + self.rng.u64(..7_200) - 3_600;
             }
             while self.tracker.swarms_mut().sweep(Seconds(self.now)) {}
+            self.exchange_hooks();
             for client in 0..self.clients.len() {
                 self.act(client);
             }
@@ -195,7 +201,7 @@ impl World {
                 request.extend(id.to_be_bytes());
                 request.extend([1, number as u32].map(u32::to_be_bytes).as_flattened());
                 request.extend([client.torrent as u8; 20]);
-                request.extend([0; 20]);
+                request.extend(hooks::peer_id_of(number));
                 request.extend([0, client.left, 0].map(u64::to_be_bytes).as_flattened());
                 request.extend([event, 0, 7, u32::MAX].map(u32::to_be_bytes).as_flattened());
                 request.extend(client.address.port().to_be_bytes());
@@ -216,8 +222,9 @@ impl World {
         let (info_hash, compact) =
             (format!("%{:02x}", client.torrent).repeat(20), self.rng.u8(..2));
         let request = format!(
-            "GET /announce?info_hash={info_hash}&peer_id=-TT0001-abcdefghijkl&port={}&left={}&event={event}\
+            "GET /announce?info_hash={info_hash}&peer_id={}&port={}&left={}&event={event}\
              &compact={compact} HTTP/1.1\r\n\r\n",
+            String::from_utf8_lossy(hooks::peer_id_of(number)),
             client.address.port(),
             client.left
         );
@@ -228,7 +235,8 @@ impl World {
         let clock = self.clock();
         let parameters = Parameters { key: None, query: head.query };
         let admitted = self.tracker.admit_query(clock, client.address.ip(), &query, parameters);
-        let announce = admitted.unwrap();
+        self.check_admitted(number, admitted.as_ref().err().map(|refusal| refusal.outcome));
+        let Ok(announce) = admitted else { return };
         let mut list = PeerList::default();
         list.fill(&mut self.tracker, clock, &announce, None);
         *self.answered.entry(list.outcome.name()).or_default() += 1;
@@ -238,7 +246,8 @@ impl World {
         let PeerList { counts, ref v4, ref v6, .. } = list;
         let external_ip = client.address.ip();
         let compact = query.compact;
-        let (interval, min_interval) = (INTERVAL as u32, 900);
+        let (interval, min_interval) =
+            (announce.told.interval_secs, announce.told.min_interval_secs);
         reply::Announce { counts, interval, min_interval, external_ip, v4, v6, compact }
             .write(&mut body);
         if self.rng.u8(..20) > 0 {
@@ -248,6 +257,7 @@ impl World {
 
     fn client_reads(&mut self, number: usize, body: &[u8]) {
         let read = Announced::of(body);
+        self.check_interval(read.interval as u32);
         let peers: Vec<_> = read.peers.iter().map(|(ip, port)| Endpoint::new(*ip, *port)).collect();
         self.check_peers(number, &peers);
         let ever = &self.ever[self.clients[number].torrent];
@@ -304,6 +314,7 @@ impl World {
                 // Of the requester's family.
                 let width = if client.address.is_ipv4() { 6 } else { 18 };
                 assert_eq!((reply.len() - 20) % width, 0);
+                self.check_interval(u32::from_be_bytes(reply[8..12].try_into().unwrap()));
                 let read = |peer| Endpoint::from_compact(peer).unwrap();
                 let peers: Vec<_> = reply[20..].chunks(width).map(read).collect();
                 self.check_peers(number, &peers);
@@ -341,7 +352,14 @@ impl World {
         let client = self.clients.iter().position(|client| client.address == flight.from);
         match client {
             Some(number) => {
+                let refused = hooks::is_refusal(verdict.outcome).then_some(verdict.outcome);
                 if proven && flight.bytes[11] == 1 {
+                    self.check_admitted(number, refused);
+                }
+                if proven && flight.bytes[11] == 2 {
+                    self.check_scraped(number, &reply[..verdict.reply_len]);
+                }
+                if proven && flight.bytes[11] == 1 && refused.is_none() {
                     let left = u64::from_be_bytes(flight.bytes[64..72].try_into().unwrap());
                     self.book(number, left, flight.bytes[83] == 3);
                 } else if verdict.outcome == Outcome::WrongConnectionId {
@@ -439,6 +457,21 @@ fn clients_are_served_through_loss_forgery_and_clock_jumps() {
     for seed in 1..=4 {
         println!("seed {seed}");
         World::new(seed).run(20_000).finish();
+    }
+}
+
+/// The same while hooks refuse some, and are exchanged now and then
+#[test]
+fn hooks_hold_through_loss_forgery_and_clock_jumps() {
+    for seed in 11..=14 {
+        println!("seed {seed}");
+        let mut world = World::new(seed);
+        world.hooks = Some(Hooks::new(seed));
+        let world = world.run(20_000);
+        for outcome in ["forbidden_torrent", "forbidden_client", "too_many_announces"] {
+            assert!(world.answered.contains_key(outcome), "{:?}", world.answered);
+        }
+        world.finish();
     }
 }
 
