@@ -11,7 +11,7 @@ use tsubame::policy::access_list::{AccessList, Mode, Sources};
 use tsubame::policy::limits::{Excess, LimitTerms, Limits};
 use tsubame::policy::{Answer, HookConfig, Plan};
 use tsubame_bench::{fill, info_hash_of, tracker};
-use tsubame_storage::{InfoHash, Seconds};
+use tsubame_storage::Seconds;
 
 /// Torrents on the list, and others in the table
 const LISTED: u32 = 1_000_000;
@@ -73,23 +73,19 @@ fn admit(criterion: &mut Criterion, name: &str, hooks: &[HookConfig]) {
         };
         (0..BATCH).map(announce).collect()
     };
-    let has_lists = !hooks.is_empty();
     let mut group = criterion.benchmark_group("announces of known torrents");
     group.throughput(Throughput::Elements(BATCH as u64));
     group.bench_function(name, |bencher| {
         bencher.iter_batched(
             &mut draw,
             |datagrams| {
-                let ahead = |bytes: &[u8; 98]| {
-                    let hash = bytes[16..36].try_into().expect("twenty bytes");
-                    tracker.swarms().look_ahead(&InfoHash(hash))
-                };
-                let known: Vec<_> = datagrams.iter().filter(|_| has_lists).map(ahead).collect();
-                let touched = known.iter().map(|ahead| tracker.touch(ahead));
+                let ahead = |bytes: &[u8; 98]| tracker.look_ahead_of_lists(bytes);
+                let known: Vec<_> = datagrams.iter().map(ahead).collect();
+                let touched = known.iter().flatten().map(|ahead| tracker.touch(ahead));
                 black_box(touched.fold(0, u8::wrapping_add));
                 let mut admitted = Vec::with_capacity(BATCH);
                 for (at, bytes) in datagrams.iter().enumerate() {
-                    let known = known.get(at);
+                    let known = known[at].as_ref();
                     let taken = tracker.admit_ahead(later, source, bytes, &mut reply, known);
                     let taken = taken.expect("it is permitted");
                     let ahead = known.copied().unwrap_or_else(|| tracker.look_ahead(&taken));

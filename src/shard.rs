@@ -29,7 +29,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tsubame_storage::{Ahead, Census, Family, InfoHash};
 use tsubame_udp::ring::{Received, ReturnPath, Ring};
 use tsubame_udp::steering::SteeringKeys;
-use tsubame_udp::wire::{INFO_HASH_OFFSET, TransactionId};
+use tsubame_udp::wire::TransactionId;
 
 /// Datagrams after which other tasks of this thread get their turn
 const DATAGRAMS_PER_YIELD: usize = 256;
@@ -333,9 +333,7 @@ impl Shard {
         for received in arrived {
             let opened = self.ring.open(received);
             let payload = opened.as_ref().map_or(&[][..], |(datagram, _)| datagram.payload);
-            let hash = payload.get(INFO_HASH_OFFSET..).and_then(|rest| rest.first_chunk());
-            let ahead = hash.map(|hash| self.tracker.swarms().look_ahead(&InfoHash(*hash)));
-            self.known.push(ahead);
+            self.known.push(self.tracker.look_ahead_of_lists(payload));
         }
         let touched = self.known.iter().flatten().map(|ahead| self.tracker.touch(ahead));
         std::hint::black_box(touched.fold(0, u8::wrapping_add));

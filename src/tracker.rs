@@ -18,8 +18,9 @@ use tsubame_storage::{
 };
 use tsubame_udp::connection_id::ConnectionIds;
 use tsubame_udp::wire::{
-    self, ANNOUNCE_REPLY_LEN, AnnounceReply, ERROR_REPLY_LEN, Request, SCRAPE_LEN_MIN,
-    TransactionId, write_connect, write_error, write_scrape_header, write_scrape_row,
+    self, ACTION_ANNOUNCE, ANNOUNCE_REPLY_LEN, AnnounceReply, ERROR_REPLY_LEN, Request,
+    SCRAPE_LEN_MIN, TransactionId, write_connect, write_error, write_scrape_header,
+    write_scrape_row,
 };
 
 /// What the operator promises to clients
@@ -252,6 +253,19 @@ impl Tracker {
         }
     }
 
+    /// A look at the table for the torrent of an announce, where there are lists: see [`Self::admit_ahead`]
+    ///
+    /// Before it is known whether its source is forged: a flood of forged announces costs a look each.
+    pub fn look_ahead_of_lists(&self, datagram: &[u8]) -> Option<Ahead> {
+        if !self.policy.has_lists()
+            || datagram.get(wire::header::ACTION)? != ACTION_ANNOUNCE.to_be_bytes()
+        {
+            return None;
+        }
+        let info_hash = datagram.get(wire::announce::INFO_HASH)?.first_chunk()?;
+        Some(self.swarms.look_ahead(&InfoHash(*info_hash)))
+    }
+
     /// The first look at the table for a batch: see [`Swarms::look_ahead`]
     pub fn look_ahead(&self, admitted: &Admitted) -> Ahead {
         self.swarms.look_ahead(&admitted.info_hash())
@@ -296,9 +310,10 @@ impl Tracker {
         datagram: &[u8],
         reply: &mut [u8],
     ) -> Verdict {
-        match self.admit(now, source, datagram, reply) {
+        let known = self.look_ahead_of_lists(datagram);
+        match self.admit_ahead(now, source, datagram, reply, known.as_ref()) {
             Ok(admitted) => {
-                let ahead = self.look_ahead(&admitted);
+                let ahead = known.unwrap_or_else(|| self.look_ahead(&admitted));
                 self.answer(now, ahead, &admitted, datagram, reply)
             }
             Err(verdict) => verdict,

@@ -85,6 +85,8 @@ impl World {
     pub(crate) fn exchange_hooks(&mut self) {
         let (now, clock) = (self.now, self.clock());
         let Some(hooks) = &mut self.hooks else { return };
+        // A second after they were exchanged.
+        while self.tracker.purge(clock) {}
         if !hooks.is_set || hooks.rng.u64(..EXCHANGED) == 0 {
             hooks.is_set = true;
             let rng = &mut hooks.rng;
@@ -93,7 +95,6 @@ impl World {
             self.tracker.exchange_policy(clock, &mut hooks.plan().policy(1, seed));
             hooks.denied.iter().for_each(|torrent| self.truth[*torrent].clear());
         }
-        while self.tracker.purge(clock) {}
         if now % 3_000 < 60 {
             for client in [GREEDY; 3].as_flattened() {
                 self.clients[*client].due = 0;

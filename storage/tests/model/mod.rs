@@ -15,7 +15,7 @@ const PERIOD: u64 = LIFETIME as u64 / 4;
 const KEEP_COMPLETED: u32 = 12_000;
 
 /// Preferred prefixes, if any are; and up to so many peers all neighbours are sure to come first
-const NEAR: [&[u8]; 2] = [&[28, 20, 16], &[120, 48]];
+const NEAR: [&[u8]; 2] = [&[20, 17], &[124, 48]];
 const ALL_LOOKED_AT: usize = 48;
 
 #[derive(Clone, Copy, Debug)]
