@@ -119,6 +119,8 @@ outcomes! {
     TooManyAnnounces = "too_many_announces",
     /// Refused: announces of more torrents from one source than are permitted
     TooManyTorrents = "too_many_torrents",
+    /// Refused: by a hook that this program brings along beside those of the tracker
+    OwnHook = "own_hook",
     /// The page at `/` was shown
     PageShown = "page_shown",
 }
@@ -149,7 +151,8 @@ impl Outcome {
             | Self::TokenOfAnother
             | Self::TokenNotChecked
             | Self::TooManyAnnounces
-            | Self::TooManyTorrents => "announce",
+            | Self::TooManyTorrents
+            | Self::OwnHook => "announce",
             Self::Scraped
             | Self::ShedScrape
             | Self::ScrapeNotCovered

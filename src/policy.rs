@@ -5,8 +5,8 @@
 //! asks again. A [`Plan`] is made once, by a helper thread, and holds the lists; each shard makes its own [`Policy`]
 //! of it, which holds the counts.
 //!
-//! To add a hook: a file here, a variant of `HookPlan` and `Hook`, its options in `src/config/hooks.rs` and in
-//! `deploy/hooks.yaml`.
+//! To add a hook: a file here, a variant of `HookConfig`, `HookPlan` and `Hook`, its options in
+//! `src/config/hooks.rs` and in `deploy/hooks.yaml`. Or, without a change here, one of one's [`own`].
 
 pub mod access_list;
 pub mod clients;
@@ -15,6 +15,7 @@ pub mod interval;
 pub mod jwt;
 pub mod limits;
 pub mod networks;
+pub mod own;
 mod parameters;
 pub mod passkeys;
 mod plan;
@@ -32,12 +33,13 @@ use ipnet::IpNet;
 use jwt::{Jwt, JwtTerms, KeySource};
 use limits::{Excess, LimitTerms, Limits, TooMuch};
 use networks::Networks;
+use own::{Own, OwnHook};
 use passkeys::Passkeys;
 use plan::Torrents;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tsubame_storage::{InfoHash, PeerId, Subnets};
+use tsubame_storage::{Event, InfoHash, PeerId, Subnets};
 use tsubame_udp::wire::UrlData;
 
 /// A hook as the config has it
@@ -80,6 +82,8 @@ pub enum HookConfig {
     IntervalLoad(ByLoad),
     /// Neighbours are handed out first
     SubnetPreference(Subnets),
+    /// What the program brings along beside these
+    Own(Own),
 }
 
 impl HookConfig {
@@ -146,6 +150,7 @@ enum Hook {
     Limits(Limits),
     IntervalVariation(Variation),
     IntervalLoad(ByLoad, Load),
+    Own(Arc<dyn OwnHook>),
 }
 
 /// A shard's policy
@@ -173,6 +178,12 @@ pub struct Asked<'a> {
     pub info_hash: &'a InfoHash,
     /// What the client calls itself
     pub peer_id: &'a PeerId,
+    /// Where it says that it listens
+    pub port: u16,
+    /// Why it announces
+    pub event: Event,
+    /// Bytes it lacks, by its own account
+    pub left: u64,
     /// Whether it is known that no list forbids the torrent
     pub is_served: bool,
 }
@@ -382,6 +393,9 @@ impl Hook {
                 told.interval_secs = by_load.interval(told.interval_secs, load);
                 Ok(())
             }
+            Self::Own(hook) => hook
+                .judge(asked, parameters, told)
+                .map_err(|answer| Refusal { outcome: Outcome::OwnHook, answer }),
             Self::AccessList(_) | Self::Clients(_) => Ok(()),
         }
     }

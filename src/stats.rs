@@ -139,7 +139,7 @@ impl Figures {
     pub fn refused_by_policy(&self) -> u64 {
         use Outcome::{
             BadToken, ExpiredToken, ForbiddenClient, ForbiddenNetwork, ForbiddenTorrent, NoPasskey,
-            NoToken, ScrapeNotCovered, TokenNotChecked, TokenOfAnother, TooManyAnnounces,
+            NoToken, OwnHook, ScrapeNotCovered, TokenNotChecked, TokenOfAnother, TooManyAnnounces,
             TooManyTorrents, UnknownTokenKey, WrongPasskey,
         };
         let refused = [
@@ -157,6 +157,7 @@ impl Figures {
             ScrapeNotCovered,
             TooManyAnnounces,
             TooManyTorrents,
+            OwnHook,
         ];
         refused.iter().map(|outcome| self.of(*outcome)).sum()
     }

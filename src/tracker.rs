@@ -438,8 +438,9 @@ impl Tracker {
         let (info_hash, peer_id) = (announce.info_hash(), announce.peer_id());
         let is_served = matches!(self.purge, Purging::Done)
             && ahead.is_some_and(|ahead| self.swarms.knows(ahead, &info_hash));
+        let (port, event, left) = (announce.port(), announce.event(), announce.left());
         let (info_hash, peer_id) = (&info_hash, &peer_id);
-        let asked = Asked { now, source, info_hash, peer_id, is_served };
+        let asked = Asked { now, source, info_hash, peer_id, port, event, left, is_served };
         self.policy.judge(&asked, Carrier::Url(announce.url_data()), self.terms.told())
     }
 
@@ -478,8 +479,10 @@ impl Tracker {
         parameters: Parameters<'_>,
     ) -> Result<Announce, Refusal> {
         let source = source.to_canonical();
-        let query::Announce { info_hash, peer_id, .. } = query;
-        let asked = Asked { now, source, info_hash, peer_id, is_served: false };
+        let query::Announce { info_hash, peer_id, port, event, left, .. } = query;
+        let (port, event, left) = (*port, *event, *left);
+        let is_served = false;
+        let asked = Asked { now, source, info_hash, peer_id, port, event, left, is_served };
         let carrier = Carrier::Http(parameters);
         let told = self.policy.judge(&asked, carrier, self.terms.told())?;
         Ok(Announce {

@@ -12,6 +12,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::Command;
 
 #[test]
 fn each_hook_refuses_over_both_protocols_and_is_counted() {
@@ -172,4 +174,28 @@ fn neighbours_are_handed_out_first_over_both_protocols() {
     world.tracker.write_config(&policy::config(2, "").replace("hooks:", "hooks: []"));
     assert_eq!(world.ask("POST", "/v1/reload").0, 200);
     policy::wait_until(|| ask(&mut world).iter().all(|peers| count(peers, site) < 40));
+}
+
+/// The program of `examples/own_hook.rs` serves with its hook, and reads it again
+#[test]
+fn a_hook_of_ones_own_is_asked() {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--example", "own_hook"]);
+    cargo.args((!cfg!(debug_assertions)).then_some("--release"));
+    assert!(cargo.status().unwrap().success());
+    let built = Path::new(env!("CARGO_BIN_EXE_tsubame")).with_file_name("examples/own_hook");
+    let hooks = "  - {name: ports, options: {deny: [53, 7001]}}\n";
+    let world = World::under(2, hooks, |command| {
+        let mut program = Command::new(built);
+        program.args(command.get_args());
+        program
+    });
+    let told = "no peer listens on this port";
+    assert_eq!(world.both(1, CLIENT, ""), [error(told), error(told)]);
+    for protocol in ["udp", "http"] {
+        world.wait_for_metric("own_hook", protocol, 1);
+    }
+    world.tracker.write_config(&policy::config(2, &hooks.replace("7001", "80")));
+    assert_eq!(world.ask("POST", "/v1/reload").0, 200);
+    policy::wait_until(|| world.both(1, CLIENT, "") == [Swarm(0, 1, 1_800), Swarm(0, 1, 1_800)]);
 }

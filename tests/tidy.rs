@@ -44,7 +44,7 @@ fn sources(folder: &str) -> BTreeMap<PathBuf, String> {
 }
 
 fn all_sources() -> BTreeMap<PathBuf, String> {
-    let folders = ["src", "udp", "http", "storage", "benches", "fuzz", "tests"];
+    let folders = ["src", "udp", "http", "storage", "benches", "examples", "fuzz", "tests"];
     folders.into_iter().flat_map(sources).collect()
 }
 

@@ -7,6 +7,7 @@ use crate::policy::clients::{Clients, parse_prefix};
 use crate::policy::interval::{ByLoad, Variation};
 use crate::policy::jwt::{JwtTerms, KeySource, LEEWAY_SECS_MAX};
 use crate::policy::limits::{Excess, LimitTerms};
+use crate::policy::own::{self, Kind, Own};
 use crate::policy::{Answer, HookConfig};
 use serde_yaml::Value;
 use std::path::PathBuf;
@@ -37,6 +38,11 @@ pub(super) fn read(root: &mut Section<'_>) -> Vec<HookConfig> {
     let mut hooks = Vec::new();
     root.each("hooks", |mut hook| {
         let name = hook.value("name", String::new(), values::text);
+        if let Some(kind) = own::kinds().iter().find(|kind| kind.name == name) {
+            hooks.extend(own_hook(kind, &mut hook));
+            hook.end();
+            return;
+        }
         let mut options = hook.section("options");
         let read = match name.as_str() {
             "access_list" => Some(access_list(&mut options)),
@@ -64,6 +70,20 @@ pub(super) fn read(root: &mut Section<'_>) -> Vec<HookConfig> {
     hooks
 }
 
+/// A hook of one's own, whose options only its maker knows
+fn own_hook(kind: &Kind, hook: &mut Section<'_>) -> Option<HookConfig> {
+    let options = hook.value("options", serde_json::Value::Null, |value| {
+        serde_json::to_value(value).map_err(|error| format!("{error}; write keys with values"))
+    });
+    match (kind.make)(&options) {
+        Ok(made) => Some(HookConfig::Own(Own { given: (kind.name, options), hook: made })),
+        Err(mistake) => {
+            hook.mistake("options", mistake);
+            None
+        }
+    }
+}
+
 fn prefers_subnets(hook: &HookConfig) -> bool {
     matches!(hook, HookConfig::SubnetPreference(_))
 }
@@ -79,12 +99,14 @@ fn counterpart(name: &str) -> Option<&'static str> {
 }
 
 fn unknown(name: &str) -> String {
+    let own = own::kinds().iter().map(|kind| kind.name);
+    let names: Vec<_> = NAMES.into_iter().chain(own).collect();
     let near = |known: &&&str| strsim::damerau_levenshtein(known, name) <= 3;
-    let meant = counterpart(name).or_else(|| NAMES.iter().find(near).copied());
+    let meant = counterpart(name).or_else(|| names.iter().find(near).copied());
     match meant {
-        _ if name.is_empty() => format!("is missing; give one of {}", NAMES.join(", ")),
+        _ if name.is_empty() => format!("is missing; give one of {}", names.join(", ")),
         Some(meant) => format!("{name:?} is no hook; did you mean {meant}?"),
-        None => format!("{name:?} is no hook; there are {}", NAMES.join(", ")),
+        None => format!("{name:?} is no hook; there are {}", names.join(", ")),
     }
 }
 

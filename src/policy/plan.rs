@@ -6,6 +6,7 @@ use super::interval::{ByLoad, Load, Variation};
 use super::jwt::{self, Jwt, JwtTerms, KeySet, KeySource};
 use super::limits::{LimitTerms, Limits};
 use super::networks::{Networks, NetworksError};
+use super::own::OwnHook;
 use super::passkeys::{KeysError, Passkeys};
 use super::{Answer, Hook, HookConfig, Policy, Scrapes};
 use std::sync::Arc;
@@ -41,6 +42,7 @@ enum HookPlan {
     Limits(LimitTerms),
     IntervalVariation(Variation),
     IntervalLoad(ByLoad),
+    Own(Arc<dyn OwnHook>),
 }
 
 /// All hooks with their lists: the same for all shards
@@ -87,6 +89,7 @@ impl Plan {
                     HookPlan::IntervalVariation(variation.clone())
                 }
                 HookConfig::IntervalLoad(by_load) => HookPlan::IntervalLoad(by_load.clone()),
+                HookConfig::Own(own) => HookPlan::Own(own.hook.clone()),
             });
         }
         Ok(plan)
@@ -162,6 +165,7 @@ impl Plan {
             HookPlan::Limits(terms) => Hook::Limits(Limits::new(terms.clone(), shards, seed)),
             HookPlan::IntervalVariation(variation) => Hook::IntervalVariation(variation.clone()),
             HookPlan::IntervalLoad(by_load) => Hook::IntervalLoad(by_load.clone(), Load::default()),
+            HookPlan::Own(hook) => Hook::Own(hook.clone()),
         };
         let hooks: Vec<_> = self.hooks.iter().map(hook).collect();
         Policy {
@@ -169,7 +173,7 @@ impl Plan {
             subnets: self.subnets,
             reads_parameters: hooks
                 .iter()
-                .any(|hook| matches!(hook, Hook::Passkey(..) | Hook::Jwt(_))),
+                .any(|hook| matches!(hook, Hook::Passkey(..) | Hook::Jwt(_) | Hook::Own(_))),
             covers_scrapes: hooks.iter().any(Hook::covers_scrapes),
             has_lists: hooks.iter().any(|hook| matches!(hook, Hook::AccessList(_))),
             hooks,

@@ -21,6 +21,7 @@ mod part;
 mod pass;
 mod room;
 mod select;
+mod space;
 mod subnets;
 mod swarms;
 mod sweep;
@@ -29,8 +30,9 @@ mod words;
 
 pub use announced::{Announced, Change, Refusal};
 pub use pass::{Page, Pass};
+pub use space::PeerSpace;
 pub use subnets::{LENGTHS_MAX, Lengths, Subnets};
-pub use swarms::{Ahead, Announce, Caps, PeerSpace, Settings, Swarms, Totals};
+pub use swarms::{Ahead, Announce, Caps, Settings, Swarms, Totals};
 pub use sweep::Purge;
 pub use time::Seconds;
 pub use words::{Census, Counts, Endpoint, Event, Family, InfoHash, PeerId, Role, Scope};

@@ -109,7 +109,8 @@ impl Page {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::swarms::{Announce, Caps, PeerSpace, Settings};
+    use crate::space::PeerSpace;
+    use crate::swarms::{Announce, Caps, Settings};
     use crate::time::Seconds;
     use crate::words::{Endpoint, Event, Family, Role};
     use std::collections::BTreeSet;

@@ -13,8 +13,8 @@ pub struct Subnets {
     pub v4: Lengths,
     /// Prefixes that make IPv6 addresses neighbours
     pub v6: Lengths,
-    /// Percent of a reply that come from anywhere all the same: neighbours who know only each other are an island, which
-    /// lacks what none of them has
+    /// Percent of a reply that come from anywhere all the same: neighbours who know only each other are an island,
+    /// which lacks what none of them has
     pub at_random_percent: u8,
 }
 

@@ -6,6 +6,7 @@ use crate::index::{POSITIONS_MAX, PositionIndex};
 use crate::part::{EndpointKey, Part, Roles, Rules, V4, V6, flags, record_of, scope_flags};
 use crate::room::{BLOCK_PEERS_MAX, Homes, Store, Width};
 use crate::select::{Near, Requester, select};
+use crate::space::{PeerSpace, cut, v4_share};
 use crate::subnets::{Lengths, Subnets};
 use crate::sweep::Hand;
 use crate::time::{Seconds, Ticks};
@@ -56,29 +57,6 @@ pub struct Announce {
     pub role: Role,
     /// Why it announces
     pub event: Event,
-}
-
-/// Where the peers go, in compact form (BEP 23, BEP 7); as many as there is room for
-///
-/// An empty slice asks for none of that family.
-#[derive(Debug)]
-pub struct PeerSpace<'a> {
-    /// 6 bytes a peer
-    pub v4: &'a mut [u8],
-    /// 18 bytes a peer
-    pub v6: &'a mut [u8],
-    /// Peers of both families together, at most; neither gets less than a quarter if it has as many
-    pub most: usize,
-}
-
-impl<'a> PeerSpace<'a> {
-    /// Room for peers of one family
-    pub fn of(family: Family, out: &'a mut [u8]) -> Self {
-        match family {
-            Family::V4 => Self { v4: out, v6: &mut [], most: usize::MAX },
-            Family::V6 => Self { v4: &mut [], v6: out, most: usize::MAX },
-        }
-    }
 }
 
 /// What a table holds
@@ -552,26 +530,6 @@ impl Swarms {
         let part = self.store.part::<N>(position);
         select(&part, requester, own, &rules, &mut self.rng, out)
     }
-}
-
-/// Leaves room for so many peers at most
-fn cut(room: &mut &mut [u8], family: Family, peers: usize) {
-    let len = peers.saturating_mul(family.compact_len()).min(room.len());
-    *room = &mut std::mem::take(room)[..len];
-}
-
-/// How many of `most` peers are IPv4, with so many of either family to pick from
-///
-/// As it is in the swarm, so that every peer has the same chance; but a family that is rare gets a quarter, since a
-/// client that has only that one can use no other.
-fn v4_share(most: usize, of_v4: usize, of_v6: usize) -> usize {
-    let all = of_v4 + of_v6;
-    if all <= most {
-        return of_v4;
-    }
-    let (least_v4, least_v6) = (of_v4.min(most / 4), of_v6.min(most / 4));
-    let exact = (most as u64 * of_v4 as u64 / all as u64) as usize;
-    exact.clamp(least_v4, most - least_v6)
 }
 
 /// How near the memory ceiling is

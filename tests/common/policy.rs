@@ -4,6 +4,7 @@ use super::http::{Announced, Connection, escaped, failure};
 use super::{Announce, Client, PATIENCE, Tracker, control_of, cpus, info_hash_of, now};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
 use tsubame_storage::InfoHash;
 
 pub(crate) const NOT_SERVED: &str = "this torrent is not served by this tracker";
@@ -97,7 +98,16 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(shards: usize, hooks: &str) -> Self {
-        let mut tracker = Tracker::start(&config(shards, hooks));
+        Self::under(shards, hooks, |command| command)
+    }
+
+    /// One that is started in circumstances of one's own
+    pub(crate) fn under(
+        shards: usize,
+        hooks: &str,
+        prepare: impl FnOnce(Command) -> Command,
+    ) -> Self {
+        let mut tracker = Tracker::start_under(&config(shards, hooks), prepare);
         let udp = Client::connected("127.0.0.1", tracker.addresses()[0]);
         let (http, control) = (tracker.addresses_of("http")[0], control_of(&mut tracker));
         Self { tracker, udp, http, control }
