@@ -1,6 +1,7 @@
 //! All that is drawn at start, in one value: a new version that takes over from a running one, or a node
 //! that restarts from a snapshot, must go on with the same.
 
+use crate::policy::seeds::Seeds;
 use serde::{Deserialize, Serialize};
 use tsubame_udp::connection_id::Key;
 use tsubame_udp::steering::SteeringKeys;
@@ -12,6 +13,7 @@ pub struct Identity {
     steering_words: [u32; 5],
     table_hash_key: (u64, u64),
     seed: u64,
+    policy_key: (u64, u64),
     /// How many shards own the info hashes
     pub shards: u16,
 }
@@ -34,7 +36,8 @@ impl Identity {
         }
         let table_hash_key = (getrandom::u64()?, getrandom::u64()?);
         let seed = getrandom::u64()?;
-        Ok(Self { connection_id_key, steering_words, table_hash_key, seed, shards })
+        let policy_key = (getrandom::u64()?, getrandom::u64()?);
+        Ok(Self { connection_id_key, steering_words, table_hash_key, seed, policy_key, shards })
     }
 
     /// The key for connection ids where none is configured
@@ -50,6 +53,11 @@ impl Identity {
     /// Keys the hash tables
     pub fn table_hash_key(&self) -> (u64, u64) {
         self.table_hash_key
+    }
+
+    /// What policy draws begins with these
+    pub fn policy_seeds(&self) -> Seeds {
+        Seeds::new(self.policy_key)
     }
 
     /// Starts a shard's generator for picking peers

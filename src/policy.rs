@@ -19,6 +19,7 @@ pub mod own;
 mod parameters;
 pub mod passkeys;
 mod plan;
+pub mod seeds;
 pub mod torrent;
 
 pub use parameters::Parameters;

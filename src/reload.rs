@@ -7,21 +7,27 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::http::Certificate;
 use crate::policy::access_list::append_change;
-use crate::policy::jwt::KeySet;
+use crate::policy::jwt::{KeySet, KeySource, KeysError};
+use crate::policy::seeds::Seeds;
 use crate::policy::{HookConfig, Plan, Policy};
 use crate::report;
 use std::collections::VecDeque;
 use std::fs;
 use std::future::pending;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tsubame_storage::InfoHash;
 
 /// When a key set is fetched again that could not be
 const KEYS_AGAIN: Duration = Duration::from_secs(10);
+
+/// Looks take up to one part in so many of a helper's time: a directory may hold a hundred thousand torrents
+const LOOKS_SHARE: u32 = 50;
 
 /// What is to change
 #[derive(Debug)]
@@ -32,11 +38,14 @@ pub enum Job {
     Lists,
     /// A torrent is put on the access list, or taken off
     Change(InfoHash, bool),
-    /// Nothing: a look at whether files have changed, or key sets are due
+    /// Nothing: a look at whether files have changed
     Look,
-    /// Key sets are fetched
-    Keys,
+    /// Key sets that were fetched take the place of those before
+    Keys(Vec<Fetched>),
 }
+
+/// What came of fetching a key set
+pub type Fetched = (KeySource, Result<KeySet, KeysError>);
 
 /// Who asked for a job, and wants to know what came of it
 pub type Reply = oneshot::Sender<Result<String, String>>;
@@ -44,7 +53,8 @@ pub type Reply = oneshot::Sender<Result<String, String>>;
 /// A job and who waits for it
 pub type Command = (Job, Option<Reply>);
 
-/// When a file was written, its length and its number; none if it is not there
+/// When a file was written, its length and its number, or of a directory what stands for those of all in it; none if it
+/// is not there
 pub type Stamp = Option<(SystemTime, u64, u64)>;
 
 /// What is served now, as far as it can change
@@ -56,12 +66,14 @@ struct Current {
     certificate: Option<Arc<Certificate>>,
     shards: u16,
     clock: Clock,
-    /// Draws what the keys of lists and the draws of policies begin with
-    rng: fastrand::Rng,
+    /// Of the keys of lists, and of what policies draw
+    seeds: Seeds,
     /// Of the files that the plan was made from
     stamps: Vec<Stamp>,
     /// What a look has found since, which may still be being written
     seen: Vec<Stamp>,
+    /// When to look again
+    look_due: Duration,
     /// When key sets are to be fetched
     keys_due: Option<Duration>,
 }
@@ -83,23 +95,36 @@ pub struct Reloads {
     current: Current,
     waiting: VecDeque<Command>,
     running: Option<(JoinHandle<Done>, Option<Reply>)>,
+    /// Beside the others, which a server that does not answer is not to hold up
+    fetching: Option<JoinHandle<Vec<Fetched>>>,
 }
 
 impl Reloads {
-    /// Nothing has changed yet since the start; `seed` draws what is drawn
+    /// Nothing has changed yet since the start
     pub fn new(
         path: Option<PathBuf>,
         (config, stamps): (Config, Vec<Stamp>),
         plan: Plan,
         certificate: Option<Arc<Certificate>>,
-        (shards, seed, clock): (u16, u64, Clock),
+        (shards, seeds, clock): (u16, Seeds, Clock),
     ) -> Self {
-        let rng = fastrand::Rng::with_seed(seed);
         let (config, seen) = (Arc::new(config), stamps.clone());
         let keys_due = plan.key_servers().next().map(|_| clock.elapsed());
-        let current =
-            Current { path, config, plan, certificate, shards, clock, rng, stamps, seen, keys_due };
-        Self { current, waiting: VecDeque::new(), running: None }
+        let look_due = Duration::ZERO;
+        let current = Current {
+            path,
+            config,
+            plan,
+            certificate,
+            shards,
+            clock,
+            seeds,
+            stamps,
+            seen,
+            look_due,
+            keys_due,
+        };
+        Self { current, waiting: VecDeque::new(), running: None, fetching: None }
     }
 
     /// Has a job done when those before it are
@@ -108,10 +133,18 @@ impl Reloads {
         self.begin();
     }
 
-    /// Has somebody look whether files have changed, unless they are busy
+    /// Has somebody look whether files have changed, unless they are busy, and fetch key sets that are due
     pub fn look(&mut self) {
-        if self.running.is_none() {
+        let now = self.current.clock.elapsed();
+        if self.running.is_none() && self.current.look_due <= now {
             self.ask((Job::Look, None));
+        }
+        if self.fetching.is_none() && self.current.keys_due.is_some_and(|due| due <= now) {
+            let servers = self.current.plan.key_servers().map(|(source, _)| source.clone());
+            let servers: Vec<_> = servers.collect();
+            let fetch = |source: KeySource| (source.clone(), KeySet::load(&source));
+            let fetch = move || servers.into_iter().map(fetch).collect();
+            self.fetching = Some(tokio::task::spawn_blocking(fetch));
         }
     }
 
@@ -127,8 +160,17 @@ impl Reloads {
 
     /// Waits for the job that is being done; returns the new policies of the shards, none if they keep theirs
     pub async fn done(&mut self) -> Vec<Policy> {
-        let Some((job, _)) = &mut self.running else { return pending().await };
-        let done = job.await;
+        let (running, fetching) = (&mut self.running, &mut self.fetching);
+        let done = tokio::select! {
+            done = ended(running.as_mut().map(|(job, _)| job)) => done,
+            fetched = ended(fetching.as_mut()) => {
+                *fetching = None;
+                // Without a helper's answer there is nothing to take over, and it is due still.
+                self.waiting.extend(fetched.ok().map(|fetched| (Job::Keys(fetched), None)));
+                self.begin();
+                return Vec::new();
+            }
+        };
         let reply = self.running.take().and_then(|(_, reply)| reply);
         let (said, policies) = match done {
             Ok(Done { current, said, policies, next }) => {
@@ -141,7 +183,11 @@ impl Reloads {
                 }
                 (said, policies)
             }
-            Err(_) => (Err("the helper thread was ended".to_owned()), Vec::new()),
+            Err(error) => {
+                let said = format!("a helper thread has ended: {error}; ask again");
+                tracing::error!("{said}");
+                (Err(said), Vec::new())
+            }
         };
         if let Some(reply) = reply {
             // Whoever asked may have gone.
@@ -149,6 +195,14 @@ impl Reloads {
         }
         self.begin();
         policies
+    }
+}
+
+/// Waits for the end of a task, for ever if there is none
+async fn ended<T>(task: Option<&mut JoinHandle<T>>) -> Result<T, JoinError> {
+    match task {
+        Some(task) => task.await,
+        None => pending().await,
     }
 }
 
@@ -165,24 +219,24 @@ impl Current {
             Job::Change(hash, on) => self.change(hash, on),
             Job::Look => {
                 changed = false;
+                let began = self.clock.elapsed();
                 let found = stamps(&self.config);
+                let ended = self.clock.elapsed();
+                self.look_due = ended + (ended - began) * LOOKS_SHARE;
                 // Twice the same: nobody is writing it any more.
                 if found != self.stamps && found == self.seen {
                     next = Some(Job::Lists);
-                } else if self.keys_due.is_some_and(|due| due <= self.clock.elapsed()) {
-                    next = Some(Job::Keys);
                 }
                 self.seen = found;
                 Ok(String::new())
             }
-            Job::Keys => {
-                let fetched = self.fetch_keys();
-                changed = fetched.as_ref().is_ok_and(|said| !said.is_empty());
-                fetched
+            Job::Keys(fetched) => {
+                changed = self.take_keys(fetched);
+                Ok(String::new())
             }
         };
         let count = if changed && said.is_ok() { self.shards } else { 0 };
-        let policies = (0..count).map(|_| self.plan.policy(self.shards, self.rng.u64(..)));
+        let policies = (0..count).map(|_| self.plan.policy(self.shards, self.seeds.draw()));
         let policies = policies.collect();
         Done { current: self, said, policies, next }
     }
@@ -235,7 +289,7 @@ impl Current {
     }
 
     fn read_lists(&mut self, why: &str) -> Result<String, String> {
-        self.plan = Plan::load(&self.config.hooks, &self.plan, self.rng.u64(..))
+        self.plan = Plan::load(&self.config.hooks, &self.plan, self.seeds.draw())
             .map_err(|error| error.to_string())?;
         if self.plan.key_servers().next().is_some() {
             // New servers may be among them.
@@ -246,35 +300,38 @@ impl Current {
         Ok(format!("{why}: {policy}{certificate}"))
     }
 
-    /// Fetches key sets; what cannot be fetched keeps its keys and is tried again soon
-    fn fetch_keys(&mut self) -> Result<String, String> {
-        let servers: Vec<_> =
-            self.plan.key_servers().map(|(source, every)| (source.clone(), every)).collect();
-        let (mut said, mut failed, mut again) = (String::new(), String::new(), None);
-        for (source, every) in servers {
-            let every = match KeySet::load(&source) {
-                Ok(keys) => {
+    /// Goes by key sets that were fetched; what could not be fetched keeps its keys and is tried again soon. True if
+    /// there are others now
+    fn take_keys(&mut self, mut fetched: Vec<Fetched>) -> bool {
+        let servers = self.plan.key_servers().map(|(source, every)| (source.clone(), every));
+        let (mut changed, mut again) = (false, None);
+        for (source, every) in servers.collect::<Vec<_>>() {
+            let found = fetched.iter().position(|(of, _)| *of == source);
+            let after = match found.map(|at| fetched.swap_remove(at).1) {
+                Some(Ok(keys)) => {
                     let keys = Arc::new(keys);
                     if self.plan.set_keys(&source, &keys) {
-                        said = format!("hooks: jwt: a new key set of {} keys", keys.len());
+                        changed = true;
+                        tracing::info!("hooks: jwt: a new key set of {} keys", keys.len());
                     }
                     every
                 }
-                Err(error) => {
-                    failed =
-                        format!("hooks: jwt: {error}; tokens are checked with the keys before");
+                Some(Err(error)) => {
+                    tracing::error!("hooks: jwt: {error}; tokens are checked with the keys before");
                     every.min(KEYS_AGAIN)
                 }
+                // It is of a config that was read meanwhile.
+                None => Duration::ZERO,
             };
-            again = Some(again.map_or(every, |other: Duration| other.min(every)));
+            again = Some(again.map_or(after, |other: Duration| other.min(after)));
         }
         self.keys_due = again.map(|after| self.clock.elapsed() + after);
-        if !failed.is_empty() && said.is_empty() { Err(failed) } else { Ok(said) }
+        changed
     }
 
     fn change(&mut self, hash: InfoHash, on: bool) -> Result<String, String> {
         let mut plan = self.plan.clone();
-        if !plan.change_list(hash, on, self.rng.u64(..)) {
+        if !plan.change_list(hash, on, self.seeds.draw()) {
             return Err("there must be exactly one access_list among the hooks".to_owned());
         }
         let Some(file) = changes(&self.config) else {
@@ -298,10 +355,26 @@ fn changes(config: &Config) -> Option<&Path> {
 
 /// Stamps of all files that the hooks are read from: to be taken before those are read
 pub fn stamps(config: &Config) -> Vec<Stamp> {
-    use std::os::unix::fs::MetadataExt;
-    let stamp = |path: &Path| {
-        let data = fs::metadata(path).ok()?;
-        Some((data.modified().ok()?, data.len(), data.ino()))
-    };
     config.hooks.iter().flat_map(HookConfig::files).map(stamp).collect()
+}
+
+fn stamp(path: &Path) -> Stamp {
+    let data = fs::metadata(path).ok()?;
+    let contents = if data.is_dir() { contents(path)? } else { data.len() };
+    Some((data.modified().ok()?, contents, data.ino()))
+}
+
+/// What changes when a file of a directory comes, goes or is written: the directory itself does not when a file that is
+/// there already gets its end
+fn contents(directory: &Path) -> Option<u64> {
+    let mut sum = 0_u64;
+    for file in fs::read_dir(directory).ok()?.map_while(Result::ok) {
+        // One that has gone since is not there.
+        let Ok(data) = file.metadata() else { continue };
+        let mut hasher = DefaultHasher::new();
+        (file.file_name(), data.modified().ok(), data.len(), data.ino()).hash(&mut hasher);
+        // In whatever order they come.
+        sum = sum.wrapping_add(hasher.finish());
+    }
+    Some(sum)
 }

@@ -104,7 +104,8 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let shards = cores.len() as u16;
     let identity = Identity::draw(shards).map_err(RunError::Randomness)?;
     let stamps = reload::stamps(config);
-    let plan = Plan::load(&config.hooks, &Plan::default(), identity.seed(shards))?;
+    let mut seeds = identity.policy_seeds();
+    let plan = Plan::load(&config.hooks, &Plan::default(), seeds.draw())?;
     let mut listeners = Listeners::bind(&config.udp, &identity.steering_keys(), shards, &clock)?;
     let mut http = http::bind(Key::Http, &config.http.listen, shards, &clock)?;
     let mut https = http::bind(Key::Https, &config.http.tls.listen, shards, &clock)?;
@@ -131,7 +132,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
         let number = number as u16;
         let (board, keys) = (boards[usize::from(number)].clone(), identity.steering_keys());
         let mut tracker = tracker(config, &identity, number, ceiling / usize::from(shards));
-        tracker.exchange_policy(clock.now(), &mut plan.policy(shards, identity.seed(number)));
+        tracker.exchange_policy(clock.now(), &mut plan.policy(shards, seeds.draw()));
         let retired = retired.clone();
         let (plain, encrypted) = listeners;
         let http = http::Parts {
@@ -153,7 +154,8 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let watched = Watched { boards, clock };
     let steered = listeners.is_steered();
     let path = path.map(Path::to_owned);
-    let (drawn, listed) = ((shards, identity.seed(shards), clock), plan.listed());
+    let listed = plan.listed();
+    let drawn = (shards, seeds, clock);
     let reloads = Reloads::new(path, (config.clone(), stamps), plan, certificate, drawn);
     let running = Running { supervisor, control: control_port, watched, steered, reloads, to_free };
     let ended = control_plane(&runtime, running, control, |control| {
@@ -334,7 +336,11 @@ async fn send(control: &mut Port, policies: Vec<Policy>) {
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        control.send(shard, Message::Policy(Box::new(policy)));
+        if !control.send(shard, Message::Policy(Box::new(policy))) {
+            tracing::error!(
+                "shard {shard} takes no messages and goes by the hooks before; restart the tracker"
+            );
+        }
     }
     control.ring();
 }

@@ -187,7 +187,9 @@ fn a_hook_of_ones_own_is_asked() {
         name.starts_with("CARGO_") && !["CARGO_HOME", "CARGO_TARGET_DIR"].contains(&name)
     };
     let told = std::env::vars().map(|(name, _)| name).filter(|name| told(name));
-    told.for_each(|name| drop(cargo.env_remove(name)));
+    for name in told {
+        cargo.env_remove(name);
+    }
     assert!(cargo.status().unwrap().success());
     let built = Path::new(env!("CARGO_BIN_EXE_tsubame")).with_file_name("examples/own_hook");
     let hooks = "  - {name: ports, options: {deny: [53, 7001]}}\n";

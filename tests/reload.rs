@@ -173,6 +173,12 @@ fn directories_of_torrents_are_watched() {
     let announce = Announce { info_hash: hash.0, ..Announce::of(0, 7_001) };
     wait_until(|| matches!(over_udp(&world.udp, &announce, CLIENT, ""), Swarm(..)));
     assert_eq!(over_udp(&world.udp, &Announce::of(9, 7_001), CLIENT, ""), error(NOT_SERVED));
+    // One that is copied there slowly, and seen with half of it.
+    let copied = directory.path().join("b.torrent");
+    fs::write(&copied, b"d8:announce1:y4:infod4:name1:b").unwrap();
+    world.tracker.wait_for("b.torrent: is no torrent");
+    fs::write(&copied, b"d8:announce1:y4:infod4:name1:b6:pieces0:ee").unwrap();
+    world.tracker.wait_for("2 info hashes listed");
 }
 
 #[test]

@@ -8,8 +8,10 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use common::http::{Connection, failure, rows_of};
 use common::policy::Answer::Swarm;
-use common::policy::{Answer, CLIENT, World, error, hex, over_http, scrape_target, wait_until};
-use common::{Announce, Client, info_hash_of};
+use common::policy::{
+    Answer, CLIENT, NOT_SERVED, World, config, error, hex, over_http, scrape_target, wait_until,
+};
+use common::{Announce, Client, PATIENCE, info_hash_of, now};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -164,4 +166,26 @@ fn new_tokens_in_a_flood_are_put_off_and_known_ones_are_not() {
     let [bad, put_off] = ["bad_token", "token_not_checked"].map(|it| world.metric(it, "udp"));
     println!("of a flood {bad} tokens were checked and {put_off} put off");
     assert!(bad > 0 && put_off > 0);
+}
+
+#[test]
+fn a_key_server_that_hangs_holds_up_nothing() {
+    // It takes connections and never answers.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let hooks = format!(
+        "  - {{name: access_list, options: {{mode: deny, info_hashes: [{}]}}}}\n  \
+           - {{name: jwt, options: {{jwk_set_url: 'http://{}/'}}}}\n",
+        hex(1),
+        listener.local_addr().unwrap()
+    );
+    let world = World::new(1, &hooks);
+    let hanging = listener.accept().unwrap();
+    let began = now();
+    for torrent in [2, 3] {
+        world.tracker.write_config(&config(1, &hooks.replace(&hex(1), &hex(torrent))));
+        assert_eq!(world.ask("POST", "/v1/reload").0, 200);
+        wait_until(|| world.both(torrent, CLIENT, "")[0] == error(NOT_SERVED));
+    }
+    assert!(began.elapsed() < PATIENCE / 2, "{:?}", began.elapsed());
+    drop(hanging);
 }

@@ -120,6 +120,12 @@ fn mode(options: &mut Section<'_>) -> Mode {
 
 fn access_list(options: &mut Section<'_>) -> HookConfig {
     let mode = mode(options);
+    if !["files", "info_hashes", "torrents", "changes"].iter().any(|key| options.has(key)) {
+        options.missing(
+            "files",
+            "give it, or info_hashes, torrents or changes: where the list comes from",
+        );
+    }
     let sources = Sources {
         files: options.value("files", Vec::new(), values::path_list),
         info_hashes: options.value("info_hashes", Vec::new(), |value| {
@@ -144,6 +150,9 @@ fn access_list(options: &mut Section<'_>) -> HookConfig {
 
 fn clients(options: &mut Section<'_>) -> HookConfig {
     let mode = mode(options);
+    if !options.has("clients") {
+        options.missing("clients", "give beginnings of peer ids, as [-qB, M7-]");
+    }
     let prefixes = options.value("clients", Vec::new(), |value| {
         values::texts(value, |text| {
             parse_prefix(text).ok_or_else(|| {
@@ -155,8 +164,13 @@ fn clients(options: &mut Section<'_>) -> HookConfig {
 }
 
 fn networks(options: &mut Section<'_>) -> HookConfig {
+    let mode = mode(options);
+    if !options.has("networks") && !options.has("files") {
+        options
+            .missing("networks", "give networks, as [10.0.0.0/8], or files with a network a line");
+    }
     HookConfig::Networks {
-        mode: mode(options),
+        mode,
         networks: options.value("networks", Vec::new(), values::networks),
         files: options.value("files", Vec::new(), values::path_list),
     }
@@ -214,6 +228,11 @@ fn limits(options: &mut Section<'_>) -> HookConfig {
     let count = |value: &Value| values::number(value, 0, 1_000_000);
     let announces_per_s = options.value("announces_per_second", 0, count);
     let burst = options.value("burst", announces_per_s.saturating_mul(10), count);
+    if burst < announces_per_s {
+        let cure = format!("{burst} is less than announces_per_second ({announces_per_s})");
+        options
+            .mistake("burst", format!("{cure}, which may all come at once; make it more or equal"));
+    }
     let torrents_per_min = options.value("torrents_per_minute", 0, count);
     if announces_per_s == 0 && torrents_per_min == 0 {
         options.missing("announces_per_second", "give it, or torrents_per_minute, or both");

@@ -160,7 +160,10 @@ fn read_lines(
         if taken == 0 {
             break;
         }
-        if str::from_utf8(&line).ok().and_then(|line| take(line.trim_end())).is_none() {
+        // What editors of another system put first.
+        let bom = if number == 1 { "\u{feff}" } else { "" };
+        let text = str::from_utf8(&line).ok().map(|it| it.strip_prefix(bom).unwrap_or(it));
+        if text.and_then(|line| take(line.trim_end())).is_none() {
             let shown: String =
                 String::from_utf8_lossy(&line).trim_end().chars().take(80).collect();
             return Err(ListError::BadLine(path.to_owned(), number, shown));
@@ -240,7 +243,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("list");
         let v2 = "AB".repeat(32);
-        let text = format!("# of ours\r\n{}\r\n\n  {}  # two\n{v2}\n{}", hex(1), hex(2), hex(2));
+        let text =
+            format!("\u{feff}# of ours\r\n{}\r\n\n  {}  # two\n{v2}\n{}", hex(1), hex(2), hex(2));
         fs::write(&file, text).unwrap();
         let torrents = directory.path().join("torrents");
         fs::create_dir(&torrents).unwrap();

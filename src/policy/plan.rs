@@ -8,6 +8,7 @@ use super::limits::{LimitTerms, Limits};
 use super::networks::{Networks, NetworksError};
 use super::own::OwnHook;
 use super::passkeys::{KeysError, Passkeys};
+use super::seeds::Seeds;
 use super::{Answer, Hook, HookConfig, Policy, Scrapes};
 use std::sync::Arc;
 use std::time::Duration;
@@ -155,14 +156,17 @@ impl Plan {
 
     /// The policy of one of so many shards; `seed` draws what is drawn
     pub fn policy(&self, shards: u16, seed: u64) -> Policy {
+        let mut seeds = Seeds::new((seed, 0));
         let hook = |plan: &HookPlan| match plan {
             HookPlan::AccessList(torrents) => Hook::AccessList(torrents.clone()),
             HookPlan::Clients(clients) => Hook::Clients(clients.clone()),
             HookPlan::Passkey(keys, scrapes) => Hook::Passkey(keys.clone(), *scrapes),
             HookPlan::Jwt(terms, keys) => {
-                Hook::Jwt(Box::new(Jwt::new(terms.clone(), keys.clone(), seed)))
+                Hook::Jwt(Box::new(Jwt::new(terms.clone(), keys.clone(), seeds.draw())))
             }
-            HookPlan::Limits(terms) => Hook::Limits(Limits::new(terms.clone(), shards, seed)),
+            HookPlan::Limits(terms) => {
+                Hook::Limits(Limits::new(terms.clone(), shards, seeds.draw()))
+            }
             HookPlan::IntervalVariation(variation) => Hook::IntervalVariation(variation.clone()),
             HookPlan::IntervalLoad(by_load) => Hook::IntervalLoad(by_load.clone(), Load::default()),
             HookPlan::Own(hook) => Hook::Own(hook.clone()),
@@ -177,7 +181,7 @@ impl Plan {
             covers_scrapes: hooks.iter().any(Hook::covers_scrapes),
             has_lists: hooks.iter().any(|hook| matches!(hook, Hook::AccessList(_))),
             hooks,
-            rng: fastrand::Rng::with_seed(seed),
+            rng: fastrand::Rng::with_seed(seeds.draw()),
             // Enough for any: a packet allocates nothing.
             scratch: Vec::with_capacity(REQUEST_LEN_MAX),
         }

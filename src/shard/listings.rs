@@ -30,11 +30,11 @@ impl Listings {
 impl Shard {
     /// Takes a step towards the page that is asked for
     pub(super) fn list_some(&mut self) {
-        let swarms = self.tracker.swarms();
+        let (swarms, policy) = (self.tracker.swarms(), self.tracker.policy());
         let Some(listing) = self.listings.0.front_mut() else { return };
         let after = listing.request.after;
         let pass = listing.pass.get_or_insert_with(|| Pass::begin(swarms, after));
-        listing.made = listing.made || pass.step(swarms);
+        listing.made = listing.made || pass.step(swarms, |info_hash| policy.serves(info_hash));
         let own = listing.node == usize::from(self.number);
         // It waits while the way is full: a page that is lost would be a list that is cut.
         if !listing.made || !own && !self.port.has_room(listing.node) {

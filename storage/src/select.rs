@@ -12,10 +12,9 @@ const VISITS_MIN: usize = 64;
 
 /// Who asks
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Requester<const N: usize> {
+pub(crate) struct Requester {
     pub(crate) role: Role,
     pub(crate) scope: Scope,
-    pub(crate) near: Option<Near<N>>,
 }
 
 /// Whose neighbours are handed out first
@@ -26,7 +25,7 @@ pub(crate) struct Near<const N: usize> {
     pub(crate) at_random_percent: u8,
 }
 
-impl<const N: usize> Requester<N> {
+impl Requester {
     /// Which combinations of a record's flags it can use, a bit for each value of their low half
     fn usable(self) -> u16 {
         let can_use = |record_flags: u8| {
@@ -45,47 +44,25 @@ const _: () = assert!(flags::PARTIAL_SEED | flags::COMPLETED | flags::SCOPE == L
 /// Copies peers of a part into `out` in compact form, as many as it has room for; returns the bytes
 ///
 /// A leecher gets seeders and leechers as they are mixed in the swarm, every peer with the same chance.
-/// A seeder, partial or not, gets leechers only. Nobody gets itself, at `own`.
+/// A seeder, partial or not, gets leechers only. Nobody gets itself, at `own`. Those who are `near` come first.
 pub(crate) fn select<const N: usize>(
     part: &Part<'_, N>,
-    requester: Requester<N>,
+    requester: Requester,
     own: Option<usize>,
+    near: Option<&Near<N>>,
     rules: &Rules,
     rng: &mut fastrand::Rng,
     out: &mut [u8],
 ) -> usize {
-    let (seeders, end) = (part.roles.seeders as usize, part.roles.len());
     let wanted = out.len() / (N - 2);
-    if wanted == 0 || end == 0 {
+    if wanted == 0 || part.roles.len() == 0 {
         return 0;
     }
-    let usable = requester.usable();
-    let mut sink = Sink { out, written: 0, usable, rules, near: None };
-    let taken = match &requester.near {
-        Some(near) => sink.take_near(part, near, requester.role, own, rng),
-        None => Roles::default(),
-    };
-    let wanted = wanted - taken.len();
-    let own_is_seeder = own.is_some_and(|own| own < seeders);
-    let others = |len: usize, is_own: bool| len - usize::from(is_own);
-    let of_seeders = match requester.role {
-        Role::Leecher => others(seeders, own_is_seeder) - taken.seeders as usize,
-        Role::Seeder | Role::PartialSeed => 0,
-    };
-    let own_leeches = own.is_some() && !own_is_seeder;
-    let of_leechers = others(end - seeders, own_leeches) - taken.leechers as usize;
-    let share = seeder_share(wanted, of_seeders, of_leechers, rng);
-    let mut take = |range, share| match taken.len() {
-        0 => sink.take_run::<N, false>(part, range, own, share, rng),
-        _ => sink.take_run::<N, true>(part, range, own, share, rng),
-    };
-    let mut rest = wanted;
-    if of_seeders > 0 {
-        rest -= take(0..seeders, share);
-    }
-    // Where seeders are of no use to the requester, leechers take their share.
-    if of_leechers > 0 {
-        take(seeders..end, rest);
+    let mut sink = Sink { out, written: 0, usable: requester.usable(), rules, near: None };
+    let role = requester.role;
+    match near {
+        Some(near) => sink.take_near_first(part, near, role, own, rng),
+        None => sink.take_any::<N, false>(part, role, own, Roles::default(), rng),
     }
     sink.written
 }
@@ -113,8 +90,51 @@ struct Sink<'a> {
 }
 
 impl Sink<'_> {
-    /// Takes neighbours, the nearest first and of those any; returns how many of either role
+    /// Takes neighbours as far as they are to come first, then anybody
     #[inline(never)]
+    fn take_near_first<const N: usize>(
+        &mut self,
+        part: &Part<'_, N>,
+        near: &Near<N>,
+        role: Role,
+        own: Option<usize>,
+        rng: &mut fastrand::Rng,
+    ) {
+        let taken = self.take_near(part, near, role, own, rng);
+        self.take_any::<N, true>(part, role, own, taken, rng);
+    }
+
+    /// Takes anybody into what room there is, where so many neighbours were taken already, from whom they are `APART`
+    fn take_any<const N: usize, const APART: bool>(
+        &mut self,
+        part: &Part<'_, N>,
+        role: Role,
+        own: Option<usize>,
+        taken: Roles,
+        rng: &mut fastrand::Rng,
+    ) {
+        let (seeders, end) = (part.roles.seeders as usize, part.roles.len());
+        let wanted = self.out.len() / (N - 2) - taken.len();
+        let own_is_seeder = own.is_some_and(|own| own < seeders);
+        let others = |len: usize, is_own: bool| len - usize::from(is_own);
+        let of_seeders = match role {
+            Role::Leecher => others(seeders, own_is_seeder) - taken.seeders as usize,
+            Role::Seeder | Role::PartialSeed => 0,
+        };
+        let own_leeches = own.is_some() && !own_is_seeder;
+        let of_leechers = others(end - seeders, own_leeches) - taken.leechers as usize;
+        let share = seeder_share(wanted, of_seeders, of_leechers, rng);
+        if of_seeders > 0 {
+            self.take_run::<N, APART>(part, 0..seeders, own, share, rng);
+        }
+        // Where seeders are of no use to the requester, leechers take their share.
+        let rest = (self.out.len() - self.written) / (N - 2);
+        if of_leechers > 0 {
+            self.take_run::<N, APART>(part, seeders..end, own, rest, rng);
+        }
+    }
+
+    /// Takes neighbours, the nearest first and of those any; returns how many of either role
     fn take_near<const N: usize>(
         &mut self,
         part: &Part<'_, N>,
@@ -156,9 +176,7 @@ impl Sink<'_> {
         })
     }
 
-    /// Takes up to `wanted` peers from a run of records that starts anywhere and goes round; returns how many
-    ///
-    /// `APART` from the neighbours that were taken already.
+    /// Takes up to `wanted` peers from a run of records that starts anywhere and goes round
     ///
     /// Records lie in random order, so a run is a sample. One's own record is the fixed point the start is
     /// counted from: the one behind it would otherwise be first twice as often.
@@ -169,8 +187,7 @@ impl Sink<'_> {
         own: Option<usize>,
         wanted: usize,
         rng: &mut fastrand::Rng,
-    ) -> usize {
-        let before = self.written;
+    ) {
         let own = own.filter(|own| range.contains(own));
         let others = range.len() - usize::from(own.is_some());
         let visits = others.min((wanted * VISITS_PER_PEER).max(VISITS_MIN));
@@ -194,7 +211,6 @@ impl Sink<'_> {
             visits -= visited;
             position += visited;
         }
-        (self.written - before) / (N - 2)
     }
 
     /// Takes what is useful of some records, until so many bytes are written; returns how many it looked at

@@ -391,7 +391,9 @@ impl Swarms {
             (None, _) => self.join(position, record, announce, found.sharing, &rules),
         };
         self.count_change(before, position, <Homes as Width<N>>::FAMILY);
-        if let Some(own) = entered.own {
+        if let Some(own) = entered.own
+            && !self.lengths(<Homes as Width<N>>::FAMILY).is_empty()
+        {
             self.introduce::<N>(position, own, &rules);
         }
         entered
@@ -403,7 +405,7 @@ impl Swarms {
         Homes: Width<N>,
     {
         let lengths = self.lengths(<Homes as Width<N>>::FAMILY);
-        if !lengths.is_empty() && self.pressure(0) == Pressure::None {
+        if self.pressure(0) == Pressure::None {
             let rng = &mut self.rng;
             self.store.change(position, |part| part.introduce(own, lengths, rules, rng));
         }
@@ -516,19 +518,14 @@ impl Swarms {
         }
         let rules = self.rules_for::<N>();
         let lengths = self.lengths(<Homes as Width<N>>::FAMILY);
-        let endpoint = announce.endpoint;
-        let near = if lengths.is_empty() {
-            None
-        } else {
-            record_of::<N>(endpoint.address(), endpoint.port(), 0, 0).map(|record| Near {
-                record,
-                lengths,
-                at_random_percent: self.subnets.at_random_percent,
-            })
-        };
-        let requester = Requester { role: announce.role, scope: self.scope(endpoint), near };
+        let (endpoint, at_random_percent) = (announce.endpoint, self.subnets.at_random_percent);
+        let requester = Requester { role: announce.role, scope: self.scope(endpoint) };
+        let near = (!lengths.is_empty())
+            .then(|| record_of::<N>(endpoint.address(), endpoint.port(), 0, 0))
+            .flatten()
+            .map(|record| Near { record, lengths, at_random_percent });
         let part = self.store.part::<N>(position);
-        select(&part, requester, own, &rules, &mut self.rng, out)
+        select(&part, requester, own, near.as_ref(), &rules, &mut self.rng, out)
     }
 }
 

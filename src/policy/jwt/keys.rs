@@ -25,10 +25,10 @@ pub enum KeysError {
     #[error("cannot read {0}: {1}; give a file that this user may read")]
     Unreadable(PathBuf, #[source] std::io::Error),
     /// The server does not answer as it should
-    #[error("cannot fetch {0}: {1}")]
+    #[error("cannot fetch {0}: {1}; see that this machine reaches the server")]
     Unreachable(String, String),
     /// It is no key set
-    #[error("{0}: is no JWK set: {1}")]
+    #[error("{0}: is no JWK set: {1}; give JSON with a list of keys (RFC 7517)")]
     BadSet(String, String),
     /// It has no key that can be used
     #[error(
@@ -139,6 +139,8 @@ fn fetch(url: &str) -> Result<Vec<u8>, KeysError> {
     let mut config = ureq::Agent::config_builder()
         .timeout_global(Some(PATIENCE))
         .max_redirects(3)
+        // Nobody on the way shall send the tracker elsewhere.
+        .https_only(url.starts_with("https:"))
         .user_agent(concat!("tsubame/", env!("CARGO_PKG_VERSION")));
     if url.starts_with("https:") {
         let found = rustls_native_certs::load_native_certs().certs;
