@@ -150,7 +150,7 @@ impl Swarms {
 
     /// Whether the table has a torrent
     pub fn knows(&self, ahead: &Ahead, info_hash: &InfoHash) -> bool {
-        self.find(ahead.hash, info_hash).is_some()
+        self.find(ahead, info_hash).is_some()
     }
 
     /// Enters an announce into its swarm and picks peers for it
@@ -163,7 +163,7 @@ impl Swarms {
     ) -> Announced {
         self.advance(now);
         debug_assert_eq!(ahead.hash, self.hash(&announce.info_hash));
-        let known = self.find(ahead.hash, &announce.info_hash);
+        let known = self.find(&ahead, &announce.info_hash);
         let joins = announce.event != Event::Stopped && announce.endpoint.is_listening();
         let (position, refused) = match known {
             None if joins => match self.add_torrent(ahead.hash, &announce.info_hash) {
@@ -204,7 +204,7 @@ impl Swarms {
 
     /// The figures of a swarm; zeros for one that is not known
     pub fn scrape(&self, ahead: &Ahead, info_hash: &InfoHash) -> Counts {
-        match self.find(ahead.hash, info_hash) {
+        match self.find(ahead, info_hash) {
             Some(position) => self.counts_at(position),
             None => Counts::default(),
         }
@@ -212,7 +212,7 @@ impl Swarms {
 
     /// The same with what only HTTP reports, which takes a little longer
     pub fn census(&self, ahead: &Ahead, info_hash: &InfoHash) -> Census {
-        match self.find(ahead.hash, info_hash) {
+        match self.find(ahead, info_hash) {
             Some(position) => self.census_at(position),
             None => Census::default(),
         }
@@ -300,8 +300,12 @@ impl Swarms {
         self.rules.key.hasher.hash(&info_hash.0)
     }
 
-    fn find(&self, hash: u64, info_hash: &InfoHash) -> Option<u32> {
-        self.index.find(hash, |position| self.store.entry(position).is(info_hash))
+    fn find(&self, ahead: &Ahead, info_hash: &InfoHash) -> Option<u32> {
+        let is_it = |position: u32| self.store.entry(position).is(info_hash);
+        // Mostly the guess is right, and the index need not be looked at again.
+        let guess =
+            ahead.guess.filter(|it| (*it as usize) < self.store.entries.len() && is_it(*it));
+        guess.or_else(|| self.index.find(ahead.hash, is_it))
     }
 
     fn bytes(&self) -> usize {
