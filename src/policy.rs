@@ -163,6 +163,7 @@ pub struct Policy {
     reads_parameters: bool,
     covers_scrapes: bool,
     has_lists: bool,
+    lists_alone: bool,
     rng: fastrand::Rng,
     /// Where the URL of a UDP announce is put together
     scratch: Vec<u8>,
@@ -228,6 +229,11 @@ impl Policy {
     /// Whether there are lists of torrents
     pub fn has_lists(&self) -> bool {
         self.has_lists
+    }
+
+    /// Whether there is nothing else
+    pub fn has_lists_alone(&self) -> bool {
+        self.lists_alone
     }
 
     /// Whether there is anything to be judged by

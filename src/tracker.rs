@@ -435,9 +435,13 @@ impl Tracker {
         if !self.policy.has_hooks() {
             return Ok(self.terms.told());
         }
-        let (info_hash, peer_id) = (announce.info_hash(), announce.peer_id());
+        let info_hash = announce.info_hash();
         let is_served = matches!(self.purge, Purging::Done)
             && ahead.is_some_and(|ahead| self.swarms.knows(ahead, &info_hash));
+        if is_served && self.policy.has_lists_alone() {
+            return Ok(self.terms.told());
+        }
+        let peer_id = announce.peer_id();
         let (port, event, left) = (announce.port(), announce.event(), announce.left());
         let (info_hash, peer_id) = (&info_hash, &peer_id);
         let asked = Asked { now, source, info_hash, peer_id, port, event, left, is_served };

@@ -180,6 +180,7 @@ impl Plan {
                 .any(|hook| matches!(hook, Hook::Passkey(..) | Hook::Jwt(_) | Hook::Own(_))),
             covers_scrapes: hooks.iter().any(Hook::covers_scrapes),
             has_lists: hooks.iter().any(|hook| matches!(hook, Hook::AccessList(_))),
+            lists_alone: hooks.iter().all(|hook| matches!(hook, Hook::AccessList(_))),
             hooks,
             rng: fastrand::Rng::with_seed(seeds.draw()),
             // Enough for any: a packet allocates nothing.
