@@ -11,7 +11,7 @@ use tsubame::policy::access_list::{AccessList, Mode, Sources};
 use tsubame::policy::limits::{Excess, LimitTerms, Limits};
 use tsubame::policy::{Answer, HookConfig, Plan};
 use tsubame_bench::{fill, info_hash_of, tracker};
-use tsubame_storage::Seconds;
+use tsubame_storage::{InfoHash, Seconds};
 
 /// Torrents on the list, and others in the table
 const LISTED: u32 = 1_000_000;
@@ -33,16 +33,31 @@ fn benches(criterion: &mut Criterion) {
     count(criterion);
 }
 
-/// One look at a list that the caches have nothing of: what a torrent costs that the table does not have
+/// Looks at a list that the caches have nothing of: what a torrent costs that the table does not have
 fn look(criterion: &mut Criterion, list: &AccessList) {
     let (mut rng, other) = (Rng::with_seed(7), vec![1_u8; OTHER_BYTES]);
-    let mut cold = || {
-        black_box(other.iter().step_by(64).map(|byte| u64::from(*byte)).sum::<u64>());
-        info_hash_of(rng.u32(..2 * LISTED))
-    };
-    criterion.bench_function("a look at 1M, cold", |bencher| {
-        bencher.iter_batched(&mut cold, |hash| list.contains(&hash), BatchSize::PerIteration);
-    });
+    for (name, first) in [("not among", 0), ("one of", KNOWN)] {
+        for batch in [1, BATCH] {
+            let mut cold = || {
+                black_box(other.iter().step_by(64).map(|byte| u64::from(*byte)).sum::<u64>());
+                let draw = |_| info_hash_of(first + rng.u32(..LISTED));
+                (0..batch).map(draw).collect::<Vec<_>>()
+            };
+            let mut group = criterion.benchmark_group("a look at a list, cold");
+            group.throughput(Throughput::Elements(batch as u64));
+            group.bench_function(format!("{name} 1M, {batch} in a row"), |bencher| {
+                // Each waits for the one before, as they do that come alone.
+                let look = |hashes: Vec<InfoHash>| {
+                    hashes.iter().fold(false, |found, &InfoHash(mut hash)| {
+                        hash[0] ^= u8::from(black_box(found)) >> 1;
+                        list.contains(&InfoHash(hash))
+                    })
+                };
+                bencher.iter_batched(&mut cold, look, BatchSize::PerIteration);
+            });
+            group.finish();
+        }
+    }
 }
 
 /// Announces of known torrents in batches, as a shard admits and answers them
