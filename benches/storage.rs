@@ -132,9 +132,18 @@ fn sweep(criterion: &mut Criterion, name: &str, torrents: u32) {
 fn neighbours(criterion: &mut Criterion) {
     let lengths = |lengths: &[u8]| Lengths::new(lengths).expect("they fall");
     let rack_and_site = Subnets { v4: lengths(&[24, 16]), ..Subnets::default() };
+    // All are of the one prefix, so that what comes at random must be told from those who are there already.
+    let all_near = Subnets { v4: lengths(&[8]), ..Subnets::default() };
     let mut group = criterion.benchmark_group("neighbours");
     for peers in [1_000, 10_000, 100_000_u32] {
-        for (name, subnets) in [("anybody", Subnets::default()), ("rack, site", rack_and_site)] {
+        let anybody = Subnets::default();
+        let all = [
+            ("anybody", anybody, 50),
+            ("rack, site", rack_and_site, 50),
+            ("anybody, 200", anybody, 200),
+            ("all near, 200", all_near, 200),
+        ];
+        for (name, subnets, wanted) in all {
             let mut table = empty_table();
             table.prefer(subnets);
             let announce = |number: u32| {
@@ -144,7 +153,7 @@ fn neighbours(criterion: &mut Criterion) {
                 let (info_hash, role, event) = (info_hash_of(1), Role::Leecher, Event::None);
                 Announce { info_hash, endpoint, role, event }
             };
-            let (mut reply, mut rng) = ([0; REPLY_BYTES], Rng::with_seed(9));
+            let (mut reply, mut rng) = (vec![0; wanted * 6], Rng::with_seed(9));
             for number in 0..peers {
                 enter(&mut table, Seconds(1), &announce(number), &mut reply);
             }

@@ -2,8 +2,8 @@
 
 use crate::config::{self, Config};
 use crate::http::Certificate;
-use crate::policy::Plan;
 use crate::policy::own::{Kind, install};
+use crate::policy::{HookConfig, Plan};
 use crate::run::{RunError, run};
 use crate::supervisor::{EXIT_DONE, EXIT_SHARD, EXIT_START, EXIT_USAGE, end_on_panic};
 use crate::{e2e, log};
@@ -98,15 +98,11 @@ fn run_tracker(path: Option<&std::path::Path>) -> i32 {
 fn check(path: &std::path::Path) -> i32 {
     match Config::load(Some(path)) {
         Ok(config) => {
-            let tls = &config.http.tls;
-            if !tls.listen.is_empty()
-                && let Err(error) = Certificate::load(&tls.certificate, &tls.key)
-            {
-                eprintln!("{}: {error}", path.display());
-                return EXIT_USAGE;
+            let mistakes = mistakes_of_files(&config);
+            for mistake in &mistakes {
+                eprintln!("{}: {mistake}", path.display());
             }
-            if let Err(error) = Plan::load(&config.hooks, &Plan::default(), 0) {
-                eprintln!("{}: {error}", path.display());
+            if !mistakes.is_empty() {
                 return EXIT_USAGE;
             }
             println!("{}: no mistakes", path.display());
@@ -117,6 +113,19 @@ fn check(path: &std::path::Path) -> i32 {
             EXIT_USAGE
         }
     }
+}
+
+/// What is wrong with the files that a config names
+fn mistakes_of_files(config: &Config) -> Vec<String> {
+    let tls = &config.http.tls;
+    let certificate =
+        (!tls.listen.is_empty()).then(|| Certificate::load(&tls.certificate, &tls.key));
+    let certificate = certificate.and_then(Result::err).map(|error| error.to_string());
+    let of_hook = |hook: &HookConfig| {
+        let plan = Plan::load(std::slice::from_ref(hook), &Plan::default(), 0);
+        plan.err().map(|error| error.to_string())
+    };
+    certificate.into_iter().chain(config.hooks.iter().filter_map(of_hook)).collect()
 }
 
 fn import(path: &std::path::Path) -> i32 {

@@ -253,6 +253,20 @@ impl Policy {
         self.hooks.iter().all(permits)
     }
 
+    /// Whether the same torrents are served as by another
+    pub fn serves_as(&self, other: &Self) -> bool {
+        let lists = |policy: &Self| -> Vec<Torrents> {
+            let of = |hook: &Hook| match hook {
+                Hook::AccessList(torrents) => Some(torrents.clone()),
+                _ => None,
+            };
+            policy.hooks.iter().filter_map(of).collect()
+        };
+        let (these, those) = (lists(self), lists(other));
+        these.len() == those.len()
+            && these.iter().zip(&those).all(|(this, that)| this.is_like(that))
+    }
+
     /// Takes over what another policy has counted, as far as it counts the same
     pub fn inherit(&mut self, from: &mut Self) {
         for (new, old) in self.hooks.iter_mut().zip(&mut from.hooks) {
@@ -391,8 +405,9 @@ impl Hook {
             }
             Self::IntervalVariation(variation) => {
                 let added = variation.draw(rng);
-                told.interval_secs += added;
-                told.min_interval_secs += if variation.min_interval { added } else { 0 };
+                let added_min = if variation.min_interval { added } else { 0 };
+                told.interval_secs = told.interval_secs.saturating_add(added);
+                told.min_interval_secs = told.min_interval_secs.saturating_add(added_min);
                 Ok(())
             }
             Self::IntervalLoad(by_load, load) => {

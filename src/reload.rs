@@ -6,7 +6,7 @@
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::http::Certificate;
-use crate::policy::access_list::append_change;
+use crate::policy::access_list::{append_change, is_torrent};
 use crate::policy::jwt::{KeySet, KeySource, KeysError};
 use crate::policy::seeds::Seeds;
 use crate::policy::{HookConfig, Plan, Policy};
@@ -27,7 +27,10 @@ use tsubame_storage::InfoHash;
 const KEYS_AGAIN: Duration = Duration::from_secs(10);
 
 /// Looks take up to one part in so many of a helper's time: a directory may hold a hundred thousand torrents
-const LOOKS_SHARE: u32 = 50;
+const LOOKS_SHARE: u32 = 10;
+
+/// Looks that find something else each time, until lists are read all the same: somebody adds to them all the time
+const RESTLESS_LOOKS: u32 = 5;
 
 /// What is to change
 #[derive(Debug)]
@@ -72,6 +75,8 @@ struct Current {
     stamps: Vec<Stamp>,
     /// What a look has found since, which may still be being written
     seen: Vec<Stamp>,
+    /// How many looks in a row have found something else
+    restless: u32,
     /// When to look again
     look_due: Duration,
     /// When key sets are to be fetched
@@ -121,6 +126,7 @@ impl Reloads {
             seeds,
             stamps,
             seen,
+            restless: 0,
             look_due,
             keys_due,
         };
@@ -140,6 +146,8 @@ impl Reloads {
             self.ask((Job::Look, None));
         }
         if self.fetching.is_none() && self.current.keys_due.is_some_and(|due| due <= now) {
+            // Until it is known what came of it.
+            self.current.keys_due = None;
             let servers = self.current.plan.key_servers().map(|(source, _)| source.clone());
             let servers: Vec<_> = servers.collect();
             let fetch = |source: KeySource| (source.clone(), KeySet::load(&source));
@@ -165,8 +173,9 @@ impl Reloads {
             done = ended(running.as_mut().map(|(job, _)| job)) => done,
             fetched = ended(fetching.as_mut()) => {
                 *fetching = None;
-                // Without a helper's answer there is nothing to take over, and it is due still.
-                self.waiting.extend(fetched.ok().map(|fetched| (Job::Keys(fetched), None)));
+                // Without a helper's answer there is nothing to take over.
+                let fetched = fetched.unwrap_or_default();
+                self.waiting.push_back((Job::Keys(fetched), None));
                 self.begin();
                 return Vec::new();
             }
@@ -224,7 +233,10 @@ impl Current {
                 let ended = self.clock.elapsed();
                 self.look_due = ended + (ended - began) * LOOKS_SHARE;
                 // Twice the same: nobody is writing it any more.
-                if found != self.stamps && found == self.seen {
+                self.restless = if found == self.seen { 0 } else { self.restless + 1 };
+                let is_time = self.restless == 0 || self.restless >= RESTLESS_LOOKS;
+                if found != self.stamps && is_time {
+                    self.restless = 0;
                     next = Some(Job::Lists);
                 }
                 self.seen = found;
@@ -320,7 +332,7 @@ impl Current {
                     tracing::error!("hooks: jwt: {error}; tokens are checked with the keys before");
                     every.min(KEYS_AGAIN)
                 }
-                // It is of a config that was read meanwhile.
+                // It is of a config that was read meanwhile, or the helper has ended.
                 None => Duration::ZERO,
             };
             again = Some(again.map_or(after, |other: Duration| other.min(after)));
@@ -369,8 +381,11 @@ fn stamp(path: &Path) -> Stamp {
 fn contents(directory: &Path) -> Option<u64> {
     let mut sum = 0_u64;
     for file in fs::read_dir(directory).ok()?.map_while(Result::ok) {
-        // One that has gone since is not there.
-        let Ok(data) = file.metadata() else { continue };
+        // As they are read; one that has gone since is not there.
+        let path = file.path();
+        let Some(data) = is_torrent(&path).then(|| fs::metadata(&path).ok()).flatten() else {
+            continue;
+        };
         let mut hasher = DefaultHasher::new();
         (file.file_name(), data.modified().ok(), data.len(), data.ino()).hash(&mut hasher);
         // In whatever order they come.

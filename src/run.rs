@@ -171,7 +171,8 @@ fn control_runtime(shards: u16) -> Result<Runtime, RunError> {
     let everywhere = cpus::affinity();
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(usize::from(shards).max(2))
+        // Two may be held up for long, by a list that is read and a key server that does not answer.
+        .max_blocking_threads(usize::from(shards) + 2)
         // A shard that asks for one starts it on its own core, where it must not stay.
         .on_thread_start(move || {
             cpus::spread(&everywhere);

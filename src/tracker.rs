@@ -142,6 +142,10 @@ impl Tracker {
         policy.inherit(&mut self.policy);
         std::mem::swap(&mut self.policy, policy);
         self.swarms.prefer(self.policy.subnets());
+        if self.policy.serves_as(policy) {
+            // Other hooks have changed: the key set of tokens, perhaps.
+            return;
+        }
         self.purge = match self.policy.has_lists() {
             true => Purging::First(Purge::default(), Seconds(now.monotonic.0 + EXCHANGED_SECS)),
             false => Purging::Done,

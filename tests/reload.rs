@@ -118,7 +118,7 @@ fn no_honest_announce_goes_unanswered_while_hooks_are_exchanged() {
     let directory = tempfile::tempdir().unwrap();
     let list = directory.path().join("list");
     let text: String = (1_000..101_000).map(|torrent| format!("{}\n", hex(torrent))).collect();
-    fs::write(&list, text).unwrap();
+    fs::write(&list, &text).unwrap();
     let file = list.display();
     let hooks = format!("  - {{name: access_list, options: {{mode: deny, files: {file}}}}}\n");
     let world = World::new(2, &hooks);
@@ -142,7 +142,9 @@ fn no_honest_announce_goes_unanswered_while_hooks_are_exchanged() {
                 })
             })
             .collect();
-        for _ in 0..10 {
+        for round in 0..10 {
+            // Other torrents each time, so that swarms are looked through anew.
+            fs::write(&list, &text[41 * 5_000 * round..]).unwrap();
             assert_eq!(world.ask("POST", "/v1/reload").0, 200);
         }
         done.store(true, Ordering::Relaxed);

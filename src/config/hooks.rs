@@ -38,7 +38,8 @@ pub(super) fn read(root: &mut Section<'_>) -> Vec<HookConfig> {
     let mut hooks = Vec::new();
     root.each("hooks", |mut hook| {
         let name = hook.value("name", String::new(), values::text);
-        if let Some(kind) = own::kinds().iter().find(|kind| kind.name == name) {
+        let is_own = |kind: &&Kind| kind.name == name && !NAMES.contains(&kind.name);
+        if let Some(kind) = own::kinds().iter().find(is_own) {
             hooks.extend(own_hook(kind, &mut hook));
             hook.end();
             return;

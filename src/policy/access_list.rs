@@ -101,6 +101,11 @@ impl AccessList {
         if list.changes.len() > CHANGES_MAX { list.compacted(seed) } else { list }
     }
 
+    /// Whether it is another name for the same list
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.base, &other.base) && Arc::ptr_eq(&self.changes, &other.changes)
+    }
+
     /// Whether a hash is on the list
     pub fn contains(&self, hash: &InfoHash) -> bool {
         if self.changes.is_empty() {
@@ -109,14 +114,17 @@ impl AccessList {
         self.changes.get(hash).copied().unwrap_or_else(|| self.base.contains(hash))
     }
 
-    /// How many are on it, changes aside
+    /// How many are on it
     pub fn len(&self) -> usize {
-        self.base.len()
+        let changed = |on| self.changes.iter().filter(move |change| *change.1 == on);
+        let added = changed(true).filter(|(hash, _)| !self.base.contains(hash)).count();
+        let removed = changed(false).filter(|(hash, _)| self.base.contains(hash)).count();
+        self.base.len() + added - removed
     }
 
-    /// Whether nothing is on it, changes aside
+    /// Whether nothing is on it
     pub fn is_empty(&self) -> bool {
-        self.base.is_empty()
+        self.len() == 0
     }
 }
 
@@ -172,12 +180,17 @@ fn read_lines(
     Ok(())
 }
 
+/// Whether a file of a directory is read
+pub fn is_torrent(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == "torrent")
+}
+
 /// The info hashes of all torrents of a directory
 fn read_torrents(directory: &Path, hashes: &mut Vec<InfoHash>) -> Result<(), ListError> {
     let unreadable = |error| ListError::Unreadable(directory.to_owned(), error);
     for file in fs::read_dir(directory).map_err(unreadable)? {
         let path = file.map_err(unreadable)?.path();
-        if path.extension().is_none_or(|ending| ending != "torrent") {
+        if !is_torrent(&path) {
             continue;
         }
         let mut bytes = Vec::new();
@@ -269,9 +282,11 @@ mod tests {
         io::Write::write_all(&mut torn, b"+0707").unwrap();
         append_change(&changes, &hash(4), false).unwrap();
         let list = AccessList::load(&sources, 1).unwrap();
+        assert_eq!(list.len(), 5, "one more and one less");
         assert_eq!([1, 2, 3, 4].map(|byte| list.contains(&hash(byte))), [true, false, true, false]);
         for list in [list.with(hash(1), false, 5).with(hash(4), true, 5), list.compacted(5)] {
             assert!(list.contains(&hash(3)) && !list.contains(&hash(2)));
+            assert_eq!(list.len(), list.compacted(6).len());
         }
         fs::write(torrents.join("b.torrent"), b"d4:spami1ee").unwrap();
         let error = AccessList::load(&sources, 1).unwrap_err().to_string();

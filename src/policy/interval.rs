@@ -35,7 +35,7 @@ impl ByLoad {
         let above = announces_per_s.clamp(self.from, self.to) - self.from;
         let span = u64::from(self.longest_secs.saturating_sub(interval_secs));
         let added = span * u64::from(above) / u64::from((self.to - self.from).max(1));
-        interval_secs + added as u32
+        interval_secs.saturating_add(added as u32)
     }
 }
 

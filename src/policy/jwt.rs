@@ -121,10 +121,13 @@ impl Jwt {
         self.checks_left = CHECKS_PER_TURN;
     }
 
-    /// Takes over what another has found out with the same keys
+    /// Takes over what another has found out with keys that are good still: a key that is added to a set must not have
+    /// all tokens checked anew
     pub fn inherit(&mut self, from: &mut Self) {
-        if self.terms == from.terms && self.keys == from.keys {
+        if self.terms == from.terms && self.keys.has_all_of(&from.keys) {
             std::mem::swap(&mut self.memory, &mut from.memory);
+            // What had no key may have one now.
+            self.memory.key_set += u32::from(self.keys != from.keys);
         }
     }
 
@@ -197,7 +200,7 @@ impl Jwt {
         };
         let known = match verified {
             Ok((hash, from, until)) => Known::Good { hash, from, until, checked_at },
-            Err(Bad::Key) => Known::NoKey { checked_at },
+            Err(Bad::Key) => Known::NoKey { checked_at, key_set: self.memory.key_set },
             Err(Bad::Token | Bad::Time) => Known::Bad { checked_at },
         };
         self.memory.keep(tag, known, now.unix_secs);

@@ -26,7 +26,7 @@ pub trait OwnHook: Debug + Send + Sync {
 /// A kind of hooks that a config may have
 #[derive(Clone, Copy, Debug)]
 pub struct Kind {
-    /// What the config calls it
+    /// What the config calls it: a name that no hook of this crate has
     pub name: &'static str,
     /// Makes one of its `options`, each time a config is read; says what is wrong with them and the cure
     pub make: fn(&Value) -> Result<Arc<dyn OwnHook>, String>,

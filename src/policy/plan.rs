@@ -198,6 +198,11 @@ pub(super) struct Torrents {
 }
 
 impl Torrents {
+    /// Whether it is the same list, as it was read once
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        self.mode == other.mode && self.list.is_same_as(&other.list)
+    }
+
     pub(super) fn permits(&self, hash: &InfoHash) -> bool {
         self.list.contains(hash) == (self.mode == Mode::Allow)
     }

@@ -234,6 +234,7 @@ impl Segment {
         let mut slot = gap;
         loop {
             slot = self.next(slot);
+            effort::slots(1);
             let value = self.slots[slot];
             if value == EMPTY {
                 break;

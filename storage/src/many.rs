@@ -129,11 +129,18 @@ impl<const N: usize> Many<N> {
         self.neighbours.take_if(|neighbours| neighbours.lengths() != lengths);
     }
 
-    /// Neighbours of a record by the length at this place, as far as they are known
-    pub(crate) fn group(&self, level: usize, record: &[u8; N], key: EndpointKey) -> Group {
+    /// Neighbours of a record by the length at this place, as far as they are known by these lengths
+    pub(crate) fn group(
+        &self,
+        lengths: Lengths,
+        level: usize,
+        record: &[u8; N],
+        key: EndpointKey,
+        rng: &mut fastrand::Rng,
+    ) -> Group {
         let peers = Peers { records: &self.records, hasher: key.hasher };
-        let of = |neighbours: &Neighbours| neighbours.group(level, record, &peers);
-        self.neighbours.as_deref().map_or(Group::EMPTY, of)
+        let neighbours = self.neighbours.as_deref().filter(|it| it.lengths() == lengths);
+        neighbours.map_or(Group::EMPTY, |it| it.group(level, record, &peers, rng))
     }
 }
 

@@ -2,17 +2,22 @@
 
 use crate::chunks::Chunks;
 use crate::index::PositionIndex;
-use crate::part::prefix_of;
+use crate::part::{compact, prefix_of};
 use crate::subnets::{Group, Lengths};
 use siphasher::sip::SipHasher13;
 
 /// Records that are looked at when a swarm gets this: as many as it has when it becomes a large one
 const FIRST_LOOK: usize = 65;
 
-/// For each length of prefix an index of peers, of each prefix no more than a group
+/// Peers of a prefix are known by lanes, so that few of them have the same hash: long runs would make each change of
+/// the index look at many slots
+const LANES: u8 = 8;
+const LANE_MAX: usize = 16;
+
+/// For each length of prefix an index of peers, of each prefix no more than fill its lanes
 ///
-/// So all of a prefix lie in one short run. A peer that finds its group full takes the place of any: the group is a
-/// sample of those who announced lately, and nobody is handed out to everybody for good.
+/// A peer that finds its lane full takes the place of any in it: those that are known are a sample of those who
+/// announced lately, and nobody is handed out to everybody for good.
 #[derive(Debug)]
 pub(crate) struct Neighbours {
     lengths: Lengths,
@@ -26,17 +31,33 @@ pub(crate) struct Peers<'a, const N: usize, const CHUNK: usize> {
     pub(crate) hasher: SipHasher13,
 }
 
+/// Which lane of its prefix a peer is in
+fn lane<const N: usize>(record: &[u8; N]) -> u8 {
+    let mix = |sum: u8, byte: &u8| sum.wrapping_mul(31).wrapping_add(*byte);
+    compact(record).iter().fold(0, mix) % LANES
+}
+
 impl<const N: usize, const CHUNK: usize> Peers<'_, N, CHUNK> {
     fn at(&self, position: u32) -> &[u8; N] {
         self.records.at(position as usize)
     }
 
+    /// Where a peer of a prefix is looked for
     fn hash(&self, record: &[u8; N], length: u8) -> u64 {
-        self.hasher.hash(&prefix_of(record).cut(length).bytes())
+        self.hash_of_lane(record, length, lane(record))
     }
 
-    fn share(&self, record: &[u8; N], position: u32, length: u8) -> bool {
-        prefix_of(record).shares(prefix_of(self.at(position)), length)
+    fn hash_of_lane(&self, record: &[u8; N], length: u8, lane: u8) -> u64 {
+        let mut bytes = prefix_of(record).cut(length).bytes();
+        // Of two prefixes that come to the same by this, each is looked for among both.
+        bytes[15] ^= lane;
+        self.hasher.hash(&bytes)
+    }
+
+    /// Whether the peer at a position is of this lane of a record's prefix: what is seen on the way need not be
+    fn is_of(&self, record: &[u8; N], length: u8, of: u8, position: u32) -> bool {
+        let other = self.at(position);
+        lane(other) == of && prefix_of(record).shares(prefix_of(other), length)
     }
 }
 
@@ -65,17 +86,20 @@ impl Neighbours {
         size_of::<Self>() + levels + self.levels.iter().map(PositionIndex::bytes).sum::<usize>()
     }
 
-    /// Those that share a record's prefix of the length at this place
+    /// Some that share a record's prefix of the length at this place
     pub(crate) fn group<const N: usize, const CHUNK: usize>(
         &self,
         level: usize,
         record: &[u8; N],
         peers: &Peers<'_, N, CHUNK>,
+        rng: &mut fastrand::Rng,
     ) -> Group {
         let mut group = Group::EMPTY;
-        if let Some((index, length)) = self.levels().nth(level) {
-            index.find(peers.hash(record, length), |position| {
-                if peers.share(record, position, length) {
+        let Some((index, length)) = self.levels().nth(level) else { return group };
+        let first = rng.u8(..LANES);
+        for lane in (first..LANES).chain(0..first) {
+            index.find(peers.hash_of_lane(record, length, lane), |position| {
+                if peers.is_of(record, length, lane, position) {
                     group.push(position);
                 }
                 group.is_full()
@@ -92,19 +116,21 @@ impl Neighbours {
         rng: &mut fastrand::Rng,
     ) {
         let record = peers.at(position);
+        let own = lane(record);
         for (index, length) in self.levels.iter_mut().zip(self.lengths.iter()) {
-            let (hash, mut group) = (peers.hash(record, length), Group::EMPTY);
+            let (hash, mut others) = (peers.hash(record, length), Group::EMPTY);
             let known = index.find(hash, |other| {
-                if other != position && peers.share(record, other, length) {
-                    group.push(other);
+                if other != position && peers.is_of(record, length, own, other) {
+                    others.push(other);
                 }
                 other == position
             });
             if known.is_some() {
                 continue;
             }
-            if group.is_full() {
-                let other = group.positions()[rng.usize(..group.positions().len())];
+            let others = others.positions();
+            if others.len() >= LANE_MAX {
+                let other = others[rng.usize(..others.len())];
                 index.relocate(hash, other, position);
             } else {
                 // Where the index is full, it stays unknown.

@@ -323,14 +323,21 @@ impl<const N: usize> Part<'_, N> {
         }
     }
 
-    /// Those that share a record's prefix of this length, which is the one at this place among all; of a large swarm
-    /// some of them
-    pub(crate) fn group(&self, level: usize, length: u8, record: &[u8; N], rules: &Rules) -> Group {
+    /// Those that share a record's prefix of the length at this place; of a large swarm some of them
+    pub(crate) fn group(
+        &self,
+        lengths: Lengths,
+        level: usize,
+        record: &[u8; N],
+        rules: &Rules,
+        rng: &mut fastrand::Rng,
+    ) -> Group {
         let records = match &self.records {
             Records::Few(records) => &records[..self.roles.len()],
-            Records::Many(many) => return many.group(level, record, rules.key),
+            Records::Many(many) => return many.group(lengths, level, record, rules.key, rng),
         };
         let mut group = Group::EMPTY;
+        let Some(length) = lengths.iter().nth(level) else { return group };
         for (position, other) in records.iter().enumerate() {
             if prefix_of(record).shares(prefix_of(other), length) {
                 group.push(position as u32);

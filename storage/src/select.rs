@@ -58,7 +58,14 @@ pub(crate) fn select<const N: usize>(
     if wanted == 0 || part.roles.len() == 0 {
         return 0;
     }
-    let mut sink = Sink { out, written: 0, usable: requester.usable(), rules, near: None };
+    let mut sink = Sink {
+        out,
+        written: 0,
+        usable: requester.usable(),
+        rules,
+        near: None,
+        marks: Marks::default(),
+    };
     let role = requester.role;
     match near {
         Some(near) => sink.take_near_first(part, near, role, own, rng),
@@ -87,6 +94,29 @@ struct Sink<'a> {
     rules: &'a Rules,
     /// Neighbours that were taken already: where they end, and what they have in common
     near: Option<(usize, Prefix, u8)>,
+    marks: Marks,
+}
+
+/// Marks for endpoints, of which some have the same: without one's mark it was not taken
+#[derive(Default)]
+struct Marks([u64; 16]);
+
+impl Marks {
+    fn place(endpoint: &[u8]) -> (usize, u64) {
+        let mix = |sum: u32, byte: &u8| (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
+        let sum = endpoint.iter().fold(0x811c_9dc5, mix);
+        ((sum >> 6) as usize % 16, 1 << (sum & 63))
+    }
+
+    fn set(&mut self, endpoint: &[u8]) {
+        let (word, bit) = Self::place(endpoint);
+        self.0[word] |= bit;
+    }
+
+    fn has(&self, endpoint: &[u8]) -> bool {
+        let (word, bit) = Self::place(endpoint);
+        self.0[word] & bit != 0
+    }
 }
 
 impl Sink<'_> {
@@ -147,8 +177,12 @@ impl Sink<'_> {
         let wanted = self.out.len() / (N - 2);
         let end = (wanted - wanted * usize::from(near.at_random_percent) / 100) * (N - 2);
         for (level, length) in near.lengths.iter().enumerate() {
-            let group = part.group(level, length, &near.record, self.rules);
-            let (before, from) = group.positions().split_at(rng.usize(..=group.positions().len()));
+            if self.written >= end {
+                break;
+            }
+            let group = part.group(near.lengths, level, &near.record, self.rules, rng);
+            let positions = group.positions();
+            let (before, from) = positions.split_at(rng.usize(..positions.len().max(1)));
             for position in from.iter().chain(before).map(|position| *position as usize) {
                 if self.written >= end {
                     break;
@@ -161,6 +195,9 @@ impl Sink<'_> {
                 let before = self.written;
                 self.offer::<N, true>(visited, end);
                 let more = u32::from(self.written > before);
+                if more > 0 {
+                    self.marks.set(compact(part.at(position)));
+                }
                 *if is_seeder { &mut taken.seeders } else { &mut taken.leechers } += more;
             }
             self.near = Some((self.written, prefix_of(&near.record), length));
@@ -171,8 +208,10 @@ impl Sink<'_> {
     /// Whether a record is of a neighbour that was taken already
     fn is_taken<const N: usize>(&self, record: &[u8; N]) -> bool {
         self.near.is_some_and(|(end, prefix, length)| {
-            let mut taken = self.out[..end].chunks_exact(N - 2);
-            prefix.shares(prefix_of(record), length) && taken.any(|taken| taken == compact(record))
+            let is_it = |taken: &[u8]| taken == compact(record);
+            self.marks.has(compact(record))
+                && prefix.shares(prefix_of(record), length)
+                && self.out[..end].chunks_exact(N - 2).any(is_it)
         })
     }
 

@@ -158,3 +158,22 @@ fn memory_comes_back() {
     }
     assert_eq!(table.totals().bytes, without);
 }
+
+/// Who is not stored finds a large swarm's neighbours as they were known by other lengths: none twice, and no fewer
+#[test]
+fn other_lengths_hold_at_once() {
+    let mut table = swarms(preferring(&[16, 8], 0));
+    // A hundred, each in a /24 of its own.
+    let hosts: Vec<_> =
+        (0..100).map(|rack| Endpoint::new([81, 7, rack, 1].into(), 7_000)).collect();
+    for host in &hosts {
+        announce(&mut table, *host, Event::Started, 0);
+    }
+    let asker = |port| Endpoint::new([81, 7, 200, 1].into(), port);
+    for lengths in [&[24, 12][..], &[20], &[16, 8], &[32, 24, 16, 8]] {
+        table.prefer(preferring(lengths, 0));
+        // Nobody can connect to port 0, so it is answered and not stored.
+        assert_eq!(announce(&mut table, asker(0), Event::None, 200).len(), hosts.len());
+        assert_eq!(announce(&mut table, hosts[3], Event::None, 200).len(), hosts.len() - 1);
+    }
+}

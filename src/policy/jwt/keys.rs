@@ -41,14 +41,14 @@ pub enum KeysError {
 #[derive(Clone, Default)]
 pub struct KeySet {
     keys: Vec<(Option<String>, Algorithm, DecodingKey)>,
-    /// What they were read from, to tell whether they have changed
-    text: Vec<u8>,
+    /// What each was read from, to tell whether it is the same
+    texts: Vec<serde_json::Value>,
 }
 
-/// Key sets are the same if they were read from the same
+/// Key sets are the same if the same keys stand in them in the same order
 impl PartialEq for KeySet {
     fn eq(&self, other: &Self) -> bool {
-        self.text == other.text
+        self.texts == other.texts
     }
 }
 
@@ -83,12 +83,20 @@ impl KeySet {
         let set: Set = serde_json::from_slice(&text)
             .map_err(|error| KeysError::BadSet(name.to_owned(), error.to_string()))?;
         // One key of a kind that the library does not know is no reason to refuse the others.
-        let known = set.keys.into_iter().filter_map(|key| serde_json::from_value(key).ok());
-        let keys: Vec<_> = known.filter_map(|key: Jwk| usable(&key)).collect();
+        let read = |text: serde_json::Value| {
+            let key = serde_json::from_value::<Jwk>(text.clone()).ok()?;
+            Some((usable(&key)?, text))
+        };
+        let (keys, texts): (Vec<_>, Vec<_>) = set.keys.into_iter().filter_map(read).unzip();
         if keys.is_empty() {
             return Err(KeysError::NoKey(name.to_owned()));
         }
-        Ok(Self { keys, text })
+        Ok(Self { keys, texts })
+    }
+
+    /// Whether all keys of another are among these
+    pub fn has_all_of(&self, other: &Self) -> bool {
+        other.texts.iter().all(|key| self.texts.contains(key))
     }
 
     /// How many keys can be used

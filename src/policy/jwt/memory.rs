@@ -21,8 +21,8 @@ pub(super) enum Known {
     Good { hash: InfoHash, from: u64, until: u64, checked_at: u64 },
     /// It is none of this issuer, for this tracker
     Bad { checked_at: u64 },
-    /// Its key was not known
-    NoKey { checked_at: u64 },
+    /// Its key was not in the key set of that number
+    NoKey { checked_at: u64, key_set: u32 },
 }
 
 impl Known {
@@ -33,7 +33,7 @@ impl Known {
             Self::Good { until, checked_at, .. } => {
                 until.saturating_add(LEEWAY_SECS_MAX).max(*checked_at).saturating_add(REFUSED_SECS)
             }
-            Self::Bad { checked_at } | Self::NoKey { checked_at } => checked_at + REFUSED_SECS,
+            Self::Bad { checked_at } | Self::NoKey { checked_at, .. } => checked_at + REFUSED_SECS,
         }
     }
 }
@@ -46,13 +46,16 @@ type Place = Option<(Tag, Known)>;
 
 pub(super) struct Memory {
     keys: (u64, u64),
+    /// How many key sets there were
+    pub(super) key_set: u32,
     sets: Box<[[Place; WAYS]]>,
 }
 
 impl Memory {
     pub(super) fn new(seed: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
-        Self { keys: (rng.u64(..), rng.u64(..)), sets: vec![[None; WAYS]; SETS].into() }
+        let keys = (rng.u64(..), rng.u64(..));
+        Self { keys, key_set: 0, sets: vec![[None; WAYS]; SETS].into() }
     }
 
     pub(super) fn tag(&self, token: &str) -> Tag {
@@ -64,7 +67,9 @@ impl Memory {
     pub(super) fn find(&self, tag: Tag, now: u64) -> Option<Known> {
         let mut set = self.sets[tag.0 as usize % SETS].iter().flatten();
         let (_, known) = set.find(|(found, _)| *found == tag)?;
-        (known.lasts_until() >= now).then_some(*known)
+        let is_of_another_set =
+            matches!(known, Known::NoKey { key_set, .. } if *key_set != self.key_set);
+        (known.lasts_until() >= now && !is_of_another_set).then_some(*known)
     }
 
     /// Remembers a token in place of itself, or of the one that is of use for the shortest time
