@@ -205,6 +205,7 @@ impl World {
                 request.extend([0, client.left, 0].map(u64::to_be_bytes).as_flattened());
                 request.extend([event, 0, 7, u32::MAX].map(u32::to_be_bytes).as_flattened());
                 request.extend(client.address.port().to_be_bytes());
+                request.extend(hooks::url_data_of(number));
                 self.scrape(number, id);
             }
         }
@@ -223,10 +224,11 @@ impl World {
             (format!("%{:02x}", client.torrent).repeat(20), self.rng.u8(..2));
         let request = format!(
             "GET /announce?info_hash={info_hash}&peer_id={}&port={}&left={}&event={event}\
-             &compact={compact} HTTP/1.1\r\n\r\n",
+             &compact={compact}&{} HTTP/1.1\r\n\r\n",
             String::from_utf8_lossy(hooks::peer_id_of(number)),
             client.address.port(),
-            client.left
+            client.left,
+            hooks::query_of(number)
         );
         let part = self.rng.usize(..request.len());
         assert_eq!(head::parse(&request.as_bytes()[..part]), Ok(None));
@@ -347,6 +349,7 @@ impl World {
                 | Outcome::UnknownAction
                 | Outcome::BadMagic
                 | Outcome::SourcePortZero
+                | Outcome::ForbiddenNetwork
         );
         assert!(proven || verdict.reply_len <= flight.bytes.len(), "amplified: {verdict:?}");
         let client = self.clients.iter().position(|client| client.address == flight.from);
@@ -468,7 +471,14 @@ fn hooks_hold_through_loss_forgery_and_clock_jumps() {
         let mut world = World::new(seed);
         world.hooks = Some(Hooks::new(seed));
         let world = world.run(20_000);
-        for outcome in ["forbidden_torrent", "forbidden_client", "too_many_announces"] {
+        for outcome in [
+            "forbidden_network",
+            "forbidden_torrent",
+            "forbidden_client",
+            "no_passkey",
+            "wrong_passkey",
+            "too_many_announces",
+        ] {
             assert!(world.answered.contains_key(outcome), "{:?}", world.answered);
         }
         world.finish();

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use tsubame::outcome::Outcome;
 use tsubame::policy::access_list::{Mode, Sources};
 use tsubame::policy::clients::Clients;
-use tsubame::policy::interval::Variation;
+use tsubame::policy::interval::{ByLoad, Variation};
 use tsubame::policy::limits::{Excess, LimitTerms};
 use tsubame::policy::{Answer, HookConfig, Plan};
 use tsubame_storage::{InfoHash, Lengths, Subnets};
@@ -15,6 +15,9 @@ const EXCHANGED: u64 = 500;
 
 /// Seconds that clients are asked to stay away longer, at most
 const VARIED: u32 = 300;
+
+/// The longest interval, where there is something to do
+const LONGEST: u32 = INTERVAL as u32 + 600;
 
 /// Announces a source may make at once: more than a client whose datagrams are lost
 const BURST: u32 = 12;
@@ -28,20 +31,29 @@ pub(crate) struct Hooks {
     /// Torrents that are not served
     denied: BTreeSet<usize>,
     is_set: bool,
+    keys: tempfile::NamedTempFile,
 }
 
 impl Hooks {
     pub(crate) fn new(seed: u64) -> Self {
         let rng = fastrand::Rng::with_seed(seed);
-        Self { rng, denied: BTreeSet::new(), is_set: false }
+        let keys = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(keys.path(), "sesame\n").unwrap();
+        Self { rng, denied: BTreeSet::new(), is_set: false, keys }
     }
 
     fn plan(&self) -> Plan {
         let info_hashes = self.denied.iter().map(|torrent| InfoHash([*torrent as u8; 20]));
         let sources = Sources { info_hashes: info_hashes.collect(), ..Sources::default() };
         let hooks = [
+            HookConfig::Networks {
+                mode: Mode::Deny,
+                networks: vec!["2a00:9::/32".parse().unwrap()],
+                files: Vec::new(),
+            },
             HookConfig::AccessList { mode: Mode::Deny, sources, answer: Answer::Empty(60) },
             HookConfig::Clients(Clients { mode: Mode::Deny, prefixes: vec![(*b"-XX").into()] }),
+            HookConfig::Passkey { file: self.keys.path().to_owned(), scrapes: false },
             HookConfig::Limits(LimitTerms {
                 announces_per_s: 1,
                 burst: BURST,
@@ -56,6 +68,7 @@ impl Hooks {
                 increase_secs: VARIED,
                 min_interval: true,
             }),
+            HookConfig::IntervalLoad(ByLoad { from: 0, to: 20, longest_secs: LONGEST }),
             HookConfig::SubnetPreference(Subnets {
                 v4: Lengths::new(&[24, 16]).unwrap(),
                 v6: Lengths::new(&[112]).unwrap(),
@@ -75,9 +88,27 @@ pub(crate) fn peer_id_of(number: usize) -> &'static [u8; 20] {
     if is_banned(number) { b"-XX0001-abcdefghijkl" } else { b"-TT0001-abcdefghijkl" }
 }
 
+/// What stands behind the question mark of its announce URL; some have no key, or that of nobody
+pub(crate) fn query_of(number: usize) -> &'static str {
+    match number % 17 {
+        3 => "x=1",
+        4 => "passkey=abracadabra",
+        _ => "passkey=sesame",
+    }
+}
+
+/// The URL data of its announces over UDP (BEP 41), in two pieces
+pub(crate) fn url_data_of(number: usize) -> Vec<u8> {
+    let url = format!("/announce?{}", query_of(number));
+    let (first, second) = url.as_bytes().split_at(7);
+    let option = |piece: &[u8]| [&[2, piece.len() as u8], piece].concat();
+    [option(first), option(second)].concat()
+}
+
 pub(crate) fn is_refusal(outcome: Outcome) -> bool {
-    use Outcome::{ForbiddenClient, ForbiddenTorrent, TooManyAnnounces};
-    matches!(outcome, ForbiddenTorrent | ForbiddenClient | TooManyAnnounces)
+    use Outcome::{ForbiddenClient, ForbiddenTorrent, NoPasskey, TooManyAnnounces, WrongPasskey};
+    let all = [ForbiddenTorrent, ForbiddenClient, NoPasskey, WrongPasskey, TooManyAnnounces];
+    all.contains(&outcome)
 }
 
 impl World {
@@ -112,7 +143,11 @@ impl World {
         } else if is_banned(number) {
             Some(Outcome::ForbiddenClient)
         } else {
-            None
+            match query_of(number) {
+                "passkey=sesame" => None,
+                "x=1" => Some(Outcome::NoPasskey),
+                _ => Some(Outcome::WrongPasskey),
+            }
         };
         let ip = |number: usize| self.clients[number].address.ip();
         let near_greedy = GREEDY.iter().any(|greedy| ip(*greedy) == ip(number));
@@ -136,7 +171,7 @@ impl World {
     /// Whether a client may be told to come back after so long
     pub(crate) fn check_interval(&self, interval: u32) {
         let usual = INTERVAL as u32;
-        let longest = if self.hooks.is_some() { usual + VARIED } else { usual };
+        let longest = if self.hooks.is_some() { LONGEST.max(usual + VARIED) } else { usual };
         let denied = self.hooks.is_some() && interval == 60;
         assert!(denied || (usual..=longest).contains(&interval), "{interval}");
     }
