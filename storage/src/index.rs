@@ -96,7 +96,7 @@ impl PositionIndex {
         true
     }
 
-    /// Takes a position out; returns the slots visited if that made a segment shrink
+    /// Takes a position out; returns the slots that were visited to close the gap, and to shrink a segment
     pub(crate) fn remove(
         &mut self,
         hash: u64,
@@ -105,17 +105,17 @@ impl PositionIndex {
     ) -> usize {
         let at = self.segment_of(hash);
         let segment = self.segments.at_mut(at);
-        segment.take(hash, position, &hash_of);
+        let passed = segment.take(hash, position, &hash_of);
         self.len -= 1;
         let len = segment.len as usize;
         // Below three eighths: far enough from full that the next insert does not grow it again.
         let before = segment.slots.len();
         if before <= SEGMENT_SLOTS_MIN || len * 8 >= before * 3 {
-            return 0;
+            return passed;
         }
         segment.resize(len + len / 3 + 2, &hash_of);
         self.slots -= before - segment.slots.len();
-        before
+        passed + before
     }
 
     /// Writes that what lay at `from` now lies at `to`
@@ -227,14 +227,14 @@ impl Segment {
         slot
     }
 
-    /// Removes by moving back what the gap would cut off from its home
-    fn take(&mut self, hash: u64, position: u32, hash_of: &impl Fn(u32) -> u64) {
+    /// Removes by moving back what the gap would cut off from its home; returns the slots that were visited
+    fn take(&mut self, hash: u64, position: u32, hash_of: &impl Fn(u32) -> u64) -> usize {
         let count = self.slots.len();
         let mut gap = self.slot_holding(hash, position);
-        let mut slot = gap;
+        let (mut slot, mut passed) = (gap, 0);
         loop {
             slot = self.next(slot);
-            effort::slots(1);
+            passed += 1;
             let value = self.slots[slot];
             if value == EMPTY {
                 break;
@@ -249,6 +249,8 @@ impl Segment {
         }
         self.slots[gap] = EMPTY;
         self.len -= 1;
+        effort::slots(passed);
+        passed
     }
 }
 

@@ -84,7 +84,7 @@ impl<const N: usize> Many<N> {
         self.index.insert(hash_of(position as u32), position as u32, hash_of)
     }
 
-    /// Returns the index slots visited if that made a segment shrink
+    /// Returns the index slots that were visited
     pub(crate) fn unindex_record(&mut self, position: usize, key: EndpointKey) -> usize {
         let records = &self.records;
         let hash_of = |position: u32| key.hash(records.at(position as usize));

@@ -3,11 +3,12 @@
 use crate::chunks::Chunks;
 use crate::index::PositionIndex;
 use crate::part::{compact, prefix_of};
-use crate::subnets::{Group, Lengths};
+use crate::room::BLOCK_PEERS_MAX;
+use crate::subnets::{Group, Lengths, mix};
 use siphasher::sip::SipHasher13;
 
 /// Records that are looked at when a swarm gets this: as many as it has when it becomes a large one
-const FIRST_LOOK: usize = 65;
+const FIRST_LOOK: usize = BLOCK_PEERS_MAX + 1;
 
 /// Peers of a prefix are known by lanes, so that few of them have the same hash: long runs would make each change of
 /// the index look at many slots
@@ -33,8 +34,7 @@ pub(crate) struct Peers<'a, const N: usize, const CHUNK: usize> {
 
 /// Which lane of its prefix a peer is in
 fn lane<const N: usize>(record: &[u8; N]) -> u8 {
-    let mix = |sum: u8, byte: &u8| sum.wrapping_mul(31).wrapping_add(*byte);
-    compact(record).iter().fold(0, mix) % LANES
+    (mix(compact(record)) >> 16) as u8 % LANES
 }
 
 impl<const N: usize, const CHUNK: usize> Peers<'_, N, CHUNK> {
@@ -139,8 +139,7 @@ impl Neighbours {
         }
     }
 
-    /// Forgets the peer at a position, whose record is still there; returns the index slots visited if that made
-    /// segments shrink
+    /// Forgets the peer at a position, whose record is still there; returns the index slots that were visited
     pub(crate) fn forget<const N: usize, const CHUNK: usize>(
         &mut self,
         position: u32,

@@ -2,7 +2,7 @@
 //! those are preferred.
 
 use crate::part::{Part, Roles, Rules, compact, flags, prefix_of, scope_of};
-use crate::subnets::{Lengths, Prefix};
+use crate::subnets::{Lengths, Prefix, mix};
 use crate::words::{Role, Scope};
 
 /// Records passed over for each one wanted before a search gives up: a swarm of peers that this requester
@@ -58,17 +58,13 @@ pub(crate) fn select<const N: usize>(
     if wanted == 0 || part.roles.len() == 0 {
         return 0;
     }
-    let mut sink = Sink {
-        out,
-        written: 0,
-        usable: requester.usable(),
-        rules,
-        near: None,
-        marks: Marks::default(),
-    };
+    let mut sink = Sink { out, written: 0, usable: requester.usable(), rules, taken: None };
     let role = requester.role;
     match near {
-        Some(near) => sink.take_near_first(part, near, role, own, rng),
+        Some(near) => {
+            let taken = sink.take_near(part, near, role, own, rng);
+            sink.take_any::<N, true>(part, role, own, taken, rng);
+        }
         None => sink.take_any::<N, false>(part, role, own, Roles::default(), rng),
     }
     sink.written
@@ -92,48 +88,38 @@ struct Sink<'a> {
     written: usize,
     usable: u16,
     rules: &'a Rules,
-    /// Neighbours that were taken already: where they end, and what they have in common
-    near: Option<(usize, Prefix, u8)>,
-    marks: Marks,
+    taken: Option<Taken>,
 }
 
-/// Marks for endpoints, of which some have the same: without one's mark it was not taken
-#[derive(Default)]
-struct Marks([u64; 16]);
+/// Neighbours that were taken already
+struct Taken {
+    /// Where they end
+    end: usize,
+    /// What they have in common
+    prefix: Prefix,
+    length: u8,
+    /// A bit for each, which some share: without one's bit it was not taken
+    marks: [u64; MARKS],
+}
 
-impl Marks {
-    fn place(endpoint: &[u8]) -> (usize, u64) {
-        let mix = |sum: u32, byte: &u8| (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
-        let sum = endpoint.iter().fold(0x811c_9dc5, mix);
-        ((sum >> 6) as usize % 16, 1 << (sum & 63))
-    }
+const MARKS: usize = 16;
 
-    fn set(&mut self, endpoint: &[u8]) {
-        let (word, bit) = Self::place(endpoint);
-        self.0[word] |= bit;
-    }
+/// The mark of an endpoint: a word and its bit
+fn mark(endpoint: &[u8]) -> (usize, u64) {
+    let mixed = mix(endpoint);
+    (mixed as usize / 64 % MARKS, 1 << (mixed % 64))
+}
 
-    fn has(&self, endpoint: &[u8]) -> bool {
-        let (word, bit) = Self::place(endpoint);
-        self.0[word] & bit != 0
+impl Taken {
+    fn has<const N: usize>(&self, out: &[u8], record: &[u8; N]) -> bool {
+        let (word, bit) = mark(compact(record));
+        self.marks[word] & bit != 0
+            && self.prefix.shares(prefix_of(record), self.length)
+            && out[..self.end].chunks_exact(N - 2).any(|taken| taken == compact(record))
     }
 }
 
 impl Sink<'_> {
-    /// Takes neighbours as far as they are to come first, then anybody
-    #[inline(never)]
-    fn take_near_first<const N: usize>(
-        &mut self,
-        part: &Part<'_, N>,
-        near: &Near<N>,
-        role: Role,
-        own: Option<usize>,
-        rng: &mut fastrand::Rng,
-    ) {
-        let taken = self.take_near(part, near, role, own, rng);
-        self.take_any::<N, true>(part, role, own, taken, rng);
-    }
-
     /// Takes anybody into what room there is, where so many neighbours were taken already, from whom they are `APART`
     fn take_any<const N: usize, const APART: bool>(
         &mut self,
@@ -165,6 +151,7 @@ impl Sink<'_> {
     }
 
     /// Takes neighbours, the nearest first and of those any; returns how many of either role
+    #[inline(never)]
     fn take_near<const N: usize>(
         &mut self,
         part: &Part<'_, N>,
@@ -173,13 +160,16 @@ impl Sink<'_> {
         own: Option<usize>,
         rng: &mut fastrand::Rng,
     ) -> Roles {
-        let mut taken = Roles::default();
+        let mut roles = Roles::default();
+        let prefix = prefix_of(&near.record);
         let wanted = self.out.len() / (N - 2);
         let end = (wanted - wanted * usize::from(near.at_random_percent) / 100) * (N - 2);
         for (level, length) in near.lengths.iter().enumerate() {
             if self.written >= end {
                 break;
             }
+            let marks = self.taken.take().map_or([0; MARKS], |taken| taken.marks);
+            self.taken = Some(Taken { end: self.written, prefix, length, marks });
             let group = part.group(near.lengths, level, &near.record, self.rules, rng);
             let positions = group.positions();
             let (before, from) = positions.split_at(rng.usize(..positions.len().max(1)));
@@ -191,28 +181,20 @@ impl Sink<'_> {
                 if own == Some(position) || is_seeder && role != Role::Leecher {
                     continue;
                 }
-                let visited = std::slice::from_ref(part.at(position));
-                let before = self.written;
-                self.offer::<N, true>(visited, end);
-                let more = u32::from(self.written > before);
-                if more > 0 {
-                    self.marks.set(compact(part.at(position)));
+                let (record, before) = (part.at(position), self.written);
+                self.offer::<N, true>(std::slice::from_ref(record), end);
+                if self.written == before {
+                    continue;
                 }
-                *if is_seeder { &mut taken.seeders } else { &mut taken.leechers } += more;
+                *if is_seeder { &mut roles.seeders } else { &mut roles.leechers } += 1;
+                if let Some(taken) = &mut self.taken {
+                    let (word, bit) = mark(compact(record));
+                    taken.marks[word] |= bit;
+                    taken.end = self.written;
+                }
             }
-            self.near = Some((self.written, prefix_of(&near.record), length));
         }
-        taken
-    }
-
-    /// Whether a record is of a neighbour that was taken already
-    fn is_taken<const N: usize>(&self, record: &[u8; N]) -> bool {
-        self.near.is_some_and(|(end, prefix, length)| {
-            let is_it = |taken: &[u8]| taken == compact(record);
-            self.marks.has(compact(record))
-                && prefix.shares(prefix_of(record), length)
-                && self.out[..end].chunks_exact(N - 2).any(is_it)
-        })
+        roles
     }
 
     /// Takes up to `wanted` peers from a run of records that starts anywhere and goes round
@@ -266,7 +248,8 @@ impl Sink<'_> {
             visited += 1;
             let useful = self.usable >> (record[N - 2] & LOW_HALF) & 1 == 1;
             let useful = useful && !self.rules.is_expired(record);
-            let useful = useful && !(APART && self.is_taken(record));
+            let is_taken = || self.taken.as_ref().is_some_and(|taken| taken.has(self.out, record));
+            let useful = useful && !(APART && is_taken());
             // The whole record, of which the next one overwrites what is too much: no branch to predict.
             match self.out[self.written..].first_chunk_mut::<N>() {
                 Some(to) => *to = *record,

@@ -1,10 +1,12 @@
 //! Which peers are neighbours: those whose addresses begin alike.
 
+use crate::room::BLOCK_PEERS_MAX;
+
 /// Prefixes of one address family, at most
 pub const LENGTHS_MAX: usize = 4;
 
-/// Peers of one prefix that are looked at, at most
-pub(crate) const GROUP_MAX: usize = 64;
+/// Peers of one prefix that are looked at, at most: all of a small swarm
+pub(crate) const GROUP_MAX: usize = BLOCK_PEERS_MAX;
 
 /// Whose peers are handed out first
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,6 +67,12 @@ impl Prefix {
     pub(crate) fn bytes(self) -> [u8; 16] {
         self.0.to_be_bytes()
     }
+}
+
+/// Spreads endpoints over a few places; not for what an attacker must not choose
+pub(crate) fn mix(endpoint: &[u8]) -> u32 {
+    let mix = |sum: u32, byte: &u8| (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
+    endpoint.iter().fold(0x811c_9dc5, mix)
 }
 
 /// Positions of neighbours in their part

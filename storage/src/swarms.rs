@@ -395,24 +395,15 @@ impl Swarms {
             (None, _) => self.join(position, record, announce, found.sharing, &rules),
         };
         self.count_change(before, position, <Homes as Width<N>>::FAMILY);
+        let lengths = self.lengths(<Homes as Width<N>>::FAMILY);
         if let Some(own) = entered.own
-            && !self.lengths(<Homes as Width<N>>::FAMILY).is_empty()
+            && !lengths.is_empty()
+            && self.pressure(0) == Pressure::None
         {
-            self.introduce::<N>(position, own, &rules);
+            let rng = &mut self.rng;
+            self.store.change(position, |part| part.introduce(own, lengths, &rules, rng));
         }
         entered
-    }
-
-    /// Lets a peer be found by its neighbours, unless memory gets tight
-    fn introduce<const N: usize>(&mut self, position: u32, own: usize, rules: &Rules)
-    where
-        Homes: Width<N>,
-    {
-        let lengths = self.lengths(<Homes as Width<N>>::FAMILY);
-        if self.pressure(0) == Pressure::None {
-            let rng = &mut self.rng;
-            self.store.change(position, |part| part.introduce(own, lengths, rules, rng));
-        }
     }
 
     pub(crate) fn lengths(&self, family: Family) -> Lengths {

@@ -1,22 +1,15 @@
 //! Which peers are handed out, over many announces.
 
+mod common;
+
+use common::{TORRENT, settings};
 use std::collections::BTreeMap;
 use tsubame_storage::{
-    Announce, Caps, Endpoint, Event, Family, InfoHash, PeerSpace, Role, Seconds, Settings, Swarms,
+    Announce, Endpoint, Event, Family, InfoHash, PeerSpace, Role, Seconds, Settings, Swarms,
 };
 
-const TORRENT: InfoHash = InfoHash([0x5a; 20]);
-
 fn swarms(seed: u64) -> Swarms {
-    Swarms::new(Settings {
-        peer_lifetime_secs: 2_700,
-        keep_completed_secs: 86_400,
-        memory_bytes: 1 << 30,
-        caps: Caps::default(),
-        allow_private: false,
-        hash_key: (seed, seed),
-        seed,
-    })
+    Swarms::new(settings(seed))
 }
 
 fn peer(number: u32) -> Endpoint {
@@ -24,12 +17,7 @@ fn peer(number: u32) -> Endpoint {
 }
 
 fn announce(swarms: &mut Swarms, endpoint: Endpoint, role: Role, wanted: usize) -> Vec<Endpoint> {
-    let announce = Announce { info_hash: TORRENT, endpoint, role, event: Event::None };
-    let mut v4 = vec![0; wanted * 6];
-    let ahead = swarms.look_ahead(&TORRENT);
-    let space = PeerSpace::of(Family::V4, &mut v4);
-    let announced = swarms.announce(Seconds(5), ahead, &announce, space);
-    v4[..announced.v4_len].chunks(6).filter_map(Endpoint::from_compact).collect()
+    common::announce(swarms, endpoint, role, Event::None, wanted)
 }
 
 /// How far the observed numbers are from equal ones: about 1 a degree of freedom if they only vary by chance
@@ -56,12 +44,8 @@ fn peers_are_handed_out_uniformly() {
                     announce(&mut table, peer(number), role, 0);
                 }
                 for number in size..size + size / 2 {
-                    let endpoint = peer(number);
                     let (role, event) = (Role::Leecher, Event::Stopped);
-                    let gone = Announce { info_hash: TORRENT, endpoint, role, event };
-                    let ahead = table.look_ahead(&TORRENT);
-                    let space = PeerSpace::of(Family::V4, &mut []);
-                    table.announce(Seconds(5), ahead, &gone, space);
+                    common::announce(&mut table, peer(number), role, event, 0);
                 }
                 // The announcer is one of the swarm: it must not bias its neighbours.
                 let asker = if asks == Role::Leecher { peer(1) } else { peer(0) };
@@ -101,7 +85,7 @@ fn partial_seeds_are_handed_to_leechers_only() {
 /// A ceiling refuses, in order: new torrents and peers of crowded swarms, then everything that grows
 #[test]
 fn the_memory_ceiling_answers_and_refuses() {
-    let mut table = Swarms::new(Settings { memory_bytes: 4 << 20, ..settings_of_ceiling() });
+    let mut table = Swarms::new(Settings { memory_bytes: 4 << 20, ..settings(1) });
     let mut refused = 0;
     for number in 0..200_000_u32 {
         let mut info_hash = TORRENT;
@@ -140,18 +124,6 @@ fn the_memory_ceiling_answers_and_refuses() {
     info_hash.0[..4].copy_from_slice(&8_u32.to_be_bytes());
     for number in 0..30 {
         assert_eq!(join(info_hash, number), tsubame_storage::Change::Joined);
-    }
-}
-
-fn settings_of_ceiling() -> Settings {
-    Settings {
-        peer_lifetime_secs: 2_700,
-        keep_completed_secs: 86_400,
-        memory_bytes: 0,
-        caps: Caps::default(),
-        allow_private: false,
-        hash_key: (1, 1),
-        seed: 1,
     }
 }
 

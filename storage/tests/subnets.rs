@@ -2,13 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
-use std::collections::{BTreeMap, BTreeSet};
-use tsubame_storage::{
-    Announce, Caps, Endpoint, Event, Family, InfoHash, Lengths, PeerSpace, Role, Seconds, Settings,
-    Subnets, Swarms,
-};
+mod common;
 
-const TORRENT: InfoHash = InfoHash([0x5a; 20]);
+use common::settings;
+use std::collections::{BTreeMap, BTreeSet};
+use tsubame_storage::{Endpoint, Event, Family, Lengths, Role, Seconds, Settings, Subnets, Swarms};
 
 /// Racks of 20 hosts, sites of 100, and a swarm of so many sites that an announce cannot look at all
 const RACK: u32 = 20;
@@ -26,15 +24,7 @@ fn preferring(v4: &[u8], at_random_percent: u8) -> Subnets {
 }
 
 fn swarms(subnets: Subnets) -> Swarms {
-    let mut swarms = Swarms::new(Settings {
-        peer_lifetime_secs: 2_700,
-        keep_completed_secs: 86_400,
-        memory_bytes: 1 << 30,
-        caps: Caps::default(),
-        allow_private: true,
-        hash_key: (1, 2),
-        seed: 3,
-    });
+    let mut swarms = Swarms::new(Settings { allow_private: true, ..settings(3) });
     swarms.prefer(subnets);
     swarms
 }
@@ -51,14 +41,7 @@ fn host(number: u32, family: Family) -> Endpoint {
 }
 
 fn announce(swarms: &mut Swarms, endpoint: Endpoint, event: Event, wanted: usize) -> Vec<Endpoint> {
-    let announce = Announce { info_hash: TORRENT, endpoint, role: Role::Leecher, event };
-    let len = endpoint.family().compact_len();
-    let mut out = vec![0; wanted * len];
-    let ahead = swarms.look_ahead(&TORRENT);
-    let space = PeerSpace::of(endpoint.family(), &mut out);
-    let announced = swarms.announce(Seconds(5), ahead, &announce, space);
-    let written = announced.v4_len + announced.v6_len;
-    let handed: Vec<_> = out[..written].chunks(len).filter_map(Endpoint::from_compact).collect();
+    let handed = common::announce(swarms, endpoint, Role::Leecher, event, wanted);
     let distinct: BTreeSet<_> = handed.iter().collect();
     assert_eq!(distinct.len(), handed.len(), "a peer was handed out twice");
     assert!(!distinct.contains(&endpoint), "handed itself");
