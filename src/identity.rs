@@ -1,7 +1,6 @@
 //! All that is drawn at start, in one value: a new version that takes over from a running one, or a node
 //! that restarts from a snapshot, must go on with the same.
 
-use crate::policy::seeds::Seeds;
 use serde::{Deserialize, Serialize};
 use tsubame_udp::connection_id::Key;
 use tsubame_udp::steering::SteeringKeys;
@@ -55,9 +54,9 @@ impl Identity {
         self.table_hash_key
     }
 
-    /// What policy draws begins with these
-    pub fn policy_seeds(&self) -> Seeds {
-        Seeds::new(self.policy_key)
+    /// Keys the seeds of what policy draws
+    pub fn policy_key(&self) -> (u64, u64) {
+        self.policy_key
     }
 
     /// Starts a shard's generator for picking peers

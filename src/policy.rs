@@ -243,28 +243,19 @@ impl Policy {
 
     /// Whether a torrent is served: others look empty to scrapes
     pub fn serves(&self, hash: &InfoHash) -> bool {
-        if !self.has_lists {
-            return true;
-        }
-        let permits = |hook: &Hook| match hook {
-            Hook::AccessList(torrents) => torrents.permits(hash),
-            _ => true,
-        };
-        self.hooks.iter().all(permits)
+        !self.has_lists || self.lists().all(|torrents| torrents.permits(hash))
     }
 
     /// Whether the same torrents are served as by another
     pub fn serves_as(&self, other: &Self) -> bool {
-        let lists = |policy: &Self| -> Vec<Torrents> {
-            let of = |hook: &Hook| match hook {
-                Hook::AccessList(torrents) => Some(torrents.clone()),
-                _ => None,
-            };
-            policy.hooks.iter().filter_map(of).collect()
-        };
-        let (these, those) = (lists(self), lists(other));
-        these.len() == those.len()
-            && these.iter().zip(&those).all(|(this, that)| this.is_like(that))
+        self.lists().map(Torrents::identity).eq(other.lists().map(Torrents::identity))
+    }
+
+    fn lists(&self) -> impl Iterator<Item = &Torrents> {
+        self.hooks.iter().filter_map(|hook| match hook {
+            Hook::AccessList(torrents) => Some(torrents),
+            _ => None,
+        })
     }
 
     /// Takes over what another policy has counted, as far as it counts the same

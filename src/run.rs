@@ -8,6 +8,7 @@ use crate::http::{self, Certificate, FullScrapes, Tls, TlsError};
 use crate::identity::Identity;
 use crate::listen::{Key, ListenError, Listeners};
 use crate::mesh::{Message, Port, mesh};
+use crate::policy::seeds::Seeds;
 use crate::policy::{Plan, PlanError, Policy};
 use crate::reload::{self, Command, Job, Reloads};
 use crate::shard::{Parts, Shard};
@@ -104,7 +105,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let shards = cores.len() as u16;
     let identity = Identity::draw(shards).map_err(RunError::Randomness)?;
     let stamps = reload::stamps(config);
-    let mut seeds = identity.policy_seeds();
+    let mut seeds = Seeds::new(identity.policy_key());
     let plan = Plan::load(&config.hooks, &Plan::default(), seeds.draw())?;
     let mut listeners = Listeners::bind(&config.udp, &identity.steering_keys(), shards, &clock)?;
     let mut http = http::bind(Key::Http, &config.http.listen, shards, &clock)?;

@@ -58,12 +58,11 @@ pub(super) fn read(root: &mut Section<'_>) -> Vec<HookConfig> {
             _ => None,
         };
         match read {
-            Some(HookConfig::SubnetPreference(_)) if hooks.iter().any(prefers_subnets) => {
-                options.end();
-                hook.mistake("name", "stands there twice; give all prefixes in one".to_owned());
-            }
             Some(_) => options.end(),
             None => hook.mistake("name", unknown(&name)),
+        }
+        if read.iter().any(prefers_subnets) && hooks.iter().any(prefers_subnets) {
+            hook.mistake("name", "stands there twice; give all prefixes in one".to_owned());
         }
         hook.end();
         hooks.extend(read);
@@ -230,9 +229,11 @@ fn limits(options: &mut Section<'_>) -> HookConfig {
     let announces_per_s = options.value("announces_per_second", 0, count);
     let burst = options.value("burst", announces_per_s.saturating_mul(10), count);
     if burst < announces_per_s {
-        let cure = format!("{burst} is less than announces_per_second ({announces_per_s})");
-        options
-            .mistake("burst", format!("{cure}, which may all come at once; make it more or equal"));
+        let found = format!("{burst} is less than announces_per_second ({announces_per_s})");
+        options.mistake(
+            "burst",
+            format!("{found}, which may all come at once; make it more or equal"),
+        );
     }
     let torrents_per_min = options.value("torrents_per_minute", 0, count);
     if announces_per_s == 0 && torrents_per_min == 0 {

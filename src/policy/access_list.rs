@@ -101,9 +101,9 @@ impl AccessList {
         if list.changes.len() > CHANGES_MAX { list.compacted(seed) } else { list }
     }
 
-    /// Whether it is another name for the same list
-    pub fn is_same_as(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.base, &other.base) && Arc::ptr_eq(&self.changes, &other.changes)
+    /// The same for all clones of a list, and for none of another while both are there
+    pub fn identity(&self) -> [*const (); 2] {
+        [Arc::as_ptr(&self.base).cast(), Arc::as_ptr(&self.changes).cast()]
     }
 
     /// Whether a hash is on the list

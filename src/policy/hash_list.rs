@@ -34,10 +34,6 @@ impl Keys {
         let hash = fold(word(0) ^ first, word(8) ^ second);
         fold(hash ^ word(12) ^ third, last)
     }
-
-    fn bucket(self, hash: &InfoHash, buckets: usize) -> usize {
-        place(self.hash(hash), buckets)
-    }
 }
 
 /// One of so many places, by the upper bits of a hash
@@ -73,7 +69,7 @@ impl HashList {
         let mut rng = fastrand::Rng::with_seed(seed);
         let keys = Keys([0; 4].map(|_: u64| rng.u64(..) | 1));
         let buckets = hashes.len().div_ceil(PER_BUCKET).max(1);
-        hashes.sort_unstable_by_key(|hash| (keys.bucket(hash, buckets), *hash));
+        hashes.sort_unstable_by_key(|hash| (place(keys.hash(hash), buckets), *hash));
         hashes.dedup();
         let mut starts = vec![0; buckets + 1];
         let mut filter = vec![0; (hashes.len() * FILTER_BITS).div_ceil(64).max(1)];
@@ -108,10 +104,10 @@ impl HashList {
 
     /// Whether a hash is among them
     pub fn contains(&self, hash: &InfoHash) -> bool {
-        let place_of = self.keys.hash(hash);
-        let bits = filter_bits(place_of);
-        self.filter[place(place_of, self.filter.len())] & bits == bits
-            && self.bucket(place_of).contains(hash)
+        let keyed = self.keys.hash(hash);
+        let bits = filter_bits(keyed);
+        self.filter[place(keyed, self.filter.len())] & bits == bits
+            && self.bucket(keyed).contains(hash)
     }
 
     /// All, in no order that means anything
