@@ -175,3 +175,44 @@ impl Neighbours {
         self.levels.iter().zip(self.lengths.iter())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::part::{V4, record_of};
+    use std::collections::BTreeSet;
+
+    /// Prefixes whose runs lie beside each other are told apart, and who has gone is not found
+    #[test]
+    fn a_group_is_of_its_prefix_and_names_nobody_twice() {
+        let lengths = Lengths::new(&[28, 24]).expect("they fall");
+        let mut records = Chunks::<_, 2048>::new();
+        for number in 0..3_072_u16 {
+            let [high, low] = number.to_be_bytes();
+            let record = record_of::<V4>([10, 0, high, low].into(), 7_000, 0, 0);
+            records.push(record.expect("it is an IPv4 address"));
+        }
+        let peers = Peers { records: &records, hasher: SipHasher13::new_with_keys(1, 2) };
+        let mut rng = fastrand::Rng::with_seed(3);
+        let mut neighbours = Neighbours::new(lengths, &peers, &mut rng);
+        (0..3_072).for_each(|position| neighbours.introduce(position, &peers, &mut rng));
+        for left in [3_072, 1_536] {
+            (left..3_072).for_each(|position| _ = neighbours.forget(position, &peers));
+            for asker in 0..left {
+                let record = *peers.at(asker);
+                for (level, length) in lengths.iter().enumerate() {
+                    let group = neighbours.group(level, &record, &peers, &mut rng);
+                    let distinct: BTreeSet<_> = group.positions().iter().collect();
+                    assert_eq!(distinct.len(), group.positions().len());
+                    let is_near = |position: &&u32| {
+                        let other = prefix_of(peers.at(**position));
+                        **position < left && prefix_of(&record).shares(other, length)
+                    };
+                    assert!(distinct.iter().all(is_near));
+                    // All of a /28.
+                    assert!(length == 24 || distinct.len() == 16, "{}", distinct.len());
+                }
+            }
+        }
+    }
+}
