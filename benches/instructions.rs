@@ -28,37 +28,48 @@ fn main() {
     };
     let count: u32 = count.parse().expect("COUNT is a number");
     let mut tracker = tracker(1);
-    let source: SocketAddr = "192.0.2.1:6881".parse().expect("an address");
     let mut reply = [0; 1_472];
-    tracker.handle(NOW, source, &head(PROTOCOL_MAGIC, ACTION_CONNECT), &mut reply);
-    let id = reply[8..].first_chunk().copied().map_or(0, u64::from_be_bytes);
-    let requests = requests(kind, id);
+    let ids: Vec<u64> = (0..CROWD)
+        .map(|peer| {
+            let connect = head(PROTOCOL_MAGIC, ACTION_CONNECT);
+            tracker.handle(NOW, source(peer), &connect, &mut reply);
+            reply[8..].first_chunk().copied().map_or(0, u64::from_be_bytes)
+        })
+        .collect();
+    let requests = requests(kind, &ids);
     for round in 0..50 {
         for torrent in (0..TORRENTS).filter(|torrent| peers_of(*torrent) > round) {
-            tracker.handle(NOW, source, &announce(id, torrent, round), &mut reply);
+            let request = announce(ids[round as usize], torrent, round);
+            tracker.handle(NOW, source(round), &request, &mut reply);
         }
     }
     for peer in 0..CROWD {
-        tracker.handle(NOW, source, &announce(id, TORRENTS, peer), &mut reply);
+        let request = announce(ids[peer as usize], TORRENTS, peer);
+        tracker.handle(NOW, source(peer), &request, &mut reply);
     }
-    for request in requests.iter().cycle().take(count as usize) {
-        black_box(tracker.handle(NOW, source, black_box(request), black_box(&mut reply)));
+    for (source, request) in requests.iter().cycle().take(count as usize) {
+        black_box(tracker.handle(NOW, *source, black_box(request), black_box(&mut reply)));
     }
 }
 
-/// What is asked in turn: one announce in four is of the crowd
-fn requests(kind: &str, id: u64) -> Vec<Vec<u8>> {
-    let each = |of: &dyn Fn(u32) -> Vec<u8>| (0..1_000).map(of).collect();
+/// Every peer number has an address of its own
+fn source(peer: u32) -> SocketAddr {
+    ((0x5000_0000 + peer * 131).to_be_bytes(), 6_881).into()
+}
+
+/// Requests in turn with their sources: one announce in four is of the crowd
+fn requests(kind: &str, ids: &[u64]) -> Vec<(SocketAddr, Vec<u8>)> {
+    let each = |of: &dyn Fn(u32) -> (SocketAddr, Vec<u8>)| (0..1_000).map(of).collect();
     match kind {
-        "connect" => each(&|_| head(PROTOCOL_MAGIC, ACTION_CONNECT)),
+        "connect" => each(&|_| (source(0), head(PROTOCOL_MAGIC, ACTION_CONNECT))),
         "announce" => each(&|number| match number % 4 {
-            0 => announce(id, TORRENTS, number % CROWD),
-            _ => announce(id, number * 7 % TORRENTS, 0),
+            0 => (source(number), announce(ids[number as usize], TORRENTS, number)),
+            _ => (source(0), announce(ids[0], number * 7 % TORRENTS, 0)),
         }),
         "scrape" => each(&|number| {
-            let mut bytes = head(id, ACTION_SCRAPE);
+            let mut bytes = head(ids[0], ACTION_SCRAPE);
             (0..3).for_each(|row| bytes.extend(info_hash_of((number * 7 + row) % TORRENTS).0));
-            bytes
+            (source(0), bytes)
         }),
         _ => panic!("{kind} is none of connect, announce, scrape"),
     }
@@ -70,7 +81,6 @@ fn head(id: u64, action: u32) -> Vec<u8> {
     bytes
 }
 
-/// A peer is told from another of its torrent by its port
 fn announce(id: u64, torrent: u32, peer: u32) -> Vec<u8> {
     let mut bytes = head(id, ACTION_ANNOUNCE);
     let announce = announce_of(torrent, peer);

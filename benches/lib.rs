@@ -2,6 +2,7 @@
 //!
 //! Of a public tracker's torrents 60 % have 1 peer, 20 % 2, 10 % 3, 5 % 5, 4 % 10, 1 % 50: 2.45 peers each.
 
+pub mod attack;
 pub mod batch;
 pub mod observe;
 pub mod record;
@@ -53,7 +54,8 @@ pub fn empty_table() -> Swarms {
         peer_lifetime_secs: LIFETIME_SECS,
         keep_completed_secs: 86_400,
         memory_bytes: 64 << 30,
-        caps: Caps::default(),
+        source_share_per_10_000: 200,
+        caps: Caps { swarm: 0, per_ipv4: 16, per_ipv6_64: 16 },
         allow_private: true,
         hash_key: (1, 2),
         seed: 3,

@@ -236,7 +236,13 @@ mod tests {
         figures.count(Protocol::Http, Family::V6, Outcome::Joined);
         figures.ring.dropped_by_kernel = 7;
         [1, 2, 5, 64].into_iter().for_each(|arrived| figures.count_batch(arrived));
-        figures.table = Totals { torrents: 1, seeders: [2, 3], leechers: [4, 5], bytes: 6 };
+        figures.table = Totals {
+            torrents: 1,
+            seeders: [2, 3],
+            leechers: [4, 5],
+            bytes: 6,
+            ..Totals::default()
+        };
         boards[1].publish(&figures, Seconds(0));
         let text = text(&Watched { boards: Arc::new(boards), clock: Clock::new() });
         let joined = "protocol=\"http\",family=\"ipv6\",kind=\"announce\",outcome=\"joined\"}";

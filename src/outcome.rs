@@ -42,6 +42,10 @@ outcomes! {
     NotStored = "not_stored",
     /// An announce was answered but not stored: the memory ceiling is near
     RefusedMemory = "refused_memory",
+    /// An announce was answered but not stored: the torrent is new and the memory ceiling is near
+    RefusedNewTorrent = "refused_new_torrent",
+    /// An announce was answered but not stored: memory is short, and its network has its share of it
+    RefusedSource = "refused_source",
     /// An announce was answered but not stored: the swarm is at its cap
     RefusedSwarmCap = "refused_swarm_cap",
     /// An announce was answered but not stored: its address has as many peers in the swarm as it may
@@ -136,6 +140,8 @@ impl Outcome {
             | Self::Left
             | Self::NotStored
             | Self::RefusedMemory
+            | Self::RefusedNewTorrent
+            | Self::RefusedSource
             | Self::RefusedSwarmCap
             | Self::RefusedAddressCap
             | Self::Forwarded
@@ -215,6 +221,8 @@ impl From<Change> for Outcome {
             Change::Left => Self::Left,
             Change::Nothing => Self::NotStored,
             Change::Refused(Refusal::Memory) => Self::RefusedMemory,
+            Change::Refused(Refusal::NewTorrent) => Self::RefusedNewTorrent,
+            Change::Refused(Refusal::Source) => Self::RefusedSource,
             Change::Refused(Refusal::SwarmCap) => Self::RefusedSwarmCap,
             Change::Refused(Refusal::AddressCap) => Self::RefusedAddressCap,
         }

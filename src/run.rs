@@ -236,6 +236,7 @@ fn tracker(config: &Config, identity: &Identity, shard: u16, memory_bytes: usize
         peer_lifetime_secs: announce.peer_lifetime.as_secs() as u32,
         keep_completed_secs: config.storage.keep_completed.as_secs() as u32,
         memory_bytes,
+        source_share_per_10_000: 200,
         caps: config.storage.caps,
         allow_private: announce.allow_private,
         hash_key: identity.table_hash_key(),

@@ -2,12 +2,12 @@
 
 use crate::outcome::Outcome;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tsubame_storage::{Family, Seconds, Totals};
+use tsubame_storage::{EvictionCounts, Family, Seconds, Source, SourceCount, TOP_SOURCES, Totals};
 use tsubame_udp::ring::RingCounts;
 
 const OUTCOMES: usize = Outcome::ALL.len();
 const RING: usize = 6;
-const TABLE: usize = 6;
+const TABLE: usize = 11 + 2 * TOP_SOURCES;
 const HTTP: usize = 6;
 const CELLS: usize = 2 * 2 * OUTCOMES + RING + BATCH_SIZES + 1 + TABLE + HTTP;
 
@@ -97,7 +97,7 @@ impl Figures {
     pub fn announces(&self) -> u64 {
         use Outcome::{
             Completed, Joined, Left, NotStored, Refreshed, RefusedAddressCap, RefusedMemory,
-            RefusedSwarmCap,
+            RefusedNewTorrent, RefusedSource, RefusedSwarmCap,
         };
         let answered = [
             Joined,
@@ -106,6 +106,8 @@ impl Figures {
             Left,
             NotStored,
             RefusedMemory,
+            RefusedNewTorrent,
+            RefusedSource,
             RefusedSwarmCap,
             RefusedAddressCap,
         ];
@@ -179,7 +181,11 @@ impl Figures {
         for (cell, value) in cells.iter_mut().zip(other.cells()) {
             *cell += value;
         }
+        let (pressure, top) = (self.table.pressure_per_1_000, self.table.top_sources);
         *self = Self::of_cells(&cells);
+        // Of these there is no sum: the worst shard counts, and each has sources of its own.
+        self.table.pressure_per_1_000 = pressure.max(other.table.pressure_per_1_000);
+        self.table.top_sources = merged(top, other.table.top_sources);
     }
 
     fn cells(&self) -> [u64; CELLS] {
@@ -192,11 +198,9 @@ impl Figures {
             receive_failed,
             dropped_by_kernel,
         } = self.ring;
-        let Totals { torrents, seeders, leechers, bytes } = self.table;
         let ring: [u64; RING] =
             [turns, sent, send_failed, out_of_buffers, receive_failed, dropped_by_kernel];
-        let [[sa, sb], [la, lb]] = [seeders, leechers];
-        let table: [u64; TABLE] = [torrents as u64, sa, sb, la, lb, bytes as u64];
+        let table = table_cells(&self.table);
         let HttpCounts { open, accepted, timed_out, evicted, tls_failed, accept_failed } =
             self.http;
         let http: [u64; HTTP] = [open, accepted, timed_out, evicted, tls_failed, accept_failed];
@@ -224,12 +228,7 @@ impl Figures {
         };
         figures.batches.iter_mut().for_each(|batches| *batches = next());
         figures.arrived = next();
-        figures.table = Totals {
-            torrents: next() as usize,
-            seeders: [next(), next()],
-            leechers: [next(), next()],
-            bytes: next() as usize,
-        };
+        figures.table = table_of_cells(std::array::from_fn(|_| next()));
         figures.http = HttpCounts {
             open: next(),
             accepted: next(),
@@ -239,6 +238,56 @@ impl Figures {
             accept_failed: next(),
         };
         figures
+    }
+}
+
+/// The sources that hold most of two shards' together: each shard has a part of a source's peers
+fn merged(
+    a: [Option<SourceCount>; TOP_SOURCES],
+    b: [Option<SourceCount>; TOP_SOURCES],
+) -> [Option<SourceCount>; TOP_SOURCES] {
+    let mut all: Vec<SourceCount> = Vec::new();
+    for found in a.into_iter().chain(b).flatten() {
+        match all.iter_mut().find(|it| it.source == found.source) {
+            Some(known) => known.peers = known.peers.saturating_add(found.peers),
+            None => all.push(found),
+        }
+    }
+    all.sort_unstable_by_key(|it| std::cmp::Reverse(it.peers));
+    std::array::from_fn(|at| all.get(at).copied())
+}
+
+fn table_cells(table: &Totals) -> [u64; TABLE] {
+    let Totals { torrents, empty_torrents, seeders, leechers, bytes, .. } = *table;
+    let EvictionCounts { episodes, empty_torrents: evicted_torrents, source_peers } = table.evicted;
+    let [[sa, sb], [la, lb]] = [seeders, leechers];
+    let (torrents, empty, bytes) = (torrents as u64, empty_torrents as u64, bytes as u64);
+    let pressure = table.pressure_per_1_000.into();
+    let numbers = [torrents, empty, sa, sb, la, lb, bytes, pressure, episodes, evicted_torrents];
+    // No source has no peers.
+    let top =
+        table.top_sources.map(|top| top.map_or([0; 2], |it| [it.source.number(), it.peers.into()]));
+    let mut cells = [0; TABLE];
+    let values = numbers.into_iter().chain([source_peers]).chain(top.into_iter().flatten());
+    cells.iter_mut().zip(values).for_each(|(cell, value)| *cell = value);
+    cells
+}
+
+fn table_of_cells(cells: [u64; TABLE]) -> Totals {
+    let mut cells = cells.into_iter();
+    let mut next = || cells.next().unwrap_or(0);
+    Totals {
+        torrents: next() as usize,
+        empty_torrents: next() as usize,
+        seeders: [next(), next()],
+        leechers: [next(), next()],
+        bytes: next() as usize,
+        pressure_per_1_000: next() as u32,
+        evicted: EvictionCounts { episodes: next(), empty_torrents: next(), source_peers: next() },
+        top_sources: std::array::from_fn(|_| {
+            let (source, peers) = (Source::from_number(next()), next() as u32);
+            (peers > 0).then_some(SourceCount { source, peers })
+        }),
     }
 }
 
@@ -296,7 +345,18 @@ mod tests {
         [1, 3, 4, 63, 64].into_iter().for_each(|arrived| figures.count_batch(arrived));
         assert_eq!(figures.batches, [1, 1, 1, 0, 0, 1, 1]);
         assert_eq!(figures.arrived, 135);
-        figures.table = Totals { torrents: 1, seeders: [2, 3], leechers: [4, 5], bytes: 6 };
+        figures.table = Totals {
+            torrents: 1,
+            empty_torrents: 9,
+            seeders: [2, 3],
+            leechers: [4, 5],
+            bytes: 6,
+            pressure_per_1_000: 700,
+            evicted: EvictionCounts { episodes: 1, empty_torrents: 2, source_peers: 3 },
+            top_sources: [None; TOP_SOURCES],
+        };
+        let source = Source::from_number(0x01_0203);
+        figures.table.top_sources[0] = Some(SourceCount { source, peers: 12 });
         let board = Board::default();
         board.publish(&figures, Seconds(7));
         assert_eq!(board.written(), Seconds(7));

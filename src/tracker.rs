@@ -13,8 +13,8 @@ use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};
 use tsubame_http::query;
 use tsubame_storage::{
-    Ahead, Announced, Census, Counts, Endpoint, Event, Family, InfoHash, PeerId, PeerSpace, Purge,
-    Role, Seconds, Swarms,
+    Ahead, Announced, Census, Counts, Endpoint, Event, Family, InfoHash, PeerId, PeerSpace, Role,
+    Seconds, Swarms, TableCursor,
 };
 use tsubame_udp::connection_id::ConnectionIds;
 use tsubame_udp::wire::{
@@ -66,11 +66,11 @@ enum Purging {
     Done,
     /// From this place on, and once more from this time on: until then other shards may have passed on what they took
     /// by the policy before
-    First(Purge, Seconds),
+    First(TableCursor, Seconds),
     /// That is waited for
     Waiting(Seconds),
     /// For the last time, from this place on
-    Last(Purge),
+    Last(TableCursor),
 }
 
 /// Seconds after which every shard goes by a policy that was sent to all
@@ -147,7 +147,9 @@ impl Tracker {
             return;
         }
         self.purge = match self.policy.has_lists() {
-            true => Purging::First(Purge::default(), Seconds(now.monotonic.0 + EXCHANGED_SECS)),
+            true => {
+                Purging::First(TableCursor::default(), Seconds(now.monotonic.0 + EXCHANGED_SECS))
+            }
             false => Purging::Done,
         };
     }
@@ -393,7 +395,7 @@ impl Tracker {
                 *purge = Purging::Waiting(*settled);
             }
             Purging::Waiting(settled) if *settled <= now.monotonic => {
-                *purge = Purging::Last(Purge::default());
+                *purge = Purging::Last(TableCursor::default());
                 return true;
             }
             Purging::Waiting(_) => {}

@@ -50,6 +50,7 @@ fn tracker() -> Tracker {
         peer_lifetime_secs: 2_700,
         keep_completed_secs: 86_400,
         memory_bytes: 1 << 30,
+        source_share_per_10_000: 200,
         caps: Caps::default(),
         allow_private: false,
         hash_key: (1, 2),

@@ -106,6 +106,7 @@ impl World {
             peer_lifetime_secs: LIFETIME as u32,
             keep_completed_secs: 86_400,
             memory_bytes: 1 << 30,
+            source_share_per_10_000: 200,
             caps: Caps::default(),
             allow_private: false,
             hash_key: (seed, 1),

@@ -1,6 +1,6 @@
 //! What an announce comes to.
 
-use crate::words::{Counts, Role};
+use crate::types::{Counts, Role};
 
 /// What an announce came to
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,10 @@ pub enum Change {
 pub enum Refusal {
     /// The memory ceiling is near, or a swarm is as large as the table can handle
     Memory,
+    /// The memory ceiling is near, and the torrent is new
+    NewTorrent,
+    /// Memory is short, and the peer's source holds more than its share: see [`crate::Settings::source_share_per_10_000`]
+    Source,
     /// The swarm has as many peers as [`crate::Caps::swarm`] permits
     SwarmCap,
     /// The swarm has as many peers of that address as [`crate::Caps`] permit

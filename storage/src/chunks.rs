@@ -41,6 +41,16 @@ impl<T, const CHUNK: usize> Chunks<T, CHUNK> {
         if chunk == self.chunks.len() { self.next_capacity() * size_of::<T>() } else { 0 }
     }
 
+    /// Memory that is allocated for values and not used
+    pub(crate) fn unused_bytes(&self) -> usize {
+        self.chunks.last().map_or(0, |last| (last.capacity() - last.len()) * size_of::<T>())
+    }
+
+    /// Memory that the next chunk takes
+    pub(crate) fn next_chunk_bytes(&self) -> usize {
+        self.next_capacity() * size_of::<T>()
+    }
+
     pub(crate) fn at(&self, position: usize) -> &T {
         let (chunk, within) = Self::place(position);
         &self.chunks[chunk][within]

@@ -50,8 +50,8 @@ mod tests {
     use super::*;
     use crate::index::SEGMENT_SLOTS_MAX;
     use crate::{
-        Announce, Caps, Endpoint, Event, Family, InfoHash, Lengths, PeerSpace, Purge, Role,
-        Seconds, Settings, Subnets, Swarms,
+        Announce, Caps, Endpoint, Event, Family, InfoHash, Lengths, PeerSpace, Role, Seconds,
+        Settings, Subnets, Swarms, TableCursor,
     };
     use std::net::IpAddr;
 
@@ -89,6 +89,7 @@ mod tests {
             peer_lifetime_secs: 2_700,
             keep_completed_secs: 86_400,
             memory_bytes: 1 << 30,
+            source_share_per_10_000: 200,
             caps: Caps::default(),
             allow_private: true,
             hash_key: (1, 2),
@@ -126,7 +127,7 @@ mod tests {
         for number in 0..peers {
             announce(&mut swarms, Seconds(6_000), number % 4 / 3 * number, number, Event::Started);
         }
-        let mut purge = Purge::default();
+        let mut purge = TableCursor::default();
         while bounded(indexes, "purge", || swarms.purge(&mut purge, |_| false)) {}
         assert_eq!(swarms.totals().torrents, 0);
     }

@@ -7,12 +7,13 @@
 //! 25      shape: the homes of the IPv4 (low nibble) and IPv6 peers
 //! 26..28  inline: seeders (low nibble) and leechers of IPv4, then of IPv6
 //! 28..64  body. Inline: 8-byte IPv4 records from the front, one 20-byte IPv6 record at the back.
-//!         Else, for each family: handle 4, seeders 4, leechers 4, partial seeds among them 4
+//!         Else, for each family: handle 4, seeders 4, leechers 4, partial seeds among them 4; then whether more peers
+//!         of one address have joined than a reply has 1
 //! ```
 
 use crate::blocks::Class;
 use crate::part::{Roles, V4, V6, partial_seed};
-use crate::words::{Family, InfoHash};
+use crate::types::{Family, InfoHash};
 
 const COMPLETED: usize = 20;
 const TICK: usize = 24;
@@ -32,7 +33,10 @@ const INLINE_V4_MAX: usize = (ENTRY_BYTES - BODY) / V4;
 const INLINE_V4_BESIDE_V6: usize = (BODY_V6 - BODY) / V4;
 
 const _: () = assert!(INLINE_V4_MAX == 4 && INLINE_V4_BESIDE_V6 == 2);
-const _: () = assert!(BODY + 2 * HOME_BYTES <= ENTRY_BYTES);
+/// Where it says, unless inline, that some peers share an address
+const SHARES_ADDRESSES: usize = BODY + 2 * HOME_BYTES;
+
+const _: () = assert!(SHARES_ADDRESSES < ENTRY_BYTES);
 
 /// Shape nibbles beside `1..=Class::COUNT`, a block
 const NIBBLE_INLINE: u8 = 0;
@@ -175,6 +179,16 @@ impl Entry {
         if !self.is_inline() {
             self.set_word(home_at(family) + 12, partial_seeds);
         }
+    }
+
+    /// Whether more peers of one address may be in the swarm than a reply has of it
+    pub(crate) fn shares_addresses(&self) -> bool {
+        !self.is_inline() && self.0[SHARES_ADDRESSES] != 0
+    }
+
+    /// Notes that; an inline entry has too few peers for it
+    pub(crate) fn set_shares_addresses(&mut self, shares: bool) {
+        self.0[SHARES_ADDRESSES] = u8::from(shares);
     }
 
     fn inline<const N: usize>(&self) -> &[[u8; N]] {

@@ -1,7 +1,7 @@
-//! The tracker's words and its swarm table, in memory.
+//! The domain types of a tracker and its swarm table, in memory.
 //!
-//! [`words`](InfoHash) name what every other crate speaks of: info hashes, endpoints, events, counts.
-//! [`Swarms`] keeps who is in which swarm and answers announces and scrapes from it.
+//! The types ([`InfoHash`], [`Endpoint`], [`Event`], [`Counts`], ...) are those of every other crate. [`Swarms`] stores the
+//! peers of every torrent and answers announces and scrapes.
 //!
 //! Nothing here touches a disk, a socket or a clock: time is an argument, randomness a seed, keys are
 //! handed in. Nothing here returns a `Vec`: peers are written into the caller's slice, in the compact
@@ -14,6 +14,7 @@ mod blocks;
 mod chunks;
 mod effort;
 mod entry;
+mod eviction;
 mod index;
 mod many;
 mod neighbours;
@@ -21,18 +22,23 @@ mod part;
 mod pass;
 mod room;
 mod select;
+mod settings;
+mod sources;
 mod space;
 mod subnets;
 mod swarms;
 mod sweep;
 mod time;
-mod words;
+mod types;
 
 pub use announced::{Announced, Change, Refusal};
+pub use eviction::EvictionCounts;
 pub use pass::{Page, Pass};
+pub use settings::{Caps, Settings, Totals};
+pub use sources::{Source, SourceCount, TOP_SOURCES};
 pub use space::PeerSpace;
 pub use subnets::{LENGTHS_MAX, Lengths, Subnets};
-pub use swarms::{Ahead, Announce, Caps, Settings, Swarms, Totals};
-pub use sweep::Purge;
-pub use time::Seconds;
-pub use words::{Census, Counts, Endpoint, Event, Family, InfoHash, PeerId, Role, Scope};
+pub use swarms::{Ahead, Announce, Swarms, source_counts_bytes};
+pub use sweep::TableCursor;
+pub use time::{Seconds, longest_lifetime_secs};
+pub use types::{Census, Counts, Endpoint, Event, Family, InfoHash, PeerId, Role, Scope};

@@ -17,6 +17,8 @@ pub(crate) const PEERS_MAX: usize = 4 << 20;
 pub(crate) struct Many<const N: usize> {
     records: Chunks<[u8; N], CHUNK>,
     index: PositionIndex,
+    /// Whether the index leaves ports out, so that peers of one address are counted: see [`EndpointKey`]
+    capped: bool,
     /// Where neighbours are preferred
     neighbours: Option<Box<Neighbours>>,
 }
@@ -30,7 +32,7 @@ impl<const N: usize> Many<N> {
 
     pub(crate) fn holding(records: &[[u8; N]], key: EndpointKey) -> Option<Self> {
         let index = PositionIndex::new();
-        let mut many = Self { records: Chunks::new(), index, neighbours: None };
+        let mut many = Self { records: Chunks::new(), index, capped: key.capped, neighbours: None };
         for record in records {
             many.records.push(*record);
             if !many.index_record(many.records.len() - 1, key) {
@@ -42,6 +44,16 @@ impl<const N: usize> Many<N> {
 
     pub(crate) fn len(&self) -> usize {
         self.records.len()
+    }
+
+    /// Whether peers of one address are counted on the way to one of them
+    pub(crate) fn counts_addresses(&self) -> bool {
+        self.capped
+    }
+
+    /// The key of this swarm's index, which may be older than the cap of now
+    fn own(&self, key: EndpointKey) -> EndpointKey {
+        EndpointKey { capped: self.capped, ..key }
     }
 
     pub(crate) fn at(&self, position: usize) -> &[u8; N] {
@@ -65,7 +77,9 @@ impl<const N: usize> Many<N> {
         mut is_it: impl FnMut(&[u8; N]) -> bool,
     ) -> Option<usize> {
         let at = |position: u32| self.records.at(position as usize);
-        self.index.find(key.hash(record), |position| is_it(at(position))).map(|p| p as usize)
+        self.index
+            .find(self.own(key).hash(record), |position| is_it(at(position)))
+            .map(|p| p as usize)
     }
 
     /// Makes room for one more record at the end; what it holds counts only once indexed
@@ -79,6 +93,7 @@ impl<const N: usize> Many<N> {
 
     /// Indexes the record at a position; false if the index cannot take it
     pub(crate) fn index_record(&mut self, position: usize, key: EndpointKey) -> bool {
+        let key = self.own(key);
         let records = &self.records;
         let hash_of = |position: u32| key.hash(records.at(position as usize));
         self.index.insert(hash_of(position as u32), position as u32, hash_of)
@@ -86,6 +101,7 @@ impl<const N: usize> Many<N> {
 
     /// Returns the index slots that were visited
     pub(crate) fn unindex_record(&mut self, position: usize, key: EndpointKey) -> usize {
+        let key = self.own(key);
         let records = &self.records;
         let hash_of = |position: u32| key.hash(records.at(position as usize));
         let visited = self.index.remove(hash_of(position as u32), position as u32, hash_of);
@@ -101,7 +117,7 @@ impl<const N: usize> Many<N> {
     /// Copies a record over one that is no longer indexed
     pub(crate) fn relocate(&mut self, from: usize, to: usize, key: EndpointKey) {
         let record = *self.records.at(from);
-        self.index.relocate(key.hash(&record), from as u32, to as u32);
+        self.index.relocate(self.own(key).hash(&record), from as u32, to as u32);
         if let Some(neighbours) = &mut self.neighbours {
             let peers = Peers { records: &self.records, hasher: key.hasher };
             neighbours.relocate(from as u32, to as u32, &peers);

@@ -7,9 +7,10 @@
 
 use crate::effort;
 use crate::many::{Many, PEERS_MAX};
+use crate::sources::{Source, SourceCounts};
 use crate::subnets::{Group, Lengths, Prefix};
 use crate::time::Ticks;
-use crate::words::{Family, Scope};
+use crate::types::{Family, Scope};
 use siphasher::sip::SipHasher13;
 use std::net::IpAddr;
 
@@ -85,14 +86,18 @@ pub(crate) fn record_of<const N: usize>(
 }
 
 /// What an address shares its cap with: an IPv4 address, or an IPv6 /64
-fn cap_group<const N: usize>(record: &[u8; N]) -> &[u8] {
+pub(crate) fn cap_group<const N: usize>(record: &[u8; N]) -> &[u8] {
     if N == V6 { &record[..8] } else { address(record) }
 }
 
-/// Hashes a record to where the index of a large swarm looks for it
+/// Records that are compared to find out whether an address has many peers: a cache line of IPv4
+const ADDRESS_SAMPLE: usize = 8;
+
+/// Hashes a record to where the index of a large swarm looks for it.
 ///
-/// With a cap on peers per address the port (and, of IPv6, the lower half) is left out: those who share
-/// a cap then lie in one run, no longer than the cap, and are counted on the way.
+/// With a cap on peers per address the port (and, of IPv6, the lower half) is left out: peers that share
+/// a cap then lie in one run, no longer than the cap, and are counted on the way. A large swarm keeps the way
+/// it was made with, whatever becomes of the cap.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EndpointKey {
     pub(crate) hasher: SipHasher13,
@@ -148,6 +153,7 @@ pub(crate) struct Part<'a, const N: usize> {
     pub(crate) roles: Roles,
     /// How many partial seeds have come since it was looked up, less those that have gone
     pub(crate) more_partial_seeds: i32,
+    pub(crate) sources: &'a mut SourceCounts,
 }
 
 /// What a search found
@@ -183,18 +189,41 @@ impl<const N: usize> Part<'_, N> {
 
     /// Writes a record over that of the same peer in the same role
     pub(crate) fn replace(&mut self, position: usize, record: [u8; N]) {
-        self.discount(position);
-        self.count(&record);
+        self.more_partial_seeds += partial_seed(&record) as i32;
+        self.more_partial_seeds -= partial_seed(self.at(position)) as i32;
         *self.at_mut(position) = record;
+    }
+
+    /// Number of stored peers of the source of the peer at a position
+    pub(crate) fn source_count(&self, position: usize) -> u32 {
+        self.sources.count(Source::of_record(self.at(position)))
     }
 
     fn count(&mut self, record: &[u8; N]) {
         self.more_partial_seeds += partial_seed(record) as i32;
+        self.sources.add(Source::of_record(record));
     }
 
-    /// For one that is about to go
+    /// Counts a peer out that is about to be removed
     fn discount(&mut self, position: usize) {
-        self.more_partial_seeds -= partial_seed(self.at(position)) as i32;
+        let record = *self.at(position);
+        self.more_partial_seeds -= partial_seed(&record) as i32;
+        self.sources.remove(Source::of_record(&record));
+    }
+
+    /// Whether the number of peers that share an address is known: [`Found::sharing`] is exact then
+    pub(crate) fn counts_addresses(&self) -> bool {
+        match &self.records {
+            Records::Few(_) => true,
+            Records::Many(many) => many.counts_addresses(),
+        }
+    }
+
+    /// Whether one of a few peers drawn at random has the address of a record: where many have it, soon one is
+    pub(crate) fn seems_to_share_address(&self, record: &[u8; N], rng: &mut fastrand::Rng) -> bool {
+        let at = rng.usize(..self.roles.len().max(1));
+        let run = self.run_from(at).iter().take((self.roles.len() - at).min(ADDRESS_SAMPLE));
+        run.filter(|other| cap_group(other) == cap_group(record)).count() > 0
     }
 
     /// Looks for the record with this one's endpoint

@@ -7,7 +7,9 @@ use crate::effort;
 use crate::entry::{Entry, Home, fits_inline};
 use crate::many::{Many, ManyStore};
 use crate::part::{EndpointKey, Part, Records, Roles, V4, V6, partial_seed};
-use crate::words::Family;
+use crate::sources::SourceCounts;
+use crate::types::Family;
+use siphasher::sip::SipHasher13;
 
 /// Peers of one family a block holds, at most; more get an index
 pub(crate) const BLOCK_PEERS_MAX: usize = 64;
@@ -21,6 +23,8 @@ pub(crate) struct Store {
     /// In chunks of a megabyte: the allocator wastes little on such, and the list of them stays short
     pub(crate) entries: Chunks<Entry, 16384>,
     homes: Homes,
+    /// Stored peers by source
+    pub(crate) sources: SourceCounts,
 }
 
 #[derive(Debug)]
@@ -74,9 +78,10 @@ impl<const N: usize> Luggage<N> {
 }
 
 impl Store {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(hasher: SipHasher13) -> Self {
         let (many_v4, many_v6) = (ManyStore::new(), ManyStore::new());
-        Self { entries: Chunks::new(), homes: Homes { blocks: Blocks::new(), many_v4, many_v6 } }
+        let homes = Homes { blocks: Blocks::new(), many_v4, many_v6 };
+        Self { entries: Chunks::new(), homes, sources: SourceCounts::new(hasher) }
     }
 
     /// Memory held
@@ -109,7 +114,7 @@ impl Store {
             }
             Home::Many(handle) => Records::Many(self.homes.many().at_mut(handle)),
         };
-        Part { records, roles, more_partial_seeds: 0 }
+        Part { records, roles, more_partial_seeds: 0, sources: &mut self.sources }
     }
 
     /// Changes a torrent's peers of one family and writes down what became of their number
@@ -254,6 +259,7 @@ impl Store {
     fn spread(&mut self, position: u32, growing: Family) {
         let v4 = Luggage::packed(&self.part::<V4>(position));
         let v6 = Luggage::packed(&self.part::<V6>(position));
+        self.entry_mut(position).set_shares_addresses(false);
         for family in Family::ALL {
             let entry = self.entry_mut(position);
             entry.set_home(family, Home::None);

@@ -1,20 +1,38 @@
 //! Which peers an announce is answered with: a uniform sample of those the requester can use, after its neighbours if
 //! those are preferred.
 
-use crate::part::{Part, Roles, Rules, compact, flags, prefix_of, scope_of};
+use crate::part::{Part, Roles, Rules, V6, cap_group, compact, flags, prefix_of, scope_of};
 use crate::subnets::{Lengths, Prefix, mix};
-use crate::words::{Role, Scope};
+use crate::types::{Role, Scope};
 
 /// Records passed over for each one wanted before a search gives up: a swarm of peers that this requester
 /// cannot use must not make its announces dear
 const VISITS_PER_PEER: usize = 4;
 const VISITS_MIN: usize = 64;
 
+/// The same where peers share addresses, and others have to be looked for
+const VISITS_PER_PEER_LIMITED: usize = 16;
+
+/// Peers of one address in a reply, while there are others: of IPv6 of one /64
+pub(crate) const PER_ADDRESS_MAX: u32 = 4;
+
 /// Who asks
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Requester {
     pub(crate) role: Role,
     pub(crate) scope: Scope,
+}
+
+/// What a reply is to have
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a, const N: usize> {
+    pub(crate) requester: Requester,
+    /// Position of the requester's own record
+    pub(crate) own: Option<usize>,
+    /// Whose subnet peers come first
+    pub(crate) near: Option<&'a Near<N>>,
+    /// No more than [`PER_ADDRESS_MAX`] peers of an address, while there are others
+    pub(crate) limited: bool,
 }
 
 /// Whose neighbours are handed out first
@@ -44,30 +62,83 @@ const _: () = assert!(flags::PARTIAL_SEED | flags::COMPLETED | flags::SCOPE == L
 /// Copies peers of a part into `out` in compact form, as many as it has room for; returns the bytes
 ///
 /// A leecher gets seeders and leechers as they are mixed in the swarm, every peer with the same chance.
-/// A seeder, partial or not, gets leechers only. Nobody gets itself, at `own`. Those who are `near` come first.
+/// A seeder, partial or not, gets leechers only. Nobody gets itself. Subnet peers come first.
 pub(crate) fn select<const N: usize>(
     part: &Part<'_, N>,
-    requester: Requester,
-    own: Option<usize>,
-    near: Option<&Near<N>>,
+    wanted: &Wanted<'_, N>,
     rules: &Rules,
     rng: &mut fastrand::Rng,
     out: &mut [u8],
 ) -> usize {
-    let wanted = out.len() / (N - 2);
-    if wanted == 0 || part.roles.len() == 0 {
+    if out.len() < N - 2 || part.roles.len() == 0 {
         return 0;
     }
-    let mut sink = Sink { out, written: 0, usable: requester.usable(), rules, taken: None };
+    let Wanted { requester, own, near, limited } = *wanted;
+    let usable = requester.usable();
+    let mut sink =
+        Sink { out, written: 0, usable, rules, taken: None, addresses: None, again: false };
     let role = requester.role;
-    match near {
-        Some(near) => {
-            let taken = sink.take_near(part, near, role, own, rng);
-            sink.take_any::<N, true>(part, role, own, taken, rng);
+    if near.is_none() && !limited {
+        sink.take_any::<N, false>(part, role, own, Roles::default(), rng);
+        return sink.written;
+    }
+    // Subnet peers are wanted for their addresses, and not limited.
+    let taken = near.map_or(Roles::default(), |near| sink.take_near(part, near, role, own, rng));
+    sink.addresses = limited.then(AddressLimit::new);
+    sink.take_any::<N, true>(part, role, own, taken, rng);
+    if let Some(addresses) = sink.addresses {
+        for from in addresses.passed_over::<N>() {
+            let (written, rest) = sink.out.split_at_mut(sink.written);
+            let Some(to) = rest.get_mut(..N - 2) else { break };
+            // It may have been passed over twice.
+            if !written.chunks_exact(N - 2).any(|taken| taken == from) {
+                to.copy_from_slice(from);
+                sink.written += N - 2;
+            }
         }
-        None => sink.take_any::<N, false>(part, role, own, Roles::default(), rng),
     }
     sink.written
+}
+
+/// Peers that are remembered in case that there are too few of other addresses
+const PASSED_OVER_MAX: usize = 128;
+
+/// Counts the peers of each address in a reply.
+///
+/// Addresses that share a counter are counted together: then there may be fewer of them than permitted.
+#[derive(Debug)]
+struct AddressLimit {
+    counts: [u8; 256],
+    /// Endpoints in compact form that were passed over, one after the other
+    passed_over: [u8; PASSED_OVER_MAX * (V6 - 2)],
+    passed_over_len: usize,
+}
+
+impl AddressLimit {
+    fn new() -> Self {
+        let passed_over = [0; PASSED_OVER_MAX * (V6 - 2)];
+        Self { counts: [0; 256], passed_over, passed_over_len: 0 }
+    }
+
+    /// Counts a peer, unless there are enough of its address
+    fn admits<const N: usize>(&mut self, record: &[u8; N]) -> bool {
+        let mixed = mix(cap_group(record));
+        let count = &mut self.counts[(mixed ^ mixed >> 16) as usize % 256];
+        if u32::from(*count) < PER_ADDRESS_MAX {
+            *count += 1;
+            return true;
+        }
+        let end = self.passed_over_len + N - 2;
+        if let Some(to) = self.passed_over.get_mut(self.passed_over_len..end) {
+            to.copy_from_slice(compact(record));
+            self.passed_over_len = end;
+        }
+        false
+    }
+
+    fn passed_over<const N: usize>(&self) -> impl Iterator<Item = &[u8]> {
+        self.passed_over[..self.passed_over_len].chunks_exact(N - 2)
+    }
 }
 
 /// How many of the wanted peers are seeders, so that every peer has the same chance
@@ -89,6 +160,9 @@ struct Sink<'a> {
     usable: u16,
     rules: &'a Rules,
     taken: Option<Taken>,
+    addresses: Option<AddressLimit>,
+    /// Whether records are looked at that may be in the reply already
+    again: bool,
 }
 
 /// Neighbours that were taken already
@@ -120,8 +194,9 @@ impl Taken {
 }
 
 impl Sink<'_> {
-    /// Takes anybody into what room there is, where so many neighbours were taken already, from whom they are `APART`
-    fn take_any<const N: usize, const APART: bool>(
+    /// Takes any peers into the rest of the reply; with `CHECKED` no subnet peer again, and no more of an address than
+    /// permitted
+    fn take_any<const N: usize, const CHECKED: bool>(
         &mut self,
         part: &Part<'_, N>,
         role: Role,
@@ -141,12 +216,18 @@ impl Sink<'_> {
         let of_leechers = others(end - seeders, own_leeches) - taken.leechers as usize;
         let share = seeder_share(wanted, of_seeders, of_leechers, rng);
         if of_seeders > 0 {
-            self.take_run::<N, APART>(part, 0..seeders, own, share, rng);
+            self.take_run::<N, CHECKED>(part, 0..seeders, own, share, rng);
         }
         // Where seeders are of no use to the requester, leechers take their share.
         let rest = (self.out.len() - self.written) / (N - 2);
         if of_leechers > 0 {
-            self.take_run::<N, APART>(part, seeders..end, own, rest, rng);
+            self.take_run::<N, CHECKED>(part, seeders..end, own, rest, rng);
+        }
+        if CHECKED && self.addresses.is_some() && of_seeders > share {
+            // Leechers may share few addresses: then seeders get more than their share.
+            self.again = true;
+            let rest = (self.out.len() - self.written) / (N - 2);
+            self.take_run::<N, CHECKED>(part, 0..seeders, own, rest, rng);
         }
     }
 
@@ -201,7 +282,7 @@ impl Sink<'_> {
     ///
     /// Records lie in random order, so a run is a sample. One's own record is the fixed point the start is
     /// counted from: the one behind it would otherwise be first twice as often.
-    fn take_run<const N: usize, const APART: bool>(
+    fn take_run<const N: usize, const CHECKED: bool>(
         &mut self,
         part: &Part<'_, N>,
         range: std::ops::Range<usize>,
@@ -211,7 +292,8 @@ impl Sink<'_> {
     ) {
         let own = own.filter(|own| range.contains(own));
         let others = range.len() - usize::from(own.is_some());
-        let visits = others.min((wanted * VISITS_PER_PEER).max(VISITS_MIN));
+        let each = if self.addresses.is_some() { VISITS_PER_PEER_LIMITED } else { VISITS_PER_PEER };
+        let visits = others.min((wanted * each).max(VISITS_MIN));
         let mut position = match own {
             Some(own) => own + 1 + rng.usize(..others),
             None => range.start + rng.usize(..others),
@@ -228,14 +310,24 @@ impl Sink<'_> {
             let stop = own.filter(|own| position < *own).unwrap_or(range.end);
             let run = part.run_from(position);
             let run = &run[..run.len().min(stop - position).min(visits)];
-            let visited = self.offer::<N, APART>(run, end);
+            let visited = self.offer::<N, CHECKED>(run, end);
             visits -= visited;
             position += visited;
         }
     }
 
+    /// Whether a record is neither in the reply already nor of an address that has enough in it
+    fn is_permitted<const N: usize>(&mut self, record: &[u8; N]) -> bool {
+        let written = &self.out[..self.written];
+        let is_taken = match self.again {
+            true => written.chunks_exact(N - 2).any(|taken| taken == compact(record)),
+            false => self.taken.as_ref().is_some_and(|taken| taken.has(self.out, record)),
+        };
+        !is_taken && self.addresses.as_mut().is_none_or(|addresses| addresses.admits(record))
+    }
+
     /// Takes what is useful of some records, until so many bytes are written; returns how many it looked at
-    fn offer<const N: usize, const APART: bool>(
+    fn offer<const N: usize, const CHECKED: bool>(
         &mut self,
         records: &[[u8; N]],
         end: usize,
@@ -248,8 +340,7 @@ impl Sink<'_> {
             visited += 1;
             let useful = self.usable >> (record[N - 2] & LOW_HALF) & 1 == 1;
             let useful = useful && !self.rules.is_expired(record);
-            let is_taken = || self.taken.as_ref().is_some_and(|taken| taken.has(self.out, record));
-            let useful = useful && !(APART && is_taken());
+            let useful = useful && (!CHECKED || self.is_permitted(record));
             // The whole record, of which the next one overwrites what is too much: no branch to predict.
             match self.out[self.written..].first_chunk_mut::<N>() {
                 Some(to) => *to = *record,

@@ -1,6 +1,6 @@
 //! The room for peers in a reply, and how both families share it.
 
-use crate::words::Family;
+use crate::types::Family;
 
 /// Where the peers go, in compact form (BEP 23, BEP 7); as many as there is room for
 ///

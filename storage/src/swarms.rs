@@ -2,49 +2,22 @@
 
 use crate::announced::{Announced, Change, Refusal};
 use crate::entry::Entry;
+use crate::eviction::Eviction;
 use crate::index::{POSITIONS_MAX, PositionIndex};
 use crate::part::{EndpointKey, Part, Roles, Rules, V4, V6, flags, record_of, scope_flags};
 use crate::room::{BLOCK_PEERS_MAX, Homes, Store, Width};
-use crate::select::{Near, Requester, select};
+use crate::select::{Near, PER_ADDRESS_MAX, Requester, Wanted, select};
+use crate::settings::{Settings, Totals};
+use crate::sources::{Source, SourceCounts};
 use crate::space::{PeerSpace, cut, v4_share};
 use crate::subnets::{Lengths, Subnets};
 use crate::sweep::Hand;
 use crate::time::{Seconds, Ticks};
-use crate::words::{Census, Counts, Endpoint, Event, Family, InfoHash, Role, Scope};
+use crate::types::{Census, Counts, Endpoint, Event, Family, InfoHash, Role, Scope};
 use siphasher::sip::SipHasher13;
 
-/// A swarm with more peers than this is refused more when memory gets tight: it has plenty to hand out
-const CROWDED_PEERS: usize = 200;
-
-/// How a table behaves; what is drawn at start is handed in
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    /// How long a peer is kept after its last announce
-    pub peer_lifetime_secs: u32,
-    /// How long a torrent without peers keeps its count of completed downloads
-    pub keep_completed_secs: u32,
-    /// Memory the table may hold, by its own accounting
-    pub memory_bytes: usize,
-    /// Limits within a swarm
-    pub caps: Caps,
-    /// Hand out private peers like public ones: for closed networks
-    pub allow_private: bool,
-    /// Keys the hash that finds torrents and peers: whoever knew it could make every search long
-    pub hash_key: (u64, u64),
-    /// Starts the generator that picks peers
-    pub seed: u64,
-}
-
-/// How many peers a swarm may have in all and from one place; 0 is no limit
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Caps {
-    /// Of both families
-    pub swarm: u32,
-    /// From one IPv4 address
-    pub per_ipv4: u32,
-    /// From one IPv6 /64
-    pub per_ipv6_64: u32,
-}
+/// Peers of one address in a swarm, where no fewer are permitted: their index slots lie in one run
+const ADDRESS_RUN_MAX: u32 = 256;
 
 /// One announce, as far as the swarm is concerned
 #[derive(Clone, Copy, Debug)]
@@ -57,19 +30,6 @@ pub struct Announce {
     pub role: Role,
     /// Why it announces
     pub event: Event,
-}
-
-/// What a table holds
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Torrents, those without peers that keep a count included
-    pub torrents: usize,
-    /// Seeders by [`Family`]
-    pub seeders: [u64; 2],
-    /// Leechers by [`Family`]
-    pub leechers: [u64; 2],
-    /// Memory held, by the table's own accounting
-    pub bytes: usize,
 }
 
 /// What a look ahead at the index found: the hash, and where the torrent's entry probably is
@@ -94,8 +54,14 @@ pub struct Swarms {
     subnets: Subnets,
     pub(crate) now: Seconds,
     pub(crate) hand: Hand,
+    pub(crate) eviction: Eviction,
     totals: Totals,
-    rng: fastrand::Rng,
+    pub(crate) rng: fastrand::Rng,
+}
+
+/// Returns the memory that a table has for its counts by source from the start, beside what it accounts for.
+pub const fn source_counts_bytes() -> usize {
+    SourceCounts::bytes()
 }
 
 impl Swarms {
@@ -104,13 +70,14 @@ impl Swarms {
         let hasher = SipHasher13::new_with_keys(settings.hash_key.0, settings.hash_key.1);
         let ticks = Ticks::of_lifetime(settings.peer_lifetime_secs);
         Self {
-            store: Store::new(),
+            store: Store::new(hasher),
             index: PositionIndex::new(),
             rules: Rules { key: EndpointKey { hasher, capped: false }, ticks, tick: 0 },
             idle_ticks: Ticks::of_lifetime(settings.keep_completed_secs),
             subnets: Subnets::default(),
             now: Seconds(0),
             hand: Hand::default(),
+            eviction: Eviction::default(),
             totals: Totals::default(),
             rng: fastrand::Rng::with_seed(settings.seed),
             settings,
@@ -124,9 +91,33 @@ impl Swarms {
         self.subnets = subnets;
     }
 
+    /// Goes by other settings from now on; the keys and the seed stay what they were
+    ///
+    /// Lifetimes are cut at [`crate::longest_lifetime_secs`] of those the table was made with. Where a cap on peers per
+    /// address is new, swarms of more than 64 peers of a family that are there already keep theirs uncapped; where
+    /// there is none any more, they have one of 256.
+    pub fn reconfigure(&mut self, settings: Settings) {
+        let Settings { hash_key, seed, .. } = self.settings;
+        self.rules.ticks = self.rules.ticks.with_lifetime(settings.peer_lifetime_secs);
+        self.idle_ticks = self.idle_ticks.with_lifetime(settings.keep_completed_secs);
+        self.settings = Settings { hash_key, seed, ..settings };
+    }
+
     /// What the table holds now
     pub fn totals(&self) -> Totals {
-        Totals { torrents: self.store.entries.len(), bytes: self.bytes(), ..self.totals }
+        Totals {
+            torrents: self.store.entries.len(),
+            bytes: self.bytes(),
+            pressure_per_1_000: self.pressure_per_1_000(),
+            evicted: self.eviction.counts(),
+            top_sources: self.eviction.top(),
+            ..self.totals
+        }
+    }
+
+    /// Peers of a family in all swarms
+    pub(crate) fn peers_of(&self, family: Family) -> u64 {
+        self.totals.seeders[family as usize] + self.totals.leechers[family as usize]
     }
 
     /// Reads the index slot of a torrent: the first of two passes over a batch
@@ -165,16 +156,18 @@ impl Swarms {
         debug_assert_eq!(ahead.hash, self.hash(&announce.info_hash));
         let known = self.find(&ahead, &announce.info_hash);
         let joins = announce.event != Event::Stopped && announce.endpoint.is_listening();
-        let (position, refused) = match known {
-            None if joins => match self.add_torrent(ahead.hash, &announce.info_hash) {
-                Some(position) => (Some(position), None),
-                None => (None, Some(Change::Refused(Refusal::Memory))),
+        let position = match known {
+            None if joins => match self.add_torrent(ahead.hash, announce) {
+                Ok(position) => position,
+                Err(refusal) => {
+                    let mut counts = Counts::default();
+                    counts.include(announce.role);
+                    let change = Change::Refused(refusal);
+                    return Announced { counts, change, ..Announced::of_nobody() };
+                }
             },
-            known => (known, None),
-        };
-        let Some(position) = position else {
-            let change = refused.unwrap_or(Change::Nothing);
-            return Announced { change, ..Announced::of_nobody() };
+            None => return Announced::of_nobody(),
+            Some(position) => position,
         };
         let entered = match announce.endpoint.family() {
             Family::V4 => self.enter::<V4>(position, announce),
@@ -198,7 +191,11 @@ impl Swarms {
             }
             v6_len = self.pick::<V6>(position, announce, own(Family::V6), peers.v6);
         }
-        let counts = self.counts_at(position);
+        let mut counts = self.counts_at(position);
+        if let Change::Refused(_) = entered.change {
+            // As with anybody else, the announcer is counted.
+            counts.include(announce.role);
+        }
         Announced { counts, v4_len, v6_len, change: entered.change, previous: entered.previous }
     }
 
@@ -253,9 +250,18 @@ impl Swarms {
         Rules { key: EndpointKey { capped, ..self.rules.key }, ..self.rules }
     }
 
-    /// Books a change in the number of a torrent's peers
+    /// Counts a change in the number of a torrent's peers of a family
     pub(crate) fn count_change(&mut self, before: Roles, position: u32, family: Family) {
-        let after = self.store.entry(position).roles(family);
+        let entry = self.store.entry(position);
+        let after = entry.roles(family);
+        if before == after {
+            return;
+        }
+        match (entry.peers(), entry.peers() + before.len() - after.len()) {
+            (0, 1..) => self.totals.empty_torrents += 1,
+            (1.., 0) => self.totals.empty_torrents -= 1,
+            _ => {}
+        }
         let book = |total: &mut u64, before: u32, after: u32| {
             *total = *total + u64::from(after) - u64::from(before);
         };
@@ -286,6 +292,7 @@ impl Swarms {
 
     /// Removes an entry without peers; returns the index slots that were visited for it
     pub(crate) fn remove_entry(&mut self, position: u32) -> usize {
+        self.totals.empty_torrents -= 1;
         let (store, hasher) = (&self.store, self.rules.key.hasher);
         let hash_of = |position: u32| hasher.hash(&store.entry(position).info_hash().0);
         let visited = self.index.remove(hash_of(position), position, hash_of);
@@ -308,7 +315,7 @@ impl Swarms {
         guess.or_else(|| self.index.find(ahead.hash, is_it))
     }
 
-    fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.store.bytes() + self.index.bytes()
     }
 
@@ -322,34 +329,39 @@ impl Swarms {
         }
     }
 
-    fn add_torrent(&mut self, hash: u64, info_hash: &InfoHash) -> Option<u32> {
-        let position = self.store.entries.len() as u32;
-        let more = self.store.entries.next_bytes();
-        if self.pressure(more) > Pressure::None || position >= POSITIONS_MAX - 1 {
-            return None;
+    /// Adds a torrent without peers, for an announcer that is about to join
+    fn add_torrent(&mut self, hash: u64, announce: &Announce) -> Result<u32, Refusal> {
+        let endpoint = announce.endpoint;
+        let exceeds = match endpoint.family() {
+            Family::V4 => {
+                record_of::<V4>(endpoint.address(), 0, 0, 0).map(|it| self.is_above_limit(&it))
+            }
+            Family::V6 => {
+                record_of::<V6>(endpoint.address(), 0, 0, 0).map(|it| self.is_above_limit(&it))
+            }
+        };
+        if exceeds == Some(true) {
+            return Err(Refusal::Source);
         }
-        self.store.entries.push(Entry::new(info_hash));
+        let position = self.store.entries.len() as u32;
+        if !self.has_room_for_torrent() || position >= POSITIONS_MAX - 1 {
+            return Err(Refusal::NewTorrent);
+        }
+        self.store.entries.push(Entry::new(&announce.info_hash));
         let (store, hasher) = (&self.store, self.rules.key.hasher);
         let hash_of = |position: u32| hasher.hash(&store.entry(position).info_hash().0);
         if self.index.insert(hash, position, hash_of) {
-            return Some(position);
+            self.totals.empty_torrents += 1;
+            return Ok(position);
         }
         self.store.entries.pop();
-        None
+        Err(Refusal::NewTorrent)
     }
 
-    /// How near the ceiling would be with so much more
-    fn pressure(&self, more: usize) -> Pressure {
-        let (held, limit) = (self.bytes() + more, self.settings.memory_bytes);
-        // The last sixteenth is kept for peers of swarms that need them; of the last sixty-fourth nothing
-        // is given away: a block comes with its slab.
-        if held >= limit - limit / 64 {
-            Pressure::Full
-        } else if held >= limit - limit / 16 {
-            Pressure::Tight
-        } else {
-            Pressure::None
-        }
+    /// Whether the source of a record holds as many peers as it may at the moment
+    fn is_above_limit<const N: usize>(&self, record: &[u8; N]) -> bool {
+        let limit = self.eviction.limit();
+        limit < u32::MAX && self.store.sources.count(Source::of_record(record)) >= limit
     }
 
     fn address_cap<const N: usize>(&self) -> u32 {
@@ -398,7 +410,7 @@ impl Swarms {
         let lengths = self.lengths(<Homes as Width<N>>::FAMILY);
         if let Some(own) = entered.own
             && !lengths.is_empty()
-            && self.pressure(0) == Pressure::None
+            && !self.is_short()
         {
             let rng = &mut self.rng;
             self.store.change(position, |part| part.introduce(own, lengths, &rules, rng));
@@ -463,19 +475,30 @@ impl Swarms {
         if swarm_cap > 0 && peers >= swarm_cap as usize {
             return refused(Refusal::SwarmCap);
         }
-        if address_cap > 0 && sharing >= address_cap {
+        let part = self.store.part::<N>(position);
+        let (has_room, counts_addresses) = (part.has_room(), part.counts_addresses());
+        let shares_address = match counts_addresses {
+            true => sharing >= PER_ADDRESS_MAX,
+            false => part.seems_to_share_address(&record, &mut self.rng),
+        };
+        let address_cap = match address_cap {
+            0 if counts_addresses && peers > BLOCK_PEERS_MAX => ADDRESS_RUN_MAX,
+            cap => cap,
+        };
+        if address_cap > 0 && counts_addresses && sharing >= address_cap {
             return refused(Refusal::AddressCap);
         }
-        let tolerated = match peers {
-            CROWDED_PEERS.. => Pressure::None,
-            _ => Pressure::Tight,
-        };
+        if self.is_above_limit(&record) {
+            return refused(Refusal::Source);
+        }
         // A large swarm always has room, and grows all the same.
-        if !self.store.has_room::<N>(position) || peers >= BLOCK_PEERS_MAX {
-            let permitted = self.pressure(0) <= tolerated;
-            if !permitted || !self.store.make_room::<N>(position, rules.key) {
-                return refused(Refusal::Memory);
-            }
+        if (!has_room || peers >= BLOCK_PEERS_MAX)
+            && (self.is_full() || !self.store.make_room::<N>(position, rules.key))
+        {
+            return refused(Refusal::Memory);
+        }
+        if shares_address && !self.store.entry(position).is_inline() {
+            self.store.entry_mut(position).set_shares_addresses(true);
         }
         let (rng, seeds) = (&mut self.rng, announce.role == Role::Seeder);
         match self.store.change(position, |part| part.insert(seeds, record, rules, rng)) {
@@ -519,19 +542,11 @@ impl Swarms {
             .then(|| record_of::<N>(endpoint.address(), endpoint.port(), 0, 0))
             .flatten()
             .map(|record| Near { record, lengths, at_random_percent });
+        let limited = self.store.entry(position).shares_addresses();
         let part = self.store.part::<N>(position);
-        select(&part, requester, own, near.as_ref(), &rules, &mut self.rng, out)
+        let wanted = Wanted { requester, own, near: near.as_ref(), limited };
+        select(&part, &wanted, &rules, &mut self.rng, out)
     }
-}
-
-/// How near the memory ceiling is
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Pressure {
-    None,
-    /// No new torrents, no new peers in crowded swarms
-    Tight,
-    /// Nothing that needs memory
-    Full,
 }
 
 /// What became of the announcer in its own family

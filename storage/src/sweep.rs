@@ -7,17 +7,17 @@ use crate::part::{Part, V4, V6};
 use crate::room::{Homes, Width};
 use crate::swarms::Swarms;
 use crate::time::Seconds;
-use crate::words::{Family, InfoHash};
+use crate::types::{Family, InfoHash};
 
 /// What one call does, at most: some 50 microseconds of cache misses, or as long for removing what it finds
-const BUDGET: Budget = Budget { entries: 512, records: 2048, slots: 2048 };
+pub(crate) const BUDGET: Budget = Budget { entries: 512, records: 2048, slots: 2048 };
 
 /// What a removal costs beside a look: an index entry goes, others move
 const REMOVAL: usize = 16;
 
 /// Work a call may still do; the last step may overdraw it by one segment of the index
 #[derive(Clone, Copy, Debug)]
-struct Budget {
+pub(crate) struct Budget {
     entries: usize,
     records: usize,
     slots: usize,
@@ -65,33 +65,36 @@ impl Hand {
     }
 }
 
-/// What becomes of the peers that are visited
+/// Which of the peers that are visited are removed
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
-    /// Those that are too old go
+pub(crate) enum Fate {
+    /// Those that are too old
     ByAge,
-    /// All go, and the torrent with them
+    /// Those whose source has more peers than this
+    AboveLimit(u32),
+    /// All, and the torrent
     Condemned,
 }
 
-/// How far torrents were looked at that may have to go
+/// Position of a walk over the table that removes torrents or peers.
 #[derive(Clone, Copy, Debug)]
-pub struct Purge {
+pub struct TableCursor {
     /// Entries below this position are still to be looked at
     left: usize,
-    /// In the entry above, the torrent, and what is still to be removed of it
+    /// In the entry above, the torrent, and what is still to be visited of it
     inside: Option<(InfoHash, Family, usize)>,
 }
 
-impl Default for Purge {
-    /// From the beginning
+impl Default for TableCursor {
+    /// At the beginning
     fn default() -> Self {
         Self { left: usize::MAX, inside: None }
     }
 }
 
 impl Swarms {
-    /// Removes what has expired, a bounded bit at a time; true if it should be called again at once
+    /// Removes what has expired, and what memory is too short for, a bounded bit at a time; true if it should be called
+    /// again at once
     ///
     /// To be called at least each second and after each batch, idle or loaded.
     pub fn sweep(&mut self, now: Seconds) -> bool {
@@ -105,7 +108,8 @@ impl Swarms {
         while !budget.is_spent() && !self.hand.is_on_time(now, period) {
             self.sweep_step(&mut budget);
         }
-        !self.hand.is_on_time(now, period)
+        let evicting = self.evict();
+        evicting || !self.hand.is_on_time(now, period)
     }
 
     /// Whether a record may have been missed for so long that its age can no longer be told
@@ -167,7 +171,8 @@ impl Swarms {
         if left == 0 && after == 0 {
             let visited = match fate {
                 Fate::ByAge => self.remove_if_forgotten(position),
-                Fate::Condemned => self.remove_entry(position),
+                // While memory is short, counts of downloads are not kept.
+                Fate::AboveLimit(_) | Fate::Condemned => self.remove_entry(position),
             };
             budget.slots = budget.slots.saturating_sub(visited);
             budget.records = budget.records.saturating_sub(REMOVAL);
@@ -176,28 +181,40 @@ impl Swarms {
     }
 
     /// Removes torrents that are not served any more, a bounded bit at a time; true if it should be called again
-    pub fn purge(&mut self, purge: &mut Purge, serves: impl Fn(&InfoHash) -> bool) -> bool {
-        let mut budget = BUDGET;
+    pub fn purge(&mut self, cursor: &mut TableCursor, serves: impl Fn(&InfoHash) -> bool) -> bool {
+        self.walk(cursor, &mut BUDGET.clone(), |swarms, position| {
+            let is_served = serves(&swarms.store.entry(position).info_hash());
+            (!is_served).then_some(Fate::Condemned)
+        })
+    }
+
+    /// Visits entries downwards and does to each what `fate` says, within a budget; true if there are more
+    pub(crate) fn walk(
+        &mut self,
+        cursor: &mut TableCursor,
+        budget: &mut Budget,
+        fate: impl Fn(&Self, u32) -> Option<Fate>,
+    ) -> bool {
         while !budget.is_spent() {
             let entries = self.store.entries.len();
-            if purge.inside.is_none() {
-                purge.left = purge.left.min(entries);
-                let Some(next) = purge.left.checked_sub(1) else { return false };
-                purge.left = next;
+            if cursor.inside.is_none() {
+                cursor.left = cursor.left.min(entries);
+                let Some(next) = cursor.left.checked_sub(1) else { return false };
+                cursor.left = next;
                 budget.entries -= 1;
             }
-            if purge.left >= entries {
-                purge.inside = None;
+            if cursor.left >= entries {
+                cursor.inside = None;
                 continue;
             }
-            let position = purge.left as u32;
+            let position = cursor.left as u32;
             let info_hash = self.store.entry(position).info_hash();
             // Since the last call the sweep may have moved another torrent to this place.
-            let inside = purge.inside.take().filter(|(hash, ..)| *hash == info_hash);
-            if inside.is_some() || !serves(&info_hash) {
+            let inside = cursor.inside.take().filter(|(hash, ..)| *hash == info_hash);
+            if let Some(fate) = fate(self, position) {
                 let inside = inside.map(|(_, family, left)| (family, left));
-                let left = self.visit(position, inside, &mut budget, Fate::Condemned);
-                purge.inside = left.map(|(family, left)| (info_hash, family, left));
+                let left = self.visit(position, inside, budget, fate);
+                cursor.inside = left.map(|(family, left)| (info_hash, family, left));
             }
         }
         true
@@ -224,7 +241,12 @@ impl Swarms {
                 left -= 1;
                 crate::effort::records(N);
                 budget.records -= 1;
-                if fate == Fate::Condemned || rules.is_expired(part.at(left)) {
+                let is_removed = match fate {
+                    Fate::ByAge => rules.is_expired(part.at(left)),
+                    Fate::AboveLimit(limit) => part.source_count(left) > limit,
+                    Fate::Condemned => true,
+                };
+                if is_removed {
                     let visited = part.remove(left, &rules);
                     budget.records = budget.records.saturating_sub(REMOVAL);
                     budget.slots = budget.slots.saturating_sub(visited);

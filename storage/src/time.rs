@@ -4,13 +4,21 @@
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Seconds(pub u64);
 
-/// How many ticks a lifetime is cut into; what is left of the byte's 256 is the slack of a late sweep
-const TICKS_PER_LIFETIME: u32 = 120;
+/// Ticks of the lifetime that a table is made with: a peer is kept for up to two ticks longer than its lifetime
+const TICKS_PER_LIFETIME: u32 = 60;
+
+/// Ticks of the longest lifetime that a table can be changed to; the rest of the byte is slack for a late sweep
+const LIFETIME_TICKS_MAX: u32 = 150;
+
+/// Returns the longest lifetime that a table can be changed to which was made with this one.
+pub fn longest_lifetime_secs(at_start_secs: u32) -> u32 {
+    Ticks::of_lifetime(at_start_secs).tick_secs.saturating_mul(LIFETIME_TICKS_MAX)
+}
 
 /// Turns seconds into wrapping one-byte ticks, and two ticks into "too old"
 ///
 /// A peer older than 256 ticks would look young again. The sweep visits everything each quarter of a
-/// lifetime (30 ticks), so it may be more than 100 ticks late before that happens; `Swarms` makes up
+/// lifetime (at most 38 ticks), so it may be 100 ticks late before that happens; `Swarms` makes up
 /// for a longer gap with one full pass.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ticks {
@@ -23,9 +31,14 @@ impl Ticks {
     pub(crate) fn of_lifetime(lifetime_secs: u32) -> Self {
         let lifetime_secs = lifetime_secs.max(1);
         let tick_secs = lifetime_secs.div_ceil(TICKS_PER_LIFETIME);
-        // At most 120: `tick_secs` is rounded up.
-        let lifetime_ticks = lifetime_secs.div_ceil(tick_secs) as u8;
-        Self { tick_secs, lifetime_ticks }
+        Self { tick_secs, lifetime_ticks: 0 }.with_lifetime(lifetime_secs)
+    }
+
+    /// Ticks of the same length for another lifetime, cut at [`longest_lifetime_secs`]
+    pub(crate) fn with_lifetime(self, lifetime_secs: u32) -> Self {
+        let ticks = lifetime_secs.max(1).div_ceil(self.tick_secs).min(LIFETIME_TICKS_MAX);
+        // At most 150.
+        Self { lifetime_ticks: ticks as u8, ..self }
     }
 
     pub(crate) fn at(self, now: Seconds) -> u8 {
@@ -50,7 +63,7 @@ mod tests {
     fn a_peer_lives_its_lifetime_and_at_most_two_ticks_more() {
         for lifetime in [1, 7, 60, 120, 121, 300, 2700, 86_400] {
             let ticks = Ticks::of_lifetime(lifetime);
-            let slack = u64::from(lifetime.div_ceil(120)) * 2;
+            let slack = u64::from(lifetime.div_ceil(TICKS_PER_LIFETIME)) * 2;
             for start in 0..600 {
                 let written = ticks.at(Seconds(start));
                 let expired =
@@ -58,6 +71,21 @@ mod tests {
                 assert!(!expired(u64::from(lifetime)), "lifetime {lifetime}, start {start}");
                 assert!(expired(u64::from(lifetime) + slack), "lifetime {lifetime}, start {start}");
             }
+        }
+    }
+
+    #[test]
+    fn a_lifetime_changes_without_another_tick() {
+        assert_eq!(longest_lifetime_secs(2_700), 6_750);
+        let ticks = Ticks::of_lifetime(2_700);
+        for lifetime in [10, 300, 2_700, 5_400, 6_750] {
+            let changed = ticks.with_lifetime(lifetime);
+            let written = ticks.at(Seconds(1_000));
+            let expired =
+                |after: u64| changed.is_expired(changed.at(Seconds(1_000 + after)), written);
+            assert!(!expired(u64::from(lifetime)), "{lifetime}");
+            assert!(expired(u64::from(lifetime) + 90), "{lifetime}");
+            assert!(changed.ambiguous_secs() >= 100 * 45);
         }
     }
 }

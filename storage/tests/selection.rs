@@ -5,7 +5,7 @@ mod common;
 use common::{TORRENT, settings};
 use std::collections::BTreeMap;
 use tsubame_storage::{
-    Announce, Endpoint, Event, Family, InfoHash, PeerSpace, Role, Seconds, Settings, Swarms,
+    Announce, Caps, Endpoint, Event, PeerSpace, Role, Seconds, Settings, Swarms,
 };
 
 fn swarms(seed: u64) -> Swarms {
@@ -82,51 +82,6 @@ fn partial_seeds_are_handed_to_leechers_only() {
     assert_eq!(announce(&mut table, peer(1), Role::PartialSeed, 9), [peer(2)]);
 }
 
-/// A ceiling refuses, in order: new torrents and peers of crowded swarms, then everything that grows
-#[test]
-fn the_memory_ceiling_answers_and_refuses() {
-    let mut table = Swarms::new(Settings { memory_bytes: 4 << 20, ..settings(1) });
-    let mut refused = 0;
-    for number in 0..200_000_u32 {
-        let mut info_hash = TORRENT;
-        info_hash.0[..4].copy_from_slice(&number.to_be_bytes());
-        let endpoint = peer(number);
-        let announce = Announce { info_hash, endpoint, role: Role::Leecher, event: Event::Started };
-        let ahead = table.look_ahead(&info_hash);
-        let space = PeerSpace::of(Family::V4, &mut []);
-        let announced = table.announce(Seconds(1), ahead, &announce, space);
-        refused += u32::from(matches!(announced.change, tsubame_storage::Change::Refused(_)));
-    }
-    assert!(refused > 100_000, "{refused} of 200,000 refused");
-    assert!(table.totals().bytes <= 4 << 20);
-    // A known torrent still takes a peer, and answers.
-    let mut info_hash = TORRENT;
-    info_hash.0[..4].copy_from_slice(&7_u32.to_be_bytes());
-    let announce =
-        Announce { info_hash, endpoint: peer(999_999), role: Role::Leecher, event: Event::Started };
-    let mut v4 = [0; 6];
-    let ahead = table.look_ahead(&info_hash);
-    let space = PeerSpace::of(Family::V4, &mut v4);
-    let announced = table.announce(Seconds(1), ahead, &announce, space);
-    assert_eq!((announced.counts.leechers, announced.v4_len), (2, 6));
-    // A crowded swarm grows until memory is tight; then it is refused, and a small one still is not.
-    let mut join = |info_hash: InfoHash, number: u32| {
-        let announce = Announce { info_hash, endpoint: peer(500_000 + number), ..announce };
-        let ahead = table.look_ahead(&info_hash);
-        let space = PeerSpace::of(Family::V4, &mut []);
-        let change = table.announce(Seconds(1), ahead, &announce, space).change;
-        assert!(table.totals().bytes <= 4 << 20);
-        change
-    };
-    let refused = tsubame_storage::Change::Refused(tsubame_storage::Refusal::Memory);
-    let stored = (0..300_000).take_while(|number| join(info_hash, *number) != refused).count();
-    assert!((1_000..299_999).contains(&stored), "{stored} peers stored");
-    info_hash.0[..4].copy_from_slice(&8_u32.to_be_bytes());
-    for number in 0..30 {
-        assert_eq!(join(info_hash, number), tsubame_storage::Change::Joined);
-    }
-}
-
 /// Where both families share a reply, what one has no peers for goes to the other
 #[test]
 fn a_share_that_cannot_be_filled_is_not_lost() {
@@ -145,4 +100,28 @@ fn a_share_that_cannot_be_filled_is_not_lost() {
     let ahead = table.look_ahead(&TORRENT);
     let announced = table.announce(Seconds(5), ahead, &asks, space);
     assert_eq!((announced.v4_len, announced.v6_len / 18), (0, 50));
+}
+
+/// One address with many ports has four places in a reply, unless nobody else is there
+#[test]
+fn a_reply_has_few_peers_of_one_address() {
+    for caps in [Caps::default(), Caps { swarm: 0, per_ipv4: 200, per_ipv6_64: 200 }] {
+        for others in [20, 46, 300] {
+            let mut table = Swarms::new(Settings { caps, ..settings(others.into()) });
+            for port in 0..100 {
+                let endpoint = Endpoint::new([9, 9, 9, 9].into(), 2_000 + port);
+                announce(&mut table, endpoint, Role::Leecher, 0);
+            }
+            (0..others).for_each(|other| _ = announce(&mut table, peer(other), Role::Seeder, 0));
+            for round in 0..200 {
+                let handed = announce(&mut table, peer(10_000), Role::Leecher, 50);
+                let of_one = handed.iter().filter(|it| it.address() == peer(0).address()).count();
+                assert!(of_one <= 1);
+                let of_many = handed.iter().filter(|it| it.port() != 6_881).count();
+                let expected = if others < 46 { 50 - others as usize } else { 4 };
+                // Addresses that share a counter with another may be passed over.
+                assert!(of_many <= expected + 2 && handed.len() == 50, "round {round}: {of_many}");
+            }
+        }
+    }
 }

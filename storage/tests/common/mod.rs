@@ -1,5 +1,7 @@
 //! A table with one swarm, and announces to it.
 
+#![allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part")]
+
 use tsubame_storage::{
     Announce, Caps, Endpoint, Event, InfoHash, PeerSpace, Role, Seconds, Settings, Swarms,
 };
@@ -11,6 +13,7 @@ pub(crate) fn settings(seed: u64) -> Settings {
         peer_lifetime_secs: 2_700,
         keep_completed_secs: 86_400,
         memory_bytes: 1 << 30,
+        source_share_per_10_000: 200,
         caps: Caps::default(),
         allow_private: false,
         hash_key: (seed, seed),

@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use tsubame_storage::{
     Announce, Announced, Caps, Change, Counts, Endpoint, Event, Family, InfoHash, Lengths,
-    PeerSpace, Purge, Refusal, Role, Scope, Seconds, Settings, Subnets, Swarms,
+    PeerSpace, Refusal, Role, Scope, Seconds, Settings, Subnets, Swarms, TableCursor,
 };
 
 pub(crate) const LIFETIME: u32 = 1_200;
-const TICK: u64 = 10;
-const LIFETIME_TICKS: u64 = 120;
+const TICK: u64 = 20;
+const LIFETIME_TICKS: u64 = 60;
 const PERIOD: u64 = LIFETIME as u64 / 4;
 const KEEP_COMPLETED: u32 = 12_000;
 
@@ -113,6 +113,7 @@ impl Checker {
             peer_lifetime_secs: LIFETIME,
             keep_completed_secs: KEEP_COMPLETED,
             memory_bytes: 1 << 30,
+            source_share_per_10_000: 200,
             caps,
             allow_private: false,
             hash_key: (seed, !seed),
@@ -171,7 +172,15 @@ impl Checker {
         self.enter(&announce, &announced);
         let handed = [&v4[..announced.v4_len], &v6[..announced.v6_len]];
         self.check_peers(&announce, [wanted, wanted, most], handed);
-        self.check_counts(info_hash, announced.counts, before);
+        let mut counts = announced.counts;
+        if let Change::Refused(_) = announced.change {
+            // The announcer is counted though it is not stored.
+            match announce.role {
+                Role::Seeder => counts.seeders -= 1,
+                Role::Leecher | Role::PartialSeed => counts.leechers -= 1,
+            }
+        }
+        self.check_counts(info_hash, counts, before);
     }
 
     fn is_alive(&self, peer: &Peer) -> bool {
@@ -221,7 +230,9 @@ impl Checker {
                         let cap = self.caps.per_ipv4.min(self.caps.per_ipv6_64).max(1);
                         assert!(sharing.count() >= cap as usize);
                     }
-                    Refusal::Memory => panic!("refused for memory: {announce:?}"),
+                    Refusal::Memory | Refusal::NewTorrent | Refusal::Source => {
+                        panic!("refused for {refusal:?}: {announce:?}")
+                    }
                 }
                 return;
             }
@@ -371,7 +382,7 @@ impl Checker {
     /// Has one torrent in four go, in steps between which the sweep moves others about
     fn purge(&mut self, which: u8) {
         let serves = |hash: &InfoHash| !(hash.0[0] ^ which).is_multiple_of(4);
-        let mut purge = Purge::default();
+        let mut purge = TableCursor::default();
         while self.swarms.purge(&mut purge, serves) {
             self.now += 1;
             self.swarms.sweep(Seconds(self.now));

@@ -1,4 +1,4 @@
-//! The words of the domain. They know nothing of any wire format or table.
+//! The domain types of a tracker. They know no wire format and no table.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -209,6 +209,16 @@ pub struct Counts {
     pub completed: u32,
     /// Peers that do not have everything, partial seeds among them
     pub leechers: u32,
+}
+
+impl Counts {
+    /// Counts one more peer.
+    pub(crate) fn include(&mut self, role: Role) {
+        match role {
+            Role::Seeder => self.seeders += 1,
+            Role::Leecher | Role::PartialSeed => self.leechers += 1,
+        }
+    }
 }
 
 /// A swarm's figures as HTTP reports them

@@ -1,0 +1,258 @@
+//! Simulates an attack on the memory of a swarm table, and measures what it costs honest clients.
+//!
+//! An honest population that needs 60 % of the ceiling announces, leaves and is replaced. Attackers in a number of
+//! /24 networks send ten times as many announces: new torrents, torrents whose download they claim to complete and
+//! leave, and peers of honest torrents. There are no sockets and no real time: the same seed gives the same run.
+
+use crate::{endpoint_of, peers_of};
+use fastrand::Rng;
+use tsubame_storage::{
+    Announce, Caps, Change, Endpoint, Event, Family, InfoHash, PeerSpace, Role, Seconds, Settings,
+    Swarms,
+};
+
+const LIFETIME_SECS: u64 = 900;
+const INTERVAL_SECS: u64 = 600;
+
+/// Bytes of a torrent of the honest population when it has been churning for a while
+const TORRENT_BYTES: usize = 110;
+
+/// Of the honest clients this percentage is in a few networks, as behind carrier-grade NAT
+const CARRIER_PERCENT: u32 = 30;
+const CARRIERS: u32 = 200;
+
+/// What is simulated
+#[derive(Clone, Copy, Debug)]
+pub struct Attack {
+    /// Memory the table may hold
+    pub memory_bytes: usize,
+    /// Attacking /24 networks; 0 is no attack
+    pub prefixes: u32,
+    /// Seed of everything that is drawn
+    pub seed: u64,
+}
+
+/// What honest clients had of the tracker during and after an attack
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Outcome {
+    /// Percentage of the honest peers that were stored at the end
+    pub peers_kept: f64,
+    /// Percentage of the honest torrents that were stored at the end
+    pub torrents_kept: f64,
+    /// Percentage of new honest torrents that were stored when they came
+    pub new_torrents_stored: f64,
+    /// Percentage of the attackers' announces that were stored
+    pub attack_stored: f64,
+    /// Percentage of the ceiling that was held at the end
+    pub held: f64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Client {
+    announce: Announce,
+    /// Announces until it leaves
+    left: u32,
+}
+
+struct World {
+    rng: Rng,
+    table: Swarms,
+    now: u64,
+    /// By the second in which they announce next, modulo the interval
+    clients: Vec<Vec<Client>>,
+    next_torrent: u32,
+    next_peer: u32,
+    new_torrents: [u64; 2],
+    attack: [u64; 2],
+}
+
+/// Runs an attack of three lifetimes.
+pub fn simulate(attack: Attack) -> Outcome {
+    let mut world = World::new(attack);
+    let honest = attack.memory_bytes * 6 / 10 / TORRENT_BYTES;
+    for torrent in 0..honest as u32 {
+        for _ in 0..peers_of(torrent) {
+            let client = world.client(torrent);
+            let due = world.rng.u64(..INTERVAL_SECS);
+            world.clients[due as usize].push(client);
+        }
+    }
+    world.next_torrent = honest as u32;
+    let count: usize = world.clients.iter().map(Vec::len).sum();
+    let per_second = if attack.prefixes == 0 { 0 } else { count as u64 * 10 / INTERVAL_SECS };
+    (0..INTERVAL_SECS).for_each(|_| world.second(0, 0));
+    (world.new_torrents, world.attack) = ([0; 2], [0; 2]);
+    (0..3 * LIFETIME_SECS).for_each(|_| world.second(per_second, attack.prefixes));
+    world.outcome(attack.memory_bytes)
+}
+
+impl World {
+    fn new(attack: Attack) -> Self {
+        let table = Swarms::new(Settings {
+            peer_lifetime_secs: LIFETIME_SECS as u32,
+            keep_completed_secs: 86_400,
+            memory_bytes: attack.memory_bytes,
+            source_share_per_10_000: 200,
+            caps: Caps { swarm: 0, per_ipv4: 16, per_ipv6_64: 16 },
+            allow_private: false,
+            hash_key: (attack.seed, 7),
+            seed: attack.seed,
+        });
+        Self {
+            rng: Rng::with_seed(attack.seed),
+            table,
+            now: 1_000,
+            clients: vec![Vec::new(); INTERVAL_SECS as usize],
+            next_torrent: 0,
+            next_peer: 0,
+            new_torrents: [0; 2],
+            attack: [0; 2],
+        }
+    }
+
+    fn client(&mut self, torrent: u32) -> Client {
+        self.next_peer += 1;
+        let endpoint = if self.rng.u32(..100) < CARRIER_PERCENT {
+            let carrier = self.rng.u32(..CARRIERS);
+            Endpoint::new([100, 200, carrier as u8, self.rng.u8(..)].into(), self.rng.u16(1_024..))
+        } else {
+            endpoint_of(torrent, self.next_peer % 60_000)
+        };
+        let role = if self.rng.u8(..4) == 0 { Role::Seeder } else { Role::Leecher };
+        let (info_hash, event) = (honest_hash(torrent), Event::Started);
+        let left = self.rng.u32(1..12);
+        Client { announce: Announce { info_hash, endpoint, role, event }, left }
+    }
+
+    fn enter(&mut self, announce: &Announce) -> Change {
+        let ahead = self.table.look_ahead(&announce.info_hash);
+        let space = PeerSpace::of(Family::V4, &mut []);
+        self.table.announce(Seconds(self.now), ahead, announce, space).change
+    }
+
+    /// One second: honest clients that are due, attackers, and as much sweeping as a shard would do
+    fn second(&mut self, attacks: u64, prefixes: u32) {
+        self.now += 1;
+        let at = (self.now % INTERVAL_SECS) as usize;
+        let due = std::mem::take(&mut self.clients[at]);
+        let (mut attacks_left, each) = (attacks, attacks / due.len().max(1) as u64 + 1);
+        for client in due {
+            let client = self.honest(client);
+            self.clients[at].push(client);
+            for _ in 0..each.min(attacks_left) {
+                self.attack(prefixes);
+            }
+            attacks_left -= each.min(attacks_left);
+        }
+        // A shard sweeps after every 256 datagrams, and each second.
+        for _ in 0..=attacks / 256 {
+            self.table.sweep(Seconds(self.now));
+        }
+    }
+
+    fn honest(&mut self, mut client: Client) -> Client {
+        if client.left > 0 {
+            let is_new = client.announce.event == Event::Started && {
+                let ahead = self.table.look_ahead(&client.announce.info_hash);
+                !self.table.knows(&ahead, &client.announce.info_hash)
+            };
+            let change = self.enter(&client.announce);
+            if is_new {
+                self.new_torrents[usize::from(matches!(change, Change::Refused(_)))] += 1;
+            }
+            client.announce.event = Event::None;
+            client.left -= 1;
+            return client;
+        }
+        client.announce.event = Event::Stopped;
+        self.enter(&client.announce);
+        // Somebody else comes, one in four to a torrent of their own.
+        let torrent = if self.rng.u8(..4) == 0 {
+            self.next_torrent += 1;
+            self.next_torrent
+        } else {
+            self.rng.u32(..self.next_torrent)
+        };
+        let client = self.client(torrent);
+        self.honest(client)
+    }
+
+    fn attack(&mut self, prefixes: u32) {
+        let network = (0xcb00_0000 + self.rng.u32(..prefixes)) << 8;
+        let address = network | u32::from(self.rng.u8(..));
+        let endpoint = Endpoint::new(address.to_be_bytes().into(), self.rng.u16(1_024..));
+        let mut announce = Announce {
+            info_hash: InfoHash(std::array::from_fn(|_| self.rng.u8(..))),
+            endpoint,
+            role: Role::Leecher,
+            event: Event::Started,
+        };
+        match self.rng.u8(..10) {
+            0 => announce.info_hash = honest_hash(self.rng.u32(..self.next_torrent)),
+            1..=3 => {
+                self.enter(&announce);
+                (announce.role, announce.event) = (Role::Seeder, Event::Completed);
+                self.enter(&announce);
+                announce.event = Event::Stopped;
+            }
+            _ => {}
+        }
+        let change = self.enter(&announce);
+        self.attack[usize::from(matches!(change, Change::Refused(_)))] += 1;
+    }
+
+    fn outcome(mut self, memory_bytes: usize) -> Outcome {
+        let clients: Vec<Client> = self.clients.iter().flatten().copied().collect();
+        let percent = |part: usize, all: usize| part as f64 * 100.0 / all.max(1) as f64;
+        // Those who have announced before and are still there.
+        let there = clients.iter().filter(|client| client.announce.event == Event::None);
+        let there: Vec<Client> = there.copied().collect();
+        let hashes: std::collections::BTreeSet<InfoHash> =
+            there.iter().map(|client| client.announce.info_hash).collect();
+        let known = hashes.iter().filter(|info_hash| {
+            let ahead = self.table.look_ahead(info_hash);
+            self.table.knows(&ahead, info_hash)
+        });
+        let torrents_kept = percent(known.count(), hashes.len());
+        let held = percent(self.table.totals().bytes, memory_bytes);
+        let mut kept = 0;
+        for client in &there {
+            let ahead = self.table.look_ahead(&client.announce.info_hash);
+            let space = PeerSpace::of(Family::V4, &mut []);
+            let announced = self.table.announce(Seconds(self.now), ahead, &client.announce, space);
+            kept += usize::from(announced.previous.is_some());
+        }
+        let share =
+            |[stored, refused]: [u64; 2]| percent(stored as usize, (stored + refused) as usize);
+        Outcome {
+            peers_kept: percent(kept, there.len()),
+            torrents_kept,
+            new_torrents_stored: share(self.new_torrents),
+            attack_stored: share(self.attack),
+            held,
+        }
+    }
+}
+
+fn honest_hash(torrent: u32) -> InfoHash {
+    crate::info_hash_of(torrent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is asked of the tracker: 99 % of honest peers and torrents stay, and of new torrents are stored
+    #[test]
+    fn honest_clients_are_served_while_few_networks_attack() {
+        for prefixes in [0, 1, 16] {
+            let seed = u64::from(prefixes) + 1;
+            let outcome = simulate(Attack { memory_bytes: 8 << 20, prefixes, seed });
+            println!("{prefixes} prefixes, seed {seed}: {outcome:?}");
+            let Outcome { peers_kept, torrents_kept, new_torrents_stored, held, .. } = outcome;
+            let served = [peers_kept, torrents_kept, new_torrents_stored];
+            assert!(served.iter().all(|share| *share >= 99.0), "{prefixes}: {outcome:?}");
+            assert!(held <= 100.0, "{outcome:?}");
+        }
+    }
+}

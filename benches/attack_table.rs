@@ -1,0 +1,27 @@
+//! Prints what an attack on the memory of the swarm table costs honest clients: `benches/README.md` has the table.
+//!
+//! `attack MIB`: the ceiling of the table; 64 unless given.
+
+use tsubame_bench::attack::{Attack, simulate};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() {
+    let mib: usize =
+        std::env::args().nth(1).map_or(64, |text| text.parse().expect("MIB is a number"));
+    println!(
+        "networks | honest peers | honest torrents | new torrents | attack stored | ceiling held"
+    );
+    for prefixes in [0, 1, 16, 256, 4_096] {
+        let outcome = simulate(Attack { memory_bytes: mib << 20, prefixes, seed: 1 });
+        println!(
+            "{prefixes:8} | {:10.2} % | {:13.2} % | {:10.2} % | {:11.2} % | {:10.2} %",
+            outcome.peers_kept,
+            outcome.torrents_kept,
+            outcome.new_torrents_stored,
+            outcome.attack_stored,
+            outcome.held
+        );
+    }
+}

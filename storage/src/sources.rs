@@ -1,0 +1,205 @@
+//! Stored peers by source prefix, in fixed memory.
+
+use crate::part::V6;
+use siphasher::sip::SipHasher13;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+/// Rows of the sketch: a source is overestimated only where others share its cell in every row
+const ROWS: usize = 4;
+
+/// Cells of a row, each a `u32`: 256 KiB in all
+const COLUMNS: usize = 1 << COLUMN_BITS;
+
+const COLUMN_BITS: u32 = 14;
+
+/// Sources that are named when memory runs short
+pub const TOP_SOURCES: usize = 10;
+
+/// A network that is counted as one source of announces: an IPv4 /24 or an IPv6 /48.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Source(u64);
+
+/// Set in the number of an IPv6 source
+const IS_V6: u64 = 1 << 63;
+
+impl Source {
+    /// Returns the source of a record's address.
+    pub(crate) fn of_record<const N: usize>(record: &[u8; N]) -> Self {
+        let prefix = if N == V6 { &record[..6] } else { &record[..3] };
+        let number = prefix.iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
+        Self(if N == V6 { number | IS_V6 } else { number })
+    }
+
+    /// Returns a number that [`Self::from_number`] turns into this source again.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+
+    /// Returns the source of a number that [`Self::number`] returned.
+    pub fn from_number(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+/// Writes the prefix, as `192.0.2.0/24` or `2001:db8::/48`.
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0 & IS_V6 == 0 {
+            // 24 bits.
+            write!(f, "{}/24", Ipv4Addr::from((self.0 as u32) << 8))
+        } else {
+            write!(f, "{}/48", Ipv6Addr::from(u128::from(self.0 & !IS_V6) << 80))
+        }
+    }
+}
+
+/// A source and how many peers of it are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceCount {
+    /// The source
+    pub source: Source,
+    /// Stored peers, never fewer than there are
+    pub peers: u32,
+}
+
+/// Number of stored peers of every source: a count-min sketch with removal.
+///
+/// Each source has one cell in each row, and its count is the smallest of them. A count is never too small. It is too
+/// large by what other sources add to the smallest cell: with a keyed hash on average peers / 16,384, and no attacker
+/// can choose whose cells it shares.
+pub(crate) struct SourceCounts {
+    hasher: SipHasher13,
+    cells: Box<[[u32; COLUMNS]; ROWS]>,
+    total: u64,
+}
+
+impl std::fmt::Debug for SourceCounts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SourceCounts").field("total", &self.total).finish_non_exhaustive()
+    }
+}
+
+impl SourceCounts {
+    pub(crate) fn new(hasher: SipHasher13) -> Self {
+        let rows: Box<[[u32; COLUMNS]]> = vec![[0; COLUMNS]; ROWS].into_boxed_slice();
+        let cells = rows.try_into().expect("as many rows as were made");
+        Self { hasher, cells, total: 0 }
+    }
+
+    /// Bytes of every table's counts
+    pub(crate) const fn bytes() -> usize {
+        ROWS * COLUMNS * size_of::<u32>()
+    }
+
+    /// Counts a peer that was stored.
+    pub(crate) fn add(&mut self, source: Source) {
+        self.total += 1;
+        self.for_each_cell(source, |cell| *cell = cell.saturating_add(1));
+    }
+
+    /// Counts a stored peer out.
+    pub(crate) fn remove(&mut self, source: Source) {
+        self.total = self.total.saturating_sub(1);
+        self.for_each_cell(source, |cell| *cell = cell.saturating_sub(1));
+    }
+
+    /// Returns the number of stored peers of a source, never less than it is.
+    pub(crate) fn count(&self, source: Source) -> u32 {
+        let columns = self.columns(source);
+        self.cells.iter().zip(columns).map(|(row, column)| row[column]).min().unwrap_or(0)
+    }
+
+    /// Returns what a count is too large by on average, rounded up.
+    pub(crate) fn error(&self) -> u32 {
+        u32::try_from(self.total.div_ceil(COLUMNS as u64)).unwrap_or(u32::MAX)
+    }
+
+    fn columns(&self, source: Source) -> [usize; ROWS] {
+        let hash = self.hasher.hash(&source.0.to_ne_bytes());
+        std::array::from_fn(|row| (hash >> (row as u32 * COLUMN_BITS)) as usize % COLUMNS)
+    }
+
+    fn for_each_cell(&mut self, source: Source, mut change: impl FnMut(&mut u32)) {
+        let columns = self.columns(source);
+        self.cells.iter_mut().zip(columns).for_each(|(row, column)| change(&mut row[column]));
+    }
+}
+
+const _: () = assert!(SourceCounts::bytes() < 1 << 20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::part::{V4, record_of};
+    use std::collections::BTreeMap;
+    use std::net::IpAddr;
+
+    fn source_of(address: &str) -> Source {
+        match address.parse().unwrap() {
+            address @ IpAddr::V4(_) => {
+                Source::of_record(&record_of::<V4>(address, 1, 0, 0).unwrap())
+            }
+            address @ IpAddr::V6(_) => {
+                Source::of_record(&record_of::<V6>(address, 1, 0, 0).unwrap())
+            }
+        }
+    }
+
+    impl PartialEq for SourceCounts {
+        fn eq(&self, other: &Self) -> bool {
+            self.cells == other.cells && self.total == other.total
+        }
+    }
+
+    #[test]
+    fn sources_are_prefixes_and_are_written_as_such() {
+        for (address, prefix) in [
+            ("192.0.2.77", "192.0.2.0/24"),
+            ("0.0.0.1", "0.0.0.0/24"),
+            ("2001:db8:7:8::1", "2001:db8:7::/48"),
+            ("::1", "::/48"),
+        ] {
+            let source = source_of(address);
+            assert_eq!(source.to_string(), prefix);
+            assert_eq!(Source::from_number(source.number()), source);
+        }
+        assert_eq!(source_of("10.1.2.3"), source_of("10.1.2.250"));
+        assert_ne!(source_of("10.1.2.3"), source_of("10.1.3.3"));
+        assert_ne!(source_of("::1"), source_of("0.0.0.1"));
+    }
+
+    #[test]
+    fn counts_are_never_too_small_and_seldom_too_large() {
+        let seed = 5;
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut counts = SourceCounts::new(SipHasher13::new_with_keys(1, 2));
+        let mut model = BTreeMap::<Source, u32>::new();
+        let steps = if cfg!(miri) { 2_000 } else { 400_000 };
+        for _ in 0..steps {
+            // One source in four is one of a few that hold much.
+            let number = if rng.u8(..4) == 0 { rng.u32(..8) } else { rng.u32(..40_000) };
+            let source = Source::from_number(number.into());
+            let held = model.entry(source).or_default();
+            if *held > 0 && rng.u8(..3) == 0 {
+                *held -= 1;
+                counts.remove(source);
+            } else {
+                *held += 1;
+                counts.add(source);
+            }
+        }
+        let total: u64 = model.values().map(|held| u64::from(*held)).sum();
+        assert_eq!(counts.total, total, "seed {seed}");
+        let mut over = 0;
+        for (source, held) in &model {
+            let found = counts.count(*source);
+            assert!(found >= *held, "seed {seed}: {source} has {held}, not {found}");
+            over += usize::from(found > held + 2 * counts.error());
+        }
+        assert!(over * 100 < model.len(), "{over} of {} are far off", model.len());
+        for (source, held) in &model {
+            (0..*held).for_each(|_| counts.remove(*source));
+        }
+        assert!(counts.cells.as_flattened().iter().all(|cell| *cell == 0));
+    }
+}
