@@ -3,13 +3,13 @@
 
 use serde::{Deserialize, Serialize};
 use tsubame_udp::connection_id::Key;
-use tsubame_udp::steering::SteeringKeys;
+use tsubame_udp::steering::{KEY_WORDS, SteeringKeys};
 
 /// Random keys and numbers of this process
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     connection_id_key: [u8; 16],
-    steering_words: [u32; 5],
+    steering_words: [u32; KEY_WORDS],
     table_hash_key: (u64, u64),
     seed: u64,
     policy_key: (u64, u64),
@@ -29,7 +29,7 @@ impl Identity {
     pub fn draw(shards: u16) -> Result<Self, getrandom::Error> {
         let mut connection_id_key = [0; 16];
         getrandom::fill(&mut connection_id_key)?;
-        let mut steering_words = [0; 5];
+        let mut steering_words = [0; KEY_WORDS];
         for word in &mut steering_words {
             *word = getrandom::u32()?;
         }

@@ -43,9 +43,9 @@ pub struct Totals {
     pub torrents: usize,
     /// Torrents without peers
     pub empty_torrents: usize,
-    /// Seeders by [`Family`]
+    /// Seeders by [`crate::Family`]
     pub seeders: [u64; 2],
-    /// Leechers by [`Family`]
+    /// Leechers by [`crate::Family`]
     pub leechers: [u64; 2],
     /// Memory held, by the table's own accounting
     pub bytes: usize,

@@ -10,29 +10,53 @@ use tsubame_storage::InfoHash;
 /// Shards a group can have: the function scales 16 bits to their number
 pub const SHARDS_MAX: u16 = 1024;
 
-/// Random odd keys, one for each 32-bit word of an info hash
+/// Words that steering keys are made of
+pub const KEY_WORDS: usize = 2 * WORDS;
+
+/// 32-bit words of an info hash
+const WORDS: usize = 5;
+
+/// Shift that folds the mix after each word
+const SHIFT: u32 = 15;
+
+/// Multiplies the mix at the end, with one more fold and key: bits of the last word are to count as those before
+const LAST: u32 = 0x9e37_79b1;
+
+/// Random keys of the function that decides which shard owns an info hash.
 ///
-/// All words count: with fewer, info hashes with a common prefix would all land on one shard, and finding
-/// such ones is what an attacker would do first.
+/// Two for each word: one is added, one multiplies. All words count: with fewer, info hashes with a common prefix
+/// would all belong to one shard. Each step is folded into the next by a shift, so that the function is not linear:
+/// without the keys nobody can say which info hashes share an owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SteeringKeys([u32; 5]);
+pub struct SteeringKeys {
+    added: [u32; WORDS],
+    multipliers: [u32; WORDS],
+}
 
 impl SteeringKeys {
-    /// Keys from random words; they are made odd, so that no bit of a word is lost
-    pub fn new(words: [u32; 5]) -> Self {
-        Self(words.map(|word| word | 1))
+    /// Keys from random words; the multipliers are made odd, so that no bit of a word is lost
+    pub fn new(words: [u32; KEY_WORDS]) -> Self {
+        let (added, multipliers) =
+            (std::array::from_fn(|at| words[at]), std::array::from_fn(|at| words[WORDS + at] | 1));
+        Self { added, multipliers }
     }
 
     /// The shard that owns an info hash, of so many
     ///
-    /// Sum of word times key modulo 2^32, the upper 16 bits scaled to the number of shards.
+    /// For each word: `mix = (mix ^ word) + added`, `mix *= multiplier`, `mix ^= mix >> 15`, modulo 2^32. At the end it
+    /// is multiplied and folded once more, and multiplied by the first key; the upper 16 bits are scaled to the number
+    /// of shards.
     pub fn owner(&self, info_hash: &InfoHash, shards: u16) -> u16 {
         let (words, _) = info_hash.0.as_chunks::<4>();
-        let products = words.iter().zip(self.0);
-        let sum = products.fold(0_u32, |sum, (word, key)| {
-            sum.wrapping_add(u32::from_be_bytes(*word).wrapping_mul(key))
+        let keys = self.added.iter().zip(&self.multipliers);
+        let mix = words.iter().zip(keys).fold(0_u32, |mix, (word, (added, multiplier))| {
+            let mix = (mix ^ u32::from_be_bytes(*word)).wrapping_add(*added);
+            let mix = mix.wrapping_mul(*multiplier);
+            mix ^ mix >> SHIFT
         });
-        (((sum >> 16) * u32::from(shards)) >> 16) as u16
+        let mix = mix.wrapping_mul(LAST);
+        let mix = (mix ^ mix >> SHIFT).wrapping_mul(self.multipliers[0]);
+        (((mix >> 16) * u32::from(shards)) >> 16) as u16
     }
 }
 
@@ -41,12 +65,12 @@ pub use program::{attach, detach};
 
 #[cfg(feature = "ring")]
 mod program {
-    use super::SteeringKeys;
+    use super::{LAST, SHIFT, SteeringKeys};
     use crate::ring::set_option;
     use crate::wire::{ACTION_ANNOUNCE, ACTION_SCRAPE, INFO_HASH_OFFSET, SCRAPE_LEN_MIN, header};
     use libc::{
-        BPF_ADD, BPF_ALU, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_K, BPF_LD, BPF_LDX, BPF_MEM, BPF_MUL,
-        BPF_RET, BPF_RSH, BPF_ST, BPF_W, BPF_X, sock_filter, sock_fprog,
+        BPF_ADD, BPF_ALU, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_K, BPF_LD, BPF_LDX, BPF_MEM, BPF_MISC,
+        BPF_MUL, BPF_RET, BPF_RSH, BPF_ST, BPF_TAX, BPF_W, BPF_X, BPF_XOR, sock_filter, sock_fprog,
     };
     use std::io;
     use std::os::fd::BorrowedFd;
@@ -85,18 +109,30 @@ mod program {
     fn program(keys: &SteeringKeys, shards: u16) -> Vec<sock_filter> {
         let load = |offset: usize| instruction(BPF_LD | BPF_W | BPF_ABS, offset as u32);
         let mut steer = Vec::new();
-        for (word, key) in keys.0.iter().enumerate() {
+        let (alu, mix) =
+            (|operation: u32, operand| instruction(BPF_ALU | operation | BPF_K, operand), 0);
+        let with_x = |operation: u32| instruction(BPF_ALU | operation | BPF_X, 0);
+        for (word, (added, multiplier)) in keys.added.iter().zip(&keys.multipliers).enumerate() {
             steer.push(load(INFO_HASH_OFFSET + 4 * word));
-            steer.push(instruction(BPF_ALU | BPF_MUL | BPF_K, *key));
             if word > 0 {
-                steer.push(instruction(BPF_LDX | BPF_MEM, 0));
-                steer.push(instruction(BPF_ALU | BPF_ADD | BPF_X, 0));
+                steer.push(instruction(BPF_LDX | BPF_MEM, mix));
+                steer.push(with_x(BPF_XOR));
             }
-            steer.push(instruction(BPF_ST, 0));
+            steer.push(alu(BPF_ADD, *added));
+            steer.push(alu(BPF_MUL, *multiplier));
+            steer.push(instruction(BPF_MISC | BPF_TAX, 0));
+            steer.push(alu(BPF_RSH, SHIFT));
+            steer.push(with_x(BPF_XOR));
+            steer.push(instruction(BPF_ST, mix));
         }
-        steer.push(instruction(BPF_ALU | BPF_RSH | BPF_K, 16));
-        steer.push(instruction(BPF_ALU | BPF_MUL | BPF_K, u32::from(shards)));
-        steer.push(instruction(BPF_ALU | BPF_RSH | BPF_K, 16));
+        steer.push(alu(BPF_MUL, LAST));
+        steer.push(instruction(BPF_MISC | BPF_TAX, 0));
+        steer.push(alu(BPF_RSH, SHIFT));
+        steer.push(with_x(BPF_XOR));
+        steer.push(alu(BPF_MUL, keys.multipliers[0]));
+        steer.push(alu(BPF_RSH, 16));
+        steer.push(alu(BPF_MUL, u32::from(shards)));
+        steer.push(alu(BPF_RSH, 16));
         steer.push(instruction(BPF_RET | BPF_A, 0));
         let to_end = steer.len() as u8;
         let mut program = vec![
@@ -116,12 +152,16 @@ mod program {
 mod tests {
     use super::*;
 
+    fn keys(rng: &mut fastrand::Rng) -> SteeringKeys {
+        SteeringKeys::new(std::array::from_fn(|_| rng.u32(..)))
+    }
+
     #[test]
     fn owners_are_spread_evenly_whatever_word_varies() {
-        let keys =
-            SteeringKeys::new([0x9e37_79b9, 0x7f4a_7c15, 0xf39c_c060, 0x5ced_c834, 0x1082_276b]);
+        let mut rng = fastrand::Rng::with_seed(1);
         for shards in [1, 2, 3, 4, 16] {
             for word in 0..5 {
+                let keys = keys(&mut rng);
                 let mut owned = vec![0_u32; usize::from(shards)];
                 for number in 0..16_384_u32 {
                     let mut info_hash = InfoHash([0x33; 20]);
@@ -133,6 +173,42 @@ mod tests {
                 let off = owned.iter().map(|owned| owned.abs_diff(fair)).max().unwrap();
                 assert!(off < fair / 4 + 1, "word {word}, {shards} shards: {owned:?}");
             }
+        }
+    }
+
+    /// No info hash, and no difference between two, has the same owner under all keys
+    #[test]
+    fn nobody_can_choose_an_owner_without_the_keys() {
+        let mut rng = fastrand::Rng::with_seed(2);
+        let mut differences: Vec<[u8; 20]> = (0..160)
+            .map(|bit| {
+                let mut difference = [0; 20];
+                difference[bit / 8] = 1 << (bit % 8);
+                difference
+            })
+            .collect();
+        // The upper bits of two words: with products and sums alone they would cancel out.
+        for (a, b) in (0..5).flat_map(|a| (a + 1..5).map(move |b| (a, b))) {
+            let mut difference = [0; 20];
+            (difference[4 * a], difference[4 * b]) = (0x80, 0x80);
+            differences.push(difference);
+        }
+        differences.push([0xff; 20]);
+        for info_hash in [InfoHash([0; 20]), InfoHash([0xff; 20]), InfoHash([0x5a; 20])] {
+            let mut owned = [0_u32; 4];
+            let mut same = vec![0_u32; differences.len()];
+            for _ in 0..4_000 {
+                let keys = keys(&mut rng);
+                let owner = keys.owner(&info_hash, 4);
+                owned[usize::from(owner)] += 1;
+                for (difference, same) in differences.iter().zip(&mut same) {
+                    let other = std::array::from_fn(|at| info_hash.0[at] ^ difference[at]);
+                    *same += u32::from(keys.owner(&InfoHash(other), 4) == owner);
+                }
+            }
+            assert!(owned.iter().all(|count| (850..1_150).contains(count)), "{owned:?}");
+            // One in four by chance; bits of the last word are mixed with the fewest others.
+            assert!(same.iter().all(|count| (400..1_600).contains(count)), "{same:?}");
         }
     }
 }
