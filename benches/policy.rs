@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use tsubame::clock::Now;
 use tsubame::policy::access_list::{AccessList, Mode, Sources};
 use tsubame::policy::limits::{Excess, LimitTerms, Limits};
-use tsubame::policy::{Answer, HookConfig, Plan};
+use tsubame::policy::{Answer, HookConfig, Plan, Reading};
 use tsubame_bench::{fill, info_hash_of, tracker};
 use tsubame_storage::{InfoHash, Seconds};
 
@@ -25,7 +25,7 @@ const OTHER_BYTES: usize = 64 << 20;
 fn benches(criterion: &mut Criterion) {
     let info_hashes = (KNOWN..KNOWN + LISTED).map(info_hash_of).collect();
     let sources = Sources { info_hashes, ..Sources::default() };
-    look(criterion, &AccessList::load(&sources, 1).expect("no files are read"));
+    look(criterion, &AccessList::load(&sources, 1, true).expect("no files are read").list);
     let (mode, answer) = (Mode::Deny, Answer::Error("not served"));
     let denied = [HookConfig::AccessList { mode, sources, answer }];
     admit(criterion, "no hooks", &[]);
@@ -65,7 +65,8 @@ fn admit(criterion: &mut Criterion, name: &str, hooks: &[HookConfig]) {
     let now = Now { monotonic: Seconds(1), unix_secs: 1_000_000 };
     let mut tracker = tracker(1);
     fill(tracker.swarms_mut(), Seconds(0), 0..KNOWN);
-    let plan = Plan::load(hooks, &Plan::default(), 1).expect("no files are read");
+    let loaded = Plan::load(hooks, &Plan::default(), 1, Reading::AtStart);
+    let plan = loaded.expect("no files are read").plan;
     tracker.exchange_policy(now, &mut plan.policy(1, 1));
     while tracker.purge(now) {}
     let later = Now { monotonic: Seconds(10), ..now };
@@ -127,6 +128,7 @@ fn count(criterion: &mut Criterion) {
         ipv6_prefix: 64,
         exempt: Vec::new(),
         excess: Excess::Drop,
+        scrapes: true,
     };
     let (mut limits, mut rng, mut now) = (Limits::new(terms, 1, 1), Rng::with_seed(8), 0);
     criterion.bench_function("limits, 100,000 sources", |bencher| {

@@ -1,12 +1,11 @@
 //! The command line: see `tsubame --help`.
 
 use crate::config::{self, Config};
-use crate::http::Certificate;
 use crate::policy::own::{Kind, install};
-use crate::policy::{HookConfig, Plan};
 use crate::run::{RunError, run};
 use crate::supervisor::{EXIT_DONE, EXIT_SHARD, EXIT_START, EXIT_USAGE, end_on_panic};
-use crate::{e2e, log};
+use crate::{check, e2e, log, memory};
+use bytesize::ByteSize;
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::exit;
@@ -96,36 +95,26 @@ fn run_tracker(path: Option<&std::path::Path>) -> i32 {
 }
 
 fn check(path: &std::path::Path) -> i32 {
-    match Config::load(Some(path)) {
-        Ok(config) => {
-            let mistakes = mistakes_of_files(&config);
-            for mistake in &mistakes {
-                eprintln!("{}: {mistake}", path.display());
-            }
-            if !mistakes.is_empty() {
-                return EXIT_USAGE;
-            }
-            println!("{}: no mistakes", path.display());
-            EXIT_DONE
-        }
+    let config = match Config::load(Some(path)) {
+        Ok(config) => config,
         Err(error) => {
             eprintln!("{error}");
-            EXIT_USAGE
+            return EXIT_USAGE;
         }
-    }
-}
-
-/// What is wrong with the files that a config names
-fn mistakes_of_files(config: &Config) -> Vec<String> {
-    let tls = &config.http.tls;
-    let certificate =
-        (!tls.listen.is_empty()).then(|| Certificate::load(&tls.certificate, &tls.key));
-    let certificate = certificate.and_then(Result::err).map(|error| error.to_string());
-    let of_hook = |hook: &HookConfig| {
-        let plan = Plan::load(std::slice::from_ref(hook), &Plan::default(), 0);
-        plan.err().map(|error| error.to_string())
     };
-    certificate.into_iter().chain(config.hooks.iter().filter_map(of_hook)).collect()
+    let named = |text: &String| format!("{}: {text}", path.display());
+    for warning in check::warnings(&config) {
+        eprintln!("warning: {}", named(&warning));
+    }
+    let mistakes = check::mistakes(&config);
+    mistakes.iter().for_each(|mistake| eprintln!("{}", named(mistake)));
+    if !mistakes.is_empty() {
+        return EXIT_USAGE;
+    }
+    let ceiling = memory::ceiling(config.storage.memory);
+    let bytes = ByteSize(ceiling.bytes as u64).display().iec();
+    println!("{}: no mistakes; swarms may hold {bytes}, by {}", path.display(), ceiling.origin);
+    EXIT_DONE
 }
 
 fn import(path: &std::path::Path) -> i32 {
@@ -141,10 +130,17 @@ fn import(path: &std::path::Path) -> i32 {
     match imported {
         Ok(imported) => {
             print!("{}", imported.config);
-            for note in imported.notes {
-                eprintln!("without counterpart: {note}");
+            imported.notes.iter().for_each(|note| eprintln!("{}: {note}", path.display()));
+            if imported.is_complete {
+                return EXIT_DONE;
             }
-            EXIT_DONE
+            eprintln!(
+                "{}: access rules could not be carried over; the config does not start until you have decided about \
+                 each (look for {})",
+                path.display(),
+                config::UNDECIDED
+            );
+            EXIT_USAGE
         }
         Err(error) => {
             eprintln!("{error}");

@@ -9,6 +9,7 @@ mod import;
 mod read;
 mod values;
 
+pub use hooks::UNDECIDED;
 pub use http::{Http, HttpLimits, HttpTls};
 pub use import::{ImportError, Imported, import};
 pub use read::Mistake;
@@ -17,6 +18,7 @@ use crate::limits::{NUMWANT_LIMIT, REPLY_LEN_DEFAULT, REPLY_LEN_LIMIT, REPLY_LEN
 use crate::policy::HookConfig;
 use ipnet::IpNet;
 use read::Reader;
+use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -29,6 +31,12 @@ pub const DEFAULT_YAML: &str = include_str!("../deploy/tsubame.yaml");
 
 /// The most peers of one address that can be permitted: an announce looks at each of them
 const ADDRESS_CAP_MAX: u32 = 256;
+
+/// Peers of one address in a swarm, unless configured: a household or a seedbox, and few of a flood
+const ADDRESS_CAP: u32 = 16;
+
+/// Bytes of the longest config that is read
+const CONFIG_LEN_MAX: u64 = 64 << 20;
 
 /// The longest interval or lifetime: a tick of the swarm table is one byte
 const DAY: Duration = Duration::from_secs(86_400);
@@ -121,13 +129,19 @@ pub struct Storage {
     pub keep_completed: Duration,
     /// Limits within a swarm
     pub caps: Caps,
+    /// Share of the memory, in ten-thousandths, that one source's peers may take while memory is short
+    pub source_share_per_10_000: u32,
 }
 
 /// Keys under `control`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Control {
-    /// Where health is served; nowhere if empty
+    /// Address it listens on; none if empty
     pub listen: Option<SocketAddr>,
+    /// Path of the unix socket it listens on; none if empty
+    pub socket: Option<PathBuf>,
+    /// Names of this host, beside its addresses, that requests may be sent to
+    pub hosts: Vec<String>,
 }
 
 /// Keys under `log`
@@ -183,12 +197,19 @@ fn listed(mistakes: &[Mistake]) -> String {
     mistakes.iter().map(Mistake::to_string).collect::<Vec<_>>().join("\n")
 }
 
+/// Reads a config, which may come from a pipe
+fn read_text(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(CONFIG_LEN_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
 impl Config {
     /// Reads a config file; without one, the default
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         match path {
             Some(path) => {
-                let source = std::fs::read_to_string(path)
+                let source = read_text(path)
                     .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
                 Self::parse(&path.display().to_string(), &source)
             }
@@ -213,9 +234,7 @@ impl Config {
         let storage = Storage::read(root.section("storage"));
         let hooks = hooks::read(&mut root);
         let mut section = root.section("control");
-        let default = Some(SocketAddr::from(([127, 0, 0, 1], 6880)));
-        let control =
-            Control { listen: section.value("listen", default, values::optional_address) };
+        let control = Control::read(&mut section);
         section.end();
         let log = Log::read(root.section("log"));
         root.end();
@@ -344,13 +363,34 @@ impl Storage {
             values::duration(value, Duration::from_secs(1), DAY * 366)
         });
         let mut caps = section.section("caps");
-        let mut cap = |key, most| caps.value(key, 0, |value| values::number(value, 0, most));
-        let swarm = cap("swarm", u32::MAX);
-        let per_ipv4 = cap("per_ipv4", ADDRESS_CAP_MAX);
-        let per_ipv6_64 = cap("per_ipv6_64", ADDRESS_CAP_MAX);
+        let mut cap =
+            |key, default, most| caps.value(key, default, |value| values::number(value, 0, most));
+        let swarm = cap("swarm", 0, u32::MAX);
+        let per_ipv4 = cap("per_ipv4", ADDRESS_CAP, ADDRESS_CAP_MAX);
+        let per_ipv6_64 = cap("per_ipv6_64", ADDRESS_CAP, ADDRESS_CAP_MAX);
         caps.end();
+        let share = section.value("source_share", 0.02, values::share);
         section.end();
-        Self { memory, keep_completed, caps: Caps { swarm, per_ipv4, per_ipv6_64 } }
+        let caps = Caps { swarm, per_ipv4, per_ipv6_64 };
+        // At most 10,000.
+        let source_share_per_10_000 = (share * 10_000.0).round() as u32;
+        Self { memory, keep_completed, caps, source_share_per_10_000 }
+    }
+}
+
+impl Control {
+    fn read(section: &mut read::Section<'_>) -> Self {
+        let default = Some(SocketAddr::from(([127, 0, 0, 1], 6880)));
+        let path = |value: &_| {
+            values::path(value).map(|it| Some(it).filter(|it| !it.as_os_str().is_empty()))
+        };
+        Self {
+            listen: section.value("listen", default, values::optional_address),
+            socket: section.value("socket", None, path),
+            hosts: section.value("hosts", Vec::new(), |value| {
+                values::texts(value, |text| Ok(text.to_ascii_lowercase()))
+            }),
+        }
     }
 }
 
@@ -479,6 +519,14 @@ udb: {}
     #[test]
     fn what_is_no_yaml_or_no_mapping_is_told() {
         assert!(mistakes("udp: [").contains("t.yaml:"));
+        assert!(
+            mistakes(&"[".repeat(5_000_000)).contains("t.yaml:1: is nested more than 64 levels")
+        );
+        assert!(mistakes(&"- ".repeat(500)).contains("nested"));
+        assert!(mistakes("udp:\n\tlisten: []").contains("t.yaml:2: is indented with a tab"));
+        assert!(mistakes("udp: {reply_size: 1B}").contains("give 548B to 1472B"));
+        let same = "http: {announce_paths: [/x], scrape_paths: [/x]}";
+        assert!(mistakes(same).contains("http.scrape_paths: /x is one of announce_paths, too"));
         assert!(mistakes("- 1").contains("a list of keys"));
         assert!(mistakes("udp: 5").contains("t.yaml:1: udp: must hold keys"));
         assert!(mistakes("hooks: 5").contains("t.yaml:1: hooks: must be a list"));

@@ -1,38 +1,67 @@
-//! The control plane's HTTP server: health and metrics for those who watch, changes for those who run the tracker.
+//! The control plane's HTTP server: health, metrics, and changes by the operator.
+//!
+//! It is served by one ordinary thread, over TCP and a unix socket. What a client can make it hold is bounded:
+//! connections, the size of a head, the time for a head and for a whole exchange; each connection is for one request.
 
 use crate::clock::Clock;
+use crate::config::Control;
 use crate::metrics;
 use crate::policy::access_list::parse_hash;
 use crate::reload::{Command, Job};
+use crate::slow_reads::SlowReads;
 use crate::stats::Board;
 use axum::Router;
-use axum::extract::{ConnectInfo, Path as UrlPath, Request, State};
-use axum::http::{StatusCode, header};
-use axum::middleware::{Next, from_fn};
+use axum::extract::{Extension, Path as UrlPath, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Duration;
 use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 /// A shard publishes each second; one that has not for so long is stuck
 const STUCK_SECS: u64 = 5;
 
+/// Connections that are served at once, over TCP and over the unix socket; others wait in the kernel
+const CONNECTIONS_MAX: usize = 64;
+const LOCAL_CONNECTIONS_MAX: usize = 16;
+
+/// How long a client may take to send its request, and for all of an exchange: a reload may read large lists
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Bytes of a request's head
+const HEAD_LEN_MAX: usize = 16 << 10;
+
 /// Why the control plane could not be opened
 #[derive(Debug, Error)]
 pub enum ControlError {
-    /// Somebody has the address
+    /// Another process has the address
     #[error(
-        "control.listen: {0} is taken by another process; choose another, or \"\" to switch the control \
-         plane off"
+        "control.listen: {0} is taken by another process; choose another, or \"\" to switch it off"
     )]
     Taken(SocketAddr),
-    /// Anything else
+    /// Anything else about the address
     #[error("control.listen: cannot bind {0}: {1}; choose another, or \"\" to switch it off")]
     Failed(SocketAddr, #[source] io::Error),
+    /// Another process listens on the socket
+    #[error("control.socket: another process listens on {0}; stop that, or choose another path")]
+    SocketTaken(PathBuf),
+    /// Anything else about the socket
+    #[error("control.socket: cannot listen on {0}: {1}; choose a path that this user may write")]
+    SocketFailed(PathBuf, #[source] io::Error),
 }
 
 /// What the control plane watches
@@ -42,10 +71,27 @@ pub struct Watched {
     pub boards: Arc<[Arc<Board>]>,
     /// Tells how old they are
     pub clock: Clock,
+    /// Reads of files that take too long
+    pub slow_reads: SlowReads,
+    /// What the control plane itself knows
+    pub process: Arc<ProcessStats>,
+}
+
+/// What is known of the process as a whole.
+#[derive(Debug, Default)]
+pub struct ProcessStats {
+    /// Whether the kernel steers announces to their owners at the moment
+    pub steering_attached: AtomicBool,
+    /// Times that steering was switched off for overload
+    pub steering_detached: AtomicU64,
+    /// Memory of the rings between shards
+    pub mesh_bytes: u64,
+    /// Memory that all swarm tables may hold
+    pub memory_ceiling_bytes: AtomicU64,
 }
 
 impl Watched {
-    fn stuck(&self) -> Vec<usize> {
+    fn stuck_shards(&self) -> Vec<usize> {
         let now = self.clock.now().monotonic.0;
         let is_stuck = |board: &Board| now.saturating_sub(board.written().0) > STUCK_SECS;
         let shards = self.boards.iter().enumerate();
@@ -53,8 +99,25 @@ impl Watched {
     }
 }
 
-/// Binds the control plane's address
-pub fn bind(address: SocketAddr) -> Result<TcpListener, ControlError> {
+/// The control plane's listening sockets
+#[derive(Debug, Default)]
+pub struct ControlListeners {
+    /// Over TCP
+    pub tcp: Option<TcpListener>,
+    /// Over a unix socket, with its path
+    pub unix: Option<(UnixListener, PathBuf)>,
+}
+
+impl ControlListeners {
+    /// Binds what is configured.
+    pub fn bind(control: &Control) -> Result<Self, ControlError> {
+        let tcp = control.listen.map(bind_tcp).transpose()?;
+        let unix = control.socket.as_deref().map(bind_unix).transpose()?;
+        Ok(Self { tcp, unix: unix.zip(control.socket.clone()) })
+    }
+}
+
+fn bind_tcp(address: SocketAddr) -> Result<TcpListener, ControlError> {
     let listener = TcpListener::bind(address).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => ControlError::Taken(address),
         _ => ControlError::Failed(address, error),
@@ -63,63 +126,192 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, ControlError> {
     Ok(listener)
 }
 
-/// Serves until it is dropped; what is to change is asked of whoever receives `ask`
+fn bind_unix(path: &Path) -> Result<UnixListener, ControlError> {
+    let failed = |error| ControlError::SocketFailed(path.to_owned(), error);
+    // One that a process left behind when it was killed is in the way.
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|it| it.file_type().is_socket());
+    if is_socket {
+        if UnixStream::connect(path).is_ok() {
+            return Err(ControlError::SocketTaken(path.to_owned()));
+        }
+        std::fs::remove_file(path).map_err(failed)?;
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    // The user and its group: whoever can connect can change what is served.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Where a request came from
+#[derive(Clone, Copy, Debug)]
+enum Peer {
+    Address(IpAddr),
+    UnixSocket,
+}
+
+#[derive(Clone)]
+struct Plane {
+    watched: Watched,
+    ask: UnboundedSender<Command>,
+    /// Names of this host
+    hosts: Arc<[String]>,
+}
+
+/// Serves until it is dropped; changes are asked of whoever receives `ask`.
 pub async fn serve(
-    listener: TcpListener,
+    listeners: ControlListeners,
+    hosts: Vec<String>,
     watched: Watched,
     ask: UnboundedSender<Command>,
 ) -> io::Result<()> {
-    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let plane = Plane { watched, ask, hosts: hosts.into() };
     let changes = Router::new()
         .route("/v1/reload", post(reload))
+        .route("/v1/evict", post(evict))
         .route("/v1/access_list/{info_hash}", put(list).delete(unlist))
-        .layer(from_fn(refuse_strangers))
-        .with_state(ask);
+        .layer(from_fn_with_state(plane.clone(), permit_changes));
     let router = Router::new()
         .route("/healthz", get(health))
         .route("/metrics", get(metrics))
-        .with_state(watched)
-        .merge(changes);
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, service).await
+        .merge(changes)
+        .layer(from_fn_with_state(plane.clone(), check_origin))
+        .with_state(plane);
+    let tcp = listeners.tcp.map(tokio::net::TcpListener::from_std).transpose()?;
+    let unix = listeners.unix.map(|(it, _)| tokio::net::UnixListener::from_std(it)).transpose()?;
+    tokio::join!(serve_tcp(tcp, router.clone()), serve_unix(unix, router));
+    Ok(())
 }
 
-/// Whoever is on this machine may change things: neither those who may read figures from elsewhere, nor web pages that
-/// are open in a browser here
-async fn refuse_strangers(
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    request: Request,
-    next: Next,
-) -> Response {
-    if !peer.ip().to_canonical().is_loopback() {
-        return (StatusCode::FORBIDDEN, "changes are made from this machine alone\n")
-            .into_response();
+async fn serve_tcp(listener: Option<tokio::net::TcpListener>, router: Router) {
+    let Some(listener) = listener else { return };
+    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    while let Ok(permit) = connections.clone().acquire_owned().await {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let peer = Peer::Address(peer.ip().to_canonical());
+                let exchange = exchange(stream, peer, router.clone());
+                tokio::spawn(async move {
+                    exchange.await;
+                    drop(permit);
+                });
+            }
+            Err(_) => pause_after_failed_accept().await,
+        }
     }
+}
+
+async fn serve_unix(listener: Option<tokio::net::UnixListener>, router: Router) {
+    let Some(listener) = listener else { return };
+    let connections = Arc::new(Semaphore::new(LOCAL_CONNECTIONS_MAX));
+    while let Ok(permit) = connections.clone().acquire_owned().await {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let exchange = exchange(stream, Peer::UnixSocket, router.clone());
+                tokio::spawn(async move {
+                    exchange.await;
+                    drop(permit);
+                });
+            }
+            Err(_) => pause_after_failed_accept().await,
+        }
+    }
+}
+
+/// Whatever keeps a connection from being accepted takes a moment to end.
+async fn pause_after_failed_accept() {
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+/// Serves one request
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Peer,
+    router: Router,
+) {
+    let service = TowerToHyperService::new(router.layer(Extension(peer)));
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_LEN_MAX)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    // However it ends, there is nobody to tell.
+    let _ = tokio::time::timeout(EXCHANGE_TIMEOUT, connection).await;
+}
+
+/// Refuses web pages that are open in a browser here: they name themselves as origin, or reach this by a name of
+/// their own (DNS rebinding)
+async fn check_origin(State(plane): State<Plane>, request: Request, next: Next) -> Response {
     if request.headers().contains_key(header::ORIGIN) {
         return (StatusCode::FORBIDDEN, "not for web pages\n").into_response();
     }
-    next.run(request).await
+    let host = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or_default());
+    match host.or(request.uri().host()) {
+        Some(host) if !is_own_host(host, &plane.hosts) => {
+            let text = format!(
+                "{host:?} is not a name of this host; use its address, or add the name to control.hosts\n"
+            );
+            (StatusCode::FORBIDDEN, text).into_response()
+        }
+        _ => next.run(request).await,
+    }
+}
+
+/// Whether a host header names this host: by any address, as `localhost`, or by a configured name
+fn is_own_host(host: &str, names: &[String]) -> bool {
+    if host.parse::<IpAddr>().is_ok() {
+        return true;
+    }
+    let without_port = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let bare = without_port.trim_start_matches('[').trim_end_matches(']');
+    let is_name = |name: &str| without_port.eq_ignore_ascii_case(name);
+    bare.parse::<IpAddr>().is_ok() || is_name("localhost") || names.iter().any(|it| is_name(it))
+}
+
+/// Permits changes from this machine alone
+async fn permit_changes(
+    Extension(peer): Extension<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match peer {
+        Peer::Address(address) if !address.is_loopback() => {
+            (StatusCode::FORBIDDEN, "changes are made from this machine alone\n").into_response()
+        }
+        Peer::Address(_) | Peer::UnixSocket => next.run(request).await,
+    }
 }
 
 /// `POST /v1/reload`: 200 and what was read, or 422 and why nothing has changed
-async fn reload(State(ask): State<UnboundedSender<Command>>) -> (StatusCode, String) {
-    have_done(&ask, Job::Config).await
+async fn reload(State(plane): State<Plane>) -> (StatusCode, String) {
+    have_done(&plane.ask, Job::Config).await
+}
+
+/// `POST /v1/evict`: removes all torrents without peers
+async fn evict(State(plane): State<Plane>) -> (StatusCode, String) {
+    let boards = plane.watched.boards.iter();
+    let count: usize = boards.map(|board| board.read().table.empty_torrents).sum();
+    have_done(&plane.ask, Job::Evict(count)).await
 }
 
 /// `PUT /v1/access_list/HASH`: puts a torrent on the access list, over a restart
 async fn list(
-    State(ask): State<UnboundedSender<Command>>,
+    State(plane): State<Plane>,
     UrlPath(info_hash): UrlPath<String>,
 ) -> (StatusCode, String) {
-    change(&ask, &info_hash, true).await
+    change(&plane.ask, &info_hash, true).await
 }
 
 /// `DELETE /v1/access_list/HASH`: takes a torrent off the access list, over a restart
 async fn unlist(
-    State(ask): State<UnboundedSender<Command>>,
+    State(plane): State<Plane>,
     UrlPath(info_hash): UrlPath<String>,
 ) -> (StatusCode, String) {
-    change(&ask, &info_hash, false).await
+    change(&plane.ask, &info_hash, false).await
 }
 
 async fn change(ask: &UnboundedSender<Command>, info_hash: &str, on: bool) -> (StatusCode, String) {
@@ -143,17 +335,52 @@ async fn have_done(ask: &UnboundedSender<Command>, job: Job) -> (StatusCode, Str
     }
 }
 
-/// `GET /healthz`: 200 `ok`, or 503 and the shards that are stuck
-async fn health(State(watched): State<Watched>) -> (StatusCode, String) {
-    let stuck = watched.stuck();
+/// `GET /healthz`: 200 `ok`, or 503 and the shards that are stuck; reads of files that are stuck are named with either
+async fn health(State(plane): State<Plane>) -> (StatusCode, String) {
+    let stuck = plane.watched.stuck_shards();
+    let reads = plane.watched.slow_reads.stuck();
+    let reads: String = reads
+        .iter()
+        .map(|(name, since)| format!("stuck for {} s: reading {name}\n", since.as_secs()))
+        .collect();
     if stuck.is_empty() {
-        return (StatusCode::OK, "ok\n".to_owned());
+        return (StatusCode::OK, format!("ok\n{reads}"));
     }
     let numbers: Vec<_> = stuck.iter().map(usize::to_string).collect();
-    (StatusCode::SERVICE_UNAVAILABLE, format!("stuck shards: {}\n", numbers.join(", ")))
+    let text = format!("stuck shards: {}\n{reads}", numbers.join(", "));
+    (StatusCode::SERVICE_UNAVAILABLE, text)
 }
 
-/// `GET /metrics`: all figures of all shards, as OpenMetrics text
-async fn metrics(State(watched): State<Watched>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::text(&watched))
+/// `GET /metrics`: all metrics of all shards, in the text format of Prometheus or, where it is accepted, OpenMetrics
+async fn metrics(State(plane): State<Plane>, headers: HeaderMap) -> impl IntoResponse {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|it| it.to_str().ok());
+    let format = metrics::Format::accepted(accepted);
+    ([(header::CONTENT_TYPE, format.content_type())], metrics::text(&plane.watched, format))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_addresses_localhost_and_configured_names() {
+        let names = ["tracker.example".to_owned()];
+        for host in [
+            "127.0.0.1",
+            "127.0.0.1:6880",
+            "[::1]:6880",
+            "::1",
+            "localhost:6880",
+            "LOCALHOST",
+            "192.0.2.1:1",
+            "Tracker.Example:80",
+        ] {
+            assert!(is_own_host(host, &names), "{host}");
+        }
+        for host in
+            ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:6880", "", "x:y"]
+        {
+            assert!(!is_own_host(host, &names), "{host}");
+        }
+    }
 }

@@ -29,8 +29,9 @@ use crate::shard::Shard;
 use ipnet::IpNet;
 use roster::{Doing, Patience, Roster};
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,6 +75,8 @@ pub struct Terms {
     pub idle_secs: u64,
     /// Seconds for a request to arrive
     pub head_secs: u64,
+    /// Connections that one source may hold once half of all are taken
+    pub connections_per_source: usize,
     /// Who may have the list of all torrents
     pub full_scrape_networks: Vec<IpNet>,
     /// Seconds until an address may have it again
@@ -83,6 +86,10 @@ pub struct Terms {
 }
 
 impl Terms {
+    fn patience(&self) -> Patience {
+        Patience { idling: self.idle_secs, reading: self.head_secs, writing: WRITING_SECS }
+    }
+
     fn trusts(&self, address: IpAddr) -> bool {
         self.trusted_proxies.iter().any(|network| network.contains(&address))
     }
@@ -108,11 +115,13 @@ pub struct Parts {
 /// What all connections of a shard share
 pub struct Service {
     shard: Rc<RefCell<Shard>>,
-    terms: Arc<Terms>,
+    terms: RefCell<Arc<Terms>>,
     tls: Option<Tls>,
     full_scrapes: Arc<FullScrapes>,
     helpers: Handle,
     roster: RefCell<Roster<Rc<TcpStream>>>,
+    /// Connections by source, those of trusted proxies left out
+    sources: RefCell<HashMap<IpAddr, usize>>,
     buffers: RefCell<Vec<Vec<u8>>>,
     #[expect(clippy::vec_box, reason = "they go to other shards and come back as they are")]
     lists: RefCell<Vec<Box<PeerList>>>,
@@ -126,15 +135,14 @@ pub struct Service {
 /// Begins to accept connections
 pub fn serve(parts: Parts, shard: &Rc<RefCell<Shard>>) -> io::Result<Rc<Service>> {
     let Parts { plain, encrypted, terms, tls, full_scrapes, helpers } = parts;
-    let patience =
-        Patience { idling: terms.idle_secs, reading: terms.head_secs, writing: WRITING_SECS };
     let service = Rc::new(Service {
         shard: shard.clone(),
-        terms,
+        roster: RefCell::new(Roster::new(terms.patience())),
+        terms: RefCell::new(terms),
         tls,
         full_scrapes,
         helpers,
-        roster: RefCell::new(Roster::new(patience)),
+        sources: RefCell::default(),
         buffers: RefCell::default(),
         lists: RefCell::default(),
         handshakes: Cell::new(0),
@@ -188,6 +196,11 @@ async fn look_each_second(service: Rc<Service>) {
     loop {
         seconds.tick().await;
         service.second.set(service.shard.borrow().now());
+        let changed = service.shard.borrow_mut().take_http_terms();
+        if let Some(terms) = changed {
+            service.roster.borrow_mut().set_patience(terms.patience());
+            *service.terms.borrow_mut() = terms;
+        }
         // Thousands may be due at once, as many as came in one second.
         while service.end_overdue() {
             tokio::task::yield_now().await;
@@ -199,11 +212,20 @@ impl Service {
     /// Serves a connection, if need be in place of another
     fn admit(self: Rc<Self>, stream: TcpStream, peer: SocketAddr, encrypted: bool) {
         // For a proxy it is decided by whom it speaks for.
-        let address = peer.ip().to_canonical();
-        if !self.terms.trusts(address) && !self.shard.borrow_mut().permits_source(address) {
+        let (address, terms) = (peer.ip().to_canonical(), self.terms());
+        let is_proxy = terms.trusts(address);
+        if !is_proxy && !self.shard.borrow_mut().permits_source(address) {
             return;
         }
-        if self.roster.borrow().len() >= self.terms.connections && !self.spare_one() {
+        let open = self.roster.borrow().len();
+        let source = (!is_proxy).then(|| source_key(address));
+        if open * 2 >= terms.connections
+            && source.is_some_and(|it| self.connections_of(it) >= terms.connections_per_source)
+        {
+            self.shard.borrow_mut().connections().evicted += 1;
+            return;
+        }
+        if open >= terms.connections && !self.spare_one() {
             // All are being answered: who comes now has to come again.
             self.shard.borrow_mut().connections().evicted += 1;
             return;
@@ -212,8 +234,20 @@ impl Service {
         let number = self.roster.borrow_mut().join(stream.clone(), self.second.get());
         self.shard.borrow_mut().connections().accepted += 1;
         self.publish_open();
-        let seat = Seat { service: self, number };
+        if let Some(source) = source {
+            *self.sources.borrow_mut().entry(source).or_default() += 1;
+        }
+        let seat = Seat { service: self, number, source };
         tokio_uring::spawn(connection::serve(seat, stream, peer, encrypted));
+    }
+
+    fn connections_of(&self, source: IpAddr) -> usize {
+        self.sources.borrow().get(&source).copied().unwrap_or(0)
+    }
+
+    /// How HTTP is served at the moment
+    fn terms(&self) -> Arc<Terms> {
+        self.terms.borrow().clone()
     }
 
     /// Ends the connection that can best be spared; false if none can
@@ -271,7 +305,8 @@ impl Service {
 
     /// Whom a request is from, if such are answered at all
     fn source(&self, peer: IpAddr, head: &Head<'_>) -> Option<IpAddr> {
-        let source = head.client(peer, self.terms.proxy_header, |it| self.terms.trusts(it));
+        let terms = self.terms();
+        let source = head.client(peer, terms.proxy_header, |it| terms.trusts(it));
         self.shard.borrow_mut().permits_source(source).then_some(source)
     }
 
@@ -296,6 +331,17 @@ impl Service {
         if lists.len() < SPARE_MAX {
             lists.push(list);
         }
+    }
+}
+
+/// Returns what requests of an address are counted by: an IPv4 address, or the /64 of an IPv6 one.
+pub(crate) fn source_key(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+        v4 => v4,
     }
 }
 
@@ -329,6 +375,8 @@ impl Drop for Handshake {
 struct Seat {
     service: Rc<Service>,
     number: usize,
+    /// What its connections are counted by, unless it is a trusted proxy's
+    source: Option<IpAddr>,
 }
 
 impl Seat {
@@ -341,6 +389,15 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         self.service.roster.borrow_mut().leave(self.number);
+        if let Some(source) = self.source {
+            let mut sources = self.service.sources.borrow_mut();
+            if let Some(open) = sources.get_mut(&source) {
+                *open -= 1;
+                if *open == 0 {
+                    sources.remove(&source);
+                }
+            }
+        }
         self.service.publish_open();
     }
 }

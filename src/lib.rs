@@ -13,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -34,7 +35,11 @@ pub mod policy;
 pub mod reload;
 pub mod report;
 pub mod run;
+pub mod settings;
 pub mod shard;
+pub mod slow_reads;
 pub mod stats;
+pub mod steering;
 pub mod supervisor;
 pub mod tracker;
+pub mod watch;

@@ -5,7 +5,7 @@ use crate::clock::Clock;
 use crate::config::{Steering, Udp};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 use std::{fmt, io};
 use thiserror::Error;
@@ -97,6 +97,8 @@ pub struct Listeners {
     pub local_addresses: usize,
     /// Whether the kernel steers; why not, if it should
     pub steered: Result<bool, io::Error>,
+    /// A socket of each group that is steered
+    pub steered_groups: Vec<OwnedFd>,
     /// Bytes of the smallest receive buffer
     pub receive_buffer: usize,
     /// Addresses left out because this machine lacks their family
@@ -116,6 +118,7 @@ impl Listeners {
             addresses: Vec::new(),
             local_addresses: 0,
             steered: Ok(false),
+            steered_groups: Vec::new(),
             receive_buffer: usize::MAX,
             left_out: Vec::new(),
         };
@@ -194,8 +197,14 @@ impl Listeners {
         else {
             return Ok(());
         };
-        let Err(error) = steering::attach(socket.as_fd(), binding.keys, binding.shards) else {
-            return Ok(());
+        let attached = steering::attach(socket.as_fd(), binding.keys, binding.shards)
+            .and_then(|()| socket.as_fd().try_clone_to_owned());
+        let error = match attached {
+            Ok(group) => {
+                self.steered_groups.push(group);
+                return Ok(());
+            }
+            Err(error) => error,
         };
         if binding.steering == Steering::On {
             return Err(ListenError::Steering(error));
@@ -203,6 +212,7 @@ impl Listeners {
         for socket in &self.shards[0] {
             let _ = steering::detach(socket.as_fd());
         }
+        self.steered_groups.clear();
         self.steered = Err(error);
         Ok(())
     }

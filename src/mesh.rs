@@ -4,7 +4,7 @@
 //! sleeps says so first and looks once more; a producer wakes it only then, once for a batch.
 
 use crate::peer_list::PeerList;
-use crate::policy::Policy;
+use crate::settings::ShardUpdate;
 use crate::tracker::Announce;
 use rtrb::{Consumer, Producer, RingBuffer};
 use std::sync::Arc;
@@ -14,12 +14,15 @@ use tsubame_storage::{Census, InfoHash, Page};
 use tsubame_udp::ring::ReturnPath;
 use tsubame_udp::wire::TransactionId;
 
-/// Memory of all rings together, about
+/// Memory of all rings together, with up to 148 shards
 const MEMORY_BYTES: usize = 64 << 20;
 
-/// Messages a ring holds at least, and at most: beyond that a longer queue is only a longer delay
-const MESSAGES_MIN: usize = 64;
+/// Messages a ring between shards holds at least, and at most: beyond that a longer queue is only a longer delay
+const MESSAGES_MIN: usize = 16;
 const MESSAGES_MAX: usize = 1024;
+
+/// Messages of the control plane that a shard holds
+const CONTROL_MESSAGES: usize = 64;
 
 /// Messages taken in a turn: fewer than a ring has slots for their replies, and no more work than a batch
 const MESSAGES_PER_TURN: usize = 128;
@@ -47,8 +50,8 @@ pub enum Message {
     Question(Rows<InfoHash>),
     /// These are the figures of your swarms
     Answer(Rows<Census>),
-    /// From the control plane: go by this policy from now on
-    Policy(Box<Policy>),
+    /// From the control plane: go by this from now on
+    Update(Box<ShardUpdate>),
     /// From the control plane: finish
     Stop,
 }
@@ -147,6 +150,19 @@ pub struct Port {
     next: u32,
 }
 
+/// Messages that the ring of each pair of so many shards holds
+fn messages_per_ring(shards: u16) -> usize {
+    let nodes = usize::from(shards) + 1;
+    (MEMORY_BYTES / (nodes * nodes) / size_of::<Message>()).clamp(MESSAGES_MIN, MESSAGES_MAX)
+}
+
+/// Returns the memory of all rings between so many shards, and from the control plane to each.
+pub fn memory_bytes(shards: u16) -> usize {
+    let shards_len = usize::from(shards);
+    let between = shards_len * shards_len.saturating_sub(1) * messages_per_ring(shards);
+    (between + shards_len * CONTROL_MESSAGES) * size_of::<Message>()
+}
+
 /// Ports for so many shards, and one for the control plane, behind them
 ///
 /// The control plane speaks and is not spoken to: it has rings in one direction.
@@ -169,12 +185,12 @@ pub fn mesh(shards: u16) -> Vec<Port> {
             next: 0,
         })
         .collect();
-    let messages = MEMORY_BYTES / (nodes * nodes) / size_of::<Message>();
+    let messages = messages_per_ring(shards);
     for from in 0..nodes {
         for to in (0..control).filter(|to| *to != from) {
             let messages = match from == control {
-                true => MESSAGES_MIN,
-                false => messages.clamp(MESSAGES_MIN, MESSAGES_MAX),
+                true => CONTROL_MESSAGES,
+                false => messages,
             };
             let (producer, consumer) = RingBuffer::new(messages);
             ports[from].outboxes[to] = Some(producer);
@@ -313,6 +329,21 @@ mod tests {
         ports[0].ring();
         while take(&mut ports[1]) > 0 {}
         assert_eq!(seen, (0..sent as u32).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn memory_is_bounded_and_known() {
+        for shards in [1, 2, 16, 128] {
+            assert!(memory_bytes(shards) <= MEMORY_BYTES + (2 << 20), "{shards}");
+        }
+        let mut ports = mesh(3);
+        let room =
+            |port: &mut Port, to| (0..5_000).take_while(|it| port.send(to, question(*it))).count();
+        let all: usize = (0..4)
+            .flat_map(|from| (0..3).map(move |to| (from, to)))
+            .map(|(from, to)| room(&mut ports[from], to))
+            .sum();
+        assert_eq!(all * size_of::<Message>(), memory_bytes(3));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `/metrics`: what the shards count, as OpenMetrics text.
+//! `/metrics`: what the shards count, in the text format of Prometheus or as OpenMetrics.
 //!
 //! Each figure is a shard's own, so that one shard in trouble does not hide behind the others. Values are
 //! read from the boards when somebody asks; nothing is kept here.
@@ -6,24 +6,75 @@
 use crate::control::Watched;
 use crate::memory;
 use crate::outcome::Outcome;
+use crate::shard::FIXED_BYTES;
 use crate::stats::{BATCH_SIZES, Figures, Protocol};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
-use std::fmt;
+use std::fmt::{self, Write};
+use std::sync::atomic::Ordering;
 use tsubame_storage::Family;
-use tsubame_udp::ring::Ring;
 
-/// The media type of [`text`]
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Formats that metrics can have
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// The text format of Prometheus, version 0.0.4
+    Text,
+    /// OpenMetrics text, version 1.0.0
+    OpenMetrics,
+}
+
+impl Format {
+    /// Returns the format for a client that accepts these: OpenMetrics where it is asked for
+    pub fn accepted<'a>(mut headers: impl Iterator<Item = &'a str>) -> Self {
+        match headers.any(|header| header.contains("application/openmetrics-text")) {
+            true => Self::OpenMetrics,
+            false => Self::Text,
+        }
+    }
+
+    /// Returns its media type.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
+
+/// Turns OpenMetrics text into the text format: counters are named with their suffix, and there is no type `info`
+fn to_text_format(open_metrics: &str) -> String {
+    let mut text = String::with_capacity(open_metrics.len());
+    let mut help = None;
+    for line in open_metrics.lines() {
+        if let Some(described) = line.strip_prefix("# HELP ") {
+            help = described.split_once(' ');
+        } else if let Some((name, kind)) =
+            line.strip_prefix("# TYPE ").and_then(|it| it.split_once(' '))
+        {
+            let (suffix, kind) = match kind {
+                "counter" => ("_total", "counter"),
+                "info" => ("_info", "gauge"),
+                kind => ("", kind),
+            };
+            if let Some((_, help)) = help.take() {
+                _ = writeln!(text, "# HELP {name}{suffix} {help}");
+            }
+            _ = writeln!(text, "# TYPE {name}{suffix} {kind}");
+        } else if !line.starts_with('#') {
+            _ = writeln!(text, "{line}");
+        }
+    }
+    text
+}
 
 const PROTOCOLS: [(Protocol, &str); 2] = [(Protocol::Udp, "udp"), (Protocol::Http, "http")];
 
 const FAMILIES: [(Family, &str); 2] = [(Family::V4, "ipv4"), (Family::V6, "ipv6")];
 
-/// All figures as of now
-pub fn text(watched: &Watched) -> String {
+/// All metrics as of now
+pub fn text(watched: &Watched, format: Format) -> String {
     let now = watched.clock.now().monotonic;
     let shards = watched.boards.iter().zip(0_u16..).map(|(board, number)| Shard {
         label: number.to_string(),
@@ -31,13 +82,13 @@ pub fn text(watched: &Watched) -> String {
         silent_secs: now.0.saturating_sub(board.written().0),
     });
     let uptime_secs = watched.clock.elapsed().as_secs_f64();
-    let moment = Moment { shards: shards.collect(), uptime_secs };
+    let moment = Moment { shards: shards.collect(), uptime_secs, watched: watched.clone() };
     let mut registry = Registry::with_prefix("tsubame");
     registry.register_collector(Box::new(moment));
     let mut text = String::new();
     // Writing to a string does not fail.
     let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
-    text
+    if format == Format::Text { to_text_format(&text) } else { text }
 }
 
 /// A shard's figures at one moment
@@ -53,6 +104,7 @@ struct Shard {
 struct Moment {
     shards: Vec<Shard>,
     uptime_secs: f64,
+    watched: Watched,
 }
 
 impl Collector for Moment {
@@ -61,6 +113,7 @@ impl Collector for Moment {
         self.requests(&mut encoder)?;
         self.batches(&mut encoder)?;
         self.peers(&mut encoder)?;
+        self.evicted(&mut encoder)?;
         for (name, help, value) in COUNTERS {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for Shard { label, figures, .. } in &self.shards {
@@ -80,7 +133,7 @@ impl Collector for Moment {
 
 type Counter = (&'static str, &'static str, fn(&Figures) -> u64);
 
-const COUNTERS: [Counter; 11] = [
+const COUNTERS: [Counter; 13] = [
     ("replies_sent", "Replies the kernel took", |figures| figures.ring.sent),
     (
         "replies_failed",
@@ -101,6 +154,14 @@ const COUNTERS: [Counter; 11] = [
     ("receives_failed", "Receives that failed and were begun anew", |figures| {
         figures.ring.receive_failed
     }),
+    (
+        "idle_microseconds",
+        "Microseconds in which the shard waited as it had nothing to do",
+        |figures| figures.idle_us,
+    ),
+    ("memory_pressure_episodes", "Times that memory has become short", |figures| {
+        figures.table.evicted.episodes
+    }),
     ("http_accepted", "Connections that were accepted", |figures| figures.http.accepted),
     ("http_timed_out", "Connections ended as they were idle or too slow", |figures| {
         figures.http.timed_out
@@ -118,9 +179,12 @@ const COUNTERS: [Counter; 11] = [
 
 type Gauge = (&'static str, &'static str, fn(&Shard) -> u64);
 
-const GAUGES: [Gauge; 4] = [
+const GAUGES: [Gauge; 5] = [
     ("torrents", "Torrents in the table, those included that only keep their downloads", |shard| {
         shard.figures.table.torrents as u64
+    }),
+    ("empty_torrents", "Torrents without peers, which keep their downloads for a while", |shard| {
+        shard.figures.table.empty_torrents as u64
     }),
     ("http_connections", "Connections that are open", |shard| shard.figures.http.open),
     ("table_bytes", "Memory of the swarm table, by its own accounting", |shard| {
@@ -138,13 +202,25 @@ impl Moment {
             .encode_descriptor("build", "Which version runs", None, MetricType::Info)?
             .encode_info(&version)?;
         let resident = memory::resident_bytes().map(|bytes| bytes as f64);
+        let process = &self.watched.process;
+        let attached = f64::from(u8::from(process.steering_attached.load(Ordering::Relaxed)));
+        let ceiling = process.memory_ceiling_bytes.load(Ordering::Relaxed) as f64;
+        let stuck = self.watched.slow_reads.stuck().len() as f64;
         let gauges = [
+            (
+                "steering_attached",
+                "Whether the kernel steers announces to their shard: 1 or 0",
+                Some(attached),
+            ),
+            ("mesh_bytes", "Memory of the rings between shards", Some(process.mesh_bytes as f64)),
+            ("memory_ceiling_bytes", "Memory that swarms and rings may hold", Some(ceiling)),
+            ("stuck_reads", "Reads of files that take too long", Some(stuck)),
             ("uptime_seconds", "Time since the start", Some(self.uptime_secs)),
             ("resident_bytes", "Resident memory of the process", resident),
             (
                 "fixed_bytes_per_shard",
                 "Buffers and queues that a shard has from the start",
-                Some(Ring::memory_bytes() as f64),
+                Some(FIXED_BYTES as f64),
             ),
         ];
         for (name, help, value) in gauges {
@@ -153,6 +229,32 @@ impl Moment {
                     .encode_descriptor(name, help, None, MetricType::Gauge)?
                     .encode_gauge(&value)?;
             }
+        }
+        let help = "Times that steering was switched off for the overload of one shard";
+        let detached = process.steering_detached.load(Ordering::Relaxed);
+        let counter =
+            encoder.encode_descriptor("steering_detached", help, None, MetricType::Counter)?;
+        count(counter, detached)
+    }
+
+    fn evicted(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Torrents without peers, and peers of networks that held most, removed as memory was short";
+        let mut metric = encoder.encode_descriptor("evicted", help, None, MetricType::Counter)?;
+        for Shard { label, figures, .. } in &self.shards {
+            let evicted = &figures.table.evicted;
+            for (reason, value) in
+                [("empty_torrent", evicted.empty_torrents), ("source", evicted.source_peers)]
+            {
+                let labels = [("shard", label.as_str()), ("reason", reason)];
+                count(metric.encode_family(&labels)?, value)?;
+            }
+        }
+        let help = "How short memory is: 0 while there is enough, 1 where new torrents are refused";
+        let mut metric =
+            encoder.encode_descriptor("memory_pressure", help, None, MetricType::Gauge)?;
+        for Shard { label, figures, .. } in &self.shards {
+            let pressure = f64::from(figures.table.pressure_per_1_000) / 1_000.0;
+            metric.encode_family(&[("shard", label.as_str())])?.encode_gauge(&pressure)?;
         }
         Ok(())
     }
@@ -225,8 +327,10 @@ fn count(mut metric: MetricEncoder<'_>, value: u64) -> fmt::Result {
 mod tests {
     use super::*;
     use crate::clock::Clock;
+    use crate::slow_reads::SlowReads;
     use crate::stats::Board;
     use std::sync::Arc;
+    use std::time::Duration;
     use tsubame_storage::{Seconds, Totals};
 
     #[test]
@@ -244,7 +348,22 @@ mod tests {
             ..Totals::default()
         };
         boards[1].publish(&figures, Seconds(0));
-        let text = text(&Watched { boards: Arc::new(boards), clock: Clock::new() });
+        let clock = Clock::new();
+        let slow_reads = SlowReads::new(clock, Duration::ZERO);
+        let process = Arc::default();
+        let watched = Watched { boards: Arc::new(boards), clock, slow_reads, process };
+        let plain = text(&watched, Format::Text);
+        for line in [
+            "# TYPE tsubame_requests_total counter",
+            "# TYPE tsubame_build_info gauge",
+            "# TYPE tsubame_batch_datagrams histogram",
+            "# TYPE tsubame_peers gauge",
+            "tsubame_kernel_dropped_total{shard=\"1\"} 7",
+        ] {
+            assert!(plain.lines().any(|have| have == line), "{line} is not in\n{plain}");
+        }
+        assert!(!plain.contains("# EOF") && !plain.contains(" info\n"), "{plain}");
+        let text = text(&watched, Format::OpenMetrics);
         let joined = "protocol=\"http\",family=\"ipv6\",kind=\"announce\",outcome=\"joined\"}";
         for line in [
             &format!("tsubame_requests_total{{shard=\"1\",{joined} 1"),

@@ -111,8 +111,10 @@ outcomes! {
     BadToken = "bad_token",
     /// Refused: a token whose key is not known
     UnknownTokenKey = "unknown_token_key",
-    /// Refused: a token whose time is over, or has not come
+    /// Refused: a token whose time is over
     ExpiredToken = "expired_token",
+    /// Refused: a token whose time has not come
+    EarlyToken = "token_not_yet_valid",
     /// Refused: a token for another torrent
     TokenOfAnother = "token_of_another_torrent",
     /// Dropped, or over HTTP refused: too many new tokens in a turn to check this one
@@ -154,6 +156,7 @@ impl Outcome {
             | Self::BadToken
             | Self::UnknownTokenKey
             | Self::ExpiredToken
+            | Self::EarlyToken
             | Self::TokenOfAnother
             | Self::TokenNotChecked
             | Self::TooManyAnnounces

@@ -14,7 +14,9 @@ pub mod hash_list;
 pub mod interval;
 pub mod jwt;
 pub mod limits;
+pub mod lines;
 pub mod networks;
+pub mod overrides;
 pub mod own;
 mod parameters;
 pub mod passkeys;
@@ -23,7 +25,7 @@ pub mod seeds;
 pub mod torrent;
 
 pub use parameters::Parameters;
-pub use plan::{Plan, PlanError};
+pub use plan::{LoadedPlan, Plan, PlanError, Reading};
 
 use crate::clock::Now;
 use crate::outcome::Outcome;
@@ -32,7 +34,7 @@ use clients::Clients;
 use interval::{ByLoad, Load, Variation};
 use ipnet::IpNet;
 use jwt::{Jwt, JwtTerms, KeySource};
-use limits::{Excess, LimitTerms, Limits, TooMuch};
+use limits::{LimitTerms, Limits, TooMuch};
 use networks::Networks;
 use own::{Own, OwnHook};
 use passkeys::Passkeys;
@@ -88,6 +90,27 @@ pub enum HookConfig {
 }
 
 impl HookConfig {
+    /// Its name in a config
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::AccessList { .. } => "access_list",
+            Self::Clients(_) => "clients",
+            Self::Networks { .. } => "networks",
+            Self::Passkey { .. } => "passkey",
+            Self::Jwt(_) => "jwt",
+            Self::Limits(_) => "limits",
+            Self::IntervalVariation(_) => "interval_variation",
+            Self::IntervalLoad(_) => "interval_load",
+            Self::SubnetPreference(_) => "subnet_preference",
+            Self::Own(own) => own.given.0,
+        }
+    }
+
+    /// Whether it has a list, which need not come from files
+    fn has_list(&self) -> bool {
+        matches!(self, Self::AccessList { .. } | Self::Networks { .. })
+    }
+
     /// Files and directories that it is read from, and read again from when they change
     pub fn files(&self) -> Vec<&Path> {
         match self {
@@ -136,6 +159,44 @@ pub struct Refusal {
     pub outcome: Outcome,
     /// What is answered
     pub answer: Answer,
+}
+
+/// Why hooks have not permitted a request
+#[derive(Clone, Copy, Debug)]
+pub enum Interrupted {
+    /// A hook refuses it
+    Refused(Refusal),
+    /// A token's signature must be checked, and the checks of this turn are used up: go on there once one is permitted
+    Paused(Paused),
+}
+
+/// Where hooks go on with a request that waited for the check of a token's signature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Paused {
+    /// Number of the hook that checks the token
+    hook: usize,
+    /// What the hooks before it have changed
+    told: Told,
+}
+
+impl From<Refusal> for Interrupted {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl Interrupted {
+    /// Returns the refusal of a request that is not to wait: the client repeats it.
+    pub fn refusal(self) -> Refusal {
+        match self {
+            Self::Refused(refusal) => refusal,
+            Self::Paused(_) => {
+                // Over UDP the client asks again by itself; an error would make it wait for longer.
+                let answer = Answer::Silence("too many new tokens at once; try again");
+                Refusal { outcome: Outcome::TokenNotChecked, answer }
+            }
+        }
+    }
 }
 
 /// Whether a hook asks the same of scrapes
@@ -191,7 +252,7 @@ pub struct Asked<'a> {
 }
 
 /// What the client is told, which hooks may change
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Told {
     /// Seconds until the next announce
     pub interval_secs: u32,
@@ -260,19 +321,16 @@ impl Policy {
 
     /// Takes over what another policy has counted, as far as it counts the same
     pub fn inherit(&mut self, from: &mut Self) {
-        for (new, old) in self.hooks.iter_mut().zip(&mut from.hooks) {
-            match (new, old) {
-                (Hook::Limits(new), Hook::Limits(old)) if new.terms() == old.terms() => {
-                    std::mem::swap(new, old);
-                }
-                (Hook::IntervalLoad(_, new), Hook::IntervalLoad(_, old)) => *new = *old,
-                (Hook::Jwt(new), Hook::Jwt(old)) => new.inherit(old),
-                _ => {}
+        // A hook that stands elsewhere now is the same hook: first those that are configured alike, then those of a
+        // kind.
+        for alike in [true, false] {
+            for new in &mut self.hooks {
+                from.hooks.iter_mut().any(|old| new.inherit(old, alike));
             }
         }
     }
 
-    /// A shard begins a turn: what is rationed by turns is there again
+    /// Permits checks of tokens again: a shard begins a turn
     pub fn begin_turn(&mut self) {
         if self.reads_parameters {
             for hook in &mut self.hooks {
@@ -283,37 +341,52 @@ impl Policy {
         }
     }
 
-    /// Finds out what hooks would put off; false if that must wait for a turn
-    pub fn look_ahead(&mut self, now: Now, parameters: &Parameters<'_>) -> bool {
-        self.hooks.iter_mut().all(|hook| match hook {
-            Hook::Jwt(jwt) => jwt.look_ahead(now, parameters),
-            _ => true,
-        })
-    }
-
-    /// Whether scrapes need what only HTTP can carry with them: a passkey or a token
-    pub fn covers_scrapes(&self) -> bool {
-        self.covers_scrapes
+    /// Has the hooks look at a scrape that came over UDP
+    pub fn judge_udp_scrape(&mut self, now: Now, source: IpAddr) -> Result<(), Refusal> {
+        if !self.covers_scrapes {
+            return Ok(());
+        }
+        for hook in self.hooks.iter_mut().filter(|hook| hook.covers_scrapes()) {
+            if let Hook::Limits(limits) = hook {
+                limits.count_scrape(now.monotonic, source).map_err(|_| limits.refusal())?;
+                continue;
+            }
+            // A scrape has no URL data, and so neither passkey nor token.
+            let answer = Answer::Error("scrapes need a key or token here; scrape over HTTP");
+            return Err(Refusal { outcome: Outcome::ScrapeNotCovered, answer });
+        }
+        Ok(())
     }
 
     /// Has the hooks look at a scrape that came over HTTP, as far as they cover scrapes
     pub fn judge_scrape(
         &mut self,
         now: Now,
+        source: IpAddr,
         info_hashes: &[InfoHash],
         parameters: &Parameters<'_>,
-    ) -> Result<(), Refusal> {
-        for hook in self.hooks.iter_mut().filter(|hook| hook.covers_scrapes()) {
+        paused: Option<Paused>,
+    ) -> Result<(), Interrupted> {
+        let mut permitted = paused.is_some();
+        let first = paused.map_or(0, |paused| paused.hook);
+        for (number, hook) in self.hooks.iter_mut().enumerate().skip(first) {
             match hook {
+                hook if !hook.covers_scrapes() => {}
                 Hook::Passkey(keys, _) => check_passkey(keys, parameters)?,
                 Hook::Jwt(_) if info_hashes.is_empty() => {
                     let answer = Answer::Error("a token approves one torrent, not the list of all");
-                    return Err(Refusal { outcome: Outcome::NoToken, answer });
+                    return Err(Refusal { outcome: Outcome::NoToken, answer }.into());
                 }
                 Hook::Jwt(jwt) => {
                     for info_hash in info_hashes {
-                        jwt.judge(now, info_hash, parameters)?;
+                        let permit = std::mem::take(&mut permitted);
+                        let told = Told::default();
+                        jwt.judge(now, source, info_hash, parameters, permit)
+                            .map_err(|stop| stop.at(Paused { hook: number, told }))?;
                     }
+                }
+                Hook::Limits(limits) => {
+                    limits.count_scrape(now.monotonic, source).map_err(|_| limits.refusal())?;
                 }
                 _ => {}
             }
@@ -322,20 +395,31 @@ impl Policy {
     }
 
     /// Has the hooks look at an announce in their order, until one refuses it
+    ///
+    /// With `paused` it goes on there, and the check of a token that it waited for is permitted.
     pub fn judge(
         &mut self,
         asked: &Asked<'_>,
         carrier: Carrier<'_>,
-        mut told: Told,
-    ) -> Result<Told, Refusal> {
+        told: Told,
+        paused: Option<Paused>,
+    ) -> Result<Told, Interrupted> {
         let Self { hooks, rng, scratch, reads_parameters, .. } = self;
         let parameters = match carrier {
             Carrier::Http(parameters) => parameters,
             Carrier::Url(data) if *reads_parameters => Parameters::of_url(data, scratch),
             Carrier::Url(_) => Parameters::default(),
         };
-        for hook in hooks {
-            hook.judge(asked, &parameters, rng, &mut told)?;
+        let Paused { hook: first, mut told } = paused.unwrap_or(Paused { hook: 0, told });
+        let mut permitted = paused.is_some();
+        for (number, hook) in hooks.iter_mut().enumerate().skip(first) {
+            if let Hook::Jwt(jwt) = hook {
+                let permit = std::mem::take(&mut permitted);
+                jwt.judge(asked.now, asked.source, asked.info_hash, &parameters, permit)
+                    .map_err(|stop| stop.at(Paused { hook: number, told }))?;
+            } else {
+                hook.judge(asked, &parameters, rng, &mut told)?;
+            }
         }
         Ok(told)
     }
@@ -355,6 +439,19 @@ impl Hook {
         match self {
             Self::Passkey(_, scrapes) => *scrapes,
             Self::Jwt(jwt) => jwt.covers_scrapes(),
+            Self::Limits(limits) => limits.terms().scrapes && limits.terms().announces_per_s > 0,
+            _ => false,
+        }
+    }
+
+    /// Takes over the state of another hook, if it is of the same kind, configured `alike` or not; true if it has
+    fn inherit(&mut self, from: &mut Self, alike: bool) -> bool {
+        match (self, from) {
+            (Self::Limits(new), Self::Limits(old)) => new.inherit(old, alike),
+            (Self::IntervalLoad(by_load, new), Self::IntervalLoad(before, old)) => {
+                (by_load == before) == alike && new.take_over(old)
+            }
+            (Self::Jwt(new), Self::Jwt(old)) => alike && new.inherit(old),
             _ => false,
         }
     }
@@ -378,7 +475,6 @@ impl Hook {
                 refused(Outcome::ForbiddenClient, Answer::Error(text))
             }
             Self::Passkey(keys, _) => check_passkey(keys, parameters),
-            Self::Jwt(jwt) => jwt.judge(asked.now, asked.info_hash, parameters),
             Self::Limits(limits) => {
                 let counted = limits.count(asked.now.monotonic, asked.source, asked.info_hash);
                 let Err(too_much) = counted else { return Ok(()) };
@@ -386,13 +482,7 @@ impl Hook {
                     TooMuch::Announces => Outcome::TooManyAnnounces,
                     TooMuch::Torrents => Outcome::TooManyTorrents,
                 };
-                refused(
-                    outcome,
-                    match limits.terms().excess {
-                        Excess::Drop => Answer::Silence("too many requests; announce less often"),
-                        Excess::Empty(secs) => Answer::Empty(secs),
-                    },
-                )
+                refused(outcome, limits.refusal().answer)
             }
             Self::IntervalVariation(variation) => {
                 let added = variation.draw(rng);
@@ -409,7 +499,8 @@ impl Hook {
             Self::Own(hook) => hook
                 .judge(asked, parameters, told)
                 .map_err(|answer| Refusal { outcome: Outcome::OwnHook, answer }),
-            Self::AccessList(_) | Self::Clients(_) => Ok(()),
+            // Tokens are looked at before this: they may have to wait.
+            Self::AccessList(_) | Self::Clients(_) | Self::Jwt(_) => Ok(()),
         }
     }
 }

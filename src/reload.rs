@@ -1,16 +1,18 @@
-//! What changes while the tracker runs: the hooks with their lists, and the certificate.
+//! Changes at run time: the config, hooks with their lists, and the certificate.
 //!
-//! Files are read and lists built by a helper thread, one job at a time; then every shard is sent a policy of its own,
-//! which takes the place of the one it has between two batches. What cannot be read changes nothing.
+//! Files are read and lists built by a helper thread, one job at a time; then every shard is sent its policy and its
+//! settings, which take the place of those it has between two batches. What cannot be read changes nothing.
 
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::http::Certificate;
-use crate::policy::access_list::{append_change, is_torrent};
+use crate::log;
+use crate::policy::access_list::is_torrent;
 use crate::policy::jwt::{KeySet, KeySource, KeysError};
 use crate::policy::seeds::Seeds;
-use crate::policy::{HookConfig, Plan, Policy};
-use crate::report;
+use crate::policy::{HookConfig, LoadedPlan, Plan, Reading, overrides};
+use crate::settings::{ShardUpdate, Startup};
+use crate::slow_reads::SlowReads;
 use std::collections::VecDeque;
 use std::fs;
 use std::future::pending;
@@ -41,6 +43,8 @@ pub enum Job {
     Lists,
     /// A torrent is put on the access list, or taken off
     Change(InfoHash, bool),
+    /// Torrents without peers are removed, of which there are so many
+    Evict(usize),
     /// Nothing: a look at whether files have changed
     Look,
     /// Key sets that were fetched take the place of those before
@@ -67,7 +71,8 @@ struct Current {
     config: Arc<Config>,
     plan: Plan,
     certificate: Option<Arc<Certificate>>,
-    shards: u16,
+    startup: Arc<Startup>,
+    slow_reads: SlowReads,
     clock: Clock,
     /// Of the keys of lists, and of what policies draw
     seeds: Seeds,
@@ -83,13 +88,27 @@ struct Current {
     keys_due: Option<Duration>,
 }
 
+/// What a job changes for the shards
+#[derive(Clone, Copy, Debug, Default)]
+struct Changes {
+    policy: bool,
+    settings: bool,
+    evict: bool,
+}
+
+impl Changes {
+    fn any(self) -> bool {
+        self.policy || self.settings || self.evict
+    }
+}
+
 /// A job that is done
 #[derive(Debug)]
 struct Done {
     current: Current,
     said: Result<String, String>,
     /// For each shard, unless nothing changes for them
-    policies: Vec<Policy>,
+    updates: Vec<ShardUpdate>,
     /// What is to be done next
     next: Option<Job>,
 }
@@ -108,29 +127,33 @@ impl Reloads {
     /// Nothing has changed yet since the start
     pub fn new(
         path: Option<PathBuf>,
-        (config, stamps): (Config, Vec<Stamp>),
+        (startup, stamps): (Arc<Startup>, Vec<Stamp>),
         plan: Plan,
         certificate: Option<Arc<Certificate>>,
-        (shards, seeds, clock): (u16, Seeds, Clock),
+        (seeds, slow_reads, clock): (Seeds, SlowReads, Clock),
     ) -> Self {
-        let (config, seen) = (Arc::new(config), stamps.clone());
         let keys_due = plan.key_servers().next().map(|_| clock.elapsed());
-        let look_due = Duration::ZERO;
         let current = Current {
             path,
-            config,
+            config: startup.config.clone(),
+            keys_due,
             plan,
             certificate,
-            shards,
+            startup,
+            slow_reads,
             clock,
             seeds,
+            seen: stamps.clone(),
             stamps,
-            seen,
             restless: 0,
-            look_due,
-            keys_due,
+            look_due: Duration::ZERO,
         };
         Self { current, waiting: VecDeque::new(), running: None, fetching: None }
+    }
+
+    /// The config that is gone by now
+    pub fn config(&self) -> &Config {
+        &self.current.config
     }
 
     /// Has a job done when those before it are
@@ -143,7 +166,9 @@ impl Reloads {
     pub fn look(&mut self) {
         let now = self.current.clock.elapsed();
         if self.running.is_none() && self.current.look_due <= now {
-            self.ask((Job::Look, None));
+            // What took too long to read and has been read since is taken.
+            let late = self.current.slow_reads.has_results();
+            self.ask((if late { Job::Lists } else { Job::Look }, None));
         }
         if self.fetching.is_none() && self.current.keys_due.is_some_and(|due| due <= now) {
             // Until it is known what came of it.
@@ -166,8 +191,8 @@ impl Reloads {
         }
     }
 
-    /// Waits for the job that is being done; returns the new policies of the shards, none if they keep theirs
-    pub async fn done(&mut self) -> Vec<Policy> {
+    /// Waits for the job that is being done; returns what changes for each shard, nothing if all stays as it is
+    pub async fn done(&mut self) -> Vec<ShardUpdate> {
         let (running, fetching) = (&mut self.running, &mut self.fetching);
         let done = tokio::select! {
             done = ended(running.as_mut().map(|(job, _)| job)) => done,
@@ -181,8 +206,8 @@ impl Reloads {
             }
         };
         let reply = self.running.take().and_then(|(_, reply)| reply);
-        let (said, policies) = match done {
-            Ok(Done { current, said, policies, next }) => {
+        let (said, updates) = match done {
+            Ok(Done { current, said, updates, next }) => {
                 self.current = current;
                 self.waiting.extend(next.map(|job| (job, None)));
                 match &said {
@@ -190,7 +215,7 @@ impl Reloads {
                     Ok(said) => tracing::info!("{said}"),
                     Err(error) => tracing::error!("{error}; everything stays as it was"),
                 }
-                (said, policies)
+                (said, updates)
             }
             Err(error) => {
                 let said = format!("a helper thread has ended: {error}; ask again");
@@ -203,7 +228,7 @@ impl Reloads {
             let _ = reply.send(said);
         }
         self.begin();
-        policies
+        updates
     }
 }
 
@@ -218,18 +243,25 @@ async fn ended<T>(task: Option<&mut JoinHandle<T>>) -> Result<T, JoinError> {
 impl Current {
     /// Does a job; this takes as long as the disk does
     fn work(mut self, job: Job) -> Done {
-        let (mut next, mut changed) = (None, true);
+        let (mut next, mut changes) = (None, Changes { policy: true, ..Changes::default() });
         let said = match job {
-            Job::Config => self.read_config(),
+            Job::Config => {
+                changes.settings = true;
+                self.read_config()
+            }
             Job::Lists => {
-                self.stamps = stamps(&self.config);
+                self.stamps = stamps(&self.config, Some(&self.slow_reads));
                 self.read_lists("a list has changed")
+            }
+            Job::Evict(torrents) => {
+                changes = Changes { evict: true, ..Changes::default() };
+                Ok(format!("{torrents} torrents without peers are being removed"))
             }
             Job::Change(hash, on) => self.change(hash, on),
             Job::Look => {
-                changed = false;
+                changes = Changes::default();
                 let began = self.clock.elapsed();
-                let found = stamps(&self.config);
+                let found = stamps(&self.config, Some(&self.slow_reads));
                 let ended = self.clock.elapsed();
                 self.look_due = ended + (ended - began) * LOOKS_SHARE;
                 // Twice the same: nobody is writing it any more.
@@ -243,71 +275,72 @@ impl Current {
                 Ok(String::new())
             }
             Job::Keys(fetched) => {
-                changed = self.take_keys(fetched);
+                changes.policy = self.take_keys(fetched);
                 Ok(String::new())
             }
         };
-        let count = if changed && said.is_ok() { self.shards } else { 0 };
-        let policies = (0..count).map(|_| self.plan.policy(self.shards, self.seeds.draw()));
-        let policies = policies.collect();
-        Done { current: self, said, policies, next }
+        let shards = if said.is_ok() && changes.any() { self.startup.identity.shards } else { 0 };
+        let updates = (0..shards).map(|shard| self.update(shard, changes)).collect();
+        Done { current: self, said, updates, next }
     }
 
-    fn read_config(&mut self) -> Result<String, String> {
-        let new = Config::load(self.path.as_deref()).map_err(|error| error.to_string())?;
-        let fixed = self.fixed(&new);
-        let mut config = Config::clone(&self.config);
-        config.hooks = new.hooks;
-        config.check_intervals().map_err(|mistake| {
-            format!("announce.peer_lifetime, as it was at start: {mistake}, or restart the tracker")
-        })?;
-        let before = std::mem::replace(&mut self.config, Arc::new(config));
-        let stamps = stamps(&self.config);
-        let before_plan = self.plan.clone();
-        let read = self.read_lists("read again").and_then(|said| {
-            let renewed = self.certificate.as_ref().map_or(Ok(()), |it| it.reload());
-            renewed.map(|()| said).map_err(|error| error.to_string())
-        });
-        match read {
-            Ok(said) if fixed.is_empty() => {
-                self.stamps = stamps;
-                Ok(said)
-            }
-            Ok(said) => {
-                self.stamps = stamps;
-                Ok(format!("{said}; restart the tracker for what else has changed: {fixed}"))
-            }
-            Err(error) => {
-                (self.config, self.plan) = (before, before_plan);
-                Err(error)
-            }
+    /// What a shard is sent
+    fn update(&mut self, shard: u16, changes: Changes) -> ShardUpdate {
+        let shards = self.startup.identity.shards;
+        ShardUpdate {
+            policy: changes.policy.then(|| self.plan.policy(shards, self.seeds.draw())),
+            settings: changes.settings.then(|| self.startup.shard_settings(&self.config, shard)),
+            drop_empty_torrents: changes.evict,
         }
     }
 
-    /// What is different in a new config and cannot change while the tracker runs
-    fn fixed(&self, new: &Config) -> String {
-        let old = &*self.config;
-        let sections = [
-            ("cpus", old.cpus == new.cpus),
-            ("udp", old.udp == new.udp),
-            ("http", old.http == new.http),
-            ("announce", old.announce == new.announce),
-            ("storage", old.storage == new.storage),
-            ("control", old.control == new.control),
-            ("log", old.log == new.log),
-        ];
-        let changed = sections.iter().filter(|(_, same)| !same).map(|(name, _)| *name);
-        changed.collect::<Vec<_>>().join(", ")
+    fn read_config(&mut self) -> Result<String, String> {
+        let (path, slow_reads) = (self.path.clone(), self.slow_reads.clone());
+        let name = format!("the config {}", path.as_deref().unwrap_or(Path::new("")).display());
+        let new = slow_reads
+            .run(&name, move || Config::load(path.as_deref()).map_err(|error| error.to_string()))
+            .unwrap_or_else(|| Err(format!("reading {name} takes too long")))?;
+        let restart = self.startup.needs_restart(&new);
+        let stamps = stamps(&new, Some(&self.slow_reads));
+        let before = std::mem::replace(&mut self.config, Arc::new(new));
+        let before_plan = self.plan.clone();
+        let read = self.read_lists("read again").and_then(|said| {
+            let tls = &self.config.http.tls;
+            let renewed = match &self.certificate {
+                Some(certificate) if !tls.listen.is_empty() => {
+                    certificate.reload(&tls.certificate, &tls.key)
+                }
+                _ => Ok(()),
+            };
+            renewed.map(|()| said).map_err(|error| error.to_string())
+        });
+        let said = match read {
+            Ok(said) => said,
+            Err(error) => {
+                (self.config, self.plan) = (before, before_plan);
+                return Err(error);
+            }
+        };
+        self.stamps = stamps;
+        log::set_level(self.config.log.level);
+        match restart.is_empty() {
+            true => Ok(said),
+            false => Ok(format!("{said}; restart the tracker for: {}", restart.join(", "))),
+        }
     }
 
     fn read_lists(&mut self, why: &str) -> Result<String, String> {
-        self.plan = Plan::load(&self.config.hooks, &self.plan, self.seeds.draw())
-            .map_err(|error| error.to_string())?;
+        let reading = Reading::AtRunTime(&self.slow_reads);
+        let LoadedPlan { plan, warnings } =
+            Plan::load(&self.config.hooks, &self.plan, self.seeds.draw(), reading)
+                .map_err(|error| error.to_string())?;
+        self.plan = plan;
+        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         if self.plan.key_servers().next().is_some() {
             // New servers may be among them.
             self.keys_due = Some(self.clock.elapsed());
         }
-        let policy = report::policy(self.config.hooks.len(), self.plan.listed());
+        let policy = self.plan.summary(self.config.hooks.len());
         let certificate = if self.certificate.is_some() { ", the certificate" } else { "" };
         Ok(format!("{why}: {policy}{certificate}"))
     }
@@ -346,28 +379,38 @@ impl Current {
         if !plan.change_list(hash, on, self.seeds.draw()) {
             return Err("there must be exactly one access_list among the hooks".to_owned());
         }
-        let Some(file) = changes(&self.config) else {
-            let cure = "give the access_list a file for changes (options: changes: FILE)";
-            return Err(format!("a change would not outlast a restart; {cure}"));
+        let Some(file) = overrides_file(&self.config) else {
+            let cure = "give the access_list a file for it (options: overrides_file: FILE)";
+            return Err(format!("it would not outlast a restart; {cure}"));
         };
-        append_change(file, &hash, on)
+        overrides::append(file, &hash, on)
             .map_err(|error| format!("cannot write {}: {error}", file.display()))?;
         self.plan = plan;
         Ok(format!("{hash} is {} the access list", if on { "on" } else { "off" }))
     }
 }
 
-/// Where changes of the access list are kept
-fn changes(config: &Config) -> Option<&Path> {
+/// Where overrides of the access list are kept
+fn overrides_file(config: &Config) -> Option<&Path> {
     config.hooks.iter().find_map(|hook| match hook {
-        HookConfig::AccessList { sources, .. } => sources.changes.as_deref(),
+        HookConfig::AccessList { sources, .. } => sources.overrides.as_deref(),
         _ => None,
     })
 }
 
 /// Stamps of all files that the hooks are read from: to be taken before those are read
-pub fn stamps(config: &Config) -> Vec<Stamp> {
-    config.hooks.iter().flat_map(HookConfig::files).map(stamp).collect()
+///
+/// With `slow_reads`, one that takes too long has none.
+pub fn stamps(config: &Config, slow_reads: Option<&SlowReads>) -> Vec<Stamp> {
+    let files = config.hooks.iter().flat_map(HookConfig::files);
+    let stamp = |path: &Path| match slow_reads {
+        None => stamp(path),
+        Some(slow_reads) => {
+            let (name, path) = (format!("the age of {}", path.display()), path.to_owned());
+            slow_reads.run(&name, move || stamp(&path)).flatten()
+        }
+    };
+    files.map(stamp).collect()
 }
 
 fn stamp(path: &Path) -> Stamp {

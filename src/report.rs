@@ -1,18 +1,22 @@
 //! What the operator is told: at start, while serving, at the end.
 
+use crate::check;
 use crate::config::Config;
+use crate::control::ControlListeners;
 use crate::http::HttpListeners;
 use crate::listen::{Key, Listeners};
-use crate::memory;
+use crate::memory::{self, Ceiling};
 use crate::outcome::Outcome;
+use crate::settings::table_bytes;
+use crate::shard::FIXED_BYTES;
 use crate::stats::{Figures, Protocol};
+use crate::steering::SteeringChange;
 use bytesize::ByteSize;
 use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 use tracing::{debug, info, warn};
 use tsubame_storage::Family;
-use tsubame_udp::ring::Ring;
 
 /// What a datagram of a tracker costs in a receive buffer: the kernel counts the memory it lies in, which is
 /// a page fragment of the network card, not its length
@@ -26,8 +30,8 @@ pub fn started(
     config: &Config,
     (listeners, http, https): (&Listeners, &HttpListeners, &HttpListeners),
     cores: &[usize],
-    (ceiling, listed): (usize, usize),
-    control: Option<&TcpListener>,
+    (ceiling, policy): (&Ceiling, &str),
+    control: &ControlListeners,
 ) {
     let version = env!("CARGO_PKG_VERSION");
     for address in &listeners.addresses {
@@ -57,9 +61,10 @@ pub fn started(
         listeners.local_addresses
     );
     info!(
-        "swarms may hold {} in all ({} a shard), connection ids live {}",
-        iec(ceiling),
-        iec(ceiling / cores.len().max(1)),
+        "swarms may hold {} in all ({} a shard), by {}; connection ids live {}",
+        iec(ceiling.bytes),
+        iec(table_bytes(config, cores.len() as u16)),
+        ceiling.origin,
         humantime::format_duration(config.udp.connection_id_lifetime)
     );
     let buffer = listeners.receive_buffer;
@@ -73,11 +78,9 @@ pub fn started(
         );
     }
     if !config.hooks.is_empty() {
-        info!("policy: {}", policy(config.hooks.len(), listed));
+        info!("policy: {policy}");
     }
-    if let Some(Ok(address)) = control.map(TcpListener::local_addr) {
-        info!("control plane on http://{address}/healthz and /metrics");
-    }
+    control_listens(control);
     let udp = listeners.left_out.iter().map(|address| (Key::Udp, address));
     let http = http.left_out.iter().map(|address| (Key::Http, address));
     let https = https.left_out.iter().map(|address| (Key::Https, address));
@@ -87,7 +90,23 @@ pub fn started(
     warnings(config, listeners, cores);
 }
 
+fn control_listens(control: &ControlListeners) {
+    if let Some(Ok(address)) = control.tcp.as_ref().map(TcpListener::local_addr) {
+        info!("control plane on http://{address}/healthz and /metrics");
+        if !address.ip().is_loopback() {
+            warn!(
+                "control.listen: {address} can be reached from other hosts, which may read metrics; bind it to \
+                 127.0.0.1, or let a firewall permit your monitoring alone"
+            );
+        }
+    }
+    if let Some((_, path)) = &control.unix {
+        info!("control plane on {}", path.display());
+    }
+}
+
 fn warnings(config: &Config, listeners: &Listeners, cores: &[usize]) {
+    check::warnings(config).iter().for_each(|warning| warn!("{warning}"));
     let wanted = config.udp.receive_buffer;
     if listeners.receive_buffer < wanted {
         warn!(
@@ -171,11 +190,51 @@ pub fn watched(before: &Figures, now: &Figures, steered: bool) {
     if failed > 0 {
         warn!("{failed} replies were not taken by the kernel: a full send buffer, or no route");
     }
-    let refused = more(Outcome::RefusedMemory);
-    if refused > 0 {
-        warn!("{refused} peers were not stored as storage.memory is reached");
+    for (outcome, why) in [
+        (Outcome::RefusedMemory, "peers were not stored as storage.memory is reached"),
+        (Outcome::RefusedNewTorrent, "new torrents were not stored as storage.memory is reached"),
+        (
+            Outcome::RefusedSource,
+            "peers were not stored as their network holds its share of storage.memory",
+        ),
+    ] {
+        if more(outcome) > 0 {
+            warn!("{} {why}", more(outcome));
+        }
     }
     debug!("{}", line(now));
+}
+
+/// Says that memory has become short, and which networks hold most
+pub fn pressure(now: &Figures) {
+    let table = &now.table;
+    let top: Vec<_> = table
+        .top_sources
+        .iter()
+        .flatten()
+        .map(|top| format!("{} ({} peers)", top.source, top.peers))
+        .collect();
+    warn!(
+        "storage.memory: memory is short ({} held); torrents without peers are removed, and then peers of the networks \
+         that hold most: {}",
+        iec(table.bytes),
+        top.join(", ")
+    );
+}
+
+/// Says that steering was switched off or on
+pub fn steering(change: std::io::Result<Option<SteeringChange>>) {
+    match change {
+        Ok(None) => {}
+        Ok(Some(SteeringChange::Detached(shard))) => warn!(
+            "udp.steering: shard {shard} is overloaded while others idle; the kernel spreads announces over all shards \
+             until that is over"
+        ),
+        Ok(Some(SteeringChange::Attached)) => {
+            info!("udp.steering: announces are steered to their shard by the kernel again");
+        }
+        Err(error) => warn!("udp.steering: cannot be switched: {error}; restart the tracker"),
+    }
 }
 
 /// The last line of figures
@@ -212,15 +271,8 @@ fn line(figures: &Figures) -> String {
         figures.table.torrents,
         figures.peers(),
         iec(figures.table.bytes),
-        iec(Ring::memory_bytes()),
+        iec(FIXED_BYTES),
     )
-}
-
-/// What there is of policy: so many hooks, and info hashes on their lists
-pub fn policy(hooks: usize, listed: usize) -> String {
-    let hashes =
-        if listed == 1 { "1 info hash".to_owned() } else { format!("{listed} info hashes") };
-    format!("{}, {hashes} listed", plural(hooks, "hook"))
 }
 
 fn plural(count: usize, noun: &str) -> String {

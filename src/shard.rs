@@ -6,30 +6,39 @@
 mod for_http;
 mod listings;
 mod scrapes;
+mod token_queue;
 
 use crate::clock::{Clock, Now};
 use crate::http::{self, Desk};
-use crate::mesh::{HTTP_TICKET, Message, Port, Rows};
+use crate::mesh::{Message, Port};
 use crate::outcome::{Outcome, Verdict};
-use crate::policy::Policy;
+use crate::settings::{ShardSettings, ShardUpdate};
 use crate::stats::{Board, Figures, Protocol};
-use crate::tracker::{Admitted, Announce, Scrape, Tracker};
+use crate::tracker::{Admitted, Announce, Tracker};
 pub use for_http::Asked;
 use listings::Listings;
-use scrapes::{Pending, Questions, Scrapes};
+use scrapes::{PendingScrapes, Questions};
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use token_queue::TokenQueue;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::UnboundedSender;
-use tsubame_storage::{Ahead, Census, Family, InfoHash};
-use tsubame_udp::ring::{Received, ReturnPath, Ring};
+use tsubame_storage::{Ahead, Census, Family, InfoHash, source_counts_bytes};
+use tsubame_udp::ring::{ForwardSlot, Received, ReturnPath, Ring};
 use tsubame_udp::steering::SteeringKeys;
 use tsubame_udp::wire::TransactionId;
+
+/// Memory that a shard has from the start: buffers, queues, and counts of its swarm table
+pub const FIXED_BYTES: usize =
+    Ring::memory_bytes() + PendingScrapes::bytes() + source_counts_bytes();
+
+// What the sockets of a shard may keep comes on top of that.
+const _: () = assert!(FIXED_BYTES <= 8 << 20);
 
 /// Datagrams after which other tasks of this thread get their turn
 const DATAGRAMS_PER_YIELD: usize = 256;
@@ -71,11 +80,15 @@ pub struct Shard {
     inbox: Vec<(usize, Message)>,
     aheads: Vec<Option<Ahead>>,
     questions: Questions,
-    scrapes: Scrapes,
+    scrapes: PendingScrapes,
     desk: Desk,
     listings: Listings,
-    /// Where policies go that are no longer needed
-    retired: UnboundedSender<Box<Policy>>,
+    /// How HTTP is to be served from now on, until the connections' side takes it
+    new_http_terms: Option<Arc<http::Terms>>,
+    /// Requests over HTTP that wait until a token may be checked
+    token_queue: TokenQueue,
+    /// Takes policies that are no longer used
+    retired: UnboundedSender<Box<ShardUpdate>>,
     figures: Figures,
     board: Arc<Board>,
     clock: Clock,
@@ -99,8 +112,8 @@ pub struct Parts {
     pub tracker: Tracker,
     /// Reaches the other shards
     pub port: Port,
-    /// Takes policies apart that are no longer needed: their lists may be large
-    pub retired: UnboundedSender<Box<Policy>>,
+    /// Takes policies that are no longer used, and frees them: their lists may be large
+    pub retired: UnboundedSender<Box<ShardUpdate>>,
     /// Where it publishes its figures
     pub board: Arc<Board>,
     /// Tells the time
@@ -141,9 +154,11 @@ impl Shard {
             inbox: Vec::with_capacity(inbox),
             aheads: Vec::with_capacity(inbox),
             questions: Questions::new(usize::from(shards)),
-            scrapes: Scrapes::new(),
+            scrapes: PendingScrapes::new(),
             desk: Desk::default(),
             listings: Listings::default(),
+            new_http_terms: None,
+            token_queue: TokenQueue::default(),
             retired,
             figures: Figures::default(),
             board,
@@ -178,6 +193,7 @@ impl Shard {
                 Step::Stop => break,
                 Step::Sleep => {}
             }
+            let begun = shard.borrow().clock.elapsed();
             tokio::select! {
                 biased;
                 ready = event.readable() => {
@@ -187,7 +203,9 @@ impl Shard {
                 () = bell.rung() => {}
                 _ = seconds.tick() => {}
             }
-            shard.borrow_mut().wake_up();
+            let mut shard = shard.borrow_mut();
+            shard.note_idle(begun);
+            shard.wake_up();
         }
         service.stop().await;
         shard.borrow_mut().end();
@@ -203,7 +221,6 @@ impl Shard {
         if self.stopping {
             return Ok(Step::Stop);
         }
-        self.tracker.begin_turn();
         let resting = self.take_turns()?;
         let now = self.clock.now();
         let sweeping = self.tracker.swarms_mut().sweep(now.monotonic);
@@ -213,7 +230,7 @@ impl Shard {
             self.list_some();
             return Ok(Step::Again);
         }
-        if !resting || sweeping || purging || self.stopping {
+        if !resting || sweeping || purging || self.stopping || !self.token_queue.is_empty() {
             return Ok(Step::Again);
         }
         // In this order: what happens after the event is asked for either is found by the turn or makes
@@ -224,6 +241,11 @@ impl Shard {
         }
         self.ring.ask_for_event(false);
         Ok(Step::Again)
+    }
+
+    /// Counts the time since then as idle
+    fn note_idle(&mut self, begun: Duration) {
+        self.figures.idle_us += (self.clock.elapsed() - begun).as_micros() as u64;
     }
 
     fn wake_up(&mut self) {
@@ -279,9 +301,16 @@ impl Shard {
     /// One turn; returns how many datagrams and messages there were
     fn turn(&mut self, patience: Option<Duration>) -> io::Result<(usize, usize)> {
         let arrived = match patience {
-            Some(patience) => self.ring.turn_patiently(patience)?,
+            Some(patience) => {
+                let begun = self.clock.elapsed();
+                let arrived = self.ring.turn_patiently(patience)?;
+                self.note_idle(begun);
+                arrived
+            }
             None => self.ring.turn()?,
         };
+        self.tracker.begin_turn();
+        self.token_queue.permit_one();
         let now = self.clock.now();
         let arrived = arrived.min(BATCH_MAX);
         if arrived > 0 {
@@ -290,9 +319,7 @@ impl Shard {
             self.answer_all(now)?;
         }
         let taken = self.take_messages(now)?;
-        while let Some(late) = self.scrapes.next_late(now.monotonic) {
-            self.give_up(late);
-        }
+        self.give_up_late_scrapes(now.monotonic);
         self.port.ring();
         Ok((arrived, taken))
     }
@@ -416,49 +443,6 @@ impl Shard {
         self.ring.release(received);
     }
 
-    /// Answers a scrape of which other shards own a part: asks them, and keeps the datagram meanwhile
-    fn scrape_everywhere(
-        &mut self,
-        now: Now,
-        received: Received,
-        family: Family,
-        scrape: &Scrape,
-    ) -> io::Result<()> {
-        let Some(ticket) = self.scrapes.ticket() else {
-            self.count(family, Outcome::ShedScrape);
-            self.ring.release(received);
-            return Ok(());
-        };
-        let (mut missing, mut reply_len, mut asked_all) = (0, 0, true);
-        self.questions.begin(ticket);
-        if let Some((datagram, reply)) = self.ring.open(&received) {
-            reply_len = scrape.begin_reply(reply);
-            for (row, info_hash) in scrape.info_hashes(datagram.payload).enumerate() {
-                reply_len += tsubame_udp::wire::SCRAPE_ROW_LEN;
-                let owner = usize::from(self.keys.owner(&info_hash, self.shards));
-                if owner == usize::from(self.number) {
-                    scrape.write_row(reply, row, self.tracker.scrape(&info_hash));
-                    continue;
-                }
-                missing += 1;
-                asked_all &= self.questions.ask(&mut self.port, owner, row as u8, info_hash);
-            }
-        }
-        asked_all &= self.questions.end(&mut self.port);
-        if !asked_all {
-            // A reply with false zeros would be worse than none.
-            self.count(family, Outcome::ShedMesh);
-            self.ring.release(received);
-        } else if missing == 0 {
-            let verdict = Verdict { outcome: Outcome::Scraped, reply_len };
-            self.conclude(received, family, verdict)?;
-        } else {
-            let pending = Pending { received, family, scrape: *scrape, missing, reply_len };
-            self.scrapes.wait(ticket, now.monotonic, pending);
-        }
-        Ok(())
-    }
-
     /// Takes what other shards have sent
     fn take_messages(&mut self, now: Now) -> io::Result<usize> {
         let mut inbox = std::mem::take(&mut self.inbox);
@@ -492,7 +476,7 @@ impl Shard {
                 (Message::Told(list), _) => self.desk.told(list),
                 (Message::List(request), _) => self.listings.add(from, request),
                 (Message::Listed(listed), _) => self.desk.listed(listed),
-                (Message::Policy(policy), _) => self.exchange_policy(now, policy),
+                (Message::Update(update), _) => self.update(now, update),
                 (Message::Stop, _) => self.stopping = true,
             }
         }
@@ -500,11 +484,31 @@ impl Shard {
         Ok(taken)
     }
 
-    /// Goes by another policy; the old one is taken apart elsewhere
-    fn exchange_policy(&mut self, now: Now, mut policy: Box<Policy>) {
-        self.tracker.exchange_policy(now, &mut policy);
+    /// Goes by what the control plane has sent; what it takes the place of is freed elsewhere
+    fn update(&mut self, now: Now, mut update: Box<ShardUpdate>) {
+        if let Some(policy) = &mut update.policy {
+            self.tracker.exchange_policy(now, policy);
+        }
+        if let Some(settings) = update.settings.take() {
+            let ShardSettings { ids, terms, swarms, http } = settings;
+            self.tracker.reconfigure(ids, terms, swarms);
+            self.new_http_terms = Some(http);
+        }
+        if update.drop_empty_torrents {
+            self.tracker.swarms_mut().drop_empty_torrents();
+        }
         // The process is about to end if nobody takes it.
-        let _ = self.retired.send(policy);
+        let _ = self.retired.send(update);
+    }
+
+    /// A slot for a reply to another shard's datagram, if one is free or can be made free
+    fn forward_slot(&mut self) -> io::Result<Option<ForwardSlot>> {
+        if let Some(slot) = self.ring.forward_slot() {
+            return Ok(Some(slot));
+        }
+        // Those on their way are free once the kernel has them.
+        self.ring.turn()?;
+        Ok(self.ring.forward_slot())
     }
 
     fn answer_forwarded(
@@ -514,15 +518,7 @@ impl Shard {
         path: &ReturnPath,
         ahead: Ahead,
     ) -> io::Result<()> {
-        let slot = match self.ring.forward_slot() {
-            Some(slot) => Some(slot),
-            None => {
-                // Those on their way are free once the kernel has them.
-                self.ring.turn()?;
-                self.ring.forward_slot()
-            }
-        };
-        let Some(slot) = slot else {
+        let Some(slot) = self.forward_slot()? else {
             self.count(announce.family, Outcome::ShedSlots);
             return Ok(());
         };
@@ -534,32 +530,6 @@ impl Shard {
             len => self.ring.send_forward(slot, path, len)?,
         }
         Ok(())
-    }
-
-    fn take_answer(&mut self, rows: &Rows<Census>) -> io::Result<()> {
-        if rows.ticket & HTTP_TICKET != 0 {
-            self.desk.counted(rows);
-            return Ok(());
-        }
-        let Some(pending) = self.scrapes.waiting(rows.ticket) else { return Ok(()) };
-        if let Some((_, reply)) = self.ring.open(&pending.received) {
-            for (row, census) in rows.iter() {
-                pending.scrape.write_row(reply, usize::from(row), census.counts);
-                pending.missing = pending.missing.saturating_sub(1);
-            }
-        }
-        if pending.missing == 0
-            && let Some(Pending { received, family, reply_len, .. }) = self.scrapes.end(rows.ticket)
-        {
-            let verdict = Verdict { outcome: Outcome::Scraped, reply_len };
-            self.conclude(received, family, verdict)?;
-        }
-        Ok(())
-    }
-
-    fn give_up(&mut self, late: Pending) {
-        self.count(late.family, Outcome::ShedScrape);
-        self.ring.release(late.received);
     }
 }
 

@@ -9,7 +9,7 @@ const OUTCOMES: usize = Outcome::ALL.len();
 const RING: usize = 6;
 const TABLE: usize = 11 + 2 * TOP_SOURCES;
 const HTTP: usize = 6;
-const CELLS: usize = 2 * 2 * OUTCOMES + RING + BATCH_SIZES + 1 + TABLE + HTTP;
+const CELLS: usize = 2 * 2 * OUTCOMES + RING + BATCH_SIZES + 2 + TABLE + HTTP;
 
 /// Classes of batches: of 1 datagram, 2 to 3, 4 to 7, and so on; the last is of full ones
 pub const BATCH_SIZES: usize = 7;
@@ -55,6 +55,8 @@ pub struct Figures {
     pub batches: [u64; BATCH_SIZES],
     /// Datagrams taken in turns
     pub arrived: u64,
+    /// Microseconds in which the shard had nothing to do and waited
+    pub idle_us: u64,
     /// What the swarm table holds
     pub table: Totals,
     /// What became of connections
@@ -66,7 +68,7 @@ impl Default for Figures {
         let (ring, table) = (RingCounts::default(), Totals::default());
         let batches = [0; BATCH_SIZES];
         let (outcomes, http) = ([[[0; OUTCOMES]; 2]; 2], HttpCounts::default());
-        Self { outcomes, ring, batches, arrived: 0, table, http }
+        Self { outcomes, ring, batches, arrived: 0, idle_us: 0, table, http }
     }
 }
 
@@ -140,9 +142,9 @@ impl Figures {
     /// Requests that hooks have refused
     pub fn refused_by_policy(&self) -> u64 {
         use Outcome::{
-            BadToken, ExpiredToken, ForbiddenClient, ForbiddenNetwork, ForbiddenTorrent, NoPasskey,
-            NoToken, OwnHook, ScrapeNotCovered, TokenNotChecked, TokenOfAnother, TooManyAnnounces,
-            TooManyTorrents, UnknownTokenKey, WrongPasskey,
+            BadToken, EarlyToken, ExpiredToken, ForbiddenClient, ForbiddenNetwork,
+            ForbiddenTorrent, NoPasskey, NoToken, OwnHook, ScrapeNotCovered, TokenNotChecked,
+            TokenOfAnother, TooManyAnnounces, TooManyTorrents, UnknownTokenKey, WrongPasskey,
         };
         let refused = [
             ForbiddenNetwork,
@@ -154,6 +156,7 @@ impl Figures {
             BadToken,
             UnknownTokenKey,
             ExpiredToken,
+            EarlyToken,
             TokenOfAnother,
             TokenNotChecked,
             ScrapeNotCovered,
@@ -205,7 +208,8 @@ impl Figures {
             self.http;
         let http: [u64; HTTP] = [open, accepted, timed_out, evicted, tls_failed, accept_failed];
         let values = self.outcomes.iter().flatten().flatten().copied().chain(ring);
-        let values = values.chain(self.batches).chain([self.arrived]).chain(table).chain(http);
+        let values =
+            values.chain(self.batches).chain([self.arrived, self.idle_us]).chain(table).chain(http);
         for (cell, value) in cells.iter_mut().zip(values) {
             *cell = value;
         }
@@ -228,6 +232,7 @@ impl Figures {
         };
         figures.batches.iter_mut().for_each(|batches| *batches = next());
         figures.arrived = next();
+        figures.idle_us = next();
         figures.table = table_of_cells(std::array::from_fn(|_| next()));
         figures.http = HttpCounts {
             open: next(),
@@ -345,6 +350,7 @@ mod tests {
         [1, 3, 4, 63, 64].into_iter().for_each(|arrived| figures.count_batch(arrived));
         assert_eq!(figures.batches, [1, 1, 1, 0, 0, 1, 1]);
         assert_eq!(figures.arrived, 135);
+        figures.idle_us = 77;
         figures.table = Totals {
             torrents: 1,
             empty_torrents: 9,

@@ -5,16 +5,21 @@
 //! simulation, the fuzzer and the benches all call these. What comes over HTTP goes the same way:
 //! [`Tracker::admit_query`] in place of the first, and [`Tracker::enter`], which is what answering comes down to.
 
+mod purge;
+
 use crate::clock::Now;
 use crate::limits::{NUMWANT_LIMIT, peers_fitting};
 use crate::outcome::{Outcome, Verdict};
-use crate::policy::{Answer, Asked, Carrier, Parameters, Policy, Refusal, Told};
+use crate::policy::{
+    Answer, Asked, Carrier, Interrupted, Parameters, Paused, Policy, Refusal, Told,
+};
 use ipnet::IpNet;
+use purge::Purging;
 use std::net::{IpAddr, SocketAddr};
 use tsubame_http::query;
 use tsubame_storage::{
     Ahead, Announced, Census, Counts, Endpoint, Event, Family, InfoHash, PeerId, PeerSpace, Role,
-    Seconds, Swarms, TableCursor,
+    Settings, Swarms,
 };
 use tsubame_udp::connection_id::ConnectionIds;
 use tsubame_udp::wire::{
@@ -55,26 +60,9 @@ pub struct Tracker {
     terms: Terms,
     policy: Policy,
     swarms: Swarms,
-    /// What of the swarms policy may not permit any more
+    /// Progress of removing the torrents that the current policy forbids
     purge: Purging,
 }
-
-/// How far swarms are removed that policy does not permit any more
-#[derive(Clone, Copy, Debug)]
-enum Purging {
-    /// There are none: what is in the table is permitted
-    Done,
-    /// From this place on, and once more from this time on: until then other shards may have passed on what they took
-    /// by the policy before
-    First(TableCursor, Seconds),
-    /// That is waited for
-    Waiting(Seconds),
-    /// For the last time, from this place on
-    Last(TableCursor),
-}
-
-/// Seconds after which every shard goes by a policy that was sent to all
-const EXCHANGED_SECS: u64 = 5;
 
 /// A request of a proven source, ready for whoever owns the info hash
 #[derive(Clone, Copy, Debug)]
@@ -146,12 +134,13 @@ impl Tracker {
             // Other hooks have changed: the key set of tokens, perhaps.
             return;
         }
-        self.purge = match self.policy.has_lists() {
-            true => {
-                Purging::First(TableCursor::default(), Seconds(now.monotonic.0 + EXCHANGED_SECS))
-            }
-            false => Purging::Done,
-        };
+        self.purge = Purging::after_exchange(now, self.policy.has_lists());
+    }
+
+    /// Goes by other settings from now on, without losing a swarm.
+    pub fn reconfigure(&mut self, ids: ConnectionIds, terms: Terms, swarms: Settings) {
+        (self.ids, self.terms) = (ids, terms);
+        self.swarms.reconfigure(swarms);
     }
 
     /// Begins a turn: see [`Policy::begin_turn`]
@@ -159,19 +148,17 @@ impl Tracker {
         self.policy.begin_turn();
     }
 
-    /// Has policy find out what it would put off: see [`Policy::look_ahead`]
-    pub fn look_ahead_for_policy(&mut self, now: Now, parameters: &Parameters<'_>) -> bool {
-        self.policy.look_ahead(now, parameters)
-    }
-
     /// Has policy look at a scrape that came over HTTP
     pub fn admit_scrape(
         &mut self,
         now: Now,
+        source: IpAddr,
         info_hashes: &[InfoHash],
         parameters: &Parameters<'_>,
-    ) -> Result<(), Refusal> {
-        self.policy.judge_scrape(now, info_hashes, parameters)
+        paused: Option<Paused>,
+    ) -> Result<(), Interrupted> {
+        let source = source.to_canonical();
+        self.policy.judge_scrape(now, source, info_hashes, parameters, paused)
     }
 
     /// The policy it goes by
@@ -249,12 +236,12 @@ impl Tracker {
                 }
                 Err(refusal) => Err(self.refuse(refusal, transaction_id, reply)),
             },
-            Request::Scrape(_) if self.policy.covers_scrapes() => {
-                let text = "scrapes need a key or token here; scrape over HTTP";
-                let reply_len = write_error(reply, transaction_id, text);
-                Err(Verdict { outcome: Outcome::ScrapeNotCovered, reply_len })
+            Request::Scrape(scrape) => {
+                if let Err(refusal) = self.policy.judge_udp_scrape(now, address) {
+                    return Err(self.refuse(refusal, transaction_id, reply));
+                }
+                scrape_of(&scrape).map(Admitted::Scrape)
             }
-            Request::Scrape(scrape) => scrape_of(&scrape).map(Admitted::Scrape),
             Request::Connect(_) => Err(Verdict::silence(Outcome::UnknownAction)),
         }
     }
@@ -383,32 +370,6 @@ impl Tracker {
         self.swarms.announce(now.monotonic, ahead, &entered, space)
     }
 
-    /// Removes swarms that policy does not permit any more, a bit at a time; true if it should be called again at once
-    pub fn purge(&mut self, now: Now) -> bool {
-        let Self { swarms, policy, purge, .. } = self;
-        match purge {
-            Purging::Done => return false,
-            Purging::First(at, settled) => {
-                if swarms.purge(at, |info_hash| policy.serves(info_hash)) {
-                    return true;
-                }
-                *purge = Purging::Waiting(*settled);
-            }
-            Purging::Waiting(settled) if *settled <= now.monotonic => {
-                *purge = Purging::Last(TableCursor::default());
-                return true;
-            }
-            Purging::Waiting(_) => {}
-            Purging::Last(at) => {
-                if swarms.purge(at, |info_hash| policy.serves(info_hash)) {
-                    return true;
-                }
-                *purge = Purging::Done;
-            }
-        }
-        false
-    }
-
     /// What the operator promises to clients
     pub fn terms(&self) -> &Terms {
         &self.terms
@@ -451,7 +412,8 @@ impl Tracker {
         let (port, event, left) = (announce.port(), announce.event(), announce.left());
         let (info_hash, peer_id) = (&info_hash, &peer_id);
         let asked = Asked { now, source, info_hash, peer_id, port, event, left, is_served };
-        self.policy.judge(&asked, Carrier::Url(announce.url_data()), self.terms.told())
+        let carrier = Carrier::Url(announce.url_data());
+        self.policy.judge(&asked, carrier, self.terms.told(), None).map_err(Interrupted::refusal)
     }
 
     fn admit_announce(
@@ -480,21 +442,25 @@ impl Tracker {
         }
     }
 
-    /// Admits an announce that came over HTTP: its connection has proven the source
+    /// Admits an announce that came over HTTP, whose connection has proven the source
+    ///
+    /// Where a token's signature must be checked and may not be yet, policy pauses; it goes on where it `paused` once
+    /// the check is permitted.
     pub fn admit_query(
         &mut self,
         now: Now,
         source: IpAddr,
         query: &query::Announce,
         parameters: Parameters<'_>,
-    ) -> Result<Announce, Refusal> {
+        paused: Option<Paused>,
+    ) -> Result<Announce, Interrupted> {
         let source = source.to_canonical();
         let query::Announce { info_hash, peer_id, port, event, left, .. } = query;
         let (port, event, left) = (*port, *event, *left);
         let is_served = false;
         let asked = Asked { now, source, info_hash, peer_id, port, event, left, is_served };
         let carrier = Carrier::Http(parameters);
-        let told = self.policy.judge(&asked, carrier, self.terms.told())?;
+        let told = self.policy.judge(&asked, carrier, self.terms.told(), paused)?;
         Ok(Announce {
             info_hash: query.info_hash,
             peer_id: query.peer_id,

@@ -5,7 +5,7 @@
 mod common;
 
 use common::http::{Announce, Announced, Connection, failure, header, rows_of};
-use common::{Client, Tracker, cpus, figure, info_hash_of, now};
+use common::{Client, Tracker, UNCAPPED, cpus, figure, info_hash_of, now};
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{IpAddr, Shutdown, SocketAddr};
@@ -16,7 +16,7 @@ fn config(shards: usize, http: &str) -> String {
     let both = "[\"127.0.0.1:0\", \"[::1]:0\"]";
     format!(
         "cpus: {}\nudp: {{listen: {both}}}\nhttp: {{listen: {both}{http}}}\ncontrol: {{listen: \"\"}}\n\
-         announce: {{allow_private: true}}\n",
+         announce: {{allow_private: true}}\n{UNCAPPED}",
         cpus(shards)
     )
 }
@@ -177,13 +177,15 @@ fn connections_are_used_as_clients_use_them() {
     let mut pipelined = Connection::to(address);
     let targets: Vec<String> =
         (0..40).map(|torrent| Announce::of(torrent, 7_001, 1).target()).collect();
-    let requests: String =
-        targets.iter().map(|target| format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n")).collect();
+    let requests: String = targets
+        .iter()
+        .map(|target| format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+        .collect();
     pipelined.send(requests.as_bytes());
     for _ in 0..40 {
         assert_eq!(Announced::of(&pipelined.reply().unwrap().body).leechers, 1);
     }
-    for byte in format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", targets[0]).into_bytes() {
+    for byte in format!("GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n", targets[0]).into_bytes() {
         pipelined.send(&[byte]);
     }
     assert_eq!(Announced::of(&pipelined.reply().unwrap().body).leechers, 1);
@@ -368,7 +370,7 @@ fn ten_thousand_connections_are_held() {
         // Where root may not raise its own limit, as in some containers.
         eprintln!("only {count} connections are held: the limit on files is {limit} (ulimit -n)");
     }
-    let (tracker, address) = start(2, ", limits: {idle: 10m}");
+    let (tracker, address) = start(2, ", limits: {idle: 10m, per_source: 100%}");
     let target = Announce::of(1, 7_001, 1).target();
     let mut held: Vec<Connection> = (0..count)
         .map(|_| {
@@ -437,7 +439,7 @@ fn all_torrents_are_listed_to_those_who_may_have_them() {
         let target = |torrent: &u32| Announce::of(*torrent, 7_001, 1).target();
         let requests: String = torrents
             .iter()
-            .map(|torrent| format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", target(torrent)))
+            .map(|torrent| format!("GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n", target(torrent)))
             .collect();
         let mut pipelined = Connection::to(address);
         pipelined.send(requests.as_bytes());

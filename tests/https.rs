@@ -74,7 +74,7 @@ fn a_certificate_is_renewed_while_connections_go_on() {
     // More than one record, more than one request, on each shard.
     let targets = (0..60).map(|torrent| Announce::of(torrent, 7_002, 1).target());
     let requests: String =
-        targets.map(|target| format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n")).collect();
+        targets.map(|target| format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n")).collect();
     old.send(requests.as_bytes());
     for _ in 0..60 {
         assert_eq!(old.reply().unwrap().status, 200);
@@ -161,8 +161,9 @@ fn a_long_list_is_encrypted_piece_by_piece_and_cut_at_the_end_of_the_tracker() {
     for torrents in (0..TORRENTS).collect::<Vec<_>>().chunks(500) {
         let mut client = Connection::over(connect(address, directory.path(), b"").unwrap());
         let targets = torrents.iter().map(|torrent| Announce::of(*torrent, 7_001, 1).target());
-        let requests: String =
-            targets.map(|target| format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n")).collect();
+        let requests: String = targets
+            .map(|target| format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+            .collect();
         client.send(requests.as_bytes());
         torrents.iter().for_each(|_| assert_eq!(client.reply().unwrap().status, 200));
     }

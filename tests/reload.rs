@@ -61,20 +61,17 @@ fn lists_change_while_the_tracker_runs_and_what_is_wrong_changes_nothing() {
     wait_until(|| served(&world.both(2, CLIENT, "")));
     assert_eq!(world.udp.scrape(&[info_hash_of(3)]), Some(vec![[0, 0, 0]]), "dropped is dropped");
     // Hooks come and go with the config.
-    let config = config(2, "").replace("peer_lifetime: 2h", "peer_lifetime: 3h");
+    let config = config(2, "").replace("peer_lifetime: 2h", "peer_lifetime: 24h");
     world.tracker.write_config(&config.replace("hooks:", "hooks: []"));
     world.tracker.signal("HUP");
-    world.tracker.wait_for(
-        "0 hooks, 0 info hashes listed; restart the tracker for what else has changed: announce",
-    );
-    let far = "  - {name: interval_load, options: {longest: 2h}}\n";
+    world
+        .tracker
+        .wait_for("0 hooks, 0 info hashes listed; restart the tracker for: announce.peer_lifetime");
+    let far = "  - {name: interval_load, options: {longest: 20h}}\n";
     let longer = config.replace("hooks:", &format!("hooks:\n{far}"));
     world.tracker.write_config(&longer);
     let (status, said) = world.ask("POST", "/v1/reload");
-    assert!(
-        status == 422 && said.contains("as it was at start: 2h is less than"),
-        "{status} {said}"
-    );
+    assert!(status == 422 && said.contains("peer_lifetime: 1day is less than"), "{status} {said}");
     world.tracker.write_config("hooks: [{name: nothing}]");
     let (status, said) = world.ask("POST", "/v1/reload");
     assert!(status == 422 && said.contains("\"nothing\" is no hook"), "{status} {said}");
@@ -85,7 +82,7 @@ fn single_torrents_are_put_on_the_list_and_taken_off_over_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let changes = directory.path().join("changes");
     let hooks = format!(
-        "  - {{name: access_list, options: {{mode: allow, info_hashes: [{}], changes: {}}}}}\n",
+        "  - {{name: access_list, options: {{mode: allow, info_hashes: [{}], overrides_file: {}}}}}\n",
         hex(1),
         changes.display()
     );
@@ -99,7 +96,8 @@ fn single_torrents_are_put_on_the_list_and_taken_off_over_a_restart() {
     assert_eq!(world.ask("DELETE", &format!("/v1/access_list/{}", hex(1))).0, 200);
     wait_until(|| world.both(1, CLIENT, "") == refused);
     assert_eq!(world.ask("PUT", "/v1/access_list/12").0, 400);
-    let page = "PUT /v1/access_list/12 HTTP/1.1\r\nHost: x\r\nOrigin: http://e.example\r\n\r\n";
+    let page =
+        "PUT /v1/access_list/12 HTTP/1.1\r\nHost: localhost\r\nOrigin: http://e.example\r\n\r\n";
     let mut stream = TcpStream::connect(world.control).unwrap();
     stream.write_all(page.as_bytes()).unwrap();
     let mut reply = [0; 12];
@@ -217,4 +215,144 @@ fn a_list_of_a_million_torrents_is_taken_over_while_the_tracker_serves() {
         assert!(now() < deadline);
     }
     world.tracker.wait_for("1000000 info hashes listed");
+}
+
+/// What is not an address, a core or a socket's buffer changes without a restart, over both protocols
+#[test]
+fn settings_change_while_the_tracker_runs() {
+    let mut world = World::new(2, "");
+    assert_eq!(world.both(1, CLIENT, ""), [Swarm(0, 1, 1_800), Swarm(0, 1, 1_800)]);
+    let [udp, http] = [world.udp.tracker, world.http].map(|address| address.port());
+    let config = |more: &str| {
+        config(2, "")
+            .replace(
+                "udp: {listen: \"127.0.0.1:0\"}",
+                &format!("udp: {{listen: \"127.0.0.1:{udp}\"{more}}}"),
+            )
+            .replace(
+                "http: {listen: \"127.0.0.1:0\"",
+                &format!("http: {{listen: \"127.0.0.1:{http}\""),
+            )
+            .replace("hooks:\n", "hooks: []\n")
+    };
+    let changed = config(", wrong_connection_id: error, connection_id_lifetime: 10m")
+        .replace(
+            "peer_lifetime: 2h",
+            "interval: 20m, min_interval: 10m, numwant: {max: 3}, peer_lifetime: 3h",
+        )
+        .replace("announce_paths: [/announce,", "announce_paths: [/announce, /a,")
+        + "storage: {caps: {per_ipv4: 2}, memory: 64MiB, keep_completed: 1h}\nlog: {level: debug}\n";
+    world.tracker.write_config(&changed);
+    let (status, said) = world.ask("POST", "/v1/reload");
+    // Ports were free ones at start, and are told apart from those by what they are now.
+    let expected = "read again: 0 hooks, 0 info hashes listed; restart the tracker for: udp.listen, http.listen";
+    assert_eq!((status, said.as_str()), (200, expected));
+    wait_until(|| world.both(1, CLIENT, "") == [Swarm(0, 1, 1_200), Swarm(0, 1, 1_200)]);
+    // Caps: the third of an address is not stored.
+    for port in [7_002, 7_003, 7_004] {
+        let announce = Announce { port, ..Announce::of(2, port) };
+        over_udp(&world.udp, &announce, CLIENT, "");
+    }
+    assert_eq!(world.udp.scrape(&[info_hash_of(2)]), Some(vec![[0, 0, 2]]));
+    // A wrong id is answered now.
+    let mut stranger = Client::new("127.0.0.1", world.udp.tracker);
+    stranger.id = 5;
+    assert_eq!(
+        over_udp(&stranger, &Announce::of(1, 7_001), CLIENT, ""),
+        error("wrong connection id")
+    );
+    // Paths of HTTP take a second to be taken over.
+    wait_until(|| Connection::to(world.http).get("/a").status == 200);
+    world.tracker.signal("USR1");
+    world.tracker.signal("USR2");
+    world.tracker.wait_for("SIGUSR2 is ignored");
+    world.tracker.signal("PIPE");
+    world.tracker.signal("ALRM");
+    world.tracker.wait_for("SIGALRM is ignored");
+    let mistaken = changed.replace("interval: 20m", "interval: 20h");
+    world.tracker.write_config(&mistaken);
+    let (status, said) = world.ask("POST", "/v1/reload");
+    assert!(
+        status == 422 && said.contains("announce.peer_lifetime: 3h is less"),
+        "{status} {said}"
+    );
+    assert_eq!(world.both(1, CLIENT, ""), [Swarm(0, 1, 1_200), Swarm(0, 1, 1_200)]);
+}
+
+/// A list that is a FIFO, which nobody writes to, is refused and holds up nothing
+#[test]
+fn a_list_that_is_no_file_holds_up_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let (list, fifo) = (directory.path().join("list"), directory.path().join("fifo"));
+    fs::write(&list, format!("{}\n", hex(1))).unwrap();
+    let hooks = format!(
+        "  - {{name: access_list, options: {{mode: deny, files: {}, overrides_file: {}}}}}\n",
+        list.display(),
+        directory.path().join("overrides").display()
+    );
+    let world = World::new(1, &hooks);
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    fs::rename(&fifo, &list).unwrap();
+    let (status, said) = world.ask("POST", "/v1/reload");
+    assert!(status == 422 && said.contains("not a regular file"), "{status} {said}");
+    let (status, said) = world.ask("PUT", &format!("/v1/access_list/{}", hex(2)));
+    assert_eq!(status, 200, "{said}");
+    wait_until(|| world.both(2, CLIENT, "") == [error(NOT_SERVED), error(NOT_SERVED)]);
+    assert_eq!(world.both(1, CLIENT, ""), [error(NOT_SERVED), error(NOT_SERVED)]);
+}
+
+/// A torrent that was taken off and stands in a file is said at each reload, and the file of overrides stays small
+#[test]
+fn overrides_that_contradict_the_files_are_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let (list, overrides) = (directory.path().join("list"), directory.path().join("overrides"));
+    fs::write(&list, format!("{}\n", hex(1))).unwrap();
+    // Torn when the machine went down: not a reason to stay down.
+    fs::write(
+        &overrides,
+        [format!("+{}\n-{}\n+00", hex(5), hex(5)).as_bytes(), &[0; 600]].concat(),
+    )
+    .unwrap();
+    let hooks = format!(
+        "  - {{name: access_list, options: {{mode: deny, files: {}, overrides_file: {}}}}}\n",
+        list.display(),
+        overrides.display()
+    );
+    let mut world = World::new(1, &hooks);
+    world.tracker.wait_for("cut off or zero");
+    assert_eq!(fs::read_to_string(&overrides).unwrap(), "", "nothing of it is needed");
+    assert_eq!(world.ask("DELETE", &format!("/v1/access_list/{}", hex(1))).0, 200);
+    assert_eq!(world.ask("PUT", &format!("/v1/access_list/{}", hex(2))).0, 200);
+    assert_eq!(world.ask("POST", "/v1/reload").0, 200);
+    let said = world.tracker.wait_for("were taken off by DELETE");
+    assert!(said.contains(&hex(1)), "{said}");
+    // What the files say by now needs no override.
+    fs::write(&list, format!("{}\n", hex(2))).unwrap();
+    assert_eq!(world.ask("POST", "/v1/reload").0, 200);
+    assert_eq!(fs::read_to_string(&overrides).unwrap(), "");
+}
+
+/// Torrents without peers are removed when the operator says so
+#[test]
+fn torrents_without_peers_are_evicted_on_demand() {
+    let mut world = World::new(2, "");
+    for torrent in 0..20 {
+        for event in [2, 1, 3] {
+            let left = u64::from(event == 2);
+            let announce = Announce { event, left, ..Announce::of(torrent, 7_001) };
+            over_udp(&world.udp, &announce, CLIENT, "");
+        }
+    }
+    assert_eq!(world.udp.scrape(&[info_hash_of(3)]), Some(vec![[0, 1, 0]]));
+    wait_for_torrents(&world, 20);
+    let (status, said) = world.ask("POST", "/v1/evict");
+    assert_eq!((status, said.as_str()), (200, "20 torrents without peers are being removed"));
+    wait_for_torrents(&world, 0);
+    let (_, metrics) = world.ask("GET", "/metrics");
+    let evicted = metrics.lines().filter(|line| {
+        line.starts_with("tsubame_evicted_total{") && line.contains("empty_torrent")
+    });
+    let evicted: u64 =
+        evicted.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum();
+    assert_eq!(evicted, 20);
 }

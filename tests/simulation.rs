@@ -16,7 +16,7 @@ use tsubame::clock::Now;
 use tsubame::limits::REPLY_LEN_DEFAULT;
 use tsubame::outcome::Outcome;
 use tsubame::peer_list::PeerList;
-use tsubame::policy::Parameters;
+use tsubame::policy::{Interrupted, Parameters};
 use tsubame::tracker::{Terms, Tracker};
 use tsubame_http::{head, query, reply};
 use tsubame_storage::{Caps, Endpoint, Seconds, Settings, Swarms};
@@ -237,7 +237,9 @@ impl World {
         let query = query::Announce::parse(head.query).unwrap();
         let clock = self.clock();
         let parameters = Parameters { key: None, query: head.query };
-        let admitted = self.tracker.admit_query(clock, client.address.ip(), &query, parameters);
+        let source = client.address.ip();
+        let admitted = self.tracker.admit_query(clock, source, &query, parameters, None);
+        let admitted = admitted.map_err(Interrupted::refusal);
         self.check_admitted(number, admitted.as_ref().err().map(|refusal| refusal.outcome));
         let Ok(announce) = admitted else { return };
         let mut list = PeerList::default();
@@ -251,8 +253,17 @@ impl World {
         let compact = query.compact;
         let (interval, min_interval) =
             (announce.told.interval_secs, announce.told.min_interval_secs);
-        reply::Announce { counts, interval, min_interval, external_ip, v4, v6, compact }
-            .write(&mut body);
+        reply::Announce {
+            counts,
+            interval,
+            min_interval,
+            external_ip,
+            v4,
+            v6,
+            compact,
+            warning: None,
+        }
+        .write(&mut body);
         if self.rng.u8(..20) > 0 {
             self.client_reads(number, &body);
         }

@@ -3,14 +3,16 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 use tsubame::clock::Now;
 use tsubame::config;
 use tsubame::policy::Parameters;
-use tsubame::policy::access_list::{parse_hash, read_hashes};
+use tsubame::policy::access_list::{parse_hash, take_hash};
 use tsubame::policy::jwt::{Jwt, JwtTerms, KeySet, KeySource};
+use tsubame::policy::lines::{Mistakes, read_entries_of};
 use tsubame::policy::torrent;
 use tsubame_storage::{InfoHash, Seconds};
 use tsubame_udp::wire::url_data;
@@ -32,6 +34,8 @@ static JWT: LazyLock<Mutex<Jwt>> = LazyLock::new(|| {
     Mutex::new(Jwt::new(Arc::new(terms), Arc::new(keys), 1))
 });
 
+const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+
 fuzz_target!(|input: (u8, &[u8])| {
     let (which, bytes) = input;
     match which % 5 {
@@ -50,10 +54,14 @@ fuzz_target!(|input: (u8, &[u8])| {
 /// A list is what its lines are, or a mistake of one of them
 fn list(bytes: &[u8]) {
     let mut hashes = Vec::new();
-    let read = read_hashes(Path::new("fuzz"), bytes, &mut hashes);
-    let lines = bytes.split(|byte| *byte == b'\n').map(|line| str::from_utf8(line).ok());
+    let mut mistakes = Mistakes::default();
+    let take = |entry: &str| take_hash(entry, &mut hashes);
+    read_entries_of(Path::new("fuzz"), bytes, &mut mistakes, take);
+    let read = mistakes.or(());
+    let text = String::from_utf8_lossy(bytes);
+    let lines = text.strip_prefix('\u{feff}').unwrap_or(&text).split('\n');
     let taken = lines.map(|line| {
-        let text = line?.split('#').next()?.trim();
+        let text = line.split('#').next()?.trim();
         if text.is_empty() { Some(None) } else { parse_hash(text).map(Some) }
     });
     if bytes.split(|byte| *byte == b'\n').all(|line| line.len() < 4_000) {
@@ -74,12 +82,12 @@ fn url(bytes: &[u8]) {
     let now = Now { monotonic: Seconds(1), unix_secs: 1_000_000 };
     let mut jwt = JWT.lock().unwrap();
     jwt.begin_turn();
-    let first = jwt.judge(now, &InfoHash([1; 20]), &parameters);
+    let first = jwt.judge(now, SOURCE, &InfoHash([1; 20]), &parameters, true);
     assert!(first.is_err());
-    assert_eq!(jwt.judge(now, &InfoHash([1; 20]), &parameters), first);
+    assert_eq!(jwt.judge(now, SOURCE, &InfoHash([1; 20]), &parameters, true), first);
     if let Ok(text) = str::from_utf8(bytes) {
         let parameters = Parameters { key: None, query: text };
-        assert!(jwt.judge(now, &InfoHash([1; 20]), &parameters).is_err());
+        assert!(jwt.judge(now, SOURCE, &InfoHash([1; 20]), &parameters, true).is_err());
     }
 }
 
@@ -90,5 +98,7 @@ fn import(bytes: &[u8]) {
     if let Err(error) = config::Config::parse("made", &imported.config) {
         let error = error.to_string();
         assert!(!error.contains("is not YAML"), "{error}\n{}", imported.config);
+    } else {
+        assert!(imported.is_complete, "an access rule is gone:\n{}", imported.config);
     }
 }

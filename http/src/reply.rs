@@ -25,6 +25,8 @@ pub struct Announce<'a> {
     pub v6: &'a [u8],
     /// Peers as bytes (BEP 23), not as dictionaries
     pub compact: bool,
+    /// `warning message`: what the client's user should know although the announce was answered
+    pub warning: Option<&'a str>,
 }
 
 impl Announce<'_> {
@@ -56,6 +58,10 @@ impl Announce<'_> {
                 write_dictionary(out, peer);
             }
             out.push(b'e');
+        }
+        if let Some(warning) = self.warning {
+            bencode::bytes(out, b"warning message");
+            bencode::bytes(out, warning.as_bytes());
         }
         out.push(b'e');
     }
@@ -254,6 +260,7 @@ mod tests {
         v4: b"abcdef",
         v6: b"",
         compact: true,
+        warning: None,
     };
 
     #[test]
@@ -268,6 +275,8 @@ mod tests {
         let body = text(|out| both.write(out));
         assert!(body.contains("11:external ip16:*\\x00"), "{body}");
         assert!(body.ends_with("5:peers6:abcdef6:peers618:abcdefghijklmnopqre"), "{body}");
+        let warned = Announce { v4: b"", warning: Some("later"), ..ANNOUNCE };
+        assert!(text(|out| warned.write(out)).ends_with("5:peers0:15:warning message5:latere"));
         let nobody = Announce { v4: b"", ..ANNOUNCE };
         assert!(text(|out| nobody.write(out)).ends_with("5:peers0:e"));
     }

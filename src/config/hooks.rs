@@ -10,10 +10,14 @@ use crate::policy::limits::{Excess, LimitTerms};
 use crate::policy::own::{self, Kind, Own};
 use crate::policy::{Answer, HookConfig};
 use serde_yaml::Value;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tsubame_storage::{LENGTHS_MAX, Lengths, Subnets};
+
+/// Name of a hook in an imported config that stands for an access rule which could not be carried over
+pub const UNDECIDED: &str = "decide_before_start";
 
 /// Said to clients that ask for a torrent that is not served
 const NOT_SERVED: &str = "this torrent is not served by this tracker";
@@ -104,6 +108,11 @@ fn unknown(name: &str) -> String {
     let near = |known: &&&str| strsim::damerau_levenshtein(known, name) <= 3;
     let meant = counterpart(name).or_else(|| names.iter().find(near).copied());
     match meant {
+        _ if name == UNDECIDED => {
+            "stands for an access rule that could not be imported (the comment before it says \
+                                   which); write a hook in its place, or remove it"
+                .to_owned()
+        }
         _ if name.is_empty() => format!("is missing; give one of {}", names.join(", ")),
         Some(meant) => format!("{name:?} is no hook; did you mean {meant}?"),
         None => format!("{name:?} is no hook; there are {}", names.join(", ")),
@@ -120,10 +129,10 @@ fn mode(options: &mut Section<'_>) -> Mode {
 
 fn access_list(options: &mut Section<'_>) -> HookConfig {
     let mode = mode(options);
-    if !["files", "info_hashes", "torrents", "changes"].iter().any(|key| options.has(key)) {
+    if !["files", "info_hashes", "torrents", "overrides_file"].iter().any(|key| options.has(key)) {
         options.missing(
             "files",
-            "give it, or info_hashes, torrents or changes: where the list comes from",
+            "give it, or info_hashes, torrents or overrides_file: where the list comes from",
         );
     }
     let sources = Sources {
@@ -135,7 +144,7 @@ fn access_list(options: &mut Section<'_>) -> HookConfig {
             })
         }),
         torrents: options.value("torrents", Vec::new(), values::path_list),
-        changes: options.value("changes", None, |value| values::path(value).map(Some)),
+        overrides: options.value("overrides_file", None, |value| values::path(value).map(Some)),
     };
     let interval = options.value("interval", 86_400, |value| seconds(value, LONGEST));
     let answers = [
@@ -192,6 +201,14 @@ fn jwt(options: &mut Section<'_>) -> HookConfig {
         url if url.starts_with("https://") || url.starts_with("http://") => Ok(Some(url)),
         other => Err(format!("{other:?} is no URL; write it as https://host/jwks.json")),
     });
+    let require_https = options.value("require_https", true, values::boolean);
+    if let Some(url) = url.as_deref().filter(|url| require_https && !is_private_to_host(url)) {
+        let text = format!(
+            "{url:?} is not encrypted: whoever is on the way to it could approve torrents; write https, or set \
+             require_https: false"
+        );
+        options.mistake("jwk_set_url", text);
+    }
     let file = options.value("jwk_set_file", None, |value| values::path(value).map(Some));
     let keys = match (url, file) {
         (Some(url), None) => KeySource::Url(url),
@@ -224,6 +241,19 @@ fn jwt(options: &mut Section<'_>) -> HookConfig {
     }))
 }
 
+/// Whether a URL is encrypted, or does not leave this host
+fn is_private_to_host(url: &str) -> bool {
+    let Some(rest) = url.strip_prefix("http://") else { return true };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let name = match host.strip_prefix('[').and_then(|it| it.split_once(']')) {
+        Some((address, _)) => address,
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    let is_loopback = name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    is_loopback || name.eq_ignore_ascii_case("localhost")
+}
+
 fn limits(options: &mut Section<'_>) -> HookConfig {
     let count = |value: &Value| values::number(value, 0, 1_000_000);
     let announces_per_s = options.value("announces_per_second", 0, count);
@@ -254,6 +284,7 @@ fn limits(options: &mut Section<'_>) -> HookConfig {
         ipv6_prefix,
         exempt,
         excess,
+        scrapes: options.value("scrapes", true, values::boolean),
     })
 }
 

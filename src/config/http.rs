@@ -52,6 +52,8 @@ pub struct HttpLimits {
     pub idle: Duration,
     /// For a request to arrive
     pub head: Duration,
+    /// Share of the connections, in percent, that one source may hold once half of all are taken
+    pub per_source_percent: u32,
 }
 
 impl Http {
@@ -109,6 +111,11 @@ impl Http {
                     .to_owned(),
             );
         }
+        let paths = &self.paths;
+        if let Some(path) = paths.scrape.iter().find(|path| paths.announce.contains(path)) {
+            let text = format!("{path} is one of announce_paths, too; give another");
+            reader.mistake("http.scrape_paths", text);
+        }
         if !tls.listen.is_empty() {
             for (key, path) in
                 [("http.tls.certificate", &tls.certificate), ("http.tls.key", &tls.key)]
@@ -140,6 +147,9 @@ impl HttpLimits {
             requests: section.value("requests", 1_000, |value| values::number(value, 1, u32::MAX)),
             idle: section.value("idle", Duration::from_secs(30), span),
             head: section.value("head", Duration::from_secs(10), span),
+            // At most 100.
+            per_source_percent: (section.value("per_source", 0.05, values::share) * 100.0).round()
+                as u32,
         };
         section.end();
         limits

@@ -1,11 +1,14 @@
 //! Makes a config of another tracker's.
 //!
-//! What it means is kept, not how it was written: each line says which key it was made from, and what has no
-//! counterpart is told.
+//! What it means is kept, not how it was written: each line says which key it was made from. Mistakes in the other
+//! config and what has no counterpart are reported. An access rule that cannot be carried over is never left out
+//! silently: a hook stands for it that keeps the tracker from starting.
 
 mod chihaya;
 mod opentracker;
 
+use super::hooks::UNDECIDED;
+use super::read::{check_bounds, line_of};
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -16,8 +19,10 @@ use thiserror::Error;
 pub struct Imported {
     /// YAML with comments
     pub config: String,
-    /// What has no counterpart, or another meaning: a line each
+    /// Mistakes, and what has no counterpart or another meaning: a line each
     pub notes: Vec<String>,
+    /// Whether all access rules were carried over
+    pub is_complete: bool,
 }
 
 /// Why nothing can be made of a file
@@ -35,8 +40,9 @@ pub enum ImportError {
 
 /// Makes a config of the text of a Chihaya or an opentracker one; `name` is what the result calls it
 pub fn import(name: &str, text: &str) -> Result<Imported, ImportError> {
+    check_bounds(text).map_err(|(_, message)| ImportError::Broken(message))?;
     let draft = match serde_yaml::from_str::<serde_yaml::Value>(text) {
-        Ok(value) if value.get("chihaya").is_some() => chihaya::read(&value["chihaya"]),
+        Ok(value) if value.get("chihaya").is_some() => chihaya::read(text, &value["chihaya"]),
         _ if opentracker::is_one(text) => opentracker::read(text),
         Err(error) if text.lines().any(|line| line.starts_with("chihaya:")) => {
             return Err(ImportError::Broken(error.to_string()));
@@ -61,6 +67,8 @@ struct Draft {
     lines: Vec<Line>,
     hooks: Vec<String>,
     notes: Vec<String>,
+    /// Access rules that could not be carried over
+    undecided: usize,
     interval: Duration,
     /// What hooks may add to it
     variation: Duration,
@@ -72,14 +80,22 @@ impl Draft {
         self.lines.push(Line { section, key, value, from: from.to_owned() });
     }
 
-    fn note(&mut self, key: &str, text: &str) {
-        // It becomes a comment, which must not end where the other config says.
-        let plain = |character: char| match character {
-            ' '..='~' => character,
-            letter if letter.is_alphanumeric() => letter,
-            _ => '?',
-        };
-        self.notes.push(format!("{key}: {text}").chars().map(plain).collect());
+    /// Notes what has no counterpart, or another meaning
+    fn note(&mut self, place: &str, text: &str) {
+        self.notes.push(printable(&format!("without counterpart: {place}: {text}")));
+    }
+
+    /// Notes a mistake in the other config
+    fn mistake(&mut self, place: &str, text: &str) {
+        self.notes.push(printable(&format!("mistake: {place}: {text}")));
+    }
+
+    /// Has a hook that keeps the tracker from starting stand for an access rule
+    fn undecided(&mut self, place: &str, text: &str) {
+        let note = printable(&format!("access rule not carried over: {place}: {text}"));
+        self.hooks.push(format!("  # {note}\n  - name: {UNDECIDED}\n"));
+        self.notes.push(note);
+        self.undecided += 1;
     }
 
     /// A hook of options, each with its value
@@ -104,7 +120,7 @@ impl Draft {
         let mut config =
             format!("# Made from {name}; behind each value stands what it was made from.\n");
         for note in &self.notes {
-            _ = writeln!(config, "# Without counterpart: {note}");
+            _ = writeln!(config, "# {note}");
         }
         for section in ["udp", "http", "announce", "control"] {
             let lines: Vec<_> = self.lines.iter().filter(|line| line.section == section).collect();
@@ -119,7 +135,26 @@ impl Draft {
         if !self.hooks.is_empty() {
             _ = write!(config, "\nhooks:\n{}", self.hooks.join("\n"));
         }
-        Imported { config, notes: self.notes }
+        Imported { config, notes: self.notes, is_complete: self.undecided == 0 }
+    }
+}
+
+/// A text that becomes a comment, which must not end where the other config says
+fn printable(text: &str) -> String {
+    let plain = |character: char| match character {
+        ' '..='~' => character,
+        letter if letter.is_alphanumeric() => letter,
+        _ => '?',
+    };
+    text.chars().map(plain).collect()
+}
+
+/// The known name that is most like a misspelt one, as a question
+fn suggestion(name: &str, known: &[&str]) -> String {
+    let near = known.iter().map(|known| (strsim::damerau_levenshtein(known, name), known)).min();
+    match near.filter(|(distance, _)| *distance <= name.len().div_ceil(3).max(1)) {
+        Some((_, known)) => format!("; did you mean {known}?"),
+        None => String::new(),
     }
 }
 
@@ -187,7 +222,9 @@ mod tests {
         assert_eq!(config.http.limits.idle, Duration::from_secs(30));
         assert_eq!(config.http.limits.requests, 1, "without keep-alive");
         assert_eq!(config.http.paths.announce.len(), 2);
-        assert_eq!(config.control.listen, addresses("0.0.0.0:6880").map(|it| it[0]));
+        let control = config.control.listen.map(|it| it.to_string());
+        assert_eq!(control.as_deref(), Some("127.0.0.1:6880"), "for this machine alone");
+        assert!(imported.is_complete);
         let [jwt, clients, torrents, variation] = &config.hooks[..] else { panic!("{config:?}") };
         assert!(
             matches!(jwt, HookConfig::Jwt(terms) if terms.issuer.as_deref() == Some("https://issuer.example"))
@@ -210,12 +247,13 @@ mod tests {
         ] {
             assert!(notes.contains(&format!("{named}:")), "no {named} in\n{notes}");
         }
-        assert!(imported.config.contains("# Without counterpart: udp.private_key"));
+        assert!(imported.config.contains("# without counterpart: line 30: udp.private_key"));
     }
 
     #[test]
     fn a_whole_config_of_opentracker_keeps_its_meaning() {
         let (config, imported) = made(include_str!("../../tests/import/opentracker.conf"));
+        assert!(imported.is_complete);
         let notes = imported.notes.join("\n");
         let expected = [addresses("0.0.0.0"), addresses("[::]:6969")].map(Option::unwrap).concat();
         assert_eq!(config.udp.listen, expected);
@@ -255,18 +293,49 @@ mod tests {
     }
 
     #[test]
-    fn values_of_the_wrong_kind_are_told_and_left_out() {
+    fn values_of_the_wrong_kind_are_mistakes_and_left_out() {
         let odd = "chihaya:\n  announce_interval: [1]\n  metrics_addr: nowhere\n  udp: {addr: {}}\n  \
-                   storage: 5\n  http: {addr: ':80'}\n  prehooks: [5, {name: jwt}, {name: client approval, \
-                   options: {whitelist: [5, 'a b']}}]\n";
+                   storage: 5\n  http: {addr: ':80'}\n  announce_intervall: 5m\n";
         let (_, imported) = made(odd);
-        for named in
-            ["announce_interval", "metrics_addr", "udp.addr", "storage", "prehooks.0", "prehooks.1"]
-        {
-            assert!(
-                imported.notes.iter().any(|note| note.starts_with(named)),
-                "{named}: {imported:?}"
-            );
+        let notes = imported.notes.join("\n");
+        for note in [
+            "mistake: line 2: announce_interval: ",
+            "mistake: line 3: metrics_addr: \"nowhere\"",
+            "mistake: line 4: udp.addr: ",
+            "mistake: line 5: storage: ",
+            "mistake: line 7: announce_intervall: is not a key; did you mean announce_interval?",
+        ] {
+            assert!(notes.contains(note), "no {note} in\n{notes}");
         }
+    }
+
+    /// A rule that cannot be carried over does not become an open tracker
+    #[test]
+    fn access_rules_are_never_left_out() {
+        for text in [
+            "chihaya: {prehooks: [{name: torrent approval, options: {whitelist: ['01234567890123456789']}}]}",
+            "chihaya: {prehooks: [{name: torrent aproval, options: {whitelist: []}}]}",
+            "chihaya: {prehooks: [{name: torrent approval, options: {whitelst: []}}]}",
+            "chihaya: {prehooks: [{name: client approval, options: {whitelist: [5, 'a b']}}]}",
+            "chihaya: {prehooks: [{name: jwt}]}",
+            "chihaya: {prehooks: [5]}",
+            "chihaya: {prehooks: {name: jwt}}",
+            "chihaya: {prehoks: [{name: jwt}]}",
+            "access.whitelst /etc/whitelist\n",
+            "access.whitelist\n",
+            "listen.udp 0.0.0.0\naccess.blaklist /x\n",
+        ] {
+            let imported = import("the file", text).unwrap();
+            assert!(!imported.is_complete, "{text}:\n{}", imported.config);
+            let error = Config::parse("made", &imported.config).unwrap_err().to_string();
+            assert!(error.contains("could not be imported"), "{text}: {error}");
+        }
+        let notes = import("x", "access.whitelst /w\n").unwrap().notes.join("\n");
+        assert!(
+            notes.contains(
+                "line 1: access.whitelst: /w: is not a key; did you mean access.whitelist?"
+            ),
+            "{notes}"
+        );
     }
 }

@@ -49,6 +49,9 @@ impl Reader {
             let (file, key) = (file.to_owned(), String::new());
             vec![Mistake { file, line, key, message }]
         };
+        if let Err((line, message)) = check_bounds(source) {
+            return Err(whole(line, message));
+        }
         let root = match serde_yaml::from_str(source) {
             Ok(Value::Mapping(root)) => root,
             Ok(Value::Null) => Mapping::new(),
@@ -58,7 +61,13 @@ impl Reader {
             }
             Err(error) => {
                 let line = error.location().map(|location| location.line());
-                return Err(whole(line, format!("is not YAML: {error}")));
+                return Err(match tab_before(source, line) {
+                    Some(tab) => {
+                        let text = "is indented with a tab, which YAML does not permit; use spaces";
+                        whole(Some(tab), text.to_owned())
+                    }
+                    None => whole(line, format!("is not YAML: {error}")),
+                });
             }
         };
         let (file, source) = (file.to_owned(), source.to_owned());
@@ -203,6 +212,44 @@ impl Section<'_> {
     }
 }
 
+/// Bytes and nesting of a config that are read: the YAML library takes very long for very deep ones
+const SOURCE_LEN_MAX: usize = 16 << 20;
+const NESTING_MAX: usize = 64;
+
+/// Refuses what is too long or too deeply nested; with the line, if there is one
+pub(super) fn check_bounds(source: &str) -> Result<(), (Option<usize>, String)> {
+    if source.len() > SOURCE_LEN_MAX {
+        let (len, most) = (source.len(), SOURCE_LEN_MAX);
+        return Err((None, format!("has {len} bytes; give at most {most}, and lists as files")));
+    }
+    let mut depth = 0_usize;
+    for (line, number) in source.lines().zip(1..) {
+        let code = line.split(" #").next().unwrap_or_default();
+        let code = if code.trim_start().starts_with('#') { "" } else { code };
+        // Dashes of lists within lists on one line nest, too.
+        let dashes = code.trim_start().split(' ').take_while(|it| *it == "-").count();
+        for byte in code.bytes() {
+            match byte {
+                b'[' | b'{' => depth += 1,
+                b']' | b'}' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            if depth + dashes > NESTING_MAX {
+                let text = format!("is nested more than {NESTING_MAX} levels deep");
+                return Err((Some(number), text));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The last line up to an error that is indented with a tab
+fn tab_before(source: &str, line: Option<usize>) -> Option<usize> {
+    let lines = source.lines().zip(1..).take_while(|(_, number)| *number <= line.unwrap_or(0));
+    let is_tab = |text: &str| text[..text.len() - text.trim_start().len()].contains('\t');
+    lines.filter(|(text, _)| is_tab(text)).map(|(_, number)| number).last()
+}
+
 /// What stands on a line, by its indentation: the dash of an item, and what follows
 fn keys_and_dashes((number, line): (usize, &str)) -> impl Iterator<Item = (usize, usize, &str)> {
     let text = line.trim_start();
@@ -221,7 +268,7 @@ fn keys_and_dashes((number, line): (usize, &str)) -> impl Iterator<Item = (usize
 ///
 /// Follows indentation, as configs are written; within `{...}`, the line of what opened it. `None` for a key
 /// that is not there.
-fn line_of(source: &str, path: &str) -> Option<usize> {
+pub(super) fn line_of(source: &str, path: &str) -> Option<usize> {
     let mut parts = path.split('.').peekable();
     let mut outer_indent = None;
     let mut level_indent = None;

@@ -80,12 +80,20 @@ pub(super) fn size(value: &Value, least: usize, most: usize) -> Read<usize> {
     let text = text(value)?;
     let size: ByteSize =
         text.parse().map_err(|_| format!("{text:?} is not a size; write it as 64MiB or 1352B"))?;
-    usize::try_from(size.as_u64()).ok().filter(|size| (least..=most).contains(size)).ok_or_else(
-        || {
-            let shown = |bytes: usize| ByteSize(bytes as u64).display().iec();
-            format!("{text} is out of range; give {} to {}", shown(least), shown(most))
-        },
-    )
+    usize::try_from(size.as_u64())
+        .ok()
+        .filter(|size| (least..=most).contains(size))
+        .ok_or_else(|| format!("{text} is out of range; give {} to {}", exact(least), exact(most)))
+}
+
+/// A size as it is written in a config: in the largest unit that it is a whole number of
+fn exact(bytes: usize) -> String {
+    let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+    let fits = |(shift, _): &&(u32, &str)| bytes > 0 && bytes.is_multiple_of(1 << shift);
+    match units.iter().find(fits) {
+        Some((shift, unit)) => format!("{}{unit}", bytes >> shift),
+        None => format!("{bytes}B"),
+    }
 }
 
 pub(super) fn choice<T: Copy>(value: &Value, choices: &[(&str, T)]) -> Read<T> {
@@ -218,10 +226,15 @@ fn key(text: &str) -> Result<Key, &'static str> {
     hex::decode(text).map(Key).ok_or(WRONG)
 }
 
-/// A share: 0 to 1
+/// A share: 0 to 1, or 0 % to 100 %
 pub(super) fn share(value: &Value) -> Read<f64> {
-    let share = value.as_f64().filter(|share| (0.0..=1.0).contains(share));
-    share.ok_or_else(|| format!("{} is no share; give a number from 0 to 1", shown(value)))
+    let percent =
+        |text: &str| Some(text.trim().strip_suffix('%')?.trim().parse::<f64>().ok()? / 100.0);
+    let share = value.as_f64().or_else(|| value.as_str().and_then(percent));
+    let share = share.filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| {
+        format!("{} is no share; give a number from 0 to 1, or 0% to 100%", shown(value))
+    })
 }
 
 /// Texts of which each is read as something

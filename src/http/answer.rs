@@ -5,7 +5,7 @@ use super::full_scrape::{Coding, Permit};
 use super::paths::Route;
 use crate::outcome::Outcome;
 use crate::peer_list::PeerList;
-use crate::policy::{Answer as Instead, Parameters, Refusal, Told};
+use crate::policy::{Answer as Instead, Interrupted, Parameters, Paused, Refusal, Told};
 use crate::shard::Asked;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -20,9 +20,12 @@ const MESH_PATIENCE: Duration = Duration::from_secs(1);
 /// Torrents of a scrape, at most: what fits a head, and a byte that counts them
 const SCRAPE_ROWS_MAX: usize = 250;
 
-/// How often and how long a request waits for a turn of its shard in which its token can be checked
-const TURNS_WAITED_FOR: usize = 200;
-const TURN: Duration = Duration::from_millis(2);
+/// How long a request waits until the signature of its token may be checked
+const TOKEN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Tells a client that it is not handed out to others
+const NOT_STORED: &str =
+    "the tracker is short of memory: other peers are not told of you; announce again later";
 
 const BUSY: &str = "the tracker is busy; try again";
 
@@ -55,8 +58,8 @@ pub(super) async fn answer(
     keep_alive: bool,
     out: &mut Vec<u8>,
 ) -> Rest {
-    let mut body = service.buffer();
-    let answer = match (head.method, service.terms.paths.route(head.path)) {
+    let (mut body, terms) = (service.buffer(), service.terms());
+    let answer = match (head.method, terms.paths.route(head.path)) {
         (Method::Other, _) => Answer {
             status: Status::MethodNotAllowed,
             ..said(&mut body, "only GET and HEAD are served", Outcome::MethodNotAllowed)
@@ -67,7 +70,7 @@ pub(super) async fn answer(
         }
         (_, Some(Route::Scrape { key })) if asks_for_all(service, head.query) => {
             let parameters = Parameters { key, query: head.query };
-            match full_scrape(service, source, &parameters, head.method, &mut body) {
+            match full_scrape(service, source, &parameters, head.method, &mut body).await {
                 Ok(permit) => {
                     service.give_back(body);
                     return begin_list(head, permit, keep_alive, out);
@@ -76,7 +79,7 @@ pub(super) async fn answer(
             }
         }
         (_, Some(Route::Scrape { key })) => {
-            scrape(service, Parameters { key, query: head.query }, &mut body).await
+            scrape(service, source, Parameters { key, query: head.query }, &mut body).await
         }
         (_, Some(Route::Page)) => page(service, head.host, &mut body),
         (_, None) => Answer {
@@ -97,19 +100,19 @@ pub(super) async fn answer(
 
 /// Whether a scrape is for all torrents, and that is served
 fn asks_for_all(service: &Service, query: &str) -> bool {
-    !service.terms.full_scrape_networks.is_empty() && query::info_hashes(query).next().is_none()
+    !service.terms().full_scrape_networks.is_empty() && query::info_hashes(query).next().is_none()
 }
 
 /// The right to be sent the list of all torrents, or what is answered instead
-fn full_scrape(
+async fn full_scrape(
     service: &Service,
     source: IpAddr,
     parameters: &Parameters<'_>,
     method: Method,
     body: &mut Vec<u8>,
 ) -> Result<Permit, Answer> {
-    let terms = &service.terms;
-    let admitted = service.shard.borrow_mut().admit_scrape(&[], parameters);
+    let terms = service.terms();
+    let admitted = admitted_scrape(service, source, &[], parameters).await;
     admitted.map_err(|refusal| refused_scrape(body, refusal))?;
     if !terms.full_scrape_networks.iter().any(|network| network.contains(&source)) {
         let text = "the list of all torrents is not for this network";
@@ -176,8 +179,10 @@ async fn announce(
         Ok(query) => query,
         Err(bad) => return mistaken(body, bad),
     };
-    in_turn(service, &parameters).await;
-    let admitted = service.shard.borrow_mut().admit_query(source, &query, parameters);
+    let admitted = judged(service, source, |paused| {
+        service.shard.borrow_mut().admit_query(source, &query, parameters, paused)
+    });
+    let admitted = admitted.await;
     let external_ip = source.to_canonical();
     let compact = query.compact;
     let announce = match admitted {
@@ -191,22 +196,54 @@ async fn announce(
         Err(shed) => return failed(body, BUSY, Retry::Minutes(1), shed),
     };
     let PeerList { outcome, counts, ref v4, ref v6, .. } = *list;
-    reply::Announce { counts, interval, min_interval, external_ip, v4, v6, compact }.write(body);
+    let warning = matches!(
+        outcome,
+        Outcome::RefusedMemory | Outcome::RefusedNewTorrent | Outcome::RefusedSource
+    )
+    .then_some(NOT_STORED);
+    reply::Announce { counts, interval, min_interval, external_ip, v4, v6, compact, warning }
+        .write(body);
     service.give_list_back(list);
     Answer::plain(outcome)
 }
 
-/// Waits until the shard's policy can decide about a request, which it does so many times a turn
+/// Has policy judge a request, which waits in a queue where a token's signature may not be checked at once
 ///
 /// Over UDP the client would send its request again; here it waits.
-async fn in_turn(service: &Service, parameters: &Parameters<'_>) {
-    for _ in 0..TURNS_WAITED_FOR {
-        if service.shard.borrow_mut().look_ahead_for_policy(parameters) {
-            return;
+async fn judged<T>(
+    service: &Service,
+    source: IpAddr,
+    mut judge: impl FnMut(Option<Paused>) -> Result<T, Interrupted>,
+) -> Result<T, Refusal> {
+    let mut paused = None;
+    loop {
+        let interrupted = match judge(paused) {
+            Ok(admitted) => return Ok(admitted),
+            Err(interrupted) => interrupted,
+        };
+        let Interrupted::Paused(at) = interrupted else { return Err(interrupted.refusal()) };
+        // Once for each hook that checks tokens.
+        if paused == Some(at) {
+            return Err(interrupted.refusal());
         }
-        service.shard.borrow().ask_for_turn();
-        tokio::time::sleep(TURN).await;
+        let permit = service.shard.borrow_mut().wait_for_token_check(source);
+        let Some(permit) = permit else { return Err(interrupted.refusal()) };
+        if !matches!(tokio::time::timeout(TOKEN_TIMEOUT, permit).await, Ok(Ok(()))) {
+            return Err(interrupted.refusal());
+        }
+        paused = Some(at);
     }
+}
+
+async fn admitted_scrape(
+    service: &Service,
+    source: IpAddr,
+    info_hashes: &[InfoHash],
+    parameters: &Parameters<'_>,
+) -> Result<(), Refusal> {
+    let judge =
+        |paused| service.shard.borrow_mut().admit_scrape(source, info_hashes, parameters, paused);
+    judged(service, source, judge).await
 }
 
 /// What an announce is answered that policy refuses
@@ -223,9 +260,18 @@ fn refused(
         }
         Instead::Empty(secs) => {
             let (counts, interval, min_interval) = (Counts::default(), secs, secs);
-            let (v4, v6) = (&[], &[]);
-            reply::Announce { counts, interval, min_interval, external_ip, v4, v6, compact }
-                .write(body);
+            let (v4, v6, warning) = (&[], &[], None);
+            reply::Announce {
+                counts,
+                interval,
+                min_interval,
+                external_ip,
+                v4,
+                v6,
+                compact,
+                warning,
+            }
+            .write(body);
             Answer::plain(outcome)
         }
     }
@@ -235,7 +281,12 @@ fn refused_scrape(body: &mut Vec<u8>, Refusal { outcome, answer }: Refusal) -> A
     failed(body, answer.text().unwrap_or(BUSY), Retry::Unsaid, outcome)
 }
 
-async fn scrape(service: &Service, parameters: Parameters<'_>, body: &mut Vec<u8>) -> Answer {
+async fn scrape(
+    service: &Service,
+    source: IpAddr,
+    parameters: Parameters<'_>,
+    body: &mut Vec<u8>,
+) -> Answer {
     let mut info_hashes = Vec::new();
     for info_hash in query::info_hashes(parameters.query).take(SCRAPE_ROWS_MAX) {
         match info_hash {
@@ -249,8 +300,7 @@ async fn scrape(service: &Service, parameters: Parameters<'_>, body: &mut Vec<u8
     // Keys of a dictionary: sorted, and each once.
     info_hashes.sort_unstable();
     info_hashes.dedup();
-    in_turn(service, &parameters).await;
-    let admitted = service.shard.borrow_mut().admit_scrape(&info_hashes, &parameters);
+    let admitted = admitted_scrape(service, source, &info_hashes, &parameters).await;
     if let Err(refusal) = admitted {
         return refused_scrape(body, refusal);
     }
@@ -295,7 +345,7 @@ async fn answered<T>(service: &Service, asked: Asked<T>) -> Result<T, Outcome> {
 fn page(service: &Service, host: Option<&str>, body: &mut Vec<u8>) -> Answer {
     let host = host.unwrap_or("this-host");
     let line = |(scheme, rest): &(&str, String)| format!("{scheme}://{host}{rest}\n");
-    let urls: String = service.terms.urls.iter().map(line).collect();
+    let urls: String = service.terms().urls.iter().map(line).collect();
     let page = format!(
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width\"><title>BitTorrent tracker</title>\n\

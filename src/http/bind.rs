@@ -5,9 +5,17 @@ use crate::listen::{Key, ListenError, claimed, explain};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
 
 /// Connections that may wait to be accepted; the kernel cuts it to net.core.somaxconn
 const BACKLOG: i32 = 4096;
+
+/// Bytes of replies and of requests that the kernel holds for a connection; it takes as much again for itself
+const SEND_BUFFER: usize = 32 << 10;
+const RECEIVE_BUFFER: usize = 8 << 10;
+
+/// How long bytes that were sent may stay unacknowledged, or untaken by a client whose window is closed
+const UNTAKEN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What was bound
 #[derive(Debug, Default)]
@@ -48,8 +56,13 @@ fn listen(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     // Connections of a predecessor that are still being closed do not keep the port.
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
-    // Inherited by each connection: a reply is one write and not to wait for more.
+    // All of these are inherited by each connection: a reply is one write and not to wait for more; a client that sends
+    // requests and takes no replies makes the kernel hold little; and one that takes nothing for so long is gone, with
+    // what it was sent.
     socket.set_tcp_nodelay(true)?;
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+    socket.set_tcp_user_timeout(Some(UNTAKEN_TIMEOUT))?;
     socket.bind(&SockAddr::from(address))?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

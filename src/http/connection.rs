@@ -1,7 +1,7 @@
 //! One connection: requests in, replies out, until one side has enough.
 
 use super::answer::{Rest, answer, refuse};
-use super::full_scrape::{Interrupted, LIST_PATIENCE, Listing};
+use super::full_scrape::{Coding, Interrupted, LIST_PATIENCE, Listing, Permit};
 use super::roster::Doing;
 use super::tls::{BadTls, Session, Tls};
 use super::{Handshake, Seat};
@@ -125,7 +125,7 @@ impl Connection {
                 }
                 Proxied::Yes { len, client } => {
                     self.input.drain(..len);
-                    let believed = self.seat.service.terms.trusts(peer.to_canonical());
+                    let believed = self.seat.service.terms().trusts(peer.to_canonical());
                     return Ok(client.filter(|_| believed).unwrap_or(peer));
                 }
             }
@@ -159,25 +159,15 @@ impl Connection {
             self.seat.turn_to(Doing::Working);
             self.answered = true;
             *requests += 1;
-            let last = *requests >= service.terms.requests || head.has_body || !head.keep_alive;
+            let requests_max = service.terms().requests;
+            let last = *requests >= requests_max || head.has_body || !head.keep_alive;
             let Some(source) = service.source(peer, &head) else { break Err(End::Closed) };
             let (chunked, has_body) = (head.takes_chunks, head.has_body);
             used += len;
             let rest = answer(&service, source, &head, !last, output).await;
             if let Rest::List(coding, permit) = rest {
                 let begun = std::mem::take(output);
-                let listed = async {
-                    let listing = Listing::new(permit, coding, service.helpers.clone());
-                    self.list(listing.map_err(|Interrupted| End::Closed)?, begun, chunked).await
-                };
-                let listed = tokio::time::timeout(LIST_PATIENCE, listed).await;
-                let listed = listed.unwrap_or(Err(End::Closed));
-                let outcome = match listed {
-                    Ok(()) => Outcome::FullScrape,
-                    Err(_) => Outcome::FullScrapeBroken,
-                };
-                service.shard.borrow_mut().count_request(Family::of(source), outcome);
-                match listed {
+                match self.send_list(source, (coding, permit), begun, chunked).await {
                     // Cut off, so that nobody takes a part for the whole.
                     Err(end) => break Err(end),
                     Ok(()) if !chunked => break Err(End::Done),
@@ -185,10 +175,11 @@ impl Connection {
                 }
             }
             if last {
-                let more = has_body || *requests >= service.terms.requests;
+                let more = has_body || *requests >= requests_max;
                 break Err(if more { End::Unread } else { End::Done });
             }
-            if output.len() >= OUTPUT_LEN {
+            // Before the next request is looked at: whoever takes no replies gets no more of them made.
+            if !output.is_empty() {
                 let filled = std::mem::replace(output, service.buffer());
                 *output = match self.write(filled).await {
                     Ok(emptied) => emptied,
@@ -202,6 +193,29 @@ impl Connection {
             Err(End::Done) if !self.input.is_empty() => Err(End::Unread),
             ended => ended,
         }
+    }
+
+    /// Sends the list of all torrents behind its head, and counts what came of it
+    async fn send_list(
+        &mut self,
+        source: IpAddr,
+        (coding, permit): (Coding, Permit),
+        head: Vec<u8>,
+        chunked: bool,
+    ) -> Result<(), End> {
+        let service = self.seat.service.clone();
+        let listed = async {
+            let listing = Listing::new(permit, coding, service.helpers.clone());
+            self.list(listing.map_err(|Interrupted| End::Closed)?, head, chunked).await
+        };
+        let listed = tokio::time::timeout(LIST_PATIENCE, listed).await;
+        let listed = listed.unwrap_or(Err(End::Closed));
+        let outcome = match listed {
+            Ok(()) => Outcome::FullScrape,
+            Err(_) => Outcome::FullScrapeBroken,
+        };
+        service.shard.borrow_mut().count_request(Family::of(source), outcome);
+        listed
     }
 
     /// Sends the list of all torrents behind its head, part by part

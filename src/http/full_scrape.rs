@@ -3,13 +3,13 @@
 //! It is made page by page while it is sent, so that no shard stalls and no more than a page of each shard is in
 //! memory, however slowly it is taken. Compression is work of the helper threads.
 
-use super::Service;
+use super::{Service, source_key};
 use crate::mesh::Listed;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use std::collections::HashMap;
 use std::io::{self, Write};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -50,7 +50,7 @@ impl FullScrapes {
         now: Seconds,
         interval_secs: u64,
     ) -> Option<Permit> {
-        let address = group_of(address);
+        let address = source_key(address);
         let mut recent = self.recent();
         let too_soon = |last: &Seconds| last.0 + interval_secs > now.0;
         if recent.running || recent.last.get(&address).is_some_and(too_soon) {
@@ -70,17 +70,6 @@ impl FullScrapes {
 
     fn recent(&self) -> MutexGuard<'_, Recent> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Of IPv6 a /64 counts as one: who has one has all its addresses
-fn group_of(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
     }
 }
 

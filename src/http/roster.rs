@@ -71,6 +71,10 @@ impl<T> Roster<T> {
         Self { seats: Slab::new(), lists: [List::default(); LISTS], patience }
     }
 
+    pub(super) fn set_patience(&mut self, Patience { idling, reading, writing }: Patience) {
+        self.patience = [idling, reading, writing];
+    }
+
     pub(super) fn len(&self) -> usize {
         self.seats.len()
     }

@@ -38,8 +38,6 @@ pub enum TlsError {
 /// A certificate with its key, from files
 #[derive(Debug)]
 pub struct Certificate {
-    certificate: PathBuf,
-    key: PathBuf,
     current: RwLock<Arc<CertifiedKey>>,
 }
 
@@ -47,12 +45,12 @@ impl Certificate {
     /// Reads both files
     pub fn load(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
         let current = RwLock::new(Arc::new(read(certificate, key)?));
-        Ok(Self { certificate: certificate.to_owned(), key: key.to_owned(), current })
+        Ok(Self { current })
     }
 
     /// Reads both files again, for handshakes from now on; what cannot be read changes nothing
-    pub fn reload(&self) -> Result<(), TlsError> {
-        let fresh = Arc::new(read(&self.certificate, &self.key)?);
+    pub fn reload(&self, certificate: &Path, key: &Path) -> Result<(), TlsError> {
+        let fresh = Arc::new(read(certificate, key)?);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         Ok(())
     }

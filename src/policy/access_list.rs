@@ -4,24 +4,22 @@
 //! while the tracker runs lies beside it, and in a file of its own, so that it outlasts a restart.
 
 use super::hash_list::HashList;
+use super::lines::{self, Mistakes};
+use super::overrides::Overrides;
 use super::torrent;
 use crate::hex;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use thiserror::Error;
 use tsubame_storage::InfoHash;
 
 /// The largest `.torrent` file that is read
 const TORRENT_LEN_MAX: u64 = 32 << 20;
 
-/// Single changes that are looked up beside a list; with more it is built anew
-const CHANGES_MAX: usize = 4096;
-
-/// Characters of a change: a sign and an info hash
-const CHANGE_LEN: usize = 41;
+/// Overrides that are looked up beside a list; with more it is built anew
+const OVERRIDES_MAX: usize = 4096;
 
 /// Where a list comes from
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,8 +30,8 @@ pub struct Sources {
     pub info_hashes: Vec<InfoHash>,
     /// Directories of `.torrent` files
     pub torrents: Vec<PathBuf>,
-    /// Where single changes are kept
-    pub changes: Option<PathBuf>,
+    /// File that overrides are kept in
+    pub overrides: Option<PathBuf>,
 }
 
 /// Whether those on the list are served, or all others
@@ -45,78 +43,89 @@ pub enum Mode {
     Deny,
 }
 
-/// Why there is no list
-#[derive(Debug, Error)]
-pub enum ListError {
-    /// A file cannot be read
-    #[error("cannot read {0}: {1}; give a file that this user may read")]
-    Unreadable(PathBuf, #[source] io::Error),
-    /// A line that is no info hash
-    #[error(
-        "{0}:{1}: {2:?} is no info hash; write 40 or 64 hexadecimal digits a line, comments behind #"
-    )]
-    BadLine(PathBuf, usize, String),
-    /// A file that is no torrent
-    #[error("{0}: is no torrent: {1}; take it out of the directory, or give it another ending")]
-    BadTorrent(PathBuf, &'static str),
-}
-
-/// A list with the changes made to it while the tracker runs
+/// A list with the overrides that were made while the tracker ran
 #[derive(Clone, Debug)]
 pub struct AccessList {
     base: Arc<HashList>,
-    /// Whether a hash is on the list, whatever the base says
-    changes: Arc<HashMap<InfoHash, bool>>,
+    /// Whether a torrent is on the list, whatever the base says
+    overrides: Arc<HashMap<InfoHash, bool>>,
+}
+
+/// A list that was read, and what is to be logged about it.
+#[derive(Debug)]
+pub struct LoadedList {
+    /// The list
+    pub list: AccessList,
+    /// What is to be logged
+    pub warnings: Vec<String>,
 }
 
 impl AccessList {
-    /// Reads a list
-    pub fn load(sources: &Sources, seed: u64) -> Result<Self, ListError> {
-        let mut hashes = sources.info_hashes.clone();
+    /// Reads a list, and writes the file of overrides anew where it has lines that are not needed
+    ///
+    /// With `check` nothing is written.
+    pub fn load(sources: &Sources, seed: u64, check: bool) -> Result<LoadedList, Mistakes> {
+        let (mut hashes, mut mistakes) = (sources.info_hashes.clone(), Mistakes::default());
         for path in &sources.files {
-            read_hashes(path, open(path)?, &mut hashes)?;
+            lines::read_entries(path, &mut mistakes, |entry| take_hash(entry, &mut hashes));
         }
         for directory in &sources.torrents {
-            read_torrents(directory, &mut hashes)?;
+            read_torrents(directory, &mut hashes, &mut mistakes);
         }
-        let changes = sources.changes.as_deref().map_or(Ok(BTreeMap::new()), read_changes)?;
-        let changes = changes.into_iter().collect();
-        let list = Self { base: Arc::new(HashList::new(hashes, seed)), changes: Arc::new(changes) };
-        Ok(if list.changes.len() > CHANGES_MAX { list.compacted(seed) } else { list })
+        let read = sources.overrides.as_deref().map_or(Ok(Overrides::default()), Overrides::read);
+        let mut overrides = read.unwrap_or_else(|mistake| {
+            mistakes.0.push(mistake);
+            Overrides::default()
+        });
+        mistakes.or(())?;
+        let base = HashList::new(hashes, seed);
+        if let Some(path) = &sources.overrides {
+            overrides.compare(path, |hash| base.contains(hash));
+            if let Some(Err(error)) = (!check).then(|| overrides.compact(path)) {
+                let text =
+                    format!("cannot write {}: {error}; it grows until that works", path.display());
+                overrides.warnings.push(text);
+            }
+        }
+        let Overrides { torrents, warnings, .. } = overrides;
+        let list =
+            Self { base: Arc::new(base), overrides: Arc::new(torrents.into_iter().collect()) };
+        let list = if list.overrides.len() > OVERRIDES_MAX { list.compacted(seed) } else { list };
+        Ok(LoadedList { list, warnings })
     }
 
-    /// One list without changes beside it
+    /// The same list without overrides beside it
     fn compacted(&self, seed: u64) -> Self {
-        let kept = self.base.iter().filter(|hash| !self.changes.contains_key(*hash));
-        let added = self.changes.iter().filter(|(_, on)| **on).map(|(hash, _)| hash);
+        let kept = self.base.iter().filter(|hash| !self.overrides.contains_key(*hash));
+        let added = self.overrides.iter().filter(|(_, on)| **on).map(|(hash, _)| hash);
         let hashes = kept.chain(added).copied().collect();
-        Self { base: Arc::new(HashList::new(hashes, seed)), changes: Arc::default() }
+        Self { base: Arc::new(HashList::new(hashes, seed)), overrides: Arc::default() }
     }
 
     /// The same list with one hash put on or taken off; `seed` draws the keys if it is built anew
     pub fn with(&self, hash: InfoHash, on: bool, seed: u64) -> Self {
-        let mut changes = HashMap::clone(&self.changes);
-        changes.insert(hash, on);
-        let list = Self { base: self.base.clone(), changes: Arc::new(changes) };
-        if list.changes.len() > CHANGES_MAX { list.compacted(seed) } else { list }
+        let mut overrides = HashMap::clone(&self.overrides);
+        overrides.insert(hash, on);
+        let list = Self { base: self.base.clone(), overrides: Arc::new(overrides) };
+        if list.overrides.len() > OVERRIDES_MAX { list.compacted(seed) } else { list }
     }
 
     /// The same for all clones of a list, and for none of another while both are there
     pub fn identity(&self) -> [*const (); 2] {
-        [Arc::as_ptr(&self.base).cast(), Arc::as_ptr(&self.changes).cast()]
+        [Arc::as_ptr(&self.base).cast(), Arc::as_ptr(&self.overrides).cast()]
     }
 
     /// Whether a hash is on the list
     pub fn contains(&self, hash: &InfoHash) -> bool {
-        if self.changes.is_empty() {
+        if self.overrides.is_empty() {
             return self.base.contains(hash);
         }
-        self.changes.get(hash).copied().unwrap_or_else(|| self.base.contains(hash))
+        self.overrides.get(hash).copied().unwrap_or_else(|| self.base.contains(hash))
     }
 
     /// How many are on it
     pub fn len(&self) -> usize {
-        let changed = |on| self.changes.iter().filter(move |change| *change.1 == on);
+        let changed = |on| self.overrides.iter().filter(move |change| *change.1 == on);
         let added = changed(true).filter(|(hash, _)| !self.base.contains(hash)).count();
         let removed = changed(false).filter(|(hash, _)| self.base.contains(hash)).count();
         self.base.len() + added - removed
@@ -134,49 +143,15 @@ pub fn parse_hash(text: &str) -> Option<InfoHash> {
     hex::decode(text).or_else(v2).map(InfoHash)
 }
 
-fn open(path: &Path) -> Result<BufReader<fs::File>, ListError> {
-    let file = fs::File::open(path);
-    let file = file.map_err(|error| ListError::Unreadable(path.to_owned(), error))?;
-    Ok(BufReader::with_capacity(1 << 20, file))
-}
-
-/// Reads info hashes, one a line; `path` is what mistakes name
-pub fn read_hashes(
-    path: &Path,
-    file: impl BufRead,
-    hashes: &mut Vec<InfoHash>,
-) -> Result<(), ListError> {
-    let mut take = |line: &str| match line.split_once('#').map_or(line, |(it, _)| it) {
-        blank if blank.trim().is_empty() => Some(()),
-        text => parse_hash(text.trim()).map(|hash| hashes.push(hash)),
-    };
-    read_lines(path, file, &mut take)
-}
-
-/// Reads a file line by line; a line that is not taken is an error
-fn read_lines(
-    path: &Path,
-    mut file: impl BufRead,
-    take: &mut dyn FnMut(&str) -> Option<()>,
-) -> Result<(), ListError> {
-    let unreadable = |error| ListError::Unreadable(path.to_owned(), error);
-    let mut line = Vec::new();
-    for number in 1.. {
-        line.clear();
-        // Somebody may have given a file of another kind, which need not have lines.
-        let taken = (&mut file).take(4096).read_until(b'\n', &mut line).map_err(unreadable)?;
-        if taken == 0 {
-            break;
-        }
-        // What editors of another system put first.
-        let bom = if number == 1 { "\u{feff}" } else { "" };
-        let text = str::from_utf8(&line).ok().map(|it| it.strip_prefix(bom).unwrap_or(it));
-        if text.and_then(|line| take(line.trim_end())).is_none() {
-            let shown: String =
-                String::from_utf8_lossy(&line).trim_end().chars().take(80).collect();
-            return Err(ListError::BadLine(path.to_owned(), number, shown));
-        }
-    }
+/// Reads an entry of a list
+pub fn take_hash(entry: &str, hashes: &mut Vec<InfoHash>) -> Result<(), String> {
+    let hash = parse_hash(entry).ok_or_else(|| {
+        format!(
+            "{} is no info hash; write 40 or 64 hexadecimal digits a line, comments behind #",
+            lines::shown(entry)
+        )
+    })?;
+    hashes.push(hash);
     Ok(())
 }
 
@@ -186,62 +161,42 @@ pub fn is_torrent(path: &Path) -> bool {
 }
 
 /// The info hashes of all torrents of a directory
-fn read_torrents(directory: &Path, hashes: &mut Vec<InfoHash>) -> Result<(), ListError> {
-    let unreadable = |error| ListError::Unreadable(directory.to_owned(), error);
-    for file in fs::read_dir(directory).map_err(unreadable)? {
-        let path = file.map_err(unreadable)?.path();
+fn read_torrents(directory: &Path, hashes: &mut Vec<InfoHash>, mistakes: &mut Mistakes) {
+    let files = match fs::read_dir(directory) {
+        Ok(files) => files,
+        Err(error) => return mistakes.unreadable(directory, &error),
+    };
+    for file in files {
+        let path = match file {
+            Ok(file) => file.path(),
+            Err(error) => return mistakes.unreadable(directory, &error),
+        };
         if !is_torrent(&path) {
             continue;
         }
-        let mut bytes = Vec::new();
-        let read = fs::File::open(&path)
-            .and_then(|file| file.take(TORRENT_LEN_MAX + 1).read_to_end(&mut bytes));
-        match read {
-            Ok(len) if len as u64 <= TORRENT_LEN_MAX => {}
-            Ok(_) => return Err(ListError::BadTorrent(path, "it is longer than 32 MiB")),
+        let bytes = match lines::read(&path, TORRENT_LEN_MAX) {
+            Ok(bytes) => bytes,
             // It has been taken away since.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(ListError::Unreadable(path, error)),
+            Err(error) => {
+                mistakes.unreadable(&path, &error);
+                continue;
+            }
+        };
+        match torrent::info_hashes(&bytes) {
+            Ok(found) => hashes.extend(found),
+            Err(why) => mistakes.0.push(format!(
+                "{}: is no torrent: {why}; take it out of the directory, or give it another ending",
+                path.display()
+            )),
         }
-        let found = torrent::info_hashes(&bytes);
-        hashes.extend(found.map_err(|why| ListError::BadTorrent(path, why))?);
     }
-    Ok(())
-}
-
-/// Reads single changes: a line each, of which the last about a hash counts
-fn read_changes(path: &Path) -> Result<BTreeMap<InfoHash, bool>, ListError> {
-    let mut changes = BTreeMap::new();
-    let mut take = |line: &str| {
-        let on = line.starts_with('+');
-        match line.strip_prefix(['+', '-']).map(parse_hash) {
-            Some(Some(hash)) => _ = changes.insert(hash, on),
-            // A line that was cut off when the disk was full or the machine went down: it was not answered as done.
-            Some(None) if line.len() < CHANGE_LEN => {}
-            None if line.is_empty() => {}
-            _ => return None,
-        }
-        Some(())
-    };
-    match open(path) {
-        Err(ListError::Unreadable(_, error)) if error.kind() == io::ErrorKind::NotFound => {}
-        file => read_lines(path, file?, &mut take)?,
-    }
-    Ok(changes)
-}
-
-/// Writes a single change behind those that were made before
-pub fn append_change(path: &Path, hash: &InfoHash, on: bool) -> io::Result<()> {
-    use std::io::Write;
-    let mut file = fs::OpenOptions::new().create(true).append(true).open(path)?;
-    // On a line of its own, whatever became of the last.
-    file.write_all(format!("\n{}{hash}\n", if on { '+' } else { '-' }).as_bytes())?;
-    file.sync_data()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::overrides::append;
 
     fn hash(byte: u8) -> InfoHash {
         InfoHash([byte; 20])
@@ -263,26 +218,23 @@ mod tests {
         fs::create_dir(&torrents).unwrap();
         fs::write(torrents.join("a.torrent"), b"d4:infod6:lengthi1eee").unwrap();
         fs::write(torrents.join("notes.txt"), b"none").unwrap();
-        let changes = directory.path().join("changes");
+        let overrides = directory.path().join("overrides");
         let mut sources = Sources {
             files: vec![file.clone()],
             info_hashes: vec![hash(9)],
             torrents: vec![torrents.clone()],
-            changes: Some(changes.clone()),
+            overrides: Some(overrides.clone()),
         };
-        let list = AccessList::load(&sources, 1).unwrap();
+        let load = |sources: &Sources| AccessList::load(sources, 1, false);
+        let list = load(&sources).unwrap().list;
         assert_eq!(list.len(), 5);
         assert!([1, 2, 0xab, 9].iter().all(|byte| list.contains(&hash(*byte))));
         assert!(!list.contains(&hash(3)));
-        append_change(&changes, &hash(3), true).unwrap();
-        append_change(&changes, &hash(2), false).unwrap();
-        append_change(&changes, &hash(4), true).unwrap();
-        append_change(&changes, &hash(4), false).unwrap();
-        let mut torn = fs::OpenOptions::new().append(true).open(&changes).unwrap();
-        io::Write::write_all(&mut torn, b"+0707").unwrap();
-        append_change(&changes, &hash(4), false).unwrap();
-        let list = AccessList::load(&sources, 1).unwrap();
-        assert_eq!(list.len(), 5, "one more and one less");
+        for (byte, on) in [(3, true), (2, false), (4, true), (4, false)] {
+            append(&overrides, &hash(byte), on).unwrap();
+        }
+        let LoadedList { list, warnings } = load(&sources).unwrap();
+        assert_eq!((list.len(), warnings.len()), (5, 1), "one more and one less: {warnings:?}");
         assert_eq!([1, 2, 3, 4].map(|byte| list.contains(&hash(byte))), [true, false, true, false]);
         for list in [list.with(hash(1), false, 5).with(hash(4), true, 5), list.compacted(5)] {
             assert!(list.contains(&hash(3)) && !list.contains(&hash(2)));
@@ -290,8 +242,12 @@ mod tests {
             assert_eq!((fewer.len(), fewer.compacted(6).len()), (4, 4));
         }
         fs::write(torrents.join("b.torrent"), b"d4:spami1ee").unwrap();
-        let error = AccessList::load(&sources, 1).unwrap_err().to_string();
-        assert!(error.contains("b.torrent: is no torrent"), "{error}");
+        fs::write(torrents.join("c.torrent"), b"").unwrap();
+        let error = load(&sources).unwrap_err().to_string();
+        assert!(
+            error.contains("b.torrent: is no torrent") && error.contains("c.torrent"),
+            "{error}"
+        );
         sources.torrents.clear();
         for (bad, words) in [
             ("zz", "list:2: \"zz\" is no info hash"),
@@ -299,11 +255,11 @@ mod tests {
             (&"x".repeat(10_000), "is no info hash"),
         ] {
             fs::write(&file, format!("{}\n{bad}\n", hex(1))).unwrap();
-            let error = AccessList::load(&sources, 1).unwrap_err().to_string();
-            assert!(error.contains(words) && error.len() < 400, "{error}");
+            let error = load(&sources).unwrap_err().to_string();
+            assert!(error.contains(words) && error.len() < 700, "{error}");
         }
         sources.files = vec![directory.path().join("absent")];
-        let error = AccessList::load(&sources, 1).unwrap_err().to_string();
+        let error = load(&sources).unwrap_err().to_string();
         assert!(error.contains("cannot read") && error.contains("absent"), "{error}");
     }
 }

@@ -49,6 +49,15 @@ pub struct Load {
 }
 
 impl Load {
+    /// Takes over what another has counted, unless this has been taken over already; true if it has
+    pub fn take_over(&mut self, from: &mut Self) -> bool {
+        let takes = self.second == 0 && from.second > 0;
+        if takes {
+            *self = std::mem::take(from);
+        }
+        takes
+    }
+
     /// Counts an announce; returns the load
     pub fn count(&mut self, second: u64) -> u32 {
         if second != self.second {

@@ -1,7 +1,8 @@
 //! `jwt`: tokens that approve a torrent, signed by somebody the operator trusts (RFC 7519, as Chihaya reads them).
 //!
 //! An attacker sends what claims to be a token as often as it can: so what a token came to is remembered, refusals
-//! too, and signatures are checked so many a turn and no more. A token without a time at which it ends would be good
+//! too; a shard checks so many signatures a turn and no more; and where there are more to check, a source has so many
+//! a second. A token without a time at which it ends would be good
 //! for ever, and is refused unless the operator says otherwise.
 
 mod keys;
@@ -10,12 +11,13 @@ mod memory;
 pub use keys::{KeySet, KeysError};
 
 use super::access_list::parse_hash;
-use super::{Answer, Parameters, Refusal};
+use super::{Answer, Interrupted, Parameters, Paused, Refusal};
 use crate::clock::Now;
 use crate::outcome::Outcome;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use memory::{Known, Memory, Tag};
 use serde::Deserialize;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +31,12 @@ const TOKEN_LEN_MAX: usize = 4_096;
 
 /// Signatures that are checked between two turns of a shard, of 30 to 80 microseconds each
 const CHECKS_PER_TURN: u32 = 2;
+
+/// Checks that a source has in a second, where others have to wait; sources that share a counter share them
+const CHECKS_PER_SOURCE: u8 = 8;
+
+/// Counters of checks by source
+const SOURCES: usize = 256;
 
 /// What is permitted
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +100,9 @@ pub struct Jwt {
     keys: Arc<KeySet>,
     memory: Memory,
     checks_left: u32,
+    fairness: Fairness,
+    /// Whether this memory was taken over from another already
+    inherited: bool,
 }
 
 /// Neither keys nor tokens show in logs
@@ -101,14 +112,75 @@ impl std::fmt::Debug for Jwt {
     }
 }
 
-fn refusal(outcome: Outcome, text: &'static str) -> Refusal {
+const fn refusal(outcome: Outcome, text: &'static str) -> Refusal {
     Refusal { outcome, answer: Answer::Error(text) }
+}
+
+const BAD_TOKEN: Refusal = refusal(Outcome::BadToken, "the token is not valid here");
+
+/// Why a token does not permit a request, or not now
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// It is refused
+    Refused(Refusal),
+    /// Its signature is to be checked, and may not be in this turn
+    NoCheckLeft,
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl Stop {
+    /// Says where hooks go on once a check is permitted
+    pub(super) fn at(self, paused: Paused) -> Interrupted {
+        match self {
+            Self::Refused(refusal) => Interrupted::Refused(refusal),
+            Self::NoCheckLeft => Interrupted::Paused(paused),
+        }
+    }
+}
+
+/// Shares the checks of signatures out among sources while there are too few
+struct Fairness {
+    second: u64,
+    /// Checks of this second by the hash of their source
+    checked: [u8; SOURCES],
+    /// Whether a check was refused in this second or the last
+    contended: [bool; 2],
+}
+
+impl Default for Fairness {
+    fn default() -> Self {
+        Self { second: 0, checked: [0; SOURCES], contended: [false; 2] }
+    }
+}
+
+impl Fairness {
+    /// Whether a source may have a signature checked now, of so many that are left in this turn
+    fn permits(&mut self, second: u64, source: u64, left: u32) -> bool {
+        if second != self.second {
+            self.contended = [false, self.contended[0] && second == self.second + 1];
+            (self.second, self.checked) = (second, [0; SOURCES]);
+        }
+        let checked = &mut self.checked[source as usize % SOURCES];
+        let exceeds = self.contended != [false; 2] && *checked >= CHECKS_PER_SOURCE;
+        if left == 0 || exceeds {
+            self.contended[0] = true;
+            return false;
+        }
+        *checked = checked.saturating_add(1);
+        true
+    }
 }
 
 impl Jwt {
     /// Checks with these keys
     pub fn new(terms: Arc<JwtTerms>, keys: Arc<KeySet>, seed: u64) -> Self {
-        Self { terms, keys, memory: Memory::new(seed), checks_left: CHECKS_PER_TURN }
+        let (memory, fairness) = (Memory::new(seed), Fairness::default());
+        Self { terms, keys, memory, checks_left: CHECKS_PER_TURN, fairness, inherited: false }
     }
 
     /// Whether scrapes need a token
@@ -123,42 +195,50 @@ impl Jwt {
 
     /// Takes over what another has found out with keys that are good still: a key that is added to a set must not have
     /// all tokens checked anew
-    pub fn inherit(&mut self, from: &mut Self) {
-        if self.terms == from.terms && self.keys.has_all_of(&from.keys) {
+    ///
+    /// True if it has, or there is nothing to take over: their terms are the same.
+    pub fn inherit(&mut self, from: &mut Self) -> bool {
+        if self.inherited || from.inherited || self.terms != from.terms {
+            return false;
+        }
+        (self.inherited, from.inherited) = (true, true);
+        if self.keys.has_all_of(&from.keys) {
             std::mem::swap(&mut self.memory, &mut from.memory);
             // What had no key may have one now.
             self.memory.key_set += u32::from(self.keys != from.keys);
         }
+        true
     }
 
     /// Whether a request has a token that approves its torrent
+    ///
+    /// With a `permit` its signature is checked whatever was checked in this turn.
     pub fn judge(
         &mut self,
         now: Now,
+        source: IpAddr,
         info_hash: &InfoHash,
         parameters: &Parameters<'_>,
-    ) -> Result<(), Refusal> {
+        permit: bool,
+    ) -> Result<(), Stop> {
         let token = parameters.get("jwt").filter(|token| !token.is_empty());
         let token = token.ok_or(refusal(Outcome::NoToken, "no token (jwt) in the announce URL"))?;
-        self.approve(now, token, info_hash)
+        if token.len() > TOKEN_LEN_MAX {
+            return Err(BAD_TOKEN.into());
+        }
+        let tag = self.memory.tag(token);
+        let known = self.known(now, source, token, tag, permit).ok_or(Stop::NoCheckLeft)?;
+        self.approve(now, known, info_hash).map_err(Stop::Refused)
     }
 
     /// Whether a token approves a torrent
-    fn approve(&mut self, now: Now, token: &str, hash: &InfoHash) -> Result<(), Refusal> {
-        let bad = refusal(Outcome::BadToken, "the token is not valid here");
-        if token.len() > TOKEN_LEN_MAX {
-            return Err(bad);
-        }
-        let tag = self.memory.tag(token);
-        let Some(known) = self.known(now, token, tag) else {
-            // Over UDP the client asks again by itself; an error would make it wait for longer.
-            let answer = Answer::Silence("too many new tokens at once; try again");
-            return Err(Refusal { outcome: Outcome::TokenNotChecked, answer });
-        };
+    fn approve(&self, now: Now, known: Known, hash: &InfoHash) -> Result<(), Refusal> {
         match known {
             Known::Good { hash: approved, from, until, .. } => {
                 let leeway = self.terms.leeway_secs;
-                if now.unix_secs + leeway < from || now.unix_secs > until.saturating_add(leeway) {
+                if now.unix_secs + leeway < from {
+                    Err(refusal(Outcome::EarlyToken, "the token is not valid yet"))
+                } else if now.unix_secs > until.saturating_add(leeway) {
                     Err(refusal(Outcome::ExpiredToken, "the token has expired"))
                 } else if approved != *hash {
                     Err(refusal(Outcome::TokenOfAnother, "the token is for another torrent"))
@@ -166,34 +246,36 @@ impl Jwt {
                     Ok(())
                 }
             }
-            Known::Bad { .. } => Err(bad),
+            Known::Bad { .. } => Err(BAD_TOKEN),
             Known::NoKey { .. } => {
                 Err(refusal(Outcome::UnknownTokenKey, "the token's key is not known here"))
             }
         }
     }
 
-    /// Finds out what a token is, so that [`Self::judge`] need not put it off; false if that must wait for a turn
-    pub fn look_ahead(&mut self, now: Now, parameters: &Parameters<'_>) -> bool {
-        let token = parameters.get("jwt").filter(|token| token.len() <= TOKEN_LEN_MAX);
-        token.is_none_or(|token| {
-            let tag = self.memory.tag(token);
-            self.known(now, token, tag).is_some()
-        })
-    }
-
-    /// What a token is; `None` if no more signatures are checked in this turn
-    fn known(&mut self, now: Now, token: &str, tag: Tag) -> Option<Known> {
+    /// What a token is; `None` if its signature may not be checked in this turn
+    fn known(
+        &mut self,
+        now: Now,
+        source: IpAddr,
+        token: &str,
+        tag: Tag,
+        permit: bool,
+    ) -> Option<Known> {
         if let Some(known) = self.memory.find(tag, now.unix_secs) {
             return Some(known);
         }
         let checked_at = now.unix_secs;
         // What is no token, or has no key here, takes no signature to refuse: junk is not to use up the checks.
-        let verified = match self.key(token) {
-            Ok(_) if self.checks_left == 0 => return None,
+        let (keys, left) = (self.keys.clone(), self.checks_left);
+        let verified = match key(&keys, token) {
             Ok((algorithm, key)) => {
+                let source = self.memory.source_hash(source);
+                if !permit && !self.fairness.permits(now.monotonic.0, source, left) {
+                    return None;
+                }
                 let verified = self.verify(token, algorithm, key);
-                self.checks_left -= 1;
+                self.checks_left = left.saturating_sub(u32::from(!permit));
                 verified
             }
             Err(bad) => Err(bad),
@@ -205,18 +287,6 @@ impl Jwt {
         };
         self.memory.keep(tag, known, now.unix_secs);
         Some(known)
-    }
-
-    /// By what a token says it is signed
-    fn key(&self, token: &str) -> Result<(Algorithm, &DecodingKey), Bad> {
-        let header = jsonwebtoken::decode_header(token).map_err(|_| Bad::Token)?;
-        // A token chooses neither `none` nor that a public key is used as a secret.
-        let usual = [Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA];
-        if !usual.contains(&header.alg) {
-            return Err(Bad::Token);
-        }
-        let key = self.keys.find(header.kid.as_deref(), header.alg).ok_or(Bad::Key)?;
-        Ok((header.alg, key))
     }
 
     /// The torrent of a token, and from when to when it is good
@@ -257,6 +327,18 @@ impl Jwt {
         };
         Ok((hash, time(claims.nbf)?.unwrap_or(0), until))
     }
+}
+
+/// By what a token says it is signed
+fn key<'k>(keys: &'k KeySet, token: &str) -> Result<(Algorithm, &'k DecodingKey), Bad> {
+    let header = jsonwebtoken::decode_header(token).map_err(|_| Bad::Token)?;
+    // A token chooses neither `none` nor that a public key is used as a secret.
+    let usual = [Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA];
+    if !usual.contains(&header.alg) {
+        return Err(Bad::Token);
+    }
+    let key = keys.find(header.kid.as_deref(), header.alg).ok_or(Bad::Key)?;
+    Ok((header.alg, key))
 }
 
 #[cfg(test)]

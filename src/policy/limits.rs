@@ -3,6 +3,8 @@
 //! Only proven sources are counted: else whoever forges a victim's address would have it silenced. What is kept has a
 //! fixed size, whoever comes; where more sources come than there are places, those who have asked most keep theirs.
 
+use super::{Answer, Refusal};
+use crate::outcome::Outcome;
 use ipnet::IpNet;
 use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
@@ -35,8 +37,10 @@ pub struct LimitTerms {
     pub ipv6_prefix: u8,
     /// Networks without a limit
     pub exempt: Vec<IpNet>,
-    /// What who asks too much is answered
+    /// Reply to a source that exceeds its limit
     pub excess: Excess,
+    /// Whether scrapes count as announces do
+    pub scrapes: bool,
 }
 
 /// What is done with what is too much
@@ -69,6 +73,8 @@ struct Place {
 /// A shard's counts
 pub struct Limits {
     terms: LimitTerms,
+    /// Whether these counts were taken over from another already
+    inherited: bool,
     /// Of all announces, a shard sees those of its torrents: one in so many
     shards: u64,
     key: (u64, u64),
@@ -90,6 +96,7 @@ impl Limits {
         let mut rng = fastrand::Rng::with_seed(seed);
         Self {
             terms,
+            inherited: false,
             shards: shards.into(),
             key: (rng.u64(..), rng.u64(..)),
             places: vec![Default::default(); SOURCE_SETS].into(),
@@ -102,30 +109,77 @@ impl Limits {
         &self.terms
     }
 
-    /// Counts an announce, unless it is too much
-    pub fn count(&mut self, now: Seconds, source: IpAddr, hash: &InfoHash) -> Result<(), TooMuch> {
-        if self.terms.exempt.iter().any(|network| network.contains(&source)) {
+    /// Takes over the counts of another, if their limits are `alike` or not but sources are told apart alike; true if
+    /// it has
+    pub(super) fn inherit(&mut self, from: &mut Self, alike: bool) -> bool {
+        let (new, old) = (&self.terms, &from.terms);
+        let prefixes = |terms: &LimitTerms| (terms.ipv4_prefix, terms.ipv6_prefix);
+        let takes = !self.inherited
+            && !from.inherited
+            && (new == old) == alike
+            && prefixes(new) == prefixes(old);
+        if takes {
+            std::mem::swap(&mut self.places, &mut from.places);
+            std::mem::swap(&mut self.pairs, &mut from.pairs);
+            self.key = from.key;
+            (self.inherited, from.inherited) = (true, true);
+        }
+        takes
+    }
+
+    /// What a request beyond the limits is answered
+    pub(super) fn refusal(&self) -> Refusal {
+        let answer = match self.terms.excess {
+            Excess::Drop => Answer::Silence("too many requests; announce less often"),
+            Excess::Empty(secs) => Answer::Empty(secs),
+        };
+        Refusal { outcome: Outcome::TooManyAnnounces, answer }
+    }
+
+    /// Counts a scrape as an announce of no torrent, unless it is too much
+    pub fn count_scrape(&mut self, now: Seconds, source: IpAddr) -> Result<(), TooMuch> {
+        if self.is_exempt(source) {
             return Ok(());
         }
         let prefix = self.prefix(source);
-        let place_hash = self.hash(&prefix, &[]);
-        // A time of 0 would be one that has long passed.
-        let now_us = (now.0 + 1) * MICROS;
+        self.count_request(now, &prefix)
+    }
+
+    fn is_exempt(&self, source: IpAddr) -> bool {
+        self.terms.exempt.iter().any(|network| network.contains(&source))
+    }
+
+    /// Counts a request against the rate of its source
+    fn count_request(&mut self, now: Seconds, prefix: &[u8]) -> Result<(), TooMuch> {
         let terms = &self.terms;
-        let place = find(&mut self.places, place_hash, now_us);
-        if terms.announces_per_s > 0 {
-            let each = MICROS * self.shards / u64::from(terms.announces_per_s);
-            // The clock goes in seconds: what is permitted in one may come at once.
-            let burst = u64::from(terms.burst.max(terms.announces_per_s)).div_ceil(self.shards);
-            place.announces =
-                spend(place.announces, now_us, each, burst).ok_or(TooMuch::Announces)?;
+        if terms.announces_per_s == 0 {
+            return Ok(());
         }
-        if terms.torrents_per_min > 0 {
+        let now_us = now_us(now);
+        let each = MICROS * self.shards / u64::from(terms.announces_per_s);
+        // The clock goes in seconds: what is permitted in one may come at once.
+        let burst = u64::from(terms.burst.max(terms.announces_per_s)).div_ceil(self.shards);
+        let place_hash = self.hash(prefix, &[]);
+        let place = find(&mut self.places, place_hash, now_us);
+        place.announces = spend(place.announces, now_us, each, burst).ok_or(TooMuch::Announces)?;
+        Ok(())
+    }
+
+    /// Counts an announce, unless it is too much
+    pub fn count(&mut self, now: Seconds, source: IpAddr, hash: &InfoHash) -> Result<(), TooMuch> {
+        if self.is_exempt(source) {
+            return Ok(());
+        }
+        let prefix = self.prefix(source);
+        self.count_request(now, &prefix)?;
+        let now_us = now_us(now);
+        if self.terms.torrents_per_min > 0 {
             let minute = now.0 / 60;
             let pair = self.hash(&prefix, &hash.0);
             if self.is_new(pair, minute) {
                 let per_min = u64::from(self.terms.torrents_per_min);
                 let each = 60 * MICROS * self.shards / per_min;
+                let place_hash = self.hash(&prefix, &[]);
                 let place = find(&mut self.places, place_hash, now_us);
                 let burst = per_min.div_ceil(self.shards);
                 place.torrents =
@@ -182,6 +236,11 @@ impl Limits {
     }
 }
 
+/// Microseconds; a time of 0 would be one that has long passed
+fn now_us(now: Seconds) -> u64 {
+    (now.0 + 1) * MICROS
+}
+
 /// 24 bits that tell pairs of a set apart; never 0, which is an empty place
 fn tag_of(pair: u64) -> u32 {
     (pair >> 40) as u32 | 1
@@ -225,6 +284,7 @@ mod tests {
             ipv6_prefix: 64,
             exempt: vec!["10.0.0.0/8".parse().unwrap()],
             excess: Excess::Drop,
+            scrapes: true,
         }
     }
 

@@ -1,23 +1,11 @@
 //! `networks`: from where requests are answered at all.
 
 use super::access_list::Mode;
+use super::lines::{self, Mistakes};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixSet;
-use std::fs;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use thiserror::Error;
-
-/// Why there is no set
-#[derive(Debug, Error)]
-pub enum NetworksError {
-    /// The file cannot be read
-    #[error("cannot read {0}: {1}; give a file that this user may read")]
-    Unreadable(PathBuf, #[source] std::io::Error),
-    /// A line is no network
-    #[error("{0}:{1}: {2:?} is not a network; write one a line, as 10.0.0.0/8 or fd00::/8")]
-    BadLine(PathBuf, usize, String),
-}
+use std::path::PathBuf;
 
 /// Reads a network; an address alone is one of itself
 pub fn parse_network(text: &str) -> Option<IpNet> {
@@ -34,30 +22,36 @@ pub struct Networks {
 
 impl Networks {
     /// Those of a config and of files
-    pub fn load(mode: Mode, inline: &[IpNet], files: &[PathBuf]) -> Result<Self, NetworksError> {
+    pub fn load(mode: Mode, inline: &[IpNet], files: &[PathBuf]) -> Result<Self, Mistakes> {
         let mut networks = Self { mode, v4: PrefixSet::new(), v6: PrefixSet::new() };
         inline.iter().for_each(|network| networks.add(*network));
+        let mut mistakes = Mistakes::default();
         for path in files {
-            networks.add_file(path)?;
+            lines::read_entries(path, &mut mistakes, |entry| {
+                // Lists of networks have their comments behind this, too.
+                let entry = entry.split(';').next().unwrap_or_default().trim();
+                if entry.is_empty() {
+                    return Ok(());
+                }
+                let network = parse_network(entry).ok_or_else(|| {
+                    let shown = lines::shown(entry);
+                    format!("{shown} is not a network; write one a line, as 10.0.0.0/8 or fd00::/8")
+                })?;
+                networks.add(network);
+                Ok(())
+            });
         }
-        Ok(networks)
+        mistakes.or(networks)
     }
 
-    fn add_file(&mut self, path: &Path) -> Result<(), NetworksError> {
-        let text = fs::read_to_string(path)
-            .map_err(|error| NetworksError::Unreadable(path.to_owned(), error))?;
-        for (line, number) in text.lines().zip(1..) {
-            let entry = line.split_once(['#', ';']).map_or(line, |(entry, _)| entry).trim();
-            if entry.is_empty() {
-                continue;
-            }
-            let network = parse_network(entry).ok_or_else(|| {
-                let shown = entry.chars().take(80).collect();
-                NetworksError::BadLine(path.to_owned(), number, shown)
-            })?;
-            self.add(network);
-        }
-        Ok(())
+    /// Number of networks
+    pub fn len(&self) -> usize {
+        self.v4.len() + self.v6.len()
+    }
+
+    /// Whether there is none
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     fn add(&mut self, network: IpNet) {
@@ -80,6 +74,7 @@ impl Networks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn addresses_are_found_in_the_networks_of_a_config_and_of_files() {

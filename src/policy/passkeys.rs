@@ -3,26 +3,12 @@
 //! Over HTTP it is the `{key}` of the path, over UDP a segment of the URL data's path (BEP 41); or over either the
 //! parameter `passkey`. Keys are secrets: no text, metric or log shows one.
 
+use super::lines::{self, Mistakes};
 use std::collections::HashSet;
-use std::fs;
-use std::path::{Path, PathBuf};
-use thiserror::Error;
+use std::path::Path;
 
 /// The longest key
 const KEY_LEN_MAX: usize = 64;
-
-/// Why there are no keys
-#[derive(Debug, Error)]
-pub enum KeysError {
-    /// The file cannot be read
-    #[error("cannot read {0}: {1}; give a file that this user may read")]
-    Unreadable(PathBuf, #[source] std::io::Error),
-    /// A line is no key
-    #[error(
-        "{0}:{1}: is no passkey; write up to 64 letters, digits, dashes and underscores a line"
-    )]
-    BadLine(PathBuf, usize),
-}
 
 /// The keys that are good
 ///
@@ -38,22 +24,28 @@ impl std::fmt::Debug for Passkeys {
 
 impl Passkeys {
     /// Reads a file with a key a line; what stands behind # is a comment
-    pub fn load(path: &Path) -> Result<Self, KeysError> {
-        let text = fs::read_to_string(path)
-            .map_err(|error| KeysError::Unreadable(path.to_owned(), error))?;
-        let mut keys = HashSet::new();
-        for (line, number) in text.lines().zip(1..) {
-            let key = line.split_once('#').map_or(line, |(key, _)| key).trim();
-            if key.is_empty() {
-                continue;
-            }
+    pub fn load(path: &Path) -> Result<Self, Mistakes> {
+        let (mut keys, mut mistakes) = (HashSet::new(), Mistakes::default());
+        lines::read_entries(path, &mut mistakes, |key| {
             let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
             if key.len() > KEY_LEN_MAX || !key.bytes().all(is_fit) {
-                return Err(KeysError::BadLine(path.to_owned(), number));
+                let cure = "write up to 64 letters, digits, dashes and underscores a line";
+                return Err(format!("is no passkey; {cure}"));
             }
             keys.insert(key.into());
-        }
-        Ok(Self(keys))
+            Ok(())
+        });
+        mistakes.or(Self(keys))
+    }
+
+    /// Number of keys
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Whether a key is good
@@ -65,6 +57,7 @@ impl Passkeys {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn keys_are_read_and_errors_do_not_show_them() {

@@ -1,36 +1,54 @@
 //! Hooks with their lists: made by a helper thread, the same for all shards.
 
-use super::access_list::{AccessList, ListError, Mode};
+use super::access_list::{AccessList, LoadedList, Mode};
 use super::clients::Clients;
 use super::interval::{ByLoad, Load, Variation};
-use super::jwt::{self, Jwt, JwtTerms, KeySet, KeySource};
+use super::jwt::{Jwt, JwtTerms, KeySet, KeySource};
 use super::limits::{LimitTerms, Limits};
-use super::networks::{Networks, NetworksError};
+use super::networks::Networks;
 use super::own::OwnHook;
-use super::passkeys::{KeysError, Passkeys};
+use super::passkeys::Passkeys;
 use super::seeds::Seeds;
 use super::{Answer, Hook, HookConfig, Policy, Scrapes};
+use crate::slow_reads::SlowReads;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 use tsubame_storage::{InfoHash, Subnets};
 use tsubame_udp::wire::REQUEST_LEN_MAX;
 
-/// Why there is no plan
+/// Why hooks cannot be used: everything that is wrong with their files.
 #[derive(Debug, Error)]
-pub enum PlanError {
-    /// A list
-    #[error("hooks: access_list: {0}")]
-    AccessList(#[from] ListError),
-    /// Networks
-    #[error("hooks: networks: {0}")]
-    Networks(#[from] NetworksError),
-    /// Passkeys
-    #[error("hooks: passkey: {0}")]
-    Passkeys(#[from] KeysError),
-    /// Keys of tokens
-    #[error("hooks: jwt: {0}")]
-    Jwt(#[from] jwt::KeysError),
+#[error("{}", .0.join("\n"))]
+pub struct PlanError(Vec<String>);
+
+/// What was read for a hook that has files
+#[derive(Clone, Debug)]
+enum HookData {
+    AccessList(AccessList),
+    Networks(Arc<Networks>),
+    Passkeys(Arc<Passkeys>),
+    Keys(Arc<KeySet>),
+}
+
+/// A plan, and what is to be logged about it.
+#[derive(Debug)]
+pub struct LoadedPlan {
+    /// The plan
+    pub plan: Plan,
+    /// What is to be logged
+    pub warnings: Vec<String>,
+}
+
+/// How the files of hooks are read
+#[derive(Clone, Copy, Debug)]
+pub enum Reading<'a> {
+    /// However long it takes; no file is written
+    Check,
+    /// However long it takes
+    AtStart,
+    /// With what was read before in place of what takes too long
+    AtRunTime(&'a SlowReads),
 }
 
 /// A hook with its lists
@@ -52,48 +70,96 @@ pub struct Plan {
     networks: Vec<Arc<Networks>>,
     subnets: Subnets,
     hooks: Vec<HookPlan>,
+    /// What was read for each hook that has files
+    read: Vec<(HookConfig, HookData)>,
 }
 
 impl Plan {
     /// Reads what the hooks need; `seed` draws the keys of lists
     ///
     /// Key sets that come from a server are those of the plan `before`, if it has them, and fetched apart from this.
-    pub fn load(hooks: &[HookConfig], before: &Self, seed: u64) -> Result<Self, PlanError> {
-        let mut plan = Self::default();
-        for hook in hooks {
-            plan.hooks.push(match hook {
-                HookConfig::AccessList { mode, sources, answer } => {
-                    let list = AccessList::load(sources, seed)?;
-                    HookPlan::AccessList(Torrents { list, mode: *mode, answer: *answer })
+    pub fn load(
+        hooks: &[HookConfig],
+        before: &Self,
+        seed: u64,
+        reading: Reading<'_>,
+    ) -> Result<LoadedPlan, PlanError> {
+        let (mut plan, mut warnings, mut mistakes) = (Self::default(), Vec::new(), Vec::new());
+        for hook in hooks.iter().filter(|hook| !hook.files().is_empty() || hook.has_list()) {
+            let name = hook.name();
+            let named = |text: &str| format!("hooks: {name}: {text}");
+            match before.read_hook(hook, seed, reading) {
+                Ok((data, said)) => {
+                    warnings.extend(said.iter().map(|text| named(text)));
+                    plan.read.push((hook.clone(), data));
                 }
-                HookConfig::Networks { mode, networks, files } => {
-                    plan.networks.push(Arc::new(Networks::load(*mode, networks, files)?));
-                    continue;
-                }
-                HookConfig::SubnetPreference(subnets) => {
-                    plan.subnets = *subnets;
-                    continue;
-                }
-                HookConfig::Clients(clients) => HookPlan::Clients(Arc::new(clients.clone())),
-                HookConfig::Passkey { file, scrapes } => {
-                    HookPlan::Passkey(Arc::new(Passkeys::load(file)?), *scrapes)
-                }
-                HookConfig::Jwt(terms) => {
-                    let keys = match &terms.keys {
-                        file @ KeySource::File(_) => Arc::new(KeySet::load(file)?),
-                        url => before.keys_of(url).unwrap_or_default(),
-                    };
-                    HookPlan::Jwt(terms.clone(), keys)
-                }
-                HookConfig::Limits(terms) => HookPlan::Limits(terms.clone()),
-                HookConfig::IntervalVariation(variation) => {
-                    HookPlan::IntervalVariation(variation.clone())
-                }
-                HookConfig::IntervalLoad(by_load) => HookPlan::IntervalLoad(by_load.clone()),
-                HookConfig::Own(own) => HookPlan::Own(own.hook.clone()),
-            });
+                Err(error) => mistakes.extend(error.lines().map(named)),
+            }
         }
-        Ok(plan)
+        if !mistakes.is_empty() {
+            return Err(PlanError(mistakes));
+        }
+        hooks.iter().for_each(|hook| plan.add(hook, before));
+        Ok(LoadedPlan { plan, warnings })
+    }
+
+    /// Reads the files of a hook; with that comes what is to be logged, and errors are a line each
+    fn read_hook(
+        &self,
+        hook: &HookConfig,
+        seed: u64,
+        reading: Reading<'_>,
+    ) -> Result<(HookData, Vec<String>), String> {
+        let Reading::AtRunTime(slow) = reading else {
+            return read_hook(hook, seed, matches!(reading, Reading::Check));
+        };
+        let files: Vec<_> = hook.files().iter().map(|it| it.display().to_string()).collect();
+        let (name, files) = (hook.name(), files.join(", "));
+        let own = hook.clone();
+        if let Some(read) =
+            slow.run(&format!("{name}: {files}"), move || read_hook(&own, seed, false))
+        {
+            return read;
+        }
+        let text = format!("reading takes too long: {files}");
+        match self.data_of(hook) {
+            Some(data) => Ok((data.clone(), vec![format!("{text}; what was read before is used")])),
+            None => Err(format!("{text}; see that the file system answers")),
+        }
+    }
+
+    fn data_of(&self, hook: &HookConfig) -> Option<&HookData> {
+        self.read.iter().find(|(read, _)| read == hook).map(|(_, data)| data)
+    }
+
+    fn add(&mut self, hook: &HookConfig, before: &Self) {
+        let planned = match (hook, self.data_of(hook)) {
+            (HookConfig::AccessList { mode, answer, .. }, Some(HookData::AccessList(list))) => {
+                let list = list.clone();
+                HookPlan::AccessList(Torrents { list, mode: *mode, answer: *answer })
+            }
+            (HookConfig::Networks { .. }, Some(HookData::Networks(networks))) => {
+                return self.networks.push(networks.clone());
+            }
+            (HookConfig::SubnetPreference(subnets), _) => return self.subnets = *subnets,
+            (HookConfig::Clients(clients), _) => HookPlan::Clients(Arc::new(clients.clone())),
+            (HookConfig::Passkey { scrapes, .. }, Some(HookData::Passkeys(keys))) => {
+                HookPlan::Passkey(keys.clone(), *scrapes)
+            }
+            (HookConfig::Jwt(terms), Some(HookData::Keys(keys))) => {
+                HookPlan::Jwt(terms.clone(), keys.clone())
+            }
+            (HookConfig::Jwt(terms), _) => {
+                HookPlan::Jwt(terms.clone(), before.keys_of(&terms.keys).unwrap_or_default())
+            }
+            (HookConfig::Limits(terms), _) => HookPlan::Limits(terms.clone()),
+            (HookConfig::IntervalVariation(it), _) => HookPlan::IntervalVariation(it.clone()),
+            (HookConfig::IntervalLoad(by_load), _) => HookPlan::IntervalLoad(by_load.clone()),
+            (HookConfig::Own(own), _) => HookPlan::Own(own.hook.clone()),
+            // What has files was read.
+            (_, _) => return,
+        };
+        self.hooks.push(planned);
     }
 
     fn keys_of(&self, source: &KeySource) -> Option<Arc<KeySet>> {
@@ -128,6 +194,21 @@ impl Plan {
         changed
     }
 
+    /// Describes what the hooks have read, as `1 hook, 5 info hashes listed`.
+    pub fn summary(&self, hooks: usize) -> String {
+        let mut parts =
+            vec![counted(hooks, "hook"), format!("{} listed", counted(self.listed(), "info hash"))];
+        for (_, data) in &self.read {
+            parts.extend(match data {
+                HookData::AccessList(_) => None,
+                HookData::Networks(networks) => Some(counted(networks.len(), "network")),
+                HookData::Passkeys(keys) => Some(counted(keys.len(), "passkey")),
+                HookData::Keys(keys) => Some(counted(keys.len(), "token key")),
+            });
+        }
+        parts.join(", ")
+    }
+
     /// Info hashes on the lists, all together
     pub fn listed(&self) -> usize {
         let of = |hook: &HookPlan| match hook {
@@ -151,6 +232,11 @@ impl Plan {
             return false;
         }
         self.lists().for_each(|torrents| torrents.list = torrents.list.with(hash, on, seed));
+        for (_, data) in &mut self.read {
+            if let HookData::AccessList(list) = data {
+                *list = list.with(hash, on, seed);
+            }
+        }
         true
     }
 
@@ -186,6 +272,39 @@ impl Plan {
             // Enough for any: a packet allocates nothing.
             scratch: Vec::with_capacity(REQUEST_LEN_MAX),
         }
+    }
+}
+
+/// Reads the files of a hook; with that comes what is to be logged, and errors are a line each
+fn read_hook(hook: &HookConfig, seed: u64, check: bool) -> Result<(HookData, Vec<String>), String> {
+    let (data, warnings) = match hook {
+        HookConfig::AccessList { sources, .. } => {
+            let LoadedList { list, warnings } =
+                AccessList::load(sources, seed, check).map_err(|it| it.to_string())?;
+            (HookData::AccessList(list), warnings)
+        }
+        HookConfig::Networks { mode, networks, files } => {
+            let read = Networks::load(*mode, networks, files).map_err(|it| it.to_string())?;
+            (HookData::Networks(Arc::new(read)), Vec::new())
+        }
+        HookConfig::Passkey { file, .. } => {
+            let read = Passkeys::load(file).map_err(|it| it.to_string())?;
+            (HookData::Passkeys(Arc::new(read)), Vec::new())
+        }
+        HookConfig::Jwt(terms) => {
+            let read = KeySet::load(&terms.keys).map_err(|it| it.to_string())?;
+            (HookData::Keys(Arc::new(read)), Vec::new())
+        }
+        _ => return Err("has no files".to_owned()),
+    };
+    Ok((data, warnings))
+}
+
+fn counted(count: usize, noun: &str) -> String {
+    match (count, noun.ends_with("sh")) {
+        (1, _) => format!("1 {noun}"),
+        (_, true) => format!("{count} {noun}es"),
+        (_, false) => format!("{count} {noun}s"),
     }
 }
 

@@ -1,14 +1,16 @@
 //! What HTTP has a shard do: the same announces and scrapes, whose answers go to whoever asked.
 
 use super::Shard;
+use crate::http::Terms;
 use crate::mesh::{Listed, Message, PageRequest};
 use crate::outcome::Outcome;
 use crate::peer_list::PeerList;
-use crate::policy::{Parameters, Refusal};
+use crate::policy::{Interrupted, Parameters, Paused};
 use crate::stats::{HttpCounts, Protocol};
 use crate::tracker::Announce;
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot::Receiver;
 use tsubame_http::query;
@@ -32,27 +34,29 @@ impl Shard {
         source: IpAddr,
         query: &query::Announce,
         parameters: Parameters<'_>,
-    ) -> Result<Announce, Refusal> {
-        self.tracker.admit_query(self.clock.now(), source, query, parameters)
+        paused: Option<Paused>,
+    ) -> Result<Announce, Interrupted> {
+        self.tracker.admit_query(self.clock.now(), source, query, parameters, paused)
     }
 
     /// Admits a scrape: see [`crate::tracker::Tracker::admit_scrape`]
     pub fn admit_scrape(
         &mut self,
+        source: IpAddr,
         info_hashes: &[InfoHash],
         parameters: &Parameters<'_>,
-    ) -> Result<(), Refusal> {
-        self.tracker.admit_scrape(self.clock.now(), info_hashes, parameters)
+        paused: Option<Paused>,
+    ) -> Result<(), Interrupted> {
+        let now = self.clock.now();
+        self.tracker.admit_scrape(now, source, info_hashes, parameters, paused)
     }
 
-    /// Whether a request need not wait for a turn: see [`crate::policy::Policy::look_ahead`]
-    pub fn look_ahead_for_policy(&mut self, parameters: &Parameters<'_>) -> bool {
-        self.tracker.look_ahead_for_policy(self.clock.now(), parameters)
-    }
-
-    /// Has the shard take a turn, after which what is rationed by turns is there again
-    pub fn ask_for_turn(&self) {
+    /// Has a request wait until the signature of its token may be checked; `None` if too many wait
+    pub fn wait_for_token_check(&mut self, source: IpAddr) -> Option<Receiver<()>> {
+        let permit = self.token_queue.add(source);
+        // The shard may be asleep.
         self.port.ring_oneself();
+        permit
     }
 
     /// Whether requests from an address are answered at all; one that is not is counted
@@ -170,6 +174,11 @@ impl Shard {
     /// The time that limits go by
     pub fn now(&self) -> Seconds {
         self.clock.now().monotonic
+    }
+
+    /// Takes how HTTP is to be served from now on, if that has changed
+    pub fn take_http_terms(&mut self) -> Option<Arc<Terms>> {
+        self.new_http_terms.take()
     }
 
     /// Seconds between a client's announces at least

@@ -1,81 +1,112 @@
-//! Scrapes that wait for other shards' figures, each with its datagram and a reply half written.
+//! Scrapes over UDP that wait for other shards' counts, each with a reply half written.
 
+use super::Shard;
+use crate::clock::Now;
 use crate::mesh::{HTTP_TICKET, Message, Port, Rows};
+use crate::outcome::{Outcome, Verdict};
 use crate::tracker::Scrape;
-use tsubame_storage::{Family, InfoHash, Seconds};
-use tsubame_udp::ring::Received;
+use std::collections::VecDeque;
+use std::io;
+use tsubame_storage::{Census, Family, InfoHash, Seconds};
+use tsubame_udp::ring::{Received, ReturnPath};
+use tsubame_udp::wire::{SCRAPE_HASHES_MAX, SCRAPE_REPLY_LEN, SCRAPE_ROW_LEN};
 
-/// Scrapes that may wait at once: each holds a receive buffer, and most buffers must stay free
-const WAITING_MAX: usize = 64;
+/// Scrapes that may wait at once. None holds a receive buffer
+const WAITING_MAX: usize = 1 << PLACE_BITS;
 
-/// After so many seconds the client has given up, or will ask again
-const PATIENCE_SECS: u64 = 2;
+/// Seconds after which the client has given up, or will ask again
+const TIMEOUT_SECS: u64 = 2;
 
-/// Bits of a ticket that name the place; the rest tell its uses apart
-const PLACE_BITS: u32 = 8;
+/// Bits of a request id that number the place; the rest tell its uses apart
+const PLACE_BITS: u32 = 10;
 
-const _: () = assert!(WAITING_MAX <= 1 << PLACE_BITS);
+const REPLY_LEN_MAX: usize = SCRAPE_REPLY_LEN + SCRAPE_HASHES_MAX * SCRAPE_ROW_LEN;
 
 /// A scrape that waits
 #[derive(Debug)]
-pub(super) struct Pending {
-    pub(super) received: Received,
-    pub(super) family: Family,
-    pub(super) scrape: Scrape,
+struct Pending {
+    path: ReturnPath,
+    family: Family,
+    scrape: Scrape,
     /// Rows not yet answered
-    pub(super) missing: u8,
-    pub(super) reply_len: usize,
+    missing: u8,
+    reply_len: usize,
+    reply: [u8; REPLY_LEN_MAX],
 }
 
-/// All that wait
+/// All scrapes that wait, by request id
 #[derive(Debug)]
-pub(super) struct Scrapes {
-    places: Vec<Option<(u32, Seconds, Pending)>>,
+pub(super) struct PendingScrapes {
+    places: Vec<Option<(u32, Pending)>>,
+    free: Vec<u32>,
+    /// Request ids in the order of their deadlines; some are answered already
+    deadlines: VecDeque<(Seconds, u32)>,
     uses: u32,
-    waiting: usize,
 }
 
-impl Scrapes {
+impl PendingScrapes {
     pub(super) fn new() -> Self {
-        Self { places: (0..WAITING_MAX).map(|_| None).collect(), uses: 0, waiting: 0 }
+        Self {
+            places: (0..WAITING_MAX).map(|_| None).collect(),
+            free: (0..WAITING_MAX as u32).rev().collect(),
+            deadlines: VecDeque::with_capacity(2 * WAITING_MAX),
+            uses: 0,
+        }
     }
 
-    /// A ticket for a scrape that is about to wait; `None` if too many do
-    pub(super) fn ticket(&mut self) -> Option<u32> {
-        let place = self.places.iter().position(Option::is_none)?;
+    /// Memory that a shard has for them from the start
+    pub(super) const fn bytes() -> usize {
+        WAITING_MAX * (size_of::<Option<(u32, Pending)>>() + 4 + 2 * size_of::<(Seconds, u32)>())
+    }
+
+    /// A request id for a scrape that is about to wait; `None` if too many do
+    fn begin(&mut self) -> Option<u32> {
+        // Deadlines of scrapes that were answered are kept until they have passed.
+        if self.deadlines.len() == self.deadlines.capacity() {
+            let places = &self.places;
+            self.deadlines.retain(|(_, id)| is_held(places, *id));
+        }
+        let place = *self.free.last()?;
         // A late answer to an earlier scrape in this place must not be taken for one to this.
         self.uses = self.uses.wrapping_add(1);
-        Some((self.uses << PLACE_BITS | place as u32) & !HTTP_TICKET)
+        Some((self.uses << PLACE_BITS | place) & !HTTP_TICKET)
     }
 
-    pub(super) fn wait(&mut self, ticket: u32, now: Seconds, pending: Pending) {
-        let deadline = Seconds(now.0 + PATIENCE_SECS);
-        self.places[place_of(ticket)] = Some((ticket, deadline, pending));
-        self.waiting += 1;
+    fn wait(&mut self, id: u32, now: Seconds, pending: Pending) {
+        self.free.pop();
+        self.places[place_of(id)] = Some((id, pending));
+        self.deadlines.push_back((Seconds(now.0 + TIMEOUT_SECS), id));
     }
 
-    pub(super) fn waiting(&mut self, ticket: u32) -> Option<&mut Pending> {
-        let place = self.places.get_mut(place_of(ticket))?.as_mut();
-        place.filter(|(held, ..)| *held == ticket).map(|(.., pending)| pending)
+    fn get_mut(&mut self, id: u32) -> Option<&mut Pending> {
+        let place = self.places.get_mut(place_of(id))?.as_mut();
+        place.filter(|(held, _)| *held == id).map(|(_, pending)| pending)
     }
 
-    pub(super) fn end(&mut self, ticket: u32) -> Option<Pending> {
-        self.waiting(ticket)?;
-        self.waiting -= 1;
-        self.places[place_of(ticket)].take().map(|(.., pending)| pending)
+    fn end(&mut self, id: u32) -> Option<Pending> {
+        self.get_mut(id)?;
+        self.free.push(place_of(id) as u32);
+        self.places[place_of(id)].take().map(|(_, pending)| pending)
     }
 
     /// Takes out one that has waited for too long
-    pub(super) fn next_late(&mut self, now: Seconds) -> Option<Pending> {
-        if self.waiting == 0 {
-            return None;
+    fn next_late(&mut self, now: Seconds) -> Option<Pending> {
+        while let Some((_, id)) = self.deadlines.pop_front_if(|(deadline, _)| *deadline < now) {
+            let late = self.end(id);
+            if late.is_some() {
+                return late;
+            }
         }
-        let late = |place: &&Option<(u32, Seconds, Pending)>| {
-            place.as_ref().is_some_and(|(_, deadline, _)| *deadline < now)
-        };
-        let ticket = self.places.iter().find(late)?.as_ref()?.0;
-        self.end(ticket)
+        None
     }
+}
+
+fn is_held(places: &[Option<(u32, Pending)>], id: u32) -> bool {
+    places[place_of(id)].as_ref().is_some_and(|(held, _)| *held == id)
+}
+
+fn place_of(id: u32) -> usize {
+    id as usize % WAITING_MAX
 }
 
 /// What other shards are asked for a scrape: rows of the same owner travel together
@@ -120,6 +151,86 @@ impl Questions {
     }
 }
 
-fn place_of(ticket: u32) -> usize {
-    (ticket & ((1 << PLACE_BITS) - 1)) as usize
+impl Shard {
+    /// Answers a scrape of which other shards own a part: asks them, and keeps what is known of the reply
+    pub(super) fn scrape_everywhere(
+        &mut self,
+        now: Now,
+        received: Received,
+        family: Family,
+        scrape: &Scrape,
+    ) -> io::Result<()> {
+        let (id, path) = (self.scrapes.begin(), self.ring.return_path(&received));
+        let (Some(id), Some(path)) = (id, path) else {
+            return self.conclude(received, family, Verdict::silence(Outcome::ShedScrape));
+        };
+        let (mut missing, mut reply_len, mut asked_all) = (0, 0, true);
+        self.questions.begin(id);
+        let mut known = [0; REPLY_LEN_MAX];
+        if let Some((datagram, _)) = self.ring.open(&received) {
+            reply_len = scrape.begin_reply(&mut known);
+            for (row, info_hash) in scrape.info_hashes(datagram.payload).enumerate() {
+                reply_len += SCRAPE_ROW_LEN;
+                let owner = usize::from(self.keys.owner(&info_hash, self.shards));
+                if owner == usize::from(self.number) {
+                    scrape.write_row(&mut known, row, self.tracker.scrape(&info_hash));
+                    continue;
+                }
+                missing += 1;
+                asked_all &= self.questions.ask(&mut self.port, owner, row as u8, info_hash);
+            }
+        }
+        asked_all &= self.questions.end(&mut self.port);
+        if !asked_all {
+            // A reply with false zeros would be worse than none.
+            return self.conclude(received, family, Verdict::silence(Outcome::ShedMesh));
+        }
+        if missing == 0 {
+            if let Some((_, reply)) = self.ring.open(&received) {
+                reply[..reply_len].copy_from_slice(&known[..reply_len]);
+            }
+            return self.conclude(
+                received,
+                family,
+                Verdict { outcome: Outcome::Scraped, reply_len },
+            );
+        }
+        let scrape = *scrape;
+        let pending = Pending { path, family, scrape, missing, reply_len, reply: known };
+        self.scrapes.wait(id, now.monotonic, pending);
+        self.ring.release(received);
+        Ok(())
+    }
+
+    /// Takes other shards' counts for a scrape over either protocol
+    pub(super) fn take_answer(&mut self, rows: &Rows<Census>) -> io::Result<()> {
+        if rows.ticket & HTTP_TICKET != 0 {
+            self.desk.counted(rows);
+            return Ok(());
+        }
+        let Some(pending) = self.scrapes.get_mut(rows.ticket) else { return Ok(()) };
+        for (row, census) in rows.iter() {
+            pending.scrape.write_row(&mut pending.reply, usize::from(row), census.counts);
+            pending.missing = pending.missing.saturating_sub(1);
+        }
+        if pending.missing > 0 {
+            return Ok(());
+        }
+        let Some(pending) = self.scrapes.end(rows.ticket) else { return Ok(()) };
+        let Some(slot) = self.forward_slot()? else {
+            self.count(pending.family, Outcome::ShedSlots);
+            return Ok(());
+        };
+        self.count(pending.family, Outcome::Scraped);
+        let reply = &pending.reply[..pending.reply_len];
+        self.ring.forward_reply(&slot)[..reply.len()].copy_from_slice(reply);
+        self.ring.send_forward(slot, &pending.path, reply.len())
+    }
+
+    /// Gives up scrapes of which a part is late
+    pub(super) fn give_up_late_scrapes(&mut self, now: Seconds) {
+        while let Some(late) = self.scrapes.next_late(now) {
+            self.count(late.family, Outcome::ShedScrape);
+        }
+    }
 }

@@ -41,7 +41,8 @@ pub enum Refusal {
     Memory,
     /// The memory ceiling is near, and the torrent is new
     NewTorrent,
-    /// Memory is short, and the peer's source holds more than its share: see [`crate::Settings::source_share_per_10_000`]
+    /// Memory is short, and the peer's source holds more than its share:
+    /// see [`crate::Settings::source_share_per_10_000`]
     Source,
     /// The swarm has as many peers as [`crate::Caps::swarm`] permits
     SwarmCap,

@@ -4,7 +4,8 @@
 //! 2. Peers of the sources that hold most, down to a limit for every source.
 //! 3. Where neither is enough, new torrents are refused (`Swarms::add_torrent`).
 //!
-//! Meanwhile no source joins more peers than the limit permits. Each call does a bounded bit of work, as the sweep does.
+//! Meanwhile no source joins more peers than the limit permits. Each call does a bounded bit of work, as the sweep
+//! does.
 
 use crate::part::{V4, V6};
 use crate::sources::{Source, SourceCount, TOP_SOURCES};
@@ -290,7 +291,8 @@ mod tests {
     use crate::{PeerSpace, sources::SourceCounts};
     use std::net::IpAddr;
 
-    /// Through joins, refreshes in other roles, departures, expiry and eviction, a source's count is that of its records
+    /// Through joins, refreshes in other roles, departures, expiry and eviction, a source's count is that of its
+    /// records
     #[test]
     fn counts_by_source_follow_every_change() {
         let seed = 9;

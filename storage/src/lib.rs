@@ -1,7 +1,7 @@
 //! The domain types of a tracker and its swarm table, in memory.
 //!
-//! The types ([`InfoHash`], [`Endpoint`], [`Event`], [`Counts`], ...) are those of every other crate. [`Swarms`] stores the
-//! peers of every torrent and answers announces and scrapes.
+//! The types ([`InfoHash`], [`Endpoint`], [`Event`], [`Counts`], ...) are those of every other crate. [`Swarms`] stores
+//! the peers of every torrent and answers announces and scrapes.
 //!
 //! Nothing here touches a disk, a socket or a clock: time is an argument, randomness a seed, keys are
 //! handed in. Nothing here returns a `Vec`: peers are written into the caller's slice, in the compact

@@ -18,6 +18,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a reply takes that is not going to come: loopback answers in microseconds
 pub(crate) const SILENCE: Duration = Duration::from_millis(300);
 
+/// Settings for tests with many peers of one address
+pub(crate) const UNCAPPED: &str = "storage: {caps: {per_ipv4: 0, per_ipv6_64: 0}}\n";
+
 pub(crate) fn tsubame() -> Command {
     Command::new(env!("CARGO_BIN_EXE_tsubame"))
 }
@@ -358,7 +361,7 @@ fn peer_of(compact: &[u8]) -> (IpAddr, u16) {
 pub(crate) fn http_get(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut page = String::new();
     stream.read_to_string(&mut page).unwrap();
     page

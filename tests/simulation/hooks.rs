@@ -7,7 +7,7 @@ use tsubame::policy::access_list::{Mode, Sources};
 use tsubame::policy::clients::Clients;
 use tsubame::policy::interval::{ByLoad, Variation};
 use tsubame::policy::limits::{Excess, LimitTerms};
-use tsubame::policy::{Answer, HookConfig, Plan};
+use tsubame::policy::{Answer, HookConfig, Plan, Reading};
 use tsubame_storage::{InfoHash, Lengths, Subnets};
 
 /// Seconds between two exchanges, on average
@@ -62,6 +62,7 @@ impl Hooks {
                 ipv6_prefix: 128,
                 exempt: Vec::new(),
                 excess: Excess::Drop,
+                scrapes: false,
             }),
             HookConfig::IntervalVariation(Variation {
                 probability: 0.5,
@@ -75,7 +76,7 @@ impl Hooks {
                 at_random_percent: 20,
             }),
         ];
-        Plan::load(&hooks, &Plan::default(), 1).unwrap()
+        Plan::load(&hooks, &Plan::default(), 1, Reading::AtStart).unwrap().plan
     }
 }
 

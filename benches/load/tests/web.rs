@@ -131,6 +131,7 @@ fn answer(table: &mut Swarms, from: IpAddr, head: &Head<'_>) -> Vec<u8> {
                 v4: &v4[..announced.v4_len],
                 v6: &v6[..announced.v6_len],
                 compact: query.compact,
+                warning: None,
             };
             reply.write(&mut body);
         }

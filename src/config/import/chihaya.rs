@@ -1,25 +1,47 @@
 //! Chihaya's config, key by key.
 
-use super::{Draft, addresses, list, quoted, shown};
+use super::{Draft, addresses, line_of, list, quoted, shown, suggestion};
 use serde_yaml::{Mapping, Value};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// What Chihaya keeps a peer for unless told otherwise
 const PEER_LIFETIME: Duration = Duration::from_secs(1_800);
 
-/// Keys of a section, of which those that nobody takes are told
-struct Keys {
+/// Keys of a section, of which those that nobody takes are mistakes
+struct Keys<'t> {
+    /// The whole file, to say on which line a key stands
+    text: &'t str,
     path: String,
     keys: Mapping,
+    known: Vec<String>,
 }
 
-impl Keys {
-    fn of(draft: &mut Draft, path: &str, value: Option<Value>) -> Option<Self> {
+/// A key with its line, as `line 5: udp.addr`
+fn place(text: &str, path: &str) -> String {
+    let whole = if path.is_empty() { "chihaya".to_owned() } else { format!("chihaya.{path}") };
+    match line_of(text, &whole) {
+        Some(line) => format!("line {line}: {path}"),
+        None => path.to_owned(),
+    }
+}
+
+/// A value as it was written, near enough
+fn shown_value(value: &Value) -> String {
+    let text = serde_json::to_string(value).unwrap_or_default();
+    text.chars().take(80).collect()
+}
+
+impl<'t> Keys<'t> {
+    fn of(draft: &mut Draft, text: &'t str, path: &str, value: Option<Value>) -> Option<Self> {
         match value {
-            Some(Value::Mapping(keys)) => Some(Self { path: path.to_owned(), keys }),
+            Some(Value::Mapping(keys)) => {
+                Some(Self { text, path: path.to_owned(), keys, known: Vec::new() })
+            }
             None | Some(Value::Null) => None,
-            Some(_) => {
-                draft.note(path, "holds no keys, and is left out");
+            Some(other) => {
+                let found = format!("{}: must hold keys; it is left out", shown_value(&other));
+                draft.mistake(&place(text, path), &found);
                 None
             }
         }
@@ -29,35 +51,50 @@ impl Keys {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
 
+    /// A key with its line
+    fn place(&self, key: &str) -> String {
+        place(self.text, &self.path(key))
+    }
+
     fn take(&mut self, key: &str) -> Option<Value> {
+        self.known.push(key.to_owned());
         self.keys.remove(key).filter(|value| !value.is_null())
     }
 
-    /// A value as something; what it cannot be is told
+    /// A value as something; one that it cannot be is a mistake
     fn read<T>(
         &mut self,
         draft: &mut Draft,
         key: &str,
         read: impl FnOnce(&Value) -> Option<T>,
     ) -> Option<T> {
+        let place = self.place(key);
         let value = self.take(key)?;
         let found = read(&value);
         if found.is_none() {
-            draft.note(&self.path(key), "has a value that is not understood, and is left out");
+            let text = format!("{}: is not understood, and left out", shown_value(&value));
+            draft.mistake(&place, &text);
         }
         found
     }
 
     fn without(&mut self, draft: &mut Draft, key: &str, why: &str) {
+        let place = self.place(key);
         if self.take(key).is_some() {
-            draft.note(&self.path(key), why);
+            draft.note(&place, why);
         }
     }
 
-    fn end(self, draft: &mut Draft) {
+    /// What is left is nothing that Chihaya knows; `is_rule` if it may be an access rule
+    fn end(self, draft: &mut Draft, is_rule: impl Fn(&str) -> bool) {
+        let known: Vec<&str> = self.known.iter().map(String::as_str).collect();
         for key in self.keys.keys() {
             let name = key.as_str().map_or_else(|| format!("{key:?}"), str::to_owned);
-            draft.note(&self.path(&name), "is not known, and left out");
+            let text = format!("is not a key{}", suggestion(&name, &known));
+            match is_rule(&name) {
+                true => draft.undecided(&self.place(&name), &text),
+                false => draft.mistake(&self.place(&name), &text),
+            }
         }
     }
 }
@@ -76,9 +113,9 @@ fn duration(value: &Value) -> Option<Duration> {
     (duration.as_secs() > 0).then(|| Duration::from_secs(duration.as_secs()))
 }
 
-pub(super) fn read(root: &Value) -> Draft {
+pub(super) fn read(source: &str, root: &Value) -> Draft {
     let mut draft = Draft { interval: Duration::from_secs(1_800), ..Draft::default() };
-    let Some(mut keys) = Keys::of(&mut draft, "", Some(root.clone())) else { return draft };
+    let Some(mut keys) = Keys::of(&mut draft, source, "", Some(root.clone())) else { return draft };
     if let Some(interval) = keys.read(&mut draft, "announce_interval", duration) {
         draft.interval = interval;
         draft.set("announce", "interval", shown(interval), "announce_interval");
@@ -90,13 +127,16 @@ pub(super) fn read(root: &Value) -> Draft {
     let metrics = keys.read(&mut draft, "metrics_addr", |value| addresses(value.as_str()?));
     match metrics.as_deref() {
         Some([address, ..]) => {
-            draft.set("control", "listen", quoted(&address.to_string()), "metrics_addr");
+            // Chihaya's has metrics alone; ours permits changes to whoever is on this machine.
+            let address = SocketAddr::from(([127, 0, 0, 1], address.port()));
+            let from = "metrics_addr, for this machine alone";
+            draft.set("control", "listen", quoted(&address.to_string()), from);
         }
         _ => draft.set("control", "listen", quoted(""), "no metrics_addr"),
     }
     let (udp, http) = (keys.take("udp"), keys.take("http"));
-    let udp = Keys::of(&mut draft, "udp", udp);
-    let http = Keys::of(&mut draft, "http", http);
+    let udp = Keys::of(&mut draft, source, "udp", udp);
+    let http = Keys::of(&mut draft, source, "http", http);
     let mut numwant = (None, None);
     read_udp(&mut draft, udp, &mut numwant);
     read_http(&mut draft, http, &mut numwant);
@@ -107,27 +147,29 @@ pub(super) fn read(root: &Value) -> Draft {
         draft.set("announce", "numwant", value, "default_numwant, max_numwant");
     }
     let storage = keys.take("storage");
-    read_storage(&mut draft, storage);
+    read_storage(&mut draft, source, storage);
     let (before, after) = (keys.take("prehooks"), keys.take("posthooks"));
-    read_hooks(&mut draft, before);
+    read_hooks(&mut draft, source, before);
     for at in 0..after.as_ref().and_then(Value::as_sequence).map_or(0, Vec::len) {
-        draft.note(&format!("posthooks.{at}"), "nothing is done after a reply; it is left out");
+        let place = place(source, &format!("posthooks.{at}"));
+        draft.note(&place, "nothing is done after a reply; it is left out");
     }
-    keys.end(&mut draft);
+    // Misspelt, it would be the access rules.
+    keys.end(&mut draft, |name| strsim::damerau_levenshtein(name, "prehooks") <= 3);
     draft
 }
 
 type Numwant = (Option<u64>, Option<u64>);
 
 /// Numwant and what both protocols have besides
-fn read_common(draft: &mut Draft, keys: &mut Keys, numwant: &mut Numwant) {
+fn read_common(draft: &mut Draft, keys: &mut Keys<'_>, numwant: &mut Numwant) {
     let (default, most) = numwant;
     *default = (*default).max(keys.read(draft, "default_numwant", Value::as_u64));
     *most = (*most).max(keys.read(draft, "max_numwant", Value::as_u64));
     if keys.read(draft, "allow_ip_spoofing", Value::as_bool) == Some(true) {
         let text = "anybody could enter anybody else; if only some clients need it, name their networks in \
                     announce.trust_client_ip";
-        draft.note(&keys.path("allow_ip_spoofing"), text);
+        draft.note(&keys.place("allow_ip_spoofing"), text);
     }
     keys.without(draft, "max_scrape_infohashes", "is 74 over UDP and 250 over HTTP");
     keys.without(
@@ -137,7 +179,7 @@ fn read_common(draft: &mut Draft, keys: &mut Keys, numwant: &mut Numwant) {
     );
 }
 
-fn read_udp(draft: &mut Draft, keys: Option<Keys>, numwant: &mut Numwant) {
+fn read_udp(draft: &mut Draft, keys: Option<Keys<'_>>, numwant: &mut Numwant) {
     let Some(mut keys) = keys else {
         return draft.set("udp", "listen", "[]".to_owned(), "no udp");
     };
@@ -152,10 +194,10 @@ fn read_udp(draft: &mut Draft, keys: Option<Keys>, numwant: &mut Numwant) {
         "makes other connection ids; nodes that share an address need the same udp.connection_id_keys",
     );
     keys.without(draft, "max_clock_skew", "ids from up to 64 s ahead are accepted");
-    keys.end(draft);
+    keys.end(draft, |_| false);
 }
 
-fn read_http(draft: &mut Draft, keys: Option<Keys>, numwant: &mut Numwant) {
+fn read_http(draft: &mut Draft, keys: Option<Keys<'_>>, numwant: &mut Numwant) {
     let Some(mut keys) = keys else {
         return draft.set("http", "listen", "[]".to_owned(), "no http");
     };
@@ -203,7 +245,7 @@ fn read_http(draft: &mut Draft, keys: Option<Keys>, numwant: &mut Numwant) {
         draft.set("http", "limits", value, "idle_timeout, read_timeout, enable_keepalive");
     }
     keys.without(draft, "write_timeout", "a client has 30 s to take its answer");
-    keys.end(draft);
+    keys.end(draft, |_| false);
 }
 
 /// A path of a route, in which one segment may have a name
@@ -222,56 +264,93 @@ fn path(draft: &mut Draft, key: &str, route: &str) -> Option<String> {
     Some(path)
 }
 
-fn read_storage(draft: &mut Draft, value: Option<Value>) {
+fn read_storage(draft: &mut Draft, source: &str, value: Option<Value>) {
     draft.peer_lifetime = PEER_LIFETIME;
-    let Some(mut keys) = Keys::of(draft, "storage", value) else { return };
+    let Some(mut keys) = Keys::of(draft, source, "storage", value) else { return };
     let name = keys.read(draft, "name", text).unwrap_or_default();
     if !matches!(name.as_str(), "" | "memory") {
         let text = "swarms are kept in memory; each tracker has its own";
         draft.note("storage.name", text);
     }
     let config = keys.take("config");
-    if let Some(mut config) = Keys::of(draft, "storage.config", config) {
+    if let Some(mut config) = Keys::of(draft, source, "storage.config", config) {
         if let Some(lifetime) = config.read(draft, "peer_lifetime", duration) {
             draft.peer_lifetime = lifetime;
         }
         for key in ["gc_interval", "prometheus_reporting_interval", "shard_count"] {
             config.without(draft, key, "is not needed");
         }
-        config.end(draft);
+        config.end(draft, |_| false);
     }
-    keys.end(draft);
+    keys.end(draft, |_| false);
 }
 
-fn read_hooks(draft: &mut Draft, value: Option<Value>) {
-    let hooks = value.as_ref().and_then(Value::as_sequence).cloned().unwrap_or_default();
+const HOOKS: [&str; 4] = ["jwt", "client approval", "torrent approval", "interval variation"];
+
+fn read_hooks(draft: &mut Draft, source: &str, value: Option<Value>) {
+    let hooks = match value {
+        None => return,
+        Some(Value::Sequence(hooks)) => hooks,
+        Some(other) => {
+            let text = format!("{}: must be a list of hooks", shown_value(&other));
+            return draft.undecided(&place(source, "prehooks"), &text);
+        }
+    };
     for (at, hook) in hooks.into_iter().enumerate() {
         let path = format!("prehooks.{at}");
-        let Some(mut keys) = Keys::of(draft, &path, Some(hook)) else { continue };
+        let here = place(source, &path);
+        let Value::Mapping(keys) = hook else {
+            let text = format!("{}: must have a name and options", shown_value(&hook));
+            draft.undecided(&here, &text);
+            continue;
+        };
+        let mut keys = Keys { text: source, path: path.clone(), keys, known: Vec::new() };
         let name = keys.read(draft, "name", text).unwrap_or_default();
-        let options = keys.take("options").unwrap_or(Value::Mapping(Mapping::new()));
-        keys.end(draft);
-        let Some(mut options) = Keys::of(draft, &path, Some(options)) else { continue };
+        let options = match keys.take("options") {
+            Some(Value::Mapping(options)) => options,
+            None => Mapping::new(),
+            Some(other) => {
+                let text = format!("{name:?}: its options are {}", shown_value(&other));
+                draft.undecided(&here, &text);
+                continue;
+            }
+        };
+        keys.end(draft, |_| true);
+        let path = format!("{path}.options");
+        let mut options = Keys { text: source, path, keys: options, known: Vec::new() };
         match name.as_str() {
-            "jwt" => jwt(draft, &mut options),
+            "jwt" => jwt(draft, &here, &mut options),
             "client approval" => approval(draft, &mut options, &name, "clients", "clients"),
             "torrent approval" => {
                 approval(draft, &mut options, &name, "access_list", "info_hashes")
             }
-            "interval variation" => variation(draft, &mut options),
-            _ => draft.note(&path, &format!("there is no hook {name:?}; it is left out")),
+            "interval variation" => {
+                variation(draft, &mut options);
+                options.end(draft, |_| false);
+                continue;
+            }
+            _ => {
+                let text = format!("{name:?} is no hook of Chihaya's{}", suggestion(&name, &HOOKS));
+                draft.undecided(&here, &text);
+                continue;
+            }
         }
-        options.end(draft);
+        options.end(draft, |_| true);
     }
 }
 
-fn jwt(draft: &mut Draft, options: &mut Keys) {
+fn jwt(draft: &mut Draft, here: &str, options: &mut Keys<'_>) {
     let Some(url) = options.read(draft, "jwk_set_url", text) else {
-        return draft.note(&options.path, "has no jwk_set_url, and is left out");
+        return draft.undecided(here, "jwt has no jwk_set_url, which says whose tokens are good");
     };
     let mut ours = vec![("jwk_set_url", quoted(&url))];
     for key in ["issuer", "audience"] {
-        ours.extend(options.read(draft, key, text).map(|value| (key, quoted(&value))));
+        let has_value = options.keys.contains_key(key);
+        let value = options.read(draft, key, text);
+        if has_value && value.is_none() {
+            draft.undecided(&options.place(key), "is no text; any would be accepted");
+        }
+        ours.extend(value.map(|value| (key, quoted(&value))));
     }
     let every = options.read(draft, "jwk_set_update_interval", duration);
     ours.extend(every.map(|every| ("jwk_set_update_interval", shown(every))));
@@ -279,17 +358,29 @@ fn jwt(draft: &mut Draft, options: &mut Keys) {
     draft.hook("jwt", from, &ours);
 }
 
-fn approval(draft: &mut Draft, options: &mut Keys, name: &str, hook: &str, key: &str) {
+fn approval(draft: &mut Draft, options: &mut Keys<'_>, name: &str, hook: &str, key: &str) {
     for (list_key, mode) in [("whitelist", "allow"), ("blacklist", "deny")] {
-        let Some(listed) = options.read(draft, list_key, texts) else { continue };
-        let fits = |text: &String| match key {
+        let here = options.place(list_key);
+        let listed = match options.take(list_key) {
+            None => continue,
+            Some(Value::Sequence(listed)) => listed,
+            Some(other) => {
+                let text = format!("{}: must be a list", shown_value(&other));
+                draft.undecided(&here, &text);
+                continue;
+            }
+        };
+        let fits = |text: &str| match key {
             "clients" => crate::policy::clients::parse_prefix(text).is_some(),
             _ => crate::policy::access_list::parse_hash(text).is_some(),
         };
-        let (good, bad): (Vec<_>, Vec<_>) = listed.into_iter().partition(fits);
-        for text in bad {
-            draft.note(&options.path(list_key), &format!("{text:?} is left out"));
+        let (good, bad): (Vec<_>, Vec<_>) =
+            listed.into_iter().partition(|value| value.as_str().is_some_and(fits));
+        for value in &bad {
+            let what = if key == "clients" { "no beginning of a peer id" } else { "no info hash" };
+            draft.undecided(&here, &format!("{} is {what}", shown_value(value)));
         }
+        let good: Vec<_> = good.iter().filter_map(Value::as_str).collect();
         // An empty white list permitted everything.
         if !good.is_empty() {
             let ours = [("mode", mode.to_owned()), (key, list(&good))];
@@ -298,7 +389,7 @@ fn approval(draft: &mut Draft, options: &mut Keys, name: &str, hook: &str, key: 
     }
 }
 
-fn variation(draft: &mut Draft, options: &mut Keys) {
+fn variation(draft: &mut Draft, options: &mut Keys<'_>) {
     let mut ours = Vec::new();
     let probability = options.read(draft, "modify_response_probability", Value::as_f64);
     ours.extend(probability.map(|share| ("probability", share.clamp(0.001, 1.0).to_string())));

@@ -1,7 +1,8 @@
 //! opentracker's config, line by line; and what was compiled into it.
 
-use super::{Draft, addresses, list, quoted};
+use super::{Draft, addresses, list, quoted, suggestion};
 use crate::policy::networks::parse_network;
+use ipnet::IpNet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -10,16 +11,66 @@ const KEYS: [&str; 5] = ["listen.", "access.", "livesync.", "batchsync.", "track
 
 /// Whether a text looks like one
 pub(super) fn is_one(text: &str) -> bool {
-    lines(text).any(|(key, _)| KEYS.iter().any(|known| key.starts_with(known)))
+    lines(text).any(|(_, key, _)| KEYS.iter().any(|known| key.starts_with(known)))
 }
 
-/// Keys and values
-fn lines(text: &str) -> impl Iterator<Item = (&str, &str)> {
+/// Lines with their numbers, keys and values
+fn lines(text: &str) -> impl Iterator<Item = (usize, &str, &str)> {
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
-    lines.filter(|line| !line.is_empty()).map(|line| {
+    lines.zip(1..).filter(|(line, _)| !line.is_empty()).map(|(line, number)| {
         let (key, value) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-        (key, value.trim())
+        (number, key, value.trim())
     })
+}
+
+/// What the lines of a config list
+#[derive(Default)]
+struct Listed<'t> {
+    udp: Vec<SocketAddr>,
+    tcp: Vec<SocketAddr>,
+    proxies: Vec<IpNet>,
+    /// Access lists with their mode
+    lists: Vec<(&'static str, &'t str)>,
+    has_fifo: bool,
+}
+
+impl<'t> Listed<'t> {
+    fn read_line(&mut self, draft: &mut Draft, place: &str, (key, value): (&str, &'t str)) {
+        match key {
+            "listen.tcp_udp" | "listen.tcp" | "listen.udp" => match addresses(value) {
+                Some(found) => {
+                    self.udp.extend(found.iter().filter(|_| key != "listen.tcp"));
+                    self.tcp.extend(found.iter().filter(|_| key != "listen.udp"));
+                }
+                None => draft.mistake(place, &format!("{value:?} is no address, and is left out")),
+            },
+            "access.whitelist" | "access.blacklist" if value.is_empty() => {
+                draft.undecided(place, "names no file");
+            }
+            "access.whitelist" => self.lists.push(("allow", value)),
+            "access.blacklist" => self.lists.push(("deny", value)),
+            "access.proxy" => match parse_network(value) {
+                Some(network) => self.proxies.push(network),
+                None => draft.mistake(place, &format!("{value:?} is no network, and is left out")),
+            },
+            "access.fifo_add" | "access.fifo_delete" => {
+                self.has_fifo = true;
+                let text = "PUT and DELETE /v1/access_list/HASH at control.listen do this, kept in overrides_file";
+                draft.note(place, text);
+            }
+            other => match without_counterpart(other) {
+                Some(why) => draft.note(place, why),
+                None => {
+                    let text = format!("{value}: is not a key{}", suggestion(other, &ALL_KEYS));
+                    // Misspelt, it would be an access rule.
+                    match other.starts_with("access") {
+                        true => draft.undecided(place, &text),
+                        false => draft.mistake(place, &text),
+                    }
+                }
+            },
+        }
+    }
 }
 
 pub(super) fn read(text: &str) -> Draft {
@@ -29,32 +80,11 @@ pub(super) fn read(text: &str) -> Draft {
         peer_lifetime: Duration::from_secs(2_700),
         ..Draft::default()
     };
-    let (mut udp, mut tcp): (Vec<SocketAddr>, Vec<SocketAddr>) = (Vec::new(), Vec::new());
-    let (mut proxies, mut lists) = (Vec::new(), Vec::new());
-    let mut has_fifo = false;
-    for (key, value) in lines(text) {
-        match key {
-            "listen.tcp_udp" | "listen.tcp" | "listen.udp" => match addresses(value) {
-                Some(found) => {
-                    udp.extend(found.iter().filter(|_| key != "listen.tcp"));
-                    tcp.extend(found.iter().filter(|_| key != "listen.udp"));
-                }
-                None => draft.note(key, &format!("{value:?} is no address, and is left out")),
-            },
-            "access.whitelist" => lists.push(("allow", value)),
-            "access.blacklist" => lists.push(("deny", value)),
-            "access.proxy" => match parse_network(value) {
-                Some(network) => proxies.push(network),
-                None => draft.note(key, &format!("{value:?} is no network, and is left out")),
-            },
-            "access.fifo_add" | "access.fifo_delete" => {
-                has_fifo = true;
-                let text = "PUT and DELETE /v1/access_list/HASH at control.listen do this, kept in the file of changes";
-                draft.note(key, text);
-            }
-            other => draft.note(other, without_counterpart(other)),
-        }
+    let mut listed = Listed::default();
+    for (number, key, value) in lines(text) {
+        listed.read_line(&mut draft, &format!("line {number}: {key}"), (key, value));
     }
+    let Listed { mut udp, mut tcp, proxies, lists, has_fifo } = listed;
     if udp.is_empty() && tcp.is_empty() {
         // What it does without any.
         udp.push(([0, 0, 0, 0], 6969).into());
@@ -79,7 +109,7 @@ pub(super) fn read(text: &str) -> Draft {
     for (mode, file) in lists {
         let mut options = vec![("mode", mode.to_owned()), ("files", quoted(file))];
         if has_fifo {
-            options.push(("changes", quoted("/var/lib/tsubame/changes")));
+            options.push(("overrides_file", quoted("/var/lib/tsubame/overrides")));
         }
         draft.hook(
             "access_list",
@@ -93,19 +123,41 @@ pub(super) fn read(text: &str) -> Draft {
     draft
 }
 
-fn without_counterpart(key: &str) -> &'static str {
+/// All of its keys
+const ALL_KEYS: [&str; 17] = [
+    "listen.tcp_udp",
+    "listen.tcp",
+    "listen.udp",
+    "listen.udp.workers",
+    "access.whitelist",
+    "access.blacklist",
+    "access.fifo_add",
+    "access.fifo_delete",
+    "access.stats",
+    "access.stats_path",
+    "access.proxy",
+    "livesync.cluster.node_ip",
+    "livesync.cluster.listen",
+    "batchsync.cluster.admin_ip",
+    "tracker.rootdir",
+    "tracker.user",
+    "tracker.redirect_url",
+];
+
+/// Why a key of its own has no counterpart; `None` for one that it does not know
+fn without_counterpart(key: &str) -> Option<&'static str> {
     match key {
-        "listen.udp.workers" => "each core has a shard of its own (cpus)",
+        "listen.udp.workers" => Some("each core has a shard of its own (cpus)"),
         "access.stats" | "access.stats_path" => {
-            "figures are on control.listen, for whom that can reach: /metrics"
+            Some("figures are on control.listen, for whom that can reach: /metrics")
         }
         "tracker.user" | "tracker.rootdir" => {
-            "the service manager does this: deploy/tsubame.service"
+            Some("the service manager does this: deploy/tsubame.service")
         }
-        "tracker.redirect_url" => "/ is a page with the announce URLs",
+        "tracker.redirect_url" => Some("/ is a page with the announce URLs"),
         key if key.starts_with("livesync.") || key.starts_with("batchsync.") => {
-            "each tracker has swarms of its own"
+            Some("each tracker has swarms of its own")
         }
-        _ => "is not known, and left out",
+        _ => None,
     }
 }

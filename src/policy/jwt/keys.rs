@@ -1,10 +1,9 @@
 //! Sets of public keys (RFC 7517), from a file or a server.
 
 use super::KeySource;
+use crate::policy::lines;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
-use std::fs;
-use std::io::Read;
 use std::path::PathBuf;
 use std::time::Duration;
 use thiserror::Error;
@@ -63,9 +62,7 @@ impl KeySet {
     pub fn load(source: &KeySource) -> Result<Self, KeysError> {
         let (name, text) = match source {
             KeySource::File(path) => {
-                let mut text = Vec::new();
-                fs::File::open(path)
-                    .and_then(|file| file.take(SET_LEN_MAX).read_to_end(&mut text))
+                let text = lines::read(path, SET_LEN_MAX)
                     .map_err(|error| KeysError::Unreadable(path.clone(), error))?;
                 (path.display().to_string(), text)
             }

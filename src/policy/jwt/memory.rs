@@ -3,6 +3,7 @@
 use super::LEEWAY_SECS_MAX;
 use siphasher::sip128::{Hasher128, SipHasher13};
 use std::hash::Hasher;
+use std::net::IpAddr;
 use tsubame_storage::InfoHash;
 
 /// Tokens that can share a set of places
@@ -62,6 +63,16 @@ impl Memory {
         let mut hasher = SipHasher13::new_with_keys(self.keys.0, self.keys.1);
         hasher.write(token.as_bytes());
         Tag(hasher.finish128().as_u128())
+    }
+
+    /// A number for a source, an IPv4 address or an IPv6 /64, that nobody can choose
+    pub(super) fn source_hash(&self, source: IpAddr) -> u64 {
+        let mut hasher = SipHasher13::new_with_keys(self.keys.1, self.keys.0);
+        match source {
+            IpAddr::V4(address) => hasher.write(&address.octets()),
+            IpAddr::V6(address) => hasher.write(&address.octets()[..8]),
+        }
+        hasher.finish128().h1
     }
 
     pub(super) fn find(&self, tag: Tag, now: u64) -> Option<Known> {

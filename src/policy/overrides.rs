@@ -1,0 +1,200 @@
+//! Single torrents that were put on an access list, or taken off it, while the tracker ran: kept in a file.
+//!
+//! Each line is `+` or `-` and an info hash; the last line about a torrent counts. What the lists say anyway is
+//! dropped.
+
+use super::access_list::parse_hash;
+use super::lines;
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use tsubame_storage::InfoHash;
+
+/// Bytes of the largest file that is read: a million overrides
+const LEN_MAX: u64 = 64 << 20;
+
+/// Characters of an override: a sign and an info hash
+const OVERRIDE_LEN: usize = 41;
+
+/// Overrides that are named one by one
+const SHOWN_MAX: usize = 5;
+
+/// The overrides of a file, and what there is to say about it.
+#[derive(Debug, Default)]
+pub struct Overrides {
+    /// Whether a torrent is on the list, whatever the files say
+    pub torrents: BTreeMap<InfoHash, bool>,
+    /// Lines that are neither blank nor the last about their torrent, or that were cut off
+    surplus: usize,
+    /// What is to be logged
+    pub warnings: Vec<String>,
+}
+
+impl Overrides {
+    /// Reads a file; one that is not there has none.
+    ///
+    /// Lines that were cut off or filled with zeros when the machine went down were not answered as done: they are
+    /// dropped. Any other line that is no override is a mistake, for then it is a file of another kind.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        let mut overrides = Self::default();
+        let bytes = match lines::read(path, LEN_MAX) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(overrides),
+            Err(error) => {
+                let cure = "give a file that this user may read and write";
+                return Err(format!("cannot read {}: {error}; {cure}", path.display()));
+            }
+        };
+        let mut torn = 0;
+        for (line, number) in bytes.split(|byte| *byte == b'\n').zip(1..) {
+            let line = line.trim_ascii();
+            match parse(line) {
+                Some((hash, on)) => {
+                    overrides.surplus += usize::from(overrides.torrents.insert(hash, on).is_some());
+                }
+                None if line.is_empty() => overrides.surplus += usize::from(number > 1),
+                None if is_torn(line) => torn += 1,
+                None => {
+                    let shown = lines::shown(&String::from_utf8_lossy(line));
+                    return Err(format!(
+                        "{}:{number}: {shown} is no override; give the file that the tracker itself writes",
+                        path.display()
+                    ));
+                }
+            }
+        }
+        // What follows the last line end is no line.
+        overrides.surplus =
+            overrides.surplus.saturating_sub(usize::from(bytes.ends_with(b"\n"))) + torn;
+        if torn > 0 {
+            let path = path.display();
+            let text = format!("{path}: {torn} lines that were cut off or zero are dropped");
+            overrides.warnings.push(text);
+        }
+        Ok(overrides)
+    }
+
+    /// Drops what agrees with the lists, and says what contradicts them
+    pub fn compare(&mut self, path: &Path, is_listed: impl Fn(&InfoHash) -> bool) {
+        let before = self.torrents.len();
+        self.torrents.retain(|hash, on| is_listed(hash) != *on);
+        self.surplus += before - self.torrents.len();
+        let removed: Vec<_> =
+            self.torrents.iter().filter(|(_, on)| !**on).map(|(hash, _)| hash).collect();
+        if removed.is_empty() {
+            return;
+        }
+        let shown: Vec<_> = removed.iter().take(SHOWN_MAX).map(|hash| hash.to_string()).collect();
+        let more = if removed.len() > SHOWN_MAX { ", ..." } else { "" };
+        self.warnings.push(format!(
+            "{} torrents are on the lists and were taken off by DELETE, which counts: {}{more}; PUT them on again, or \
+             remove them from {}",
+            removed.len(),
+            shown.join(", "),
+            path.display()
+        ));
+    }
+
+    /// Writes the file anew if it has lines that are not needed: beside it, and then in its place
+    pub fn compact(&self, path: &Path) -> io::Result<()> {
+        if self.surplus == 0 {
+            return Ok(());
+        }
+        let mut name = path.as_os_str().to_owned();
+        name.push(".new");
+        let new = PathBuf::from(name);
+        let mut file = File::create(&new)?;
+        let line =
+            |(hash, on): (&InfoHash, &bool)| format!("{}{hash}\n", if *on { '+' } else { '-' });
+        let text: String = self.torrents.iter().map(line).collect();
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&new, path)?;
+        sync_directory(path)
+    }
+}
+
+/// Writes an override behind those that were made before
+pub fn append(path: &Path, hash: &InfoHash, on: bool) -> io::Result<()> {
+    let is_new = !path.exists();
+    let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
+    // On a line of its own, whatever became of the last.
+    let mut last = [b'\n'];
+    if file.seek(SeekFrom::End(0))? > 0 {
+        file.seek(SeekFrom::End(-1))?;
+        file.read_exact(&mut last)?;
+    }
+    let begin = if last == [b'\n'] { "" } else { "\n" };
+    file.write_all(format!("{begin}{}{hash}\n", if on { '+' } else { '-' }).as_bytes())?;
+    file.sync_data()?;
+    if is_new { sync_directory(path) } else { Ok(()) }
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|it| !it.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+fn parse(line: &[u8]) -> Option<(InfoHash, bool)> {
+    let line = str::from_utf8(line).ok()?;
+    let hash = parse_hash(line.strip_prefix(['+', '-'])?)?;
+    Some((hash, line.starts_with('+')))
+}
+
+/// Whether a line is the beginning of an override, or was filled with zeros
+fn is_torn(line: &[u8]) -> bool {
+    let rest = line.trim_ascii_end();
+    let text: Vec<u8> = rest.iter().copied().filter(|byte| *byte != 0).collect();
+    let has_zeros = text.len() < rest.len();
+    let begins = match text.split_first() {
+        Some((b'+' | b'-', digits)) => digits.iter().all(u8::is_ascii_hexdigit),
+        Some(_) => false,
+        None => true,
+    };
+    begins && (has_zeros || text.len() < OVERRIDE_LEN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hash(byte: u8) -> InfoHash {
+        InfoHash([byte; 20])
+    }
+
+    #[test]
+    fn overrides_outlast_torn_writes_and_the_file_stays_small() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("overrides");
+        assert!(Overrides::read(&path).unwrap().torrents.is_empty());
+        for (byte, on) in [(1, true), (2, false), (1, false), (3, true), (4, true)] {
+            append(&path, &hash(byte), on).unwrap();
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 5, "no blank lines");
+        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(b"+0707").unwrap();
+        append(&path, &hash(5), true).unwrap();
+        file.write_all(&[0; 500]).unwrap();
+        let mut overrides = Overrides::read(&path).unwrap();
+        assert_eq!(overrides.warnings.len(), 1, "{:?}", overrides.warnings);
+        let expected = [(1, false), (2, false), (3, true), (4, true), (5, true)];
+        assert_eq!(overrides.torrents, expected.map(|(byte, on)| (hash(byte), on)).into());
+        // Of the lists are 2, which was taken off, and 3, which was put on.
+        overrides.compare(&path, |it| [hash(2), hash(3)].contains(it));
+        assert_eq!(overrides.torrents.len(), 3);
+        assert!(overrides.warnings[1].contains(&hash(2).to_string()), "{:?}", overrides.warnings);
+        overrides.compact(&path).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(text, format!("-{}\n+{}\n+{}\n", hash(2), hash(4), hash(5)));
+        let again = Overrides::read(&path).unwrap();
+        assert_eq!((again.surplus, again.torrents.len(), again.warnings.len()), (0, 3, 0));
+        // A file of another kind is left alone.
+        fs::write(&path, format!("{}\n", hash(1))).unwrap();
+        let mistake = Overrides::read(&path).unwrap_err();
+        assert!(
+            mistake.contains("overrides:1:") && mistake.contains("is no override"),
+            "{mistake}"
+        );
+    }
+}

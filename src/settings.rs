@@ -1,0 +1,162 @@
+//! Settings of the shards, made from the config: at start, and again at each reload.
+
+use crate::config::Config;
+use crate::http;
+use crate::identity::Identity;
+use crate::policy::Policy;
+use crate::tracker::Terms;
+use crate::{memory, mesh};
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tsubame_storage::{Settings, longest_lifetime_secs, source_counts_bytes};
+use tsubame_udp::connection_id::ConnectionIds;
+
+/// Everything about a shard that can change at run time, but for its policy.
+#[derive(Clone, Debug)]
+pub struct ShardSettings {
+    /// Issues and checks connection ids
+    pub ids: ConnectionIds,
+    /// What clients are told
+    pub terms: Terms,
+    /// How the swarm table behaves
+    pub swarms: Settings,
+    /// How HTTP is served
+    pub http: Arc<http::Terms>,
+}
+
+/// What the control plane changes about a running shard.
+#[derive(Debug, Default)]
+pub struct ShardUpdate {
+    /// The policy from now on
+    pub policy: Option<Policy>,
+    /// The settings from now on
+    pub settings: Option<ShardSettings>,
+    /// Whether torrents without peers are removed at once
+    pub drop_empty_torrents: bool,
+}
+
+/// What is decided at start and stays the same until the process ends.
+#[derive(Clone, Debug)]
+pub struct Startup {
+    /// The config the process was started with
+    pub config: Arc<Config>,
+    /// Random keys of this process
+    pub identity: Identity,
+    /// Addresses that are served over UDP, HTTP and HTTPS, with their ports
+    pub addresses: [Vec<SocketAddr>; 3],
+}
+
+impl Startup {
+    /// Returns the settings of a shard by a config, of which addresses and cores are those of the start.
+    pub fn shard_settings(&self, config: &Config, shard: u16) -> ShardSettings {
+        let (udp, announce) = (&config.udp, &config.announce);
+        let drawn = self.identity.connection_id_key();
+        let (first, others) = udp.connection_id_keys.split_first().unwrap_or((&drawn, &[]));
+        let shards = self.identity.shards;
+        ShardSettings {
+            ids: ConnectionIds::new(*first, others, udp.connection_id_lifetime.as_secs()),
+            terms: Terms {
+                interval_secs: announce.interval.as_secs() as u32,
+                min_interval_secs: announce.min_interval.as_secs() as u32,
+                numwant_default: announce.numwant_default,
+                numwant_max: announce.numwant_max,
+                reply_len_max: udp.reply_size,
+                trust_client_ip: announce.trust_client_ip.clone(),
+                explain_wrong_connection_id: udp.explain_wrong_connection_id,
+            },
+            swarms: Settings {
+                peer_lifetime_secs: announce.peer_lifetime.as_secs() as u32,
+                keep_completed_secs: config.storage.keep_completed.as_secs() as u32,
+                memory_bytes: table_bytes(config, shards),
+                source_share_per_10_000: config.storage.source_share_per_10_000,
+                caps: config.storage.caps,
+                allow_private: announce.allow_private,
+                hash_key: self.identity.table_hash_key(),
+                seed: self.identity.seed(shard),
+            },
+            http: Arc::new(self.http_terms(config)),
+        }
+    }
+
+    /// Returns the keys whose values differ from those of the start and are used only at the next start.
+    pub fn needs_restart(&self, config: &Config) -> Vec<&'static str> {
+        let (old, new) = (&*self.config, config);
+        // The lifetimes a table can be changed to depend on those it was made with.
+        let fits = |old: std::time::Duration, new: std::time::Duration| {
+            new.as_secs() <= u64::from(longest_lifetime_secs(old.as_secs() as u32))
+        };
+        let keys = [
+            ("cpus", old.cpus == new.cpus),
+            ("udp.listen", old.udp.listen == new.udp.listen),
+            ("udp.steering", old.udp.steering == new.udp.steering),
+            ("udp.receive_buffer", old.udp.receive_buffer == new.udp.receive_buffer),
+            ("http.listen", old.http.listen == new.http.listen),
+            ("http.tls.listen", old.http.tls.listen == new.http.tls.listen),
+            (
+                "announce.peer_lifetime",
+                fits(old.announce.peer_lifetime, new.announce.peer_lifetime),
+            ),
+            (
+                "storage.keep_completed",
+                fits(old.storage.keep_completed, new.storage.keep_completed),
+            ),
+            ("control", old.control == new.control),
+            ("log.format", old.log.format == new.log.format),
+        ];
+        keys.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
+    }
+
+    fn http_terms(&self, config: &Config) -> http::Terms {
+        let limits = config.http.limits;
+        let connections = (limits.connections as usize).div_ceil(self.identity.shards.into());
+        http::Terms {
+            paths: config.http.paths.clone(),
+            trusted_proxies: config.http.trusted_proxies.clone(),
+            proxy_header: config.http.proxy_header,
+            connections,
+            requests: limits.requests,
+            idle_secs: limits.idle.as_secs(),
+            head_secs: limits.head.as_secs(),
+            connections_per_source: share_of(connections, limits.per_source_percent),
+            full_scrape_networks: config.http.full_scrape_networks.clone(),
+            full_scrape_interval_secs: config.http.full_scrape_interval.as_secs(),
+            urls: self.announce_urls(config),
+        }
+    }
+
+    /// Announce URLs over UDP, HTTP and HTTPS without the host, each port and path once
+    fn announce_urls(&self, config: &Config) -> Vec<(&'static str, String)> {
+        let [udp, http, https] = &self.addresses;
+        let over_udp = udp.iter().map(|address| ("udp", format!(":{}/announce", address.port())));
+        let mut urls: Vec<_> = over_udp.collect();
+        for (scheme, addresses) in [("http", http), ("https", https)] {
+            for address in addresses {
+                let paths = config.http.paths.announce.iter();
+                urls.extend(paths.map(|path| (scheme, format!(":{}{path}", address.port()))));
+            }
+        }
+        // Both families have mostly the same port.
+        let mut seen = BTreeSet::new();
+        urls.retain(|url| seen.insert(url.clone()));
+        urls
+    }
+}
+
+/// Connections that a source may hold where there are few in all: a browser opens as many
+const CONNECTIONS_PER_SOURCE_MIN: usize = 8;
+
+/// A part of a number of connections
+fn share_of(connections: usize, percent: u32) -> usize {
+    (connections * percent as usize / 100).max(CONNECTIONS_PER_SOURCE_MIN)
+}
+
+/// Returns the memory that the swarm table of one of so many shards may hold.
+///
+/// `storage.memory` is for the rings between shards and the counts by source, too; of a small one half is left for the
+/// tables.
+pub fn table_bytes(config: &Config, shards: u16) -> usize {
+    let all = memory::ceiling(config.storage.memory).bytes;
+    let fixed = mesh::memory_bytes(shards) + usize::from(shards) * source_counts_bytes();
+    all.saturating_sub(fixed).max(all / 2) / usize::from(shards.max(1))
+}

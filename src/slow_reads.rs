@@ -1,0 +1,130 @@
+//! Reads of files that may never return, as from a file system that hangs.
+//!
+//! Each read is done by a thread of its own and waited for only so long. One that takes longer goes on, and what it has
+//! read is taken when the same is read next; until then it is reported, and not started a second time.
+
+use crate::clock::Clock;
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Reads that are waited for no longer, by name.
+#[derive(Clone, Debug)]
+pub struct SlowReads {
+    reads: Arc<Mutex<BTreeMap<String, SlowRead>>>,
+    clock: Clock,
+    timeout: Duration,
+}
+
+#[derive(Debug)]
+enum SlowRead {
+    /// It is going on since this time
+    Running(Duration),
+    /// It has ended with a result that nobody has taken yet
+    Done(Box<dyn Any + Send>),
+}
+
+impl SlowReads {
+    /// Waits for each read for as long as `timeout`.
+    pub fn new(clock: Clock, timeout: Duration) -> Self {
+        Self { reads: Arc::default(), clock, timeout }
+    }
+
+    /// Runs a read and returns its result; `None` while it takes longer than the timeout.
+    ///
+    /// Reads of the same name must be of the same thing.
+    pub fn run<T: Send + 'static>(
+        &self,
+        name: &str,
+        read: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let known = {
+            let mut reads = self.lock();
+            match reads.remove(name) {
+                Some(running @ SlowRead::Running(_)) => {
+                    reads.insert(name.to_owned(), running);
+                    return None;
+                }
+                known => known,
+            }
+        };
+        if let Some(SlowRead::Done(result)) = known
+            && let Ok(result) = result.downcast()
+        {
+            return Some(*result);
+        }
+        let (sender, receiver) = channel();
+        let begun = self.clock.elapsed();
+        let (reads, owned) = (self.reads.clone(), name.to_owned());
+        let thread = std::thread::Builder::new().name("read".to_owned()).spawn(move || {
+            let result = read();
+            // Under the lock: either it is waited for still, or the name is there.
+            let mut reads = reads.lock().unwrap_or_else(PoisonError::into_inner);
+            match reads.get_mut(&owned) {
+                Some(slow) => *slow = SlowRead::Done(Box::new(result)),
+                None => _ = sender.send(result),
+            }
+        });
+        // Without a thread there is no result, as if it took too long.
+        thread.ok()?;
+        match receiver.recv_timeout(self.timeout) {
+            Ok(result) => Some(result),
+            Err(RecvTimeoutError::Timeout) => {
+                let mut reads = self.lock();
+                // It may have ended just now.
+                if let Ok(result) = receiver.try_recv() {
+                    return Some(result);
+                }
+                reads.insert(name.to_owned(), SlowRead::Running(begun));
+                None
+            }
+            Err(RecvTimeoutError::Disconnected) => None,
+        }
+    }
+
+    /// Returns the names of reads that are going on for longer than the timeout, and for how long.
+    pub fn stuck(&self) -> Vec<(String, Duration)> {
+        let now = self.clock.elapsed();
+        let reads = self.lock();
+        let running = reads.iter().filter_map(|(name, read)| match read {
+            SlowRead::Running(begun) => Some((name.clone(), now.saturating_sub(*begun))),
+            SlowRead::Done(_) => None,
+        });
+        running.collect()
+    }
+
+    /// Whether a read has ended whose result can be taken.
+    pub fn has_results(&self) -> bool {
+        self.lock().values().any(|read| matches!(read, SlowRead::Done(_)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, SlowRead>> {
+        self.reads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_read_that_hangs_is_reported_and_holds_up_no_other() {
+        let slow = SlowReads::new(Clock::new(), Duration::from_millis(20));
+        assert_eq!(slow.run("fast", || 5), Some(5));
+        let (release, wait) = channel::<u32>();
+        assert_eq!(slow.run("hangs", move || wait.recv().unwrap()), None);
+        let names: Vec<_> = slow.stuck().into_iter().map(|(name, _)| name).collect();
+        assert_eq!((names, slow.has_results()), (vec!["hangs".to_owned()], false));
+        assert_eq!(slow.run("hangs", || 1_u32), None, "it is not begun again");
+        assert_eq!(slow.run("another", || 6), Some(6));
+        release.send(7).unwrap();
+        while !slow.has_results() {
+            std::thread::yield_now();
+        }
+        assert!(slow.stuck().is_empty());
+        assert_eq!(slow.run("hangs", || 1_u32), Some(7), "what it has read is taken");
+        assert_eq!(slow.run("hangs", || 1_u32), Some(1), "once");
+    }
+}

@@ -1,0 +1,258 @@
+//! The control plane's loop: signals, reloads, steering, warnings.
+
+use crate::control::{self, ControlListeners, Watched};
+use crate::mesh::{Message, Port};
+use crate::reload::{Command, Job, Reloads};
+use crate::run::RunError;
+use crate::settings::ShardUpdate;
+use crate::stats::{Board, Figures};
+use crate::steering::{ShardLoad, Steering};
+use crate::supervisor::{Ended, Supervisor};
+use crate::{cpus, memory, report};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+/// How long shards may take to stop
+const STOP_TIMEOUT: Duration = Duration::from_millis(900);
+
+/// How often the control plane looks at shards and files, and how many looks there are between two of warnings
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const LOOKS_PER_REPORT: u32 = 10;
+
+/// A tracker that is up, with all that watches over it
+pub(crate) struct Running {
+    pub(crate) supervisor: Supervisor,
+    pub(crate) control: Port,
+    pub(crate) watched: Watched,
+    pub(crate) steering: Steering,
+    pub(crate) reloads: Reloads,
+    /// Policies that no shard goes by any more
+    pub(crate) to_free: UnboundedReceiver<Box<ShardUpdate>>,
+}
+
+/// Serves the control plane on this thread until the end; `started` is called once signals are heard
+pub(crate) fn control_plane(
+    runtime: &Runtime,
+    running: Running,
+    listeners: ControlListeners,
+    started: impl FnOnce(&ControlListeners),
+) -> Result<(), RunError> {
+    cpus::step_back();
+    runtime.block_on(async {
+        let signals = Signals::new().map_err(RunError::Runtime)?;
+        started(&listeners);
+        let socket = listeners.unix.as_ref().map(|(_, path)| path.clone());
+        let (ask, commands) = unbounded_channel();
+        let hosts = running.reloads.config().control.hosts.clone();
+        tokio::spawn(control::serve(listeners, hosts, running.watched.clone(), ask));
+        let ended = watch(running, signals, commands).await;
+        if let Some(socket) = socket {
+            // It may be gone already.
+            let _ = std::fs::remove_file(socket);
+        }
+        ended
+    })
+}
+
+/// The signals that are handled
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+    user1: Signal,
+    user2: Signal,
+    /// Those that would end the process, and mean nothing
+    ignored: [Signal; 4],
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+            user1: signal(SignalKind::user_defined1())?,
+            user2: signal(SignalKind::user_defined2())?,
+            ignored: [
+                signal(SignalKind::alarm())?,
+                signal(SignalKind::io())?,
+                signal(SignalKind::pipe())?,
+                // SIGVTALRM, which has no name there.
+                signal(SignalKind::from_raw(libc::SIGVTALRM))?,
+            ],
+        })
+    }
+}
+
+/// Waits for a signal that means nothing
+async fn ignored([alarm, io, pipe, virtual_alarm]: &mut [Signal; 4]) -> &'static str {
+    tokio::select! {
+        _ = alarm.recv() => "SIGALRM",
+        _ = io.recv() => "SIGIO",
+        _ = pipe.recv() => "SIGPIPE",
+        _ = virtual_alarm.recv() => "SIGVTALRM",
+    }
+}
+
+async fn watch(
+    mut running: Running,
+    signals: Signals,
+    mut commands: UnboundedReceiver<Command>,
+) -> Result<(), RunError> {
+    let Signals {
+        mut interrupt,
+        mut terminate,
+        mut hangup,
+        mut user1,
+        mut user2,
+        ignored: mut others,
+    } = signals;
+    let mut look = tokio::time::interval(LOOK_INTERVAL);
+    let mut looks = Looks::new(&running);
+    let signal = loop {
+        tokio::select! {
+            _ = interrupt.recv() => break "SIGINT",
+            _ = terminate.recv() => break "SIGTERM",
+            _ = hangup.recv() => running.reloads.ask((Job::Config, None)),
+            _ = user1.recv() => running.reloads.ask((Job::Config, None)),
+            _ = user2.recv() => {
+                tracing::info!("SIGUSR2 is ignored: it is reserved for a later version");
+            }
+            name = ignored(&mut others) => tracing::debug!("{name} is ignored"),
+            Some(command) = commands.recv() => running.reloads.ask(command),
+            updates = running.reloads.done() => send(&mut running.control, updates).await,
+            Some(retired) = running.to_free.recv() => free(retired),
+            _ = look.tick() => looks.look(&mut running),
+            ended = running.supervisor.ended.recv() => return Err(died(ended)),
+        }
+    };
+    tracing::info!("{signal}: stopping");
+    for shard in 0..running.watched.boards.len() {
+        running.control.send(shard, Message::Stop);
+    }
+    running.control.ring();
+    let ended = running.supervisor.all_ended(STOP_TIMEOUT).await;
+    report::stopped(&sum(&running.watched.boards), running.watched.clock.elapsed(), ended);
+    Ok(())
+}
+
+/// What was seen at the last looks at the shards
+struct Looks {
+    count: u32,
+    at: Duration,
+    shards: Vec<Figures>,
+    reported: Figures,
+    episodes: u64,
+    stuck: Vec<String>,
+}
+
+impl Looks {
+    fn new(running: &Running) -> Self {
+        let shards = running.watched.boards.iter().map(|board| board.read()).collect();
+        Self {
+            count: 0,
+            at: running.watched.clock.elapsed(),
+            shards,
+            reported: Figures::default(),
+            episodes: 0,
+            stuck: Vec::new(),
+        }
+    }
+
+    fn look(&mut self, running: &mut Running) {
+        running.reloads.look();
+        self.look_at_steering(running);
+        self.look_at_reads(running);
+        let watched = &running.watched;
+        let figures = sum(&watched.boards);
+        let ceiling = memory::ceiling(running.reloads.config().storage.memory);
+        watched.process.memory_ceiling_bytes.store(ceiling.bytes as u64, Ordering::Relaxed);
+        if figures.table.evicted.episodes > self.episodes && figures.table.top_sources[0].is_some()
+        {
+            self.episodes = figures.table.evicted.episodes;
+            report::pressure(&figures);
+        }
+        self.count += 1;
+        if self.count.is_multiple_of(LOOKS_PER_REPORT) {
+            report::watched(&self.reported, &figures, running.steering.is_attached());
+            self.reported = figures;
+        }
+    }
+
+    /// Switches steering off where one shard is overloaded while others idle, and on again
+    fn look_at_steering(&mut self, running: &mut Running) {
+        let watched = &running.watched;
+        let now = watched.clock.elapsed();
+        let elapsed_us = (now - self.at).as_micros().max(1) as f64;
+        let shards: Vec<Figures> = watched.boards.iter().map(|board| board.read()).collect();
+        let load = |(before, now): (&Figures, &Figures)| ShardLoad {
+            busy: 1.0 - ((now.idle_us - before.idle_us) as f64 / elapsed_us).min(1.0),
+            dropped: now.ring.dropped_by_kernel - before.ring.dropped_by_kernel,
+        };
+        let loads: Vec<ShardLoad> = self.shards.iter().zip(&shards).map(load).collect();
+        (self.at, self.shards) = (now, shards);
+        report::steering(running.steering.observe(now, &loads));
+        let process = &watched.process;
+        process.steering_attached.store(running.steering.is_attached(), Ordering::Relaxed);
+        process.steering_detached.store(running.steering.detached(), Ordering::Relaxed);
+    }
+
+    /// Says which reads of files take too long, once each
+    fn look_at_reads(&mut self, running: &Running) {
+        let stuck = running.watched.slow_reads.stuck();
+        for (name, since) in stuck.iter().filter(|(name, _)| !self.stuck.contains(name)) {
+            tracing::error!(
+                "reading {name} takes longer than {} s; see that its file system answers. What was read before is used",
+                since.as_secs()
+            );
+        }
+        self.stuck = stuck.into_iter().map(|(name, _)| name).collect();
+    }
+}
+
+/// Sends each shard what changes for it, waiting for room if need be
+async fn send(control: &mut Port, updates: Vec<ShardUpdate>) {
+    for (shard, update) in updates.into_iter().enumerate() {
+        // A shard that is stuck for so long ends the process soon, or is ended by who watches.
+        for _ in 0..1_000 {
+            if control.has_room(shard) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        if !control.send(shard, Message::Update(Box::new(update))) {
+            tracing::error!(
+                "shard {shard} takes no messages and goes by the settings before; restart the tracker"
+            );
+        }
+    }
+    control.ring();
+}
+
+/// Frees a policy where nobody waits
+fn free(retired: Box<ShardUpdate>) {
+    tokio::task::spawn_blocking(move || drop(retired));
+}
+
+fn died(ended: Option<Ended>) -> RunError {
+    match ended {
+        Some(Ended { number, result: Err(error) }) => {
+            RunError::ShardDied(number, error.to_string())
+        }
+        Some(Ended { number, result: Ok(()) }) => {
+            RunError::ShardDied(number, "it ended without being told to".to_owned())
+        }
+        None => RunError::ShardDied(0, "all shards have ended".to_owned()),
+    }
+}
+
+fn sum(boards: &[Arc<Board>]) -> Figures {
+    let mut sum = Figures::default();
+    boards.iter().for_each(|board| sum.add(&board.read()));
+    sum
+}
