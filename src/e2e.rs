@@ -49,7 +49,7 @@ pub enum E2eError {
     Wrong(SocketAddr, &'static str, String),
 }
 
-/// Asks every address behind a URL, and prints each step; fails at the first that goes wrong
+/// Asks every address behind a URL, and prints each step; fails with the first error if any address has one
 pub fn check(url: &str, entropy: u64, out: &mut impl fmt::Write) -> Result<(), E2eError> {
     let bad_url = || E2eError::Url(url.to_owned());
     let (scheme, rest) = url.split_once("://").ok_or_else(bad_url)?;
@@ -65,15 +65,23 @@ pub fn check(url: &str, entropy: u64, out: &mut impl fmt::Write) -> Result<(), E
         io::ErrorKind::InvalidInput => bad_url(),
         _ => E2eError::Name(authority.clone(), error),
     })?;
-    for address in addresses {
+    let mut failed = None;
+    // A tracker's addresses may be one host's: each is asked for a torrent of its own.
+    for (address, number) in addresses.zip(0_u64..) {
         // Nobody reads this but a person: a failure to print is not a failure of the tracker.
         let _ = writeln!(out, "{url} at {address}");
-        match scheme {
-            "udp" => run(&mut udp::Client::new(address, entropy)?, out)?,
-            _ => run(&mut http::Client::new(address, scheme, (&authority, path), entropy)?, out)?,
+        let entropy = entropy.wrapping_add(number);
+        let checked = match scheme {
+            "udp" => udp::Client::new(address, entropy).and_then(|mut it| run(&mut it, out)),
+            _ => http::Client::new(address, scheme, (&authority, path), entropy)
+                .and_then(|mut it| run(&mut it, out)),
+        };
+        if let Err(error) = checked {
+            let _ = writeln!(out, "  failed    {error}");
+            failed.get_or_insert(error);
         }
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
 fn with_port(authority: &str, port: u16) -> String {

@@ -302,6 +302,11 @@ impl Policy {
         !self.hooks.is_empty()
     }
 
+    /// Whether a hook looks at peer ids, which an announce over HTTP may leave out
+    pub fn needs_peer_id(&self) -> bool {
+        self.hooks.iter().any(|hook| matches!(hook, Hook::Clients(_) | Hook::Own(_)))
+    }
+
     /// Whether a torrent is served: others look empty to scrapes
     pub fn serves(&self, hash: &InfoHash) -> bool {
         !self.has_lists || self.lists().all(|torrents| torrents.permits(hash))

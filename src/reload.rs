@@ -17,6 +17,7 @@ use std::collections::VecDeque;
 use std::fs;
 use std::future::pending;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -151,7 +152,12 @@ impl Reloads {
         Self { current, waiting: VecDeque::new(), running: None, fetching: None }
     }
 
-    /// The config that is gone by now
+    /// The ports that are served over UDP
+    pub fn udp_ports(&self) -> Vec<u16> {
+        self.current.startup.addresses[0].iter().map(SocketAddr::port).collect()
+    }
+
+    /// The config that is in use now
     pub fn config(&self) -> &Config {
         &self.current.config
     }

@@ -7,13 +7,14 @@ use crate::http::HttpListeners;
 use crate::listen::{Key, Listeners};
 use crate::memory::{self, Ceiling};
 use crate::outcome::Outcome;
-use crate::settings::table_bytes;
+use crate::settings::{files_for_connections, table_bytes};
 use crate::shard::FIXED_BYTES;
 use crate::stats::{Figures, Protocol};
 use crate::steering::SteeringChange;
 use bytesize::ByteSize;
+use std::fs::File;
+use std::io::Read;
 use std::net::TcpListener;
-use std::path::Path;
 use std::time::Duration;
 use tracing::{debug, info, warn};
 use tsubame_storage::Family;
@@ -116,25 +117,19 @@ fn warnings(config: &Config, listeners: &Listeners, cores: &[usize]) {
             iec(wanted)
         );
     }
-    if Path::new("/proc/sys/net/netfilter/nf_conntrack_max").exists() {
-        warn!(
-            "connection tracking (nf_conntrack) is loaded: its table fills up with UDP clients, and the \
-             kernel then drops datagrams unseen; unload it, or exempt the port (nft: notrack)"
-        );
-    }
     if let Err(error) = &listeners.steered {
         warn!(
             "udp.steering: the kernel refuses the program ({error}), so announces cross between shards; \
              set it to off if that is meant"
         );
     }
-    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let connections = u64::from(config.http.limits.connections);
+    let files = files_for_connections(cores.len() as u16);
+    let connections = config.http.limits.connections as usize;
     let serves_http = !config.http.listen.is_empty() || !config.http.tls.listen.is_empty();
-    if let Some(files) = files.filter(|files| serves_http && *files < connections) {
+    if serves_http && files < connections {
         warn!(
-            "http.limits.connections: {connections} are permitted, but only {files} files; raise the limit (ulimit \
-             -n, LimitNOFILE in the unit), or permit fewer"
+            "http.limits.connections: {connections} are permitted, but the limit on open files leaves \
+             room for {files}; raise it (ulimit -n, LimitNOFILE in the unit), or permit fewer"
         );
     }
     let mut distinct = cores.to_vec();
@@ -203,6 +198,51 @@ pub fn watched(before: &Figures, now: &Figures, steered: bool) {
         }
     }
     debug!("{}", line(now));
+}
+
+/// Bytes of the kernel's table of connections that are looked at
+const CONNTRACK_LEN_MAX: u64 = 1 << 20;
+
+/// Warns if the kernel tracks connections to one of these UDP ports; true if it does
+pub fn connection_tracking(ports: &[u16]) -> bool {
+    let mut table = String::new();
+    let read = File::open("/proc/net/nf_conntrack")
+        .and_then(|file| file.take(CONNTRACK_LEN_MAX).read_to_string(&mut table));
+    let entries = || -> Option<u64> {
+        let count = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").ok()?;
+        count.trim().parse().ok().filter(|count| *count > 0)
+    };
+    let cure = "exempt it (deploy/nftables.conf): its table fills up with clients, and the kernel then drops datagrams \
+                unseen";
+    match read {
+        Ok(_) => {
+            let Some(port) = ports.iter().find(|port| is_tracked(&table, **port)) else {
+                return false;
+            };
+            warn!(
+                "udp.listen: port {port} is tracked by the kernel's connection tracking (nf_conntrack); {cure}"
+            );
+        }
+        // Only root may read it.
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            let Some(entries) = entries() else { return false };
+            warn!(
+                "connection tracking (nf_conntrack) has {entries} entries; if port {} is among them, {cure}",
+                ports.first().copied().unwrap_or_default()
+            );
+        }
+        Err(_) => return false,
+    }
+    true
+}
+
+/// Whether a table of connections has a UDP one to a port
+fn is_tracked(table: &str, port: u16) -> bool {
+    let field = format!("dport={port}");
+    // The first such field is of the direction in which the connection began.
+    let is_to =
+        |line: &str| line.split(' ').find(|it| it.starts_with("dport=")) == Some(field.as_str());
+    table.lines().any(|line| line.split_ascii_whitespace().any(|word| word == "udp") && is_to(line))
 }
 
 /// Says that memory has become short, and which networks hold most
@@ -281,4 +321,22 @@ fn plural(count: usize, noun: &str) -> String {
 
 fn iec(bytes: usize) -> String {
     ByteSize(bytes as u64).display().iec().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_tracked;
+
+    #[test]
+    fn connections_to_the_port_are_found() {
+        let table = "ipv4     2 tcp      6 300 ESTABLISHED src=10.0.0.1 dst=10.0.0.2 \
+                     sport=40000 dport=6969 src=10.0.0.2 dst=10.0.0.1 sport=6969 dport=40000 \
+                     [ASSURED] mark=0 use=1\n\
+                     ipv4     2 udp      17 20 src=10.0.0.3 dst=10.0.0.2 \
+                     sport=6881 dport=6970 src=10.0.0.2 dst=10.0.0.3 sport=6970 dport=6881 \
+                     mark=0 use=1\n";
+        assert!(is_tracked(table, 6970));
+        assert!(!is_tracked(table, 6969), "that is TCP");
+        assert!(!is_tracked(table, 6881), "that is a reply's direction");
+    }
 }

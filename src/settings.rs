@@ -45,6 +45,8 @@ pub struct Startup {
     pub identity: Identity,
     /// Addresses that are served over UDP, HTTP and HTTPS, with their ports
     pub addresses: [Vec<SocketAddr>; 3],
+    /// Files that may be open for connections over HTTP: others are kept for the control plane and for reloads
+    pub files_for_connections: usize,
 }
 
 impl Startup {
@@ -109,7 +111,8 @@ impl Startup {
 
     fn http_terms(&self, config: &Config) -> http::Terms {
         let limits = config.http.limits;
-        let connections = (limits.connections as usize).div_ceil(self.identity.shards.into());
+        let connections = (limits.connections as usize).min(self.files_for_connections);
+        let connections = connections.div_ceil(self.identity.shards.into());
         http::Terms {
             paths: config.http.paths.clone(),
             trusted_proxies: config.http.trusted_proxies.clone(),
@@ -141,6 +144,25 @@ impl Startup {
         urls.retain(|url| seen.insert(url.clone()));
         urls
     }
+}
+
+/// Files that are kept for the control plane, lists, key sets and snapshots
+const RESERVED_FILES: usize = 160;
+
+/// Files that each shard may open in addition to those it has at start: its rings, and connections that are accepted
+/// before others are ended for them
+const RESERVED_FILES_PER_SHARD: usize = 48;
+
+/// Connections that are served however few files may be open
+const CONNECTIONS_MIN: usize = 16;
+
+/// Returns the number of files that may be open for connections over HTTP, of those the process may open now.
+pub fn files_for_connections(shards: u16) -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    let reserved = RESERVED_FILES + usize::from(shards) * RESERVED_FILES_PER_SHARD;
+    let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+    limit.saturating_sub(open + reserved).max(CONNECTIONS_MIN)
 }
 
 /// Connections that a source may hold where there are few in all: a browser opens as many

@@ -23,8 +23,8 @@ use tsubame_storage::{
 };
 use tsubame_udp::connection_id::ConnectionIds;
 use tsubame_udp::wire::{
-    self, ACTION_ANNOUNCE, ANNOUNCE_REPLY_LEN, AnnounceReply, ERROR_REPLY_LEN, Request,
-    SCRAPE_LEN_MIN, TransactionId, write_connect, write_error, write_scrape_header,
+    self, ACTION_ANNOUNCE, ACTION_ANNOUNCE_V6, ANNOUNCE_REPLY_LEN, AnnounceReply, ERROR_REPLY_LEN,
+    Request, SCRAPE_LEN_MIN, TransactionId, write_connect, write_error, write_scrape_header,
     write_scrape_row,
 };
 
@@ -98,6 +98,8 @@ pub struct Announce {
     pub family: Family,
     /// When the client is asked to come back
     pub told: Told,
+    /// Whether it came with room for an IPv6 address, and is answered as such
+    pub is_v6_action: bool,
 }
 
 /// A proven scrape
@@ -229,6 +231,9 @@ impl Tracker {
             return Err(Verdict { outcome: Outcome::WrongConnectionId, reply_len });
         }
         match request {
+            Request::Announce(announce) if announce.is_v6() && address.is_ipv4() => {
+                Err(Verdict::silence(Outcome::UnknownAction))
+            }
             Request::Announce(announce) => match self.judge(now, address, &announce, ahead) {
                 Ok(told) => {
                     let admitted = self.admit_announce(address, &announce, told);
@@ -251,7 +256,9 @@ impl Tracker {
     /// Before it is known whether its source is forged: a flood of forged announces costs a look each.
     pub fn look_ahead_of_lists(&self, datagram: &[u8]) -> Option<Ahead> {
         if !self.policy.has_lists()
-            || datagram.get(wire::header::ACTION)? != ACTION_ANNOUNCE.to_be_bytes()
+            || ![ACTION_ANNOUNCE, ACTION_ANNOUNCE_V6]
+                .map(u32::to_be_bytes)
+                .contains(datagram.get(wire::header::ACTION)?.first_chunk()?)
         {
             return None;
         }
@@ -342,6 +349,7 @@ impl Tracker {
         let Some(mut reply) = AnnounceReply::begin(&mut reply[..len]) else {
             return Verdict::silence(Outcome::Unreadable);
         };
+        reply = reply.with_v6_action(announce.is_v6_action);
         let room = reply.peers().len() / announce.family.compact_len();
         let peers_len = room.min(usize::from(announce.numwant)) * announce.family.compact_len();
         let peers = &mut reply.peers()[..peers_len];
@@ -423,8 +431,8 @@ impl Tracker {
         told: Told,
     ) -> Announce {
         let family = Family::of(source);
-        // An IPv6 client has no room for its address here (BEP 15): what stands there is not one.
-        let claimed = announce.ip().filter(|_| family == Family::V4).map(IpAddr::V4);
+        // An IPv6 client has no room for its address in an announce of BEP 15: what stands there is not one.
+        let claimed = announce.ip().filter(|ip| Family::of(*ip) == family);
         let (event, left) = (announce.event(), announce.left());
         let fitting = peers_fitting(family, self.terms.reply_len_max);
         Announce {
@@ -439,6 +447,7 @@ impl Tracker {
             numwant: self.numwant(announce.num_want()).min(fitting as u16),
             family,
             told,
+            is_v6_action: announce.is_v6(),
         }
     }
 
@@ -455,7 +464,15 @@ impl Tracker {
         paused: Option<Paused>,
     ) -> Result<Announce, Interrupted> {
         let source = source.to_canonical();
-        let query::Announce { info_hash, peer_id, port, event, left, .. } = query;
+        let query::Announce { info_hash, port, event, left, .. } = query;
+        let peer_id = &match query.peer_id {
+            Some(peer_id) => peer_id,
+            None if self.policy.needs_peer_id() => {
+                let answer = Answer::Error("peer_id is missing");
+                return Err(Refusal { outcome: Outcome::BadQuery, answer }.into());
+            }
+            None => PeerId([0; 20]),
+        };
         let (port, event, left) = (*port, *event, *left);
         let is_served = false;
         let asked = Asked { now, source, info_hash, peer_id, port, event, left, is_served };
@@ -463,7 +480,7 @@ impl Tracker {
         let told = self.policy.judge(&asked, carrier, self.terms.told(), paused)?;
         Ok(Announce {
             info_hash: query.info_hash,
-            peer_id: query.peer_id,
+            peer_id: *peer_id,
             endpoint: self.endpoint(source, query.claimed(source), query.port),
             event: query.event,
             role: role_of(query.event, query.left),
@@ -473,6 +490,7 @@ impl Tracker {
             numwant: self.numwant(query.numwant),
             family: Family::of(source),
             told,
+            is_v6_action: false,
         })
     }
 

@@ -149,6 +149,8 @@ struct Looks {
     reported: Figures,
     episodes: u64,
     stuck: Vec<String>,
+    /// UDP ports, until it is known that the kernel tracks connections to one
+    untracked_ports: Vec<u16>,
 }
 
 impl Looks {
@@ -161,6 +163,7 @@ impl Looks {
             reported: Figures::default(),
             episodes: 0,
             stuck: Vec::new(),
+            untracked_ports: running.reloads.udp_ports(),
         }
     }
 
@@ -181,6 +184,9 @@ impl Looks {
         if self.count.is_multiple_of(LOOKS_PER_REPORT) {
             report::watched(&self.reported, &figures, running.steering.is_attached());
             self.reported = figures;
+            if report::connection_tracking(&self.untracked_ports) {
+                self.untracked_ports.clear();
+            }
         }
     }
 

@@ -268,7 +268,7 @@ mod tests {
         let read = query::Announce::parse(head.query).unwrap();
         assert_eq!((read.info_hash, read.port), (InfoHash(announce().info_hash), 6));
         assert_eq!((read.left, read.event, read.numwant), (5, Entered::Stopped, Some(7)));
-        assert_eq!((read.peer_id, read.compact), (PeerId(announce().peer_id()), true));
+        assert_eq!((read.peer_id, read.compact), (Some(PeerId(announce().peer_id())), true));
         text.clear();
         paths.write_scrape(&mut text, [[8; 20], [9; 20]].into_iter(), false);
         let (head, _) = head::parse(text.as_bytes()).unwrap().unwrap();

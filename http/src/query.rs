@@ -7,13 +7,13 @@ use tsubame_storage::{Event, InfoHash, PeerId};
 
 /// An announce, as the client put it
 ///
-/// Only what a tracker cannot do without must be there: torrent, peer id and port.
+/// Only what a tracker cannot do without must be there: torrent and port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Announce {
     /// `info_hash`: the torrent
     pub info_hash: InfoHash,
-    /// `peer_id`: what the client calls itself
-    pub peer_id: PeerId,
+    /// `peer_id`: what the client calls itself, if it says so
+    pub peer_id: Option<PeerId>,
     /// `port`: where it listens
     pub port: u16,
     /// `uploaded`: bytes, by its own account
@@ -44,10 +44,10 @@ pub enum BadQuery {
     /// More than one torrent in an announce
     #[error("info_hash is there more than once")]
     SecondInfoHash,
-    /// A torrent that is not named by 20 bytes
+    /// A torrent that is not named by 20 bytes, or by the 32 of version 2
     #[error("info_hash is not 20 bytes")]
     InfoHash,
-    /// No peer id, or not of 20 bytes
+    /// A peer id that is not of 20 bytes
     #[error("peer_id is not 20 bytes")]
     PeerId,
     /// No port, or not a number of 16 bits
@@ -83,8 +83,11 @@ impl Announce {
         let info_hash = info_hash.ok_or(BadQuery::NoInfoHash)?;
         let amount = |value: Option<&str>| value.and_then(|value| value.parse::<u64>().ok());
         Ok(Self {
-            info_hash: InfoHash(decode_all(info_hash).ok_or(BadQuery::InfoHash)?),
-            peer_id: PeerId(peer_id.and_then(decode_all).ok_or(BadQuery::PeerId)?),
+            info_hash: decode_info_hash(info_hash)?,
+            peer_id: match peer_id {
+                Some(peer_id) => Some(PeerId(decode_all(peer_id).ok_or(BadQuery::PeerId)?)),
+                None => None,
+            },
             port: port.and_then(|port| port.parse().ok()).ok_or(BadQuery::Port)?,
             uploaded: amount(uploaded).unwrap_or(0),
             downloaded: amount(downloaded).unwrap_or(0),
@@ -115,7 +118,7 @@ impl Announce {
 /// The torrents a scrape asks for, in its order; those of the wrong length are errors (BEP 48)
 pub fn info_hashes(query: &str) -> impl Iterator<Item = Result<InfoHash, BadQuery>> {
     let values = pairs(query).filter(|(key, _)| *key == "info_hash");
-    values.map(|(_, value)| decode_all(value).map(InfoHash).ok_or(BadQuery::InfoHash))
+    values.map(|(_, value)| decode_info_hash(value))
 }
 
 fn keep<'a>(place: &mut Option<&'a str>, value: &'a str) {
@@ -137,6 +140,12 @@ fn claimed(value: &str) -> Option<IpAddr> {
     let mut text = [0; 64];
     let len = decode(value, &mut text)?;
     address(text.get(..len)?)
+}
+
+/// An info hash of 20 bytes, or of version 2 the first 20 of its 32 (BEP 52)
+fn decode_info_hash(value: &str) -> Result<InfoHash, BadQuery> {
+    let v2 = || decode_all::<32>(value)?.first_chunk().copied();
+    decode_all(value).or_else(v2).map(InfoHash).ok_or(BadQuery::InfoHash)
 }
 
 /// A value that must be so long when it is decoded
@@ -188,7 +197,7 @@ mod tests {
                      compact=1&no_peer_id=1&supportcrypto=1&redundant=0";
         let announce = Announce::parse(query).unwrap();
         assert_eq!(announce.info_hash.to_string(), "123456789abcdef123456789abcdef123456789a");
-        assert_eq!(announce.peer_id, PeerId(*b"-LT2080-tKuY~dM0B!kt"));
+        assert_eq!(announce.peer_id, Some(PeerId(*b"-LT2080-tKuY~dM0B!kt")));
         assert_eq!((announce.port, announce.uploaded, announce.downloaded), (6881, 7, 8));
         assert_eq!((announce.left, announce.event), (0, Event::Completed));
         assert_eq!(
@@ -228,7 +237,8 @@ mod tests {
             ("info_hash=aaaaaaaaaaaaaaaaaaaaa&port=1", BadQuery::InfoHash),
             ("info_hash=aaaaaaaaaaaaaaaaaaa%4&port=1", BadQuery::InfoHash),
             ("info_hash=aaaaaaaaaaaaaaaaaaa%4g&port=1", BadQuery::InfoHash),
-            ("info_hash=aaaaaaaaaaaaaaaaaaaa&port=1", BadQuery::PeerId),
+            ("info_hash=aaaaaaaaaaaaaaaaaaaa&port=1&peer_id=", BadQuery::PeerId),
+            ("info_hash=aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa&port=1", BadQuery::InfoHash),
             ("info_hash=aaaaaaaaaaaaaaaaaaaa&peer_id=short&port=1", BadQuery::PeerId),
             ("info_hash=aaaaaaaaaaaaaaaaaaaa&peer_id=bbbbbbbbbbbbbbbbbbbb", BadQuery::Port),
         ];
@@ -241,6 +251,16 @@ mod tests {
         }
         let twice = format!("{LEAST}&info_hash=aaaaaaaaaaaaaaaaaaaa");
         assert_eq!(Announce::parse(&twice), Err(BadQuery::SecondInfoHash));
+    }
+
+    #[test]
+    fn a_v2_info_hash_is_cut_and_a_peer_id_may_be_missing() {
+        let v2 = "info_hash=aaaaaaaaaaaaaaaaaaaa%62bbbbbbbbbbb&port=1";
+        let announce = Announce::parse(v2).unwrap();
+        assert_eq!(announce.info_hash, InfoHash([b'a'; 20]));
+        assert_eq!(announce.peer_id, None);
+        let scraped: Vec<_> = info_hashes(v2).collect();
+        assert_eq!(scraped, [Ok(InfoHash([b'a'; 20]))]);
     }
 
     #[test]
@@ -276,7 +296,7 @@ mod tests {
             let (hash, id) = (escaped(&info_hash, style), escaped(&peer_id, style));
             let announce = Announce::parse(&format!("port={port}&info_hash={hash}&peer_id={id}")).unwrap();
             prop_assert_eq!(announce.info_hash, InfoHash(info_hash));
-            prop_assert_eq!(announce.peer_id, PeerId(peer_id));
+            prop_assert_eq!(announce.peer_id, Some(PeerId(peer_id)));
             prop_assert_eq!(announce.port, port);
         }
 

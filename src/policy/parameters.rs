@@ -2,7 +2,7 @@
 
 use tsubame_udp::wire::UrlData;
 
-/// The last segment of announce paths, up to what an operator may have put behind it (`announce.php`)
+/// The segment of announce paths that is no key, alone or with an ending, as `announce.php`
 const ANNOUNCE: &str = "announce";
 
 /// Path and query of an announce URL, as far as hooks look at them
@@ -24,7 +24,7 @@ impl<'a> Parameters<'a> {
         data.for_each(|piece| scratch.extend_from_slice(piece));
         let Ok(url) = str::from_utf8(scratch) else { return Self::default() };
         let (path, query) = url.split_once('?').unwrap_or((url, ""));
-        let mut keys = path.split('/').filter(|it| !it.is_empty() && !it.starts_with(ANNOUNCE));
+        let mut keys = path.split('/').filter(|it| !it.is_empty() && !is_announce(it));
         let key = keys.next().filter(|_| keys.next().is_none());
         Self { key, query }
     }
@@ -34,6 +34,11 @@ impl<'a> Parameters<'a> {
         let parameters = self.query.split('&').filter_map(|parameter| parameter.split_once('='));
         parameters.into_iter().find(|(found, _)| *found == name).map(|(_, value)| value)
     }
+}
+
+/// Whether a segment is that of announces: a key may begin with the same letters
+fn is_announce(segment: &str) -> bool {
+    segment.strip_prefix(ANNOUNCE).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 #[cfg(test)]
@@ -56,6 +61,7 @@ mod tests {
             ),
             (&[b"/announce/abc"], Some("abc"), None),
             (&[b"/abc"], Some("abc"), None),
+            (&[b"/announcer42/announce.php"], Some("announcer42"), None),
             (&[b"/announce?jwt="], None, Some("")),
             (&[b"/a/b/announce"], None, None),
             (&[b"?jwt=x"], None, Some("x")),

@@ -24,7 +24,7 @@ pub use return_path::ReturnPath;
 pub use setup::{KERNEL_OLDEST, SetupError};
 pub use socket::UdpSocket;
 
-pub(crate) use socket::set_option;
+pub(crate) use socket::{set_option, set_reuseport_program};
 
 use io_uring::types::{CancelBuilder, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode};
@@ -47,6 +47,15 @@ const BUFFERS: u16 = 256;
 
 /// Slots for replies to datagrams that other shards received
 const FORWARD_SLOTS: u16 = 256;
+
+/// Sockets that a ring can have
+pub const SOCKETS_MAX: usize = 1_024;
+
+// Completions that can be there at once: each buffer was received into and its reply sent, each
+// forwarded reply sent, and on each socket a receive ended and its cancellation.
+const _: () = assert!(
+    2 * BUFFERS as usize + FORWARD_SLOTS as usize + 2 * SOCKETS_MAX <= setup::COMPLETIONS as usize
+);
 
 /// Receives that may fail one after another, other than for want of buffers
 const FAILURES_MAX: u32 = 1_000;
@@ -155,6 +164,9 @@ impl std::fmt::Debug for Ring {
 impl Ring {
     /// A ring over these sockets, numbered in this order, for the calling thread
     pub fn new(sockets: Vec<UdpSocket>) -> Result<Self, SetupError> {
+        if sockets.len() > SOCKETS_MAX {
+            return Err(SetupError::Sockets(sockets.len()));
+        }
         let ring = setup::create()?;
         let explain = |what| move |error| setup::explain(what, error);
         let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)

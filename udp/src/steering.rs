@@ -66,11 +66,14 @@ pub use program::{attach, detach};
 #[cfg(feature = "ring")]
 mod program {
     use super::{LAST, SHIFT, SteeringKeys};
-    use crate::ring::set_option;
-    use crate::wire::{ACTION_ANNOUNCE, ACTION_SCRAPE, INFO_HASH_OFFSET, SCRAPE_LEN_MIN, header};
+    use crate::ring::{set_option, set_reuseport_program};
+    use crate::wire::{
+        ACTION_ANNOUNCE, ACTION_ANNOUNCE_V6, ACTION_SCRAPE, INFO_HASH_OFFSET, SCRAPE_LEN_MIN,
+        header,
+    };
     use libc::{
         BPF_ADD, BPF_ALU, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_K, BPF_LD, BPF_LDX, BPF_MEM, BPF_MISC,
-        BPF_MUL, BPF_RET, BPF_RSH, BPF_ST, BPF_TAX, BPF_W, BPF_X, BPF_XOR, sock_filter, sock_fprog,
+        BPF_MUL, BPF_RET, BPF_RSH, BPF_ST, BPF_TAX, BPF_W, BPF_X, BPF_XOR, sock_filter,
     };
     use std::io;
     use std::os::fd::BorrowedFd;
@@ -87,14 +90,12 @@ mod program {
     /// `socket` may be any of the group; socket `i` in the order of binding must belong to shard `i`.
     /// Needs no privilege.
     pub fn attach(socket: BorrowedFd<'_>, keys: &SteeringKeys, shards: u16) -> io::Result<()> {
-        let mut filter = program(keys, shards);
-        let program = sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-        set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, &program)
+        set_reuseport_program(socket, &mut program(keys, shards))
     }
 
     /// Leaves the choice to the kernel again
     pub fn detach(socket: BorrowedFd<'_>) -> io::Result<()> {
-        set_option(socket, libc::SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, &0_i32)
+        set_option(socket, libc::SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, 0)
     }
 
     fn instruction(code: u32, operand: u32) -> sock_filter {
@@ -137,9 +138,10 @@ mod program {
         let to_end = steer.len() as u8;
         let mut program = vec![
             instruction(BPF_LD | BPF_W | BPF_LEN, 0),
-            jump(BPF_JGE, SCRAPE_LEN_MIN as u32, 0, to_end + 3),
+            jump(BPF_JGE, SCRAPE_LEN_MIN as u32, 0, to_end + 4),
             load(header::ACTION.start),
-            jump(BPF_JEQ, ACTION_ANNOUNCE, 1, 0),
+            jump(BPF_JEQ, ACTION_ANNOUNCE, 2, 0),
+            jump(BPF_JEQ, ACTION_ANNOUNCE_V6, 1, 0),
             jump(BPF_JEQ, ACTION_SCRAPE, 0, to_end),
         ];
         program.extend(steer);

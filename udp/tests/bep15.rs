@@ -1,7 +1,6 @@
 //! BEP 15, clause by clause, with the bytes that go over the wire.
 
 use proptest::prelude::*;
-use std::net::Ipv4Addr;
 use tsubame_storage::{Counts, Event, InfoHash, PeerId};
 use tsubame_udp::wire::{
     AnnounceReply, Malformed, REQUEST_LEN_MAX, Request, SCRAPE_HASHES_MAX, TransactionId,
@@ -72,10 +71,32 @@ fn announce_fields_are_where_the_table_says() {
     assert_eq!(announce.peer_id(), PeerId(*b"-AB1230-abcdefghijkl"));
     assert_eq!((announce.downloaded(), announce.left(), announce.uploaded()), (7, 8, 9));
     assert_eq!(announce.event(), Event::Started);
-    assert_eq!(announce.ip(), Some(Ipv4Addr::new(10, 1, 2, 3)));
+    assert_eq!(announce.ip(), Some([10, 1, 2, 3].into()));
     assert_eq!(announce.num_want(), None);
     assert_eq!(announce.port(), 6881);
     assert_eq!(announce.url_data().count(), 0);
+}
+
+/// The announce that was there for IPv6 before BEP 15 had one: what follows the address stands 12 bytes later
+#[test]
+fn an_announce_with_room_for_an_ipv6_address_is_read() {
+    let (mut bytes, v4) = (announce(), announce());
+    bytes[11] = 4;
+    bytes.truncate(84);
+    bytes.extend([0x2a; 16]);
+    bytes.extend(&v4[88..98]);
+    let Ok(Request::Announce(announce)) = Request::parse(&bytes) else { panic!() };
+    assert!(announce.is_v6());
+    assert_eq!(announce.ip(), Some([0x2a; 16].into()));
+    assert_eq!((announce.num_want(), announce.event()), (None, Event::Started));
+    let Ok(Request::Announce(same)) = Request::parse(&v4) else { panic!() };
+    assert_eq!((announce.port(), announce.info_hash()), (same.port(), same.info_hash()));
+    assert!(!same.is_v6());
+    assert!(matches!(Request::parse(&bytes[..109]), Err(Malformed::TooShort)));
+    let mut reply = [0; 20];
+    let written = AnnounceReply::begin(&mut reply).unwrap().with_v6_action(true);
+    written.finish(TRANSACTION, 1, Counts::default(), 0);
+    assert_eq!(reply[..4], [0, 0, 0, 4]);
 }
 
 #[test]

@@ -323,9 +323,13 @@ fn the_kernel_steers_to_the_owner() {
             let target = SocketAddr::new(client.local_addr().unwrap().ip(), server.port());
             let mut hashes = 0;
             for _ in 0..300 {
-                let mut datagram = vec![0; *rng.choice(&[36, 98, 109, 1_496]).unwrap()];
+                let mut datagram = vec![0; *rng.choice(&[36, 98, 110, 1_496]).unwrap()];
                 rng.fill(&mut datagram);
-                let action = if datagram.len() == 98 { 1 } else { 2 };
+                let action = match datagram.len() {
+                    98 => 1,
+                    110 => 4,
+                    _ => 2,
+                };
                 datagram[8..12].copy_from_slice(&u32::to_be_bytes(action));
                 client.send_to(&datagram, target).unwrap();
                 let info_hash = InfoHash(datagram[16..36].try_into().unwrap());

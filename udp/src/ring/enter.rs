@@ -11,9 +11,13 @@ use std::time::Duration;
 /// Datagrams for which a patient turn does not wait any longer
 const WORTH_A_TURN: usize = 32;
 
+/// Calls into the kernel for one submission, before it is given up
+const PUSHES_MAX: u32 = 1_000;
+
 impl Ring {
     pub(super) fn push(&mut self, entry: squeue::Entry) -> io::Result<()> {
-        loop {
+        // The kernel takes submissions each time it is entered, or says why not.
+        for _ in 0..PUSHES_MAX {
             // SAFETY: what the entry points to (messages, buffers, slots) is owned by this ring and is
             // neither freed nor used otherwise before its completion.
             let pushed = unsafe { self.ring.submission().push(&entry) };
@@ -22,6 +26,7 @@ impl Ring {
             }
             self.enter()?;
         }
+        Err(io::Error::other("the kernel takes no submissions"))
     }
 
     /// One call into the kernel: submits what was pushed, and runs what it has deferred

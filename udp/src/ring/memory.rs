@@ -80,6 +80,20 @@ impl<T> Drop for Region<T> {
     }
 }
 
+/// An entry of the ring of buffers: `struct io_uring_buf`
+///
+/// In the first entry the reserved field is the tail of the ring, which the kernel reads at any time.
+#[repr(C)]
+struct BufferEntry {
+    address: u64,
+    len: u32,
+    buffer: u16,
+    tail: u16,
+}
+
+const _: () = assert!(size_of::<BufferEntry>() == size_of::<BufRingEntry>());
+const _: () = assert!(align_of::<BufferEntry>() == align_of::<BufRingEntry>());
+
 /// Receive buffers, and the ring on which the kernel finds the free ones
 pub(super) struct Buffers {
     memory: Region<[u8; BUFFER_LEN]>,
@@ -117,13 +131,21 @@ impl Buffers {
     pub(super) fn give_back(&mut self, buffer: u16) {
         let place = usize::from(self.tail) & (self.ring.count - 1);
         let address = self.at(buffer).as_ptr() as u64;
-        let mut entry = self.ring.at(place);
-        // SAFETY: the entry lies within the ring, and the kernel does not look at it before the tail has
-        // moved past it; entries are plain numbers, valid as zeros.
-        let entry = unsafe { entry.as_mut() };
-        entry.set_addr(address);
-        entry.set_len(BUFFER_LEN as u32);
-        entry.set_bid(buffer);
+        let entry = self.ring.at(place).cast::<BufferEntry>().as_ptr();
+        // No reference is made to the entry: the tail lies within the first one, and the kernel may read that
+        // meanwhile. It reads the other fields only after the tail has moved past the entry.
+        // SAFETY: the entry lies within the ring, so its field does.
+        let address_field = unsafe { &raw mut (*entry).address };
+        // SAFETY: as above.
+        let len_field = unsafe { &raw mut (*entry).len };
+        // SAFETY: as above.
+        let buffer_field = unsafe { &raw mut (*entry).buffer };
+        // SAFETY: the field is aligned and within the ring, and neither the kernel nor a reference uses it now.
+        unsafe { address_field.write(address) };
+        // SAFETY: as above.
+        unsafe { len_field.write(BUFFER_LEN as u32) };
+        // SAFETY: as above.
+        unsafe { buffer_field.write(buffer) };
         self.tail = self.tail.wrapping_add(1);
     }
 

@@ -39,6 +39,9 @@ pub enum SetupError {
     /// The kernel is too old
     #[error("this kernel's io_uring lacks {0}; Linux {KERNEL_OLDEST} or newer is needed")]
     Lacking(&'static str),
+    /// More addresses than a ring serves
+    #[error("{0} addresses are to be served and a shard has room for {max}; list fewer", max = super::SOCKETS_MAX)]
+    Sockets(usize),
     /// Anything else
     #[error("io_uring failed to {0}: {1}")]
     Failed(&'static str, #[source] io::Error),

@@ -28,14 +28,14 @@ impl UdpSocket {
         // tunnels would lose them silently.
         if address.is_ipv4() {
             let omit = libc::IP_PMTUDISC_OMIT;
-            set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, &omit)?;
+            set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, omit)?;
         }
         if address.ip().is_unspecified() {
             let (level, option) = match address {
                 SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_PKTINFO),
                 SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
             };
-            set_option(socket.as_fd(), level, option, &1_i32)?;
+            set_option(socket.as_fd(), level, option, 1)?;
         }
         // With the privilege beyond the limit, else up to it; what came of it is reported, not demanded.
         if rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, receive_buffer).is_err()
@@ -108,15 +108,43 @@ impl AsFd for UdpSocket {
     }
 }
 
-/// Sets a socket option from a plain C value
-pub(crate) fn set_option<T>(
+/// Sets a socket option whose value is a C int
+pub(crate) fn set_option(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    // SAFETY: an int is plain memory without padding.
+    unsafe { set_raw_option(socket, level, option, &value) }
+}
+
+/// Attaches a classic BPF program that chooses among the sockets of a SO_REUSEPORT group
+pub(crate) fn set_reuseport_program(
+    socket: BorrowedFd<'_>,
+    instructions: &mut [libc::sock_filter],
+) -> io::Result<()> {
+    let len = u16::try_from(instructions.len()).map_err(io::Error::other)?;
+    let program = libc::sock_fprog { len, filter: instructions.as_mut_ptr() };
+    let option = libc::SO_ATTACH_REUSEPORT_CBPF;
+    // SAFETY: the option takes a `sock_fprog`, whose pointer and length describe the instructions; the kernel copies
+    // them before it returns.
+    unsafe { set_raw_option(socket, libc::SOL_SOCKET, option, &program) }
+}
+
+/// Sets a socket option
+///
+/// # Safety
+///
+/// The option must take a value of this type, and all that its pointers point to must be there during the call.
+// SAFETY: callers keep the section above.
+unsafe fn set_raw_option<T>(
     socket: BorrowedFd<'_>,
     level: libc::c_int,
     option: libc::c_int,
     value: &T,
 ) -> io::Result<()> {
-    // SAFETY: the pointer and the length describe `value`, which outlives the call; the kernel copies
-    // what it needs (of a BPF program: the instructions it points to, too) before it returns.
+    // SAFETY: pointer and length describe `value`, which outlives the call; the rest is the caller's promise.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),

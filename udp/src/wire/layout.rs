@@ -46,6 +46,8 @@ pub mod announce {
     pub const NUM_WANT: Range<usize> = 92..96;
     /// Where the client listens
     pub const PORT: Range<usize> = 96..98;
+    /// Bytes of key, number of wanted peers and port, which stand behind the address
+    pub const TAIL_LEN: usize = PORT.end - IP.end;
     /// Options (BEP 41)
     pub const OPTIONS: usize = PORT.end;
 }
@@ -67,11 +69,16 @@ pub const ACTION_ANNOUNCE: u32 = 1;
 pub const ACTION_SCRAPE: u32 = 2;
 /// `error`, in replies
 pub const ACTION_ERROR: u32 = 3;
+/// `announce` over IPv6 as opentracker had it before BEP 15 did, in requests and replies: with room for an IPv6
+/// address, so that all that follows it stands 12 bytes later
+pub const ACTION_ANNOUNCE_V6: u32 = 4;
 
 /// Bytes of a connect request, at least
 pub const CONNECT_LEN: usize = header::TRANSACTION_ID.end;
 /// Bytes of an announce request, at least
 pub const ANNOUNCE_LEN: usize = announce::OPTIONS;
+/// Bytes of an announce request with an IPv6 address, at least
+pub const ANNOUNCE_V6_LEN: usize = ANNOUNCE_LEN + 12;
 /// Bytes of a scrape request with one info hash
 pub const SCRAPE_LEN_MIN: usize = scrape::INFO_HASHES + 20;
 /// Info hashes a scrape is answered for: "up to about 74" (BEP 15)
@@ -94,6 +101,7 @@ pub const SCRAPE_ROW_LEN: usize = 12;
 pub const ERROR_REPLY_LEN: usize = 8;
 
 const _: () = assert!(CONNECT_LEN == 16 && ANNOUNCE_LEN == 98 && SCRAPE_LEN_MIN == 36);
+const _: () = assert!(ANNOUNCE_V6_LEN == 110 && announce::TAIL_LEN == 10);
 const _: () = assert!(REQUEST_LEN_MAX == 1496);
 const _: () = assert!(INFO_HASH_OFFSET == scrape::INFO_HASHES);
 // The connect reply reveals nothing to be amplified.

@@ -1,8 +1,8 @@
 //! Replies: written into the caller's slice, which is the transmit buffer.
 
 use super::layout::{
-    ACTION_ANNOUNCE, ACTION_CONNECT, ACTION_ERROR, ACTION_SCRAPE, ANNOUNCE_REPLY_LEN,
-    CONNECT_REPLY_LEN, ERROR_REPLY_LEN, SCRAPE_REPLY_LEN, SCRAPE_ROW_LEN,
+    ACTION_ANNOUNCE, ACTION_ANNOUNCE_V6, ACTION_CONNECT, ACTION_ERROR, ACTION_SCRAPE,
+    ANNOUNCE_REPLY_LEN, CONNECT_REPLY_LEN, ERROR_REPLY_LEN, SCRAPE_REPLY_LEN, SCRAPE_ROW_LEN,
 };
 use super::request::TransactionId;
 use tsubame_storage::Counts;
@@ -57,13 +57,20 @@ pub fn write_scrape_row(reply: &mut [u8], row: usize, counts: Counts) -> bool {
 pub struct AnnounceReply<'a> {
     head: &'a mut [u8; ANNOUNCE_REPLY_LEN],
     peers: &'a mut [u8],
+    action: u32,
 }
 
 impl<'a> AnnounceReply<'a> {
     /// Begins a reply in a slice; `None` if not even a reply without peers fits
     pub fn begin(reply: &'a mut [u8]) -> Option<Self> {
         let (head, peers) = reply.split_first_chunk_mut()?;
-        Some(Self { head, peers })
+        Some(Self { head, peers, action: ACTION_ANNOUNCE })
+    }
+
+    /// Answers an announce with room for an IPv6 address by its own action
+    #[must_use]
+    pub fn with_v6_action(self, is_v6: bool) -> Self {
+        Self { action: if is_v6 { ACTION_ANNOUNCE_V6 } else { ACTION_ANNOUNCE }, ..self }
     }
 
     /// Where the peers go in compact form, as many bytes as there are
@@ -83,7 +90,7 @@ impl<'a> AnnounceReply<'a> {
     ) -> usize {
         let (head, figures) = self.head.split_at_mut(ERROR_REPLY_LEN);
         if let Some(head) = head.first_chunk_mut() {
-            write_head(head, ACTION_ANNOUNCE, transaction_id);
+            write_head(head, self.action, transaction_id);
         }
         let words = [interval_secs, counts.leechers, counts.seeders].map(u32::to_be_bytes);
         for (to, from) in figures.iter_mut().zip(words.as_flattened()) {

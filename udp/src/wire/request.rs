@@ -1,11 +1,11 @@
 //! Requests: views over the bytes of a datagram.
 
 use super::layout::{
-    ACTION_ANNOUNCE, ACTION_CONNECT, ACTION_SCRAPE, ANNOUNCE_LEN, CONNECT_LEN, PROTOCOL_MAGIC,
-    SCRAPE_HASHES_MAX, SCRAPE_LEN_MIN, announce, connect, header, scrape,
+    ACTION_ANNOUNCE, ACTION_ANNOUNCE_V6, ACTION_CONNECT, ACTION_SCRAPE, CONNECT_LEN,
+    PROTOCOL_MAGIC, SCRAPE_HASHES_MAX, SCRAPE_LEN_MIN, announce, connect, header, scrape,
 };
 use super::options::{UrlData, url_data};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::ops::Range;
 use tsubame_storage::{Event, InfoHash, PeerId};
 
@@ -45,7 +45,12 @@ pub struct Connect {
 /// An announce request
 #[derive(Clone, Copy, Debug)]
 pub struct Announce<'a> {
-    fixed: &'a [u8; ANNOUNCE_LEN],
+    /// All before the address
+    fixed: &'a [u8; announce::IP.start],
+    /// The address, of 4 or 16 bytes
+    ip: &'a [u8],
+    /// All between the address and the options
+    tail: &'a [u8; announce::TAIL_LEN],
     options: &'a [u8],
 }
 
@@ -69,8 +74,10 @@ impl<'a> Request<'a> {
                 Ok(Self::Connect(Connect { transaction_id: transaction_id(head) }))
             }
             ACTION_ANNOUNCE => {
-                let (fixed, options) = datagram.split_first_chunk().ok_or(Malformed::TooShort)?;
-                Ok(Self::Announce(Announce { fixed, options }))
+                Announce::parse::<4>(datagram).map(Self::Announce).ok_or(Malformed::TooShort)
+            }
+            ACTION_ANNOUNCE_V6 => {
+                Announce::parse::<16>(datagram).map(Self::Announce).ok_or(Malformed::TooShort)
             }
             ACTION_SCRAPE => Scrape::parse(datagram).map(Self::Scrape).ok_or(Malformed::TooShort),
             _ => Err(Malformed::UnknownAction),
@@ -86,6 +93,19 @@ impl Connect {
 }
 
 impl<'a> Announce<'a> {
+    /// Reads an announce with an address of so many bytes
+    fn parse<const IP_LEN: usize>(datagram: &'a [u8]) -> Option<Self> {
+        let (fixed, rest) = datagram.split_first_chunk()?;
+        let (ip, rest) = rest.split_first_chunk::<IP_LEN>()?;
+        let (tail, options) = rest.split_first_chunk()?;
+        Some(Self { fixed, ip, tail, options })
+    }
+
+    /// Whether it has room for an IPv6 address, as before BEP 15 had announces over IPv6
+    pub fn is_v6(&self) -> bool {
+        self.ip.len() == 16
+    }
+
     /// What the client was given at connect
     pub fn connection_id(&self) -> u64 {
         u64::from_be_bytes(field(self.fixed, header::CONNECTION_ID))
@@ -132,20 +152,24 @@ impl<'a> Announce<'a> {
         }
     }
 
-    /// The IPv4 address the client asks to be entered under, if any
-    pub fn ip(&self) -> Option<Ipv4Addr> {
-        Some(Ipv4Addr::from(field::<4>(self.fixed, announce::IP))).filter(|ip| !ip.is_unspecified())
+    /// The address the client asks to be stored under, if any: an IPv4 one, or an IPv6 one if [`Self::is_v6`]
+    pub fn ip(&self) -> Option<IpAddr> {
+        let ip = match self.ip.len() {
+            4 => IpAddr::from(field::<4>(self.ip, 0..4)),
+            _ => IpAddr::from(field::<16>(self.ip, 0..16)),
+        };
+        Some(ip).filter(|ip| !ip.is_unspecified())
     }
 
     /// Peers wanted; `None` for a negative number, "as you like"
     pub fn num_want(&self) -> Option<u32> {
-        let wanted = i32::from_be_bytes(field(self.fixed, announce::NUM_WANT));
+        let wanted = i32::from_be_bytes(field(self.tail, behind_ip(announce::NUM_WANT)));
         u32::try_from(wanted).ok()
     }
 
     /// Where the client listens
     pub fn port(&self) -> u16 {
-        u16::from_be_bytes(field(self.fixed, announce::PORT))
+        u16::from_be_bytes(field(self.tail, behind_ip(announce::PORT)))
     }
 
     /// Path and query of the announce URL (BEP 41), in pieces
@@ -178,6 +202,11 @@ impl<'a> Scrape<'a> {
     pub fn info_hashes(&self) -> impl ExactSizeIterator<Item = InfoHash> + use<'a> {
         self.info_hashes.iter().copied().map(InfoHash)
     }
+}
+
+/// Where a field stands behind the address
+const fn behind_ip(range: Range<usize>) -> Range<usize> {
+    range.start - announce::IP.end..range.end - announce::IP.end
 }
 
 fn transaction_id(bytes: &[u8]) -> TransactionId {
