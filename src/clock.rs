@@ -1,5 +1,6 @@
 //! The one place that reads clocks.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tsubame_storage::Seconds;
 
@@ -17,7 +18,13 @@ pub struct Now {
 /// Reads the clocks
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
-    start: Instant,
+    source: Source,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    System { start: Instant },
+    Simulated(&'static AtomicU64),
 }
 
 impl Clock {
@@ -25,20 +32,33 @@ impl Clock {
     #[expect(clippy::disallowed_methods, reason = "this is the clock")]
     #[expect(clippy::new_without_default, reason = "a default that reads a clock would hide it")]
     pub fn new() -> Self {
-        Self { start: Instant::now() }
+        Self { source: Source::System { start: Instant::now() } }
+    }
+
+    /// Returns a clock of which both times are these seconds, which a simulation sets.
+    pub fn simulated(seconds: &'static AtomicU64) -> Self {
+        Self { source: Source::Simulated(seconds) }
     }
 
     /// Time since the clock was started
     #[expect(clippy::disallowed_methods, reason = "this is the clock")]
     pub fn elapsed(&self) -> Duration {
-        Instant::now().duration_since(self.start)
+        match self.source {
+            Source::System { start } => Instant::now().duration_since(start),
+            Source::Simulated(seconds) => Duration::from_secs(seconds.load(Ordering::Relaxed)),
+        }
     }
 
     /// Both clocks
     #[expect(clippy::disallowed_methods, reason = "this is the clock")]
     pub fn now(&self) -> Now {
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Now { monotonic: Seconds(self.elapsed().as_secs()), unix_secs: unix.as_secs() }
+        let monotonic = self.elapsed();
+        let unix = match self.source {
+            Source::System { .. } => SystemTime::now().duration_since(UNIX_EPOCH),
+            Source::Simulated(_) => Ok(monotonic),
+        };
+        let unix_secs = unix.unwrap_or_default().as_secs();
+        Now { monotonic: Seconds(monotonic.as_secs()), unix_secs }
     }
 
     /// Pauses before something is tried again that only time can mend

@@ -19,6 +19,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod cpus;
+pub mod datapath;
 pub mod e2e;
 pub mod hex;
 pub mod http;

@@ -9,6 +9,7 @@ mod scrapes;
 mod token_queue;
 
 use crate::clock::{Clock, Now};
+use crate::datapath::Datapath;
 use crate::http::{self, Desk};
 use crate::mesh::{Message, Port};
 use crate::outcome::{Outcome, Verdict};
@@ -29,7 +30,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::UnboundedSender;
 use tsubame_storage::{Ahead, Census, Family, InfoHash, source_counts_bytes};
-use tsubame_udp::ring::{ForwardSlot, Received, ReturnPath, Ring};
+use tsubame_udp::ring::{ReturnPath, Ring};
 use tsubame_udp::steering::SteeringKeys;
 use tsubame_udp::wire::TransactionId;
 
@@ -65,18 +66,17 @@ const PATIENCE: Duration = Duration::from_micros(100);
 const STOP_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Whom a shard answers for and with
-#[derive(Debug)]
-pub struct Shard {
+pub struct Shard<D: Datapath = Ring> {
     number: u16,
     shards: u16,
     keys: SteeringKeys,
-    ring: Ring,
+    ring: D,
     tracker: Tracker,
     port: Port,
-    arrived: Vec<Received>,
+    arrived: Vec<D::Received>,
     /// Where there are lists of torrents, what the table has of those
     known: Vec<Option<Ahead>>,
-    batch: Vec<Item>,
+    batch: Vec<Item<D::Received>>,
     inbox: Vec<(usize, Message)>,
     aheads: Vec<Option<Ahead>>,
     questions: Questions,
@@ -99,7 +99,7 @@ pub struct Shard {
 
 /// What a shard is given
 #[derive(Debug)]
-pub struct Parts {
+pub struct Parts<D = Ring> {
     /// Its number: also the number of its sockets in their groups
     pub number: u16,
     /// How many shards there are
@@ -107,7 +107,7 @@ pub struct Parts {
     /// Decides who owns an info hash
     pub keys: SteeringKeys,
     /// Moves its datagrams
-    pub ring: Ring,
+    pub ring: D,
     /// Answers them
     pub tracker: Tracker,
     /// Reaches the other shards
@@ -121,53 +121,26 @@ pub struct Parts {
 }
 
 /// What comes after a step
-enum Step {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Another step, after other tasks of the thread
     Again,
+    /// A wait for the ring's event, the port's bell or the next second, then [`Shard::wake_up`]
     Sleep,
+    /// The end
     Stop,
 }
 
 /// An admitted request on its way through a batch
 #[derive(Debug)]
-struct Item {
-    received: Received,
+struct Item<R> {
+    received: R,
     family: Family,
     admitted: Admitted,
     ahead: Ahead,
 }
 
 impl Shard {
-    /// A shard of these parts
-    pub fn new(parts: Parts) -> Self {
-        let Parts { number, shards, keys, ring, tracker, port, retired, board, clock } = parts;
-        let inbox = Port::messages_per_turn();
-        Self {
-            number,
-            shards,
-            keys,
-            ring,
-            tracker,
-            port,
-            arrived: Vec::with_capacity(BATCH_MAX),
-            known: Vec::with_capacity(BATCH_MAX),
-            batch: Vec::with_capacity(BATCH_MAX),
-            inbox: Vec::with_capacity(inbox),
-            aheads: Vec::with_capacity(inbox),
-            questions: Questions::new(usize::from(shards)),
-            scrapes: PendingScrapes::new(),
-            desk: Desk::default(),
-            listings: Listings::default(),
-            new_http_terms: None,
-            token_queue: TokenQueue::default(),
-            retired,
-            figures: Figures::default(),
-            board,
-            clock,
-            company: 0,
-            stopping: false,
-        }
-    }
-
     /// Serves until the control plane says stop
     pub async fn run(self, http: http::Parts) -> io::Result<()> {
         let event = awaitable(self.ring.event().try_clone_to_owned()?)?;
@@ -213,11 +186,44 @@ impl Shard {
         std::mem::forget(shard);
         Ok(())
     }
+}
+
+impl<D: Datapath> Shard<D> {
+    /// A shard of these parts
+    pub fn new(parts: Parts<D>) -> Self {
+        let Parts { number, shards, keys, ring, tracker, port, retired, board, clock } = parts;
+        let inbox = Port::messages_per_turn();
+        Self {
+            number,
+            shards,
+            keys,
+            ring,
+            tracker,
+            port,
+            arrived: Vec::with_capacity(BATCH_MAX),
+            known: Vec::with_capacity(BATCH_MAX),
+            batch: Vec::with_capacity(BATCH_MAX),
+            inbox: Vec::with_capacity(inbox),
+            aheads: Vec::with_capacity(inbox),
+            questions: Questions::new(usize::from(shards)),
+            scrapes: PendingScrapes::new(),
+            desk: Desk::default(),
+            listings: Listings::default(),
+            new_http_terms: None,
+            token_queue: TokenQueue::default(),
+            retired,
+            figures: Figures::default(),
+            board,
+            clock,
+            company: 0,
+            stopping: false,
+        }
+    }
 
     /// What there is to do until other tasks of this thread get their turn
     ///
     /// Those tasks serve HTTP and use this shard, too; so it is borrowed for a step, never over an await.
-    fn step(&mut self) -> io::Result<Step> {
+    pub fn step(&mut self) -> io::Result<Step> {
         if self.stopping {
             return Ok(Step::Stop);
         }
@@ -248,7 +254,8 @@ impl Shard {
         self.figures.idle_us += (self.clock.elapsed() - begun).as_micros() as u64;
     }
 
-    fn wake_up(&mut self) {
+    /// Ends a sleep
+    pub fn wake_up(&mut self) {
         self.port.wake_up();
         self.ring.ask_for_event(false);
     }
@@ -300,15 +307,11 @@ impl Shard {
 
     /// One turn; returns how many datagrams and messages there were
     fn turn(&mut self, patience: Option<Duration>) -> io::Result<(usize, usize)> {
-        let arrived = match patience {
-            Some(patience) => {
-                let begun = self.clock.elapsed();
-                let arrived = self.ring.turn_patiently(patience)?;
-                self.note_idle(begun);
-                arrived
-            }
-            None => self.ring.turn()?,
-        };
+        let begun = patience.map(|_| self.clock.elapsed());
+        let arrived = self.ring.turn(patience)?;
+        if let Some(begun) = begun {
+            self.note_idle(begun);
+        }
         self.tracker.begin_turn();
         self.token_queue.permit_one();
         let now = self.clock.now();
@@ -356,7 +359,7 @@ impl Shard {
 
     /// Reads what the table has of all torrents of a batch before policy looks at them: those that are there are on no
     /// list that forbids them
-    fn look_at_table(&mut self, arrived: &[Received]) {
+    fn look_at_table(&mut self, arrived: &[D::Received]) {
         for received in arrived {
             let opened = self.ring.open(received);
             let payload = opened.as_ref().map_or(&[][..], |(datagram, _)| datagram.payload);
@@ -369,7 +372,7 @@ impl Shard {
     /// Answers what was admitted, or passes it on to its owner
     fn answer_all(&mut self, now: Now) -> io::Result<()> {
         // All entries are read before any is needed, so that memory works on many at once.
-        let touched = |tracker: &Tracker, batch: &[Item]| {
+        let touched = |tracker: &Tracker, batch: &[Item<D::Received>]| {
             batch.iter().fold(0, |sum: u8, item| sum.wrapping_add(tracker.touch(&item.ahead)))
         };
         std::hint::black_box(touched(&self.tracker, &self.batch));
@@ -381,7 +384,7 @@ impl Shard {
         Ok(())
     }
 
-    fn answer(&mut self, now: Now, item: Item) -> io::Result<()> {
+    fn answer(&mut self, now: Now, item: Item<D::Received>) -> io::Result<()> {
         let Item { received, family, admitted, ahead } = item;
         let owned = self.owns(&admitted.info_hash());
         match &admitted {
@@ -412,7 +415,12 @@ impl Shard {
     }
 
     /// Counts a datagram and sends its reply, if there is one
-    fn conclude(&mut self, received: Received, family: Family, verdict: Verdict) -> io::Result<()> {
+    fn conclude(
+        &mut self,
+        received: D::Received,
+        family: Family,
+        verdict: Verdict,
+    ) -> io::Result<()> {
         self.count(family, verdict.outcome);
         match verdict.reply_len {
             0 => self.ring.release(received),
@@ -428,7 +436,7 @@ impl Shard {
     /// Has the owner answer an announce, from its own socket
     fn forward(
         &mut self,
-        received: Received,
+        received: D::Received,
         family: Family,
         announce: &Announce,
         transaction_id: TransactionId,
@@ -502,12 +510,12 @@ impl Shard {
     }
 
     /// A slot for a reply to another shard's datagram, if one is free or can be made free
-    fn forward_slot(&mut self) -> io::Result<Option<ForwardSlot>> {
+    fn forward_slot(&mut self) -> io::Result<Option<D::Slot>> {
         if let Some(slot) = self.ring.forward_slot() {
             return Ok(Some(slot));
         }
         // Those on their way are free once the kernel has them.
-        self.ring.turn()?;
+        self.ring.turn(None)?;
         Ok(self.ring.forward_slot())
     }
 

@@ -1,6 +1,7 @@
 //! What HTTP has a shard do: the same announces and scrapes, whose answers go to whoever asked.
 
 use super::Shard;
+use crate::datapath::Datapath;
 use crate::http::Terms;
 use crate::mesh::{Listed, Message, PageRequest};
 use crate::outcome::Outcome;
@@ -27,7 +28,7 @@ pub enum Asked<T> {
     Shed,
 }
 
-impl Shard {
+impl<D: Datapath> Shard<D> {
     /// Admits an announce: see [`crate::tracker::Tracker::admit_query`]
     pub fn admit_query(
         &mut self,

@@ -1,6 +1,7 @@
 //! Pages of the list of all torrents, made a bit at a time between turns.
 
 use super::Shard;
+use crate::datapath::Datapath;
 use crate::mesh::{Listed, Message, PageRequest};
 use std::collections::VecDeque;
 use tsubame_storage::Pass;
@@ -27,7 +28,7 @@ impl Listings {
     }
 }
 
-impl Shard {
+impl<D: Datapath> Shard<D> {
     /// Takes a step towards the page that is asked for
     pub(super) fn list_some(&mut self) {
         let (swarms, policy) = (self.tracker.swarms(), self.tracker.policy());

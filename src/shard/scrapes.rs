@@ -2,13 +2,14 @@
 
 use super::Shard;
 use crate::clock::Now;
+use crate::datapath::Datapath;
 use crate::mesh::{HTTP_TICKET, Message, Port, Rows};
 use crate::outcome::{Outcome, Verdict};
 use crate::tracker::Scrape;
 use std::collections::VecDeque;
 use std::io;
 use tsubame_storage::{Census, Family, InfoHash, Seconds};
-use tsubame_udp::ring::{Received, ReturnPath};
+use tsubame_udp::ring::ReturnPath;
 use tsubame_udp::wire::{SCRAPE_HASHES_MAX, SCRAPE_REPLY_LEN, SCRAPE_ROW_LEN};
 
 /// Scrapes that may wait at once. None holds a receive buffer
@@ -151,12 +152,12 @@ impl Questions {
     }
 }
 
-impl Shard {
+impl<D: Datapath> Shard<D> {
     /// Answers a scrape of which other shards own a part: asks them, and keeps what is known of the reply
     pub(super) fn scrape_everywhere(
         &mut self,
         now: Now,
-        received: Received,
+        received: D::Received,
         family: Family,
         scrape: &Scrape,
     ) -> io::Result<()> {

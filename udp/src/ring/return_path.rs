@@ -24,7 +24,9 @@ const PATH_HAS_LOCAL: u16 = 1 << 14;
 const PATH_SOCKET: u16 = PATH_HAS_LOCAL - 1;
 
 impl ReturnPath {
-    pub(super) fn new(socket: u16, peer: SocketAddr, local: Option<(IpAddr, u32)>) -> Self {
+    /// Returns the path of the replies to `peer` from a socket, by its number; `local` is the address and interface
+    /// they leave from, where the socket serves several.
+    pub fn new(socket: u16, peer: SocketAddr, local: Option<(IpAddr, u32)>) -> Self {
         let wide = |address: IpAddr| match address {
             IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
             IpAddr::V6(address) => address.octets(),
@@ -58,7 +60,8 @@ impl ReturnPath {
         }
     }
 
-    pub(super) fn peer(&self) -> SocketAddr {
+    /// Returns where replies go.
+    pub fn peer(&self) -> SocketAddr {
         match self.address(self.peer) {
             IpAddr::V4(peer) => SocketAddr::new(peer.into(), self.port),
             IpAddr::V6(peer) => {

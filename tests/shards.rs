@@ -1,0 +1,537 @@
+//! Several shards with the mesh between them in one thread, over a model of the datapath: datagrams arrive at any
+//! shard, shards stall and are woken late, buffers and slots run out, rings fill up, settings change meanwhile. The
+//! same seed gives the same run.
+//!
+//! Peers join and do not leave, so that each count has two bounds: who was told that it joined is counted, who never
+//! asked is not. A row of a scrape that was mixed up, or is zero because a shard did not answer, lies outside.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+#[path = "shards/datapath.rs"]
+mod datapath;
+#[path = "shards/http.rs"]
+mod http;
+
+use datapath::{BUFFERS, Link, Model, SLOTS};
+use http::OverHttp;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Waker};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tsubame::clock::Clock;
+use tsubame::config::Config;
+use tsubame::identity::Identity;
+use tsubame::mesh::{Bell, Message, Port, mesh};
+use tsubame::outcome::Outcome;
+use tsubame::policy::access_list::{Mode, Sources};
+use tsubame::policy::{Answer, HookConfig, Plan, Reading};
+use tsubame::settings::{ShardSettings, ShardUpdate, Startup};
+use tsubame::shard::{Parts, Shard, Step};
+use tsubame::stats::{Board, Figures, Protocol};
+use tsubame::tracker::Tracker;
+use tsubame_storage::{Family, InfoHash, Swarms};
+use tsubame_udp::connection_id::ConnectionIds;
+use tsubame_udp::steering::KEY_WORDS;
+
+const TORRENTS: usize = 60;
+
+/// Peers of each torrent, and a number of its own for it: no two torrents have as many
+const PEERS_MIN: usize = 3;
+
+/// Now and then denied by an access list, which removes its peers
+const DENIED: usize = 0;
+
+const KEY: &str = "00112233445566778899aabbccddeeff";
+
+struct Node {
+    shard: Shard<Model>,
+    link: Rc<Link>,
+    bell: Bell,
+    board: Arc<Board>,
+    asleep: bool,
+    /// Takes no step until then
+    stalled_until: usize,
+}
+
+/// What was asked and may still be answered
+enum Request {
+    Announce(usize),
+    /// Torrents, and how many peers had been told they joined at the time
+    Scrape(Vec<(usize, usize)>),
+}
+
+#[derive(Default)]
+struct Swarm {
+    asked: BTreeSet<SocketAddr>,
+    joined: BTreeSet<SocketAddr>,
+}
+
+struct World {
+    rng: fastrand::Rng,
+    seconds: &'static AtomicU64,
+    ids: ConnectionIds,
+    nodes: Vec<Node>,
+    control: Port,
+    retired: UnboundedReceiver<Box<ShardUpdate>>,
+    startup: Startup,
+    swarms: Vec<Swarm>,
+    requests: BTreeMap<u32, (SocketAddr, Request)>,
+    /// By shard and ticket, with a deadline
+    over_http: BTreeMap<(usize, u32), (u64, OverHttp)>,
+    ticks: usize,
+    last_transaction: u32,
+    /// Datagrams that a socket took
+    arrived: u64,
+    replies: u64,
+    answered_over_http: u64,
+    late_over_http: u64,
+    shed_over_http: u64,
+    lists_made: u64,
+}
+
+fn hash_of(torrent: usize) -> InfoHash {
+    let mut rng = fastrand::Rng::with_seed(torrent as u64);
+    InfoHash(std::array::from_fn(|_| rng.u8(..)))
+}
+
+fn peer_of(torrent: usize, number: usize) -> SocketAddr {
+    let (torrent, number) = (torrent as u8, number as u16);
+    let ip: IpAddr = match number % 3 {
+        0 => [0x2a00, torrent.into(), number, 0, 0, 0, 0, 1].into(),
+        _ => [81, torrent, number as u8, 1].into(),
+    };
+    SocketAddr::new(ip, 10_000 + number)
+}
+
+/// An identity as it is drawn at start, but from a seed
+fn drawn(rng: &mut fastrand::Rng, shards: u16) -> Identity {
+    let identity = serde_json::json!({
+        "connection_id_key": vec![0; 16],
+        "steering_words": std::array::from_fn::<u32, KEY_WORDS, _>(|_| rng.u32(..)),
+        "table_hash_key": [rng.u64(..), rng.u64(..)],
+        "seed": rng.u64(..),
+        "policy_key": [rng.u64(..), rng.u64(..)],
+        "shards": shards,
+    });
+    serde_json::from_value(identity).unwrap()
+}
+
+fn config(interval_secs: u64) -> Config {
+    let source = format!(
+        "udp:\n  connection_id_keys: [{KEY}]\n\
+         announce:\n  interval: {interval_secs}s\n  min_interval: 300s\n  peer_lifetime: 2h\n\
+         storage:\n  memory: 8GiB\n"
+    );
+    Config::parse("simulation", &source).unwrap()
+}
+
+impl World {
+    fn new(seed: u64, shards: u16) -> Self {
+        let seconds: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(10_000)));
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let identity = drawn(&mut rng, shards);
+        let config = Arc::new(config(1_800));
+        let addresses = [const { Vec::new() }; 3];
+        let files_for_connections = 100;
+        let startup =
+            Startup { config: config.clone(), identity, addresses, files_for_connections };
+        let (retired, retired_receiver) = unbounded_channel();
+        let mut ports = mesh(shards);
+        let control = ports.pop().unwrap();
+        let node = |(number, port): (u16, Port)| {
+            let ShardSettings { ids, terms, swarms, .. } = startup.shard_settings(&config, number);
+            let (link, bell, board) = (Rc::<Link>::default(), port.bell(), Arc::<Board>::default());
+            let shard = Shard::new(Parts {
+                number,
+                shards,
+                keys: startup.identity.steering_keys(),
+                ring: Model::new(link.clone()),
+                tracker: Tracker::new(ids, terms, Swarms::new(swarms)),
+                port,
+                retired: retired.clone(),
+                board: board.clone(),
+                clock: Clock::simulated(seconds),
+            });
+            Node { shard, link, bell, board, asleep: false, stalled_until: 0 }
+        };
+        let nodes = (0..).zip(ports).map(node).collect();
+        Self {
+            rng,
+            seconds,
+            ids: ConnectionIds::new(config.udp.connection_id_keys[0], &[], 120),
+            nodes,
+            control,
+            retired: retired_receiver,
+            startup,
+            swarms: (0..TORRENTS).map(|_| Swarm::default()).collect(),
+            requests: BTreeMap::new(),
+            over_http: BTreeMap::new(),
+            ticks: 0,
+            last_transaction: 0,
+            arrived: 0,
+            replies: 0,
+            answered_over_http: 0,
+            late_over_http: 0,
+            shed_over_http: 0,
+            lists_made: 0,
+        }
+    }
+
+    fn now(&self) -> u64 {
+        self.seconds.load(Ordering::Relaxed)
+    }
+
+    fn pass(&mut self, seconds: u64) {
+        self.seconds.fetch_add(seconds, Ordering::Relaxed);
+        // The second's tick wakes each.
+        self.nodes.iter_mut().for_each(wake);
+    }
+
+    /// A datagram to any shard, as if steering were detached
+    fn send(&mut self, from: SocketAddr, action: u32, request: Request, body: &[u8]) {
+        let shard = self.rng.usize(..self.nodes.len());
+        self.last_transaction += 1;
+        let transaction = self.last_transaction;
+        let mut bytes = self.ids.issue(self.now(), from.ip()).to_be_bytes().to_vec();
+        bytes.extend([action, transaction].map(u32::to_be_bytes).as_flattened());
+        bytes.extend(body);
+        if self.nodes[shard].link.arrive(from, bytes) {
+            self.arrived += 1;
+            self.requests.insert(transaction, (from, request));
+        }
+    }
+
+    fn announce(&mut self, torrent: usize, number: usize) {
+        let peer = peer_of(torrent, number);
+        let mut body = hash_of(torrent).0.to_vec();
+        body.extend(b"-TT0001-abcdefghijkl");
+        body.extend([0, (number % 4) as u64, 0].map(u64::to_be_bytes).as_flattened());
+        body.extend([2, 0, 7, u32::MAX].map(u32::to_be_bytes).as_flattened());
+        body.extend(peer.port().to_be_bytes());
+        self.swarms[torrent].asked.insert(peer);
+        self.send(peer, 1, Request::Announce(torrent), &body);
+    }
+
+    fn rows(&mut self, most: usize) -> Vec<(usize, usize)> {
+        let len = self.rng.usize(1..=most);
+        (0..len)
+            .map(|_| {
+                let torrent = self.rng.usize(..TORRENTS);
+                (torrent, self.swarms[torrent].joined.len())
+            })
+            .collect()
+    }
+
+    fn scrape(&mut self, rows: Vec<(usize, usize)>) {
+        let body: Vec<u8> = rows.iter().flat_map(|(torrent, _)| hash_of(*torrent).0).collect();
+        self.send(([93, 1, 1, 1], 5_000).into(), 2, Request::Scrape(rows), &body);
+    }
+
+    fn check_count(&self, torrent: usize, at_least: usize, count: u32) {
+        if torrent == DENIED {
+            return;
+        }
+        let at_most = self.swarms[torrent].asked.len();
+        let range = at_least..=at_most;
+        assert!(range.contains(&(count as usize)), "torrent {torrent}: {count}, not {range:?}");
+    }
+
+    /// Reads the replies that have left
+    fn receive(&mut self) {
+        for shard in 0..self.nodes.len() {
+            let sent = std::mem::take(&mut *self.nodes[shard].link.sent.borrow_mut());
+            for (to, reply) in sent {
+                self.replies += 1;
+                self.read(to, &reply);
+            }
+        }
+    }
+
+    fn read(&mut self, to: SocketAddr, reply: &[u8]) {
+        let word = |at: usize| u32::from_be_bytes(reply[at..at + 4].try_into().unwrap());
+        let (from, request) = self.requests.remove(&word(4)).expect("a reply to no request");
+        assert_eq!(from, to, "the reply to {from} went to {to}");
+        match (word(0), request) {
+            (1, Request::Announce(torrent)) => {
+                assert!([1_800, 2_400].contains(&word(8)), "interval {}", word(8));
+                self.check_count(torrent, 1, word(12) + word(16));
+                let width = if to.is_ipv4() { 6 } else { 18 };
+                assert_eq!((reply.len() - 20) % width, 0);
+                let swarm = &mut self.swarms[torrent];
+                for peer in reply[20..].chunks(width) {
+                    let peer = tsubame_storage::Endpoint::from_compact(peer).unwrap();
+                    let peer = SocketAddr::new(peer.address(), peer.port());
+                    assert!(peer != to && swarm.asked.contains(&peer), "{peer} in {torrent}");
+                }
+                swarm.joined.insert(to);
+            }
+            (2, Request::Scrape(rows)) => {
+                assert_eq!(reply.len(), 8 + 12 * rows.len());
+                for (row, (torrent, at_least)) in rows.into_iter().enumerate() {
+                    let at = 8 + 12 * row;
+                    self.check_count(torrent, at_least, word(at) + word(at + 8));
+                }
+            }
+            (3, Request::Announce(torrent)) => assert_eq!(torrent, DENIED),
+            (action, _) => panic!("action {action} in reply to another"),
+        }
+    }
+
+    /// Each shard in any order takes a step, unless it sleeps or stalls
+    fn step_all(&mut self) {
+        self.ticks += 1;
+        let mut order: Vec<usize> = (0..self.nodes.len()).collect();
+        self.rng.shuffle(&mut order);
+        for number in order {
+            let (ticks, late) = (self.ticks, self.rng.u8(..4) == 0);
+            let node = &mut self.nodes[number];
+            if node.stalled_until > ticks || late {
+                continue;
+            }
+            if node.asleep && (node.link.has_event() || rang(&node.bell)) {
+                wake(node);
+            }
+            if !node.asleep {
+                match node.shard.step().unwrap() {
+                    Step::Again => {}
+                    Step::Sleep => node.asleep = true,
+                    Step::Stop => panic!("nobody has said stop"),
+                }
+            }
+        }
+        self.receive();
+        self.look_after_http();
+        while self.retired.try_recv().is_ok() {}
+    }
+
+    /// New settings or a new access list for all shards
+    fn reload(&mut self) {
+        let interval = if self.rng.bool() { 1_800 } else { 2_400 };
+        let config = config(interval);
+        let denied = if self.rng.bool() { vec![hash_of(DENIED)] } else { Vec::new() };
+        let sources = Sources { info_hashes: denied, ..Sources::default() };
+        let answer = Answer::Error("denied");
+        let hooks = [HookConfig::AccessList { mode: Mode::Deny, sources, answer }];
+        let plan = Plan::load(&hooks, &Plan::default(), 1, Reading::AtStart).unwrap().plan;
+        let shards = self.nodes.len() as u16;
+        for number in 0..shards {
+            let update = ShardUpdate {
+                policy: Some(plan.policy(shards, self.rng.u64(..))),
+                settings: Some(self.startup.shard_settings(&config, number)),
+                drop_empty_torrents: self.rng.bool(),
+            };
+            // A shard that stalls for long has its queue full; the control plane tries again later.
+            self.control.send(usize::from(number), Message::Update(Box::new(update)));
+        }
+        self.control.ring();
+    }
+
+    /// Breaks something, for a while
+    fn break_something(&mut self) {
+        let number = self.rng.usize(..self.nodes.len());
+        match self.rng.u8(..60) {
+            0 => self.nodes[number].stalled_until = self.ticks + self.rng.usize(..250),
+            1 | 2 => self.nodes[number].link.stuck.set(true),
+            3..6 => self.nodes.iter().for_each(|node| node.link.stuck.set(false)),
+            6 => self.reload(),
+            7..12 => self.pass(1),
+            12 => {
+                let shard = &mut self.nodes[number].shard;
+                self.lists_made += u64::from(shard.ask_for_pages(None).is_some());
+            }
+            _ => {}
+        }
+    }
+
+    fn run(&mut self, ticks: usize, per_tick: usize) {
+        for _ in 0..ticks {
+            self.break_something();
+            for _ in 0..per_tick {
+                let torrent = self.rng.usize(..TORRENTS);
+                match self.rng.u8(..8) {
+                    0..4 => {
+                        let number = self.rng.usize(..peers_of(torrent));
+                        self.announce(torrent, number);
+                    }
+                    4..6 => {
+                        let rows = self.rows(74);
+                        self.scrape(rows);
+                    }
+                    _ => self.ask_over_http(),
+                }
+            }
+            self.step_all();
+        }
+    }
+
+    /// Mends all, and waits until nobody has anything to do
+    fn settle(&mut self) {
+        for node in &mut self.nodes {
+            node.link.stuck.set(false);
+            node.stalled_until = 0;
+        }
+        let mut ticks = 0;
+        while !self.nodes.iter().all(|node| node.asleep && !node.link.has_event()) || ticks < 20 {
+            self.step_all();
+            ticks += 1;
+            assert!(ticks < 100_000, "shards never come to rest");
+        }
+    }
+
+    fn figures(&self) -> Figures {
+        let mut all = Figures::default();
+        self.nodes.iter().for_each(|node| all.add(&node.board.read()));
+        all
+    }
+
+    /// After all was mended: everything is answered, exactly, and nothing was lost without being counted
+    fn finish(&mut self) -> Figures {
+        self.settle();
+        // Scrapes of which a part is lost are given up.
+        self.pass(5);
+        self.settle();
+        self.pass(1);
+        self.settle();
+        let figures = self.figures();
+        let of = |outcome: &Outcome| -> u64 {
+            let of = |family| figures.of_family(Protocol::Udp, family, *outcome);
+            of(Family::V4) + of(Family::V6)
+        };
+        let total: u64 = Outcome::ALL.iter().map(of).sum();
+        let shed: u64 =
+            [Outcome::ShedMesh, Outcome::ShedSlots, Outcome::ShedScrape].iter().map(of).sum();
+        assert_eq!(total - of(&Outcome::Forwarded), self.arrived, "each datagram is counted once");
+        assert_eq!(self.replies, self.arrived - shed, "each is answered, or counted as shed");
+        assert_eq!(self.requests.len() as u64, shed);
+        assert!(self.over_http.is_empty());
+        for node in &self.nodes {
+            assert_eq!(node.link.free.get(), (BUFFERS, SLOTS), "buffers and slots come back");
+        }
+        self.probe();
+        figures
+    }
+
+    /// Each peer announces, and each swarm is scraped: one at a time, so that nothing is shed
+    fn probe(&mut self) {
+        self.requests.clear();
+        for torrent in 1..TORRENTS {
+            for number in 0..peers_of(torrent) {
+                self.announce(torrent, number);
+                self.settle();
+            }
+            self.scrape(vec![(torrent, peers_of(torrent)), (DENIED, 0)]);
+            self.settle();
+            assert!(self.requests.is_empty(), "what can be answered is");
+            assert_eq!(self.swarms[torrent].joined.len(), peers_of(torrent));
+        }
+    }
+
+    fn stop(mut self) {
+        for number in 0..self.nodes.len() {
+            assert!(self.control.send(number, Message::Stop));
+        }
+        self.control.ring();
+        for node in &mut self.nodes {
+            assert!(rang(&node.bell), "a sleeping shard is woken to stop");
+            wake(node);
+            let mut steps = 0;
+            while node.shard.step().unwrap() != Step::Stop {
+                steps += 1;
+                assert!(steps < 10);
+            }
+        }
+    }
+}
+
+fn wake(node: &mut Node) {
+    if std::mem::take(&mut node.asleep) {
+        node.shard.wake_up();
+    }
+}
+
+/// Whether a node was woken by another; it is told once
+fn rang(bell: &Bell) -> bool {
+    pin!(bell.rung()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+}
+
+/// Between 3 and 14: neighbours differ
+fn peers_of(torrent: usize) -> usize {
+    PEERS_MIN + torrent % 12
+}
+
+#[test]
+fn nothing_is_lost_or_mixed_up_between_shards() {
+    let mut seen = Figures::default();
+    let (mut answered, mut late, mut shed, mut lists) = (0, 0, 0, 0);
+    for (seed, shards, ticks, per_tick) in [
+        (1, 1, 2_000, 10),
+        (2, 2, 6_000, 20),
+        (3, 2, 6_000, 40),
+        (4, 3, 6_000, 20),
+        (5, 8, 4_000, 40),
+        (6, 8, 4_000, 80),
+        (7, 128, 1_000, 200),
+    ] {
+        println!("seed {seed}, {shards} shards");
+        let mut world = World::new(seed, shards);
+        world.run(ticks, per_tick);
+        seen.add(&world.finish());
+        answered += world.answered_over_http;
+        late += world.late_over_http;
+        shed += world.shed_over_http;
+        lists += world.lists_made;
+        world.stop();
+    }
+    for outcome in [
+        Outcome::Joined,
+        Outcome::Refreshed,
+        Outcome::Scraped,
+        Outcome::Forwarded,
+        Outcome::ForbiddenTorrent,
+        Outcome::ShedMesh,
+        Outcome::ShedSlots,
+        Outcome::ShedScrape,
+    ] {
+        assert!(seen.of(outcome) > 0, "no {}", outcome.name());
+    }
+    for (what, count) in [("answered", answered), ("late", late), ("shed", shed), ("list", lists)] {
+        assert!(count > 0, "over HTTP, nothing was {what}");
+    }
+}
+
+/// Scrapes that wait for a shard that stalls: as many as there is room for, the others are refused at once
+#[test]
+fn scrapes_that_wait_are_bounded_and_answered_late() {
+    let mut world = World::new(9, 2);
+    for torrent in 1..TORRENTS {
+        (0..peers_of(torrent)).for_each(|number| world.announce(torrent, number));
+    }
+    world.settle();
+    let of_stalled = |world: &World| {
+        let owner = |torrent: &usize| {
+            world.startup.identity.steering_keys().owner(&hash_of(*torrent), 2) == 1
+        };
+        (1..TORRENTS).filter(owner).collect::<Vec<_>>()
+    };
+    let theirs = of_stalled(&world);
+    world.nodes[1].stalled_until = usize::MAX;
+    for number in 0..3_000 {
+        let torrent = theirs[number % theirs.len()];
+        // Both rows are the other's.
+        let rows = vec![(torrent, 1), (theirs[0], 1)];
+        world.scrape(rows);
+        if number % 50 == 0 {
+            (0..20).for_each(|_| world.step_all());
+        }
+    }
+    (0..400).for_each(|_| world.step_all());
+    let shed = world.figures().of(Outcome::ShedScrape);
+    assert!(shed > 0, "no scrape was refused");
+    // Within their time the answers come, and go to those who asked.
+    world.finish();
+    assert!(world.figures().of(Outcome::Scraped) > 1_000);
+}

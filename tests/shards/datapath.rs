@@ -1,0 +1,203 @@
+//! A datapath in memory: few buffers, few slots, and a kernel that is told when to stop sending.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+use tsubame::datapath::Datapath;
+use tsubame_udp::ring::{Datagram, ReturnPath, RingCounts};
+
+/// Receive buffers and forward slots: few, so that they run out
+pub(crate) const BUFFERS: usize = 8;
+pub(crate) const SLOTS: usize = 4;
+
+/// Datagrams that a socket holds
+const SOCKET_LEN: usize = 2_000;
+
+/// What the simulation sees of a datapath
+#[derive(Default)]
+pub(crate) struct Link {
+    /// Datagrams in the socket
+    socket: RefCell<VecDeque<(SocketAddr, Vec<u8>)>>,
+    /// Replies that have left
+    pub(crate) sent: RefCell<Vec<(SocketAddr, Vec<u8>)>>,
+    /// Whether the kernel sends nothing for now
+    pub(crate) stuck: Cell<bool>,
+    /// Whether the shard asks to be woken
+    asked: Cell<bool>,
+    in_flight: Cell<usize>,
+    /// Buffers and slots that are free
+    pub(crate) free: Cell<(usize, usize)>,
+}
+
+impl Link {
+    /// Puts a datagram into the socket; false if it is full
+    pub(crate) fn arrive(&self, source: SocketAddr, bytes: Vec<u8>) -> bool {
+        let mut socket = self.socket.borrow_mut();
+        let fits = socket.len() < SOCKET_LEN;
+        if fits {
+            socket.push_back((source, bytes));
+        }
+        fits
+    }
+
+    /// Whether the shard would be woken
+    pub(crate) fn has_event(&self) -> bool {
+        let can_receive = !self.socket.borrow().is_empty() && self.free.get().0 > 0;
+        let can_send = self.in_flight.get() > 0 && !self.stuck.get();
+        self.asked.get() && (can_receive || can_send)
+    }
+}
+
+struct Buffer {
+    source: SocketAddr,
+    bytes: Vec<u8>,
+    reply: [u8; 1_472],
+}
+
+/// What holds a reply that is being sent
+enum Room {
+    Buffer(usize),
+    Slot(usize),
+}
+
+pub(crate) struct Model {
+    link: Rc<Link>,
+    buffers: Vec<Buffer>,
+    free_buffers: Vec<usize>,
+    slots: Vec<[u8; 1_472]>,
+    free_slots: Vec<usize>,
+    arrived: VecDeque<Leased>,
+    in_flight: Vec<(SocketAddr, usize, Room)>,
+    counts: RingCounts,
+}
+
+/// A datagram in a buffer
+pub(crate) struct Leased(usize);
+
+impl Model {
+    pub(crate) fn new(link: Rc<Link>) -> Self {
+        let nobody = SocketAddr::from(([0; 4], 0));
+        let buffer = |_| Buffer { source: nobody, bytes: Vec::new(), reply: [0; 1_472] };
+        link.free.set((BUFFERS, SLOTS));
+        Self {
+            link,
+            buffers: (0..BUFFERS).map(buffer).collect(),
+            free_buffers: (0..BUFFERS).collect(),
+            slots: vec![[0; 1_472]; SLOTS],
+            free_slots: (0..SLOTS).collect(),
+            arrived: VecDeque::new(),
+            in_flight: Vec::new(),
+            counts: RingCounts::default(),
+        }
+    }
+
+    fn finish_sends(&mut self) {
+        for (to, len, room) in self.in_flight.drain(..) {
+            let reply = match room {
+                Room::Buffer(at) => {
+                    self.free_buffers.push(at);
+                    &self.buffers[at].reply
+                }
+                Room::Slot(at) => {
+                    self.free_slots.push(at);
+                    &self.slots[at]
+                }
+            };
+            self.link.sent.borrow_mut().push((to, reply[..len].to_vec()));
+            self.counts.sent += 1;
+        }
+    }
+
+    fn show(&self) {
+        self.link.free.set((self.free_buffers.len(), self.free_slots.len()));
+        self.link.in_flight.set(self.in_flight.len());
+    }
+}
+
+impl Datapath for Model {
+    type Received = Leased;
+    type Slot = usize;
+
+    fn turn(&mut self, _: Option<Duration>) -> io::Result<usize> {
+        self.counts.turns += 1;
+        if !self.link.stuck.get() {
+            self.finish_sends();
+        }
+        let mut socket = self.link.socket.borrow_mut();
+        while !socket.is_empty()
+            && let Some(at) = self.free_buffers.pop()
+            && let Some((source, bytes)) = socket.pop_front()
+        {
+            let buffer = &mut self.buffers[at];
+            (buffer.source, buffer.bytes) = (source, bytes);
+            buffer.reply.fill(0xdd);
+            self.arrived.push_back(Leased(at));
+        }
+        drop(socket);
+        self.show();
+        Ok(self.arrived.len())
+    }
+
+    fn take(&mut self) -> Option<Leased> {
+        self.arrived.pop_front()
+    }
+
+    fn open<'a>(&'a mut self, received: &Leased) -> Option<(Datagram<'a>, &'a mut [u8])> {
+        let Buffer { source, bytes, reply } = &mut self.buffers[received.0];
+        let datagram = Datagram { source: *source, payload: bytes, truncated: false };
+        Some((datagram, reply))
+    }
+
+    fn send(&mut self, received: Leased, len: usize) -> io::Result<()> {
+        let to = self.buffers[received.0].source;
+        self.in_flight.push((to, len, Room::Buffer(received.0)));
+        self.show();
+        Ok(())
+    }
+
+    fn release(&mut self, received: Leased) {
+        self.free_buffers.push(received.0);
+        self.show();
+    }
+
+    fn return_path(&self, received: &Leased) -> Option<ReturnPath> {
+        Some(ReturnPath::new(0, self.buffers[received.0].source, None))
+    }
+
+    fn forward_slot(&mut self) -> Option<usize> {
+        self.free_slots.pop()
+    }
+
+    fn forward_reply(&mut self, slot: &usize) -> &mut [u8] {
+        &mut self.slots[*slot]
+    }
+
+    fn send_forward(&mut self, slot: usize, path: &ReturnPath, len: usize) -> io::Result<()> {
+        self.in_flight.push((path.peer(), len, Room::Slot(slot)));
+        self.show();
+        Ok(())
+    }
+
+    fn release_forward(&mut self, slot: usize) {
+        self.free_slots.push(slot);
+        self.show();
+    }
+
+    fn ask_for_event(&mut self, asked: bool) {
+        self.link.asked.set(asked);
+    }
+
+    fn count_drops(&mut self) {}
+
+    fn counts(&self) -> RingCounts {
+        self.counts
+    }
+
+    fn stop(&mut self, _: Duration) -> bool {
+        self.finish_sends();
+        true
+    }
+}
