@@ -133,10 +133,14 @@ impl Tracker {
 
     /// Waits for a log line that contains a text
     pub(crate) fn wait_for(&mut self, text: &str) -> String {
+        self.wait_within(PATIENCE, text)
+    }
+
+    pub(crate) fn wait_within(&mut self, patience: Duration, text: &str) -> String {
         if let Some(line) = self.log.iter().find(|line| line.contains(text)) {
             return line.clone();
         }
-        let deadline = now() + PATIENCE;
+        let deadline = now() + patience;
         loop {
             match self.lines.recv_timeout(deadline.saturating_duration_since(now())) {
                 Ok(line) => {
