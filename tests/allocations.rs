@@ -1,11 +1,28 @@
-//! In steady state a packet allocates nothing.
+//! In steady state a packet allocates nothing: neither in the tracker nor in a shard with hooks that passes it on.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+#[path = "shards/datapath.rs"]
+mod datapath;
+
+use datapath::{Link, Model};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::net::SocketAddr;
-use tsubame::clock::Now;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use tokio::sync::mpsc::unbounded_channel;
+use tsubame::clock::{Clock, Now};
+use tsubame::config::Config;
+use tsubame::identity::Identity;
 use tsubame::limits::REPLY_LEN_DEFAULT;
+use tsubame::mesh::mesh;
 use tsubame::outcome::Outcome;
+use tsubame::policy::{Plan, Reading};
+use tsubame::settings::{ShardSettings, Startup};
+use tsubame::shard::{Parts, Shard, Step};
+use tsubame::stats::{Board, Figures};
 use tsubame::tracker::{Terms, Tracker};
 use tsubame_storage::{Caps, Seconds, Settings, Swarms};
 use tsubame_udp::connection_id::{ConnectionIds, Key};
@@ -114,4 +131,111 @@ fn a_packet_in_steady_state_allocates_nothing() {
     // The counter counts: a new torrent may allocate, a Vec does.
     drop(std::hint::black_box(vec![1_u8; 100]));
     assert_eq!(ALLOCATIONS.get() - before, 1);
+}
+
+static SECONDS: AtomicU64 = AtomicU64::new(1_000);
+
+struct Node {
+    shard: Shard<Model>,
+    link: Rc<Link>,
+    board: Arc<Board>,
+}
+
+/// Two shards with hooks of several kinds
+fn shards(keys: &std::path::Path) -> Vec<Node> {
+    let source = format!(
+        "udp:\n  connection_id_keys: [\"{}\"]\nannounce: {{peer_lifetime: 1h}}\nhooks:\n\
+         - {{name: networks, options: {{mode: deny, networks: [10.0.0.0/8]}}}}\n\
+         - {{name: access_list, options: {{mode: deny, info_hashes: [{}]}}}}\n\
+         - {{name: clients, options: {{mode: deny, clients: [XX]}}}}\n\
+         - {{name: passkey, options: {{file: {}}}}}\n\
+         - {{name: limits, options: {{announces_per_second: 1000, burst: 1000}}}}\n\
+         - {{name: interval_variation, options: {{increase: 60s}}}}\n",
+        "09".repeat(16),
+        "ff".repeat(20),
+        keys.display()
+    );
+    let config = Arc::new(Config::parse("test", &source).unwrap());
+    let (identity, addresses) = (Identity::draw(2).unwrap(), [const { Vec::new() }; 3]);
+    let files_for_connections = 100;
+    let startup = Startup { config: config.clone(), identity, addresses, files_for_connections };
+    let plan = Plan::load(&config.hooks, &Plan::default(), 1, Reading::AtStart).unwrap().plan;
+    let (retired, _) = unbounded_channel();
+    let clock = Clock::simulated(&SECONDS);
+    let node = |(number, port)| {
+        let ShardSettings { ids, terms, swarms, .. } = startup.shard_settings(&config, number);
+        let mut tracker = Tracker::new(ids, terms, Swarms::new(swarms));
+        tracker.exchange_policy(clock.now(), &mut plan.policy(2, 7));
+        let (link, board) = (Rc::<Link>::default(), Arc::<Board>::default());
+        link.forgets.set(true);
+        let (keys, ring) = (startup.identity.steering_keys(), Model::new(link.clone()));
+        let retired = retired.clone();
+        let shard = Shard::new(Parts {
+            number,
+            shards: 2,
+            keys,
+            ring,
+            tracker,
+            port,
+            retired,
+            board: board.clone(),
+            clock,
+        });
+        Node { shard, link, board }
+    };
+    (0..2).zip(mesh(2)).map(node).collect()
+}
+
+#[test]
+fn a_packet_through_shards_and_hooks_allocates_nothing() {
+    let keys = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(keys.path(), "sesame\n").unwrap();
+    let mut nodes = shards(keys.path());
+    let ids = ConnectionIds::new(Key([9; 16]), &[], 120);
+    let requests = || {
+        let mut requests = Vec::new();
+        for number in 0..300 {
+            let source = source(number);
+            let id = ids.issue(1_000, source.ip());
+            let mut announce = request(id, 1, &announce_body(number % 30, 2));
+            announce.extend(b"\x02\x10/sesame/announce");
+            requests.push((source, announce.clone()));
+            // Refused, for the key and for the torrent.
+            announce[101] = b'S';
+            requests.push((source, announce));
+            requests.push((source, request(id, 1, &announce_body(u32::MAX, 2))));
+            let hashes: Vec<u8> =
+                (0..30).flat_map(|it| announce_body(it, 0)[..20].to_vec()).collect();
+            requests.push((source, request(id, 2, &hashes)));
+        }
+        requests
+    };
+    let pass = |nodes: &mut [Node], requests: Vec<(SocketAddr, Vec<u8>)>| {
+        let before = ALLOCATIONS.get();
+        for (number, (source, bytes)) in requests.into_iter().enumerate() {
+            assert!(nodes[number / 4 % 2].link.arrive(source, bytes));
+            let mut at_rest = 0;
+            while at_rest < 4 {
+                for Node { shard, .. } in &mut *nodes {
+                    let step = shard.step().unwrap();
+                    at_rest = if step == Step::Sleep { at_rest + 1 } else { 0 };
+                    shard.wake_up();
+                }
+            }
+        }
+        ALLOCATIONS.get() - before
+    };
+    // What is there for the first time may.
+    assert!((0..2).map(|_| pass(&mut nodes, requests())).sum::<u64>() > 0);
+    let figures = |nodes: &[Node]| {
+        let mut all = Figures::default();
+        nodes.iter().for_each(|node| all.add(&node.board.read()));
+        let of = |outcome| all.of(outcome);
+        [Outcome::Refreshed, Outcome::Forwarded, Outcome::Scraped, Outcome::WrongPasskey].map(of)
+    };
+    let before = figures(&nodes);
+    assert_eq!(pass(&mut nodes, requests()), 0);
+    let after = figures(&nodes);
+    assert_eq!([after[0] - before[0], after[2] - before[2]], [300, 300]);
+    assert!(after[1] > before[1] && after[3] > before[3], "{after:?}");
 }

@@ -4,10 +4,12 @@
 
 mod common;
 
-use common::http::{self, Connection};
+use common::http::{self, Connection, failure};
 use common::policy::Answer::{Gone, Silence, Swarm};
-use common::policy::{self, CLIENT, NOT_SERVED, World, error, hex, over_udp};
-use common::{Announce, Client, PATIENCE, SILENCE};
+use common::policy::{
+    self, CLIENT, NOT_SERVED, World, error, hex, over_http, over_udp, scrape_target, wait_until,
+};
+use common::{Announce, Client, PATIENCE, SILENCE, info_hash_of};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
@@ -143,6 +145,73 @@ fn hooks_are_asked_in_their_order() {
     assert!(answers.contains(&error(too_many)), "the limit counts them all: {answers:?}");
 }
 
+/// Scrapes are judged in the same order over both protocols: a limit counts what comes to it, and no more
+#[test]
+fn hooks_are_asked_in_their_order_for_scrapes() {
+    let directory = tempfile::tempdir().unwrap();
+    let keys = directory.path().join("keys");
+    fs::write(&keys, "sesame\n").unwrap();
+    let passkey =
+        format!("  - {{name: passkey, options: {{file: {}, scrapes: true}}}}\n", keys.display());
+    let limit = "  - {name: limits, options: {announces_per_second: 1, burst: 6}}\n";
+    let refused = "no passkey in the announce URL";
+    let too_many = "too many requests; announce less often";
+    let scrape = |world: &World, query: &str| {
+        let target = format!("{}{query}", scrape_target(&[info_hash_of(1)]));
+        let reply = Connection::to(world.http).get(&target);
+        let is_refused = reply.body.starts_with(b"d14:failure reason");
+        is_refused.then(|| failure(&reply))
+    };
+    // What the passkey refuses does not come to the limit.
+    let world = World::new(1, &format!("{passkey}{limit}"));
+    for _ in 0..10 {
+        assert_eq!(scrape(&world, "").as_deref(), Some(refused));
+        let reply = world.udp.ask(&datagram_of(&world)).unwrap();
+        assert_eq!(&reply[8..], b"scrapes need a key or token here; scrape over HTTP");
+    }
+    assert_eq!(scrape(&world, "&passkey=sesame"), None);
+    assert_eq!(world.metric("too_many_announces", "http"), 0);
+    // Both protocols use up the limit before the passkey is looked at.
+    let world = World::new(1, &format!("{limit}{passkey}"));
+    world.udp.socket.set_read_timeout(Some(SILENCE)).unwrap();
+    for _ in 0..5 {
+        let reply = world.udp.ask(&datagram_of(&world)).unwrap();
+        assert_eq!(&reply[8..], b"scrapes need a key or token here; scrape over HTTP");
+    }
+    let answers: Vec<_> = (0..5).map(|_| scrape(&world, "")).collect();
+    assert_eq!(answers[0].as_deref(), Some(refused));
+    assert_eq!(answers[4].as_deref(), Some(too_many));
+    assert_eq!(scrape(&world, "&passkey=sesame").as_deref(), Some(too_many));
+    assert_eq!(world.udp.ask(&datagram_of(&world)), None);
+}
+
+fn datagram_of(world: &World) -> Vec<u8> {
+    let mut datagram = common::head(world.udp.id, 2, 5);
+    datagram.extend(info_hash_of(1));
+    datagram
+}
+
+/// Whoever has used up a limit has so, too, after another hook was put above it
+#[test]
+fn limits_keep_their_counts_when_a_hook_is_added_above() {
+    let limit = "  - {name: limits, options: {torrents_per_minute: 4, burst: 4}}\n";
+    let world = World::new(1, limit);
+    world.udp.socket.set_read_timeout(Some(SILENCE)).unwrap();
+    let is_served = |torrent| {
+        let announce = Announce::of(torrent, 7_001);
+        matches!(over_http(world.http, &announce, CLIENT, ""), Swarm(..))
+    };
+    let served = (1..20).take_while(|torrent| is_served(*torrent)).count();
+    assert!((4..8).contains(&served), "{served}");
+    let above = format!("  - {{name: clients, options: {{mode: deny, clients: [XX]}}}}\n{limit}");
+    world.tracker.write_config(&policy::config(1, &above));
+    assert_eq!(world.ask("POST", "/v1/reload").0, 200);
+    let banned = error("this client is not permitted on this tracker");
+    wait_until(|| world.both(1, b"-XX0001-abcdefghijkl", "")[1] == banned);
+    let served = (20..40).take_while(|torrent| is_served(*torrent)).count();
+    assert!(served < 3, "{served} more");
+}
+
 #[test]
 fn neighbours_are_handed_out_first_over_both_protocols() {
     let hooks = "  - {name: subnet_preference, options: {ipv4: [24, 16], ipv6: 64}}\n";
@@ -176,7 +245,7 @@ fn neighbours_are_handed_out_first_over_both_protocols() {
     }
     world.tracker.write_config(&policy::config(2, "").replace("hooks:", "hooks: []"));
     assert_eq!(world.ask("POST", "/v1/reload").0, 200);
-    policy::wait_until(|| ask(&mut world).iter().all(|peers| count(peers, site) < 40));
+    wait_until(|| ask(&mut world).iter().all(|peers| count(peers, site) < 40));
 }
 
 /// The program of `examples/own_hook.rs` serves with its hook, and reads it again
@@ -208,5 +277,5 @@ fn a_hook_of_ones_own_is_asked() {
     }
     world.tracker.write_config(&policy::config(2, &hooks.replace("7001", "80")));
     assert_eq!(world.ask("POST", "/v1/reload").0, 200);
-    policy::wait_until(|| world.both(1, CLIENT, "") == [Swarm(0, 1, 1_800), Swarm(0, 1, 1_800)]);
+    wait_until(|| world.both(1, CLIENT, "") == [Swarm(0, 1, 1_800), Swarm(0, 1, 1_800)]);
 }
