@@ -114,6 +114,7 @@ impl Collector for Moment {
         self.batches(&mut encoder)?;
         self.peers(&mut encoder)?;
         self.evicted(&mut encoder)?;
+        self.idle(&mut encoder)?;
         for (name, help, value) in COUNTERS {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for Shard { label, figures, .. } in &self.shards {
@@ -133,7 +134,7 @@ impl Collector for Moment {
 
 type Counter = (&'static str, &'static str, fn(&Figures) -> u64);
 
-const COUNTERS: [Counter; 13] = [
+const COUNTERS: [Counter; 12] = [
     ("replies_sent", "Replies the kernel took", |figures| figures.ring.sent),
     (
         "replies_failed",
@@ -154,11 +155,6 @@ const COUNTERS: [Counter; 13] = [
     ("receives_failed", "Receives that failed and were begun anew", |figures| {
         figures.ring.receive_failed
     }),
-    (
-        "idle_microseconds",
-        "Microseconds in which the shard waited as it had nothing to do",
-        |figures| figures.idle_us,
-    ),
     ("memory_pressure_episodes", "Times that memory has become short", |figures| {
         figures.table.evicted.episodes
     }),
@@ -235,6 +231,20 @@ impl Moment {
         let counter =
             encoder.encode_descriptor("steering_detached", help, None, MetricType::Counter)?;
         count(counter, detached)
+    }
+
+    fn idle(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Time in which the shard waited as it had nothing to do";
+        let mut metric =
+            encoder.encode_descriptor("idle_seconds", help, None, MetricType::Counter)?;
+        for Shard { label, figures, .. } in &self.shards {
+            let labels = [("shard", label.as_str())];
+            let seconds = figures.idle_us as f64 / 1e6;
+            metric
+                .encode_family(&labels)?
+                .encode_counter::<NoLabelSet, f64, u64>(&seconds, None)?;
+        }
+        Ok(())
     }
 
     fn evicted(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

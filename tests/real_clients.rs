@@ -139,6 +139,76 @@ fn rtorrent(torrent: &Path, directory: &Path, address: &str) -> Command {
     command
 }
 
+fn qbittorrent(torrent: &Path, directory: &Path, address: &str) -> Command {
+    let settings = directory.join("profile/qBittorrent/config");
+    std::fs::create_dir_all(&settings).unwrap();
+    let text = format!(
+        "[LegalNotice]\nAccepted=true\n\n[BitTorrent]\nSession\\DHTEnabled=false\n\
+         Session\\LSDEnabled=false\nSession\\PeXEnabled=false\nSession\\Port=6881\n\
+         Session\\Interface=\nSession\\InterfaceAddress={address}\n\n\
+         [Network]\nPortForwardingEnabled=false\n\n[Preferences]\nWebUI\\Address=127.0.0.1\n"
+    );
+    std::fs::write(settings.join("qBittorrent.conf"), text).unwrap();
+    let mut command = Command::new("qbittorrent-nox");
+    command.arg(format!("--profile={}", directory.join("profile").display()));
+    command.arg(format!("--save-path={}", directory.display()));
+    command.args(["--webui-port=8080", "--skip-dialog=true"]).arg(torrent);
+    command
+}
+
+fn deluge(torrent: &Path, directory: &Path, address: &str) -> Command {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/deluge_client.sh");
+    let mut command = Command::new(script);
+    command.arg(torrent).arg(directory).arg(address);
+    command
+}
+
+fn lftp(torrent: &Path, directory: &Path, address: &str) -> Command {
+    let mut command = Command::new("lftp");
+    let which = if address.contains(':') { "ipv6" } else { "ip" };
+    command.arg("-c").arg(format!(
+        "set cmd:move-background no; set torrent:{which} {address}; set torrent:port-range 6881-6889; set torrent:use-dht no; \
+         torrent -O {} {}; wait all",
+        directory.display(),
+        torrent.display()
+    ));
+    command.env("HOME", directory);
+    command
+}
+
+#[test]
+#[ignore = "needs root and qbittorrent-nox"]
+fn qbittorrent_moves_a_file() {
+    transfer((qbittorrent, UDP), (qbittorrent, UDP));
+}
+
+#[test]
+#[ignore = "needs root and qbittorrent-nox"]
+fn qbittorrent_moves_a_file_over_http_and_ipv6() {
+    transfer((qbittorrent, HTTP_V6), (qbittorrent, HTTP_V6));
+}
+
+#[test]
+#[ignore = "needs root, deluged and deluge-console"]
+fn deluge_moves_a_file() {
+    transfer((deluge, UDP), (deluge, UDP));
+}
+
+#[test]
+#[ignore = "needs root and lftp"]
+fn lftp_moves_a_file() {
+    let way = Way { says_goodbye: false, ..UDP };
+    transfer((lftp, way), (lftp, way));
+}
+
+/// It sends the announce of 110 bytes (action 4)
+#[test]
+#[ignore = "needs root and lftp"]
+fn lftp_moves_a_file_over_ipv6() {
+    let way = Way { says_goodbye: false, ..UDP_V6 };
+    transfer((lftp, way), (lftp, way));
+}
+
 #[test]
 #[ignore = "needs root and python3-libtorrent"]
 fn libtorrent_moves_a_file() {
