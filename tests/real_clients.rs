@@ -10,10 +10,11 @@ mod common;
 
 use common::http::{self, Connection};
 use common::lab::{Host, Lab, TRACKER_V4, TRACKER_V6, Torrent, wait_for_counts, wait_until};
-use common::{PATIENCE, Tracker, figure};
+use common::{PATIENCE, Tracker, control_of, cpus, figure, http_get};
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// What a client is started with: the torrent, where the file is or goes, its address
 type Start = fn(&Path, &Path, &str) -> Command;
@@ -389,24 +390,27 @@ fn curl_is_served_over_https() {
 #[test]
 #[ignore = "needs root, node and npm's bittorrent-tracker"]
 fn bittorrent_tracker_of_npm_is_served() {
-    npm_client(UDP);
+    npm_client("bittorrent-tracker", UDP);
+    npm_client("bittorrent-tracker-9", UDP);
 }
 
 #[test]
 #[ignore = "needs root, node and npm's bittorrent-tracker"]
 fn bittorrent_tracker_of_npm_is_served_over_http() {
-    npm_client(HTTP);
+    npm_client("bittorrent-tracker", HTTP);
+    npm_client("bittorrent-tracker-9", HTTP);
 }
 
-fn npm_client(way: Way) {
+/// Version 9 is what clients of that time have; it is another program than the current one
+fn npm_client(package: &str, way: Way) {
     let lab = Lab::new();
     let tracker = start(&lab);
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients");
-    assert!(folder.join("node_modules/bittorrent-tracker").exists(), "tests/run installs it");
+    assert!(folder.join("node_modules").join(package).exists(), "tests/run installs it");
     lab.enter(Host::Leecher);
     let output = Command::new("node")
         .arg("bittorrent_tracker_client.mjs")
-        .arg(way.url())
+        .args([package, &way.url()])
         .current_dir(folder)
         .output()
         .unwrap();
@@ -427,4 +431,24 @@ fn npm_client(way: Way) {
     assert_eq!(seen("scrapeAfter"), "[2,0,1]", "{steps}");
     assert_eq!(seen("stops"), counts(1, 0, 1), "{steps}");
     tracker.stop();
+}
+
+#[test]
+#[ignore = "needs promtool, of Debian's prometheus"]
+fn promtool_has_nothing_to_say_about_metrics() {
+    let mut tracker =
+        Tracker::start(&format!("cpus: {}\ncontrol: {{listen: \"127.0.0.1:0\"}}\n", cpus(2)));
+    let page = http_get(control_of(&mut tracker), "/metrics");
+    let (_, metrics) = page.split_once("\r\n\r\n").unwrap();
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    promtool.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{said}");
 }

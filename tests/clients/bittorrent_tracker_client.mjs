@@ -1,10 +1,12 @@
-// The npm package bittorrent-tracker as a client of all three requests: URL.
+// The npm package bittorrent-tracker as a client of all three requests: a version of the package, then a URL.
 // Prints a line of JSON for each step and fails if one does not come.
 
 import { randomBytes } from 'node:crypto'
-import Client from 'bittorrent-tracker'
 
-const announce = [process.argv[2]]
+const [module, url] = process.argv.slice(2)
+const exported = await import(module)
+const Client = exported.Client ?? exported.default
+const announce = [url]
 const infoHash = randomBytes(20)
 
 function client (port) {
