@@ -15,7 +15,7 @@ const LIFETIME_SECS: u64 = 900;
 const INTERVAL_SECS: u64 = 600;
 
 /// Bytes of a torrent of the honest population when it has been churning for a while
-const TORRENT_BYTES: usize = 110;
+const TORRENT_BYTES: usize = 90;
 
 /// Of the honest clients this percentage is in a few networks, as behind carrier-grade NAT
 const CARRIER_PERCENT: u32 = 30;
