@@ -61,6 +61,12 @@ impl Clock {
         Now { monotonic: Seconds(monotonic.as_secs()), unix_secs }
     }
 
+    /// Processor time of the calling thread, in the kernel included
+    pub fn thread_busy(&self) -> Duration {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        Duration::try_from(time).unwrap_or_default()
+    }
+
     /// Pauses before something is tried again that only time can mend
     #[expect(clippy::disallowed_methods, reason = "bounded, and before anything is served")]
     pub fn pause_before_retry(&self) {

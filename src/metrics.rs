@@ -114,7 +114,7 @@ impl Collector for Moment {
         self.batches(&mut encoder)?;
         self.peers(&mut encoder)?;
         self.evicted(&mut encoder)?;
-        self.idle(&mut encoder)?;
+        self.busy(&mut encoder)?;
         for (name, help, value) in COUNTERS {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for Shard { label, figures, .. } in &self.shards {
@@ -233,13 +233,13 @@ impl Moment {
         count(counter, detached)
     }
 
-    fn idle(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Time in which the shard waited as it had nothing to do";
+    fn busy(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Processor time of the shard's thread";
         let mut metric =
-            encoder.encode_descriptor("idle_seconds", help, None, MetricType::Counter)?;
+            encoder.encode_descriptor("busy_seconds", help, None, MetricType::Counter)?;
         for Shard { label, figures, .. } in &self.shards {
             let labels = [("shard", label.as_str())];
-            let seconds = figures.idle_us as f64 / 1e6;
+            let seconds = figures.busy_us as f64 / 1e6;
             metric
                 .encode_family(&labels)?
                 .encode_counter::<NoLabelSet, f64, u64>(&seconds, None)?;

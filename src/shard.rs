@@ -166,7 +166,6 @@ impl Shard {
                 Step::Stop => break,
                 Step::Sleep => {}
             }
-            let begun = shard.borrow().clock.elapsed();
             tokio::select! {
                 biased;
                 ready = event.readable() => {
@@ -177,7 +176,6 @@ impl Shard {
                 _ = seconds.tick() => {}
             }
             let mut shard = shard.borrow_mut();
-            shard.note_idle(begun);
             shard.wake_up();
         }
         service.stop().await;
@@ -249,11 +247,6 @@ impl<D: Datapath> Shard<D> {
         Ok(Step::Again)
     }
 
-    /// Counts the time since then as idle
-    fn note_idle(&mut self, begun: Duration) {
-        self.figures.idle_us += (self.clock.elapsed() - begun).as_micros() as u64;
-    }
-
     /// Ends a sleep
     pub fn wake_up(&mut self) {
         self.port.wake_up();
@@ -268,6 +261,7 @@ impl<D: Datapath> Shard<D> {
     fn publish(&mut self, now: Now) {
         if now.monotonic != self.board.written() {
             self.ring.count_drops();
+            self.figures.busy_us = self.clock.thread_busy().as_micros() as u64;
         }
         self.figures.ring = self.ring.counts();
         self.figures.table = self.tracker.swarms().totals();
@@ -307,11 +301,7 @@ impl<D: Datapath> Shard<D> {
 
     /// One turn; returns how many datagrams and messages there were
     fn turn(&mut self, patience: Option<Duration>) -> io::Result<(usize, usize)> {
-        let begun = patience.map(|_| self.clock.elapsed());
         let arrived = self.ring.turn(patience)?;
-        if let Some(begun) = begun {
-            self.note_idle(begun);
-        }
         self.tracker.begin_turn();
         self.token_queue.permit_one();
         let now = self.clock.now();

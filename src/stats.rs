@@ -55,8 +55,8 @@ pub struct Figures {
     pub batches: [u64; BATCH_SIZES],
     /// Datagrams taken in turns
     pub arrived: u64,
-    /// Microseconds in which the shard had nothing to do and waited
-    pub idle_us: u64,
+    /// Processor time of the shard's thread in microseconds, as of the second it last published
+    pub busy_us: u64,
     /// What the swarm table holds
     pub table: Totals,
     /// What became of connections
@@ -68,7 +68,7 @@ impl Default for Figures {
         let (ring, table) = (RingCounts::default(), Totals::default());
         let batches = [0; BATCH_SIZES];
         let (outcomes, http) = ([[[0; OUTCOMES]; 2]; 2], HttpCounts::default());
-        Self { outcomes, ring, batches, arrived: 0, idle_us: 0, table, http }
+        Self { outcomes, ring, batches, arrived: 0, busy_us: 0, table, http }
     }
 }
 
@@ -209,7 +209,7 @@ impl Figures {
         let http: [u64; HTTP] = [open, accepted, timed_out, evicted, tls_failed, accept_failed];
         let values = self.outcomes.iter().flatten().flatten().copied().chain(ring);
         let values =
-            values.chain(self.batches).chain([self.arrived, self.idle_us]).chain(table).chain(http);
+            values.chain(self.batches).chain([self.arrived, self.busy_us]).chain(table).chain(http);
         for (cell, value) in cells.iter_mut().zip(values) {
             *cell = value;
         }
@@ -232,7 +232,7 @@ impl Figures {
         };
         figures.batches.iter_mut().for_each(|batches| *batches = next());
         figures.arrived = next();
-        figures.idle_us = next();
+        figures.busy_us = next();
         figures.table = table_of_cells(std::array::from_fn(|_| next()));
         figures.http = HttpCounts {
             open: next(),
@@ -350,7 +350,7 @@ mod tests {
         [1, 3, 4, 63, 64].into_iter().for_each(|arrived| figures.count_batch(arrived));
         assert_eq!(figures.batches, [1, 1, 1, 0, 0, 1, 1]);
         assert_eq!(figures.arrived, 135);
-        figures.idle_us = 77;
+        figures.busy_us = 77;
         figures.table = Totals {
             torrents: 1,
             empty_torrents: 9,

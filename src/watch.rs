@@ -144,8 +144,8 @@ async fn watch(
 /// What was seen at the last looks at the shards
 struct Looks {
     count: u32,
-    at: Duration,
-    shards: Vec<Figures>,
+    /// By shard: when it published, and what
+    shards: Vec<(u64, Figures)>,
     reported: Figures,
     episodes: u64,
     stuck: Vec<String>,
@@ -155,10 +155,10 @@ struct Looks {
 
 impl Looks {
     fn new(running: &Running) -> Self {
-        let shards = running.watched.boards.iter().map(|board| board.read()).collect();
+        let read = |board: &Arc<Board>| (board.written().0, board.read());
+        let shards = running.watched.boards.iter().map(read).collect();
         Self {
             count: 0,
-            at: running.watched.clock.elapsed(),
             shards,
             reported: Figures::default(),
             episodes: 0,
@@ -193,16 +193,23 @@ impl Looks {
     /// Switches steering off where one shard is overloaded while others idle, and on again
     fn look_at_steering(&mut self, running: &mut Running) {
         let watched = &running.watched;
-        let now = watched.clock.elapsed();
-        let elapsed_us = (now - self.at).as_micros().max(1) as f64;
-        let shards: Vec<Figures> = watched.boards.iter().map(|board| board.read()).collect();
-        let load = |(before, now): (&Figures, &Figures)| ShardLoad {
-            busy: 1.0 - ((now.idle_us - before.idle_us) as f64 / elapsed_us).min(1.0),
-            dropped: now.ring.dropped_by_kernel - before.ring.dropped_by_kernel,
-        };
-        let loads: Vec<ShardLoad> = self.shards.iter().zip(&shards).map(load).collect();
-        (self.at, self.shards) = (now, shards);
-        report::steering(running.steering.observe(now, &loads));
+        let read = |board: &Arc<Board>| (board.written().0, board.read());
+        let shards: Vec<(u64, Figures)> = watched.boards.iter().map(read).collect();
+        // Shards publish once a second, each at its own time: two looks may fall between the same.
+        let both = self.shards.iter().zip(&shards);
+        if both.clone().any(|((before, _), (now, _))| before >= now) {
+            return;
+        }
+        let load =
+            |((before_secs, before), (now_secs, now)): (&(u64, Figures), &(u64, Figures))| {
+                let seconds = (now_secs - before_secs) as f64;
+                let busy = now.busy_us.saturating_sub(before.busy_us) as f64 / 1e6 / seconds;
+                let dropped = now.ring.dropped_by_kernel - before.ring.dropped_by_kernel;
+                ShardLoad { busy, dropped }
+            };
+        let loads: Vec<ShardLoad> = both.map(load).collect();
+        self.shards = shards;
+        report::steering(running.steering.observe(watched.clock.elapsed(), &loads));
         let process = &watched.process;
         process.steering_attached.store(running.steering.is_attached(), Ordering::Relaxed);
         process.steering_detached.store(running.steering.detached(), Ordering::Relaxed);

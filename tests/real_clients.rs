@@ -168,7 +168,8 @@ fn lftp(torrent: &Path, directory: &Path, address: &str) -> Command {
     let mut command = Command::new("lftp");
     let which = if address.contains(':') { "ipv6" } else { "ip" };
     command.arg("-c").arg(format!(
-        "set cmd:move-background no; set torrent:{which} {address}; set torrent:port-range 6881-6889; set torrent:use-dht no; \
+        "set cmd:move-background no; set torrent:{which} {address}; \
+         set torrent:port-range 6881-6889; set torrent:use-dht no; \
          torrent -O {} {}; wait all",
         directory.display(),
         torrent.display()

@@ -1,0 +1,103 @@
+//! Steering under a flood that aims at one shard.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+mod common;
+
+use common::policy::wait_until;
+use common::{Announce, Client, PATIENCE, SILENCE, Tracker, control_of, cpus, head, http_get};
+use rustix::thread::{CpuSet, sched_setaffinity};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Datagrams that the kernel is handed at once, so that one thread sends more than a shard can take
+const SEGMENTS: usize = 40;
+
+/// Sends announces of one info hash until it is told to stop, from one core
+///
+/// Their connection id is good: what forged ones cost is so little that one core may not send enough of them.
+fn flood_one_torrent(tracker: SocketAddr, core: usize, done: &AtomicBool) {
+    let mut cores = CpuSet::new();
+    cores.set(core);
+    sched_setaffinity(None, &cores).unwrap();
+    let id = Client::connected("127.0.0.1", tracker).id;
+    let announce = Announce::of(1, 7_001).bytes(id, 1);
+    let sockets: Vec<UdpSocket> = (0..16).map(|_| segmenting(tracker, announce.len())).collect();
+    let many = announce.repeat(SEGMENTS);
+    while !done.load(Ordering::Relaxed) {
+        for socket in &sockets {
+            // A full queue is what a flood is for.
+            let _ = socket.send(&many);
+        }
+    }
+}
+
+fn segmenting(tracker: SocketAddr, len: usize) -> UdpSocket {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.connect(tracker).unwrap();
+    let len = len as libc::c_int;
+    // SAFETY: pointer and length describe `len`, which outlives the call.
+    let result = unsafe {
+        let value = (&raw const len).cast();
+        let size = size_of_val(&len) as libc::socklen_t;
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_UDP, libc::UDP_SEGMENT, value, size)
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    socket
+}
+
+/// The core of the shard that does not own the torrent; the other's is all for the shard that does
+fn core_beside_owner(tracker: SocketAddr, control: SocketAddr) -> Option<usize> {
+    Client::connected("127.0.0.1", tracker).announce(&Announce::of(1, 7_000));
+    let owns = |shard: usize| {
+        http_get(control, "/metrics").contains(&format!("tsubame_torrents{{shard=\"{shard}\"}} 1"))
+    };
+    wait_until(|| owns(0) || owns(1));
+    let cores = cpus(2);
+    let cores: Vec<usize> =
+        cores.trim_matches('"').split(',').map(|core| core.parse().unwrap()).collect();
+    let core = if owns(0) { cores[1] } else { cores[0] };
+    (cores[0] != cores[1]).then_some(core)
+}
+
+#[test]
+fn steering_is_switched_off_while_a_flood_aims_at_one_shard() {
+    let mut tracker = Tracker::start(&format!(
+        "cpus: {}\nudp: {{listen: \"127.0.0.1:0\"}}\ncontrol: {{listen: \"127.0.0.1:0\"}}\n",
+        cpus(2)
+    ));
+    let control = control_of(&mut tracker);
+    let (address, done) = (tracker.addresses()[0], AtomicBool::new(false));
+    let Some(core) = core_beside_owner(address, control) else {
+        eprintln!("there is one core: no shard idles while another is busy, and nothing is tested");
+        return;
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| flood_one_torrent(address, core, &done));
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            tracker.wait_within(3 * PATIENCE, "is overloaded while others idle");
+            let page = http_get(control, "/metrics");
+            assert!(page.contains("tsubame_steering_attached 0"), "{page}");
+            assert!(page.contains("tsubame_steering_detached_total 1"), "{page}");
+        }));
+        done.store(true, Ordering::Relaxed);
+        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    // What the flood has left in the sockets comes first, or has no room left for others.
+    let is_answered = |_| {
+        let client = Client::new("127.0.0.1", address);
+        client.socket.set_read_timeout(Some(SILENCE)).unwrap();
+        client.ask(&head(0x0417_2710_1980, 0, 1)).is_some()
+    };
+    wait_until(|| (0..8).all(is_answered));
+    // Each torrent is still served by its one owner, whichever shard the kernel chooses.
+    for torrent in 2..20 {
+        for port in [7_001, 7_002] {
+            let mut client = Client::connected("127.0.0.1", address);
+            let leechers = client.announce(&Announce::of(torrent, port)).leechers;
+            assert_eq!(leechers, u32::from(port) - 7_000);
+        }
+    }
+    tracker.stop();
+}
