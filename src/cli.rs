@@ -95,20 +95,21 @@ fn run_tracker(path: Option<&std::path::Path>) -> i32 {
 }
 
 fn check(path: &std::path::Path) -> i32 {
-    let config = match Config::load(Some(path)) {
-        Ok(config) => config,
+    let (config, in_text) = match Config::load_all(path) {
+        Ok(loaded) => loaded,
         Err(error) => {
             eprintln!("{error}");
             return EXIT_USAGE;
         }
     };
+    in_text.iter().for_each(|mistake| eprintln!("{mistake}"));
     let named = |text: &String| format!("{}: {text}", path.display());
     for warning in check::warnings(&config) {
         eprintln!("warning: {}", named(&warning));
     }
     let mistakes = check::mistakes(&config);
     mistakes.iter().for_each(|mistake| eprintln!("{}", named(mistake)));
-    if !mistakes.is_empty() {
+    if !in_text.is_empty() || !mistakes.is_empty() {
         return EXIT_USAGE;
     }
     let ceiling = memory::ceiling(config.storage.memory);

@@ -219,10 +219,23 @@ impl Config {
 
     /// Reads a config from text; `name` is what mistakes name as its file
     pub fn parse(name: &str, source: &str) -> Result<Self, ConfigError> {
+        let (config, mistakes) = Self::parse_all(name, source)?;
+        if mistakes.is_empty() { Ok(config) } else { Err(ConfigError::Mistaken(mistakes)) }
+    }
+
+    /// Reads a config file of which more is to be checked than its text; returns it with its mistakes, which have the
+    /// default in their place.
+    pub fn load_all(path: &Path) -> Result<(Self, Vec<Mistake>), ConfigError> {
+        let source = read_text(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+        Self::parse_all(&path.display().to_string(), &source)
+    }
+
+    fn parse_all(name: &str, source: &str) -> Result<(Self, Vec<Mistake>), ConfigError> {
         let mut reader = Reader::new(name, source).map_err(ConfigError::Mistaken)?;
         let config = Self::read(&mut reader);
         config.check(&mut reader);
-        reader.finish(config).map_err(ConfigError::Mistaken)
+        Ok((config, reader.into_mistakes()))
     }
 
     fn read(reader: &mut Reader) -> Self {

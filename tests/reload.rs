@@ -195,6 +195,37 @@ fn a_list_that_cannot_be_read_is_told_at_start_and_by_check() {
     }
 }
 
+/// Mistakes in the text of a config, in its lists and about this machine, in one go
+#[test]
+fn check_tells_every_mistake_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let (list, path) = (directory.path().join("list"), directory.path().join("t.yaml"));
+    fs::write(&list, format!("zz\n{}\n0123\n", hex(1))).unwrap();
+    let text = format!(
+        "cpus: \"0,1023\"\nudp: {{listen: \"203.0.113.9:6969\", lisen: 1}}\n\
+         announce: {{interval: 1s, min_interval: 1s}}\nstorage: {{memory: 60TiB}}\nhooks:\n\
+         - {{name: access_list, options: {{mode: deny, files: [{}, /nonexistent]}}}}\n\
+         - {{name: passkey}}\n",
+        list.display()
+    );
+    fs::write(&path, text).unwrap();
+    let output = run("check", &path);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    for part in [
+        "udp.lisen",
+        "hooks.1.options.file",
+        "core 1023",
+        "203.0.113.9",
+        "warning: ",
+        "list:1: \"zz\"",
+        "list:3: \"0123\"",
+        "/nonexistent",
+    ] {
+        assert!(said.contains(part), "{part} is missing in:\n{said}");
+    }
+}
+
 fn run(command: &str, config: &Path) -> std::process::Output {
     common::tsubame().arg(command).arg("--config").arg(config).output().unwrap()
 }

@@ -99,8 +99,8 @@ impl Reader {
         self.known.iter().filter(absent).map(String::as_str).collect()
     }
 
-    pub(super) fn finish<T>(self, value: T) -> Result<T, Vec<Mistake>> {
-        if self.mistakes.is_empty() { Ok(value) } else { Err(self.mistakes) }
+    pub(super) fn into_mistakes(self) -> Vec<Mistake> {
+        self.mistakes
     }
 }
 
