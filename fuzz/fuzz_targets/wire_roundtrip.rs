@@ -3,6 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use std::net::IpAddr;
 use tsubame_storage::Counts;
 use tsubame_udp::wire::{
     AnnounceReply, Request, TransactionId, announce, header, write_connect, write_error,
@@ -20,17 +21,23 @@ fuzz_target!(|bytes: &[u8]| {
             written[announce::DOWNLOADED].copy_from_slice(&read.downloaded().to_be_bytes());
             written[announce::LEFT].copy_from_slice(&read.left().to_be_bytes());
             written[announce::UPLOADED].copy_from_slice(&read.uploaded().to_be_bytes());
-            written[announce::PORT].copy_from_slice(&read.port().to_be_bytes());
+            // What stands behind an IPv6 address stands 12 bytes further back.
+            let back = if read.is_v6() { 12 } else { 0 };
+            let behind = |range: std::ops::Range<usize>| range.start + back..range.end + back;
+            written[behind(announce::PORT)].copy_from_slice(&read.port().to_be_bytes());
             // Not every value of these is kept apart; what is read from what was read must be the same.
             if let Some(ip) = read.ip() {
-                written[announce::IP].copy_from_slice(&ip.octets());
+                match ip {
+                    IpAddr::V4(ip) => written[announce::IP].copy_from_slice(&ip.octets()),
+                    IpAddr::V6(ip) => written[84..100].copy_from_slice(&ip.octets()),
+                }
             }
             if let Some(wanted) = read.num_want() {
-                written[announce::NUM_WANT].copy_from_slice(&wanted.to_be_bytes());
+                written[behind(announce::NUM_WANT)].copy_from_slice(&wanted.to_be_bytes());
             }
             assert_eq!(written, bytes);
             let url: usize = read.url_data().map(<[u8]>::len).sum();
-            assert!(url <= bytes.len() - announce::OPTIONS);
+            assert!(url <= bytes.len() - announce::OPTIONS - back);
             let _ = (read.event(), read.num_want(), read.ip());
         }
         Ok(Request::Scrape(read)) => {
