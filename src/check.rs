@@ -23,7 +23,10 @@ pub fn mistakes(config: &Config) -> Vec<String> {
         list => cpus::choose(list).err().map(|error| error.to_string()),
     };
     // Of a passkey hook without a file it is known already that it is mistaken.
-    let has_file = |hook: &&HookConfig| !matches!(hook, HookConfig::Passkey { file, .. } if file.as_os_str().is_empty());
+    let has_file = |hook: &&HookConfig| match hook {
+        HookConfig::Passkey { file, .. } => !file.as_os_str().is_empty(),
+        _ => true,
+    };
     let hooks: Vec<HookConfig> = config.hooks.iter().filter(has_file).cloned().collect();
     let hooks = Plan::load(&hooks, &Plan::default(), 0, Reading::Check).err();
     let hooks: Vec<String> = hooks.iter().flat_map(|it| lines(&it.to_string())).collect();

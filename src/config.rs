@@ -197,38 +197,32 @@ fn listed(mistakes: &[Mistake]) -> String {
     mistakes.iter().map(Mistake::to_string).collect::<Vec<_>>().join("\n")
 }
 
+fn unmistaken((config, mistakes): (Config, Vec<Mistake>)) -> Result<Config, ConfigError> {
+    if mistakes.is_empty() { Ok(config) } else { Err(ConfigError::Mistaken(mistakes)) }
+}
+
 /// Reads a config, which may come from a pipe
 fn read_text(path: &Path) -> std::io::Result<String> {
-    let mut text = String::new();
-    std::fs::File::open(path)?.take(CONFIG_LEN_MAX).read_to_string(&mut text)?;
-    Ok(text)
+    std::io::read_to_string(std::fs::File::open(path)?.take(CONFIG_LEN_MAX))
 }
 
 impl Config {
     /// Reads a config file; without one, the default
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        match path {
-            Some(path) => {
-                let source = read_text(path)
-                    .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
-                Self::parse(&path.display().to_string(), &source)
-            }
-            None => Self::parse("default", ""),
-        }
+        path.map_or_else(|| Self::parse_all("default", ""), Self::load_all).and_then(unmistaken)
     }
 
     /// Reads a config from text; `name` is what mistakes name as its file
     pub fn parse(name: &str, source: &str) -> Result<Self, ConfigError> {
-        let (config, mistakes) = Self::parse_all(name, source)?;
-        if mistakes.is_empty() { Ok(config) } else { Err(ConfigError::Mistaken(mistakes)) }
+        Self::parse_all(name, source).and_then(unmistaken)
     }
 
     /// Reads a config file of which more is to be checked than its text; returns it with its mistakes, which have the
     /// default in their place.
     pub fn load_all(path: &Path) -> Result<(Self, Vec<Mistake>), ConfigError> {
-        let source = read_text(path)
-            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
-        Self::parse_all(&path.display().to_string(), &source)
+        let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
+        let text = read_text(path).map_err(unreadable)?;
+        Self::parse_all(&path.display().to_string(), &text)
     }
 
     fn parse_all(name: &str, source: &str) -> Result<(Self, Vec<Mistake>), ConfigError> {

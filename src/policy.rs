@@ -173,8 +173,9 @@ pub enum Interrupted {
 /// Where hooks go on with a request that waited for the check of a token's signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Paused {
-    /// Number of the hook that checks the token
+    /// Number of the hook that checks the token, and of the policy it is in
     hook: usize,
+    generation: u64,
     /// What the hooks before it have changed
     told: Told,
 }
@@ -225,6 +226,8 @@ pub struct Policy {
     covers_scrapes: bool,
     has_lists: bool,
     lists_alone: bool,
+    /// How many policies there were before
+    generation: u64,
     rng: fastrand::Rng,
     /// Where the URL of a UDP announce is put together
     scratch: Vec<u8>,
@@ -326,6 +329,7 @@ impl Policy {
 
     /// Takes over what another policy has counted, as far as it counts the same
     pub fn inherit(&mut self, from: &mut Self) {
+        self.generation = from.generation + 1;
         // A hook that stands elsewhere now is the same hook: first those that are configured alike, then those of a
         // kind.
         for alike in [true, false] {
@@ -372,6 +376,8 @@ impl Policy {
         parameters: &Parameters<'_>,
         paused: Option<Paused>,
     ) -> Result<(), Interrupted> {
+        let generation = self.generation;
+        let paused = paused.filter(|paused| paused.generation == generation);
         let mut permitted = paused.is_some();
         let first = paused.map_or(0, |paused| paused.hook);
         for (number, hook) in self.hooks.iter_mut().enumerate().skip(first) {
@@ -387,7 +393,7 @@ impl Policy {
                         let permit = std::mem::take(&mut permitted);
                         let told = Told::default();
                         jwt.judge(now, source, info_hash, parameters, permit)
-                            .map_err(|stop| stop.at(Paused { hook: number, told }))?;
+                            .map_err(|stop| stop.at(Paused { hook: number, generation, told }))?;
                     }
                 }
                 Hook::Limits(limits) => {
@@ -401,7 +407,8 @@ impl Policy {
 
     /// Has the hooks look at an announce in their order, until one refuses it
     ///
-    /// With `paused` it goes on there, and the check of a token that it waited for is permitted.
+    /// With `paused` it goes on there, and the check of a token that it waited for is permitted. If
+    /// this policy is not the one it was paused in, it begins anew.
     pub fn judge(
         &mut self,
         asked: &Asked<'_>,
@@ -409,19 +416,22 @@ impl Policy {
         told: Told,
         paused: Option<Paused>,
     ) -> Result<Told, Interrupted> {
+        let generation = self.generation;
+        let paused = paused.filter(|paused| paused.generation == generation);
         let Self { hooks, rng, scratch, reads_parameters, .. } = self;
         let parameters = match carrier {
             Carrier::Http(parameters) => parameters,
             Carrier::Url(data) if *reads_parameters => Parameters::of_url(data, scratch),
             Carrier::Url(_) => Parameters::default(),
         };
-        let Paused { hook: first, mut told } = paused.unwrap_or(Paused { hook: 0, told });
+        let Paused { hook: first, mut told, .. } =
+            paused.unwrap_or(Paused { hook: 0, generation, told });
         let mut permitted = paused.is_some();
         for (number, hook) in hooks.iter_mut().enumerate().skip(first) {
             if let Hook::Jwt(jwt) = hook {
                 let permit = std::mem::take(&mut permitted);
                 jwt.judge(asked.now, asked.source, asked.info_hash, &parameters, permit)
-                    .map_err(|stop| stop.at(Paused { hook: number, told }))?;
+                    .map_err(|stop| stop.at(Paused { hook: number, generation, told }))?;
             } else {
                 hook.judge(asked, &parameters, rng, &mut told)?;
             }

@@ -173,7 +173,7 @@ impl Reloads {
         let now = self.current.clock.elapsed();
         if self.running.is_none() && self.current.look_due <= now {
             // What took too long to read and has been read since is taken.
-            let late = self.current.slow_reads.has_results();
+            let late = self.current.slow_reads.news();
             self.ask((if late { Job::Lists } else { Job::Look }, None));
         }
         if self.fetching.is_none() && self.current.keys_due.is_some_and(|due| due <= now) {
@@ -253,6 +253,8 @@ impl Current {
         let said = match job {
             Job::Config => {
                 changes.settings = true;
+                // What was read too slowly before is older than this.
+                self.slow_reads.forget_results();
                 self.read_config()
             }
             Job::Lists => {
@@ -391,6 +393,8 @@ impl Current {
         };
         overrides::append(file, &hash, on)
             .map_err(|error| format!("cannot write {}: {error}", file.display()))?;
+        // A read that is still going on may have seen the file as it was.
+        self.slow_reads.make_stale();
         self.plan = plan;
         Ok(format!("{hash} is {} the access list", if on { "on" } else { "off" }))
     }

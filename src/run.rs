@@ -18,7 +18,7 @@ use crate::stats::Board;
 use crate::steering::Steering;
 use crate::supervisor::{ShardError, Supervisor};
 use crate::tracker::Tracker;
-use crate::watch::{self, Running};
+use crate::watch::{self, Running, Signals};
 use crate::{memory, report};
 use std::io;
 use std::path::Path;
@@ -86,6 +86,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     raise_file_limit();
     let cores = cpus::choose(&config.cpus)?;
     let shards = cores.len() as u16;
+    let (runtime, signals) = control_runtime(shards)?;
     let identity = Identity::draw(shards).map_err(RunError::Randomness)?;
     let stamps = reload::stamps(config, None);
     let mut seeds = Seeds::new(identity.policy_key());
@@ -95,13 +96,12 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let mut listeners = Listeners::bind(&config.udp, &keys, shards, &clock)?;
     let mut http = http::bind(Key::Http, &config.http.listen, shards, &clock)?;
     let mut https = http::bind(Key::Https, &config.http.tls.listen, shards, &clock)?;
-    let runtime = control_runtime(shards)?;
     let (certificate, tls) = tls(config, &runtime)?.unzip();
     let control = ControlListeners::bind(&config.control)?;
     let addresses = [&listeners.addresses, &http.addresses, &https.addresses].map(Vec::clone);
     let files_for_connections = files_for_connections(shards);
-    let config_at_start = Arc::new(config.clone());
-    let startup = Startup { config: config_at_start, identity, addresses, files_for_connections };
+    let config_then = Arc::new(config.clone());
+    let startup = Startup { config: config_then, identity, addresses, files_for_connections };
     let (startup, full_scrapes) = (Arc::new(startup), Arc::<FullScrapes>::default());
     let (retired, to_free) = unbounded_channel();
     let mut ports = mesh(shards);
@@ -144,7 +144,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let running =
         Running { supervisor, control: control_port, watched, steering, reloads, to_free };
     let ceiling = memory::ceiling(config.storage.memory);
-    let ended = watch::control_plane(&runtime, running, control, |control| {
+    let ended = watch::control_plane(&runtime, (running, signals), control, |control| {
         report::started(config, (&listeners, &http, &https), &cores, (&ceiling, &policy), control);
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     });
@@ -171,9 +171,11 @@ fn watched(boards: Arc<[Arc<Board>]>, clock: Clock, shards: u16) -> Watched {
 }
 
 /// The runtime of the control plane, whose helper threads do what would hold up a shard
-fn control_runtime(shards: u16) -> Result<Runtime, RunError> {
+///
+/// Signals that would end the process are handled from then on.
+fn control_runtime(shards: u16) -> Result<(Runtime, Signals), RunError> {
     let everywhere = cpus::affinity();
-    tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // Two may be held up for long, by a list that is read and a key server that does not answer.
         .max_blocking_threads(usize::from(shards) + 2)
@@ -183,7 +185,11 @@ fn control_runtime(shards: u16) -> Result<Runtime, RunError> {
             cpus::step_back();
         })
         .build()
-        .map_err(RunError::Runtime)
+        .map_err(RunError::Runtime)?;
+    let entered = runtime.enter();
+    let signals = Signals::new().map_err(RunError::Runtime)?;
+    drop(entered);
+    Ok((runtime, signals))
 }
 
 /// The body of a shard's thread

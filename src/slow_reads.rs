@@ -20,10 +20,11 @@ pub struct SlowReads {
 
 #[derive(Debug)]
 enum SlowRead {
-    /// It is going on since this time
-    Running(Duration),
-    /// It has ended with a result that nobody has taken yet
-    Done(Box<dyn Any + Send>),
+    /// It is going on since this time; whether its result is out of date
+    Running(Duration, bool),
+    /// It has ended with a result that nobody has taken yet, if that is not out of date; whether
+    /// [`SlowReads::news`] has told so
+    Done(Option<Box<dyn Any + Send>>, bool),
 }
 
 impl SlowReads {
@@ -34,7 +35,7 @@ impl SlowReads {
 
     /// Runs a read and returns its result; `None` while it takes longer than the timeout.
     ///
-    /// Reads of the same name must be of the same thing.
+    /// Reads of the same name must be of the same thing. What stands behind a NUL tells names apart and is not shown.
     pub fn run<T: Send + 'static>(
         &self,
         name: &str,
@@ -43,14 +44,14 @@ impl SlowReads {
         let known = {
             let mut reads = self.lock();
             match reads.remove(name) {
-                Some(running @ SlowRead::Running(_)) => {
+                Some(running @ SlowRead::Running(..)) => {
                     reads.insert(name.to_owned(), running);
                     return None;
                 }
                 known => known,
             }
         };
-        if let Some(SlowRead::Done(result)) = known
+        if let Some(SlowRead::Done(Some(result), _)) = known
             && let Ok(result) = result.downcast()
         {
             return Some(*result);
@@ -63,7 +64,12 @@ impl SlowReads {
             // Under the lock: either it is waited for still, or the name is there.
             let mut reads = reads.lock().unwrap_or_else(PoisonError::into_inner);
             match reads.get_mut(&owned) {
-                Some(slow) => *slow = SlowRead::Done(Box::new(result)),
+                Some(slow) => {
+                    let is_stale = matches!(slow, SlowRead::Running(_, true));
+                    let result: Option<Box<dyn Any + Send>> =
+                        if is_stale { None } else { Some(Box::new(result)) };
+                    *slow = SlowRead::Done(result, false);
+                }
                 None => _ = sender.send(result),
             }
         });
@@ -77,7 +83,7 @@ impl SlowReads {
                 if let Ok(result) = receiver.try_recv() {
                     return Some(result);
                 }
-                reads.insert(name.to_owned(), SlowRead::Running(begun));
+                reads.insert(name.to_owned(), SlowRead::Running(begun, false));
                 None
             }
             Err(RecvTimeoutError::Disconnected) => None,
@@ -89,15 +95,40 @@ impl SlowReads {
         let now = self.clock.elapsed();
         let reads = self.lock();
         let running = reads.iter().filter_map(|(name, read)| match read {
-            SlowRead::Running(begun) => Some((name.clone(), now.saturating_sub(*begun))),
-            SlowRead::Done(_) => None,
+            SlowRead::Running(begun, _) => {
+                let shown = name.split('\0').next().unwrap_or_default();
+                Some((shown.to_owned(), now.saturating_sub(*begun)))
+            }
+            SlowRead::Done(..) => None,
         });
         running.collect()
     }
 
-    /// Whether a read has ended whose result can be taken.
-    pub fn has_results(&self) -> bool {
-        self.lock().values().any(|read| matches!(read, SlowRead::Done(_)))
+    /// Whether a read has ended since this was last asked, so that it is time to read again.
+    pub fn news(&self) -> bool {
+        let mut news = false;
+        for read in self.lock().values_mut() {
+            if let SlowRead::Done(_, told) = read {
+                news |= !std::mem::replace(told, true);
+            }
+        }
+        news
+    }
+
+    /// Drops results that nobody has taken, for what is read from now on is to be read anew.
+    pub fn forget_results(&self) {
+        self.lock().retain(|_, read| matches!(read, SlowRead::Running(..)));
+    }
+
+    /// Drops results that nobody has taken, and those of the reads that are going on: what they read has changed.
+    pub fn make_stale(&self) {
+        let mut reads = self.lock();
+        reads.retain(|_, read| matches!(read, SlowRead::Running(..)));
+        for read in reads.values_mut() {
+            if let SlowRead::Running(_, is_stale) = read {
+                *is_stale = true;
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, SlowRead>> {
@@ -116,15 +147,40 @@ mod tests {
         let (release, wait) = channel::<u32>();
         assert_eq!(slow.run("hangs", move || wait.recv().unwrap()), None);
         let names: Vec<_> = slow.stuck().into_iter().map(|(name, _)| name).collect();
-        assert_eq!((names, slow.has_results()), (vec!["hangs".to_owned()], false));
+        assert_eq!((names, slow.news()), (vec!["hangs".to_owned()], false));
         assert_eq!(slow.run("hangs", || 1_u32), None, "it is not begun again");
         assert_eq!(slow.run("another", || 6), Some(6));
         release.send(7).unwrap();
-        while !slow.has_results() {
+        while !slow.news() {
             std::thread::yield_now();
         }
+        assert!(!slow.news(), "it is told once");
         assert!(slow.stuck().is_empty());
         assert_eq!(slow.run("hangs", || 1_u32), Some(7), "what it has read is taken");
         assert_eq!(slow.run("hangs", || 1_u32), Some(1), "once");
+    }
+
+    #[test]
+    fn what_has_changed_since_is_not_taken() {
+        let slow = SlowReads::new(Clock::new(), Duration::from_millis(20));
+        let hang = || {
+            let (release, wait) = channel::<u32>();
+            assert_eq!(slow.run("hangs\0a", move || wait.recv().unwrap()), None);
+            release
+        };
+        let end = |release: std::sync::mpsc::Sender<u32>| {
+            release.send(7).unwrap();
+            while !slow.news() {
+                std::thread::yield_now();
+            }
+        };
+        let release = hang();
+        assert_eq!(slow.stuck()[0].0, "hangs");
+        slow.make_stale();
+        end(release);
+        assert_eq!(slow.run("hangs\0a", || 1_u32), Some(1));
+        end(hang());
+        slow.forget_results();
+        assert_eq!(slow.run("hangs\0a", || 2_u32), Some(2));
     }
 }

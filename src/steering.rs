@@ -135,18 +135,25 @@ impl Steering {
             return Ok(None);
         }
         let change = self.decision.observe(now, loads);
-        match change {
-            Some(SteeringChange::Detached(_)) => {
-                self.detached += 1;
-                self.groups.iter().try_for_each(|group| detach(group.as_fd()))?;
-            }
+        let done = match change {
+            Some(SteeringChange::Detached(_)) => self.each_group(|group| detach(group.as_fd())),
             Some(SteeringChange::Attached) => {
-                let attach = |group: &OwnedFd| attach(group.as_fd(), &self.keys, self.shards);
-                self.groups.iter().try_for_each(attach)?;
+                self.each_group(|group| attach(group.as_fd(), &self.keys, self.shards))
             }
-            None => {}
+            None => Ok(()),
+        };
+        if let Err(error) = done {
+            // It is decided again, as before.
+            self.decision.attached = !self.decision.attached;
+            return Err(error);
         }
+        self.detached += u64::from(matches!(change, Some(SteeringChange::Detached(_))));
         Ok(change)
+    }
+
+    /// Does this to each group, whatever becomes of it at others
+    fn each_group(&self, change: impl Fn(&OwnedFd) -> io::Result<()>) -> io::Result<()> {
+        self.groups.iter().map(change).fold(Ok(()), io::Result::and)
     }
 }
 

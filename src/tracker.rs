@@ -239,11 +239,11 @@ impl Tracker {
                     let admitted = self.admit_announce(address, &announce, told);
                     Ok(Admitted::Announce(admitted, transaction_id))
                 }
-                Err(refusal) => Err(self.refuse(refusal, transaction_id, reply)),
+                Err(refusal) => Err(refuse(refusal, transaction_id, Some(announce.is_v6()), reply)),
             },
             Request::Scrape(scrape) => {
                 if let Err(refusal) = self.policy.judge_udp_scrape(now, address) {
-                    return Err(self.refuse(refusal, transaction_id, reply));
+                    return Err(refuse(refusal, transaction_id, None, reply));
                 }
                 scrape_of(&scrape).map(Admitted::Scrape)
             }
@@ -383,22 +383,6 @@ impl Tracker {
         &self.terms
     }
 
-    /// Answers a request that policy refuses
-    fn refuse(
-        &self,
-        Refusal { outcome, answer }: Refusal,
-        transaction_id: TransactionId,
-        reply: &mut [u8],
-    ) -> Verdict {
-        let reply_len = match answer {
-            Answer::Error(text) | Answer::Gone(text) => write_error(reply, transaction_id, text),
-            Answer::Empty(secs) => AnnounceReply::begin(reply)
-                .map_or(0, |reply| reply.finish(transaction_id, secs, Counts::default(), 0)),
-            Answer::Silence(_) => 0,
-        };
-        Verdict { outcome, reply_len }
-    }
-
     /// Has policy look at an announce
     fn judge(
         &mut self,
@@ -504,6 +488,25 @@ impl Tracker {
         // The config permits no more than fits 16 bits.
         wanted.min(self.terms.numwant_max) as u16
     }
+}
+
+/// Answers a request that policy refuses: of an announce, `is_v6_action` tells which action the reply has; a scrape has
+/// none
+fn refuse(
+    Refusal { outcome, answer }: Refusal,
+    transaction_id: TransactionId,
+    is_v6_action: Option<bool>,
+    reply: &mut [u8],
+) -> Verdict {
+    let reply_len = match (answer, is_v6_action) {
+        (Answer::Error(text) | Answer::Gone(text), _) => write_error(reply, transaction_id, text),
+        (Answer::Empty(secs), Some(is_v6_action)) => AnnounceReply::begin(reply)
+            .map(|reply| reply.with_v6_action(is_v6_action))
+            .map_or(0, |reply| reply.finish(transaction_id, secs, Counts::default(), 0)),
+        // To tell a client that asks for figures that there are none would be false.
+        (Answer::Empty(_), None) | (Answer::Silence(_), _) => 0,
+    };
+    Verdict { outcome, reply_len }
 }
 
 fn role_of(event: Event, left: u64) -> Role {

@@ -38,19 +38,20 @@ pub(crate) struct Running {
 /// Serves the control plane on this thread until the end; `started` is called once signals are heard
 pub(crate) fn control_plane(
     runtime: &Runtime,
-    running: Running,
+    (running, signals): (Running, Signals),
     listeners: ControlListeners,
     started: impl FnOnce(&ControlListeners),
 ) -> Result<(), RunError> {
     cpus::step_back();
     runtime.block_on(async {
-        let signals = Signals::new().map_err(RunError::Runtime)?;
+        let stop = |kind| signal(kind).map_err(RunError::Runtime);
+        let stop = (stop(SignalKind::interrupt())?, stop(SignalKind::terminate())?);
         started(&listeners);
         let socket = listeners.unix.as_ref().map(|(_, path)| path.clone());
         let (ask, commands) = unbounded_channel();
         let hosts = running.reloads.config().control.hosts.clone();
         tokio::spawn(control::serve(listeners, hosts, running.watched.clone(), ask));
-        let ended = watch(running, signals, commands).await;
+        let ended = watch(running, stop, signals, commands).await;
         if let Some(socket) = socket {
             // It may be gone already.
             let _ = std::fs::remove_file(socket);
@@ -59,22 +60,19 @@ pub(crate) fn control_plane(
     })
 }
 
-/// The signals that are handled
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
+/// The signals that do not end the process; they are handled before anything is read
+pub(crate) struct Signals {
     hangup: Signal,
     user1: Signal,
     user2: Signal,
     /// Those that would end the process, and mean nothing
-    ignored: [Signal; 4],
+    ignored: [Signal; 6],
 }
 
 impl Signals {
-    fn new() -> io::Result<Self> {
+    /// Handles them from now on, in the runtime that the caller has entered
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
             user1: signal(SignalKind::user_defined1())?,
             user2: signal(SignalKind::user_defined2())?,
@@ -82,36 +80,36 @@ impl Signals {
                 signal(SignalKind::alarm())?,
                 signal(SignalKind::io())?,
                 signal(SignalKind::pipe())?,
-                // SIGVTALRM, which has no name there.
+                // These have no names there.
                 signal(SignalKind::from_raw(libc::SIGVTALRM))?,
+                signal(SignalKind::from_raw(libc::SIGPROF))?,
+                signal(SignalKind::from_raw(libc::SIGPWR))?,
             ],
         })
     }
 }
 
 /// Waits for a signal that means nothing
-async fn ignored([alarm, io, pipe, virtual_alarm]: &mut [Signal; 4]) -> &'static str {
+async fn ignored(
+    [alarm, io, pipe, virtual_alarm, profile, power]: &mut [Signal; 6],
+) -> &'static str {
     tokio::select! {
         _ = alarm.recv() => "SIGALRM",
         _ = io.recv() => "SIGIO",
         _ = pipe.recv() => "SIGPIPE",
         _ = virtual_alarm.recv() => "SIGVTALRM",
+        _ = profile.recv() => "SIGPROF",
+        _ = power.recv() => "SIGPWR",
     }
 }
 
 async fn watch(
     mut running: Running,
+    (mut interrupt, mut terminate): (Signal, Signal),
     signals: Signals,
     mut commands: UnboundedReceiver<Command>,
 ) -> Result<(), RunError> {
-    let Signals {
-        mut interrupt,
-        mut terminate,
-        mut hangup,
-        mut user1,
-        mut user2,
-        ignored: mut others,
-    } = signals;
+    let Signals { mut hangup, mut user1, mut user2, ignored: mut others } = signals;
     let mut look = tokio::time::interval(LOOK_INTERVAL);
     let mut looks = Looks::new(&running);
     let signal = loop {

@@ -3,6 +3,9 @@
 use serde_yaml::{Mapping, Value};
 use std::fmt;
 
+/// Mistakes that are told; more are of the same cause
+const MISTAKES_MAX: usize = 100;
+
 /// Something wrong with a config
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
@@ -86,6 +89,10 @@ impl Reader {
 
     /// Writes down a mistake about a key, on the line of another
     fn mistake_at(&mut self, key: &str, place: &str, message: String) {
+        // Each is looked up in the whole text.
+        if self.mistakes.len() >= MISTAKES_MAX {
+            return;
+        }
         // Of what is not there, the line of what it should stand in.
         let ends = place.match_indices('.').map(|(at, _)| at).chain([place.len()]);
         let line = ends.rev().find_map(|end| line_of(&self.source, &place[..end]));

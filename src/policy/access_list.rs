@@ -5,7 +5,7 @@
 
 use super::hash_list::HashList;
 use super::lines::{self, Mistakes};
-use super::overrides::Overrides;
+use super::overrides::{self, Overrides};
 use super::torrent;
 use crate::hex;
 use std::collections::HashMap;
@@ -72,6 +72,7 @@ impl AccessList {
         for directory in &sources.torrents {
             read_torrents(directory, &mut hashes, &mut mistakes);
         }
+        let _writing = overrides::writing();
         let read = sources.overrides.as_deref().map_or(Ok(Overrides::default()), Overrides::read);
         let mut overrides = read.unwrap_or_else(|mistake| {
             mistakes.0.push(mistake);

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tsubame_storage::InfoHash;
 
 /// Bytes of the largest file that is read: a million overrides
@@ -115,8 +116,17 @@ impl Overrides {
     }
 }
 
+/// Held from when overrides are read until they are written anew: one that is appended meanwhile would be lost
+static WRITING: Mutex<()> = Mutex::new(());
+
+/// Waits until nobody else reads or writes overrides.
+pub fn writing() -> MutexGuard<'static, ()> {
+    WRITING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Writes an override behind those that were made before
 pub fn append(path: &Path, hash: &InfoHash, on: bool) -> io::Result<()> {
+    let _writing = writing();
     let is_new = !path.exists();
     let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
     // On a line of its own, whatever became of the last.

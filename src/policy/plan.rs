@@ -11,6 +11,7 @@ use super::passkeys::Passkeys;
 use super::seeds::Seeds;
 use super::{Answer, Hook, HookConfig, Policy, Scrapes};
 use crate::slow_reads::SlowReads;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
@@ -116,9 +117,11 @@ impl Plan {
         let files: Vec<_> = hook.files().iter().map(|it| it.display().to_string()).collect();
         let (name, files) = (hook.name(), files.join(", "));
         let own = hook.clone();
-        if let Some(read) =
-            slow.run(&format!("{name}: {files}"), move || read_hook(&own, seed, false))
-        {
+        // With other options the same files are another list.
+        let mut hasher = DefaultHasher::new();
+        format!("{hook:?}").hash(&mut hasher);
+        let key = format!("{name}: {files}\0{}", hasher.finish());
+        if let Some(read) = slow.run(&key, move || read_hook(&own, seed, false)) {
             return read;
         }
         let text = format!("reading takes too long: {files}");
@@ -268,6 +271,7 @@ impl Plan {
             has_lists: hooks.iter().any(|hook| matches!(hook, Hook::AccessList(_))),
             lists_alone: hooks.iter().all(|hook| matches!(hook, Hook::AccessList(_))),
             hooks,
+            generation: 0,
             rng: fastrand::Rng::with_seed(seeds.draw()),
             // Enough for any: a packet allocates nothing.
             scratch: Vec::with_capacity(REQUEST_LEN_MAX),

@@ -262,12 +262,14 @@ impl Swarms {
 
     fn remove_above_limit(&mut self, found: bool) {
         let before: u64 = Family::ALL.iter().map(|family| self.peers_of(*family)).sum();
+        let torrents = self.store.entries.len();
         let (limit, mut cursor) = (self.eviction.limit, std::mem::take(&mut self.eviction.cursor));
         let more =
             self.walk(&mut cursor, &mut BUDGET.clone(), |_, _| Some(Fate::AboveLimit(limit)));
         self.eviction.cursor = cursor;
         let after: u64 = Family::ALL.iter().map(|family| self.peers_of(*family)).sum();
         self.eviction.counts.source_peers += before - after;
+        self.eviction.counts.empty_torrents += (torrents - self.store.entries.len()) as u64;
         let found = found || after < before;
         if self.is_relieved() {
             self.end_eviction();

@@ -98,6 +98,9 @@ impl Swarms {
     /// there is none any more, they have one of 256.
     pub fn reconfigure(&mut self, settings: Settings) {
         let Settings { hash_key, seed, .. } = self.settings;
+        let longest = self.rules.ticks.longest_lifetime_secs();
+        let settings =
+            Settings { peer_lifetime_secs: settings.peer_lifetime_secs.min(longest), ..settings };
         self.rules.ticks = self.rules.ticks.with_lifetime(settings.peer_lifetime_secs);
         self.idle_ticks = self.idle_ticks.with_lifetime(settings.keep_completed_secs);
         self.settings = Settings { hash_key, seed, ..settings };

@@ -12,7 +12,7 @@ const LIFETIME_TICKS_MAX: u32 = 150;
 
 /// Returns the longest lifetime that a table can be changed to which was made with this one.
 pub fn longest_lifetime_secs(at_start_secs: u32) -> u32 {
-    Ticks::of_lifetime(at_start_secs).tick_secs.saturating_mul(LIFETIME_TICKS_MAX)
+    Ticks::of_lifetime(at_start_secs).longest_lifetime_secs()
 }
 
 /// Turns seconds into wrapping one-byte ticks, and two ticks into "too old"
@@ -27,6 +27,11 @@ pub(crate) struct Ticks {
 }
 
 impl Ticks {
+    /// The longest lifetime that ticks of this length can tell
+    pub(crate) fn longest_lifetime_secs(self) -> u32 {
+        self.tick_secs.saturating_mul(LIFETIME_TICKS_MAX)
+    }
+
     /// Ticks for a lifetime in seconds, rounded up to whole seconds each
     pub(crate) fn of_lifetime(lifetime_secs: u32) -> Self {
         let lifetime_secs = lifetime_secs.max(1);

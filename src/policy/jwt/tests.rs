@@ -18,7 +18,7 @@ fn approve(jwt: &mut Jwt, now: Now, token: &str, hash: &InfoHash) -> Result<(), 
     let source = IpAddr::from([192, 0, 2, 1]);
     let told = Told::default();
     let judged = jwt.judge(now, source, hash, &parameters, false);
-    judged.map_err(|stop| stop.at(Paused { hook: 0, told }).refusal())
+    judged.map_err(|stop| stop.at(Paused { hook: 0, generation: 0, told }).refusal())
 }
 
 fn now() -> Now {
