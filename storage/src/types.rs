@@ -45,6 +45,7 @@ impl Family {
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
     /// The family of an address; IPv4-mapped IPv6 addresses are IPv4
+    #[inline]
     pub fn of(address: IpAddr) -> Self {
         if address.to_canonical().is_ipv4() { Self::V4 } else { Self::V6 }
     }
@@ -69,6 +70,7 @@ pub struct Endpoint {
 
 impl Endpoint {
     /// An endpoint; IPv4-mapped IPv6 addresses become IPv4
+    #[inline]
     pub fn new(address: IpAddr, port: u16) -> Self {
         Self { address: address.to_canonical(), port }
     }

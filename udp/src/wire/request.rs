@@ -47,11 +47,9 @@ pub struct Connect {
 pub struct Announce<'a> {
     /// All before the address
     fixed: &'a [u8; announce::IP.start],
-    /// The address, of 4 or 16 bytes
-    ip: &'a [u8],
-    /// All between the address and the options
-    tail: &'a [u8; announce::TAIL_LEN],
-    options: &'a [u8],
+    /// All from the address on, the fields behind it at least
+    rest: &'a [u8],
+    is_v6: bool,
 }
 
 /// A scrape request of at least one info hash
@@ -64,6 +62,7 @@ pub struct Scrape<'a> {
 impl<'a> Request<'a> {
     /// Reads a datagram; bytes behind what an action defines are ignored (BEP 15: "do not expect packets
     /// to be exactly of a certain size")
+    #[inline]
     pub fn parse(datagram: &'a [u8]) -> Result<Self, Malformed> {
         let (head, _) = datagram.split_first_chunk::<CONNECT_LEN>().ok_or(Malformed::TooShort)?;
         match u32::from_be_bytes(field(head, header::ACTION)) {
@@ -73,11 +72,9 @@ impl<'a> Request<'a> {
                 }
                 Ok(Self::Connect(Connect { transaction_id: transaction_id(head) }))
             }
-            ACTION_ANNOUNCE => {
-                Announce::parse::<4>(datagram).map(Self::Announce).ok_or(Malformed::TooShort)
-            }
-            ACTION_ANNOUNCE_V6 => {
-                Announce::parse::<16>(datagram).map(Self::Announce).ok_or(Malformed::TooShort)
+            action @ (ACTION_ANNOUNCE | ACTION_ANNOUNCE_V6) => {
+                let is_v6 = action == ACTION_ANNOUNCE_V6;
+                Announce::parse(datagram, is_v6).map(Self::Announce).ok_or(Malformed::TooShort)
             }
             ACTION_SCRAPE => Scrape::parse(datagram).map(Self::Scrape).ok_or(Malformed::TooShort),
             _ => Err(Malformed::UnknownAction),
@@ -93,17 +90,19 @@ impl Connect {
 }
 
 impl<'a> Announce<'a> {
-    /// Reads an announce with an address of so many bytes
-    fn parse<const IP_LEN: usize>(datagram: &'a [u8]) -> Option<Self> {
+    fn parse(datagram: &'a [u8], is_v6: bool) -> Option<Self> {
         let (fixed, rest) = datagram.split_first_chunk()?;
-        let (ip, rest) = rest.split_first_chunk::<IP_LEN>()?;
-        let (tail, options) = rest.split_first_chunk()?;
-        Some(Self { fixed, ip, tail, options })
+        let announce = Self { fixed, rest, is_v6 };
+        (rest.len() >= announce.ip_len() + announce::TAIL_LEN).then_some(announce)
+    }
+
+    fn ip_len(&self) -> usize {
+        if self.is_v6 { 16 } else { 4 }
     }
 
     /// Whether it has room for an IPv6 address, as before BEP 15 had announces over IPv6
     pub fn is_v6(&self) -> bool {
-        self.ip.len() == 16
+        self.is_v6
     }
 
     /// What the client was given at connect
@@ -154,27 +153,33 @@ impl<'a> Announce<'a> {
 
     /// The address the client asks to be stored under, if any: an IPv4 one, or an IPv6 one if [`Self::is_v6`]
     pub fn ip(&self) -> Option<IpAddr> {
-        let ip = match self.ip.len() {
-            4 => IpAddr::from(field::<4>(self.ip, 0..4)),
-            _ => IpAddr::from(field::<16>(self.ip, 0..16)),
+        let ip = match self.is_v6 {
+            true => IpAddr::from(field::<16>(self.rest, 0..16)),
+            false => IpAddr::from(field::<4>(self.rest, 0..4)),
         };
         Some(ip).filter(|ip| !ip.is_unspecified())
     }
 
     /// Peers wanted; `None` for a negative number, "as you like"
     pub fn num_want(&self) -> Option<u32> {
-        let wanted = i32::from_be_bytes(field(self.tail, behind_ip(announce::NUM_WANT)));
+        let wanted = i32::from_be_bytes(self.field_behind_ip(announce::NUM_WANT));
         u32::try_from(wanted).ok()
     }
 
     /// Where the client listens
     pub fn port(&self) -> u16 {
-        u16::from_be_bytes(field(self.tail, behind_ip(announce::PORT)))
+        u16::from_be_bytes(self.field_behind_ip(announce::PORT))
     }
 
     /// Path and query of the announce URL (BEP 41), in pieces
     pub fn url_data(&self) -> UrlData<'a> {
-        url_data(self.options)
+        url_data(self.rest.get(self.ip_len() + announce::TAIL_LEN..).unwrap_or_default())
+    }
+
+    /// A field that stands behind the address
+    fn field_behind_ip<const N: usize>(&self, range: Range<usize>) -> [u8; N] {
+        let start = range.start - announce::IP.end + self.ip_len();
+        field(self.rest, start..start + N)
     }
 }
 
@@ -202,11 +207,6 @@ impl<'a> Scrape<'a> {
     pub fn info_hashes(&self) -> impl ExactSizeIterator<Item = InfoHash> + use<'a> {
         self.info_hashes.iter().copied().map(InfoHash)
     }
-}
-
-/// Where a field stands behind the address
-const fn behind_ip(range: Range<usize>) -> Range<usize> {
-    range.start - announce::IP.end..range.end - announce::IP.end
 }
 
 fn transaction_id(bytes: &[u8]) -> TransactionId {
