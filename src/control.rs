@@ -18,6 +18,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -25,6 +26,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -179,35 +181,36 @@ pub async fn serve(
         .with_state(plane);
     let tcp = listeners.tcp.map(tokio::net::TcpListener::from_std).transpose()?;
     let unix = listeners.unix.map(|(it, _)| tokio::net::UnixListener::from_std(it)).transpose()?;
-    tokio::join!(serve_tcp(tcp, router.clone()), serve_unix(unix, router));
+    let serve_tcp = async {
+        let Some(listener) = tcp else { return };
+        let accept = |context: &mut Context<'_>| {
+            let peer = |address: SocketAddr| Peer::Address(address.ip().to_canonical());
+            listener.poll_accept(context).map_ok(|(stream, address)| (stream, peer(address)))
+        };
+        serve_each(CONNECTIONS_MAX, accept, router.clone()).await;
+    };
+    let serve_unix = async {
+        let Some(listener) = unix else { return };
+        let accept = |context: &mut Context<'_>| {
+            listener.poll_accept(context).map_ok(|(stream, _)| (stream, Peer::UnixSocket))
+        };
+        serve_each(LOCAL_CONNECTIONS_MAX, accept, router.clone()).await;
+    };
+    tokio::join!(serve_tcp, serve_unix);
     Ok(())
 }
 
-async fn serve_tcp(listener: Option<tokio::net::TcpListener>, router: Router) {
-    let Some(listener) = listener else { return };
-    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+/// Serves connections as they are accepted, at most so many at a time
+async fn serve_each<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    connections_max: usize,
+    mut accept: impl FnMut(&mut Context<'_>) -> Poll<io::Result<(S, Peer)>>,
+    router: Router,
+) {
+    let connections = Arc::new(Semaphore::new(connections_max));
     while let Ok(permit) = connections.clone().acquire_owned().await {
-        match listener.accept().await {
+        match poll_fn(&mut accept).await {
             Ok((stream, peer)) => {
-                let peer = Peer::Address(peer.ip().to_canonical());
                 let exchange = exchange(stream, peer, router.clone());
-                tokio::spawn(async move {
-                    exchange.await;
-                    drop(permit);
-                });
-            }
-            Err(_) => pause_after_failed_accept().await,
-        }
-    }
-}
-
-async fn serve_unix(listener: Option<tokio::net::UnixListener>, router: Router) {
-    let Some(listener) = listener else { return };
-    let connections = Arc::new(Semaphore::new(LOCAL_CONNECTIONS_MAX));
-    while let Ok(permit) = connections.clone().acquire_owned().await {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let exchange = exchange(stream, Peer::UnixSocket, router.clone());
                 tokio::spawn(async move {
                     exchange.await;
                     drop(permit);

@@ -6,12 +6,12 @@ use tsubame_udp::ring::{Datagram, ForwardSlot, Received, ReturnPath, Ring, RingC
 
 /// Receives datagrams and sends replies, in batches, without waiting.
 ///
-/// A received datagram comes with room for its reply, and its bytes stay valid until it is sent or released. What is
-/// neither is lost to the datapath.
+/// A received datagram comes with a slot for its reply. Its bytes stay valid until the reply is sent or the datagram is
+/// released; a datagram that is neither sent nor released keeps its buffer for ever.
 pub trait Datapath {
     /// A datagram that was received and has not been answered
     type Received;
-    /// Room for the reply to a datagram that another shard received
+    /// A slot for the reply to a datagram that another shard received
     type Slot;
 
     /// Sends replies and receives; returns how many datagrams wait in [`Self::take`].
@@ -22,10 +22,10 @@ pub trait Datapath {
     /// Returns the next datagram.
     fn take(&mut self) -> Option<Self::Received>;
 
-    /// Returns a datagram and the room for its reply; `None` if what was received cannot be read.
+    /// Returns a datagram and its reply slot; `None` if the received bytes cannot be read.
     fn open<'a>(&'a mut self, received: &Self::Received) -> Option<(Datagram<'a>, &'a mut [u8])>;
 
-    /// Sends the first bytes of the room for the reply to where the datagram came from.
+    /// Sends the first `len` bytes of the reply slot to the source of the datagram.
     fn send(&mut self, received: Self::Received, len: usize) -> io::Result<()>;
 
     /// Gives a datagram back without a reply.
@@ -34,7 +34,7 @@ pub trait Datapath {
     /// Returns where the reply to a datagram goes, for another shard to send it.
     fn return_path(&self, received: &Self::Received) -> Option<ReturnPath>;
 
-    /// Takes room for a reply to another shard's datagram; `None` while all is in use.
+    /// Takes a slot for the reply to another shard's datagram; `None` while all slots are in use.
     fn forward_slot(&mut self) -> Option<Self::Slot>;
 
     /// Returns the bytes of a slot.

@@ -25,6 +25,7 @@ pub mod hex;
 pub mod http;
 pub mod identity;
 pub mod limits;
+pub mod lines;
 pub mod listen;
 pub mod log;
 pub mod memory;

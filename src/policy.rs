@@ -14,7 +14,6 @@ pub mod hash_list;
 pub mod interval;
 pub mod jwt;
 pub mod limits;
-pub mod lines;
 pub mod networks;
 pub mod overrides;
 pub mod own;

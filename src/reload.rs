@@ -35,6 +35,9 @@ const LOOKS_SHARE: u32 = 10;
 /// Looks that find something else each time, until lists are read all the same: somebody adds to them all the time
 const RESTLESS_LOOKS: u32 = 5;
 
+/// Changes that may wait until a job is done
+const JOBS_WAITING_MAX: usize = 64;
+
 /// What is to change
 #[derive(Debug)]
 pub enum Job {
@@ -162,9 +165,15 @@ impl Reloads {
         &self.current.config
     }
 
-    /// Has a job done when those before it are
-    pub fn ask(&mut self, command: Command) {
-        self.waiting.push_back(command);
+    /// Has a job done when those before it are; where too many wait, says so instead
+    pub fn ask(&mut self, (job, reply): Command) {
+        if self.waiting.len() >= JOBS_WAITING_MAX {
+            let text = format!("{JOBS_WAITING_MAX} changes wait already; try again later");
+            // Whoever asked may have gone.
+            let _ = reply.map(|reply| reply.send(Err(text)));
+            return;
+        }
+        self.waiting.push_back((job, reply));
         self.begin();
     }
 

@@ -17,6 +17,9 @@ const IDLE: f64 = 0.6;
 /// Datagrams a second that the kernel drops at one shard's sockets for want of room, where that is overload
 const DROPPED_PER_SECOND: u64 = 100;
 
+/// Times a second that datagrams wait for receive buffers, where the shard is overloaded if it is busy, too
+const WAITED_PER_SECOND: u64 = 100;
+
 /// Seconds in a row of overload before steering is switched off
 const SECONDS_BEFORE_DETACH: u32 = 2;
 
@@ -34,11 +37,15 @@ pub struct ShardLoad {
     pub busy: f64,
     /// Datagrams the kernel dropped at its sockets
     pub dropped: u64,
+    /// Times that datagrams had to wait in its sockets as all of its receive buffers were in use
+    pub waited: u64,
 }
 
 impl ShardLoad {
     fn is_overloaded(self) -> bool {
-        self.busy >= OVERLOADED || self.dropped >= DROPPED_PER_SECOND
+        // A shard that is busy with something else, as eviction, has free buffers when it looks for datagrams.
+        let is_behind = self.busy >= OVERLOADED && self.waited >= WAITED_PER_SECOND;
+        is_behind || self.dropped >= DROPPED_PER_SECOND
     }
 }
 
@@ -167,7 +174,9 @@ mod tests {
         count: u64,
         loads: [f64; 2],
     ) -> Vec<(u64, SteeringChange)> {
-        let loads = loads.map(|busy| ShardLoad { busy, dropped: 0 });
+        // Those with much to do are behind, too.
+        let waited = |busy| if busy > IDLE { 1_000 } else { 0 };
+        let loads = loads.map(|busy| ShardLoad { busy, dropped: 0, waited: waited(busy) });
         let each = (from..from + count).filter_map(|second| {
             decision.observe(Duration::from_secs(second), &loads).map(|change| (second, change))
         });
@@ -193,9 +202,15 @@ mod tests {
         assert_eq!(seconds(&mut decision, 222, 60, [0.2, 0.2]), [(273, Attached)]);
         assert_eq!(seconds(&mut decision, 400, 2, [1.0, 0.1]), [(401, Detached(0))]);
         assert_eq!(seconds(&mut decision, 402, 40, [0.2, 0.2]), [(431, Attached)]);
-        let dropping =
-            [ShardLoad { busy: 0.5, dropped: 5_000 }, ShardLoad { busy: 0.1, dropped: 0 }];
+        let idle = ShardLoad { busy: 0.1, dropped: 0, waited: 0 };
+        let dropping = [ShardLoad { busy: 0.5, dropped: 5_000, ..idle }, idle];
         assert_eq!(decision.observe(Duration::from_secs(600), &dropping), None);
         assert_eq!(decision.observe(Duration::from_secs(601), &dropping), Some(Detached(0)));
+        let mut decision = Decision::new();
+        let evicting = [ShardLoad { busy: 1.0, ..idle }, idle];
+        for second in 0..10 {
+            let change = decision.observe(Duration::from_secs(second), &evicting);
+            assert_eq!(change, None, "no datagram waits");
+        }
     }
 }

@@ -50,7 +50,12 @@ pub(crate) fn control_plane(
         let socket = listeners.unix.as_ref().map(|(_, path)| path.clone());
         let (ask, commands) = unbounded_channel();
         let hosts = running.reloads.config().control.hosts.clone();
-        tokio::spawn(control::serve(listeners, hosts, running.watched.clone(), ask));
+        let watched = running.watched.clone();
+        tokio::spawn(async move {
+            if let Err(error) = control::serve(listeners, hosts, watched, ask).await {
+                tracing::error!("control: cannot be served: {error}; restart the tracker");
+            }
+        });
         let ended = watch(running, stop, signals, commands).await;
         if let Some(socket) = socket {
             // It may be gone already.
@@ -203,7 +208,8 @@ impl Looks {
                 let seconds = (now_secs - before_secs) as f64;
                 let busy = now.busy_us.saturating_sub(before.busy_us) as f64 / 1e6 / seconds;
                 let dropped = now.ring.dropped_by_kernel - before.ring.dropped_by_kernel;
-                ShardLoad { busy, dropped }
+                let waited = now.ring.out_of_buffers - before.ring.out_of_buffers;
+                ShardLoad { busy, dropped, waited }
             };
         let loads: Vec<ShardLoad> = both.map(load).collect();
         self.shards = shards;

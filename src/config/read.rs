@@ -3,7 +3,7 @@
 use serde_yaml::{Mapping, Value};
 use std::fmt;
 
-/// Mistakes that are told; more are of the same cause
+/// Mistakes of a config that are reported; the others are left out
 const MISTAKES_MAX: usize = 100;
 
 /// Something wrong with a config

@@ -3,6 +3,7 @@
 use super::Cpus;
 use crate::hex;
 use crate::http::PathPattern;
+use crate::lines;
 use crate::policy::networks::parse_network;
 use bytesize::ByteSize;
 use ipnet::IpNet;
@@ -204,11 +205,15 @@ pub(super) fn keys(value: &Value) -> Read<Vec<Key>> {
     }
 }
 
+/// Bytes of a file of connection id keys
+const KEY_FILE_LEN_MAX: u64 = 1 << 16;
+
 fn keys_of_file(path: &Path) -> Read<Vec<Key>> {
     let shown = path.display();
-    let source = std::fs::read_to_string(path).map_err(|error| {
+    let bytes = lines::read(path, KEY_FILE_LEN_MAX).map_err(|error| {
         format!("cannot read {shown}: {error}; give a list of keys, or a file with one a line")
     })?;
+    let source = String::from_utf8_lossy(&bytes);
     let lines = source.lines().map(str::trim).enumerate();
     let keys: Vec<Key> = lines
         .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))

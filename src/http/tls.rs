@@ -4,6 +4,7 @@
 //! A handshake signs with the private key, which takes longer than a shard may be held up: it is done by helper
 //! threads, and the session travels there and back.
 
+use crate::lines;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -34,6 +35,9 @@ pub enum TlsError {
     #[error("http.tls: cannot be served: {0}; please report it")]
     Refused(#[from] rustls::Error),
 }
+
+/// Bytes of a PEM file that is read
+const PEM_LEN_MAX: u64 = 1 << 20;
 
 /// A certificate with its key, from files
 #[derive(Debug)]
@@ -67,13 +71,16 @@ fn read(certificate: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
         let path = path.to_owned();
         move |error| TlsError::Unreadable(name, path, error)
     };
-    let chain = CertificateDer::pem_file_iter(certificate)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+    let read = |path| lines::read(path, PEM_LEN_MAX).map_err(pem::Error::Io);
+    let chain = read(certificate)
+        .and_then(|text| CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>())
         .map_err(unreadable("certificate", certificate))?;
     if chain.is_empty() {
         return Err(TlsError::Empty(certificate.to_owned()));
     }
-    let private = PrivateKeyDer::from_pem_file(key).map_err(unreadable("key", key))?;
+    let private = read(key)
+        .and_then(|text| PrivateKeyDer::from_pem_slice(&text))
+        .map_err(unreadable("key", key))?;
     CertifiedKey::from_der(chain, private, &ring::default_provider())
         .map_err(|error| TlsError::Unfit(key.to_owned(), certificate.to_owned(), error))
 }

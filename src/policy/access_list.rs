@@ -4,10 +4,10 @@
 //! while the tracker runs lies beside it, and in a file of its own, so that it outlasts a restart.
 
 use super::hash_list::HashList;
-use super::lines::{self, Mistakes};
 use super::overrides::{self, Overrides};
 use super::torrent;
 use crate::hex;
+use crate::lines::{self, Mistakes};
 use std::collections::HashMap;
 use std::fs;
 use std::io;

@@ -1,7 +1,7 @@
 //! `networks`: from where requests are answered at all.
 
 use super::access_list::Mode;
-use super::lines::{self, Mistakes};
+use crate::lines::{self, Mistakes};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixSet;
 use std::net::IpAddr;

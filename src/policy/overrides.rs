@@ -4,7 +4,7 @@
 //! dropped.
 
 use super::access_list::parse_hash;
-use super::lines;
+use crate::lines;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};

@@ -3,7 +3,7 @@
 //! Over HTTP it is the `{key}` of the path, over UDP a segment of the URL data's path (BEP 41); or over either the
 //! parameter `passkey`. Keys are secrets: no text, metric or log shows one.
 
-use super::lines::{self, Mistakes};
+use crate::lines::{self, Mistakes};
 use std::collections::HashSet;
 use std::path::Path;
 

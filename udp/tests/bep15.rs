@@ -208,13 +208,17 @@ fn replies_are_not_requests() {
         bytes[8..12].copy_from_slice(&action.to_be_bytes());
         assert_eq!(Request::parse(&bytes).unwrap_err(), Malformed::UnknownAction);
     }
+    // Action 4 is a request, too, but a longer one than its reply without peers.
+    let mut bytes = announce();
+    bytes[8..12].copy_from_slice(&4_u32.to_be_bytes());
+    assert_eq!(Request::parse(&bytes).unwrap_err(), Malformed::TooShort);
 }
 
 proptest! {
     #[test]
     fn any_bytes_are_read_without_panic(
         bytes in prop::collection::vec(any::<u8>(), 0..200),
-        action in 0_u8..4,
+        action in 0_u8..5,
     ) {
         let mut bytes = bytes;
         if let Some(last) = bytes.get_mut(11) {

@@ -149,7 +149,7 @@ fn without_counterpart(key: &str) -> Option<&'static str> {
     match key {
         "listen.udp.workers" => Some("each core has a shard of its own (cpus)"),
         "access.stats" | "access.stats_path" => {
-            Some("figures are on control.listen, for whom that can reach: /metrics")
+            Some("metrics are at /metrics on control.listen; a firewall limits who can read them")
         }
         "tracker.user" | "tracker.rootdir" => {
             Some("the service manager does this: deploy/tsubame.service")

@@ -1,7 +1,7 @@
 //! Sets of public keys (RFC 7517), from a file or a server.
 
 use super::KeySource;
-use crate::policy::lines;
+use crate::lines;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
 use std::path::PathBuf;
