@@ -21,18 +21,18 @@ const TORRENT_BYTES: usize = 90;
 const CARRIER_PERCENT: u32 = 30;
 const CARRIERS: u32 = 200;
 
-/// What is simulated
+/// Parameters of a simulated attack
 #[derive(Clone, Copy, Debug)]
 pub struct Attack {
     /// Memory the table may hold
     pub memory_bytes: usize,
     /// Attacking /24 networks; 0 is no attack
     pub prefixes: u32,
-    /// Seed of everything that is drawn
+    /// Seed of the random number generator
     pub seed: u64,
 }
 
-/// What honest clients had of the tracker during and after an attack
+/// Shares of honest peers and torrents that a table stored during an attack, and of the attackers' announces
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Outcome {
     /// Percentage of the honest peers that were stored at the end

@@ -35,7 +35,7 @@ impl Clock {
         Self { source: Source::System { start: Instant::now() } }
     }
 
-    /// Returns a clock of which both times are these seconds, which a simulation sets.
+    /// Returns a clock for simulations: both times are the number of seconds in `seconds`.
     pub fn simulated(seconds: &'static AtomicU64) -> Self {
         Self { source: Source::Simulated(seconds) }
     }
@@ -61,7 +61,7 @@ impl Clock {
         Now { monotonic: Seconds(monotonic.as_secs()), unix_secs }
     }
 
-    /// Processor time of the calling thread, in the kernel included
+    /// Returns the processor time of the calling thread, including its time in the kernel.
     pub fn thread_busy(&self) -> Duration {
         let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
         Duration::try_from(time).unwrap_or_default()

@@ -217,8 +217,8 @@ impl Config {
         Self::parse_all(name, source).and_then(unmistaken)
     }
 
-    /// Reads a config file of which more is to be checked than its text; returns it with its mistakes, which have the
-    /// default in their place.
+    /// Reads a config file and returns the config with all mistakes of its text. A mistaken value has its default in
+    /// the config.
     pub fn load_all(path: &Path) -> Result<(Self, Vec<Mistake>), ConfigError> {
         let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
         let text = read_text(path).map_err(unreadable)?;

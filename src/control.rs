@@ -75,7 +75,7 @@ pub struct Watched {
     pub clock: Clock,
     /// Reads of files that take too long
     pub slow_reads: SlowReads,
-    /// What the control plane itself knows
+    /// State of the process beside that of the shards
     pub process: Arc<ProcessStats>,
 }
 
@@ -221,7 +221,7 @@ async fn serve_each<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     }
 }
 
-/// Whatever keeps a connection from being accepted takes a moment to end.
+/// Waits before the next accept: what made the last one fail, as a lack of descriptors, takes a moment to end.
 async fn pause_after_failed_accept() {
     tokio::time::sleep(Duration::from_millis(100)).await;
 }

@@ -1,4 +1,4 @@
-//! The seam between a shard and what moves its datagrams.
+//! The interface between a shard and its datapath, which receives datagrams and sends replies.
 
 use std::io;
 use std::time::Duration;
@@ -16,7 +16,7 @@ pub trait Datapath {
 
     /// Sends replies and receives; returns how many datagrams wait in [`Self::take`].
     ///
-    /// With `patience` it lets datagrams come together for so long, unless enough for a batch are there at once.
+    /// With `patience` it waits at most that long for more datagrams, unless a full batch is there at once.
     fn turn(&mut self, patience: Option<Duration>) -> io::Result<usize>;
 
     /// Returns the next datagram.
@@ -55,7 +55,7 @@ pub trait Datapath {
     /// Returns what became of operations so far.
     fn counts(&self) -> RingCounts;
 
-    /// Ends all operations, within `patience` if the kernel does so; true if none is in flight any more.
+    /// Ends all operations and waits for their end, at most for `patience`; true if none is in flight any more.
     fn stop(&mut self, patience: Duration) -> bool;
 }
 

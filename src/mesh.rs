@@ -50,7 +50,7 @@ pub enum Message {
     Question(Rows<InfoHash>),
     /// These are the figures of your swarms
     Answer(Rows<Census>),
-    /// From the control plane: go by this from now on
+    /// From the control plane: use this policy and these settings from now on
     Update(Box<ShardUpdate>),
     /// From the control plane: finish
     Stop,

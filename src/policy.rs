@@ -89,7 +89,7 @@ pub enum HookConfig {
 }
 
 impl HookConfig {
-    /// Its name in a config
+    /// Name of the hook in a config
     pub fn name(&self) -> &'static str {
         match self {
             Self::AccessList { .. } => "access_list",
@@ -105,7 +105,7 @@ impl HookConfig {
         }
     }
 
-    /// Whether it has a list, which need not come from files
+    /// Whether the hook has a list, from files or in the config
     fn has_list(&self) -> bool {
         matches!(self, Self::AccessList { .. } | Self::Networks { .. })
     }

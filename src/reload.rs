@@ -35,7 +35,7 @@ const LOOKS_SHARE: u32 = 10;
 /// Looks that find something else each time, until lists are read all the same: somebody adds to them all the time
 const RESTLESS_LOOKS: u32 = 5;
 
-/// Changes that may wait until a job is done
+/// Jobs that may wait while another is done
 const JOBS_WAITING_MAX: usize = 64;
 
 /// What is to change
@@ -165,7 +165,7 @@ impl Reloads {
         &self.current.config
     }
 
-    /// Has a job done when those before it are; where too many wait, says so instead
+    /// Adds a job to the queue; if the queue is full, answers with an error instead
     pub fn ask(&mut self, (job, reply): Command) {
         if self.waiting.len() >= JOBS_WAITING_MAX {
             let text = format!("{JOBS_WAITING_MAX} changes wait already; try again later");
@@ -419,7 +419,7 @@ fn overrides_file(config: &Config) -> Option<&Path> {
 
 /// Stamps of all files that the hooks are read from: to be taken before those are read
 ///
-/// With `slow_reads`, one that takes too long has none.
+/// With `slow_reads`, a file that takes too long to look at has no stamp.
 pub fn stamps(config: &Config, slow_reads: Option<&SlowReads>) -> Vec<Stamp> {
     let files = config.hooks.iter().flat_map(HookConfig::files);
     let stamp = |path: &Path| match slow_reads {

@@ -123,11 +123,11 @@ pub struct Parts<D = Ring> {
 /// What comes after a step
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Another step, after other tasks of the thread
+    /// Call [`Shard::step`] again after other tasks of the thread had their turn
     Again,
-    /// A wait for the ring's event, the port's bell or the next second, then [`Shard::wake_up`]
+    /// The shard sleeps until the ring's event, the port's bell or the next second; then call [`Shard::wake_up`]
     Sleep,
-    /// The end
+    /// The shard was told to stop
     Stop,
 }
 
@@ -482,7 +482,7 @@ impl<D: Datapath> Shard<D> {
         Ok(taken)
     }
 
-    /// Goes by what the control plane has sent; what it takes the place of is freed elsewhere
+    /// Uses the policy and settings that the control plane has sent; those it replaces are sent back to be freed
     fn update(&mut self, now: Now, mut update: Box<ShardUpdate>) {
         if let Some(policy) = &mut update.policy {
             self.tracker.exchange_policy(now, policy);

@@ -10,7 +10,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Reads that are waited for no longer, by name.
+/// Reads that take longer than the timeout, by name.
 #[derive(Clone, Debug)]
 pub struct SlowReads {
     reads: Arc<Mutex<BTreeMap<String, SlowRead>>>,

@@ -33,7 +33,7 @@ const CALM_SECONDS: u32 = 5;
 /// What a shard did in the last second
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ShardLoad {
-    /// Share of the time that it was not waiting
+    /// Share of the second that its thread used of a processor
     pub busy: f64,
     /// Datagrams the kernel dropped at its sockets
     pub dropped: u64,
@@ -158,7 +158,7 @@ impl Steering {
         Ok(change)
     }
 
-    /// Does this to each group, whatever becomes of it at others
+    /// Applies a change to every group; returns the first error after all were tried
     fn each_group(&self, change: impl Fn(&OwnedFd) -> io::Result<()>) -> io::Result<()> {
         self.groups.iter().map(change).fold(Ok(()), io::Result::and)
     }

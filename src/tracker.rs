@@ -98,7 +98,7 @@ pub struct Announce {
     pub family: Family,
     /// When the client is asked to come back
     pub told: Told,
-    /// Whether it came with room for an IPv6 address, and is answered as such
+    /// Whether it came with action 4, which the reply repeats: the old announce with room for an IPv6 address
     pub is_v6_action: bool,
 }
 
@@ -139,7 +139,7 @@ impl Tracker {
         self.purge = Purging::after_exchange(now, self.policy.has_lists());
     }
 
-    /// Goes by other settings from now on, without losing a swarm.
+    /// Uses other settings from now on, without losing a swarm.
     pub fn reconfigure(&mut self, ids: ConnectionIds, terms: Terms, swarms: Settings) {
         (self.ids, self.terms) = (ids, terms);
         self.swarms.reconfigure(swarms);

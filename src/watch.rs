@@ -24,7 +24,7 @@ const STOP_TIMEOUT: Duration = Duration::from_millis(900);
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const LOOKS_PER_REPORT: u32 = 10;
 
-/// A tracker that is up, with all that watches over it
+/// A running tracker, with what the control plane needs to watch it
 pub(crate) struct Running {
     pub(crate) supervisor: Supervisor,
     pub(crate) control: Port,
@@ -70,7 +70,7 @@ pub(crate) struct Signals {
     hangup: Signal,
     user1: Signal,
     user2: Signal,
-    /// Those that would end the process, and mean nothing
+    /// Signals that are ignored, whose default action ends the process
     ignored: [Signal; 6],
 }
 
@@ -94,7 +94,7 @@ impl Signals {
     }
 }
 
-/// Waits for a signal that means nothing
+/// Waits for a signal that is ignored; returns its name
 async fn ignored(
     [alarm, io, pipe, virtual_alarm, profile, power]: &mut [Signal; 6],
 ) -> &'static str {
@@ -144,7 +144,7 @@ async fn watch(
     Ok(())
 }
 
-/// What was seen at the last looks at the shards
+/// State of the shards when the control plane last looked at them
 struct Looks {
     count: u32,
     /// By shard: when it published, and what

@@ -44,11 +44,11 @@ pub struct LoadedPlan {
 /// How the files of hooks are read
 #[derive(Clone, Copy, Debug)]
 pub enum Reading<'a> {
-    /// However long it takes; no file is written
+    /// Waits for each file however long it takes, and writes none
     Check,
-    /// However long it takes
+    /// Waits for each file however long it takes
     AtStart,
-    /// With what was read before in place of what takes too long
+    /// Waits a limited time for each file; what was read before takes the place of what takes longer
     AtRunTime(&'a SlowReads),
 }
 

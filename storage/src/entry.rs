@@ -186,7 +186,7 @@ impl Entry {
         !self.is_inline() && self.0[SHARES_ADDRESSES] != 0
     }
 
-    /// Notes that; an inline entry has too few peers for it
+    /// Sets whether more peers of one address may be in the swarm; an inline entry has too few peers for that
     pub(crate) fn set_shares_addresses(&mut self, shares: bool) {
         self.0[SHARES_ADDRESSES] = u8::from(shares);
     }

@@ -157,7 +157,7 @@ impl Swarms {
         self.totals().empty_torrents
     }
 
-    /// Does a bit of what eviction has to do; true if it should be called again at once
+    /// Does a bounded part of the eviction; true if it should be called again at once
     pub(crate) fn evict(&mut self) -> bool {
         if let Some(mut cursor) = self.eviction.drop_empty.take() {
             let more = self.remove_empty(&mut cursor);

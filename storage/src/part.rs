@@ -204,7 +204,7 @@ impl<const N: usize> Part<'_, N> {
         self.sources.add(Source::of_record(record));
     }
 
-    /// Counts a peer out that is about to be removed
+    /// Decrements the count of the source of a peer that is about to be removed
     fn discount(&mut self, position: usize) {
         let record = *self.at(position);
         self.more_partial_seeds -= partial_seed(&record) as i32;

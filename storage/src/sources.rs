@@ -97,7 +97,7 @@ impl SourceCounts {
         self.for_each_cell(source, |cell| *cell = cell.saturating_add(1));
     }
 
-    /// Counts a stored peer out.
+    /// Decrements the count of the source of a removed peer.
     pub(crate) fn remove(&mut self, source: Source) {
         self.total = self.total.saturating_sub(1);
         self.for_each_cell(source, |cell| *cell = cell.saturating_sub(1));

@@ -91,7 +91,7 @@ impl Swarms {
         self.subnets = subnets;
     }
 
-    /// Goes by other settings from now on; the keys and the seed stay what they were
+    /// Uses other settings from now on; the keys and the seed stay as they were
     ///
     /// Lifetimes are cut at [`crate::longest_lifetime_secs`] of those the table was made with. Where a cap on peers per
     /// address is new, swarms of more than 64 peers of a family that are there already keep theirs uncapped; where
