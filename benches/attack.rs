@@ -7,8 +7,8 @@
 use crate::{endpoint_of, peers_of};
 use fastrand::Rng;
 use tsubame_storage::{
-    Announce, Caps, Change, Endpoint, Event, Family, InfoHash, PeerSpace, Role, Seconds, Settings,
-    Swarms,
+    AnnounceEvent, Caps, Endpoint, Family, InfoHash, PeerOutput, Role, Seconds, SwarmAnnounce,
+    SwarmChange, Swarms, TableSettings,
 };
 
 const LIFETIME_SECS: u64 = 900;
@@ -49,7 +49,7 @@ pub struct Outcome {
 
 #[derive(Clone, Copy, Debug)]
 struct Client {
-    announce: Announce,
+    announce: SwarmAnnounce,
     /// Announces until it leaves
     left: u32,
 }
@@ -88,7 +88,7 @@ pub fn simulate(attack: Attack) -> Outcome {
 
 impl World {
     fn new(attack: Attack) -> Self {
-        let table = Swarms::new(Settings {
+        let table = Swarms::new(TableSettings {
             peer_lifetime_secs: LIFETIME_SECS as u32,
             keep_completed_secs: 86_400,
             memory_bytes: attack.memory_bytes,
@@ -119,15 +119,15 @@ impl World {
             endpoint_of(torrent, self.next_peer % 60_000)
         };
         let role = if self.rng.u8(..4) == 0 { Role::Seeder } else { Role::Leecher };
-        let (info_hash, event) = (honest_hash(torrent), Event::Started);
+        let (info_hash, event) = (honest_hash(torrent), AnnounceEvent::Started);
         let left = self.rng.u32(1..12);
-        Client { announce: Announce { info_hash, endpoint, role, event }, left }
+        Client { announce: SwarmAnnounce { info_hash, endpoint, role, event }, left }
     }
 
-    fn enter(&mut self, announce: &Announce) -> Change {
-        let ahead = self.table.look_ahead(&announce.info_hash);
-        let space = PeerSpace::of(Family::V4, &mut []);
-        self.table.announce(Seconds(self.now), ahead, announce, space).change
+    fn enter(&mut self, announce: &SwarmAnnounce) -> SwarmChange {
+        let prefetch = self.table.prefetch_index(&announce.info_hash);
+        let output = PeerOutput::for_family(Family::V4, &mut []);
+        self.table.announce(Seconds(self.now), prefetch, announce, output).change
     }
 
     /// One second: honest clients that are due, attackers, and as much sweeping as a shard would do
@@ -152,19 +152,19 @@ impl World {
 
     fn honest(&mut self, mut client: Client) -> Client {
         if client.left > 0 {
-            let is_new = client.announce.event == Event::Started && {
-                let ahead = self.table.look_ahead(&client.announce.info_hash);
-                !self.table.knows(&ahead, &client.announce.info_hash)
+            let is_new = client.announce.event == AnnounceEvent::Started && {
+                let prefetch = self.table.prefetch_index(&client.announce.info_hash);
+                !self.table.contains(&prefetch, &client.announce.info_hash)
             };
             let change = self.enter(&client.announce);
             if is_new {
-                self.new_torrents[usize::from(matches!(change, Change::Refused(_)))] += 1;
+                self.new_torrents[usize::from(matches!(change, SwarmChange::Refused(_)))] += 1;
             }
-            client.announce.event = Event::None;
+            client.announce.event = AnnounceEvent::None;
             client.left -= 1;
             return client;
         }
-        client.announce.event = Event::Stopped;
+        client.announce.event = AnnounceEvent::Stopped;
         self.enter(&client.announce);
         // Somebody else comes, one in four to a torrent of their own.
         let torrent = if self.rng.u8(..4) == 0 {
@@ -181,45 +181,46 @@ impl World {
         let network = (0xcb00_0000 + self.rng.u32(..prefixes)) << 8;
         let address = network | u32::from(self.rng.u8(..));
         let endpoint = Endpoint::new(address.to_be_bytes().into(), self.rng.u16(1_024..));
-        let mut announce = Announce {
+        let mut announce = SwarmAnnounce {
             info_hash: InfoHash(std::array::from_fn(|_| self.rng.u8(..))),
             endpoint,
             role: Role::Leecher,
-            event: Event::Started,
+            event: AnnounceEvent::Started,
         };
         match self.rng.u8(..10) {
             0 => announce.info_hash = honest_hash(self.rng.u32(..self.next_torrent)),
             1..=3 => {
                 self.enter(&announce);
-                (announce.role, announce.event) = (Role::Seeder, Event::Completed);
+                (announce.role, announce.event) = (Role::Seeder, AnnounceEvent::Completed);
                 self.enter(&announce);
-                announce.event = Event::Stopped;
+                announce.event = AnnounceEvent::Stopped;
             }
             _ => {}
         }
         let change = self.enter(&announce);
-        self.attack[usize::from(matches!(change, Change::Refused(_)))] += 1;
+        self.attack[usize::from(matches!(change, SwarmChange::Refused(_)))] += 1;
     }
 
     fn outcome(mut self, memory_bytes: usize) -> Outcome {
         let clients: Vec<Client> = self.clients.iter().flatten().copied().collect();
         let percent = |part: usize, all: usize| part as f64 * 100.0 / all.max(1) as f64;
         // Those who have announced before and are still there.
-        let there = clients.iter().filter(|client| client.announce.event == Event::None);
+        let there = clients.iter().filter(|client| client.announce.event == AnnounceEvent::None);
         let there: Vec<Client> = there.copied().collect();
         let hashes: std::collections::BTreeSet<InfoHash> =
             there.iter().map(|client| client.announce.info_hash).collect();
         let known = hashes.iter().filter(|info_hash| {
-            let ahead = self.table.look_ahead(info_hash);
-            self.table.knows(&ahead, info_hash)
+            let prefetch = self.table.prefetch_index(info_hash);
+            self.table.contains(&prefetch, info_hash)
         });
         let torrents_kept = percent(known.count(), hashes.len());
-        let held = percent(self.table.totals().bytes, memory_bytes);
+        let held = percent(self.table.stats().bytes, memory_bytes);
         let mut kept = 0;
         for client in &there {
-            let ahead = self.table.look_ahead(&client.announce.info_hash);
-            let space = PeerSpace::of(Family::V4, &mut []);
-            let announced = self.table.announce(Seconds(self.now), ahead, &client.announce, space);
+            let prefetch = self.table.prefetch_index(&client.announce.info_hash);
+            let output = PeerOutput::for_family(Family::V4, &mut []);
+            let announced =
+                self.table.announce(Seconds(self.now), prefetch, &client.announce, output);
             kept += usize::from(announced.previous.is_some());
         }
         let share =

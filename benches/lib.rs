@@ -10,8 +10,8 @@ pub mod record;
 use fastrand::Rng;
 use tsubame::tracker::{Terms, Tracker};
 use tsubame_storage::{
-    Announce, Announced, Caps, Endpoint, Event, Family, InfoHash, PeerSpace, Role, Seconds,
-    Settings, Swarms,
+    AnnounceEvent, AnnounceOutcome, Caps, Endpoint, Family, InfoHash, PeerOutput, Role, Seconds,
+    SwarmAnnounce, Swarms, TableSettings,
 };
 use tsubame_udp::connection_id::{ConnectionIds, Key};
 
@@ -42,15 +42,15 @@ pub fn endpoint_of(torrent: u32, peer: u32) -> Endpoint {
 }
 
 /// An announce of a torrent's peer; one in four seeds
-pub fn announce_of(torrent: u32, peer: u32) -> Announce {
+pub fn announce_of(torrent: u32, peer: u32) -> SwarmAnnounce {
     let role = if (torrent ^ peer).is_multiple_of(4) { Role::Seeder } else { Role::Leecher };
     let endpoint = endpoint_of(torrent, peer);
-    Announce { info_hash: info_hash_of(torrent), endpoint, role, event: Event::None }
+    SwarmAnnounce { info_hash: info_hash_of(torrent), endpoint, role, event: AnnounceEvent::None }
 }
 
 /// An empty table without a ceiling that a bench would reach
 pub fn empty_table() -> Swarms {
-    Swarms::new(Settings {
+    Swarms::new(TableSettings {
         peer_lifetime_secs: LIFETIME_SECS,
         keep_completed_secs: 86_400,
         memory_bytes: 64 << 30,
@@ -77,9 +77,14 @@ pub fn tracker(key: u8) -> Tracker {
 }
 
 /// Enters one announce, with peers wanted into `reply`
-pub fn enter(table: &mut Swarms, now: Seconds, announce: &Announce, reply: &mut [u8]) -> Announced {
-    let ahead = table.look_ahead(&announce.info_hash);
-    table.announce(now, ahead, announce, PeerSpace::of(Family::V4, reply))
+pub fn enter(
+    table: &mut Swarms,
+    now: Seconds,
+    announce: &SwarmAnnounce,
+    reply: &mut [u8],
+) -> AnnounceOutcome {
+    let prefetch = table.prefetch_index(&announce.info_hash);
+    table.announce(now, prefetch, announce, PeerOutput::for_family(Family::V4, reply))
 }
 
 /// Fills a table with torrents of the population, in rounds as they would come in over an interval

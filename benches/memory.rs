@@ -16,14 +16,14 @@ fn resident() -> usize {
 }
 
 fn report(what: &str, table: &Swarms, peers: u64) {
-    let (resident, totals) = (resident(), table.totals());
+    let (resident, stats) = (resident(), table.stats());
     println!(
         "{what:<44} {:>9} torrents {peers:>9} peers {:>7.1} MiB resident {:>7.1} MiB accounted \
          {:>5.1} B/torrent {:>5.1} B/peer",
-        totals.torrents,
+        stats.torrents,
         resident as f64 / 1_048_576.0,
-        totals.bytes as f64 / 1_048_576.0,
-        resident as f64 / totals.torrents.max(1) as f64,
+        stats.bytes as f64 / 1_048_576.0,
+        resident as f64 / stats.torrents.max(1) as f64,
         resident as f64 / peers.max(1) as f64,
     );
 }
@@ -67,11 +67,11 @@ fn flood() {
             }
         }
         while table.sweep(Seconds(now)) {}
-        most = most.max(table.totals().torrents);
+        most = most.max(table.stats().torrents);
     }
     println!("at most {most} torrents");
-    let totals = table.totals();
-    let left = totals.seeders.iter().chain(&totals.leechers).sum();
+    let stats = table.stats();
+    let left = stats.seeders.iter().chain(&stats.leechers).sum();
     report("one lifetime after the flood", &table, left);
     println!("{:.2} times the resident memory before", resident() as f64 / before as f64);
 }

@@ -95,22 +95,24 @@ fn admit(criterion: &mut Criterion, name: &str, hooks: &[HookConfig]) {
         bencher.iter_batched(
             &mut draw,
             |datagrams| {
-                let ahead = |bytes: &[u8; 98]| tracker.look_ahead_of_lists(bytes);
-                let known: Vec<_> = datagrams.iter().map(ahead).collect();
-                let touched = known.iter().flatten().map(|ahead| tracker.touch(ahead));
-                black_box(touched.fold(0, u8::wrapping_add));
+                let prefetch = |bytes: &[u8; 98]| tracker.prefetch_listed(bytes);
+                let known: Vec<_> = datagrams.iter().map(prefetch).collect();
+                let prefetched =
+                    known.iter().flatten().map(|prefetch| tracker.prefetch_entry(prefetch));
+                black_box(prefetched.fold(0, u8::wrapping_add));
                 let mut admitted = Vec::with_capacity(BATCH);
                 for (at, bytes) in datagrams.iter().enumerate() {
                     let known = known[at].as_ref();
-                    let taken = tracker.admit_ahead(later, source, bytes, &mut reply, known);
+                    let taken = tracker.admit_prefetched(later, source, bytes, &mut reply, known);
                     let taken = taken.expect("it is permitted");
-                    let ahead = known.copied().unwrap_or_else(|| tracker.look_ahead(&taken));
-                    admitted.push((taken, ahead));
+                    let prefetch = known.copied().unwrap_or_else(|| tracker.prefetch_index(&taken));
+                    admitted.push((taken, prefetch));
                 }
-                let touched = admitted.iter().map(|(_, ahead)| tracker.touch(ahead));
-                black_box(touched.fold(0, u8::wrapping_add));
-                for ((admitted, ahead), bytes) in admitted.iter().zip(&datagrams) {
-                    black_box(tracker.answer(later, *ahead, admitted, bytes, &mut reply));
+                let prefetched =
+                    admitted.iter().map(|(_, prefetch)| tracker.prefetch_entry(prefetch));
+                black_box(prefetched.fold(0, u8::wrapping_add));
+                for ((admitted, prefetch), bytes) in admitted.iter().zip(&datagrams) {
+                    black_box(tracker.answer(later, *prefetch, admitted, bytes, &mut reply));
                 }
             },
             BatchSize::SmallInput,

@@ -7,7 +7,8 @@ use fastrand::Rng;
 use std::hint::black_box;
 use tsubame_bench::{LIFETIME_SECS, announce_of, empty_table, enter, fill, info_hash_of, peers_of};
 use tsubame_storage::{
-    Announce, Endpoint, Event, Family, InfoHash, Lengths, PeerSpace, Role, Seconds, Subnets, Swarms,
+    AnnounceEvent, Endpoint, Family, InfoHash, PeerOutput, PrefixLengths, Role, Seconds,
+    SubnetPreference, SwarmAnnounce, Swarms,
 };
 
 const BATCH: usize = 64;
@@ -32,7 +33,7 @@ fn benches(criterion: &mut Criterion) {
 }
 
 /// Known peers of torrents drawn at random: what most announces of a tracker are
-fn draw(rng: &mut Rng, torrents: u32) -> Announce {
+fn draw(rng: &mut Rng, torrents: u32) -> SwarmAnnounce {
     let torrent = rng.u32(..torrents);
     announce_of(torrent, rng.u32(..peers_of(torrent)))
 }
@@ -43,7 +44,7 @@ fn announces(criterion: &mut Criterion, name: &str, table: &mut Swarms, torrents
     let mut group = criterion.benchmark_group(format!("{name}/announce"));
     group.throughput(Throughput::Elements(BATCH as u64));
     let batch =
-        |rng: &mut Rng| -> Vec<Announce> { (0..BATCH).map(|_| draw(rng, torrents)).collect() };
+        |rng: &mut Rng| -> Vec<SwarmAnnounce> { (0..BATCH).map(|_| draw(rng, torrents)).collect() };
     group.bench_function("alone", |bencher| {
         bencher.iter_batched(
             || batch(&mut rng),
@@ -59,12 +60,12 @@ fn announces(criterion: &mut Criterion, name: &str, table: &mut Swarms, torrents
         bencher.iter_batched(
             || batch(&mut rng),
             |announces| {
-                let aheads = announces.each_ahead(table);
-                let touched = aheads.iter().map(|ahead| table.touch(ahead));
-                black_box(touched.fold(0, u8::wrapping_add));
-                for (announce, ahead) in announces.iter().zip(aheads) {
-                    let space = PeerSpace::of(Family::V4, &mut reply);
-                    black_box(table.announce(Seconds(1), ahead, announce, space));
+                let prefetches = announces.each_ahead(table);
+                let prefetched = prefetches.iter().map(|prefetch| table.prefetch_entry(prefetch));
+                black_box(prefetched.fold(0, u8::wrapping_add));
+                for (announce, prefetch) in announces.iter().zip(prefetches) {
+                    let output = PeerOutput::for_family(Family::V4, &mut reply);
+                    black_box(table.announce(Seconds(1), prefetch, announce, output));
                 }
             },
             BatchSize::SmallInput,
@@ -73,13 +74,13 @@ fn announces(criterion: &mut Criterion, name: &str, table: &mut Swarms, torrents
     group.finish();
 }
 
-trait EachAhead {
-    fn each_ahead(&self, table: &Swarms) -> Vec<tsubame_storage::Ahead>;
+trait PrefetchEach {
+    fn each_ahead(&self, table: &Swarms) -> Vec<tsubame_storage::Prefetch>;
 }
 
-impl EachAhead for Vec<Announce> {
-    fn each_ahead(&self, table: &Swarms) -> Vec<tsubame_storage::Ahead> {
-        self.iter().map(|announce| table.look_ahead(&announce.info_hash)).collect()
+impl PrefetchEach for Vec<SwarmAnnounce> {
+    fn each_ahead(&self, table: &Swarms) -> Vec<tsubame_storage::Prefetch> {
+        self.iter().map(|announce| table.prefetch_index(&announce.info_hash)).collect()
     }
 }
 
@@ -92,8 +93,8 @@ fn scrapes(criterion: &mut Criterion, name: &str, table: &Swarms, torrents: u32)
             || (0..BATCH).map(|_| info_hash_of(rng.u32(..torrents))).collect::<Vec<InfoHash>>(),
             |hashes| {
                 for info_hash in &hashes {
-                    let ahead = table.look_ahead(info_hash);
-                    black_box(table.scrape(&ahead, info_hash));
+                    let prefetch = table.prefetch_index(info_hash);
+                    black_box(table.scrape(&prefetch, info_hash));
                 }
             },
             BatchSize::SmallInput,
@@ -130,13 +131,13 @@ fn sweep(criterion: &mut Criterion, name: &str, torrents: u32) {
 
 /// Announces in one large swarm, whose peers stand a hundred to a rack (/24) and ten thousand to a site (/16)
 fn neighbours(criterion: &mut Criterion) {
-    let lengths = |lengths: &[u8]| Lengths::new(lengths).expect("they fall");
-    let rack_and_site = Subnets { v4: lengths(&[24, 16]), ..Subnets::default() };
+    let lengths = |lengths: &[u8]| PrefixLengths::new(lengths).expect("they fall");
+    let rack_and_site = SubnetPreference { v4: lengths(&[24, 16]), ..SubnetPreference::default() };
     // All are of the one prefix, so that what comes at random must be told from those who are there already.
-    let all_near = Subnets { v4: lengths(&[8]), ..Subnets::default() };
+    let all_near = SubnetPreference { v4: lengths(&[8]), ..SubnetPreference::default() };
     let mut group = criterion.benchmark_group("neighbours");
     for peers in [1_000, 10_000, 100_000_u32] {
-        let anybody = Subnets::default();
+        let anybody = SubnetPreference::default();
         let all = [
             ("anybody", anybody, 50),
             ("rack, site", rack_and_site, 50),
@@ -145,13 +146,14 @@ fn neighbours(criterion: &mut Criterion) {
         ];
         for (name, subnets, wanted) in all {
             let mut table = empty_table();
-            table.prefer(subnets);
+            table.set_subnet_preference(subnets);
             let announce = |number: u32| {
                 let [site, rack, host] = [number / 10_000, number / 100 % 100, number % 100];
                 let endpoint =
                     Endpoint::new([81, site as u8, rack as u8, host as u8].into(), 7_000);
-                let (info_hash, role, event) = (info_hash_of(1), Role::Leecher, Event::None);
-                Announce { info_hash, endpoint, role, event }
+                let (info_hash, role, event) =
+                    (info_hash_of(1), Role::Leecher, AnnounceEvent::None);
+                SwarmAnnounce { info_hash, endpoint, role, event }
             };
             let (mut reply, mut rng) = (vec![0; wanted * 6], Rng::with_seed(9));
             for number in 0..peers {

@@ -10,7 +10,7 @@ use rtrb::{Consumer, Producer, RingBuffer};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::Notify;
-use tsubame_storage::{Census, InfoHash, Page};
+use tsubame_storage::{InfoHash, SwarmStats, TorrentPage};
 use tsubame_udp::ring::ReturnPath;
 use tsubame_udp::wire::TransactionId;
 
@@ -49,7 +49,7 @@ pub enum Message {
     /// What are the figures of these swarms?
     Question(Rows<InfoHash>),
     /// These are the figures of your swarms
-    Answer(Rows<Census>),
+    Answer(Rows<SwarmStats>),
     /// From the control plane: use this policy and these settings from now on
     Update(Box<ShardUpdate>),
     /// From the control plane: finish
@@ -119,7 +119,7 @@ pub struct Listed {
     /// Which request it is for
     pub ticket: u32,
     /// The torrents
-    pub page: Page,
+    pub page: TorrentPage,
 }
 
 /// Where a node is woken

@@ -341,7 +341,7 @@ mod tests {
     use crate::stats::Board;
     use std::sync::Arc;
     use std::time::Duration;
-    use tsubame_storage::{Seconds, Totals};
+    use tsubame_storage::{Seconds, TableStats};
 
     #[test]
     fn figures_are_told_by_shard_family_kind_and_outcome() {
@@ -350,12 +350,12 @@ mod tests {
         figures.count(Protocol::Http, Family::V6, Outcome::Joined);
         figures.ring.dropped_by_kernel = 7;
         [1, 2, 5, 64].into_iter().for_each(|arrived| figures.count_batch(arrived));
-        figures.table = Totals {
+        figures.table = TableStats {
             torrents: 1,
             seeders: [2, 3],
             leechers: [4, 5],
             bytes: 6,
-            ..Totals::default()
+            ..TableStats::default()
         };
         boards[1].publish(&figures, Seconds(0));
         let clock = Clock::new();

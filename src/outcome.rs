@@ -1,6 +1,6 @@
 //! What became of a request. Each outcome is a counter: the network writes statistics, never the log.
 
-use tsubame_storage::{Change, Refusal};
+use tsubame_storage::{JoinRefusal, SwarmChange};
 use tsubame_udp::wire::Malformed;
 
 /// Declares the outcomes with the name each has in metrics
@@ -36,7 +36,7 @@ outcomes! {
     /// An announce was answered; a known peer has finished its download
     Completed = "completed",
     /// An announce was answered; the peer is gone
-    Left = "left",
+    Stopped = "stopped",
     /// An announce was answered; there was nothing to store: it left without being there, or its port
     /// cannot be connected to
     NotStored = "not_stored",
@@ -139,7 +139,7 @@ impl Outcome {
             Self::Joined
             | Self::Refreshed
             | Self::Completed
-            | Self::Left
+            | Self::Stopped
             | Self::NotStored
             | Self::RefusedMemory
             | Self::RefusedNewTorrent
@@ -215,19 +215,19 @@ impl From<Malformed> for Outcome {
     }
 }
 
-impl From<Change> for Outcome {
-    fn from(change: Change) -> Self {
+impl From<SwarmChange> for Outcome {
+    fn from(change: SwarmChange) -> Self {
         match change {
-            Change::Joined => Self::Joined,
-            Change::Refreshed => Self::Refreshed,
-            Change::Completed => Self::Completed,
-            Change::Left => Self::Left,
-            Change::Nothing => Self::NotStored,
-            Change::Refused(Refusal::Memory) => Self::RefusedMemory,
-            Change::Refused(Refusal::NewTorrent) => Self::RefusedNewTorrent,
-            Change::Refused(Refusal::Source) => Self::RefusedSource,
-            Change::Refused(Refusal::SwarmCap) => Self::RefusedSwarmCap,
-            Change::Refused(Refusal::AddressCap) => Self::RefusedAddressCap,
+            SwarmChange::Joined => Self::Joined,
+            SwarmChange::Refreshed => Self::Refreshed,
+            SwarmChange::Completed => Self::Completed,
+            SwarmChange::Stopped => Self::Stopped,
+            SwarmChange::Nothing => Self::NotStored,
+            SwarmChange::Refused(JoinRefusal::Memory) => Self::RefusedMemory,
+            SwarmChange::Refused(JoinRefusal::NewTorrent) => Self::RefusedNewTorrent,
+            SwarmChange::Refused(JoinRefusal::Source) => Self::RefusedSource,
+            SwarmChange::Refused(JoinRefusal::SwarmCap) => Self::RefusedSwarmCap,
+            SwarmChange::Refused(JoinRefusal::AddressCap) => Self::RefusedAddressCap,
         }
     }
 }

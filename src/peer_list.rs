@@ -5,7 +5,7 @@
 use crate::clock::Now;
 use crate::outcome::Outcome;
 use crate::tracker::{Announce, Tracker};
-use tsubame_storage::{Ahead, Counts, Family, PeerSpace};
+use tsubame_storage::{Family, PeerOutput, Prefetch, SwarmCounts};
 
 /// Figures and peers
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub struct PeerList {
     /// What became of the announce
     pub outcome: Outcome,
     /// The swarm's figures
-    pub counts: Counts,
+    pub counts: SwarmCounts,
     /// IPv4 peers, 6 bytes each
     pub v4: Vec<u8>,
     /// IPv6 peers, 18 bytes each
@@ -27,7 +27,7 @@ impl Default for PeerList {
         Self {
             ticket: 0,
             outcome: Outcome::NotStored,
-            counts: Counts::default(),
+            counts: SwarmCounts::default(),
             v4: Vec::new(),
             v6: Vec::new(),
         }
@@ -37,20 +37,21 @@ impl Default for PeerList {
 impl PeerList {
     /// Enters an announce into its swarm, which this tracker owns, and takes down the answer
     ///
-    /// `ahead` is what a look ahead has found, if there was one.
+    /// `prefetch` is what a look ahead has found, if there was one.
     pub fn fill(
         &mut self,
         tracker: &mut Tracker,
         now: Now,
         announce: &Announce,
-        ahead: Option<Ahead>,
+        prefetch: Option<Prefetch>,
     ) {
-        let most = usize::from(announce.numwant);
-        self.v4.resize(most * Family::V4.compact_len(), 0);
-        self.v6.resize(most * Family::V6.compact_len(), 0);
-        let space = PeerSpace { v4: &mut self.v4, v6: &mut self.v6, most };
-        let ahead = ahead.unwrap_or_else(|| tracker.swarms().look_ahead(&announce.info_hash));
-        let announced = tracker.enter(now, ahead, announce, space);
+        let peers_max = usize::from(announce.numwant);
+        self.v4.resize(peers_max * Family::V4.compact_len(), 0);
+        self.v6.resize(peers_max * Family::V6.compact_len(), 0);
+        let output = PeerOutput { v4: &mut self.v4, v6: &mut self.v6, peers_max };
+        let prefetch =
+            prefetch.unwrap_or_else(|| tracker.swarms().prefetch_index(&announce.info_hash));
+        let announced = tracker.enter(now, prefetch, announce, output);
         self.v4.truncate(announced.v4_len);
         self.v6.truncate(announced.v6_len);
         self.outcome = Outcome::from(announced.change);

@@ -41,7 +41,7 @@ use plan::Torrents;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tsubame_storage::{Event, InfoHash, PeerId, Subnets};
+use tsubame_storage::{AnnounceEvent, InfoHash, PeerId, SubnetPreference};
 use tsubame_udp::wire::UrlData;
 
 /// A hook as the config has it
@@ -83,7 +83,7 @@ pub enum HookConfig {
     /// All are, where there is much to do
     IntervalLoad(ByLoad),
     /// Neighbours are handed out first
-    SubnetPreference(Subnets),
+    SubnetPreference(SubnetPreference),
     /// What the program brings along beside these
     Own(Own),
 }
@@ -219,7 +219,7 @@ enum Hook {
 #[derive(Debug)]
 pub struct Policy {
     networks: Vec<Arc<Networks>>,
-    subnets: Subnets,
+    subnets: SubnetPreference,
     hooks: Vec<Hook>,
     reads_parameters: bool,
     covers_scrapes: bool,
@@ -246,7 +246,7 @@ pub struct Asked<'a> {
     /// Where it says that it listens
     pub port: u16,
     /// Why it announces
-    pub event: Event,
+    pub event: AnnounceEvent,
     /// Bytes it lacks, by its own account
     pub left: u64,
     /// Whether it is known that no list forbids the torrent
@@ -285,7 +285,7 @@ impl Policy {
     }
 
     /// Whose peers are handed out first
-    pub fn subnets(&self) -> Subnets {
+    pub fn subnets(&self) -> SubnetPreference {
         self.subnets
     }
 

@@ -307,7 +307,7 @@ impl Current {
         ShardUpdate {
             policy: changes.policy.then(|| self.plan.policy(shards, self.seeds.draw())),
             settings: changes.settings.then(|| self.startup.shard_settings(&self.config, shard)),
-            drop_empty_torrents: changes.evict,
+            evict_empty_torrents: changes.evict,
         }
     }
 

@@ -9,7 +9,7 @@ use crate::{memory, mesh};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use tsubame_storage::{Settings, longest_lifetime_secs, source_counts_bytes};
+use tsubame_storage::{TableSettings, longest_lifetime_secs, source_counts_bytes};
 use tsubame_udp::connection_id::ConnectionIds;
 
 /// Everything about a shard that can change at run time, but for its policy.
@@ -20,7 +20,7 @@ pub struct ShardSettings {
     /// What clients are told
     pub terms: Terms,
     /// How the swarm table behaves
-    pub swarms: Settings,
+    pub swarms: TableSettings,
     /// How HTTP is served
     pub http: Arc<http::Terms>,
 }
@@ -33,7 +33,7 @@ pub struct ShardUpdate {
     /// The settings from now on
     pub settings: Option<ShardSettings>,
     /// Whether torrents without peers are removed at once
-    pub drop_empty_torrents: bool,
+    pub evict_empty_torrents: bool,
 }
 
 /// What is decided at start and stays the same until the process ends.
@@ -67,7 +67,7 @@ impl Startup {
                 trust_client_ip: announce.trust_client_ip.clone(),
                 explain_wrong_connection_id: udp.explain_wrong_connection_id,
             },
-            swarms: Settings {
+            swarms: TableSettings {
                 peer_lifetime_secs: announce.peer_lifetime.as_secs() as u32,
                 keep_completed_secs: config.storage.keep_completed.as_secs() as u32,
                 memory_bytes: table_bytes(config, shards),

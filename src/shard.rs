@@ -29,7 +29,7 @@ use token_queue::TokenQueue;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::UnboundedSender;
-use tsubame_storage::{Ahead, Census, Family, InfoHash, source_counts_bytes};
+use tsubame_storage::{Family, InfoHash, Prefetch, SwarmStats, source_counts_bytes};
 use tsubame_udp::ring::{ReturnPath, Ring};
 use tsubame_udp::steering::SteeringKeys;
 use tsubame_udp::wire::TransactionId;
@@ -75,10 +75,10 @@ pub struct Shard<D: Datapath = Ring> {
     port: Port,
     arrived: Vec<D::Received>,
     /// Where there are lists of torrents, what the table has of those
-    known: Vec<Option<Ahead>>,
+    known: Vec<Option<Prefetch>>,
     batch: Vec<Item<D::Received>>,
     inbox: Vec<(usize, Message)>,
-    aheads: Vec<Option<Ahead>>,
+    prefetches: Vec<Option<Prefetch>>,
     questions: Questions,
     scrapes: PendingScrapes,
     desk: Desk,
@@ -137,7 +137,7 @@ struct Item<R> {
     received: R,
     family: Family,
     admitted: Admitted,
-    ahead: Ahead,
+    prefetch: Prefetch,
 }
 
 impl Shard {
@@ -202,7 +202,7 @@ impl<D: Datapath> Shard<D> {
             known: Vec::with_capacity(BATCH_MAX),
             batch: Vec::with_capacity(BATCH_MAX),
             inbox: Vec::with_capacity(inbox),
-            aheads: Vec::with_capacity(inbox),
+            prefetches: Vec::with_capacity(inbox),
             questions: Questions::new(usize::from(shards)),
             scrapes: PendingScrapes::new(),
             desk: Desk::default(),
@@ -264,7 +264,7 @@ impl<D: Datapath> Shard<D> {
             self.figures.busy_us = self.clock.thread_busy().as_micros() as u64;
         }
         self.figures.ring = self.ring.counts();
-        self.figures.table = self.tracker.swarms().totals();
+        self.figures.table = self.tracker.swarms().stats();
         self.board.publish(&self.figures, now.monotonic);
     }
 
@@ -333,11 +333,12 @@ impl<D: Datapath> Shard<D> {
             let family = Family::of(datagram.source.ip());
             let known = self.known.get(at).and_then(Option::as_ref);
             let (source, payload) = (datagram.source, datagram.payload);
-            match self.tracker.admit_ahead(now, source, payload, reply, known) {
+            match self.tracker.admit_prefetched(now, source, payload, reply, known) {
                 Ok(admitted) => {
-                    let ahead = known.copied();
-                    let ahead = ahead.unwrap_or_else(|| self.tracker.look_ahead(&admitted));
-                    self.batch.push(Item { received, family, admitted, ahead });
+                    let prefetch = known.copied();
+                    let prefetch =
+                        prefetch.unwrap_or_else(|| self.tracker.prefetch_index(&admitted));
+                    self.batch.push(Item { received, family, admitted, prefetch });
                 }
                 Err(verdict) => self.conclude(received, family, verdict)?,
             }
@@ -353,19 +354,22 @@ impl<D: Datapath> Shard<D> {
         for received in arrived {
             let opened = self.ring.open(received);
             let payload = opened.as_ref().map_or(&[][..], |(datagram, _)| datagram.payload);
-            self.known.push(self.tracker.look_ahead_of_lists(payload));
+            self.known.push(self.tracker.prefetch_listed(payload));
         }
-        let touched = self.known.iter().flatten().map(|ahead| self.tracker.touch(ahead));
-        std::hint::black_box(touched.fold(0, u8::wrapping_add));
+        let prefetched =
+            self.known.iter().flatten().map(|prefetch| self.tracker.prefetch_entry(prefetch));
+        std::hint::black_box(prefetched.fold(0, u8::wrapping_add));
     }
 
     /// Answers what was admitted, or passes it on to its owner
     fn answer_all(&mut self, now: Now) -> io::Result<()> {
         // All entries are read before any is needed, so that memory works on many at once.
-        let touched = |tracker: &Tracker, batch: &[Item<D::Received>]| {
-            batch.iter().fold(0, |sum: u8, item| sum.wrapping_add(tracker.touch(&item.ahead)))
+        let prefetched = |tracker: &Tracker, batch: &[Item<D::Received>]| {
+            batch
+                .iter()
+                .fold(0, |sum: u8, item| sum.wrapping_add(tracker.prefetch_entry(&item.prefetch)))
         };
-        std::hint::black_box(touched(&self.tracker, &self.batch));
+        std::hint::black_box(prefetched(&self.tracker, &self.batch));
         let mut batch = std::mem::take(&mut self.batch);
         for item in batch.drain(..) {
             self.answer(now, item)?;
@@ -375,7 +379,7 @@ impl<D: Datapath> Shard<D> {
     }
 
     fn answer(&mut self, now: Now, item: Item<D::Received>) -> io::Result<()> {
-        let Item { received, family, admitted, ahead } = item;
+        let Item { received, family, admitted, prefetch } = item;
         let owned = self.owns(&admitted.info_hash());
         match &admitted {
             Admitted::Announce(announce, transaction_id) if !owned => {
@@ -389,7 +393,7 @@ impl<D: Datapath> Shard<D> {
         }
         let verdict = match self.ring.open(&received) {
             Some((datagram, reply)) => {
-                self.tracker.answer(now, ahead, &admitted, datagram.payload, reply)
+                self.tracker.answer(now, prefetch, &admitted, datagram.payload, reply)
             }
             None => Verdict::silence(Outcome::Unreadable),
         };
@@ -445,30 +449,32 @@ impl<D: Datapath> Shard<D> {
     fn take_messages(&mut self, now: Now) -> io::Result<usize> {
         let mut inbox = std::mem::take(&mut self.inbox);
         let taken = self.port.receive(|from, message| inbox.push((from, message)));
-        let ahead = |message: &(usize, Message)| match message {
+        let prefetch = |message: &(usize, Message)| match message {
             (_, Message::Announce(announce, ..) | Message::Ask(announce, _)) => {
-                Some(self.tracker.swarms().look_ahead(&announce.info_hash))
+                Some(self.tracker.swarms().prefetch_index(&announce.info_hash))
             }
             _ => None,
         };
-        self.aheads.extend(inbox.iter().map(ahead));
-        let touched = self.aheads.iter().flatten().map(|ahead| self.tracker.touch(ahead));
-        std::hint::black_box(touched.fold(0, u8::wrapping_add));
-        let mut aheads = std::mem::take(&mut self.aheads);
-        for ((from, message), ahead) in inbox.drain(..).zip(aheads.drain(..)) {
-            match (message, ahead) {
-                (Message::Announce(announce, transaction_id, path), Some(ahead)) => {
-                    self.answer_forwarded(now, (&announce, transaction_id), &path, ahead)?;
+        self.prefetches.extend(inbox.iter().map(prefetch));
+        let prefetched =
+            self.prefetches.iter().flatten().map(|prefetch| self.tracker.prefetch_entry(prefetch));
+        std::hint::black_box(prefetched.fold(0, u8::wrapping_add));
+        let mut prefetches = std::mem::take(&mut self.prefetches);
+        for ((from, message), prefetch) in inbox.drain(..).zip(prefetches.drain(..)) {
+            match (message, prefetch) {
+                (Message::Announce(announce, transaction_id, path), Some(prefetch)) => {
+                    self.answer_forwarded(now, (&announce, transaction_id), &path, prefetch)?;
                 }
                 (Message::Announce(..), None) => {}
                 (Message::Question(rows), _) => {
-                    let answer = rows.map(Census::default(), |hash| self.tracker.census(&hash));
+                    let answer =
+                        rows.map(SwarmStats::default(), |hash| self.tracker.swarm_stats(&hash));
                     // A full ring loses the answer; the scrape then ends late and unanswered.
                     self.port.send(from, Message::Answer(answer));
                 }
                 (Message::Answer(rows), _) => self.take_answer(&rows)?,
-                (Message::Ask(announce, mut list), ahead) => {
-                    list.fill(&mut self.tracker, now, &announce, ahead);
+                (Message::Ask(announce, mut list), prefetch) => {
+                    list.fill(&mut self.tracker, now, &announce, prefetch);
                     self.port.send(from, Message::Told(list));
                 }
                 (Message::Told(list), _) => self.desk.told(list),
@@ -478,7 +484,7 @@ impl<D: Datapath> Shard<D> {
                 (Message::Stop, _) => self.stopping = true,
             }
         }
-        (self.inbox, self.aheads) = (inbox, aheads);
+        (self.inbox, self.prefetches) = (inbox, prefetches);
         Ok(taken)
     }
 
@@ -492,8 +498,8 @@ impl<D: Datapath> Shard<D> {
             self.tracker.reconfigure(ids, terms, swarms);
             self.new_http_terms = Some(http);
         }
-        if update.drop_empty_torrents {
-            self.tracker.swarms_mut().drop_empty_torrents();
+        if update.evict_empty_torrents {
+            self.tracker.swarms_mut().evict_empty_torrents();
         }
         // The process is about to end if nobody takes it.
         let _ = self.retired.send(update);
@@ -514,14 +520,14 @@ impl<D: Datapath> Shard<D> {
         now: Now,
         (announce, transaction_id): (&Announce, TransactionId),
         path: &ReturnPath,
-        ahead: Ahead,
+        prefetch: Prefetch,
     ) -> io::Result<()> {
         let Some(slot) = self.forward_slot()? else {
             self.count(announce.family, Outcome::ShedSlots);
             return Ok(());
         };
         let reply = self.ring.forward_reply(&slot);
-        let verdict = self.tracker.answer_announce(now, ahead, announce, transaction_id, reply);
+        let verdict = self.tracker.answer_announce(now, prefetch, announce, transaction_id, reply);
         self.count(announce.family, verdict.outcome);
         match verdict.reply_len {
             0 => self.ring.release_forward(slot),

@@ -2,7 +2,9 @@
 
 use crate::outcome::Outcome;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tsubame_storage::{EvictionCounts, Family, Seconds, Source, SourceCount, TOP_SOURCES, Totals};
+use tsubame_storage::{
+    EvictionCounts, Family, Seconds, SourceCount, SourceNetwork, TOP_SOURCES, TableStats,
+};
 use tsubame_udp::ring::RingCounts;
 
 const OUTCOMES: usize = Outcome::ALL.len();
@@ -58,14 +60,14 @@ pub struct Figures {
     /// Processor time of the shard's thread in microseconds, as of the second it last published
     pub busy_us: u64,
     /// What the swarm table holds
-    pub table: Totals,
+    pub table: TableStats,
     /// What became of connections
     pub http: HttpCounts,
 }
 
 impl Default for Figures {
     fn default() -> Self {
-        let (ring, table) = (RingCounts::default(), Totals::default());
+        let (ring, table) = (RingCounts::default(), TableStats::default());
         let batches = [0; BATCH_SIZES];
         let (outcomes, http) = ([[[0; OUTCOMES]; 2]; 2], HttpCounts::default());
         Self { outcomes, ring, batches, arrived: 0, busy_us: 0, table, http }
@@ -98,14 +100,14 @@ impl Figures {
     /// Announces that were answered, whatever they changed
     pub fn announces(&self) -> u64 {
         use Outcome::{
-            Completed, Joined, Left, NotStored, Refreshed, RefusedAddressCap, RefusedMemory,
-            RefusedNewTorrent, RefusedSource, RefusedSwarmCap,
+            Completed, Joined, NotStored, Refreshed, RefusedAddressCap, RefusedMemory,
+            RefusedNewTorrent, RefusedSource, RefusedSwarmCap, Stopped,
         };
         let answered = [
             Joined,
             Refreshed,
             Completed,
-            Left,
+            Stopped,
             NotStored,
             RefusedMemory,
             RefusedNewTorrent,
@@ -262,8 +264,8 @@ fn merged(
     std::array::from_fn(|at| all.get(at).copied())
 }
 
-fn table_cells(table: &Totals) -> [u64; TABLE] {
-    let Totals { torrents, empty_torrents, seeders, leechers, bytes, .. } = *table;
+fn table_cells(table: &TableStats) -> [u64; TABLE] {
+    let TableStats { torrents, empty_torrents, seeders, leechers, bytes, .. } = *table;
     let EvictionCounts { episodes, empty_torrents: evicted_torrents, source_peers } = table.evicted;
     let [[sa, sb], [la, lb]] = [seeders, leechers];
     let (torrents, empty, bytes) = (torrents as u64, empty_torrents as u64, bytes as u64);
@@ -278,10 +280,10 @@ fn table_cells(table: &Totals) -> [u64; TABLE] {
     cells
 }
 
-fn table_of_cells(cells: [u64; TABLE]) -> Totals {
+fn table_of_cells(cells: [u64; TABLE]) -> TableStats {
     let mut cells = cells.into_iter();
     let mut next = || cells.next().unwrap_or(0);
-    Totals {
+    TableStats {
         torrents: next() as usize,
         empty_torrents: next() as usize,
         seeders: [next(), next()],
@@ -290,7 +292,7 @@ fn table_of_cells(cells: [u64; TABLE]) -> Totals {
         pressure_per_1_000: next() as u32,
         evicted: EvictionCounts { episodes: next(), empty_torrents: next(), source_peers: next() },
         top_sources: std::array::from_fn(|_| {
-            let (source, peers) = (Source::from_number(next()), next() as u32);
+            let (source, peers) = (SourceNetwork::from_number(next()), next() as u32);
             (peers > 0).then_some(SourceCount { source, peers })
         }),
     }
@@ -351,7 +353,7 @@ mod tests {
         assert_eq!(figures.batches, [1, 1, 1, 0, 0, 1, 1]);
         assert_eq!(figures.arrived, 135);
         figures.busy_us = 77;
-        figures.table = Totals {
+        figures.table = TableStats {
             torrents: 1,
             empty_torrents: 9,
             seeders: [2, 3],
@@ -361,7 +363,7 @@ mod tests {
             evicted: EvictionCounts { episodes: 1, empty_torrents: 2, source_peers: 3 },
             top_sources: [None; TOP_SOURCES],
         };
-        let source = Source::from_number(0x01_0203);
+        let source = SourceNetwork::from_number(0x01_0203);
         figures.table.top_sources[0] = Some(SourceCount { source, peers: 12 });
         let board = Board::default();
         board.publish(&figures, Seconds(7));

@@ -18,8 +18,8 @@ use purge::Purging;
 use std::net::{IpAddr, SocketAddr};
 use tsubame_http::query;
 use tsubame_storage::{
-    Ahead, Announced, Census, Counts, Endpoint, Event, Family, InfoHash, PeerId, PeerSpace, Role,
-    Settings, Swarms,
+    AnnounceEvent, AnnounceOutcome, Endpoint, Family, InfoHash, PeerId, PeerOutput, Prefetch, Role,
+    SwarmCounts, SwarmStats, Swarms, TableSettings,
 };
 use tsubame_udp::connection_id::ConnectionIds;
 use tsubame_udp::wire::{
@@ -83,7 +83,7 @@ pub struct Announce {
     /// Where it listens
     pub endpoint: Endpoint,
     /// Why it announces
-    pub event: Event,
+    pub event: AnnounceEvent,
     /// What it is
     pub role: Role,
     /// Bytes downloaded, by its own account
@@ -131,7 +131,7 @@ impl Tracker {
     pub fn exchange_policy(&mut self, now: Now, policy: &mut Policy) {
         policy.inherit(&mut self.policy);
         std::mem::swap(&mut self.policy, policy);
-        self.swarms.prefer(self.policy.subnets());
+        self.swarms.set_subnet_preference(self.policy.subnets());
         if self.policy.serves_as(policy) {
             // Other hooks have changed: the key set of tokens, perhaps.
             return;
@@ -140,7 +140,7 @@ impl Tracker {
     }
 
     /// Uses other settings from now on, without losing a swarm.
-    pub fn reconfigure(&mut self, ids: ConnectionIds, terms: Terms, swarms: Settings) {
+    pub fn reconfigure(&mut self, ids: ConnectionIds, terms: Terms, swarms: TableSettings) {
         (self.ids, self.terms) = (ids, terms);
         self.swarms.reconfigure(swarms);
     }
@@ -189,19 +189,19 @@ impl Tracker {
         datagram: &[u8],
         reply: &mut [u8],
     ) -> Result<Admitted, Verdict> {
-        self.admit_ahead(now, source, datagram, reply, None)
+        self.admit_prefetched(now, source, datagram, reply, None)
     }
 
     /// The same; with a look ahead at the table for the datagram's torrent, which is known there or not
     ///
     /// What is in the table is on no list that forbids it, which spares a look at lists of millions.
-    pub fn admit_ahead(
+    pub fn admit_prefetched(
         &mut self,
         now: Now,
         source: SocketAddr,
         datagram: &[u8],
         reply: &mut [u8],
-        ahead: Option<&Ahead>,
+        prefetch: Option<&Prefetch>,
     ) -> Result<Admitted, Verdict> {
         let unproven = reply.len().min(datagram.len());
         let unproven = &mut reply[..unproven];
@@ -234,7 +234,7 @@ impl Tracker {
             Request::Announce(announce) if announce.is_v6() && address.is_ipv4() => {
                 Err(Verdict::silence(Outcome::UnknownAction))
             }
-            Request::Announce(announce) => match self.judge(now, address, &announce, ahead) {
+            Request::Announce(announce) => match self.judge(now, address, &announce, prefetch) {
                 Ok(told) => {
                     let admitted = self.admit_announce(address, &announce, told);
                     Ok(Admitted::Announce(admitted, transaction_id))
@@ -251,10 +251,10 @@ impl Tracker {
         }
     }
 
-    /// A look at the table for the torrent of an announce, where there are lists: see [`Self::admit_ahead`]
+    /// A look at the table for the torrent of an announce, where there are lists: see [`Self::admit_prefetched`]
     ///
     /// Before it is known whether its source is forged: a flood of forged announces costs a look each.
-    pub fn look_ahead_of_lists(&self, datagram: &[u8]) -> Option<Ahead> {
+    pub fn prefetch_listed(&self, datagram: &[u8]) -> Option<Prefetch> {
         if !self.policy.has_lists()
             || ![ACTION_ANNOUNCE, ACTION_ANNOUNCE_V6]
                 .map(u32::to_be_bytes)
@@ -263,17 +263,17 @@ impl Tracker {
             return None;
         }
         let info_hash = datagram.get(wire::announce::INFO_HASH)?.first_chunk()?;
-        Some(self.swarms.look_ahead(&InfoHash(*info_hash)))
+        Some(self.swarms.prefetch_index(&InfoHash(*info_hash)))
     }
 
-    /// The first look at the table for a batch: see [`Swarms::look_ahead`]
-    pub fn look_ahead(&self, admitted: &Admitted) -> Ahead {
-        self.swarms.look_ahead(&admitted.info_hash())
+    /// The first look at the table for a batch: see [`Swarms::prefetch_index`]
+    pub fn prefetch_index(&self, admitted: &Admitted) -> Prefetch {
+        self.swarms.prefetch_index(&admitted.info_hash())
     }
 
-    /// The second look at the table for a batch: see [`Swarms::touch`]
-    pub fn touch(&self, ahead: &Ahead) -> u8 {
-        self.swarms.touch(ahead)
+    /// The second look at the table for a batch: see [`Swarms::prefetch_entry`]
+    pub fn prefetch_entry(&self, prefetch: &Prefetch) -> u8 {
+        self.swarms.prefetch_entry(prefetch)
     }
 
     /// Answers an admitted request from the swarms, all of which this tracker must own
@@ -282,14 +282,14 @@ impl Tracker {
     pub fn answer(
         &mut self,
         now: Now,
-        ahead: Ahead,
+        prefetch: Prefetch,
         admitted: &Admitted,
         datagram: &[u8],
         reply: &mut [u8],
     ) -> Verdict {
         match admitted {
             Admitted::Announce(announce, transaction_id) => {
-                self.answer_announce(now, ahead, announce, *transaction_id, reply)
+                self.answer_announce(now, prefetch, announce, *transaction_id, reply)
             }
             Admitted::Scrape(scrape) => {
                 let mut len = scrape.begin_reply(reply);
@@ -310,37 +310,37 @@ impl Tracker {
         datagram: &[u8],
         reply: &mut [u8],
     ) -> Verdict {
-        let known = self.look_ahead_of_lists(datagram);
-        match self.admit_ahead(now, source, datagram, reply, known.as_ref()) {
+        let known = self.prefetch_listed(datagram);
+        match self.admit_prefetched(now, source, datagram, reply, known.as_ref()) {
             Ok(admitted) => {
-                let ahead = known.unwrap_or_else(|| self.look_ahead(&admitted));
-                self.answer(now, ahead, &admitted, datagram, reply)
+                let prefetch = known.unwrap_or_else(|| self.prefetch_index(&admitted));
+                self.answer(now, prefetch, &admitted, datagram, reply)
             }
             Err(verdict) => verdict,
         }
     }
 
     /// The figures of one swarm, for a scrape of which this tracker owns a part
-    pub fn scrape(&self, info_hash: &InfoHash) -> Counts {
+    pub fn scrape(&self, info_hash: &InfoHash) -> SwarmCounts {
         if !self.policy.serves(info_hash) {
-            return Counts::default();
+            return SwarmCounts::default();
         }
-        self.swarms.scrape(&self.swarms.look_ahead(info_hash), info_hash)
+        self.swarms.scrape(&self.swarms.prefetch_index(info_hash), info_hash)
     }
 
     /// The same with what only HTTP reports
-    pub fn census(&self, info_hash: &InfoHash) -> Census {
+    pub fn swarm_stats(&self, info_hash: &InfoHash) -> SwarmStats {
         if !self.policy.serves(info_hash) {
-            return Census::default();
+            return SwarmStats::default();
         }
-        self.swarms.census(&self.swarms.look_ahead(info_hash), info_hash)
+        self.swarms.swarm_stats(&self.swarms.prefetch_index(info_hash), info_hash)
     }
 
     /// Answers an announce from its swarm
     pub fn answer_announce(
         &mut self,
         now: Now,
-        ahead: Ahead,
+        prefetch: Prefetch,
         announce: &Announce,
         transaction_id: TransactionId,
         reply: &mut [u8],
@@ -353,9 +353,9 @@ impl Tracker {
         let room = reply.peers().len() / announce.family.compact_len();
         let peers_len = room.min(usize::from(announce.numwant)) * announce.family.compact_len();
         let peers = &mut reply.peers()[..peers_len];
-        let space = PeerSpace::of(announce.family, peers);
-        let Announced { counts, v4_len, v6_len, change, .. } =
-            self.enter(now, ahead, announce, space);
+        let output = PeerOutput::for_family(announce.family, peers);
+        let AnnounceOutcome { counts, v4_len, v6_len, change, .. } =
+            self.enter(now, prefetch, announce, output);
         let interval = announce.told.interval_secs;
         let reply_len = reply.finish(transaction_id, interval, counts, v4_len + v6_len);
         Verdict { outcome: Outcome::from(change), reply_len }
@@ -365,17 +365,17 @@ impl Tracker {
     pub fn enter(
         &mut self,
         now: Now,
-        ahead: Ahead,
+        prefetch: Prefetch,
         announce: &Announce,
-        space: PeerSpace<'_>,
-    ) -> Announced {
-        let entered = tsubame_storage::Announce {
+        output: PeerOutput<'_>,
+    ) -> AnnounceOutcome {
+        let entered = tsubame_storage::SwarmAnnounce {
             info_hash: announce.info_hash,
             endpoint: announce.endpoint,
             role: announce.role,
             event: announce.event,
         };
-        self.swarms.announce(now.monotonic, ahead, &entered, space)
+        self.swarms.announce(now.monotonic, prefetch, &entered, output)
     }
 
     /// What the operator promises to clients
@@ -390,14 +390,14 @@ impl Tracker {
         now: Now,
         source: IpAddr,
         announce: &wire::Announce<'_>,
-        ahead: Option<&Ahead>,
+        prefetch: Option<&Prefetch>,
     ) -> Result<Told, Refusal> {
         if !self.policy.has_hooks() {
             return Ok(self.terms.told());
         }
         let info_hash = announce.info_hash();
         let is_served = matches!(self.purge, Purging::Done)
-            && ahead.is_some_and(|ahead| self.swarms.knows(ahead, &info_hash));
+            && prefetch.is_some_and(|prefetch| self.swarms.contains(prefetch, &info_hash));
         if is_served && self.policy.has_lists_alone() {
             return Ok(self.terms.told());
         }
@@ -512,16 +512,16 @@ fn refuse(
         (Answer::Error(text) | Answer::Gone(text), _) => write_error(reply, transaction_id, text),
         (Answer::Empty(secs), Some(is_v6_action)) => AnnounceReply::begin(reply)
             .map(|reply| reply.with_v6_action(is_v6_action))
-            .map_or(0, |reply| reply.finish(transaction_id, secs, Counts::default(), 0)),
+            .map_or(0, |reply| reply.finish(transaction_id, secs, SwarmCounts::default(), 0)),
         // To tell a client that asks for figures that there are none would be false.
         (Answer::Empty(_), None) | (Answer::Silence(_), _) => 0,
     };
     Verdict { outcome, reply_len }
 }
 
-fn role_of(event: Event, left: u64) -> Role {
+fn role_of(event: AnnounceEvent, left: u64) -> Role {
     match (event, left) {
-        (Event::Paused, 1..) => Role::PartialSeed,
+        (AnnounceEvent::Paused, 1..) => Role::PartialSeed,
         (_, 0) => Role::Seeder,
         _ => Role::Leecher,
     }
@@ -558,7 +558,7 @@ impl Scrape {
     }
 
     /// Writes a row; returns its length
-    pub fn write_row(&self, reply: &mut [u8], row: usize, counts: Counts) -> usize {
+    pub fn write_row(&self, reply: &mut [u8], row: usize, counts: SwarmCounts) -> usize {
         if write_scrape_row(reply, row, counts) { wire::SCRAPE_ROW_LEN } else { 0 }
     }
 }

@@ -24,7 +24,7 @@ use tsubame::settings::{ShardSettings, Startup};
 use tsubame::shard::{Parts, Shard, Step};
 use tsubame::stats::{Board, Figures};
 use tsubame::tracker::{Terms, Tracker};
-use tsubame_storage::{Caps, Seconds, Settings, Swarms};
+use tsubame_storage::{Caps, Seconds, Swarms, TableSettings};
 use tsubame_udp::connection_id::{ConnectionIds, Key};
 
 /// Counts the allocations of each thread
@@ -63,7 +63,7 @@ fn tracker() -> Tracker {
         trust_client_ip: Vec::new(),
         explain_wrong_connection_id: true,
     };
-    let swarms = Swarms::new(Settings {
+    let swarms = Swarms::new(TableSettings {
         peer_lifetime_secs: 2_700,
         keep_completed_secs: 86_400,
         memory_bytes: 1 << 30,

@@ -322,7 +322,7 @@ impl World {
             let update = ShardUpdate {
                 policy: Some(plan.policy(shards, self.rng.u64(..))),
                 settings: Some(self.startup.shard_settings(&config, number)),
-                drop_empty_torrents: self.rng.bool(),
+                evict_empty_torrents: self.rng.bool(),
             };
             // A shard that stalls for long has its queue full; the control plane tries again later.
             self.control.send(usize::from(number), Message::Update(Box::new(update)));

@@ -19,7 +19,7 @@ use tsubame::peer_list::PeerList;
 use tsubame::policy::{Interrupted, Parameters};
 use tsubame::tracker::{Terms, Tracker};
 use tsubame_http::{head, query, reply};
-use tsubame_storage::{Caps, Endpoint, Seconds, Settings, Swarms};
+use tsubame_storage::{Caps, Endpoint, Seconds, Swarms, TableSettings};
 use tsubame_udp::connection_id::{ConnectionIds, Key};
 
 const TORRENTS: usize = 30;
@@ -102,7 +102,7 @@ impl World {
             trust_client_ip: Vec::new(),
             explain_wrong_connection_id: seed % 2 == 1,
         };
-        let swarms = Swarms::new(Settings {
+        let swarms = Swarms::new(TableSettings {
             peer_lifetime_secs: LIFETIME as u32,
             keep_completed_secs: 86_400,
             memory_bytes: 1 << 30,
@@ -440,7 +440,7 @@ impl World {
             "connected",
             "joined",
             "refreshed",
-            "left",
+            "stopped",
             "scraped",
             "wrong_connection_id",
             "too_short",
@@ -450,8 +450,8 @@ impl World {
         }
         assert!(self.bytes_to_forged.1 <= self.bytes_to_forged.0);
         // What is left in the table are those who announced last within a lifetime and a sweep.
-        let totals = self.tracker.swarms().totals();
-        let peers: u64 = totals.seeders.iter().chain(&totals.leechers).sum();
+        let stats = self.tracker.swarms().stats();
+        let peers: u64 = stats.seeders.iter().chain(&stats.leechers).sum();
         let seen = |grace: u64| {
             let fresh = |(at, _): &&(u64, bool)| self.now - at <= LIFETIME + grace;
             self.truth.iter().flat_map(|swarm| swarm.values()).filter(fresh).count() as u64
@@ -462,8 +462,8 @@ impl World {
             self.now += 10;
             while self.tracker.swarms_mut().sweep(Seconds(self.now)) {}
         }
-        let totals = self.tracker.swarms().totals();
-        assert_eq!((totals.seeders, totals.leechers), ([0, 0], [0, 0]));
+        let stats = self.tracker.swarms().stats();
+        assert_eq!((stats.seeders, stats.leechers), ([0, 0], [0, 0]));
     }
 }
 
@@ -516,7 +516,7 @@ fn forged_ids_from_a_million_sources_are_silence() {
         let verdict = world.tracker.handle(now, address, &announce, &mut reply);
         assert_eq!((verdict.outcome, verdict.reply_len), (Outcome::WrongConnectionId, 0));
     }
-    assert_eq!(world.tracker.swarms().totals().torrents, 0);
+    assert_eq!(world.tracker.swarms().stats().torrents, 0);
 }
 
 /// The simulation notices a tracker that believes forged sources

@@ -251,7 +251,7 @@ mod tests {
     use super::*;
     use tsubame_http::head;
     use tsubame_http::query;
-    use tsubame_storage::{Event as Entered, InfoHash, PeerId};
+    use tsubame_storage::{AnnounceEvent, InfoHash, PeerId};
 
     fn announce() -> Announce {
         let info_hash = *b"\0\x01 az09-._~%&+#/?\x7f\x80\xff";
@@ -267,7 +267,7 @@ mod tests {
         assert_eq!((len, head.path, head.keep_alive), (text.len(), "/k/announce", false));
         let read = query::Announce::parse(head.query).unwrap();
         assert_eq!((read.info_hash, read.port), (InfoHash(announce().info_hash), 6));
-        assert_eq!((read.left, read.event, read.numwant), (5, Entered::Stopped, Some(7)));
+        assert_eq!((read.left, read.event, read.numwant), (5, AnnounceEvent::Stopped, Some(7)));
         assert_eq!((read.peer_id, read.compact), (Some(PeerId(announce().peer_id())), true));
         text.clear();
         paths.write_scrape(&mut text, [[8; 20], [9; 20]].into_iter(), false);

@@ -221,7 +221,7 @@ fn segments_arrive_as_requests_of_their_own() {
 
 #[test]
 fn every_peer_is_entered_once_whatever_is_lost() {
-    let (sender, totals) = channel();
+    let (sender, stats) = channel();
     let mut tracker = tracker(1);
     let mut count = 0;
     let server = Server::start(
@@ -232,7 +232,7 @@ fn every_peer_is_entered_once_whatever_is_lost() {
                 return 0;
             }
             let len = ask(&mut tracker, from, request, reply);
-            let _ = sender.send(tracker.swarms().totals());
+            let _ = sender.send(tracker.swarms().stats());
             len
         }),
     );
@@ -240,9 +240,9 @@ fn every_peer_is_entered_once_whatever_is_lost() {
         [server.url.as_str(), "--fill", "--duration=0s", "--timeout=30ms", "--peers=999"];
     let record = measure(&run(&arguments)).unwrap();
     assert_eq!((record.steps[0].name.as_str(), record.peers), ("fill", 999));
-    let totals = totals.try_iter().last().unwrap();
-    assert_eq!(totals.seeders[0] + totals.leechers[0], 999);
-    assert!(totals.seeders[0] > 200 && totals.leechers[0] > 700);
+    let stats = stats.try_iter().last().unwrap();
+    assert_eq!(stats.seeders[0] + stats.leechers[0], 999);
+    assert!(stats.seeders[0] > 200 && stats.leechers[0] > 700);
 }
 
 #[test]
@@ -266,19 +266,19 @@ fn clients_connect_anew_when_a_tracker_has_forgotten_them() {
 fn a_scenario_floods_pauses_and_runs_commands() {
     let server = Server::spoiling(|_, len| len);
     let directory = tempfile::tempdir().unwrap();
-    let (scenario, touched) =
+    let (scenario, prefetched) =
         (directory.path().join("scenario.toml"), directory.path().join("touched"));
     let text = format!(
         "[[step]]\nname = 'flood'\nduration = '200ms'\nrate = 1000\nrun = 'touch {}'\n\
          flood = {{ connects = 2000, forged = 1000, garbage = 500 }}\n\
          [[step]]\npause = '20ms'\n[[step]]\nrun = 'true'\n[[step]]\nduration = '50ms'\n",
-        touched.display()
+        prefetched.display()
     );
     std::fs::write(&scenario, text).unwrap();
     let path = scenario.to_str().unwrap();
     let record = measure(&run(&[&server.url, "--scenario", path, "--mix=announce=1"])).unwrap();
     let [flood, calm] = record.steps.as_slice() else { panic!("{:?}", record.steps) };
-    assert!(touched.exists());
+    assert!(prefetched.exists());
     // 3,500 a second for a fifth of a second, arriving at random; of them the connects are answered.
     assert!((150..500).contains(&flood.sent_unproven), "{}", flood.sent_unproven);
     assert_eq!(flood.answered_unproven, 0);

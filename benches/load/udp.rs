@@ -101,7 +101,7 @@ pub(crate) fn read(bytes: &[u8]) -> Result<(u32, Reply<'_>), &'static str> {
 mod tests {
     use super::*;
     use crate::protocol::Event;
-    use tsubame_storage::{Event as Entered, InfoHash};
+    use tsubame_storage::{AnnounceEvent, InfoHash};
     use tsubame_udp::wire::{AnnounceReply, Request, TransactionId};
 
     #[test]
@@ -122,7 +122,7 @@ mod tests {
         assert_eq!(len, 98);
         let Ok(Request::Announce(read)) = Request::parse(&bytes[..len]) else { panic!() };
         assert_eq!((read.connection_id(), read.info_hash()), (1, InfoHash([3; 20])));
-        assert_eq!((read.left(), read.event(), read.port()), (5, Entered::Stopped, 6));
+        assert_eq!((read.left(), read.event(), read.port()), (5, AnnounceEvent::Stopped, 6));
         assert_eq!((read.num_want(), read.ip()), (None, None));
         let len = write_scrape(&mut bytes, 1, 2, [[8; 20], [9; 20]].into_iter());
         let Ok(Request::Scrape(read)) = Request::parse(&bytes[..len]) else { panic!() };
@@ -134,7 +134,7 @@ mod tests {
         let mut bytes = [0; 64];
         let mut reply = AnnounceReply::begin(&mut bytes).unwrap();
         reply.peers()[..6].copy_from_slice(b"peer-1");
-        let counts = tsubame_storage::Counts { seeders: 1, leechers: 2, completed: 3 };
+        let counts = tsubame_storage::SwarmCounts { seeders: 1, leechers: 2, completed: 3 };
         let len = reply.finish(TransactionId([0, 0, 0, 9]), 1800, counts, 6);
         let (peers, others) = (&b"peer-1"[..], &[][..]);
         let expected = Reply::Announce { interval: 1800, leechers: 2, seeders: 1, peers, others };

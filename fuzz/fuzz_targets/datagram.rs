@@ -11,7 +11,7 @@ use tsubame::clock::Now;
 use tsubame::limits::REPLY_LEN_DEFAULT;
 use tsubame::outcome::Outcome;
 use tsubame::tracker::{Terms, Tracker};
-use tsubame_storage::{Caps, Seconds, Settings, Swarms};
+use tsubame_storage::{Caps, Seconds, TableSettings, Swarms};
 use tsubame_udp::connection_id::{ConnectionIds, Key};
 
 fuzz_target!(|bytes: &[u8]| {
@@ -59,7 +59,7 @@ fn tracker(ids: ConnectionIds) -> Tracker {
         trust_client_ip: vec!["127.0.0.0/8".parse().expect("a network")],
         explain_wrong_connection_id: true,
     };
-    let swarms = Swarms::new(Settings {
+    let swarms = Swarms::new(TableSettings {
         peer_lifetime_secs: 2_700,
         keep_completed_secs: 86_400,
         memory_bytes: 1 << 26,

@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use std::net::IpAddr;
-use tsubame_storage::Counts;
+use tsubame_storage::SwarmCounts;
 use tsubame_udp::wire::{
     AnnounceReply, Request, TransactionId, announce, header, write_connect, write_error,
     write_scrape_header, write_scrape_row,
@@ -56,7 +56,7 @@ fuzz_target!(|bytes: &[u8]| {
     assert!(write_error(&mut reply, transaction, &String::from_utf8_lossy(bytes)) <= len);
     assert!(write_scrape_header(&mut reply, transaction) <= len);
     let row = usize::from(bytes.first().copied().unwrap_or(0));
-    let counts = Counts { seeders: 1, completed: 2, leechers: 3 };
+    let counts = SwarmCounts { seeders: 1, completed: 2, leechers: 3 };
     assert_eq!(write_scrape_row(&mut reply, row, counts), len >= 8 + 12 * (row + 1));
     // The peers are the caller's: finishing leaves them as they are.
     let mut reply = bytes.to_vec();

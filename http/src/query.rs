@@ -3,7 +3,7 @@
 use crate::head::address;
 use std::net::IpAddr;
 use thiserror::Error;
-use tsubame_storage::{Event, InfoHash, PeerId};
+use tsubame_storage::{AnnounceEvent, InfoHash, PeerId};
 
 /// An announce, as the client put it
 ///
@@ -23,7 +23,7 @@ pub struct Announce {
     /// `left`: bytes it lacks; [`UNKNOWN`] if it does not know yet, or does not say
     pub left: u64,
     /// `event`: why it announces; what no BEP defines is none
-    pub event: Event,
+    pub event: AnnounceEvent,
     /// `numwant`: peers it wants; `None` if it does not say or the number is negative
     pub numwant: Option<u32>,
     /// `compact`: whether peers come as bytes; yes unless it says 0 (BEP 23)
@@ -93,11 +93,11 @@ impl Announce {
             downloaded: amount(downloaded).unwrap_or(0),
             left: amount(left).unwrap_or(UNKNOWN),
             event: match event {
-                Some("started") => Event::Started,
-                Some("completed") => Event::Completed,
-                Some("stopped") => Event::Stopped,
-                Some("paused") => Event::Paused,
-                _ => Event::None,
+                Some("started") => AnnounceEvent::Started,
+                Some("completed") => AnnounceEvent::Completed,
+                Some("stopped") => AnnounceEvent::Stopped,
+                Some("paused") => AnnounceEvent::Paused,
+                _ => AnnounceEvent::None,
             },
             numwant: numwant.and_then(number_wanted),
             compact: compact != Some("0"),
@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(announce.info_hash.to_string(), "123456789abcdef123456789abcdef123456789a");
         assert_eq!(announce.peer_id, Some(PeerId(*b"-LT2080-tKuY~dM0B!kt")));
         assert_eq!((announce.port, announce.uploaded, announce.downloaded), (6881, 7, 8));
-        assert_eq!((announce.left, announce.event), (0, Event::Completed));
+        assert_eq!((announce.left, announce.event), (0, AnnounceEvent::Completed));
         assert_eq!(
             (announce.numwant, announce.compact, announce.claimed(V4)),
             (Some(200), true, None)
@@ -209,14 +209,17 @@ mod tests {
     #[test]
     fn what_is_not_said_has_a_meaning() {
         let announce = Announce::parse(LEAST).unwrap();
-        assert_eq!((announce.left, announce.event, announce.numwant), (UNKNOWN, Event::None, None));
+        assert_eq!(
+            (announce.left, announce.event, announce.numwant),
+            (UNKNOWN, AnnounceEvent::None, None)
+        );
         assert!(announce.compact);
         let with = |more: &str| Announce::parse(&format!("{LEAST}&{more}")).unwrap();
         assert_eq!(with("left=-1").left, UNKNOWN);
         assert_eq!(with("numwant=-1").numwant, None);
         assert_eq!(with("numwant=99999999999999999999").numwant, Some(u32::MAX));
-        assert_eq!(with("event=paused").event, Event::Paused);
-        assert_eq!(with("event=empty").event, Event::None);
+        assert_eq!(with("event=paused").event, AnnounceEvent::Paused);
+        assert_eq!(with("event=empty").event, AnnounceEvent::None);
         assert!(!with("compact=0").compact);
         assert_eq!(with("left=3&left=4").left, 3);
         let claims = |more: &str, source| with(more).claimed(source).map(|ip| ip.to_string());

@@ -6,13 +6,13 @@
 use crate::bencode;
 use std::io::Write;
 use std::net::IpAddr;
-use tsubame_storage::{Census, Counts, Endpoint, InfoHash};
+use tsubame_storage::{Endpoint, InfoHash, SwarmCounts, SwarmStats};
 
 /// What an announce is answered with
 #[derive(Clone, Copy, Debug)]
 pub struct Announce<'a> {
     /// The swarm's figures
-    pub counts: Counts,
+    pub counts: SwarmCounts,
     /// Seconds until the next announce
     pub interval: u32,
     /// Seconds that a client waits even if it would like to know more
@@ -124,8 +124,8 @@ pub fn begin_scrape(out: &mut Vec<u8>) {
 /// Appends a torrent of a scrape; they must come in the order of their info hashes, each once
 ///
 /// `downloaders` are those leechers who still download (BEP 21).
-pub fn write_row(out: &mut Vec<u8>, info_hash: &InfoHash, census: Census) {
-    let Census { counts, partial_seeds } = census;
+pub fn write_row(out: &mut Vec<u8>, info_hash: &InfoHash, swarm_stats: SwarmStats) {
+    let SwarmStats { counts, partial_seeds } = swarm_stats;
     bencode::bytes(out, &info_hash.0);
     out.push(b'd');
     bencode::entry(out, "complete", counts.seeders.into());
@@ -253,7 +253,7 @@ mod tests {
     }
 
     const ANNOUNCE: Announce<'static> = Announce {
-        counts: Counts { seeders: 1, completed: 2, leechers: 3 },
+        counts: SwarmCounts { seeders: 1, completed: 2, leechers: 3 },
         interval: 1800,
         min_interval: 900,
         external_ip: IpAddr::V4(std::net::Ipv4Addr::new(b'1', b'2', b'3', b'4')),
@@ -305,8 +305,8 @@ mod tests {
     fn scrapes_tell_downloaders_from_partial_seeds() {
         let body = text(|out| {
             begin_scrape(out);
-            let census = Census { counts: ANNOUNCE.counts, partial_seeds: 1 };
-            write_row(out, &InfoHash([b'a'; 20]), census);
+            let swarm_stats = SwarmStats { counts: ANNOUNCE.counts, partial_seeds: 1 };
+            write_row(out, &InfoHash([b'a'; 20]), swarm_stats);
             end_scrape(out, 900);
         });
         assert_eq!(

@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tsubame_storage::{LENGTHS_MAX, Lengths, Subnets};
+use tsubame_storage::{PREFIX_LENGTHS_MAX, PrefixLengths, SubnetPreference};
 
 /// Name of a hook in an imported config that stands for an access rule which could not be carried over
 pub const UNDECIDED: &str = "decide_before_start";
@@ -311,20 +311,20 @@ fn subnet_preference(options: &mut Section<'_>) -> HookConfig {
     if !options.has("ipv4") && !options.has("ipv6") {
         options.missing("ipv4", "give lengths of prefixes, as [24, 16], for it or ipv6 or both");
     }
-    let v4 = options.value("ipv4", Lengths::default(), |value| lengths(value, 32));
-    let v6 = options.value("ipv6", Lengths::default(), |value| lengths(value, 128));
+    let v4 = options.value("ipv4", PrefixLengths::default(), |value| lengths(value, 32));
+    let v6 = options.value("ipv6", PrefixLengths::default(), |value| lengths(value, 128));
     let at_random = options.value("at_random", 0.0, values::share);
     // At most 100.
     let at_random_percent = (at_random * 100.0).round() as u8;
-    HookConfig::SubnetPreference(Subnets { v4, v6, at_random_percent })
+    HookConfig::SubnetPreference(SubnetPreference { v4, v6, at_random_percent })
 }
 
-fn lengths(value: &Value, most: u32) -> Result<Lengths, String> {
+fn lengths(value: &Value, most: u32) -> Result<PrefixLengths, String> {
     let one = |value: &Value| values::number(value, 1, most).map(|length| length as u8);
     let all = values::list(value, one)?;
-    Lengths::new(&all).ok_or_else(|| {
+    PrefixLengths::new(&all).ok_or_else(|| {
         format!(
-            "{all:?} are not up to {LENGTHS_MAX} lengths, the longest first; write them as [24, 16]"
+            "{all:?} are not up to {PREFIX_LENGTHS_MAX} lengths, the longest first; write them as [24, 16]"
         )
     })
 }

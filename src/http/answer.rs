@@ -12,7 +12,7 @@ use std::time::Duration;
 use tsubame_http::head::{BadHead, Head, Method};
 use tsubame_http::query::{self, BadQuery};
 use tsubame_http::reply::{self, Content, Length, ReplyHead, Retry, Status};
-use tsubame_storage::{Census, Counts, Family, InfoHash};
+use tsubame_storage::{Family, InfoHash, SwarmCounts, SwarmStats};
 
 /// How long another shard may take to answer
 const MESH_PATIENCE: Duration = Duration::from_secs(1);
@@ -259,7 +259,7 @@ fn refused(
             Answer { status: Status::Gone, ..failed(body, text, Retry::Never, outcome) }
         }
         Instead::Empty(secs) => {
-            let (counts, interval, min_interval) = (Counts::default(), secs, secs);
+            let (counts, interval, min_interval) = (SwarmCounts::default(), secs, secs);
             let (v4, v6, warning) = (&[], &[], None);
             reply::Announce {
                 counts,
@@ -316,12 +316,12 @@ async fn scrape(
 fn write_scrape(
     service: &Service,
     info_hashes: &[InfoHash],
-    counts: &[Census],
+    counts: &[SwarmStats],
     body: &mut Vec<u8>,
 ) {
     reply::begin_scrape(body);
-    for (info_hash, census) in info_hashes.iter().zip(counts) {
-        reply::write_row(body, info_hash, *census);
+    for (info_hash, swarm_stats) in info_hashes.iter().zip(counts) {
+        reply::write_row(body, info_hash, *swarm_stats);
     }
     reply::end_scrape(body, service.shard.borrow().min_interval_secs());
 }

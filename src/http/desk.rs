@@ -4,7 +4,7 @@ use crate::mesh::{HTTP_TICKET, Listed, Rows};
 use crate::peer_list::PeerList;
 use rustc_hash::FxHashMap;
 use tokio::sync::oneshot::{Receiver, Sender, channel};
-use tsubame_storage::Census;
+use tsubame_storage::SwarmStats;
 
 /// Who waits, by ticket: each connection for one answer, the list of all torrents for one of each shard
 #[derive(Debug, Default)]
@@ -16,12 +16,12 @@ pub struct Desk {
 #[derive(Debug)]
 enum Waiting {
     List(Sender<Box<PeerList>>),
-    Page(Sender<Box<Listed>>),
-    Counts {
-        counts: Vec<Census>,
+    TorrentPage(Sender<Box<Listed>>),
+    SwarmCounts {
+        counts: Vec<SwarmStats>,
         /// Rows not yet answered
         missing: usize,
-        sender: Sender<Vec<Census>>,
+        sender: Sender<Vec<SwarmStats>>,
     },
 }
 
@@ -35,17 +35,17 @@ impl Desk {
     /// A ticket for a scrape of which so many rows are missing, and where the answer comes
     pub fn wait_for_counts(
         &mut self,
-        counts: Vec<Census>,
+        counts: Vec<SwarmStats>,
         missing: usize,
-    ) -> (u32, Receiver<Vec<Census>>) {
+    ) -> (u32, Receiver<Vec<SwarmStats>>) {
         let (sender, receiver) = channel();
-        (self.seat(Waiting::Counts { counts, missing, sender }), receiver)
+        (self.seat(Waiting::SwarmCounts { counts, missing, sender }), receiver)
     }
 
     /// A ticket for a page of the list of all torrents, and where it comes
     pub fn wait_for_page(&mut self) -> (u32, Receiver<Box<Listed>>) {
         let (sender, receiver) = channel();
-        (self.seat(Waiting::Page(sender)), receiver)
+        (self.seat(Waiting::TorrentPage(sender)), receiver)
     }
 
     fn seat(&mut self, waiting: Waiting) -> u32 {
@@ -70,14 +70,14 @@ impl Desk {
 
     /// A page has come
     pub fn listed(&mut self, page: Box<Listed>) {
-        if let Some(Waiting::Page(sender)) = self.waiting.remove(&page.ticket) {
+        if let Some(Waiting::TorrentPage(sender)) = self.waiting.remove(&page.ticket) {
             let _ = sender.send(page);
         }
     }
 
     /// Some rows of a scrape have come
-    pub fn counted(&mut self, rows: &Rows<Census>) {
-        let Some(Waiting::Counts { counts, missing, .. }) = self.waiting.get_mut(&rows.ticket)
+    pub fn counted(&mut self, rows: &Rows<SwarmStats>) {
+        let Some(Waiting::SwarmCounts { counts, missing, .. }) = self.waiting.get_mut(&rows.ticket)
         else {
             return;
         };
@@ -90,7 +90,8 @@ impl Desk {
         if *missing > 0 {
             return;
         }
-        if let Some(Waiting::Counts { counts, sender, .. }) = self.waiting.remove(&rows.ticket) {
+        if let Some(Waiting::SwarmCounts { counts, sender, .. }) = self.waiting.remove(&rows.ticket)
+        {
             let _ = sender.send(counts);
         }
     }
@@ -99,15 +100,15 @@ impl Desk {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tsubame_storage::Counts;
+    use tsubame_storage::SwarmCounts;
 
-    fn rows(ticket: u32, numbers: impl Iterator<Item = u8>) -> Rows<Census> {
-        let mut rows = Rows::new(ticket, Census::default());
+    fn rows(ticket: u32, numbers: impl Iterator<Item = u8>) -> Rows<SwarmStats> {
+        let mut rows = Rows::new(ticket, SwarmStats::default());
         for number in numbers {
             rows.push(
                 number,
-                Census {
-                    counts: Counts { seeders: number.into(), ..Counts::default() },
+                SwarmStats {
+                    counts: SwarmCounts { seeders: number.into(), ..SwarmCounts::default() },
                     partial_seeds: 0,
                 },
             );
@@ -119,13 +120,17 @@ mod tests {
     fn a_scrape_is_answered_when_its_last_row_comes() {
         let mut desk = Desk::default();
         let (first, _) = desk.wait_for_list();
-        let (ticket, mut answer) = desk.wait_for_counts(vec![Census::default(); 5], 3);
+        let (ticket, mut answer) = desk.wait_for_counts(vec![SwarmStats::default(); 5], 3);
         assert!(first != ticket && ticket & HTTP_TICKET != 0);
         desk.counted(&rows(ticket, 1..3));
         assert!(answer.try_recv().is_err());
         desk.counted(&rows(ticket, 4..5));
-        let seeders: Vec<u32> =
-            answer.try_recv().unwrap().iter().map(|census| census.counts.seeders).collect();
+        let seeders: Vec<u32> = answer
+            .try_recv()
+            .unwrap()
+            .iter()
+            .map(|swarm_stats| swarm_stats.counts.seeders)
+            .collect();
         assert_eq!(seeders, [0, 1, 2, 0, 4]);
         assert_eq!(desk.waiting.len(), 1);
         desk.forget(first);

@@ -242,8 +242,8 @@ fn write_rows(pages: Vec<Listed>, text: &mut Vec<u8>) -> Option<InfoHash> {
     let mut rows: Vec<_> = pages.into_iter().flat_map(|(rows, _)| rows).collect();
     rows.retain(|(info_hash, _)| cut.is_none_or(|cut| *info_hash <= cut));
     rows.sort_unstable_by_key(|(info_hash, _)| *info_hash);
-    for (info_hash, census) in &rows {
-        reply::write_row(text, info_hash, *census);
+    for (info_hash, swarm_stats) in &rows {
+        reply::write_row(text, info_hash, *swarm_stats);
     }
     cut
 }

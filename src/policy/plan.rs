@@ -15,7 +15,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
-use tsubame_storage::{InfoHash, Subnets};
+use tsubame_storage::{InfoHash, SubnetPreference};
 use tsubame_udp::wire::REQUEST_LEN_MAX;
 
 /// Why hooks cannot be used: everything that is wrong with their files.
@@ -69,7 +69,7 @@ enum HookPlan {
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     networks: Vec<Arc<Networks>>,
-    subnets: Subnets,
+    subnets: SubnetPreference,
     hooks: Vec<HookPlan>,
     /// What was read for each hook that has files
     read: Vec<(HookConfig, HookData)>,

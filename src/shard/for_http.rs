@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot::Receiver;
 use tsubame_http::query;
-use tsubame_storage::{Census, Family, InfoHash, Seconds};
+use tsubame_storage::{Family, InfoHash, Seconds, SwarmStats};
 
 /// What became of a question
 #[derive(Debug)]
@@ -87,12 +87,12 @@ impl<D: Datapath> Shard<D> {
     }
 
     /// The figures of some swarms, wherever they are
-    pub fn scrape(&mut self, info_hashes: &[InfoHash]) -> Asked<Vec<Census>> {
-        let mut counts = vec![Census::default(); info_hashes.len()];
+    pub fn scrape(&mut self, info_hashes: &[InfoHash]) -> Asked<Vec<SwarmStats>> {
+        let mut counts = vec![SwarmStats::default(); info_hashes.len()];
         let mut elsewhere = Vec::new();
         for (row, (info_hash, counts)) in info_hashes.iter().zip(&mut counts).enumerate() {
             match self.owner(info_hash) {
-                owner if owner == self.number => *counts = self.tracker.census(info_hash),
+                owner if owner == self.number => *counts = self.tracker.swarm_stats(info_hash),
                 // A scrape has no more rows than a byte can number.
                 owner => elsewhere.push((usize::from(owner), row as u8, *info_hash)),
             }

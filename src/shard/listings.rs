@@ -4,7 +4,7 @@ use super::Shard;
 use crate::datapath::Datapath;
 use crate::mesh::{Listed, Message, PageRequest};
 use std::collections::VecDeque;
-use tsubame_storage::Pass;
+use tsubame_storage::PageScan;
 
 /// Pages that are being made, each for a node; the first is worked on
 #[derive(Debug, Default)]
@@ -14,7 +14,7 @@ pub(super) struct Listings(VecDeque<Listing>);
 struct Listing {
     node: usize,
     request: PageRequest,
-    pass: Option<Pass>,
+    pass: Option<PageScan>,
     made: bool,
 }
 
@@ -34,7 +34,7 @@ impl<D: Datapath> Shard<D> {
         let (swarms, policy) = (self.tracker.swarms(), self.tracker.policy());
         let Some(listing) = self.listings.0.front_mut() else { return };
         let after = listing.request.after;
-        let pass = listing.pass.get_or_insert_with(|| Pass::begin(swarms, after));
+        let pass = listing.pass.get_or_insert_with(|| PageScan::begin(swarms, after));
         listing.made = listing.made || pass.step(swarms, |info_hash| policy.serves(info_hash));
         let own = listing.node == usize::from(self.number);
         // It waits while the way is full: a page that is lost would be a list that is cut.
@@ -42,7 +42,7 @@ impl<D: Datapath> Shard<D> {
             return;
         }
         if let Some(Listing { node, request, pass: Some(pass), .. }) = self.listings.0.pop_front() {
-            let listed = Box::new(Listed { ticket: request.ticket, page: pass.end() });
+            let listed = Box::new(Listed { ticket: request.ticket, page: pass.finish() });
             if own {
                 self.desk.listed(listed);
             } else {

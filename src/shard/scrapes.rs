@@ -8,7 +8,7 @@ use crate::outcome::{Outcome, Verdict};
 use crate::tracker::Scrape;
 use std::collections::VecDeque;
 use std::io;
-use tsubame_storage::{Census, Family, InfoHash, Seconds};
+use tsubame_storage::{Family, InfoHash, Seconds, SwarmStats};
 use tsubame_udp::ring::ReturnPath;
 use tsubame_udp::wire::{SCRAPE_HASHES_MAX, SCRAPE_REPLY_LEN, SCRAPE_ROW_LEN};
 
@@ -204,14 +204,14 @@ impl<D: Datapath> Shard<D> {
     }
 
     /// Takes other shards' counts for a scrape over either protocol
-    pub(super) fn take_answer(&mut self, rows: &Rows<Census>) -> io::Result<()> {
+    pub(super) fn take_answer(&mut self, rows: &Rows<SwarmStats>) -> io::Result<()> {
         if rows.ticket & HTTP_TICKET != 0 {
             self.desk.counted(rows);
             return Ok(());
         }
         let Some(pending) = self.scrapes.get_mut(rows.ticket) else { return Ok(()) };
-        for (row, census) in rows.iter() {
-            pending.scrape.write_row(&mut pending.reply, usize::from(row), census.counts);
+        for (row, swarm_stats) in rows.iter() {
+            pending.scrape.write_row(&mut pending.reply, usize::from(row), swarm_stats.counts);
             pending.missing = pending.missing.saturating_sub(1);
         }
         if pending.missing > 0 {

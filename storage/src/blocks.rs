@@ -1,37 +1,41 @@
-//! Blocks of a few sizes for the peers of middle-sized swarms, without holes.
+//! Blocks: arrays of a few sizes for the peers of medium swarms, without fragmentation.
 //!
-//! Blocks of a size lie dense: freeing one moves the last into its place and names the entry whose
-//! handle must follow. So memory comes back to the last slab, whatever was freed in which order.
+//! The blocks of a size are contiguous. Freeing one moves the last block of its size into the gap and returns the owner
+//! of the moved block, whose handle has changed. So memory is always freed from the last slab.
 
 use crate::chunks::Chunks;
-use crate::effort;
+use crate::work_counter;
 
-/// Payload bytes by class, in steps of a third to a half; the last holds 64 IPv6 records
+/// Maximum number of peers of one family in a block. A swarm with more is a large swarm, which has an index.
+pub(crate) const BLOCK_PEERS_MAX: usize = 64;
+
+/// Payload bytes of each class, in steps of a third to a half; the last holds 64 IPv6 records.
 const CLASS_BYTES: [usize; 11] = [48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1280];
 
-/// Bytes before the payload: the position of the owning entry
+/// Bytes before the payload: the position of the owning entry.
 const OWNER_BYTES: usize = 4;
 
-/// About 64 KiB, so that the last, partly used slabs of all classes stay below a megabyte
+/// Approximate bytes of a slab. The last slab of each class may be mostly unused: together less than a megabyte.
 const SLAB_BYTES: usize = 64 << 10;
 
-/// Names a size of blocks
+/// A size of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Class(u8);
 
 impl Class {
     pub(crate) const COUNT: usize = CLASS_BYTES.len();
 
-    /// The smallest class that holds so many records of `N` bytes
+    /// Returns the smallest class that holds a number of records of `N` bytes.
     pub(crate) fn holding<const N: usize>(records: usize) -> Option<Self> {
         CLASS_BYTES.iter().position(|bytes| bytes / N >= records).map(|class| Self(class as u8))
     }
 
+    /// Returns the number of records of `N` bytes that a block holds.
     pub(crate) fn capacity<const N: usize>(self) -> usize {
         CLASS_BYTES[usize::from(self.0)] / N
     }
 
-    /// The class so many steps smaller
+    /// Returns the class that is a number of steps smaller.
     pub(crate) fn smaller(self, steps: u8) -> Option<Self> {
         self.0.checked_sub(steps).map(Self)
     }
@@ -45,18 +49,18 @@ impl Class {
     }
 }
 
-/// All blocks of a table
+/// All blocks of a table.
 #[derive(Debug)]
 pub(crate) struct Blocks {
     pools: [Pool; Class::COUNT],
 }
 
-/// Blocks of one size; block `i` is the `i`th stretch of the slabs
+/// The blocks of one size.
 #[derive(Debug)]
 struct Pool {
-    stride: usize,
-    per_slab: usize,
-    /// A slab is a list entry of its own; the list itself never moves more than a chunk of pointers.
+    block_bytes: usize,
+    blocks_per_slab: usize,
+    /// A slab is one element; the list itself grows by chunks of pointers.
     slabs: Chunks<Box<[u8]>, 1024>,
     len: u32,
 }
@@ -65,40 +69,46 @@ impl Blocks {
     pub(crate) fn new() -> Self {
         Self {
             pools: CLASS_BYTES.map(|payload| {
-                let stride = OWNER_BYTES + payload;
-                Pool { stride, per_slab: SLAB_BYTES / stride, slabs: Chunks::new(), len: 0 }
+                let block_bytes = OWNER_BYTES + payload;
+                Pool {
+                    block_bytes,
+                    blocks_per_slab: SLAB_BYTES / block_bytes,
+                    slabs: Chunks::new(),
+                    len: 0,
+                }
             }),
         }
     }
 
-    /// Memory held
+    /// Returns the memory held.
     pub(crate) fn bytes(&self) -> usize {
-        let slab = |pool: &Pool| pool.slabs.len() * pool.stride * pool.per_slab;
+        let slab = |pool: &Pool| pool.slabs.len() * pool.block_bytes * pool.blocks_per_slab;
         self.pools.iter().map(|pool| slab(pool) + pool.slabs.bytes()).sum()
     }
 
-    /// A new block, its payload zero or stale
+    /// Allocates a block and returns its handle; its payload has unspecified bytes.
     pub(crate) fn allocate(&mut self, class: Class, owner: u32) -> u32 {
         let pool = &mut self.pools[usize::from(class.0)];
         let handle = pool.len;
-        if handle as usize == pool.slabs.len() * pool.per_slab {
-            pool.slabs.push(vec![0; pool.stride * pool.per_slab].into_boxed_slice());
+        if handle as usize == pool.slabs.len() * pool.blocks_per_slab {
+            pool.slabs.push(vec![0; pool.block_bytes * pool.blocks_per_slab].into_boxed_slice());
         }
         pool.len += 1;
         pool.set_owner(handle, owner);
         handle
     }
 
-    /// Frees a block; if that moved another one to its handle, the moved one's owner and old handle
+    /// Frees a block. If that moved another block to this handle, returns the owner and the old handle of the moved
+    /// block.
     pub(crate) fn free(&mut self, class: Class, handle: u32) -> Option<(u32, u32)> {
         let pool = &mut self.pools[usize::from(class.0)];
         pool.len -= 1;
         let last = pool.len;
         let moved = (handle != last).then(|| {
-            pool.move_block(last, handle);
+            pool.move_last_to(last, handle);
             (pool.owner(handle), last)
         });
-        if pool.len as usize <= (pool.slabs.len() - 1) * pool.per_slab {
+        if pool.len as usize <= (pool.slabs.len() - 1) * pool.blocks_per_slab {
             pool.slabs.pop();
         }
         moved
@@ -108,7 +118,7 @@ impl Blocks {
         self.pools[usize::from(class.0)].set_owner(handle, owner);
     }
 
-    /// The records of a block, used ones first
+    /// Returns the records of a block, the used ones first.
     pub(crate) fn records_mut<const N: usize>(
         &mut self,
         class: Class,
@@ -120,20 +130,21 @@ impl Blocks {
 }
 
 impl Pool {
-    fn place(&self, handle: u32) -> (usize, usize) {
+    fn slab_and_offset(&self, handle: u32) -> (usize, usize) {
         debug_assert!(handle < self.len);
-        let (slab, within) = (handle as usize / self.per_slab, handle as usize % self.per_slab);
-        (slab, within * self.stride)
+        let (slab, within) =
+            (handle as usize / self.blocks_per_slab, handle as usize % self.blocks_per_slab);
+        (slab, within * self.block_bytes)
     }
 
     fn block(&self, handle: u32) -> &[u8] {
-        let (slab, start) = self.place(handle);
-        &self.slabs.at(slab)[start..start + self.stride]
+        let (slab, start) = self.slab_and_offset(handle);
+        &self.slabs.at(slab)[start..start + self.block_bytes]
     }
 
     fn block_mut(&mut self, handle: u32) -> &mut [u8] {
-        let (slab, start) = self.place(handle);
-        &mut self.slabs.at_mut(slab)[start..start + self.stride]
+        let (slab, start) = self.slab_and_offset(handle);
+        &mut self.slabs.at_mut(slab)[start..start + self.block_bytes]
     }
 
     fn owner(&self, handle: u32) -> u32 {
@@ -145,14 +156,16 @@ impl Pool {
         self.block_mut(handle)[..OWNER_BYTES].copy_from_slice(&owner.to_ne_bytes());
     }
 
-    /// Copies the block just beyond the end, `last`, over the freed one
-    fn move_block(&mut self, last: u32, freed: u32) {
-        effort::records(self.stride);
+    /// Copies the block at `last`, which is just beyond the end, over a freed block.
+    fn move_last_to(&mut self, last: u32, freed: u32) {
+        work_counter::count_records(self.block_bytes);
         let mut copy = [0; OWNER_BYTES + CLASS_BYTES[Class::COUNT - 1]];
-        let (slab, start) =
-            (last as usize / self.per_slab, last as usize % self.per_slab * self.stride);
-        let copy = &mut copy[..self.stride];
-        copy.copy_from_slice(&self.slabs.at(slab)[start..start + self.stride]);
+        let (slab, start) = (
+            last as usize / self.blocks_per_slab,
+            last as usize % self.blocks_per_slab * self.block_bytes,
+        );
+        let copy = &mut copy[..self.block_bytes];
+        copy.copy_from_slice(&self.slabs.at(slab)[start..start + self.block_bytes]);
         self.block_mut(freed).copy_from_slice(copy);
     }
 }

@@ -1,11 +1,11 @@
-//! A growable array in chunks: growing moves nothing, shrinking gives chunks back.
+//! A growable array of chunks: growing moves no elements, and shrinking frees chunks.
 
-/// Values of the first chunk; each further one doubles what there is, up to the chunk size
+/// Elements of the first chunk. Each further chunk doubles the capacity until chunks have the maximum size.
 const FIRST: usize = 4;
 
-/// An array whose chunks double in size up to `CHUNK` values and stay at that
+/// An array whose chunks double in size up to `CHUNK` elements.
 ///
-/// A `Vec` of a million records copies them all when it grows, and keeps its size when emptied.
+/// A `Vec` of a million records would copy all of them when it grows, and keep its capacity when it is emptied.
 #[derive(Debug)]
 pub(crate) struct Chunks<T, const CHUNK: usize> {
     chunks: Vec<Vec<T>>,
@@ -13,7 +13,7 @@ pub(crate) struct Chunks<T, const CHUNK: usize> {
 }
 
 impl<T, const CHUNK: usize> Chunks<T, CHUNK> {
-    /// Chunks below this number hold the first `CHUNK` values
+    /// Number of chunks that hold the first `CHUNK` elements.
     const SMALL: usize = (CHUNK / FIRST).ilog2() as usize + 1;
 
     pub(crate) const fn new() -> Self {
@@ -25,7 +25,7 @@ impl<T, const CHUNK: usize> Chunks<T, CHUNK> {
         self.len
     }
 
-    /// Memory held, used or not
+    /// Returns the memory held, used or not.
     pub(crate) fn bytes(&self) -> usize {
         let values = match self.chunks.len() {
             0 => 0,
@@ -35,40 +35,40 @@ impl<T, const CHUNK: usize> Chunks<T, CHUNK> {
         values * size_of::<T>() + self.chunks.capacity() * size_of::<Vec<T>>()
     }
 
-    /// Memory that the next push takes; mostly none
+    /// Returns the memory that the next push allocates; mostly 0.
     pub(crate) fn next_bytes(&self) -> usize {
-        let (chunk, _) = Self::place(self.len);
+        let (chunk, _) = Self::locate(self.len);
         if chunk == self.chunks.len() { self.next_capacity() * size_of::<T>() } else { 0 }
     }
 
-    /// Memory that is allocated for values and not used
+    /// Returns the memory that is allocated and not used.
     pub(crate) fn unused_bytes(&self) -> usize {
         self.chunks.last().map_or(0, |last| (last.capacity() - last.len()) * size_of::<T>())
     }
 
-    /// Memory that the next chunk takes
+    /// Returns the memory that the next chunk will take.
     pub(crate) fn next_chunk_bytes(&self) -> usize {
         self.next_capacity() * size_of::<T>()
     }
 
     pub(crate) fn at(&self, position: usize) -> &T {
-        let (chunk, within) = Self::place(position);
+        let (chunk, within) = Self::locate(position);
         &self.chunks[chunk][within]
     }
 
-    /// The values from a position to the end of its chunk
+    /// Returns the elements from a position to the end of its chunk.
     pub(crate) fn run_from(&self, position: usize) -> &[T] {
-        let (chunk, within) = Self::place(position);
+        let (chunk, within) = Self::locate(position);
         &self.chunks[chunk][within..]
     }
 
     pub(crate) fn at_mut(&mut self, position: usize) -> &mut T {
-        let (chunk, within) = Self::place(position);
+        let (chunk, within) = Self::locate(position);
         &mut self.chunks[chunk][within]
     }
 
     pub(crate) fn push(&mut self, value: T) {
-        let (chunk, within) = Self::place(self.len);
+        let (chunk, within) = Self::locate(self.len);
         if chunk == self.chunks.len() {
             self.chunks.push(Vec::with_capacity(self.next_capacity()));
         }
@@ -90,12 +90,12 @@ impl<T, const CHUNK: usize> Chunks<T, CHUNK> {
         value
     }
 
-    /// As much as there is already, so that the total doubles
+    /// Returns the capacity of the next chunk: the number of elements so far, within bounds.
     fn next_capacity(&self) -> usize {
         self.len.clamp(FIRST, CHUNK)
     }
 
-    fn place(position: usize) -> (usize, usize) {
+    fn locate(position: usize) -> (usize, usize) {
         if position >= CHUNK {
             (Self::SMALL + position / CHUNK - 1, position % CHUNK)
         } else if position < FIRST {
@@ -121,10 +121,13 @@ mod tests {
             let after = chunks.chunks.iter().map(Vec::capacity).sum::<usize>() * 8;
             assert_eq!(after - before, next);
             assert_eq!(chunks.len() as u64, value + 1);
-            let held: usize = chunks.chunks.iter().map(Vec::capacity).sum();
+            let large_swarm_bytes: usize = chunks.chunks.iter().map(Vec::capacity).sum();
             let list = chunks.chunks.capacity() * size_of::<Vec<u64>>();
-            assert_eq!(chunks.bytes(), held * 8 + list);
-            assert!(held <= (2 * chunks.len()).max(4) && held < chunks.len() + 17);
+            assert_eq!(chunks.bytes(), large_swarm_bytes * 8 + list);
+            assert!(
+                large_swarm_bytes <= (2 * chunks.len()).max(4)
+                    && large_swarm_bytes < chunks.len() + 17
+            );
         }
         *chunks.at_mut(500) = 7;
         assert_eq!((*chunks.at(499), *chunks.at(500), *chunks.at(501)), (499, 7, 501));

@@ -1,36 +1,37 @@
-//! An open-addressing index of positions, cut into segments that grow one by one.
+//! An open-addressing hash index of positions, divided into segments that grow one at a time.
 //!
-//! It knows hashes and positions, not what lies there: the caller compares and re-hashes. So the same
-//! index finds torrents among entries and endpoints among the peers of a large swarm.
+//! It stores hashes and positions, not the elements: the caller compares elements and computes their hashes. So the
+//! same index finds torrents among entries and endpoints among the peers of a large swarm.
 
 use crate::chunks::Chunks;
-use crate::effort;
+use crate::work_counter;
 
-/// Slots of a segment, at most: what one call may visit
+/// Maximum number of slots of a segment: what one call may visit.
 pub(crate) const SEGMENT_SLOTS_MAX: usize = 4096;
 
-/// Entries a segment holds on average before the next one is split; one not yet split in this round
-/// holds twice as many, far from the limit for hashes nobody can choose
+/// Mean number of entries of a segment above which the next segment is split. A segment that was not split in the
+/// current round has twice as many, far below the limit unless an attacker can choose hashes.
 const SEGMENT_ENTRIES_MEAN: usize = 512;
 
+/// Minimum number of slots of a segment that is not empty.
 const SEGMENT_SLOTS_MIN: usize = 8;
 
-/// Positions are 27 bits wide: 134 million torrents a shard, or peers a swarm
+/// Positions have 27 bits: 134 million torrents of a shard, or peers of a swarm.
 pub(crate) const POSITIONS_MAX: u32 = (1 << POSITION_BITS) - 1;
 
 const POSITION_BITS: u32 = 27;
 
-/// A slot's free bits hold a tag from the hash: of the slots a search passes by mistake, one in 32
-/// costs a look at what lies there
+/// The upper bits of a slot hold a tag, which comes from the hash: a search compares only one of 32 elements with
+/// another hash.
 const TAG_SHIFT: u32 = POSITION_BITS;
 
-/// No position is that large
+/// Value of an empty slot, which is no position.
 const EMPTY: u32 = u32::MAX;
 
-/// Finds positions by a keyed 64-bit hash
+/// Finds positions by a keyed 64-bit hash.
 ///
-/// Linear hashing over segments: adding one splits one other, so no growth touches more than a
-/// segment. Each segment is as large as it needs to be, in steps of a quarter.
+/// The segments use linear hashing: adding one splits one other, so no growth visits more than a segment. Each segment
+/// is as large as it needs to be, in steps of a quarter.
 #[derive(Debug)]
 pub(crate) struct PositionIndex {
     segments: Chunks<Segment, 512>,
@@ -38,7 +39,7 @@ pub(crate) struct PositionIndex {
     slots: usize,
 }
 
-/// Linear probing without tombstones
+/// A hash table with linear probing, without tombstones.
 #[derive(Debug, Default)]
 struct Segment {
     slots: Box<[u32]>,
@@ -52,24 +53,24 @@ impl PositionIndex {
         Self { segments, len: 0, slots: 0 }
     }
 
-    /// Memory held
+    /// Returns the memory held.
     pub(crate) fn bytes(&self) -> usize {
         self.slots * size_of::<u32>() + self.segments.bytes()
     }
 
-    /// The first position in the hash's run whose tag fits: probably the one, without a look at it
+    /// Returns the first position whose tag matches: probably the right one, without reading the element.
     pub(crate) fn guess(&self, hash: u64) -> Option<u32> {
         self.find(hash, |_| true)
     }
 
-    /// The position under `hash` that `is_it` recognises
-    pub(crate) fn find(&self, hash: u64, is_it: impl FnMut(u32) -> bool) -> Option<u32> {
-        self.segments.at(self.segment_of(hash)).find(hash, is_it)
+    /// Returns the position for which `matches` returns true, among those that may have the hash.
+    pub(crate) fn find(&self, hash: u64, matches: impl FnMut(u32) -> bool) -> Option<u32> {
+        self.segments.at(self.segment_of(hash)).find(hash, matches)
     }
 
-    /// Adds a position that is not there yet; false if its segment is as large as it may get
+    /// Adds a position that is not in the index. Returns false if its segment is full and cannot grow.
     ///
-    /// `hash_of` must answer for `position` too.
+    /// `hash_of` must return the hash of any position in the index, including the new one.
     pub(crate) fn insert(
         &mut self,
         hash: u64,
@@ -96,7 +97,7 @@ impl PositionIndex {
         true
     }
 
-    /// Takes a position out; returns the slots that were visited to close the gap, and to shrink a segment
+    /// Removes a position. Returns the number of slots that were visited to fill the gap, and to shrink a segment.
     pub(crate) fn remove(
         &mut self,
         hash: u64,
@@ -105,25 +106,25 @@ impl PositionIndex {
     ) -> usize {
         let at = self.segment_of(hash);
         let segment = self.segments.at_mut(at);
-        let passed = segment.take(hash, position, &hash_of);
+        let visited = segment.remove(hash, position, &hash_of);
         self.len -= 1;
         let len = segment.len as usize;
-        // Below three eighths: far enough from full that the next insert does not grow it again.
+        // Shrinks below three eighths: so far from full that the next insert does not grow it again.
         let before = segment.slots.len();
         if before <= SEGMENT_SLOTS_MIN || len * 8 >= before * 3 {
-            return passed;
+            return visited;
         }
         segment.resize(len + len / 3 + 2, &hash_of);
         self.slots -= before - segment.slots.len();
-        passed + before
+        visited + before
     }
 
-    /// Writes that what lay at `from` now lies at `to`
+    /// Replaces the position `from` by `to`.
     pub(crate) fn relocate(&mut self, hash: u64, from: u32, to: u32) {
         let at = self.segment_of(hash);
         let segment = self.segments.at_mut(at);
         let slot = segment.slot_holding(hash, from);
-        segment.slots[slot] = packed(hash, to);
+        segment.slots[slot] = pack(hash, to);
     }
 
     fn segment_of(&self, hash: u64) -> usize {
@@ -133,13 +134,13 @@ impl PositionIndex {
         if wide < count { wide } else { wide & (mask >> 1) }
     }
 
-    /// Adds a segment and moves over what belongs to it
+    /// Adds a segment, and moves to it the positions that belong there.
     fn split(&mut self, hash_of: &impl Fn(u32) -> u64) {
         let added = self.segments.len();
-        // The added segment's number without its highest bit.
+        // The number of the added segment without its highest bit.
         let source = added - (1 << added.ilog2());
         let old = std::mem::take(self.segments.at_mut(source));
-        effort::slots(old.slots.len());
+        work_counter::count_slots(old.slots.len());
         self.segments.push(Segment::default());
         let leaves = |position: u32| self.segment_of(hash_of(position)) == added;
         let (leaving, staying): (Vec<u32>, Vec<u32>) =
@@ -169,12 +170,12 @@ impl Segment {
     }
 
     fn positions(&self) -> impl Iterator<Item = u32> {
-        self.slots.iter().filter(|slot| **slot != EMPTY).map(|slot| position_in(*slot))
+        self.slots.iter().filter(|slot| **slot != EMPTY).map(|slot| position_of(*slot))
     }
 
     fn resize(&mut self, slots: usize, hash_of: &impl Fn(u32) -> u64) {
         let slots = slots.max(SEGMENT_SLOTS_MIN);
-        effort::slots(self.slots.len());
+        work_counter::count_slots(self.slots.len());
         let fresh = vec![EMPTY; slots].into_boxed_slice();
         let old = Self { slots: std::mem::replace(&mut self.slots, fresh), len: self.len };
         self.len = 0;
@@ -183,7 +184,8 @@ impl Segment {
         }
     }
 
-    fn home(&self, hash: u64) -> usize {
+    /// Returns the slot at which the search for a hash starts.
+    fn probe_start(&self, hash: u64) -> usize {
         (((hash >> 32) * self.slots.len() as u64) >> 32) as usize
     }
 
@@ -191,35 +193,35 @@ impl Segment {
         if slot + 1 == self.slots.len() { 0 } else { slot + 1 }
     }
 
-    fn find(&self, hash: u64, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
+    fn find(&self, hash: u64, mut matches: impl FnMut(u32) -> bool) -> Option<u32> {
         if self.len == 0 {
             return None;
         }
-        let mut slot = self.home(hash);
+        let mut slot = self.probe_start(hash);
         loop {
             let value = self.slots[slot];
             if value == EMPTY {
                 return None;
             }
-            if value >> TAG_SHIFT == tag(hash) && is_it(position_in(value)) {
-                return Some(position_in(value));
+            if value >> TAG_SHIFT == tag(hash) && matches(position_of(value)) {
+                return Some(position_of(value));
             }
             slot = self.next(slot);
         }
     }
 
     fn put(&mut self, hash: u64, position: u32) {
-        let mut slot = self.home(hash);
+        let mut slot = self.probe_start(hash);
         while self.slots[slot] != EMPTY {
             slot = self.next(slot);
         }
-        self.slots[slot] = packed(hash, position);
+        self.slots[slot] = pack(hash, position);
         self.len += 1;
     }
 
     fn slot_holding(&self, hash: u64, position: u32) -> usize {
-        let sought = packed(hash, position);
-        let mut slot = self.home(hash);
+        let sought = pack(hash, position);
+        let mut slot = self.probe_start(hash);
         while self.slots[slot] != sought {
             debug_assert_ne!(self.slots[slot], EMPTY, "position {position} is not indexed");
             slot = self.next(slot);
@@ -227,43 +229,44 @@ impl Segment {
         slot
     }
 
-    /// Removes by moving back what the gap would cut off from its home; returns the slots that were visited
-    fn take(&mut self, hash: u64, position: u32, hash_of: &impl Fn(u32) -> u64) -> usize {
+    /// Removes a position and moves back the following ones that the gap would make unreachable. Returns the number of
+    /// slots that were visited.
+    fn remove(&mut self, hash: u64, position: u32, hash_of: &impl Fn(u32) -> u64) -> usize {
         let count = self.slots.len();
         let mut gap = self.slot_holding(hash, position);
-        let (mut slot, mut passed) = (gap, 0);
+        let (mut slot, mut visited) = (gap, 0);
         loop {
             slot = self.next(slot);
-            passed += 1;
+            visited += 1;
             let value = self.slots[slot];
             if value == EMPTY {
                 break;
             }
-            let home = self.home(hash_of(position_in(value)));
-            let way_from_home = (slot + count - home) % count;
-            let way_from_gap = (slot + count - gap) % count;
-            if way_from_home >= way_from_gap {
+            let probe_start = self.probe_start(hash_of(position_of(value)));
+            let distance_from_start = (slot + count - probe_start) % count;
+            let distance_from_gap = (slot + count - gap) % count;
+            if distance_from_start >= distance_from_gap {
                 self.slots[gap] = value;
                 gap = slot;
             }
         }
         self.slots[gap] = EMPTY;
         self.len -= 1;
-        effort::slots(passed);
-        passed
+        work_counter::count_slots(visited);
+        visited
     }
 }
 
 fn tag(hash: u64) -> u32 {
-    // Bits that neither the segment (low) nor the home (high) is taken from.
+    // The segment uses the low bits, the start of the search the high bits.
     (hash >> POSITION_BITS) as u32 & (u32::MAX >> TAG_SHIFT)
 }
 
-fn packed(hash: u64, position: u32) -> u32 {
+fn pack(hash: u64, position: u32) -> u32 {
     tag(hash) << TAG_SHIFT | position
 }
 
-fn position_in(slot: u32) -> u32 {
+fn position_of(slot: u32) -> u32 {
     slot & POSITIONS_MAX
 }
 
@@ -272,7 +275,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    /// Spreads like a keyed hash; `narrow` keeps few bits, so that runs get long
+    /// A hash function that is evenly distributed; `narrow` keeps few bits, so that runs get long.
     fn hash_of(position: u32, narrow: u64) -> u64 {
         let mut mixed = fastrand::Rng::with_seed(u64::from(position));
         mixed.u64(..) & narrow
@@ -285,7 +288,7 @@ mod tests {
             let mut index = PositionIndex::new();
             let mut model = BTreeMap::new();
             for step in 0..if cfg!(miri) { 400 } else { 60_000 } {
-                // Grows to some thousands, shrinks to nothing, grows again.
+                // Grows to some thousands, shrinks to zero, and grows again.
                 let grows = step % 20_000 < 12_000;
                 let position = rng.u32(..5_000);
                 let hash = hash_of(position, narrow);
@@ -322,10 +325,10 @@ mod tests {
 
     #[test]
     fn one_heavy_hash_among_others_neither_hangs_nor_overflows() {
-        // What a cap on peers per address does to the index, far beyond the caps that can be set.
-        for heavy in 0..8_u64 {
+        // Far more peers of one address than any cap permits.
+        for frequent in 0..8_u64 {
             let hash = |position: u32| match position {
-                0..6_000 => heavy << 40 | heavy,
+                0..6_000 => frequent << 40 | frequent,
                 other => hash_of(other, u64::MAX),
             };
             let mut index = PositionIndex::new();
@@ -346,7 +349,7 @@ mod tests {
 
     #[test]
     fn a_segment_that_cannot_grow_refuses() {
-        // One hash for all: what a keyed hash makes impossible must still not hang or overflow.
+        // All have the same hash. A keyed hash makes that impossible, but it must not hang or overflow.
         let mut index = PositionIndex::new();
         let accepted = (0..5_000).take_while(|p| index.insert(0, *p, |_| 0)).count();
         assert!((3_000..SEGMENT_SLOTS_MAX).contains(&accepted), "{accepted}");

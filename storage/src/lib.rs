@@ -1,44 +1,51 @@
-//! The domain types of a tracker and its swarm table, in memory.
+//! The domain types of a tracker, and the swarm table: which peers each torrent has.
 //!
-//! The types ([`InfoHash`], [`Endpoint`], [`Event`], [`Counts`], ...) are those of every other crate. [`Swarms`] stores
-//! the peers of every torrent and answers announces and scrapes.
+//! The types ([`InfoHash`], [`Endpoint`], [`AnnounceEvent`], [`SwarmCounts`], ...) are used by all other crates.
+//! [`Swarms`] stores the peers of every torrent of a shard and answers announces and scrapes.
 //!
-//! Nothing here touches a disk, a socket or a clock: time is an argument, randomness a seed, keys are
-//! handed in. Nothing here returns a `Vec`: peers are written into the caller's slice, in the compact
-//! form that BEP 15, BEP 7 and BEP 23 share.
+//! This crate uses no disk, no socket and no clock. Time is an argument, and random numbers come from a seed. Peers are
+//! written to a slice of the caller, in the compact form of BEP 15, BEP 7 and BEP 23.
 
 #![deny(unsafe_code)]
 
-mod announced;
+mod announce;
 mod blocks;
 mod chunks;
-mod effort;
 mod entry;
 mod eviction;
+mod family_peers;
 mod index;
-mod many;
-mod neighbours;
-mod part;
-mod pass;
-mod room;
+mod join;
+mod large_swarm;
+mod page_scan;
+mod peer_output;
+mod placement;
+mod record;
+mod removal;
 mod select;
 mod settings;
 mod sources;
-mod space;
-mod subnets;
+mod stats;
+mod subnet;
+mod subnet_index;
 mod swarms;
 mod sweep;
+mod table;
 mod time;
 mod types;
+mod work_counter;
 
-pub use announced::{Announced, Change, Refusal};
-pub use eviction::EvictionCounts;
-pub use pass::{Page, Pass};
-pub use settings::{Caps, Settings, Totals};
-pub use sources::{Source, SourceCount, TOP_SOURCES};
-pub use space::PeerSpace;
-pub use subnets::{LENGTHS_MAX, Lengths, Subnets};
-pub use swarms::{Ahead, Announce, Swarms, source_counts_bytes};
-pub use sweep::TableCursor;
+pub use announce::{AnnounceOutcome, JoinRefusal, SwarmAnnounce, SwarmChange};
+pub use page_scan::{PageScan, TorrentPage};
+pub use peer_output::PeerOutput;
+pub use removal::TableCursor;
+pub use settings::{Caps, TableSettings};
+pub use sources::{SourceCount, SourceNetwork, TOP_SOURCES};
+pub use stats::{EvictionCounts, TableStats};
+pub use subnet::{PREFIX_LENGTHS_MAX, PrefixLengths, SubnetPreference};
+pub use swarms::{Swarms, source_counts_bytes};
+pub use table::Prefetch;
 pub use time::{Seconds, longest_lifetime_secs};
-pub use types::{Census, Counts, Endpoint, Event, Family, InfoHash, PeerId, Role, Scope};
+pub use types::{
+    AnnounceEvent, Endpoint, Family, InfoHash, PeerId, Role, Scope, SwarmCounts, SwarmStats,
+};

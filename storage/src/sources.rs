@@ -1,28 +1,29 @@
-//! Stored peers by source prefix, in fixed memory.
+//! Number of stored peers by source network, in fixed memory.
 
-use crate::part::V6;
+use crate::record::V6;
 use siphasher::sip::SipHasher13;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// Rows of the sketch: a source is overestimated only where others share its cell in every row
+/// Rows of the sketch. A count is too large only if other sources share a cell in every row.
 const ROWS: usize = 4;
 
-/// Cells of a row, each a `u32`: 256 KiB in all
+/// Cells of a row, a `u32` each: 256 KiB in all rows.
 const COLUMNS: usize = 1 << COLUMN_BITS;
 
+/// Bits of the hash that select a cell of a row.
 const COLUMN_BITS: u32 = 14;
 
-/// Sources that are named when memory runs short
+/// Number of sources that are reported when memory becomes short.
 pub const TOP_SOURCES: usize = 10;
 
 /// A network that is counted as one source of announces: an IPv4 /24 or an IPv6 /48.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Source(u64);
+pub struct SourceNetwork(u64);
 
-/// Set in the number of an IPv6 source
+/// Bit that is set in the number of an IPv6 source.
 const IS_V6: u64 = 1 << 63;
 
-impl Source {
+impl SourceNetwork {
     /// Returns the source of a record's address.
     pub(crate) fn of_record<const N: usize>(record: &[u8; N]) -> Self {
         let prefix = if N == V6 { &record[..6] } else { &record[..3] };
@@ -42,7 +43,7 @@ impl Source {
 }
 
 /// Writes the prefix, as `192.0.2.0/24` or `2001:db8::/48`.
-impl std::fmt::Display for Source {
+impl std::fmt::Display for SourceNetwork {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.0 & IS_V6 == 0 {
             // 24 bits.
@@ -57,8 +58,8 @@ impl std::fmt::Display for Source {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceCount {
     /// The source
-    pub source: Source,
-    /// Stored peers, never fewer than there are
+    pub source: SourceNetwork,
+    /// Number of stored peers: exact or too large.
     pub peers: u32,
 }
 
@@ -86,40 +87,40 @@ impl SourceCounts {
         Self { hasher, cells, total: 0 }
     }
 
-    /// Bytes of every table's counts
+    /// Returns the bytes of the counts of a table.
     pub(crate) const fn bytes() -> usize {
         ROWS * COLUMNS * size_of::<u32>()
     }
 
     /// Counts a peer that was stored.
-    pub(crate) fn add(&mut self, source: Source) {
+    pub(crate) fn add(&mut self, source: SourceNetwork) {
         self.total += 1;
         self.for_each_cell(source, |cell| *cell = cell.saturating_add(1));
     }
 
     /// Decrements the count of the source of a removed peer.
-    pub(crate) fn remove(&mut self, source: Source) {
+    pub(crate) fn remove(&mut self, source: SourceNetwork) {
         self.total = self.total.saturating_sub(1);
         self.for_each_cell(source, |cell| *cell = cell.saturating_sub(1));
     }
 
-    /// Returns the number of stored peers of a source, never less than it is.
-    pub(crate) fn count(&self, source: Source) -> u32 {
+    /// Returns the number of stored peers of a source: exact or too large.
+    pub(crate) fn count(&self, source: SourceNetwork) -> u32 {
         let columns = self.columns(source);
         self.cells.iter().zip(columns).map(|(row, column)| row[column]).min().unwrap_or(0)
     }
 
-    /// Returns what a count is too large by on average, rounded up.
+    /// Returns the mean error of a count, rounded up.
     pub(crate) fn error(&self) -> u32 {
         u32::try_from(self.total.div_ceil(COLUMNS as u64)).unwrap_or(u32::MAX)
     }
 
-    fn columns(&self, source: Source) -> [usize; ROWS] {
+    fn columns(&self, source: SourceNetwork) -> [usize; ROWS] {
         let hash = self.hasher.hash(&source.0.to_ne_bytes());
         std::array::from_fn(|row| (hash >> (row as u32 * COLUMN_BITS)) as usize % COLUMNS)
     }
 
-    fn for_each_cell(&mut self, source: Source, mut change: impl FnMut(&mut u32)) {
+    fn for_each_cell(&mut self, source: SourceNetwork, mut change: impl FnMut(&mut u32)) {
         let columns = self.columns(source);
         self.cells.iter_mut().zip(columns).for_each(|(row, column)| change(&mut row[column]));
     }
@@ -130,17 +131,17 @@ const _: () = assert!(SourceCounts::bytes() < 1 << 20);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::part::{V4, record_of};
+    use crate::record::{V4, record_of};
     use std::collections::BTreeMap;
     use std::net::IpAddr;
 
-    fn source_of(address: &str) -> Source {
+    fn source_of(address: &str) -> SourceNetwork {
         match address.parse().unwrap() {
             address @ IpAddr::V4(_) => {
-                Source::of_record(&record_of::<V4>(address, 1, 0, 0).unwrap())
+                SourceNetwork::of_record(&record_of::<V4>(address, 1, 0, 0).unwrap())
             }
             address @ IpAddr::V6(_) => {
-                Source::of_record(&record_of::<V6>(address, 1, 0, 0).unwrap())
+                SourceNetwork::of_record(&record_of::<V6>(address, 1, 0, 0).unwrap())
             }
         }
     }
@@ -161,7 +162,7 @@ mod tests {
         ] {
             let source = source_of(address);
             assert_eq!(source.to_string(), prefix);
-            assert_eq!(Source::from_number(source.number()), source);
+            assert_eq!(SourceNetwork::from_number(source.number()), source);
         }
         assert_eq!(source_of("10.1.2.3"), source_of("10.1.2.250"));
         assert_ne!(source_of("10.1.2.3"), source_of("10.1.3.3"));
@@ -173,32 +174,36 @@ mod tests {
         let seed = 5;
         let mut rng = fastrand::Rng::with_seed(seed);
         let mut counts = SourceCounts::new(SipHasher13::new_with_keys(1, 2));
-        let mut model = BTreeMap::<Source, u32>::new();
+        let mut model = BTreeMap::<SourceNetwork, u32>::new();
         let steps = if cfg!(miri) { 2_000 } else { 400_000 };
         for _ in 0..steps {
             // One source in four is one of a few that hold much.
             let number = if rng.u8(..4) == 0 { rng.u32(..8) } else { rng.u32(..40_000) };
-            let source = Source::from_number(number.into());
-            let held = model.entry(source).or_default();
-            if *held > 0 && rng.u8(..3) == 0 {
-                *held -= 1;
+            let source = SourceNetwork::from_number(number.into());
+            let large_swarm_bytes = model.entry(source).or_default();
+            if *large_swarm_bytes > 0 && rng.u8(..3) == 0 {
+                *large_swarm_bytes -= 1;
                 counts.remove(source);
             } else {
-                *held += 1;
+                *large_swarm_bytes += 1;
                 counts.add(source);
             }
         }
-        let total: u64 = model.values().map(|held| u64::from(*held)).sum();
+        let total: u64 =
+            model.values().map(|large_swarm_bytes| u64::from(*large_swarm_bytes)).sum();
         assert_eq!(counts.total, total, "seed {seed}");
         let mut over = 0;
-        for (source, held) in &model {
+        for (source, large_swarm_bytes) in &model {
             let found = counts.count(*source);
-            assert!(found >= *held, "seed {seed}: {source} has {held}, not {found}");
-            over += usize::from(found > held + 2 * counts.error());
+            assert!(
+                found >= *large_swarm_bytes,
+                "seed {seed}: {source} has {large_swarm_bytes}, not {found}"
+            );
+            over += usize::from(found > large_swarm_bytes + 2 * counts.error());
         }
         assert!(over * 100 < model.len(), "{over} of {} are far off", model.len());
-        for (source, held) in &model {
-            (0..*held).for_each(|_| counts.remove(*source));
+        for (source, large_swarm_bytes) in &model {
+            (0..*large_swarm_bytes).for_each(|_| counts.remove(*source));
         }
         assert!(counts.cells.as_flattened().iter().all(|cell| *cell == 0));
     }

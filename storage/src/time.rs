@@ -1,25 +1,24 @@
-//! Time as the swarm table keeps it: one wrapping byte per peer. Reads no clock.
+//! Time in the swarm table: one wrapping byte per peer. Reads no clock.
 
-/// Seconds of a monotonic clock, counted from anywhere
+/// Seconds of a monotonic clock with an arbitrary origin.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Seconds(pub u64);
 
-/// Ticks of the lifetime that a table is made with: a peer is kept for up to two ticks longer than its lifetime
+/// Ticks of the lifetime that a table is created with. A peer is kept for up to two ticks longer than its lifetime.
 const TICKS_PER_LIFETIME: u32 = 60;
 
-/// Ticks of the longest lifetime that a table can be changed to; the rest of the byte is slack for a late sweep
+/// Ticks of the longest lifetime that a table can be changed to. The rest of the byte is slack for a late sweep.
 const LIFETIME_TICKS_MAX: u32 = 150;
 
-/// Returns the longest lifetime that a table can be changed to which was made with this one.
+/// Returns the longest lifetime that a table can be changed to, if it was created with a lifetime of `at_start_secs`.
 pub fn longest_lifetime_secs(at_start_secs: u32) -> u32 {
     Ticks::of_lifetime(at_start_secs).longest_lifetime_secs()
 }
 
-/// Turns seconds into wrapping one-byte ticks, and two ticks into "too old"
+/// Converts seconds to wrapping one-byte ticks, and tells whether a tick has expired.
 ///
-/// A peer older than 256 ticks would look young again. The sweep visits everything each quarter of a
-/// lifetime (at most 38 ticks), so it may be 100 ticks late before that happens; `Swarms` makes up
-/// for a longer gap with one full pass.
+/// A peer older than 256 ticks would look young again. The sweep visits everything in each quarter of a lifetime (at
+/// most 38 ticks), so it may be 100 ticks late before that happens. After a longer gap everything is visited at once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ticks {
     tick_secs: u32,
@@ -27,19 +26,19 @@ pub(crate) struct Ticks {
 }
 
 impl Ticks {
-    /// The longest lifetime that ticks of this length can tell
+    /// Returns the longest lifetime that ticks of this length can represent.
     pub(crate) fn longest_lifetime_secs(self) -> u32 {
         self.tick_secs.saturating_mul(LIFETIME_TICKS_MAX)
     }
 
-    /// Ticks for a lifetime in seconds, rounded up to whole seconds each
+    /// Returns ticks for a lifetime in seconds, each a whole number of seconds.
     pub(crate) fn of_lifetime(lifetime_secs: u32) -> Self {
         let lifetime_secs = lifetime_secs.max(1);
         let tick_secs = lifetime_secs.div_ceil(TICKS_PER_LIFETIME);
         Self { tick_secs, lifetime_ticks: 0 }.with_lifetime(lifetime_secs)
     }
 
-    /// Ticks of the same length for another lifetime, cut at [`longest_lifetime_secs`]
+    /// Returns ticks of the same length for another lifetime, which is cut to [`longest_lifetime_secs`].
     pub(crate) fn with_lifetime(self, lifetime_secs: u32) -> Self {
         let ticks = lifetime_secs.max(1).div_ceil(self.tick_secs).min(LIFETIME_TICKS_MAX);
         // At most 150.
@@ -54,7 +53,7 @@ impl Ticks {
         now.wrapping_sub(tick) > self.lifetime_ticks
     }
 
-    /// Seconds after which a tick written before can no longer be told from a young one
+    /// Returns the seconds after which an old tick may look young.
     pub(crate) fn ambiguous_secs(self) -> u64 {
         u64::from(self.tick_secs) * u64::from(u8::MAX - self.lifetime_ticks)
     }

@@ -1,15 +1,15 @@
-//! The domain types of a tracker. They know no wire format and no table.
+//! The domain types of a tracker, independent of wire formats and of the swarm table.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Names a torrent: SHA-1 of its info dictionary, or the first 20 bytes of SHA-256 (BEP 3, BEP 52)
+/// Identifies a torrent: the SHA-1 of its info dictionary, or the first 20 bytes of the SHA-256 (BEP 3, BEP 52).
 ///
-/// Chosen by whoever announces, so by attackers too: nothing may rely on its bytes being spread.
+/// Clients choose it, and so can attackers: nothing may depend on its bytes being evenly distributed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InfoHash(pub [u8; 20]);
 
-/// What a client calls itself (BEP 20); policy reads it, the swarm table does not keep it
+/// Identifier that a client chooses for itself (BEP 20). Only policy reads it; the swarm table does not store it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PeerId(pub [u8; 20]);
 
@@ -31,26 +31,26 @@ impl fmt::Debug for PeerId {
     }
 }
 
-/// The two address families a swarm unites
+/// Address families of peers; a swarm has peers of both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
-    /// IPv4: 6 bytes a peer in compact form
+    /// IPv4: 6 bytes per peer in compact form (BEP 23).
     V4,
-    /// IPv6: 18 bytes a peer in compact form (BEP 7)
+    /// IPv6: 18 bytes per peer in compact form (BEP 7).
     V6,
 }
 
 impl Family {
-    /// Both, in the order of their indices
+    /// Both families, in the order of their indices.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
-    /// The family of an address; IPv4-mapped IPv6 addresses are IPv4
+    /// Returns the family of an address. IPv4-mapped IPv6 addresses are IPv4.
     #[inline]
     pub fn of(address: IpAddr) -> Self {
         if address.to_canonical().is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
-    /// Bytes of one peer in compact form
+    /// Returns the bytes of a peer in compact form.
     pub const fn compact_len(self) -> usize {
         match self {
             Self::V4 => 6,
@@ -59,9 +59,9 @@ impl Family {
     }
 }
 
-/// Where a peer listens: its identity within a swarm
+/// Address and port that a peer can be connected to; identifies the peer within a swarm.
 ///
-/// Not the peer id: whoever knew one could evict its owner.
+/// The peer id does not: with the peer id of another client, an attacker could replace its peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Endpoint {
     address: IpAddr,
@@ -69,34 +69,34 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// An endpoint; IPv4-mapped IPv6 addresses become IPv4
+    /// Creates an endpoint. IPv4-mapped IPv6 addresses become IPv4.
     #[inline]
     pub fn new(address: IpAddr, port: u16) -> Self {
         Self { address: address.to_canonical(), port }
     }
 
-    /// The address, never IPv4-mapped
+    /// Returns the address, which is never IPv4-mapped.
     pub fn address(self) -> IpAddr {
         self.address
     }
 
-    /// The port peers connect to
+    /// Returns the port.
     pub fn port(self) -> u16 {
         self.port
     }
 
-    /// The address family
+    /// Returns the address family.
     pub fn family(self) -> Family {
         Family::of(self.address)
     }
 
-    /// Whether peers can connect to it: port 0 names no socket, and port 1 is what libtorrent sends for
-    /// "not listening"
+    /// Returns whether peers can connect to the endpoint. Port 0 cannot be connected to, and libtorrent sends port 1
+    /// when it does not listen.
     pub fn is_listening(self) -> bool {
         self.port > 1
     }
 
-    /// An endpoint from its compact form of 6 or 18 bytes
+    /// Reads an endpoint from its compact form of 6 or 18 bytes.
     pub fn from_compact(bytes: &[u8]) -> Option<Self> {
         let (address, port) = bytes.split_last_chunk::<2>()?;
         let address = match address.len() {
@@ -120,52 +120,52 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// Why a client announces (BEP 3, BEP 15, BEP 21)
+/// Event of an announce (BEP 3, BEP 15, BEP 21).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Event {
-    /// A regular announce; also every value no BEP defines
+pub enum AnnounceEvent {
+    /// A regular announce. Also stands for every value that no BEP defines.
     #[default]
     None,
-    /// The download just finished
+    /// The download was just completed.
     Completed,
-    /// The first announce
+    /// The first announce.
     Started,
-    /// The last announce
+    /// The last announce.
     Stopped,
-    /// A partial seed: has all it wants, but not all there is (BEP 21)
+    /// The peer is a partial seed: it has all files it wants, but not the whole torrent (BEP 21).
     Paused,
 }
 
-/// What a peer is in its swarm
+/// Role of a peer in its swarm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// Has everything
+    /// Has the whole torrent.
     Seeder,
-    /// Downloads
+    /// Is downloading.
     Leecher,
-    /// Downloads no more without having everything (BEP 21): counted as a leecher, handed to
-    /// leechers only
+    /// Does not have the whole torrent and does not download any more (BEP 21). It is counted as a leecher and returned
+    /// to leechers only.
     PartialSeed,
 }
 
-/// How far an address reaches: whom its peer can be handed to
+/// Scope of an address, which decides to whom its peer is returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
-    /// Routed on the internet; handed to everybody
+    /// Routed on the internet; returned to everybody.
     Global,
-    /// Private or otherwise not routed; handed to its like only
+    /// Private or otherwise not routed; returned to requesters of the same scope only.
     Private,
-    /// Valid on one link; handed to its like only
+    /// Valid on one link; returned to requesters of the same scope only.
     LinkLocal,
-    /// Valid on one host; handed to its like only
+    /// Valid on one host; returned to requesters of the same scope only.
     Loopback,
 }
 
 impl Scope {
-    /// The scope of an address
+    /// Returns the scope of an address.
     ///
-    /// Of IPv6 only 2000::/3 is global, without documentation (2001:db8::/32) and 6to4 (2002::/16):
-    /// floods of fake peers used what is left of the address space.
+    /// Of IPv6 only 2000::/3 is global, except documentation (2001:db8::/32) and 6to4 (2002::/16): floods of fake
+    /// peers have used other parts of the address space.
     pub fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V4(address) => Self::of_v4(address),
@@ -178,7 +178,7 @@ impl Scope {
         match (a, b) {
             (127, _) => Self::Loopback,
             (169, 254) => Self::LinkLocal,
-            // 0/8, multicast and class E cannot be hosts; 100.64/10 is shared by carriers (RFC 6598).
+            // 0/8, multicast and class E are not addresses of hosts; 100.64/10 is for carrier-grade NAT (RFC 6598).
             (0 | 10, _) | (100, 64..=127) | (172, 16..=31) | (192, 168) | (224.., _) => {
                 Self::Private
             }
@@ -196,24 +196,24 @@ impl Scope {
         }
     }
 
-    /// Whether a peer of this scope is handed to a requester of that one
+    /// Returns whether a peer of this scope is returned to a requester of another scope.
     pub fn reaches(self, requester: Self) -> bool {
         self == Self::Global || self == requester
     }
 }
 
-/// A swarm's figures over both address families, as a scrape reports them
+/// Number of peers and completed downloads of a swarm, over both address families, as a scrape reports them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Peers that have everything
+pub struct SwarmCounts {
+    /// Peers that have the whole torrent.
     pub seeders: u32,
-    /// Downloads finished while this tracker watched
+    /// Downloads that were completed while this tracker had the torrent.
     pub completed: u32,
-    /// Peers that do not have everything, partial seeds among them
+    /// Peers that do not have the whole torrent, including partial seeds.
     pub leechers: u32,
 }
 
-impl Counts {
+impl SwarmCounts {
     /// Counts one more peer.
     pub(crate) fn include(&mut self, role: Role) {
         match role {
@@ -223,12 +223,12 @@ impl Counts {
     }
 }
 
-/// A swarm's figures as HTTP reports them
+/// Counts of a swarm as HTTP reports them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Census {
-    /// What all protocols report
-    pub counts: Counts,
-    /// Those of the leechers who do not download any more (BEP 21)
+pub struct SwarmStats {
+    /// Counts that all protocols report.
+    pub counts: SwarmCounts,
+    /// Leechers that do not download any more (BEP 21).
     pub partial_seeds: u32,
 }
 

@@ -11,7 +11,7 @@ fn run(seed: u64, steps: usize, torrents: u8, peers: u16, caps: Caps) {
     println!("seed {seed}, {torrents} torrents, {peers} peers, {caps:?}");
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut checker = Checker::new(seed, peers, caps);
-    checker.prefer(seed >= 40);
+    checker.set_subnet_preference(seed >= 40);
     for _ in 0..if cfg!(miri) { 60 } else { steps } {
         let bytes = std::array::from_fn(|_| rng.u8(..));
         let mut operation = Operation::from_bytes(bytes);

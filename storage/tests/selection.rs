@@ -5,7 +5,7 @@ mod common;
 use common::{TORRENT, settings};
 use std::collections::BTreeMap;
 use tsubame_storage::{
-    Announce, Caps, Endpoint, Event, PeerSpace, Role, Seconds, Settings, Swarms,
+    AnnounceEvent, Caps, Endpoint, PeerOutput, Role, Seconds, SwarmAnnounce, Swarms, TableSettings,
 };
 
 fn swarms(seed: u64) -> Swarms {
@@ -17,7 +17,7 @@ fn peer(number: u32) -> Endpoint {
 }
 
 fn announce(swarms: &mut Swarms, endpoint: Endpoint, role: Role, wanted: usize) -> Vec<Endpoint> {
-    common::announce(swarms, endpoint, role, Event::None, wanted)
+    common::announce(swarms, endpoint, role, AnnounceEvent::None, wanted)
 }
 
 /// How far the observed numbers are from equal ones: about 1 a degree of freedom if they only vary by chance
@@ -44,7 +44,7 @@ fn peers_are_handed_out_uniformly() {
                     announce(&mut table, peer(number), role, 0);
                 }
                 for number in size..size + size / 2 {
-                    let (role, event) = (Role::Leecher, Event::Stopped);
+                    let (role, event) = (Role::Leecher, AnnounceEvent::Stopped);
                     common::announce(&mut table, peer(number), role, event, 0);
                 }
                 // The announcer is one of the swarm: it must not bias its neighbours.
@@ -94,11 +94,16 @@ fn a_share_that_cannot_be_filled_is_not_lost() {
         announce(&mut table, Endpoint::new(v6.into(), 6_881), Role::Leecher, 0);
     }
     let endpoint = Endpoint::new([0x2a00, 2, 0, 0, 0, 0, 0, 1].into(), 6_881);
-    let asks = Announce { info_hash: TORRENT, endpoint, role: Role::Leecher, event: Event::None };
+    let asks = SwarmAnnounce {
+        info_hash: TORRENT,
+        endpoint,
+        role: Role::Leecher,
+        event: AnnounceEvent::None,
+    };
     let (mut v4, mut v6) = ([0; 50 * 6], [0; 50 * 18]);
-    let space = PeerSpace { v4: &mut v4, v6: &mut v6, most: 50 };
-    let ahead = table.look_ahead(&TORRENT);
-    let announced = table.announce(Seconds(5), ahead, &asks, space);
+    let output = PeerOutput { v4: &mut v4, v6: &mut v6, peers_max: 50 };
+    let prefetch = table.prefetch_index(&TORRENT);
+    let announced = table.announce(Seconds(5), prefetch, &asks, output);
     assert_eq!((announced.v4_len, announced.v6_len / 18), (0, 50));
 }
 
@@ -107,7 +112,7 @@ fn a_share_that_cannot_be_filled_is_not_lost() {
 fn a_reply_has_few_peers_of_one_address() {
     for caps in [Caps::default(), Caps { swarm: 0, per_ipv4: 200, per_ipv6_64: 200 }] {
         for others in [20, 46, 300] {
-            let mut table = Swarms::new(Settings { caps, ..settings(others.into()) });
+            let mut table = Swarms::new(TableSettings { caps, ..settings(others.into()) });
             for port in 0..100 {
                 let endpoint = Endpoint::new([9, 9, 9, 9].into(), 2_000 + port);
                 announce(&mut table, endpoint, Role::Leecher, 0);

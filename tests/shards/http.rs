@@ -7,7 +7,7 @@ use tsubame::peer_list::PeerList;
 use tsubame::policy::Parameters;
 use tsubame::shard::Asked;
 use tsubame_http::query;
-use tsubame_storage::Census;
+use tsubame_storage::SwarmStats;
 
 /// Seconds until a request over HTTP is given up
 const HTTP_PATIENCE: u64 = 1;
@@ -15,7 +15,7 @@ const HTTP_PATIENCE: u64 = 1;
 /// A request that waits for another shard
 pub(crate) enum OverHttp {
     Announce(SocketAddr, usize, Receiver<Box<PeerList>>),
-    Scrape(Vec<(usize, usize)>, Receiver<Vec<Census>>),
+    Scrape(Vec<(usize, usize)>, Receiver<Vec<SwarmStats>>),
 }
 
 impl World {
@@ -89,10 +89,10 @@ impl World {
         self.swarms[torrent].joined.insert(peer);
     }
 
-    fn scraped_over_http(&mut self, rows: &[(usize, usize)], counts: &[Census]) {
+    fn scraped_over_http(&mut self, rows: &[(usize, usize)], counts: &[SwarmStats]) {
         self.answered_over_http += 1;
         assert_eq!(rows.len(), counts.len());
-        for ((torrent, at_least), Census { counts, .. }) in rows.iter().zip(counts) {
+        for ((torrent, at_least), SwarmStats { counts, .. }) in rows.iter().zip(counts) {
             self.check_count(*torrent, *at_least, counts.seeders + counts.leechers);
         }
     }

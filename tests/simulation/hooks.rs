@@ -8,7 +8,7 @@ use tsubame::policy::clients::Clients;
 use tsubame::policy::interval::{ByLoad, Variation};
 use tsubame::policy::limits::{Excess, LimitTerms};
 use tsubame::policy::{Answer, HookConfig, Plan, Reading};
-use tsubame_storage::{InfoHash, Lengths, Subnets};
+use tsubame_storage::{InfoHash, PrefixLengths, SubnetPreference};
 
 /// Seconds between two exchanges, on average
 const EXCHANGED: u64 = 500;
@@ -70,9 +70,9 @@ impl Hooks {
                 min_interval: true,
             }),
             HookConfig::IntervalLoad(ByLoad { from: 0, to: 20, longest_secs: LONGEST }),
-            HookConfig::SubnetPreference(Subnets {
-                v4: Lengths::new(&[24, 16]).unwrap(),
-                v6: Lengths::new(&[112]).unwrap(),
+            HookConfig::SubnetPreference(SubnetPreference {
+                v4: PrefixLengths::new(&[24, 16]).unwrap(),
+                v6: PrefixLengths::new(&[112]).unwrap(),
                 at_random_percent: 20,
             }),
         ];

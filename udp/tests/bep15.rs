@@ -1,7 +1,7 @@
 //! BEP 15, clause by clause, with the bytes that go over the wire.
 
 use proptest::prelude::*;
-use tsubame_storage::{Counts, Event, InfoHash, PeerId};
+use tsubame_storage::{AnnounceEvent, InfoHash, PeerId, SwarmCounts};
 use tsubame_udp::wire::{
     AnnounceReply, Malformed, REQUEST_LEN_MAX, Request, SCRAPE_HASHES_MAX, TransactionId,
     write_connect, write_error, write_scrape_header, write_scrape_row,
@@ -70,7 +70,7 @@ fn announce_fields_are_where_the_table_says() {
     assert_eq!(announce.info_hash(), InfoHash([0xaa; 20]));
     assert_eq!(announce.peer_id(), PeerId(*b"-AB1230-abcdefghijkl"));
     assert_eq!((announce.downloaded(), announce.left(), announce.uploaded()), (7, 8, 9));
-    assert_eq!(announce.event(), Event::Started);
+    assert_eq!(announce.event(), AnnounceEvent::Started);
     assert_eq!(announce.ip(), Some([10, 1, 2, 3].into()));
     assert_eq!(announce.num_want(), None);
     assert_eq!(announce.port(), 6881);
@@ -88,22 +88,29 @@ fn an_announce_with_room_for_an_ipv6_address_is_read() {
     let Ok(Request::Announce(announce)) = Request::parse(&bytes) else { panic!() };
     assert!(announce.is_v6());
     assert_eq!(announce.ip(), Some([0x2a; 16].into()));
-    assert_eq!((announce.num_want(), announce.event()), (None, Event::Started));
+    assert_eq!((announce.num_want(), announce.event()), (None, AnnounceEvent::Started));
     let Ok(Request::Announce(same)) = Request::parse(&v4) else { panic!() };
     assert_eq!((announce.port(), announce.info_hash()), (same.port(), same.info_hash()));
     assert!(!same.is_v6());
     assert!(matches!(Request::parse(&bytes[..109]), Err(Malformed::TooShort)));
     let mut reply = [0; 20];
     let written = AnnounceReply::begin(&mut reply).unwrap().with_v6_action(true);
-    written.finish(TRANSACTION, 1, Counts::default(), 0);
+    written.finish(TRANSACTION, 1, SwarmCounts::default(), 0);
     assert_eq!(reply[..4], [0, 0, 0, 4]);
 }
 
 #[test]
 fn every_event_value_is_understood() {
-    let events = [Event::None, Event::Completed, Event::Started, Event::Stopped, Event::Paused];
-    let values =
-        (0..5).zip(events).chain([5, 255, 256, 1 << 24, u32::MAX].map(|v| (v, Event::None)));
+    let events = [
+        AnnounceEvent::None,
+        AnnounceEvent::Completed,
+        AnnounceEvent::Started,
+        AnnounceEvent::Stopped,
+        AnnounceEvent::Paused,
+    ];
+    let values = (0..5)
+        .zip(events)
+        .chain([5, 255, 256, 1 << 24, u32::MAX].map(|v| (v, AnnounceEvent::None)));
     for (value, event) in values {
         let mut bytes = announce();
         bytes[80..84].copy_from_slice(&u32::to_be_bytes(value));
@@ -136,7 +143,7 @@ fn announce_reply_has_leechers_before_seeders_and_then_peers() {
     let mut reply = AnnounceReply::begin(&mut bytes).unwrap();
     assert_eq!(reply.peers().len(), 20);
     reply.peers()[..6].copy_from_slice(&[192, 0, 2, 1, 0x1a, 0xe1]);
-    let counts = Counts { seeders: 3, completed: 9, leechers: 2 };
+    let counts = SwarmCounts { seeders: 3, completed: 9, leechers: 2 };
     let len = reply.finish(TRANSACTION, 1800, counts, 6);
     let mut expected = vec![0, 0, 0, 1, 0xde, 0xad, 0xbe, 0xef, 0, 0, 0x07, 0x08];
     expected.extend([0, 0, 0, 2, 0, 0, 0, 3, 192, 0, 2, 1, 0x1a, 0xe1]);
@@ -170,9 +177,9 @@ fn a_hash_that_is_cut_off_is_not_scraped() {
 fn scrape_reply_has_seeders_completed_leechers() {
     let mut reply = [0xff; 8 + 2 * 12 + 5];
     assert_eq!(write_scrape_header(&mut reply, TRANSACTION), 8);
-    assert!(write_scrape_row(&mut reply, 1, Counts { seeders: 1, completed: 2, leechers: 3 }));
-    assert!(write_scrape_row(&mut reply, 0, Counts::default()));
-    assert!(!write_scrape_row(&mut reply, 2, Counts::default()));
+    assert!(write_scrape_row(&mut reply, 1, SwarmCounts { seeders: 1, completed: 2, leechers: 3 }));
+    assert!(write_scrape_row(&mut reply, 0, SwarmCounts::default()));
+    assert!(!write_scrape_row(&mut reply, 2, SwarmCounts::default()));
     let mut expected = vec![0, 0, 0, 2, 0xde, 0xad, 0xbe, 0xef];
     expected.extend([0; 12]);
     expected.extend([0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3]);
@@ -237,9 +244,9 @@ proptest! {
         prop_assert!(write_error(&mut reply, TRANSACTION, &text) <= len);
         prop_assert!(write_scrape_header(&mut reply, TRANSACTION) <= len);
         let fits = len >= 8 + 12 * (row + 1);
-        prop_assert_eq!(write_scrape_row(&mut reply, row, Counts::default()), fits);
+        prop_assert_eq!(write_scrape_row(&mut reply, row, SwarmCounts::default()), fits);
         if let Some(reply) = AnnounceReply::begin(&mut reply) {
-            prop_assert!(reply.finish(TRANSACTION, 1, Counts::default(), row * 6) <= len);
+            prop_assert!(reply.finish(TRANSACTION, 1, SwarmCounts::default(), row * 6) <= len);
         }
     }
 }

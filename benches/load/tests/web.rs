@@ -17,7 +17,7 @@ use tsubame_http::query;
 use tsubame_http::reply::{
     Announce, Content, Length, ReplyHead, Status, begin_scrape, end_scrape, write_row,
 };
-use tsubame_storage::{Announce as Entered, Endpoint, PeerSpace, Role, Seconds, Swarms};
+use tsubame_storage::{Endpoint, PeerOutput, Role, Seconds, SwarmAnnounce, Swarms};
 
 /// What a server does with a request: the bytes of a reply, or the end of the connection
 type Answer = dyn FnMut(IpAddr, &Head<'_>) -> Option<Vec<u8>> + Send;
@@ -114,15 +114,15 @@ fn answer(table: &mut Swarms, from: IpAddr, head: &Head<'_>) -> Vec<u8> {
         Ok(query) => {
             let (mut v4, mut v6) = (vec![0; 6 * 50], vec![0; 18 * 50]);
             let most = query.numwant.unwrap() as usize;
-            let peers = PeerSpace { v4: &mut v4, v6: &mut v6, most };
-            let announce = Entered {
+            let peers = PeerOutput { v4: &mut v4, v6: &mut v6, peers_max: most };
+            let announce = SwarmAnnounce {
                 info_hash: query.info_hash,
                 endpoint: Endpoint::new(from, query.port),
                 role: if query.left == 0 { Role::Seeder } else { Role::Leecher },
                 event: query.event,
             };
-            let ahead = table.look_ahead(&query.info_hash);
-            let announced = table.announce(Seconds(1), ahead, &announce, peers);
+            let prefetch = table.prefetch_index(&query.info_hash);
+            let announced = table.announce(Seconds(1), prefetch, &announce, peers);
             let reply = Announce {
                 counts: announced.counts,
                 interval: 1_800,
@@ -140,8 +140,8 @@ fn answer(table: &mut Swarms, from: IpAddr, head: &Head<'_>) -> Vec<u8> {
             asked.sort_unstable();
             begin_scrape(&mut body);
             for info_hash in &asked {
-                let census = table.census(&table.look_ahead(info_hash), info_hash);
-                write_row(&mut body, info_hash, census);
+                let swarm_stats = table.swarm_stats(&table.prefetch_index(info_hash), info_hash);
+                write_row(&mut body, info_hash, swarm_stats);
             }
             end_scrape(&mut body, 900);
         }
@@ -291,8 +291,8 @@ fn every_peer_is_entered_once_whatever_is_lost() {
         let step = step(&[&server.url], &arguments);
         assert_eq!((step.name.as_str(), step.wrong.len()), ("fill", 0), "{:?}", step.wrong);
         assert!(step.lost > 0 && step.sent == 999 + step.lost, "{} {}", step.lost, step.sent);
-        let totals = table.lock().unwrap().totals();
-        assert_eq!(totals.seeders[0] + totals.leechers[0], 999);
+        let stats = table.lock().unwrap().stats();
+        assert_eq!(stats.seeders[0] + stats.leechers[0], 999);
     }
 }
 

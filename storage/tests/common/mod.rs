@@ -3,13 +3,14 @@
 #![allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part")]
 
 use tsubame_storage::{
-    Announce, Caps, Endpoint, Event, InfoHash, PeerSpace, Role, Seconds, Settings, Swarms,
+    AnnounceEvent, Caps, Endpoint, InfoHash, PeerOutput, Role, Seconds, SwarmAnnounce, Swarms,
+    TableSettings,
 };
 
 pub(crate) const TORRENT: InfoHash = InfoHash([0x5a; 20]);
 
-pub(crate) fn settings(seed: u64) -> Settings {
-    Settings {
+pub(crate) fn settings(seed: u64) -> TableSettings {
+    TableSettings {
         peer_lifetime_secs: 2_700,
         keep_completed_secs: 86_400,
         memory_bytes: 1 << 30,
@@ -26,15 +27,15 @@ pub(crate) fn announce(
     swarms: &mut Swarms,
     endpoint: Endpoint,
     role: Role,
-    event: Event,
+    event: AnnounceEvent,
     wanted: usize,
 ) -> Vec<Endpoint> {
-    let announce = Announce { info_hash: TORRENT, endpoint, role, event };
+    let announce = SwarmAnnounce { info_hash: TORRENT, endpoint, role, event };
     let len = endpoint.family().compact_len();
     let mut out = vec![0; wanted * len];
-    let ahead = swarms.look_ahead(&TORRENT);
-    let space = PeerSpace::of(endpoint.family(), &mut out);
-    let announced = swarms.announce(Seconds(5), ahead, &announce, space);
+    let prefetch = swarms.prefetch_index(&TORRENT);
+    let output = PeerOutput::for_family(endpoint.family(), &mut out);
+    let announced = swarms.announce(Seconds(5), prefetch, &announce, output);
     let written = announced.v4_len + announced.v6_len;
     out[..written].chunks(len).filter_map(Endpoint::from_compact).collect()
 }

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use tsubame_storage::{
-    Announce, Announced, Caps, Change, Counts, Endpoint, Event, Family, InfoHash, Lengths,
-    PeerSpace, Refusal, Role, Scope, Seconds, Settings, Subnets, Swarms, TableCursor,
+    AnnounceEvent, AnnounceOutcome, Caps, Endpoint, Family, InfoHash, JoinRefusal, PeerOutput,
+    PrefixLengths, Role, Scope, Seconds, SubnetPreference, SwarmAnnounce, SwarmChange, SwarmCounts,
+    Swarms, TableCursor, TableSettings,
 };
 
 pub(crate) const LIFETIME: u32 = 1_200;
@@ -109,7 +110,7 @@ fn check_nearness(asker: Endpoint, usable: &BTreeSet<Endpoint>, handed: &[u8]) {
 
 impl Checker {
     pub(crate) fn new(seed: u64, peers: u16, caps: Caps) -> Self {
-        let settings = Settings {
+        let settings = TableSettings {
             peer_lifetime_secs: LIFETIME,
             keep_completed_secs: KEEP_COMPLETED,
             memory_bytes: 1 << 30,
@@ -124,12 +125,15 @@ impl Checker {
     }
 
     /// Has neighbours handed out first, or nobody
-    pub(crate) fn prefer(&mut self, prefers: bool) {
+    pub(crate) fn set_subnet_preference(&mut self, prefers: bool) {
         self.prefers = prefers;
-        let [v4, v6] = NEAR.map(|near| Lengths::new(near).unwrap());
-        let subnets =
-            if prefers { Subnets { v4, v6, at_random_percent: 0 } } else { Subnets::default() };
-        self.swarms.prefer(subnets);
+        let [v4, v6] = NEAR.map(|near| PrefixLengths::new(near).unwrap());
+        let subnets = if prefers {
+            SubnetPreference { v4, v6, at_random_percent: 0 }
+        } else {
+            SubnetPreference::default()
+        };
+        self.swarms.set_subnet_preference(subnets);
     }
 
     /// Does one operation to both tables and compares what can be seen
@@ -139,7 +143,7 @@ impl Checker {
             13 => self.scrape(operation.torrent),
             14 => self.wait(u64::from(operation.detail) * 3),
             15 if operation.detail >= 240 => self.purge(operation.detail),
-            15 if operation.detail >= 216 => self.prefer(operation.detail >= 224),
+            15 if operation.detail >= 216 => self.set_subnet_preference(operation.detail >= 224),
             _ => self.wait(u64::from(operation.detail % 4)),
         }
     }
@@ -148,32 +152,32 @@ impl Checker {
         let info_hash = InfoHash([operation.torrent; 20]);
         let endpoint = endpoint_of(operation.peer % self.peers);
         let event = match operation.detail % 8 {
-            0 | 1 => Event::Stopped,
-            2 | 3 => Event::Completed,
-            4 => Event::Started,
-            5 => Event::Paused,
-            _ => Event::None,
+            0 | 1 => AnnounceEvent::Stopped,
+            2 | 3 => AnnounceEvent::Completed,
+            4 => AnnounceEvent::Started,
+            5 => AnnounceEvent::Paused,
+            _ => AnnounceEvent::None,
         };
         let role = match (event, operation.detail / 8 % 2) {
-            (Event::Paused, _) => Role::PartialSeed,
+            (AnnounceEvent::Paused, _) => Role::PartialSeed,
             (_, 0) => Role::Seeder,
             _ => Role::Leecher,
         };
-        let announce = Announce { info_hash, endpoint, role, event };
+        let announce = SwarmAnnounce { info_hash, endpoint, role, event };
         let wanted = usize::from(operation.detail / 16) * 9;
         let (mut v4, mut v6) = (vec![0; wanted * 6], vec![0; wanted * 18]);
         // Room for all of both, or for as many of them together.
-        let most = if operation.detail & 1 == 0 { wanted } else { usize::MAX };
+        let peers_max = if operation.detail & 1 == 0 { wanted } else { usize::MAX };
         let before = self.bounds(info_hash);
-        let ahead = self.swarms.look_ahead(&info_hash);
-        self.swarms.touch(&ahead);
-        let space = PeerSpace { v4: &mut v4, v6: &mut v6, most };
-        let announced = self.swarms.announce(Seconds(self.now), ahead, &announce, space);
+        let prefetch = self.swarms.prefetch_index(&info_hash);
+        self.swarms.prefetch_entry(&prefetch);
+        let output = PeerOutput { v4: &mut v4, v6: &mut v6, peers_max };
+        let announced = self.swarms.announce(Seconds(self.now), prefetch, &announce, output);
         self.enter(&announce, &announced);
         let handed = [&v4[..announced.v4_len], &v6[..announced.v6_len]];
-        self.check_peers(&announce, [wanted, wanted, most], handed);
+        self.check_peers(&announce, [wanted, wanted, peers_max], handed);
         let mut counts = announced.counts;
-        if let Change::Refused(_) = announced.change {
+        if let SwarmChange::Refused(_) = announced.change {
             // The announcer is counted though it is not stored.
             match announce.role {
                 Role::Seeder => counts.seeders -= 1,
@@ -187,7 +191,7 @@ impl Checker {
         self.now / TICK - peer.announced / TICK <= LIFETIME_TICKS
     }
 
-    fn enter(&mut self, announce: &Announce, announced: &Announced) {
+    fn enter(&mut self, announce: &SwarmAnnounce, announced: &AnnounceOutcome) {
         let known =
             self.model.get(&announce.info_hash).and_then(|s| s.peers.get(&announce.endpoint));
         let known = known.copied();
@@ -204,33 +208,33 @@ impl Checker {
         }
         let mut peer = Peer { role: announce.role, announced: self.now, completed: false };
         peer.completed = previous.is_some() && known.is_some_and(|known| known.completed);
-        let completes = announce.event == Event::Completed
+        let completes = announce.event == AnnounceEvent::Completed
             && announce.role == Role::Seeder
             && previous.is_some_and(|previous| previous != Role::Seeder)
             && !peer.completed;
         let expected = match (announce.event, previous) {
-            (Event::Stopped, Some(_)) => Change::Left,
-            (Event::Stopped, None) => Change::Nothing,
-            (_, Some(_)) if completes => Change::Completed,
-            (_, Some(_)) => Change::Refreshed,
-            (_, None) => Change::Joined,
+            (AnnounceEvent::Stopped, Some(_)) => SwarmChange::Stopped,
+            (AnnounceEvent::Stopped, None) => SwarmChange::Nothing,
+            (_, Some(_)) if completes => SwarmChange::Completed,
+            (_, Some(_)) => SwarmChange::Refreshed,
+            (_, None) => SwarmChange::Joined,
         };
         match announced.change {
-            Change::Refused(refusal) => {
-                assert_eq!(expected, Change::Joined);
+            SwarmChange::Refused(refusal) => {
+                assert_eq!(expected, SwarmChange::Joined);
                 let sharing =
                     swarm.peers.keys().filter(|other| share_cap(**other, announce.endpoint));
                 match refusal {
-                    Refusal::SwarmCap => {
+                    JoinRefusal::SwarmCap => {
                         assert!(
                             self.caps.swarm > 0 && swarm.peers.len() >= self.caps.swarm as usize
                         )
                     }
-                    Refusal::AddressCap => {
+                    JoinRefusal::AddressCap => {
                         let cap = self.caps.per_ipv4.min(self.caps.per_ipv6_64).max(1);
                         assert!(sharing.count() >= cap as usize);
                     }
-                    Refusal::Memory | Refusal::NewTorrent | Refusal::Source => {
+                    JoinRefusal::Memory | JoinRefusal::NewTorrent | JoinRefusal::Source => {
                         panic!("refused for {refusal:?}: {announce:?}")
                     }
                 }
@@ -240,7 +244,7 @@ impl Checker {
         }
         swarm.completed += u32::from(completes);
         peer.completed |= completes;
-        if announce.event == Event::Stopped {
+        if announce.event == AnnounceEvent::Stopped {
             swarm.peers.remove(&announce.endpoint);
             // One that had expired may have been gone from the table for long.
             if previous.is_some() {
@@ -253,7 +257,7 @@ impl Checker {
     }
 
     /// No more living peers than the caps permit, after one has joined
-    fn check_caps(&self, joined: &Announce) {
+    fn check_caps(&self, joined: &SwarmAnnounce) {
         let peers = &self.model[&joined.info_hash].peers;
         let living = peers.iter().filter(|(_, peer)| self.is_alive(peer));
         let sharing = living.clone().filter(|(other, _)| share_cap(**other, joined.endpoint));
@@ -276,27 +280,27 @@ impl Checker {
     }
 
     /// Checks the peers of both families, of which so many were wanted of each and of all
-    fn check_peers(&self, announce: &Announce, wanted: [usize; 3], handed: [&[u8]; 2]) {
-        let [v4, v6, most] = wanted;
+    fn check_peers(&self, announce: &SwarmAnnounce, wanted: [usize; 3], handed: [&[u8]; 2]) {
+        let [v4, v6, peers_max] = wanted;
         let swarm = &self.model[&announce.info_hash].peers;
-        let enough = most >= swarm.len();
+        let enough = peers_max >= swarm.len();
         for (family, wanted) in [(Family::V4, v4), (Family::V6, v6)] {
             let others = |endpoint: &&Endpoint| endpoint.family() != family;
             // What the other family leaves; it may have fewer to give than it counts.
             let least = match swarm.keys().filter(others).count() {
                 _ if enough => wanted,
-                0 => wanted.min(most),
-                _ => wanted.min(most / 4),
+                0 => wanted.min(peers_max),
+                _ => wanted.min(peers_max / 4),
             };
             self.check_family(announce, family, least..=wanted, handed[family as usize]);
         }
         let [v4, v6] = [handed[0].len() / 6, handed[1].len() / 18];
-        assert!(v4 + v6 <= most, "{v4} and {v6} peers where {most} were wanted");
+        assert!(v4 + v6 <= peers_max, "{v4} and {v6} peers where {peers_max} were wanted");
     }
 
     fn check_family(
         &self,
-        announce: &Announce,
+        announce: &SwarmAnnounce,
         family: Family,
         wanted: RangeInclusive<usize>,
         handed: &[u8],
@@ -317,7 +321,7 @@ impl Checker {
                 let (scope, of) = (Scope::of(endpoint.address()), announce.endpoint.address());
                 **endpoint != announce.endpoint
                     && endpoint.family() == family
-                    && announce.event != Event::Stopped
+                    && announce.event != AnnounceEvent::Stopped
                     && fits_role
                     && self.is_alive(peer)
                     && scope.reaches(Scope::of(of))
@@ -355,13 +359,16 @@ impl Checker {
         (alive as u32, swarm.peers.values().filter(seen).count() as u32)
     }
 
-    fn check_counts(&self, info_hash: InfoHash, counts: Counts, before: (u32, u32)) {
-        let (least, most) = self.bounds(info_hash);
+    fn check_counts(&self, info_hash: InfoHash, counts: SwarmCounts, before: (u32, u32)) {
+        let (least, peers_max) = self.bounds(info_hash);
         let peers = counts.seeders + counts.leechers;
-        let most = most.max(before.1);
-        assert!((least..=most).contains(&peers), "{peers} peers counted, {least} to {most} exist");
+        let peers_max = peers_max.max(before.1);
+        assert!(
+            (least..=peers_max).contains(&peers),
+            "{peers} peers counted, {least} to {peers_max} exist"
+        );
         let Some(swarm) = self.model.get(&info_hash) else {
-            return assert_eq!(counts, Counts::default());
+            return assert_eq!(counts, SwarmCounts::default());
         };
         let kept = least > 0 || self.now - swarm.emptied < u64::from(KEEP_COMPLETED);
         if kept || counts.completed > 0 {
@@ -369,13 +376,14 @@ impl Checker {
         }
         let seeders = |peer: &&Peer| peer.role == Role::Seeder && self.is_alive(peer);
         let partial = |peer: &&Peer| peer.role == Role::PartialSeed && self.is_alive(peer);
-        let census = self.swarms.census(&self.swarms.look_ahead(&info_hash), &info_hash);
-        assert_eq!(census.counts, counts);
-        assert!(census.partial_seeds <= counts.leechers, "{census:?}");
-        if most == least {
+        let swarm_stats =
+            self.swarms.swarm_stats(&self.swarms.prefetch_index(&info_hash), &info_hash);
+        assert_eq!(swarm_stats.counts, counts);
+        assert!(swarm_stats.partial_seeds <= counts.leechers, "{swarm_stats:?}");
+        if peers_max == least {
             assert_eq!(counts.seeders as usize, swarm.peers.values().filter(seeders).count());
             let partial_seeds = swarm.peers.values().filter(partial).count();
-            assert_eq!(census.partial_seeds as usize, partial_seeds, "partial seeds");
+            assert_eq!(swarm_stats.partial_seeds as usize, partial_seeds, "partial seeds");
         }
     }
 
@@ -396,8 +404,8 @@ impl Checker {
 
     fn scrape(&mut self, torrent: u8) {
         let info_hash = InfoHash([torrent; 20]);
-        let ahead = self.swarms.look_ahead(&info_hash);
-        let counts = self.swarms.scrape(&ahead, &info_hash);
+        let prefetch = self.swarms.prefetch_index(&info_hash);
+        let counts = self.swarms.scrape(&prefetch, &info_hash);
         self.check_counts(info_hash, counts, (0, 0));
     }
 
@@ -448,11 +456,11 @@ impl Checker {
             self.scrape(torrent);
         }
         self.wait(u64::from(LIFETIME) + 3 * PERIOD);
-        let totals = self.swarms.totals();
-        assert_eq!((totals.seeders, totals.leechers), ([0; 2], [0; 2]));
+        let stats = self.swarms.stats();
+        assert_eq!((stats.seeders, stats.leechers), ([0; 2], [0; 2]));
         self.wait(3 * u64::from(KEEP_COMPLETED));
-        assert_eq!(self.swarms.totals().torrents, 0);
-        let held = self.swarms.totals().bytes;
+        assert_eq!(self.swarms.stats().torrents, 0);
+        let held = self.swarms.stats().bytes;
         assert!(held < 256 << 10, "an empty table holds {held} bytes");
     }
 }

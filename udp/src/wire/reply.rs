@@ -5,7 +5,7 @@ use super::layout::{
     ANNOUNCE_REPLY_LEN, CONNECT_REPLY_LEN, ERROR_REPLY_LEN, SCRAPE_REPLY_LEN, SCRAPE_ROW_LEN,
 };
 use super::request::TransactionId;
-use tsubame_storage::Counts;
+use tsubame_storage::SwarmCounts;
 
 /// Writes a connect reply; returns its length, 0 if it does not fit
 pub fn write_connect(reply: &mut [u8], transaction_id: TransactionId, connection_id: u64) -> usize {
@@ -40,7 +40,7 @@ pub fn write_scrape_header(reply: &mut [u8], transaction_id: TransactionId) -> u
 }
 
 /// Writes the row of a scrape reply; false if it does not fit
-pub fn write_scrape_row(reply: &mut [u8], row: usize, counts: Counts) -> bool {
+pub fn write_scrape_row(reply: &mut [u8], row: usize, counts: SwarmCounts) -> bool {
     let rows = reply.get_mut(SCRAPE_REPLY_LEN..).unwrap_or_default();
     let (rows, _) = rows.as_chunks_mut::<SCRAPE_ROW_LEN>();
     let Some(row) = rows.get_mut(row) else { return false };
@@ -85,7 +85,7 @@ impl<'a> AnnounceReply<'a> {
         self,
         transaction_id: TransactionId,
         interval_secs: u32,
-        counts: Counts,
+        counts: SwarmCounts,
         peers_len: usize,
     ) -> usize {
         let (head, figures) = self.head.split_at_mut(ERROR_REPLY_LEN);

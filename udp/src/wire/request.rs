@@ -7,7 +7,7 @@ use super::layout::{
 use super::options::{UrlData, url_data};
 use std::net::IpAddr;
 use std::ops::Range;
-use tsubame_storage::{Event, InfoHash, PeerId};
+use tsubame_storage::{AnnounceEvent, InfoHash, PeerId};
 
 /// A client's number for a request, echoed in the reply; opaque
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,13 +141,13 @@ impl<'a> Announce<'a> {
     }
 
     /// Why it announces; values BEP 15 does not define count as none, 4 is libtorrent's `paused` (BEP 21)
-    pub fn event(&self) -> Event {
+    pub fn event(&self) -> AnnounceEvent {
         match u32::from_be_bytes(field(self.fixed, announce::EVENT)) {
-            1 => Event::Completed,
-            2 => Event::Started,
-            3 => Event::Stopped,
-            4 => Event::Paused,
-            _ => Event::None,
+            1 => AnnounceEvent::Completed,
+            2 => AnnounceEvent::Started,
+            3 => AnnounceEvent::Stopped,
+            4 => AnnounceEvent::Paused,
+            _ => AnnounceEvent::None,
         }
     }
 

@@ -1,0 +1,72 @@
+//! What the swarm table is told by an announce, and what it returns.
+
+use crate::types::{AnnounceEvent, Endpoint, InfoHash, Role, SwarmCounts};
+
+/// The part of an announce that the swarm table needs.
+#[derive(Clone, Copy, Debug)]
+pub struct SwarmAnnounce {
+    /// The torrent.
+    pub info_hash: InfoHash,
+    /// The peer that announces.
+    pub endpoint: Endpoint,
+    /// Role of the peer.
+    pub role: Role,
+    /// Event of the announce.
+    pub event: AnnounceEvent,
+}
+
+/// Result of an announce.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnnounceOutcome {
+    /// Statistics of the swarm, including the peer that announced.
+    pub counts: SwarmCounts,
+    /// Bytes of IPv4 peers that were written.
+    pub v4_len: usize,
+    /// Bytes of IPv6 peers that were written.
+    pub v6_len: usize,
+    /// What the announce changed.
+    pub change: SwarmChange,
+    /// Role of the peer before this announce, if it was stored.
+    pub previous: Option<Role>,
+}
+
+/// What an announce changed in its swarm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SwarmChange {
+    /// The peer was added.
+    Joined,
+    /// The peer was stored already; its age, and perhaps its role, was updated.
+    Refreshed,
+    /// As [`Self::Refreshed`], and a completed download was counted.
+    Completed,
+    /// The peer was removed.
+    Stopped,
+    /// Nothing: the peer stopped without being stored, or its port cannot be connected to.
+    Nothing,
+    /// The peer was not stored.
+    Refused(JoinRefusal),
+}
+
+/// Why a peer was not stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JoinRefusal {
+    /// The memory limit is reached, or the swarm has the most peers that the table supports.
+    Memory,
+    /// The memory limit is nearly reached, and the torrent is new.
+    NewTorrent,
+    /// Memory is short, and the source of the peer has its share:
+    /// see [`crate::TableSettings::source_share_per_10_000`].
+    Source,
+    /// The swarm has [`crate::Caps::swarm`] peers.
+    SwarmCap,
+    /// The swarm has as many peers of this address as [`crate::Caps`] permit.
+    AddressCap,
+}
+
+impl AnnounceOutcome {
+    /// Returns the outcome of an announce that found no torrent and added none.
+    pub(crate) fn unknown_torrent() -> Self {
+        let counts = SwarmCounts::default();
+        Self { counts, v4_len: 0, v6_len: 0, change: SwarmChange::Nothing, previous: None }
+    }
+}

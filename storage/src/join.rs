@@ -1,0 +1,276 @@
+//! Announces: joining, refreshing and leaving a swarm, and selecting the peers of the reply.
+
+use crate::announce::{AnnounceOutcome, JoinRefusal, SwarmAnnounce, SwarmChange};
+use crate::blocks::BLOCK_PEERS_MAX;
+use crate::family_peers::FamilyPeers;
+use crate::peer_output::{PeerOutput, cut, v4_share};
+use crate::placement::{PeerStores, RecordWidth};
+use crate::record::{RecordContext, V4, V6, flags, record_of, scope_flags};
+use crate::select::{PER_ADDRESS_MAX, Requester, Selection, SubnetRequest, select};
+use crate::table::{Prefetch, Table};
+use crate::types::{AnnounceEvent, Family, Role, SwarmCounts};
+
+/// Maximum number of peers of one address in a large swarm without a cap: all of them have the same hash, and every
+/// search passes them.
+const UNCAPPED_ADDRESS_PEERS_MAX: u32 = 256;
+
+/// What an announce did to the peers of its family.
+#[derive(Clone, Copy, Debug)]
+struct JoinOutcome {
+    /// Position of the peer's record
+    own: Option<usize>,
+    change: SwarmChange,
+    previous: Option<Role>,
+}
+
+impl Default for JoinOutcome {
+    fn default() -> Self {
+        Self { own: None, change: SwarmChange::Nothing, previous: None }
+    }
+}
+
+impl Table {
+    /// Applies an announce and selects peers; the time was set before.
+    pub(crate) fn announce(
+        &mut self,
+        prefetch: Prefetch,
+        announce: &SwarmAnnounce,
+        mut peers: PeerOutput<'_>,
+    ) -> AnnounceOutcome {
+        debug_assert_eq!(prefetch.hash, self.hash(&announce.info_hash));
+        let known = self.find(&prefetch, &announce.info_hash);
+        let joins = announce.event != AnnounceEvent::Stopped && announce.endpoint.is_listening();
+        let position = match known {
+            None if joins => match self.add_torrent(prefetch.hash, announce) {
+                Ok(position) => position,
+                Err(refusal) => {
+                    let mut counts = SwarmCounts::default();
+                    counts.include(announce.role);
+                    let change = SwarmChange::Refused(refusal);
+                    return AnnounceOutcome {
+                        counts,
+                        change,
+                        ..AnnounceOutcome::unknown_torrent()
+                    };
+                }
+            },
+            None => return AnnounceOutcome::unknown_torrent(),
+            Some(position) => position,
+        };
+        let joined = match announce.endpoint.family() {
+            Family::V4 => self.apply_announce::<V4>(position, announce),
+            Family::V6 => self.apply_announce::<V6>(position, announce),
+        };
+        if joined.change == SwarmChange::Completed {
+            self.store.entry_mut(position).add_completed();
+        }
+        let both_families = !peers.v4.is_empty() && !peers.v6.is_empty();
+        if both_families {
+            self.limit_v4_share(position, announce.role, &mut peers);
+        }
+        let own = |family| joined.own.filter(|_| announce.endpoint.family() == family);
+        let (mut v4_len, mut v6_len) = (0, 0);
+        if announce.event != AnnounceEvent::Stopped {
+            v4_len = self.select_peers::<V4>(position, announce, own(Family::V4), peers.v4);
+            if both_families {
+                // IPv6 peers also take the places for which there was no IPv4 peer that the requester can use.
+                let rest = peers.peers_max - v4_len / Family::V4.compact_len();
+                cut(&mut peers.v6, Family::V6, rest);
+            }
+            v6_len = self.select_peers::<V6>(position, announce, own(Family::V6), peers.v6);
+        }
+        let mut counts = self.counts_at(position);
+        if let SwarmChange::Refused(_) = joined.change {
+            // A peer that is not stored is counted in its own reply all the same.
+            counts.include(announce.role);
+        }
+        AnnounceOutcome { counts, v4_len, v6_len, change: joined.change, previous: joined.previous }
+    }
+
+    /// Applies an announce to the peers of its family.
+    fn apply_announce<const N: usize>(
+        &mut self,
+        position: u32,
+        announce: &SwarmAnnounce,
+    ) -> JoinOutcome
+    where
+        PeerStores: RecordWidth<N>,
+    {
+        let partial = match announce.role {
+            Role::PartialSeed => flags::PARTIAL_SEED,
+            Role::Seeder | Role::Leecher => 0,
+        };
+        let endpoint = announce.endpoint;
+        let flags = scope_flags(self.scope(endpoint)) | partial;
+        let record = record_of::<N>(endpoint.address(), endpoint.port(), flags, self.context.tick);
+        let Some(record) = record else { return JoinOutcome::default() };
+        let context = self.context_for::<N>();
+        let found = self.store.family_peers::<N>(position).find(&record, &context);
+        let before = self.store.entry(position).roles(<PeerStores as RecordWidth<N>>::FAMILY);
+        let joined = match (found.position, announce.event) {
+            (Some(own), AnnounceEvent::Stopped) => {
+                let previous = self.store.change(position, |peers| {
+                    let previous = role_at(peers, own);
+                    peers.remove(own, &context);
+                    previous
+                });
+                self.after_removal(position);
+                let previous = Some(previous);
+                JoinOutcome { own: None, change: SwarmChange::Stopped, previous }
+            }
+            (Some(own), _) => self.refresh(position, own, record, announce, &context),
+            (None, AnnounceEvent::Stopped) => JoinOutcome::default(),
+            (None, _) if !endpoint.is_listening() => JoinOutcome::default(),
+            (None, _) => self.join(position, record, announce, found.same_address, &context),
+        };
+        self.count_change(before, position, <PeerStores as RecordWidth<N>>::FAMILY);
+        let lengths = self.prefix_lengths(<PeerStores as RecordWidth<N>>::FAMILY);
+        if let Some(own) = joined.own
+            && !lengths.is_empty()
+            && !self.is_short_of_memory()
+        {
+            let rng = &mut self.rng;
+            self.store.change(position, |peers| peers.index_subnets(own, lengths, &context, rng));
+        }
+        joined
+    }
+
+    /// Updates the record of a peer that is stored.
+    fn refresh<const N: usize>(
+        &mut self,
+        position: u32,
+        own: usize,
+        mut record: [u8; N],
+        announce: &SwarmAnnounce,
+        context: &RecordContext,
+    ) -> JoinOutcome
+    where
+        PeerStores: RecordWidth<N>,
+    {
+        let rng = &mut self.rng;
+        self.store.change(position, |peers| {
+            let previous = role_at(peers, own);
+            let is_seeder = announce.role == Role::Seeder;
+            let counted = peers.at(own)[N - 2] & flags::COMPLETED;
+            let completes = announce.event == AnnounceEvent::Completed
+                && is_seeder
+                && previous != Role::Seeder
+                && counted == 0;
+            record[N - 2] |= if completes { flags::COMPLETED } else { counted };
+            let own = if peers.is_seeder(own) == is_seeder {
+                peers.replace(own, record);
+                Some(own)
+            } else {
+                peers.remove(own, context);
+                peers.insert(is_seeder, record, context, rng)
+            };
+            let change = if completes { SwarmChange::Completed } else { SwarmChange::Refreshed };
+            JoinOutcome { own, change, previous: Some(previous) }
+        })
+    }
+
+    /// Adds a peer, of whose address `same_address` others were seen.
+    fn join<const N: usize>(
+        &mut self,
+        position: u32,
+        record: [u8; N],
+        announce: &SwarmAnnounce,
+        same_address: u32,
+        context: &RecordContext,
+    ) -> JoinOutcome
+    where
+        PeerStores: RecordWidth<N>,
+    {
+        let refused =
+            |why| JoinOutcome { change: SwarmChange::Refused(why), ..JoinOutcome::default() };
+        let (swarm_cap, address_cap) = (self.settings.caps.swarm, self.address_cap::<N>());
+        let stored = self.store.entry(position).peers();
+        if swarm_cap > 0 && stored >= swarm_cap as usize {
+            return refused(JoinRefusal::SwarmCap);
+        }
+        let peers = self.store.family_peers::<N>(position);
+        let (has_room, counts_addresses) = (peers.has_room(), peers.counts_addresses());
+        let shares_address = match counts_addresses {
+            true => same_address >= PER_ADDRESS_MAX,
+            false => peers.seems_to_share_address(&record, &mut self.rng),
+        };
+        let address_cap = match address_cap {
+            0 if counts_addresses && stored > BLOCK_PEERS_MAX => UNCAPPED_ADDRESS_PEERS_MAX,
+            cap => cap,
+        };
+        if address_cap > 0 && counts_addresses && same_address >= address_cap {
+            return refused(JoinRefusal::AddressCap);
+        }
+        if self.is_above_source_limit(&record) {
+            return refused(JoinRefusal::Source);
+        }
+        // A large swarm always has room, but grows all the same.
+        if (!has_room || stored >= BLOCK_PEERS_MAX)
+            && (self.is_out_of_memory() || !self.store.grow::<N>(position, context.key))
+        {
+            return refused(JoinRefusal::Memory);
+        }
+        if shares_address && !self.store.entry(position).is_inline() {
+            self.store.entry_mut(position).set_shares_addresses(true);
+        }
+        let (rng, is_seeder) = (&mut self.rng, announce.role == Role::Seeder);
+        match self.store.change(position, |peers| peers.insert(is_seeder, record, context, rng)) {
+            Some(own) => {
+                JoinOutcome { own: Some(own), change: SwarmChange::Joined, previous: None }
+            }
+            None => refused(JoinRefusal::Memory),
+        }
+    }
+
+    /// Cuts the output for IPv4 peers to the share of IPv4 among the peers that the requester can use.
+    #[inline(never)]
+    fn limit_v4_share(&self, position: u32, role: Role, peers: &mut PeerOutput<'_>) {
+        let usable = |family| {
+            let roles = self.store.entry(position).roles(family);
+            match role {
+                Role::Leecher => roles.len(),
+                Role::Seeder | Role::PartialSeed => roles.leechers as usize,
+            }
+        };
+        let (v4, v6) = (usable(Family::V4), usable(Family::V6));
+        cut(&mut peers.v4, Family::V4, v4_share(peers.peers_max, v4, v6));
+    }
+
+    /// Writes peers of one family to `out`; returns the number of bytes.
+    fn select_peers<const N: usize>(
+        &mut self,
+        position: u32,
+        announce: &SwarmAnnounce,
+        own: Option<usize>,
+        out: &mut [u8],
+    ) -> usize
+    where
+        PeerStores: RecordWidth<N>,
+    {
+        if out.is_empty() {
+            return 0;
+        }
+        let context = self.context_for::<N>();
+        let lengths = self.prefix_lengths(<PeerStores as RecordWidth<N>>::FAMILY);
+        let (endpoint, at_random_percent) = (announce.endpoint, self.subnets.at_random_percent);
+        let requester = Requester { role: announce.role, scope: self.scope(endpoint) };
+        let subnet = (!lengths.is_empty())
+            .then(|| record_of::<N>(endpoint.address(), endpoint.port(), 0, 0))
+            .flatten()
+            .map(|record| SubnetRequest { record, lengths, at_random_percent });
+        let limit_addresses = self.store.entry(position).shares_addresses();
+        let peers = self.store.family_peers::<N>(position);
+        let selection = Selection { requester, own, subnet: subnet.as_ref(), limit_addresses };
+        select(&peers, &selection, &context, &mut self.rng, out)
+    }
+}
+
+fn role_at<const N: usize>(peers: &FamilyPeers<'_, N>, position: usize) -> Role {
+    if peers.is_seeder(position) {
+        Role::Seeder
+    } else if peers.at(position)[N - 2] & flags::PARTIAL_SEED != 0 {
+        Role::PartialSeed
+    } else {
+        Role::Leecher
+    }
+}

@@ -1,0 +1,221 @@
+//! A large swarm: the peers of one family in chunks of records, with an index that finds an endpoint.
+
+use crate::chunks::Chunks;
+use crate::index::PositionIndex;
+use crate::record::EndpointKey;
+use crate::subnet::{PrefixLengths, SubnetPeers};
+use crate::subnet_index::{IndexedRecords, SubnetIndex};
+
+/// Records of a chunk: 16 KiB of IPv4, 40 KiB of IPv6.
+const CHUNK: usize = 2048;
+
+/// Maximum number of peers of one family in a swarm. It keeps the list of chunks small enough to be moved at once.
+pub(crate) const LARGE_SWARM_PEERS_MAX: usize = 4 << 20;
+
+/// The peers of one family in a swarm with more than [`crate::blocks::BLOCK_PEERS_MAX`] of them.
+#[derive(Debug)]
+pub(crate) struct LargeSwarm<const N: usize> {
+    records: Chunks<[u8; N], CHUNK>,
+    index: PositionIndex,
+    /// Whether the index leaves ports out: see [`EndpointKey`]. It stays as it was when the swarm was created.
+    capped: bool,
+    /// Finds subnet peers, if they are preferred.
+    subnet_index: Option<Box<SubnetIndex>>,
+}
+
+impl<const N: usize> LargeSwarm<N> {
+    /// Returns the memory held.
+    pub(crate) fn bytes(&self) -> usize {
+        let subnet_index =
+            self.subnet_index.as_ref().map_or(0, |subnet_index| subnet_index.bytes());
+        size_of::<Self>() + self.records.bytes() + self.index.bytes() + subnet_index
+    }
+
+    pub(crate) fn holding(records: &[[u8; N]], key: EndpointKey) -> Option<Self> {
+        let index = PositionIndex::new();
+        let mut large_swarm =
+            Self { records: Chunks::new(), index, capped: key.capped, subnet_index: None };
+        for record in records {
+            large_swarm.records.push(*record);
+            if !large_swarm.index_record(large_swarm.records.len() - 1, key) {
+                return None;
+            }
+        }
+        Some(large_swarm)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Returns whether a search for an endpoint passes all peers of the same address.
+    pub(crate) fn counts_addresses(&self) -> bool {
+        self.capped
+    }
+
+    /// Returns the key of the index of this swarm.
+    fn key_of_index(&self, key: EndpointKey) -> EndpointKey {
+        EndpointKey { capped: self.capped, ..key }
+    }
+
+    pub(crate) fn at(&self, position: usize) -> &[u8; N] {
+        self.records.at(position)
+    }
+
+    /// Returns records that are contiguous in memory from a position on.
+    pub(crate) fn run_from(&self, position: usize) -> &[[u8; N]] {
+        self.records.run_from(position)
+    }
+
+    pub(crate) fn at_mut(&mut self, position: usize) -> &mut [u8; N] {
+        self.records.at_mut(position)
+    }
+
+    /// Calls `matches` with each record that may have the same endpoint, until it returns true; returns the position of
+    /// that record.
+    pub(crate) fn find(
+        &self,
+        record: &[u8; N],
+        key: EndpointKey,
+        mut matches: impl FnMut(&[u8; N]) -> bool,
+    ) -> Option<usize> {
+        let at = |position: u32| self.records.at(position as usize);
+        self.index
+            .find(self.key_of_index(key).hash(record), |position| matches(at(position)))
+            .map(|p| p as usize)
+    }
+
+    /// Adds a record at the end, which is not indexed yet.
+    pub(crate) fn push(&mut self, record: [u8; N]) {
+        self.records.push(record);
+    }
+
+    pub(crate) fn pop(&mut self) {
+        self.records.pop();
+    }
+
+    /// Adds the record at a position to the index; returns whether the index had room.
+    pub(crate) fn index_record(&mut self, position: usize, key: EndpointKey) -> bool {
+        let key = self.key_of_index(key);
+        let records = &self.records;
+        let hash_of = |position: u32| key.hash(records.at(position as usize));
+        self.index.insert(hash_of(position as u32), position as u32, hash_of)
+    }
+
+    /// Removes the record at a position from the indexes; returns the number of slots that were visited.
+    pub(crate) fn unindex_record(&mut self, position: usize, key: EndpointKey) -> usize {
+        let key = self.key_of_index(key);
+        let records = &self.records;
+        let hash_of = |position: u32| key.hash(records.at(position as usize));
+        let visited = self.index.remove(hash_of(position as u32), position as u32, hash_of);
+        match &mut self.subnet_index {
+            Some(subnet_index) => {
+                let peers = IndexedRecords { records, hasher: key.hasher };
+                visited + subnet_index.remove(position as u32, &peers)
+            }
+            None => visited,
+        }
+    }
+
+    /// Copies a record to a position whose record is not indexed any more.
+    pub(crate) fn relocate(&mut self, from: usize, to: usize, key: EndpointKey) {
+        let record = *self.records.at(from);
+        self.index.relocate(self.key_of_index(key).hash(&record), from as u32, to as u32);
+        if let Some(subnet_index) = &mut self.subnet_index {
+            let peers = IndexedRecords { records: &self.records, hasher: key.hasher };
+            subnet_index.relocate(from as u32, to as u32, &peers);
+        }
+        *self.records.at_mut(to) = record;
+    }
+
+    /// Adds the peer at a position to the subnet index.
+    pub(crate) fn index_subnets(
+        &mut self,
+        position: usize,
+        lengths: PrefixLengths,
+        key: EndpointKey,
+        rng: &mut fastrand::Rng,
+    ) {
+        self.drop_other_subnet_index(lengths);
+        let peers = IndexedRecords { records: &self.records, hasher: key.hasher };
+        let subnet_index = self
+            .subnet_index
+            .get_or_insert_with(|| Box::new(SubnetIndex::new(lengths, &peers, rng)));
+        subnet_index.insert(position as u32, &peers, rng);
+    }
+
+    /// Drops a subnet index that was built for other prefix lengths.
+    pub(crate) fn drop_other_subnet_index(&mut self, lengths: PrefixLengths) {
+        self.subnet_index.take_if(|subnet_index| subnet_index.lengths() != lengths);
+    }
+
+    /// Returns peers that share the prefix of a record at a level of the prefix lengths, if they are indexed by these
+    /// lengths.
+    pub(crate) fn subnet_peers(
+        &self,
+        lengths: PrefixLengths,
+        level: usize,
+        record: &[u8; N],
+        key: EndpointKey,
+        rng: &mut fastrand::Rng,
+    ) -> SubnetPeers {
+        let peers = IndexedRecords { records: &self.records, hasher: key.hasher };
+        let subnet_index = self.subnet_index.as_deref().filter(|it| it.lengths() == lengths);
+        subnet_index.map_or(SubnetPeers::EMPTY, |it| it.subnet_peers(level, record, &peers, rng))
+    }
+}
+
+/// All large swarms of one family, by handle.
+///
+/// They are contiguous, as blocks are, each with the position of the entry that owns it.
+#[derive(Debug)]
+pub(crate) struct LargeSwarms<const N: usize> {
+    swarms: Chunks<(u32, Box<LargeSwarm<N>>), 1024>,
+    bytes: usize,
+}
+
+impl<const N: usize> LargeSwarms<N> {
+    pub(crate) fn new() -> Self {
+        Self { swarms: Chunks::new(), bytes: 0 }
+    }
+
+    /// Memory held
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes + self.swarms.bytes()
+    }
+
+    pub(crate) fn add(&mut self, large_swarm: LargeSwarm<N>, owner: u32) -> u32 {
+        self.bytes += large_swarm.bytes();
+        self.swarms.push((owner, Box::new(large_swarm)));
+        (self.swarms.len() - 1) as u32
+    }
+
+    /// Frees a large swarm. If that moved another one to its handle, returns the owner of the moved one.
+    pub(crate) fn free(&mut self, handle: u32) -> Option<u32> {
+        self.bytes -= self.at(handle).bytes();
+        let last = self.swarms.pop()?;
+        if handle as usize == self.swarms.len() {
+            return None;
+        }
+        let owner = last.0;
+        *self.swarms.at_mut(handle as usize) = last;
+        Some(owner)
+    }
+
+    pub(crate) fn set_owner(&mut self, handle: u32, owner: u32) {
+        self.swarms.at_mut(handle as usize).0 = owner;
+    }
+
+    pub(crate) fn at_mut(&mut self, handle: u32) -> &mut LargeSwarm<N> {
+        &mut self.swarms.at_mut(handle as usize).1
+    }
+
+    /// Updates the memory held after a large swarm of `before` bytes was changed.
+    pub(crate) fn account(&mut self, before: usize, handle: u32) {
+        self.bytes = self.bytes - before + self.at(handle).bytes();
+    }
+
+    fn at(&self, handle: u32) -> &LargeSwarm<N> {
+        &self.swarms.at(handle as usize).1
+    }
+}
