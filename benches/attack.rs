@@ -1,8 +1,8 @@
-//! Simulates an attack on the memory of a swarm table, and measures what it costs honest clients.
+//! Simulates an attack on the memory of a swarm table, and measures its effect on honest clients.
 //!
-//! An honest population that needs 60 % of the ceiling announces, leaves and is replaced. Attackers in a number of
-//! /24 networks send ten times as many announces: new torrents, torrents whose download they claim to complete and
-//! leave, and peers of honest torrents. There are no sockets and no real time: the same seed gives the same run.
+//! An honest population that needs 60 % of the memory limit announces, leaves and is replaced. Attackers in a number of
+//! /24 networks send ten times as many announces: new torrents, torrents whose download they claim to complete before
+//! they leave, and peers of honest torrents. There are no sockets and no real time: the same seed gives the same run.
 
 use crate::{endpoint_of, peers_of};
 use fastrand::Rng;
@@ -14,79 +14,85 @@ use tsubame_storage::{
 const LIFETIME_SECS: u64 = 900;
 const INTERVAL_SECS: u64 = 600;
 
-/// Bytes of a torrent of the honest population when it has been churning for a while
+/// Bytes of a torrent of the honest population after some churn.
 const TORRENT_BYTES: usize = 90;
 
-/// Of the honest clients this percentage is in a few networks, as behind carrier-grade NAT
-const CARRIER_PERCENT: u32 = 30;
-const CARRIERS: u32 = 200;
+/// Percentage of the honest clients that are in a few networks, as behind CGNAT.
+const CGNAT_PERCENT: u32 = 30;
+/// Number of networks behind CGNAT.
+const CGNAT_NETWORKS: u32 = 200;
 
-/// Parameters of a simulated attack
+/// Parameters of a simulated attack.
 #[derive(Clone, Copy, Debug)]
 pub struct Attack {
-    /// Memory the table may hold
+    /// Memory limit of the table.
     pub memory_bytes: usize,
-    /// Attacking /24 networks; 0 is no attack
+    /// Number of attacking /24 networks; 0 is no attack.
     pub prefixes: u32,
-    /// Seed of the random number generator
+    /// Seed of the random number generator.
     pub seed: u64,
 }
 
-/// Shares of honest peers and torrents that a table stored during an attack, and of the attackers' announces
+/// Result of an attack: percentages of the honest peers and torrents, and of the announces of the attackers, that were
+/// stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Outcome {
-    /// Percentage of the honest peers that were stored at the end
+    /// Percentage of the honest peers that were stored at the end.
     pub peers_kept: f64,
-    /// Percentage of the honest torrents that were stored at the end
+    /// Percentage of the honest torrents that were stored at the end.
     pub torrents_kept: f64,
-    /// Percentage of new honest torrents that were stored when they came
+    /// Percentage of new honest torrents that were stored at their first announce.
     pub new_torrents_stored: f64,
-    /// Percentage of the attackers' announces that were stored
+    /// Percentage of the announces of the attackers that were stored.
     pub attack_stored: f64,
-    /// Percentage of the ceiling that was held at the end
+    /// Percentage of the memory limit that was used at the end.
     pub held: f64,
 }
 
+/// An honest client.
 #[derive(Clone, Copy, Debug)]
-struct Client {
+struct HonestClient {
     announce: SwarmAnnounce,
-    /// Announces until it leaves
-    left: u32,
+    /// Number of announces until it leaves.
+    announces_left: u32,
 }
 
-struct World {
+/// State of a simulation.
+struct Simulation {
     rng: Rng,
     table: Swarms,
     now: u64,
-    /// By the second in which they announce next, modulo the interval
-    clients: Vec<Vec<Client>>,
+    /// Honest clients by the second of their next announce, modulo the interval.
+    clients: Vec<Vec<HonestClient>>,
     next_torrent: u32,
     next_peer: u32,
+    /// Numbers of new honest torrents that were stored and refused.
     new_torrents: [u64; 2],
+    /// Numbers of announces of the attackers that were stored and refused.
     attack: [u64; 2],
 }
 
-/// Runs an attack of three lifetimes.
+/// Simulates an attack of three lifetimes.
 pub fn simulate(attack: Attack) -> Outcome {
-    let mut world = World::new(attack);
+    let mut simulation = Simulation::new(attack);
     let honest = attack.memory_bytes * 6 / 10 / TORRENT_BYTES;
     for torrent in 0..honest as u32 {
         for _ in 0..peers_of(torrent) {
-            let client = world.client(torrent);
-            let due = world.rng.u64(..INTERVAL_SECS);
-            world.clients[due as usize].push(client);
+            let client = simulation.client(torrent);
+            let due = simulation.rng.u64(..INTERVAL_SECS);
+            simulation.clients[due as usize].push(client);
         }
     }
-    world.next_torrent = honest as u32;
-    let count: usize = world.clients.iter().map(Vec::len).sum();
+    simulation.next_torrent = honest as u32;
+    let count: usize = simulation.clients.iter().map(Vec::len).sum();
     let per_second = if attack.prefixes == 0 { 0 } else { count as u64 * 10 / INTERVAL_SECS };
-    (0..INTERVAL_SECS).for_each(|_| world.second(0, 0));
-    (world.new_torrents, world.attack) = ([0; 2], [0; 2]);
-    (0..3 * LIFETIME_SECS).for_each(|_| world.second(per_second, attack.prefixes));
-    world.outcome(attack.memory_bytes)
+    (0..INTERVAL_SECS).for_each(|_| simulation.second(0, 0));
+    (simulation.new_torrents, simulation.attack) = ([0; 2], [0; 2]);
+    (0..3 * LIFETIME_SECS).for_each(|_| simulation.second(per_second, attack.prefixes));
+    simulation.outcome(attack.memory_bytes)
 }
 
-impl World {
+impl Simulation {
     fn new(attack: Attack) -> Self {
         let table = Swarms::new(TableSettings {
             peer_lifetime_secs: LIFETIME_SECS as u32,
@@ -110,27 +116,32 @@ impl World {
         }
     }
 
-    fn client(&mut self, torrent: u32) -> Client {
+    /// Returns a new honest client of a torrent.
+    fn client(&mut self, torrent: u32) -> HonestClient {
         self.next_peer += 1;
-        let endpoint = if self.rng.u32(..100) < CARRIER_PERCENT {
-            let carrier = self.rng.u32(..CARRIERS);
-            Endpoint::new([100, 200, carrier as u8, self.rng.u8(..)].into(), self.rng.u16(1_024..))
+        let endpoint = if self.rng.u32(..100) < CGNAT_PERCENT {
+            let nat = self.rng.u32(..CGNAT_NETWORKS);
+            Endpoint::new([100, 200, nat as u8, self.rng.u8(..)].into(), self.rng.u16(1_024..))
         } else {
             endpoint_of(torrent, self.next_peer % 60_000)
         };
         let role = if self.rng.u8(..4) == 0 { Role::Seeder } else { Role::Leecher };
         let (info_hash, event) = (honest_hash(torrent), AnnounceEvent::Started);
-        let left = self.rng.u32(1..12);
-        Client { announce: SwarmAnnounce { info_hash, endpoint, role, event }, left }
+        let announces_left = self.rng.u32(1..12);
+        HonestClient {
+            announce: SwarmAnnounce { info_hash, endpoint, role, event },
+            announces_left,
+        }
     }
 
+    /// Processes an announce.
     fn enter(&mut self, announce: &SwarmAnnounce) -> SwarmChange {
         let prefetch = self.table.prefetch_index(&announce.info_hash);
         let output = PeerOutput::for_family(Family::V4, &mut []);
         self.table.announce(Seconds(self.now), prefetch, announce, output).change
     }
 
-    /// One second: honest clients that are due, attackers, and as much sweeping as a shard would do
+    /// Simulates a second: the honest clients that are due, the attackers, and as much sweeping as a shard performs.
     fn second(&mut self, attacks: u64, prefixes: u32) {
         self.now += 1;
         let at = (self.now % INTERVAL_SECS) as usize;
@@ -150,8 +161,9 @@ impl World {
         }
     }
 
-    fn honest(&mut self, mut client: Client) -> Client {
-        if client.left > 0 {
+    /// Processes the next announce of an honest client; one that has left is replaced.
+    fn honest(&mut self, mut client: HonestClient) -> HonestClient {
+        if client.announces_left > 0 {
             let is_new = client.announce.event == AnnounceEvent::Started && {
                 let prefetch = self.table.prefetch_index(&client.announce.info_hash);
                 !self.table.contains(&prefetch, &client.announce.info_hash)
@@ -161,12 +173,12 @@ impl World {
                 self.new_torrents[usize::from(matches!(change, SwarmChange::Refused(_)))] += 1;
             }
             client.announce.event = AnnounceEvent::None;
-            client.left -= 1;
+            client.announces_left -= 1;
             return client;
         }
         client.announce.event = AnnounceEvent::Stopped;
         self.enter(&client.announce);
-        // Somebody else comes, one in four to a torrent of their own.
+        // A new client replaces it; one in four announces a new torrent.
         let torrent = if self.rng.u8(..4) == 0 {
             self.next_torrent += 1;
             self.next_torrent
@@ -177,6 +189,7 @@ impl World {
         self.honest(client)
     }
 
+    /// Processes an announce of an attacker.
     fn attack(&mut self, prefixes: u32) {
         let network = (0xcb00_0000 + self.rng.u32(..prefixes)) << 8;
         let address = network | u32::from(self.rng.u8(..));
@@ -201,14 +214,16 @@ impl World {
         self.attack[usize::from(matches!(change, SwarmChange::Refused(_)))] += 1;
     }
 
+    /// Computes the result.
     fn outcome(mut self, memory_bytes: usize) -> Outcome {
-        let clients: Vec<Client> = self.clients.iter().flatten().copied().collect();
+        let clients: Vec<HonestClient> = self.clients.iter().flatten().copied().collect();
         let percent = |part: usize, all: usize| part as f64 * 100.0 / all.max(1) as f64;
-        // Those who have announced before and are still there.
-        let there = clients.iter().filter(|client| client.announce.event == AnnounceEvent::None);
-        let there: Vec<Client> = there.copied().collect();
+        // Clients that have announced and have not left.
+        let established =
+            clients.iter().filter(|client| client.announce.event == AnnounceEvent::None);
+        let established: Vec<HonestClient> = established.copied().collect();
         let hashes: std::collections::BTreeSet<InfoHash> =
-            there.iter().map(|client| client.announce.info_hash).collect();
+            established.iter().map(|client| client.announce.info_hash).collect();
         let known = hashes.iter().filter(|info_hash| {
             let prefetch = self.table.prefetch_index(info_hash);
             self.table.contains(&prefetch, info_hash)
@@ -216,7 +231,7 @@ impl World {
         let torrents_kept = percent(known.count(), hashes.len());
         let held = percent(self.table.stats().bytes, memory_bytes);
         let mut kept = 0;
-        for client in &there {
+        for client in &established {
             let prefetch = self.table.prefetch_index(&client.announce.info_hash);
             let output = PeerOutput::for_family(Family::V4, &mut []);
             let announced =
@@ -226,7 +241,7 @@ impl World {
         let share =
             |[stored, refused]: [u64; 2]| percent(stored as usize, (stored + refused) as usize);
         Outcome {
-            peers_kept: percent(kept, there.len()),
+            peers_kept: percent(kept, established.len()),
             torrents_kept,
             new_torrents_stored: share(self.new_torrents),
             attack_stored: share(self.attack),
@@ -243,7 +258,7 @@ fn honest_hash(torrent: u32) -> InfoHash {
 mod tests {
     use super::*;
 
-    /// What is asked of the tracker: 99 % of honest peers and torrents stay, and of new torrents are stored
+    /// Checks that 99 % of the honest peers and torrents are kept, and 99 % of new honest torrents are stored.
     #[test]
     fn honest_clients_are_served_while_few_networks_attack() {
         for prefixes in [0, 1, 16] {

@@ -1,6 +1,7 @@
-//! Prints what an attack on the memory of the swarm table costs honest clients: `benches/README.md` has the table.
+//! Prints the effect of an attack on the memory of the swarm table on honest clients; `benches/README.md` has the
+//! table.
 //!
-//! `attack MIB`: the ceiling of the table; 64 unless given.
+//! `attack MIB`: memory limit of the table, 64 by default.
 
 use tsubame_bench::attack::{Attack, simulate};
 
@@ -9,9 +10,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
     let mib: usize =
-        std::env::args().nth(1).map_or(64, |text| text.parse().expect("MIB is a number"));
+        std::env::args().nth(1).map_or(64, |text| text.parse().expect("MIB must be a number"));
     println!(
-        "networks | honest peers | honest torrents | new torrents | attack stored | ceiling held"
+        "networks | honest peers | honest torrents | new torrents | attack stored |  memory used"
     );
     for prefixes in [0, 1, 16, 256, 4_096] {
         let outcome = simulate(Attack { memory_bytes: mib << 20, prefixes, seed: 1 });

@@ -1,39 +1,39 @@
-//! Datagrams in batches over plain sockets: `recvmmsg` and `sendmmsg`.
+//! Batches of datagrams over plain sockets, with `recvmmsg` and `sendmmsg`.
 //!
-//! The load generator and the reflector use it: what is measured with another datapath than the tracker's own
-//! cannot share its faults.
+//! The load generator and the reflector use them: a datapath that differs from the tracker's own cannot share its
+//! errors.
 
-#![expect(unsafe_code, reason = "no crate sends a batch of which each datagram has its own source")]
+#![expect(unsafe_code, reason = "no crate sends batches with a source for each datagram")]
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 
-/// Datagrams in a batch, at most
+/// Maximum number of datagrams in a batch.
 pub const BATCH: usize = 64;
 
-/// Bytes of a datagram sent: one announce, or segments of it
+/// Maximum bytes of a datagram to send: one announce, or several as segments.
 const SEND_LEN: usize = 98 * SEGMENTS_MAX;
 
-/// Bytes of a datagram received; more is cut
+/// Maximum bytes of a received datagram; longer ones are truncated.
 const RECEIVE_LEN: usize = 1500;
 
-/// Requests the kernel takes as one (UDP_MAX_SEGMENTS of older kernels)
+/// Maximum number of segments of a datagram (UDP_MAX_SEGMENTS of older kernels).
 pub const SEGMENTS_MAX: usize = 64;
 
-/// Room for two control messages: the source (IPv6, the longer one) and the segment length
+/// Bytes of two control messages: the source (IPv6, the longer one) and the segment length.
 const CONTROL_LEN: usize = 40 + 24;
 
-/// Where `SO_MEMINFO` has the number of datagrams dropped (`SK_MEMINFO_DROPS`)
+/// Index of the number of dropped datagrams in `SO_MEMINFO` (`SK_MEMINFO_DROPS`).
 const MEMINFO_DROPS: usize = 8;
 
-/// A socket for batches
+/// A socket for batches.
 #[derive(Debug)]
 pub struct BatchSocket(Socket);
 
 impl BatchSocket {
-    /// Binds an address, with a receive buffer of 16 MiB if the kernel permits
+    /// Binds an address, with a receive buffer of 16 MiB if the kernel permits it.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
         const BUFFER: usize = 16 << 20;
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
@@ -47,89 +47,90 @@ impl BatchSocket {
         Ok(Self(socket))
     }
 
-    /// Where it is bound
+    /// Returns the address to which the socket is bound.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.0.local_addr()?.as_socket().ok_or_else(|| io::Error::other("not an IP socket"))
     }
 
-    /// How long a receive that waits does so; forever without
-    pub fn set_patience(&self, patience: std::time::Duration) -> io::Result<()> {
-        self.0.set_read_timeout(Some(patience))
+    /// Sets the maximum time for which [`ReceiveBatch::receive_waiting`] waits; without it, there is no limit.
+    pub fn set_receive_timeout(&self, timeout: std::time::Duration) -> io::Result<()> {
+        self.0.set_read_timeout(Some(timeout))
     }
 
-    /// Datagrams the kernel has dropped because this socket was not emptied in time
+    /// Returns the number of datagrams that the kernel has dropped because the receive buffer was full.
     pub fn drops(&self) -> u64 {
-        let mut figures = [0_u32; 9];
-        let mut len = size_of_val(&figures) as libc::socklen_t;
-        let (descriptor, at) = (self.0.as_raw_fd(), figures.as_mut_ptr().cast());
-        // SAFETY: pointer and length describe `figures`, which the kernel fills up to that length.
+        let mut stats = [0_u32; 9];
+        let mut len = size_of_val(&stats) as libc::socklen_t;
+        let (descriptor, at) = (self.0.as_raw_fd(), stats.as_mut_ptr().cast());
+        // SAFETY: pointer and length describe `stats`, which the kernel fills up to that length.
         let result = unsafe {
             libc::getsockopt(descriptor, libc::SOL_SOCKET, libc::SO_MEMINFO, at, &raw mut len)
         };
-        if result == 0 { figures[MEMINFO_DROPS].into() } else { 0 }
+        if result == 0 { stats[MEMINFO_DROPS].into() } else { 0 }
     }
 }
 
-/// Control messages, aligned as the kernel asks
+/// Buffer for control messages, with the alignment that the kernel requires.
 #[derive(Clone)]
 #[repr(align(8))]
-struct Control([u8; CONTROL_LEN]);
+struct ControlBuffer([u8; CONTROL_LEN]);
 
-/// Memory that the headers of a batch point to; never grows, so that the pointers stay good
-struct Parts {
+/// Memory to which the headers of a batch point. It never grows, so that the pointers remain valid.
+struct BatchBuffers {
     headers: Box<[libc::mmsghdr]>,
     vectors: Box<[libc::iovec]>,
     names: Box<[libc::sockaddr_in6]>,
-    controls: Box<[Control]>,
+    controls: Box<[ControlBuffer]>,
     bytes: Box<[u8]>,
     datagram_len: usize,
 }
 
-impl Parts {
+impl BatchBuffers {
     fn new(datagram_len: usize) -> Self {
         // SAFETY: headers, vectors and addresses of zeros are valid: null pointers with lengths of zero.
         let (header, vector, name) = unsafe { std::mem::zeroed() };
-        let mut parts = Self {
+        let mut buffers = Self {
             headers: vec![header; BATCH].into(),
             vectors: vec![vector; BATCH].into(),
             names: vec![name; BATCH].into(),
-            controls: vec![Control([0; CONTROL_LEN]); BATCH].into(),
+            controls: vec![ControlBuffer([0; CONTROL_LEN]); BATCH].into(),
             bytes: vec![0; BATCH * datagram_len].into(),
             datagram_len,
         };
-        let vectors = parts.vectors.iter_mut();
-        for (vector, bytes) in vectors.zip(parts.bytes.chunks_exact_mut(datagram_len)) {
+        let vectors = buffers.vectors.iter_mut();
+        for (vector, bytes) in vectors.zip(buffers.bytes.chunks_exact_mut(datagram_len)) {
             *vector = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: datagram_len };
         }
-        for (index, header) in parts.headers.iter_mut().enumerate() {
+        for (index, header) in buffers.headers.iter_mut().enumerate() {
             let header = &mut header.msg_hdr;
-            header.msg_name = (&raw mut parts.names[index]).cast();
+            header.msg_name = (&raw mut buffers.names[index]).cast();
             header.msg_namelen = size_of::<libc::sockaddr_in6>() as u32;
-            header.msg_iov = &raw mut parts.vectors[index];
+            header.msg_iov = &raw mut buffers.vectors[index];
             header.msg_iovlen = 1;
         }
-        parts
+        buffers
     }
 
+    /// Returns the buffer of a datagram.
     fn bytes(&mut self, index: usize) -> &mut [u8] {
         &mut self.bytes[index * self.datagram_len..][..self.datagram_len]
     }
 }
 
-/// Datagrams on their way out
+/// Datagrams to send.
 pub struct SendBatch {
-    parts: Parts,
+    buffers: BatchBuffers,
     len: usize,
 }
 
-/// A destination as the kernel reads it
+/// Address of a socket in the format of the kernel.
 #[derive(Clone, Copy)]
-pub struct Name {
+pub struct SocketName {
     bytes: libc::sockaddr_in6,
     len: u32,
 }
 
-impl From<SocketAddr> for Name {
+impl From<SocketAddr> for SocketName {
     fn from(address: SocketAddr) -> Self {
         let address = SockAddr::from(address);
         // SAFETY: an address of zeros is valid.
@@ -149,60 +150,60 @@ impl From<SocketAddr> for Name {
 
 impl Default for SendBatch {
     fn default() -> Self {
-        Self { parts: Parts::new(SEND_LEN), len: 0 }
+        Self { buffers: BatchBuffers::new(SEND_LEN), len: 0 }
     }
 }
 
 impl SendBatch {
-    /// Whether no more fits
+    /// Returns whether the batch is full.
     pub fn is_full(&self) -> bool {
         self.len == BATCH
     }
 
-    /// Whether there is nothing to send
+    /// Returns whether there is nothing to send.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Adds a datagram, which `write` writes, returning its length
+    /// Adds a datagram; `write` writes it and returns its length.
     ///
-    /// It leaves from `source` if there is one, whichever address its socket is bound to. With `segment`, it
-    /// is cut into datagrams of so many bytes on its way.
+    /// It is sent from `source` if that is given, otherwise from the address of the socket. With `segment`, the kernel
+    /// splits it into datagrams of this number of bytes.
     pub fn push(
         &mut self,
-        to: &Name,
+        to: &SocketName,
         source: Option<IpAddr>,
         segment: Option<u16>,
         write: impl FnOnce(&mut [u8]) -> usize,
     ) {
         let index = self.len;
         self.len += 1;
-        let len = write(self.parts.bytes(index));
-        assert!(len <= SEND_LEN, "{len} bytes are written where {SEND_LEN} fit");
-        self.parts.vectors[index].iov_len = len;
-        self.parts.names[index] = to.bytes;
-        let control = &mut self.parts.controls[index].0;
+        let len = write(self.buffers.bytes(index));
+        assert!(len <= SEND_LEN, "a datagram of {len} bytes exceeds {SEND_LEN} bytes");
+        self.buffers.vectors[index].iov_len = len;
+        self.buffers.names[index] = to.bytes;
+        let control = &mut self.buffers.controls[index].0;
         let mut control_len = source.map_or(0, |source| write_source(control, source));
         if let Some(segment) = segment.filter(|segment| usize::from(*segment) < len) {
             let data = segment.to_ne_bytes();
             let rest = &mut control[control_len..];
             control_len += write_control(rest, libc::SOL_UDP, libc::UDP_SEGMENT, &data);
         }
-        let header = &mut self.parts.headers[index].msg_hdr;
+        let header = &mut self.buffers.headers[index].msg_hdr;
         header.msg_namelen = to.len;
         header.msg_controllen = control_len;
         header.msg_control = match control_len {
             0 => std::ptr::null_mut(),
-            _ => self.parts.controls[index].0.as_mut_ptr().cast(),
+            _ => self.buffers.controls[index].0.as_mut_ptr().cast(),
         };
     }
 
-    /// Hands all to the kernel; returns how many it would not take, which are forgotten
+    /// Passes all datagrams to the kernel; returns the number of those that it refused, which are dropped.
     pub fn send(&mut self, socket: &BatchSocket) -> io::Result<usize> {
         let (mut done, len) = (0, std::mem::take(&mut self.len));
         while done < len {
-            let headers = self.parts.headers[done..len].as_mut_ptr();
-            // SAFETY: the headers point to memory of `parts`, which lives until after the call.
+            let headers = self.buffers.headers[done..len].as_mut_ptr();
+            // SAFETY: the headers point to memory of `buffers`, which lives until after the call.
             let sent = unsafe {
                 libc::sendmmsg(
                     socket.0.as_raw_fd(),
@@ -216,7 +217,7 @@ impl SendBatch {
                 Err(_) => {
                     let error = io::Error::last_os_error();
                     match error.raw_os_error() {
-                        // Refused: an ICMP message for an earlier one, as while a server restarts.
+                        // ECONNREFUSED: an ICMP message for an earlier datagram, as while a server restarts.
                         Some(libc::EINTR | libc::ECONNREFUSED) => {}
                         Some(libc::EAGAIN | libc::ENOBUFS) => return Ok(len - done),
                         _ => return Err(error),
@@ -228,11 +229,11 @@ impl SendBatch {
     }
 }
 
-/// Writes the control message that has a datagram leave from `source`; returns its length
+/// Writes the control message that sets the source of a datagram; returns its length.
 fn write_source(control: &mut [u8], source: IpAddr) -> usize {
     match source {
         IpAddr::V4(source) => {
-            // Interface 0 is "by the routes"; then ipi_spec_dst, and a field that sending ignores.
+            // Interface 0 means by the routing table; then ipi_spec_dst, and a field that is ignored when sending.
             let mut info = [0; 12];
             info[4..8].copy_from_slice(&source.octets());
             write_control(control, libc::IPPROTO_IP, libc::IP_PKTINFO, &info)
@@ -245,7 +246,7 @@ fn write_source(control: &mut [u8], source: IpAddr) -> usize {
     }
 }
 
-/// Writes a control message; returns the length it takes with its padding
+/// Writes a control message; returns its length with padding.
 fn write_control(control: &mut [u8], level: i32, kind: i32, data: &[u8]) -> usize {
     let len = size_of::<libc::cmsghdr>() + data.len();
     control[..8].copy_from_slice(&len.to_ne_bytes());
@@ -255,35 +256,36 @@ fn write_control(control: &mut [u8], level: i32, kind: i32, data: &[u8]) -> usiz
     len.next_multiple_of(8)
 }
 
-/// Datagrams that came in
+/// Received datagrams.
 pub struct ReceiveBatch {
-    parts: Parts,
+    buffers: BatchBuffers,
     len: usize,
 }
 
 impl Default for ReceiveBatch {
     fn default() -> Self {
-        Self { parts: Parts::new(RECEIVE_LEN), len: 0 }
+        Self { buffers: BatchBuffers::new(RECEIVE_LEN), len: 0 }
     }
 }
 
 impl ReceiveBatch {
-    /// Takes what has arrived, without waiting; returns how many
+    /// Receives the datagrams that have arrived, without waiting; returns their number.
     pub fn receive(&mut self, socket: &BatchSocket) -> io::Result<usize> {
         self.receive_with(socket, libc::MSG_DONTWAIT)
     }
 
-    /// Takes what has arrived, or waits for the first for as long as the socket's patience
+    /// Receives the datagrams that have arrived, or waits for the first until the timeout of the socket; returns their
+    /// number.
     pub fn receive_waiting(&mut self, socket: &BatchSocket) -> io::Result<usize> {
         self.receive_with(socket, libc::MSG_WAITFORONE)
     }
 
     fn receive_with(&mut self, socket: &BatchSocket, flags: i32) -> io::Result<usize> {
-        for header in &mut self.parts.headers {
+        for header in &mut self.buffers.headers {
             header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in6>() as u32;
         }
-        let (descriptor, headers) = (socket.0.as_raw_fd(), self.parts.headers.as_mut_ptr());
-        // SAFETY: the headers point to memory of `parts`, which lives until after the call; no timeout.
+        let (descriptor, headers) = (socket.0.as_raw_fd(), self.buffers.headers.as_mut_ptr());
+        // SAFETY: the headers point to memory of `buffers`, which lives until after the call; no timeout.
         let received = unsafe {
             libc::recvmmsg(descriptor, headers, BATCH as u32, flags, std::ptr::null_mut())
         };
@@ -293,7 +295,7 @@ impl ReceiveBatch {
             Err(_) => {
                 let error = io::Error::last_os_error();
                 match error.raw_os_error() {
-                    // Refused: an ICMP message for a datagram sent earlier, as while a server restarts.
+                    // ECONNREFUSED: an ICMP message for an earlier datagram, as while a server restarts.
                     Some(libc::EAGAIN | libc::EINTR | libc::ECONNREFUSED) => {}
                     _ => return Err(error),
                 }
@@ -302,26 +304,26 @@ impl ReceiveBatch {
         Ok(self.len)
     }
 
-    /// The datagrams, each with where it came from
-    pub fn datagrams(&self) -> impl Iterator<Item = (&[u8], Name)> {
-        let datagrams = self.parts.bytes.chunks_exact(self.parts.datagram_len);
-        let headers = self.parts.headers.iter().take(self.len);
-        datagrams.zip(headers).zip(&self.parts.names).map(|((bytes, header), name)| {
+    /// Returns the datagrams with their sources.
+    pub fn datagrams(&self) -> impl Iterator<Item = (&[u8], SocketName)> {
+        let datagrams = self.buffers.bytes.chunks_exact(self.buffers.datagram_len);
+        let headers = self.buffers.headers.iter().take(self.len);
+        datagrams.zip(headers).zip(&self.buffers.names).map(|((bytes, header), name)| {
             let len = (header.msg_len as usize).min(bytes.len());
-            (&bytes[..len], Name { bytes: *name, len: header.msg_hdr.msg_namelen })
+            (&bytes[..len], SocketName { bytes: *name, len: header.msg_hdr.msg_namelen })
         })
     }
 }
 
-impl Name {
-    /// Whether both are the same address and port
+impl SocketName {
+    /// Returns whether both have the same address and port.
     pub fn is(&self, other: &Self) -> bool {
         let (a, b) = (&self.bytes, &other.bytes);
-        let same = (a.sin6_family, a.sin6_port) == (b.sin6_family, b.sin6_port);
-        // In an IPv4 name the address stands where IPv6 has its flow label.
+        let is_same_port = (a.sin6_family, a.sin6_port) == (b.sin6_family, b.sin6_port);
+        // An IPv4 address has the position of the IPv6 flow label.
         match i32::from(a.sin6_family) {
-            libc::AF_INET => same && a.sin6_flowinfo == b.sin6_flowinfo,
-            _ => same && a.sin6_addr.s6_addr == b.sin6_addr.s6_addr,
+            libc::AF_INET => is_same_port && a.sin6_flowinfo == b.sin6_flowinfo,
+            _ => is_same_port && a.sin6_addr.s6_addr == b.sin6_addr.s6_addr,
         }
     }
 }
@@ -332,11 +334,11 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn a_batch_leaves_from_many_sources_and_is_cut_into_segments() {
+    fn a_batch_is_sent_from_many_sources_and_split_into_segments() {
         let server = BatchSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let client = BatchSocket::bind("0.0.0.0:0".parse().unwrap()).unwrap();
-        server.set_patience(Duration::from_secs(5)).unwrap();
-        let to = Name::from(server.address().unwrap());
+        server.set_receive_timeout(Duration::from_secs(5)).unwrap();
+        let to = SocketName::from(server.address().unwrap());
         let port = client.address().unwrap().port();
         let mut out = SendBatch::default();
         for source in [7, 8] {
@@ -352,7 +354,7 @@ mod tests {
             assert!(batch.receive_waiting(&server).unwrap() > 0, "only {seen:?} arrived");
             for (bytes, from) in batch.datagrams() {
                 let source = (7..9).find(|source| {
-                    from.is(&Name::from(SocketAddr::from(([127, 3, 2, *source], port))))
+                    from.is(&SocketName::from(SocketAddr::from(([127, 3, 2, *source], port))))
                 });
                 seen.push((source.unwrap(), bytes.to_vec()));
             }

@@ -1,40 +1,42 @@
-//! Floods a tracker on this machine with announces of one info hash and forged connection ids: all go to one shard.
+//! Floods a tracker on this machine with announces of one info hash and forged connection ids: one shard receives all
+//! of them.
 //!
-//! `flood PORT SECONDS`: UDP on 127.0.0.1. The kernel is handed 40 datagrams at a time (segmentation offload), so that
-//! one core sends more than a shard can take.
+//! `flood PORT SECONDS`: UDP on 127.0.0.1. Each send has 40 datagrams (segmentation offload), so that one core sends
+//! more than a shard can process.
 
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 const ANNOUNCE_LEN: usize = 98;
+/// Number of datagrams per send.
 const SEGMENTS: usize = 40;
 
-/// Ports that the flood comes from
+/// Number of ports from which the flood is sent.
 const SOCKETS: usize = 64;
 
-#[expect(clippy::disallowed_methods, reason = "how long to send is a matter of time")]
+#[expect(clippy::disallowed_methods, reason = "the flood ends at a given time")]
 fn main() -> std::io::Result<()> {
     let mut arguments = std::env::args().skip(1).map(|text| text.parse::<u16>());
     let (Some(Ok(port)), Some(Ok(seconds))) = (arguments.next(), arguments.next()) else {
-        return Err(std::io::Error::other("give a port and a number of seconds"));
+        return Err(std::io::Error::other("usage: flood PORT SECONDS"));
     };
     let sockets: Vec<UdpSocket> = (0..SOCKETS).map(|_| socket(port)).collect::<Result<_, _>>()?;
     let mut announce = [0_u8; ANNOUNCE_LEN];
-    // An id that nobody was given, and the action.
+    // A forged connection id, and the action.
     announce[..8].fill(0x77);
     announce[11] = 1;
     announce[16..36].fill(0x41);
-    let (begun, duration) = (Instant::now(), Duration::from_secs(seconds.into()));
+    let (start, duration) = (Instant::now(), Duration::from_secs(seconds.into()));
     let mut sent: u64 = 0;
-    while Instant::now() - begun < duration {
+    while Instant::now() - start < duration {
         for socket in &sockets {
             announce[0] = announce[0].wrapping_add(1);
             socket.send(announce.repeat(SEGMENTS).as_slice())?;
             sent += SEGMENTS as u64;
         }
     }
-    println!("{} a second", sent / u64::from(seconds.max(1)));
+    println!("{} datagrams per second", sent / u64::from(seconds.max(1)));
     Ok(())
 }
 

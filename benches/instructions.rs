@@ -1,7 +1,7 @@
-//! Handles so many requests of a kind, for callgrind to count what that takes: `benches/instructions`.
+//! Processes a number of requests of one kind, so that callgrind counts their instructions: `benches/instructions`.
 //!
-//! `instructions connect|announce|scrape COUNT`. Two runs of different counts differ by the requests alone: what
-//! setting up takes cancels out.
+//! `instructions connect|announce|scrape COUNT`. Two runs with different counts differ by the requests only: the
+//! instructions of the setup cancel out.
 
 use std::hint::black_box;
 use std::net::SocketAddr;
@@ -13,10 +13,11 @@ use tsubame_udp::wire::{ACTION_ANNOUNCE, ACTION_CONNECT, ACTION_SCRAPE, PROTOCOL
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Number of torrents of the table.
 const TORRENTS: u32 = 10_000;
 
-/// A swarm that many ask for: its peers fill a reply
-const CROWD: u32 = 1_000;
+/// Number of peers of a large swarm, which fill a reply.
+const LARGE_SWARM_PEERS: u32 = 1_000;
 
 const NOW: Now = Now { monotonic: Seconds(1), unix_secs: 1_000_000 };
 
@@ -26,10 +27,10 @@ fn main() {
         eprintln!("usage: instructions connect|announce|scrape COUNT");
         std::process::exit(1);
     };
-    let count: u32 = count.parse().expect("COUNT is a number");
+    let count: u32 = count.parse().expect("COUNT must be a number");
     let mut tracker = tracker(1);
     let mut reply = [0; 1_472];
-    let ids: Vec<u64> = (0..CROWD)
+    let ids: Vec<u64> = (0..LARGE_SWARM_PEERS)
         .map(|peer| {
             let connect = head(PROTOCOL_MAGIC, ACTION_CONNECT);
             tracker.handle(NOW, source(peer), &connect, &mut reply);
@@ -43,7 +44,7 @@ fn main() {
             tracker.handle(NOW, source(round), &request, &mut reply);
         }
     }
-    for peer in 0..CROWD {
+    for peer in 0..LARGE_SWARM_PEERS {
         let request = announce(ids[peer as usize], TORRENTS, peer);
         tracker.handle(NOW, source(peer), &request, &mut reply);
     }
@@ -52,12 +53,12 @@ fn main() {
     }
 }
 
-/// Every peer number has an address of its own
+/// Returns the source of a peer; each has its own address.
 fn source(peer: u32) -> SocketAddr {
     ((0x5000_0000 + peer * 131).to_be_bytes(), 6_881).into()
 }
 
-/// Requests in turn with their sources: one announce in four is of the crowd
+/// Returns requests with their sources: one announce in four is for the large swarm.
 fn requests(kind: &str, ids: &[u64]) -> Vec<(SocketAddr, Vec<u8>)> {
     let each = |of: &dyn Fn(u32) -> (SocketAddr, Vec<u8>)| (0..1_000).map(of).collect();
     match kind {
@@ -71,16 +72,18 @@ fn requests(kind: &str, ids: &[u64]) -> Vec<(SocketAddr, Vec<u8>)> {
             (0..3).for_each(|row| bytes.extend(info_hash_of((number * 7 + row) % TORRENTS).0));
             (source(0), bytes)
         }),
-        _ => panic!("{kind} is none of connect, announce, scrape"),
+        _ => panic!("{kind} is not one of connect, announce, scrape"),
     }
 }
 
+/// Returns the head of a request.
 fn head(id: u64, action: u32) -> Vec<u8> {
     let mut bytes = id.to_be_bytes().to_vec();
     bytes.extend([action, 7].map(u32::to_be_bytes).as_flattened());
     bytes
 }
 
+/// Returns an announce.
 fn announce(id: u64, torrent: u32, peer: u32) -> Vec<u8> {
     let mut bytes = head(id, ACTION_ANNOUNCE);
     let announce = announce_of(torrent, peer);

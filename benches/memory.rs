@@ -1,20 +1,22 @@
-//! What the population costs in memory, and what is left of a flood.
+//! Measures the memory of the population, and what remains allocated after a flood.
 //!
-//! `cargo run --release -p tsubame-bench --example memory -- filled` (or `flood`), as a table on standard output.
+//! `cargo run --release -p tsubame-bench --example memory -- filled` (or `flood`) prints a table.
 
 use tsubame_bench::{LIFETIME_SECS, announce_of, empty_table, enter, fill, peers_of};
 use tsubame_storage::{Seconds, Swarms};
 
-/// The tracker's own allocator
+/// The allocator of the tracker.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Returns the resident memory of this process in bytes.
 fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap_or(0) * 1024
 }
 
+/// Prints a row.
 fn report(what: &str, table: &Swarms, peers: u64) {
     let (resident, stats) = (resident(), table.stats());
     println!(
@@ -42,7 +44,7 @@ fn main() {
     }
 }
 
-/// A million torrents kept fresh while four million others come in between and expire
+/// Keeps a million torrents alive while four million others are announced and expire.
 fn flood() {
     let mut table = empty_table();
     let lifetime = u64::from(LIFETIME_SECS);
@@ -51,9 +53,9 @@ fn flood() {
     report("before the flood", &table, peers);
     let others: u32 = 4_000_000;
     let mut flooded = 1_000_000..1_000_000 + others;
-    let mut most = 0;
+    let mut max_torrents = 0;
     for now in 1..=2 * lifetime + 60 {
-        // Each torrent of the million is announced twice a lifetime; the flood comes in the first half.
+        // Each torrent of the million is announced twice per lifetime; the flood takes the first half of one.
         let per_second = 1_000_000 * 2 / LIFETIME_SECS + 1;
         let start = (now as u32 - 1) * per_second % 1_000_000;
         for torrent in start..(start + per_second).min(1_000_000) {
@@ -67,11 +69,11 @@ fn flood() {
             }
         }
         while table.sweep(Seconds(now)) {}
-        most = most.max(table.stats().torrents);
+        max_torrents = max_torrents.max(table.stats().torrents);
     }
-    println!("at most {most} torrents");
+    println!("at most {max_torrents} torrents in the table");
     let stats = table.stats();
-    let left = stats.seeders.iter().chain(&stats.leechers).sum();
-    report("one lifetime after the flood", &table, left);
-    println!("{:.2} times the resident memory before", resident() as f64 / before as f64);
+    let remaining = stats.seeders.iter().chain(&stats.leechers).sum();
+    report("one lifetime after the flood", &table, remaining);
+    println!("{:.2} times the resident memory before the flood", resident() as f64 / before as f64);
 }

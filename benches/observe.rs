@@ -1,24 +1,25 @@
-//! What a server on this machine uses, as the kernel tells.
+//! Resources that a server on this machine uses, as reported by the kernel.
 
 use std::fs;
 use std::sync::LazyLock;
 use std::time::Instant;
 
-/// Ticks a second of `/proc/stat` (USER_HZ)
+/// Ticks per second of `/proc/stat` (USER_HZ).
 const TICKS_PER_S: f64 = 100.0;
 
-/// What a core has done since some moment before the first look; differences count
+/// Times of a core since an arbitrary moment; only differences are meaningful.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Core {
-    /// Seconds it was busy, with whatever
+    /// Seconds for which it was busy, with any work.
     ///
-    /// It is what the kernel does not report as idle: that it measures, while it only samples what a core is busy with.
+    /// It is the time that the kernel does not report as idle: the kernel measures idle time, but only samples the work
+    /// of a core.
     pub busy_s: f64,
-    /// Seconds for which the host gave it to another machine, if this is a virtual one
+    /// Seconds for which the host gave it to another virtual machine, if this machine is one.
     pub stolen_s: f64,
 }
 
-/// A look at a core
+/// Returns the times of a core, or `None` if it does not exist.
 pub fn core(core: usize) -> Option<Core> {
     static START: LazyLock<Instant> = LazyLock::new(now);
     let since_start = now().duration_since(*START).as_secs_f64();
@@ -38,7 +39,7 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// Seconds of processor time all threads of a process have had
+/// Returns the processor time of all threads of a process in seconds.
 pub fn process_s(process: u32) -> Option<f64> {
     let threads = fs::read_dir(format!("/proc/{process}/task")).ok()?;
     let nanoseconds = threads.flatten().filter_map(|thread| {
@@ -48,14 +49,14 @@ pub fn process_s(process: u32) -> Option<f64> {
     Some(nanoseconds.sum::<f64>() / 1e9)
 }
 
-/// Bytes of a process that are in memory
+/// Returns the resident memory of a process in bytes.
 pub fn resident_bytes(process: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? * 1024)
 }
 
-/// Kernel and processor, in a line
+/// Returns the kernel and the processor in one line.
 pub fn machine() -> String {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -68,12 +69,15 @@ pub fn machine() -> String {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn this_process_is_seen() {
+    fn the_resources_of_this_process_are_read() {
         let process = std::process::id();
         assert!(super::process_s(process).unwrap() > 0.0);
         assert!(super::resident_bytes(process).unwrap() > 1 << 20);
         let before = super::core(0).unwrap().busy_s;
-        assert!(super::core(0).unwrap().busy_s >= before - 0.02, "ticks of 10 ms");
+        assert!(
+            super::core(0).unwrap().busy_s >= before - 0.02,
+            "the time is accurate to two ticks of 10 ms"
+        );
         assert!(super::core(100_000).is_none());
     }
 }

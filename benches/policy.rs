@@ -1,4 +1,4 @@
-//! What policy costs: a deny list of a million torrents, and limits.
+//! Benchmarks of policy: a deny list of a million torrents, and limits.
 //!
 //! `cargo bench -p tsubame-bench --bench policy`
 
@@ -7,67 +7,68 @@ use fastrand::Rng;
 use std::hint::black_box;
 use std::net::SocketAddr;
 use tsubame::clock::Now;
-use tsubame::policy::access_list::{AccessList, Mode, Sources};
-use tsubame::policy::limits::{Excess, LimitTerms, Limits};
-use tsubame::policy::{Answer, HookConfig, Plan, Reading};
+use tsubame::policy::access_list::{AccessList, ListMode, ListSources};
+use tsubame::policy::limits::{ExcessReply, LimitSettings, Limits};
+use tsubame::policy::{CompiledPolicy, HookConfig, ReadMode, RefusalReply};
 use tsubame_bench::{fill, info_hash_of, tracker};
 use tsubame_storage::{InfoHash, Seconds};
 
-/// Torrents on the list, and others in the table
+/// Number of torrents on the list.
 const LISTED: u32 = 1_000_000;
+/// Number of torrents in the table, none of which is on the list.
 const KNOWN: u32 = 1_000_000;
 
 const BATCH: usize = 32;
 
-/// More than the caches hold
+/// Bytes that are read to evict the list from the caches; more than their size.
 const OTHER_BYTES: usize = 64 << 20;
 
 fn benches(criterion: &mut Criterion) {
     let info_hashes = (KNOWN..KNOWN + LISTED).map(info_hash_of).collect();
-    let sources = Sources { info_hashes, ..Sources::default() };
-    look(criterion, &AccessList::load(&sources, 1, true).expect("no files are read").list);
-    let (mode, answer) = (Mode::Deny, Answer::Error("not served"));
-    let denied = [HookConfig::AccessList { mode, sources, answer }];
+    let sources = ListSources { info_hashes, ..ListSources::default() };
+    lookup(criterion, &AccessList::load(&sources, 1, true).expect("no files are read").list);
+    let (mode, reply) = (ListMode::Deny, RefusalReply::Error("not served"));
+    let denied = [HookConfig::AccessList { mode, sources, reply }];
     admit(criterion, "no hooks", &[]);
     admit(criterion, "1M denied", &denied);
     count(criterion);
 }
 
-/// Looks at a list that the caches have nothing of: what a torrent costs that the table does not have
-fn look(criterion: &mut Criterion, list: &AccessList) {
+/// Measures lookups in a list of which nothing is cached: the cost of a torrent that is not in the table.
+fn lookup(criterion: &mut Criterion, list: &AccessList) {
     let (mut rng, other) = (Rng::with_seed(7), vec![1_u8; OTHER_BYTES]);
-    for (name, first) in [("not among", 0), ("one of", KNOWN)] {
+    for (name, first) in [("absent from", 0), ("present in", KNOWN)] {
         for batch in [1, BATCH] {
             let mut cold = || {
                 black_box(other.iter().step_by(64).map(|byte| u64::from(*byte)).sum::<u64>());
                 let draw = |_| info_hash_of(first + rng.u32(..LISTED));
                 (0..batch).map(draw).collect::<Vec<_>>()
             };
-            let mut group = criterion.benchmark_group("a look at a list, cold");
+            let mut group = criterion.benchmark_group("list lookup, cold");
             group.throughput(Throughput::Elements(batch as u64));
             group.bench_function(format!("{name} 1M, {batch} in a row"), |bencher| {
-                // Each waits for the one before, as they do that come alone.
-                let look = |hashes: Vec<InfoHash>| {
+                // Each lookup depends on the previous one, so that they do not overlap.
+                let lookup = |hashes: Vec<InfoHash>| {
                     hashes.iter().fold(false, |found, &InfoHash(mut hash)| {
                         hash[0] ^= u8::from(black_box(found)) >> 1;
                         list.contains(&InfoHash(hash))
                     })
                 };
-                bencher.iter_batched(&mut cold, look, BatchSize::PerIteration);
+                bencher.iter_batched(&mut cold, lookup, BatchSize::PerIteration);
             });
             group.finish();
         }
     }
 }
 
-/// Announces of known torrents in batches, as a shard admits and answers them
+/// Measures announces of known torrents in batches, admitted and answered as by a shard.
 fn admit(criterion: &mut Criterion, name: &str, hooks: &[HookConfig]) {
     let now = Now { monotonic: Seconds(1), unix_secs: 1_000_000 };
     let mut tracker = tracker(1);
     fill(tracker.swarms_mut(), Seconds(0), 0..KNOWN);
-    let loaded = Plan::load(hooks, &Plan::default(), 1, Reading::AtStart);
-    let plan = loaded.expect("no files are read").plan;
-    tracker.exchange_policy(now, &mut plan.policy(1, 1));
+    let loaded = CompiledPolicy::load(hooks, &CompiledPolicy::default(), 1, ReadMode::AtStart);
+    let policy = loaded.expect("no files are read").policy;
+    tracker.exchange_policy(now, &mut policy.policy(1, 1));
     while tracker.purge(now) {}
     let later = Now { monotonic: Seconds(10), ..now };
     while tracker.purge(later) {}
@@ -95,24 +96,25 @@ fn admit(criterion: &mut Criterion, name: &str, hooks: &[HookConfig]) {
         bencher.iter_batched(
             &mut draw,
             |datagrams| {
-                let prefetch = |bytes: &[u8; 98]| tracker.prefetch_listed(bytes);
-                let known: Vec<_> = datagrams.iter().map(prefetch).collect();
-                let prefetched =
-                    known.iter().flatten().map(|prefetch| tracker.prefetch_entry(prefetch));
-                black_box(prefetched.fold(0, u8::wrapping_add));
-                let mut admitted = Vec::with_capacity(BATCH);
-                for (at, bytes) in datagrams.iter().enumerate() {
-                    let known = known[at].as_ref();
-                    let taken = tracker.admit_prefetched(later, source, bytes, &mut reply, known);
-                    let taken = taken.expect("it is permitted");
-                    let prefetch = known.copied().unwrap_or_else(|| tracker.prefetch_index(&taken));
-                    admitted.push((taken, prefetch));
+                let mut batch = Vec::with_capacity(BATCH);
+                for bytes in &datagrams {
+                    let proven = tracker.prove(later, source, bytes, &mut reply);
+                    let request = proven.expect("the connection id is valid");
+                    let prefetch = tracker.prefetch_index(&request.info_hash());
+                    batch.push((request, prefetch));
                 }
-                let prefetched =
-                    admitted.iter().map(|(_, prefetch)| tracker.prefetch_entry(prefetch));
-                black_box(prefetched.fold(0, u8::wrapping_add));
-                for ((admitted, prefetch), bytes) in admitted.iter().zip(&datagrams) {
-                    black_box(tracker.answer(later, *prefetch, admitted, bytes, &mut reply));
+                let entries = batch.iter().map(|(_, prefetch)| tracker.prefetch_entry(prefetch));
+                black_box(entries.fold(0, u8::wrapping_add));
+                if tracker.policy().has_hooks() {
+                    for ((request, prefetch), bytes) in batch.iter_mut().zip(&datagrams) {
+                        let address = source.ip();
+                        tracker
+                            .check_policy(later, address, request, prefetch, bytes, &mut reply)
+                            .expect("the torrent is permitted");
+                    }
+                }
+                for ((request, prefetch), bytes) in batch.iter().zip(&datagrams) {
+                    black_box(tracker.answer(later, *prefetch, request, bytes, &mut reply));
                 }
             },
             BatchSize::SmallInput,
@@ -121,18 +123,19 @@ fn admit(criterion: &mut Criterion, name: &str, hooks: &[HookConfig]) {
     group.finish();
 }
 
+/// Measures the counting of announces for limits.
 fn count(criterion: &mut Criterion) {
-    let terms = LimitTerms {
+    let settings = LimitSettings {
         announces_per_s: 20,
         burst: 200,
         torrents_per_min: 300,
         ipv4_prefix: 32,
         ipv6_prefix: 64,
         exempt: Vec::new(),
-        excess: Excess::Drop,
+        excess: ExcessReply::Drop,
         scrapes: true,
     };
-    let (mut limits, mut rng, mut now) = (Limits::new(terms, 1, 1), Rng::with_seed(8), 0);
+    let (mut limits, mut rng, mut now) = (Limits::new(settings, 1, 1), Rng::with_seed(8), 0);
     criterion.bench_function("limits, 100,000 sources", |bencher| {
         bencher.iter(|| {
             now += 1;

@@ -1,173 +1,175 @@
-//! What a load run leaves behind: a JSON file that can be read, compared and drawn again later.
+//! Record of a load run: a JSON file that can be read, compared and plotted later.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
-/// A run of the load generator
+/// A run of the load generator.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
-    /// Version of the generator
+    /// Version of the generator.
     pub version: String,
-    /// What the run was called; the targets unless named
+    /// Name of the run; the targets by default.
     pub name: String,
-    /// The trackers that were asked
+    /// URLs of the trackers.
     pub targets: Vec<String>,
-    /// The command line, to run it again
+    /// Command line of the run.
     pub command: String,
-    /// What the draws began with
+    /// Seed of the random numbers.
     pub seed: u64,
-    /// Torrents of the population
+    /// Number of torrents of the population.
     pub torrents: u32,
-    /// Peers of the population
+    /// Number of peers of the population.
     pub peers: u32,
-    /// Kernel and processor
+    /// Kernel and processor.
     pub machine: String,
-    /// One after another
-    pub steps: Vec<Step>,
+    /// Steps in order.
+    pub steps: Vec<StepRecord>,
 }
 
-/// What was counted in a step
+/// Results of a step.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Step {
-    /// Its name in the scenario
+pub struct StepRecord {
+    /// Name of the step in the scenario.
     pub name: String,
-    /// How long requests were sent
+    /// Seconds for which requests were sent.
     pub seconds: f64,
-    /// Requests a second that were to be sent; none in closed loop
+    /// Requests per second in open loop; `None` in closed loop.
     pub rate: Option<f64>,
-    /// Requests sent that deserve an answer
+    /// Number of requests sent that must be answered.
     pub sent: u64,
-    /// Requests sent that deserve none: stale and forged ids, garbage, floods
+    /// Number of requests sent that must not be answered: stale and forged connection ids, and garbage.
     pub sent_unproven: u64,
-    /// Replies by kind: connect, announce, scrape, error
+    /// Number of replies by kind: connect, announce, scrape, error.
     pub answered: BTreeMap<String, u64>,
-    /// Replies to what deserves none
+    /// Number of replies to requests that must not be answered.
     pub answered_unproven: u64,
-    /// Connects of a flood, from addresses that never come back
+    /// Number of flood connects, from addresses that do not use the connection id.
     pub flood_connects: u64,
-    /// Replies to those
+    /// Number of replies to flood connects.
     pub flood_connects_answered: u64,
-    /// Requests without an answer when their time was up
+    /// Number of requests without a reply within the timeout.
     pub lost: u64,
-    /// Replies that came later than that, or twice
+    /// Number of replies that arrived after the timeout or twice.
     pub late: u64,
-    /// Connections that were tried, over HTTP
+    /// Number of connections opened, over HTTP.
     #[serde(default)]
     pub connections: u64,
-    /// Requests lost because their connection was refused, ended before the answer or brought something else
+    /// Number of requests lost because their connection was refused, ended before the reply, or carried something else.
     #[serde(default)]
     pub broken: u64,
-    /// Requests that left more than a millisecond later because no connection was free: latency has that time
+    /// Number of requests that were delayed by more than a millisecond because no connection was free; latency includes
+    /// the delay.
     #[serde(default)]
     pub waited: u64,
-    /// Requests that were due and did not leave before the step was over
+    /// Number of requests that were due and had not been sent at the end of the step.
     #[serde(default)]
     pub held_back: u64,
-    /// Replies of which the content was looked at
+    /// Number of replies whose content was checked.
     pub checked: u64,
-    /// Wrong replies by what is wrong
+    /// Number of wrong replies by problem.
     pub wrong: BTreeMap<String, u64>,
-    /// Peers in the replies to announces
+    /// Number of peers in the replies to announces.
     pub peers: u64,
-    /// Time from when a request was due (open loop) or sent (closed loop) to its answer
+    /// Time from the scheduled time (open loop) or the sending (closed loop) of a request to its reply.
     pub latency: Latency,
-    /// The longest time without an answer while some were due
+    /// Longest time without a reply while requests were unanswered, in milliseconds.
     pub gap_ms_max: f64,
-    /// How the generator itself fared
+    /// Load of the generator itself.
     pub generator: Generator,
-    /// What the server used, if it is on this machine and was pointed out
+    /// Resources that the server used, if it runs on this machine and its process or core was given.
     pub server: Option<Server>,
-    /// Tenths of a second
+    /// Time series in tenths of a second.
     pub series: Vec<Tenth>,
 }
 
-/// Latency in microseconds
+/// Latency in microseconds.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Latency {
-    /// Whether waiting that a late request caused its successors counts (no coordinated omission)
+    /// Whether the delay that a late request causes for later ones is included (no coordinated omission).
     pub corrected: bool,
-    /// Arithmetic mean
+    /// Arithmetic mean.
     pub mean_us: f64,
-    /// The longest
+    /// Maximum.
     pub max_us: f64,
-    /// Percentiles with their values, rising
+    /// Percentiles with their values, in ascending order.
     pub percentiles: Vec<(f64, f64)>,
 }
 
-/// How the generator fared
+/// Load of the generator itself.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Generator {
-    /// Share of the time it had something to do
+    /// Share of the time in which it was busy.
     pub busy: f64,
-    /// Share of answers that it took in full batches, behind which more may have waited
+    /// Share of replies that it received in full batches, behind which more may have waited.
     pub backlog: f64,
-    /// Share of requests sent more than a millisecond after they were due
+    /// Share of requests sent more than a millisecond after their scheduled time.
     pub late: f64,
-    /// Replies the kernel dropped because it did not take them in time
+    /// Number of replies that the kernel dropped because the receive buffer of the generator was full.
     pub drops: u64,
-    /// Requests the kernel did not take
+    /// Number of requests that the kernel refused.
     pub unsent: u64,
-    /// Whether it, and not the server, set the pace
+    /// Whether the generator, and not the server, limited the rate.
     pub bottleneck: bool,
 }
 
-/// What the server used
+/// Resources that the server used.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Server {
-    /// Seconds its core was busy, with whatever
+    /// Seconds for which its core was busy, with any work.
     pub core_busy_s: Option<f64>,
-    /// Seconds for which the host gave its core to another machine: what was slow then was not the server
+    /// Seconds for which the host gave its core to another virtual machine: slowness in that time is not caused by the
+    /// server.
     #[serde(default)]
     pub stolen_s: Option<f64>,
-    /// Seconds of processor time of its process
+    /// Seconds of processor time of its process.
     pub process_s: Option<f64>,
-    /// Resident memory of its process at the end
+    /// Resident memory of its process at the end.
     pub resident_bytes: Option<u64>,
 }
 
-/// A tenth of a second
+/// Results of a tenth of a second.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Tenth {
-    /// Requests sent
+    /// Number of requests sent.
     pub sent: u32,
-    /// Replies
+    /// Number of replies.
     pub answered: u32,
-    /// Requests given up
+    /// Number of requests given up.
     pub lost: u32,
-    /// The longest latency, in microseconds
+    /// Maximum latency in microseconds.
     pub max_us: u32,
 }
 
-impl Step {
-    /// Replies of all kinds
+impl StepRecord {
+    /// Returns the number of replies of all kinds.
     pub fn answers(&self) -> u64 {
         self.answered.values().sum()
     }
 
-    /// Share of replies that are errors: fast refusals are no feat
+    /// Returns the share of replies that are errors, which cost less than other replies.
     pub fn errors(&self) -> f64 {
         self.answered.get("error").copied().unwrap_or(0) as f64 / self.answers().max(1) as f64
     }
 
-    /// Replies a second
+    /// Returns the number of replies per second.
     pub fn answers_per_s(&self) -> f64 {
         self.answers() as f64 / self.seconds.max(f64::MIN_POSITIVE)
     }
 
-    /// Wrong replies of all kinds
+    /// Returns the number of wrong replies.
     pub fn wrong_sum(&self) -> u64 {
         self.wrong.values().sum()
     }
 
-    /// Microseconds the server's core was busy for an answer
+    /// Returns the busy time of the server's core per reply, in microseconds.
     pub fn core_us_per_answer(&self) -> Option<f64> {
         let busy = self.server?.core_busy_s?;
         Some(busy * 1e6 / (self.answers() + self.flood_connects_answered).max(1) as f64)
     }
 
-    /// Microseconds of processor time the server's process took for an answer
+    /// Returns the processor time of the server's process per reply, in microseconds.
     pub fn process_us_per_answer(&self) -> Option<f64> {
         let busy = self.server?.process_s?;
         Some(busy * 1e6 / (self.answers() + self.flood_connects_answered).max(1) as f64)
@@ -175,7 +177,7 @@ impl Step {
 }
 
 impl Latency {
-    /// The value of a percentile that was recorded; 0 without answers
+    /// Returns the value of a recorded percentile; 0 without replies.
     pub fn at(&self, percentile: f64) -> f64 {
         let found = self.percentiles.iter().find(|(at, _)| *at >= percentile);
         found.map_or(0.0, |(_, value)| *value)
@@ -183,12 +185,12 @@ impl Latency {
 }
 
 impl Record {
-    /// Reads a record
+    /// Reads a record.
     pub fn read(path: &Path) -> io::Result<Self> {
         serde_json::from_slice(&std::fs::read(path)?).map_err(io::Error::from)
     }
 
-    /// Writes a record
+    /// Writes a record.
     pub fn write(&self, path: &Path) -> io::Result<()> {
         let mut text = serde_json::to_string_pretty(self)?;
         text.push('\n');

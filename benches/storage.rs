@@ -1,6 +1,7 @@
-//! What the swarm table costs: announces alone and in batches, scrapes, the sweep, neighbours first.
+//! Benchmarks of the swarm table: announces alone and in batches, scrapes, the sweep, and preferred subnets.
 //!
-//! `cargo bench -p tsubame-bench --bench storage -- 1M` for the smaller table alone, `-- neighbours` for those.
+//! `cargo bench -p tsubame-bench --bench storage -- 1M` measures the smaller table only, `-- subnet_preference` the
+//! preferred subnets only.
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use fastrand::Rng;
@@ -17,7 +18,7 @@ const REPLY_BYTES: usize = 50 * 6;
 fn benches(criterion: &mut Criterion) {
     for (name, torrents) in [("1M", 1_000_000), ("4M", 4_000_000)] {
         let wanted: Vec<String> = std::env::args().skip(1).collect();
-        let skipped = ["1M", "4M", "neighbours"]
+        let skipped = ["1M", "4M", "subnet_preference"]
             .iter()
             .any(|other| *other != name && wanted.iter().any(|argument| argument.contains(other)));
         if skipped {
@@ -32,7 +33,7 @@ fn benches(criterion: &mut Criterion) {
     }
 }
 
-/// Known peers of torrents drawn at random: what most announces of a tracker are
+/// Returns an announce of a known peer of a random torrent, as most announces of a tracker are.
 fn draw(rng: &mut Rng, torrents: u32) -> SwarmAnnounce {
     let torrent = rng.u32(..torrents);
     announce_of(torrent, rng.u32(..peers_of(torrent)))
@@ -60,7 +61,7 @@ fn announces(criterion: &mut Criterion, name: &str, table: &mut Swarms, torrents
         bencher.iter_batched(
             || batch(&mut rng),
             |announces| {
-                let prefetches = announces.each_ahead(table);
+                let prefetches = announces.prefetch_all(table);
                 let prefetched = prefetches.iter().map(|prefetch| table.prefetch_entry(prefetch));
                 black_box(prefetched.fold(0, u8::wrapping_add));
                 for (announce, prefetch) in announces.iter().zip(prefetches) {
@@ -74,12 +75,13 @@ fn announces(criterion: &mut Criterion, name: &str, table: &mut Swarms, torrents
     group.finish();
 }
 
+/// Prefetches the index for a batch.
 trait PrefetchEach {
-    fn each_ahead(&self, table: &Swarms) -> Vec<tsubame_storage::Prefetch>;
+    fn prefetch_all(&self, table: &Swarms) -> Vec<tsubame_storage::Prefetch>;
 }
 
 impl PrefetchEach for Vec<SwarmAnnounce> {
-    fn each_ahead(&self, table: &Swarms) -> Vec<tsubame_storage::Prefetch> {
+    fn prefetch_all(&self, table: &Swarms) -> Vec<tsubame_storage::Prefetch> {
         self.iter().map(|announce| table.prefetch_index(&announce.info_hash)).collect()
     }
 }
@@ -103,17 +105,18 @@ fn scrapes(criterion: &mut Criterion, name: &str, table: &Swarms, torrents: u32)
     group.finish();
 }
 
-/// A whole pass over the table, which a shard spreads over a quarter of a lifetime
+/// Measures a complete sweep of the table, which a shard distributes over a quarter of a lifetime.
 ///
-/// Filled at 0, begun at a quarter; at half everybody is alive, at 1.1 lifetimes nobody is.
+/// The table is filled at time 0, and the sweep begins at a quarter of a lifetime. At half a lifetime no peer is
+/// expired, at 1.1 lifetimes all are.
 fn sweep(criterion: &mut Criterion, name: &str, torrents: u32) {
     let lifetime = u64::from(LIFETIME_SECS);
     let mut group = criterion.benchmark_group(format!("{name}/sweep, a pass"));
     group.sample_size(10);
     group.throughput(Throughput::Elements(u64::from(torrents)));
-    for (what, now) in [("nobody expired", lifetime / 2), ("all expired", lifetime * 11 / 10)] {
+    for (what, now) in [("none expired", lifetime / 2), ("all expired", lifetime * 11 / 10)] {
         group.bench_function(what, |bencher| {
-            let begun = || {
+            let filled = || {
                 let mut table = empty_table();
                 fill(&mut table, Seconds(0), 0..torrents);
                 table.sweep(Seconds(lifetime / 4));
@@ -123,26 +126,26 @@ fn sweep(criterion: &mut Criterion, name: &str, torrents: u32) {
                 while table.sweep(Seconds(now)) {}
                 table
             };
-            bencher.iter_batched(begun, pass, BatchSize::PerIteration);
+            bencher.iter_batched(filled, pass, BatchSize::PerIteration);
         });
     }
     group.finish();
 }
 
-/// Announces in one large swarm, whose peers stand a hundred to a rack (/24) and ten thousand to a site (/16)
-fn neighbours(criterion: &mut Criterion) {
-    let lengths = |lengths: &[u8]| PrefixLengths::new(lengths).expect("they fall");
+/// Measures announces in one large swarm, with a hundred peers per rack (/24) and ten thousand per site (/16).
+fn subnet_preference(criterion: &mut Criterion) {
+    let lengths = |lengths: &[u8]| PrefixLengths::new(lengths).expect("the lengths are descending");
     let rack_and_site = SubnetPreference { v4: lengths(&[24, 16]), ..SubnetPreference::default() };
-    // All are of the one prefix, so that what comes at random must be told from those who are there already.
-    let all_near = SubnetPreference { v4: lengths(&[8]), ..SubnetPreference::default() };
-    let mut group = criterion.benchmark_group("neighbours");
+    // All peers share the prefix, so that random peers must be checked for duplicates.
+    let all_in_subnet = SubnetPreference { v4: lengths(&[8]), ..SubnetPreference::default() };
+    let mut group = criterion.benchmark_group("subnet_preference");
     for peers in [1_000, 10_000, 100_000_u32] {
-        let anybody = SubnetPreference::default();
+        let no_preference = SubnetPreference::default();
         let all = [
-            ("anybody", anybody, 50),
+            ("no preference", no_preference, 50),
             ("rack, site", rack_and_site, 50),
-            ("anybody, 200", anybody, 200),
-            ("all near, 200", all_near, 200),
+            ("no preference, 200", no_preference, 200),
+            ("all in the subnet, 200", all_in_subnet, 200),
         ];
         for (name, subnets, wanted) in all {
             let mut table = empty_table();
@@ -173,6 +176,6 @@ fn neighbours(criterion: &mut Criterion) {
 criterion_group! {
     name = group;
     config = Criterion::default().sample_size(20);
-    targets = neighbours, benches
+    targets = subnet_preference, benches
 }
 criterion_main!(group);

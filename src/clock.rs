@@ -1,61 +1,61 @@
-//! The one place that reads clocks.
+//! The only module that reads clocks.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tsubame_storage::Seconds;
 
-/// Both clocks, read together once for a batch
+/// The times of both clocks, read together once for each batch.
 ///
-/// Swarms live by the monotonic one, so a jump of the wall clock touches connection ids only.
+/// Swarms use the monotonic clock, so that a jump of the wall clock affects only connection ids and tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
-    /// Since the process started
+    /// Seconds since the process started.
     pub monotonic: Seconds,
-    /// Since 1970
+    /// Seconds since 1970.
     pub unix_secs: u64,
 }
 
-/// Reads the clocks
+/// Reads the clocks of the system, or simulated ones.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
-    source: Source,
+    source: TimeSource,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Source {
+enum TimeSource {
     System { start: Instant },
     Simulated(&'static AtomicU64),
 }
 
 impl Clock {
-    /// Starts counting
+    /// Creates a clock of the system whose monotonic time starts now.
     #[expect(clippy::disallowed_methods, reason = "this is the clock")]
     #[expect(clippy::new_without_default, reason = "a default that reads a clock would hide it")]
     pub fn new() -> Self {
-        Self { source: Source::System { start: Instant::now() } }
+        Self { source: TimeSource::System { start: Instant::now() } }
     }
 
-    /// Returns a clock for simulations: both times are the number of seconds in `seconds`.
+    /// Creates a clock for simulations: both of its times are the number of seconds in `seconds`.
     pub fn simulated(seconds: &'static AtomicU64) -> Self {
-        Self { source: Source::Simulated(seconds) }
+        Self { source: TimeSource::Simulated(seconds) }
     }
 
-    /// Time since the clock was started
+    /// Returns the time since the clock was created.
     #[expect(clippy::disallowed_methods, reason = "this is the clock")]
     pub fn elapsed(&self) -> Duration {
         match self.source {
-            Source::System { start } => Instant::now().duration_since(start),
-            Source::Simulated(seconds) => Duration::from_secs(seconds.load(Ordering::Relaxed)),
+            TimeSource::System { start } => Instant::now().duration_since(start),
+            TimeSource::Simulated(seconds) => Duration::from_secs(seconds.load(Ordering::Relaxed)),
         }
     }
 
-    /// Both clocks
+    /// Returns the times of both clocks.
     #[expect(clippy::disallowed_methods, reason = "this is the clock")]
     pub fn now(&self) -> Now {
         let monotonic = self.elapsed();
         let unix = match self.source {
-            Source::System { .. } => SystemTime::now().duration_since(UNIX_EPOCH),
-            Source::Simulated(_) => Ok(monotonic),
+            TimeSource::System { .. } => SystemTime::now().duration_since(UNIX_EPOCH),
+            TimeSource::Simulated(_) => Ok(monotonic),
         };
         let unix_secs = unix.unwrap_or_default().as_secs();
         Now { monotonic: Seconds(monotonic.as_secs()), unix_secs }
@@ -67,7 +67,7 @@ impl Clock {
         Duration::try_from(time).unwrap_or_default()
     }
 
-    /// Pauses before something is tried again that only time can mend
+    /// Sleeps for 20 ms, before an operation is retried that may succeed later.
     #[expect(clippy::disallowed_methods, reason = "bounded, and before anything is served")]
     pub fn pause_before_retry(&self) {
         std::thread::sleep(Duration::from_millis(20));

@@ -1,47 +1,30 @@
 //! Tsubame, a BitTorrent tracker.
 //!
 //! ```text
-//!  ring (a batch of datagrams, each with a reply slot)
-//!    -> Tracker::admit: parse, connection id, policy          any shard
-//!    -> owner of the info hash, over the mesh if it is another
-//!    -> Tracker::answer: swarm, reply written into the slot   the owner
-//!    -> ring submits the batch
+//!  datapath: a batch of datagrams, each with a slot for its reply
+//!    -> tracker: parse, check the connection id, apply policy    on the shard that received it
+//!    -> mesh, if another shard owns the info hash
+//!    -> tracker: update the swarm, write the reply               on the shard that owns the torrent
+//!    -> datapath: submit the batch
 //! ```
 //!
-//! This crate decides and drives: it holds config, shards, policy, mesh and control plane. It has no unsafe
-//! code; what is shared with the kernel is `tsubame_udp::ring`, and what is kept is `tsubame_storage`.
+//! This crate has configuration, policy, shards, HTTP and the control plane. It has no unsafe code: memory that is
+//! shared with the kernel is in `tsubame_udp::ring`, and the swarm table in `tsubame_storage`.
 
 #![forbid(unsafe_code)]
 
-pub mod check;
+pub mod address;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;
-pub mod cpus;
-pub mod datapath;
-pub mod e2e;
 pub mod hex;
 pub mod http;
-pub mod identity;
-pub mod limits;
 pub mod lines;
-pub mod listen;
-pub mod log;
-pub mod memory;
-pub mod mesh;
-pub mod metrics;
-pub mod outcome;
-pub mod peer_list;
 pub mod policy;
-pub mod reload;
-pub mod report;
-pub mod run;
-pub mod settings;
+pub mod process;
 pub mod shard;
+pub mod sizes;
 pub mod slow_reads;
 pub mod stats;
-pub mod steering;
-pub mod supervisor;
 pub mod tracker;
-pub mod watch;

@@ -1,18 +1,18 @@
-//! Reads files that have an entry a line, with comments behind `#`.
+//! Reads files with an entry on each line and comments after `#`.
 //!
-//! Only regular files are read: a FIFO or a device would be waited for without end.
+//! Only regular files are read: a read from a FIFO or a device could block forever.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-/// Bytes of a line that are looked at: somebody may give a file of another kind, which need not have lines
+/// Maximum bytes of a line; longer lines are split. A file that was configured by mistake may have no line ends.
 const LINE_LEN_MAX: u64 = 4096;
 
-/// Mistakes of a file that are reported; there are more where somebody gives the wrong file
+/// Maximum number of mistakes that are reported for a file. A file of another kind has many.
 const MISTAKES_MAX: usize = 10;
 
-/// What is wrong with the files of a hook, each with its place and the cure.
+/// The mistakes in the files of a hook, each with its place and the cure.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Mistakes(pub Vec<String>);
 
@@ -25,21 +25,21 @@ impl std::fmt::Display for Mistakes {
 impl std::error::Error for Mistakes {}
 
 impl Mistakes {
-    /// Returns a value if nothing is wrong.
+    /// Returns a value if there are no mistakes.
     pub fn or<T>(self, value: T) -> Result<T, Self> {
         if self.0.is_empty() { Ok(value) } else { Err(self) }
     }
 
-    /// Adds that a file cannot be read.
+    /// Adds a mistake: a file cannot be read.
     pub fn unreadable(&mut self, path: &Path, error: &std::io::Error) {
         let path = path.display();
-        self.0.push(format!("cannot read {path}: {error}; give a file that this user may read"));
+        self.0.push(format!("cannot read {path}: {error}; check the path and its permissions"));
     }
 }
 
-/// Opens a regular file.
+/// Opens a regular file. Fails for a directory, a FIFO or a device.
 pub fn open(path: &Path) -> std::io::Result<File> {
-    // Looked at first: to open a FIFO waits until somebody writes.
+    // The kind is checked first, as opening a FIFO blocks until there is a writer.
     let kind = std::fs::metadata(path)?.file_type();
     if kind.is_file() {
         return File::open(path);
@@ -48,7 +48,7 @@ pub fn open(path: &Path) -> std::io::Result<File> {
     Err(std::io::Error::other(format!("it is {kind}")))
 }
 
-/// Reads a whole regular file of at most so many bytes.
+/// Reads a whole regular file. Fails if it has more than `len_max` bytes.
 pub fn read(path: &Path, len_max: u64) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open(path)?.take(len_max + 1).read_to_end(&mut bytes)?;
@@ -58,20 +58,23 @@ pub fn read(path: &Path, len_max: u64) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads the entries of a file; `take` says what is wrong with one.
+/// Passes each entry of a file to `take`, whose error says what is wrong with the entry. Errors are added to
+/// `mistakes`.
 pub fn read_entries(
     path: &Path,
     mistakes: &mut Mistakes,
     take: impl FnMut(&str) -> Result<(), String>,
 ) {
     match open(path) {
-        Ok(file) => read_entries_of(path, BufReader::with_capacity(1 << 20, file), mistakes, take),
+        Ok(file) => {
+            read_entries_from(path, BufReader::with_capacity(1 << 20, file), mistakes, take)
+        }
         Err(error) => mistakes.unreadable(path, &error),
     }
 }
 
-/// Reads the entries of what `path` names in mistakes.
-pub fn read_entries_of(
+/// Does the same as [`read_entries`] with an open file, which mistakes name as `path`.
+pub fn read_entries_from(
     path: &Path,
     mut file: impl BufRead,
     mistakes: &mut Mistakes,
@@ -87,7 +90,7 @@ pub fn read_entries_of(
             Err(error) => return mistakes.unreadable(path, &error),
         }
         let text = String::from_utf8_lossy(&line);
-        // What editors of another system put first.
+        // Some editors write a byte order mark at the beginning.
         let bom = if number == 1 { "\u{feff}" } else { "" };
         let text = text.strip_prefix(bom).unwrap_or(&text);
         let entry = text.split_once('#').map_or(text, |(entry, _)| entry).trim();
@@ -98,15 +101,17 @@ pub fn read_entries_of(
             mistakes.0.push(format!("{}:{number}: {mistake}", path.display()));
             left -= 1;
             if left == 0 {
-                mistakes.0.push(format!("{}: is not read any further", path.display()));
+                mistakes
+                    .0
+                    .push(format!("{}: stopped after {MISTAKES_MAX} mistakes", path.display()));
                 return;
             }
         }
     }
 }
 
-/// Returns the beginning of a text, in quotes, as mistakes show it.
-pub fn shown(text: &str) -> String {
+/// Returns the first 80 characters of a text in quotes, for messages.
+pub fn quoted(text: &str) -> String {
     format!("{:?}", text.chars().take(80).collect::<String>())
 }
 
@@ -115,11 +120,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_are_read_and_mistakes_are_counted() {
+    fn entries_are_read_and_mistakes_are_limited() {
         let mut mistakes = Mistakes::default();
         let mut entries = Vec::new();
         let text = "\u{feff}one\r\n\n  two # with a comment\n#\nbad\nthree";
-        read_entries_of(Path::new("f"), text.as_bytes(), &mut mistakes, |entry| {
+        read_entries_from(Path::new("f"), text.as_bytes(), &mut mistakes, |entry| {
             if entry == "bad" {
                 return Err("is bad".to_owned());
             }
@@ -129,12 +134,12 @@ mod tests {
         assert_eq!(entries, ["one", "two", "three"]);
         assert_eq!(mistakes.0, ["f:5: is bad"]);
         let many = "x\n".repeat(1_000);
-        read_entries_of(Path::new("g"), many.as_bytes(), &mut mistakes, |_| Err("x".to_owned()));
+        read_entries_from(Path::new("g"), many.as_bytes(), &mut mistakes, |_| Err("x".to_owned()));
         assert_eq!(mistakes.0.len(), 1 + MISTAKES_MAX + 1);
     }
 
     #[test]
-    fn what_is_no_regular_file_is_not_waited_for() {
+    fn only_regular_files_are_read() {
         let directory = tempfile::tempdir().unwrap();
         let fifo = directory.path().join("fifo");
         let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();

@@ -1,7 +1,7 @@
-//! Reads of files that may never return, as from a file system that hangs.
+//! Reads of files that may block forever, for example on a network file system that does not respond.
 //!
-//! Each read is done by a thread of its own and waited for only so long. One that takes longer goes on, and what it has
-//! read is taken when the same is read next; until then it is reported, and not started a second time.
+//! Each read runs in its own thread, and its caller waits up to a timeout. A read that takes longer continues; until it
+//! ends it is reported and not started a second time. The next read of the same name returns its result.
 
 use crate::clock::Clock;
 use std::any::Any;
@@ -18,50 +18,52 @@ pub struct SlowReads {
     timeout: Duration,
 }
 
+/// A read that took longer than the timeout.
 #[derive(Debug)]
 enum SlowRead {
-    /// It is going on since this time; whether its result is out of date
+    /// The time at which the read started, and whether its result will be out of date.
     Running(Duration, bool),
-    /// It has ended with a result that nobody has taken yet, if that is not out of date; whether
-    /// [`SlowReads::news`] has told so
+    /// The result, which nobody has taken yet, unless it is out of date; and whether
+    /// [`SlowReads::has_new_results`] has reported it.
     Done(Option<Box<dyn Any + Send>>, bool),
 }
 
 impl SlowReads {
-    /// Waits for each read for as long as `timeout`.
+    /// Creates an empty table; each caller waits up to `timeout` for its read.
     pub fn new(clock: Clock, timeout: Duration) -> Self {
         Self { reads: Arc::default(), clock, timeout }
     }
 
     /// Runs a read and returns its result; `None` while it takes longer than the timeout.
     ///
-    /// Reads of the same name must be of the same thing. What stands behind a NUL tells names apart and is not shown.
+    /// Reads with the same name must read the same data. The part of a name after a NUL distinguishes names but is not
+    /// shown.
     pub fn run<T: Send + 'static>(
         &self,
         name: &str,
         read: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
-        let known = {
+        let previous = {
             let mut reads = self.lock();
             match reads.remove(name) {
                 Some(running @ SlowRead::Running(..)) => {
                     reads.insert(name.to_owned(), running);
                     return None;
                 }
-                known => known,
+                previous => previous,
             }
         };
-        if let Some(SlowRead::Done(Some(result), _)) = known
+        if let Some(SlowRead::Done(Some(result), _)) = previous
             && let Ok(result) = result.downcast()
         {
             return Some(*result);
         }
         let (sender, receiver) = channel();
-        let begun = self.clock.elapsed();
+        let started = self.clock.elapsed();
         let (reads, owned) = (self.reads.clone(), name.to_owned());
         let thread = std::thread::Builder::new().name("read".to_owned()).spawn(move || {
             let result = read();
-            // Under the lock: either it is waited for still, or the name is there.
+            // Under the lock: either the caller still waits, or it has added the name.
             let mut reads = reads.lock().unwrap_or_else(PoisonError::into_inner);
             match reads.get_mut(&owned) {
                 Some(slow) => {
@@ -73,54 +75,55 @@ impl SlowReads {
                 None => _ = sender.send(result),
             }
         });
-        // Without a thread there is no result, as if it took too long.
+        // If no thread can be started, there is no result, as after a timeout.
         thread.ok()?;
         match receiver.recv_timeout(self.timeout) {
             Ok(result) => Some(result),
             Err(RecvTimeoutError::Timeout) => {
                 let mut reads = self.lock();
-                // It may have ended just now.
+                // It may have ended before the lock was acquired.
                 if let Ok(result) = receiver.try_recv() {
                     return Some(result);
                 }
-                reads.insert(name.to_owned(), SlowRead::Running(begun, false));
+                reads.insert(name.to_owned(), SlowRead::Running(started, false));
                 None
             }
             Err(RecvTimeoutError::Disconnected) => None,
         }
     }
 
-    /// Returns the names of reads that are going on for longer than the timeout, and for how long.
+    /// Returns the names of the reads that exceed the timeout, and how long each has run.
     pub fn stuck(&self) -> Vec<(String, Duration)> {
         let now = self.clock.elapsed();
         let reads = self.lock();
         let running = reads.iter().filter_map(|(name, read)| match read {
-            SlowRead::Running(begun, _) => {
+            SlowRead::Running(started, _) => {
                 let shown = name.split('\0').next().unwrap_or_default();
-                Some((shown.to_owned(), now.saturating_sub(*begun)))
+                Some((shown.to_owned(), now.saturating_sub(*started)))
             }
             SlowRead::Done(..) => None,
         });
         running.collect()
     }
 
-    /// Whether a read has ended since this was last asked, so that it is time to read again.
-    pub fn news(&self) -> bool {
-        let mut news = false;
+    /// Returns whether a read has ended since the last call, so that its result can be taken.
+    pub fn has_new_results(&self) -> bool {
+        let mut has_new_results = false;
         for read in self.lock().values_mut() {
-            if let SlowRead::Done(_, told) = read {
-                news |= !std::mem::replace(told, true);
+            if let SlowRead::Done(_, is_reported) = read {
+                has_new_results |= !std::mem::replace(is_reported, true);
             }
         }
-        news
+        has_new_results
     }
 
-    /// Drops results that nobody has taken, for what is read from now on is to be read anew.
+    /// Drops results that nobody has taken, so that the following reads read again.
     pub fn forget_results(&self) {
         self.lock().retain(|_, read| matches!(read, SlowRead::Running(..)));
     }
 
-    /// Drops results that nobody has taken, and those of the reads that are going on: what they read has changed.
+    /// Drops results that nobody has taken, and later those of reads that are running: the data that they read has
+    /// changed.
     pub fn make_stale(&self) {
         let mut reads = self.lock();
         reads.retain(|_, read| matches!(read, SlowRead::Running(..)));
@@ -141,27 +144,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_read_that_hangs_is_reported_and_holds_up_no_other() {
+    fn a_hanging_read_is_reported_and_does_not_block_others() {
         let slow = SlowReads::new(Clock::new(), Duration::from_millis(20));
         assert_eq!(slow.run("fast", || 5), Some(5));
         let (release, wait) = channel::<u32>();
         assert_eq!(slow.run("hangs", move || wait.recv().unwrap()), None);
         let names: Vec<_> = slow.stuck().into_iter().map(|(name, _)| name).collect();
-        assert_eq!((names, slow.news()), (vec!["hangs".to_owned()], false));
-        assert_eq!(slow.run("hangs", || 1_u32), None, "it is not begun again");
+        assert_eq!((names, slow.has_new_results()), (vec!["hangs".to_owned()], false));
+        assert_eq!(slow.run("hangs", || 1_u32), None, "it is not started again");
         assert_eq!(slow.run("another", || 6), Some(6));
         release.send(7).unwrap();
-        while !slow.news() {
+        while !slow.has_new_results() {
             std::thread::yield_now();
         }
-        assert!(!slow.news(), "it is told once");
+        assert!(!slow.has_new_results(), "it is reported once");
         assert!(slow.stuck().is_empty());
-        assert_eq!(slow.run("hangs", || 1_u32), Some(7), "what it has read is taken");
-        assert_eq!(slow.run("hangs", || 1_u32), Some(1), "once");
+        assert_eq!(slow.run("hangs", || 1_u32), Some(7), "its result is returned");
+        assert_eq!(slow.run("hangs", || 1_u32), Some(1), "a result is returned once");
     }
 
     #[test]
-    fn what_has_changed_since_is_not_taken() {
+    fn stale_results_are_dropped() {
         let slow = SlowReads::new(Clock::new(), Duration::from_millis(20));
         let hang = || {
             let (release, wait) = channel::<u32>();
@@ -170,7 +173,7 @@ mod tests {
         };
         let end = |release: std::sync::mpsc::Sender<u32>| {
             release.send(7).unwrap();
-            while !slow.news() {
+            while !slow.has_new_results() {
                 std::thread::yield_now();
             }
         };

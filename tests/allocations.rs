@@ -1,4 +1,5 @@
-//! In steady state a packet allocates nothing: neither in the tracker nor in a shard with hooks that passes it on.
+//! In steady state, processing a datagram allocates nothing, neither in the tracker nor in a shard with hooks that
+//! forwards it.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
@@ -15,35 +16,39 @@ use std::sync::atomic::AtomicU64;
 use tokio::sync::mpsc::unbounded_channel;
 use tsubame::clock::{Clock, Now};
 use tsubame::config::Config;
-use tsubame::identity::Identity;
-use tsubame::limits::REPLY_LEN_DEFAULT;
-use tsubame::mesh::mesh;
-use tsubame::outcome::Outcome;
-use tsubame::policy::{Plan, Reading};
-use tsubame::settings::{ShardSettings, Startup};
-use tsubame::shard::{Parts, Shard, Step};
-use tsubame::stats::{Board, Figures};
-use tsubame::tracker::{Terms, Tracker};
+use tsubame::policy::Intervals;
+use tsubame::policy::{CompiledPolicy, ReadMode};
+use tsubame::process::identity::Identity;
+use tsubame::process::settings::StartupState;
+use tsubame::shard::mesh::mesh;
+use tsubame::shard::node::NodeResources;
+use tsubame::shard::update::ShardSettings;
+use tsubame::shard::{NextStep, Shard, ShardResources};
+use tsubame::sizes::REPLY_LEN_DEFAULT;
+use tsubame::stats::outcome::Outcome;
+use tsubame::stats::shard_stats::ShardStats;
+use tsubame::stats::shared_stats::SharedStats;
+use tsubame::tracker::{AnnounceSettings, Tracker};
 use tsubame_storage::{Caps, Seconds, Swarms, TableSettings};
-use tsubame_udp::connection_id::{ConnectionIds, Key};
+use tsubame_udp::connection_id::{ConnectionIdKey, ConnectionIds};
 
-/// Counts the allocations of each thread
+/// Allocator that counts the allocations of each thread.
 struct Counting;
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
-// SAFETY: everything is passed on to the system's allocator; a counter without a destructor is touched.
+// SAFETY: all calls go to the system's allocator; the counter is a thread local without a destructor.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller's promises are those of `alloc`.
+        // SAFETY: the caller upholds the contract of `alloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are those of `dealloc`.
+        // SAFETY: the caller upholds the contract of `dealloc`.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -54,9 +59,8 @@ static ALLOCATOR: Counting = Counting;
 const NOW: Now = Now { monotonic: Seconds(100), unix_secs: 1_700_000_000 };
 
 fn tracker() -> Tracker {
-    let terms = Terms {
-        interval_secs: 1_800,
-        min_interval_secs: 900,
+    let settings = AnnounceSettings {
+        intervals: Intervals { interval_secs: 1_800, min_interval_secs: 900 },
         numwant_default: 50,
         numwant_max: 200,
         reply_len_max: REPLY_LEN_DEFAULT,
@@ -73,7 +77,11 @@ fn tracker() -> Tracker {
         hash_key: (1, 2),
         seed: 3,
     });
-    Tracker::new(ConnectionIds::new(Key([9; 16]), &[Key([8; 16])], 120), terms, swarms)
+    Tracker::new(
+        ConnectionIds::new(ConnectionIdKey([9; 16]), &[ConnectionIdKey([8; 16])], 120),
+        settings,
+        swarms,
+    )
 }
 
 fn source(number: u32) -> SocketAddr {
@@ -102,10 +110,10 @@ fn announce_body(torrent: u32, event: u32) -> Vec<u8> {
 
 #[test]
 fn a_packet_in_steady_state_allocates_nothing() {
-    let ids = ConnectionIds::new(Key([9; 16]), &[], 120);
+    let ids = ConnectionIds::new(ConnectionIdKey([9; 16]), &[], 120);
     let mut tracker = tracker();
     let mut requests = Vec::new();
-    // Torrents of one peer up to some hundreds, over both families.
+    // Torrents with one peer to some hundreds of peers, of both families.
     for number in 0..4_000_u32 {
         let (source, torrent) = (source(number), number % (1 + number % 97));
         let id = ids.issue(NOW.unix_secs, source.ip());
@@ -128,7 +136,7 @@ fn a_packet_in_steady_state_allocates_nothing() {
     }
     let allocations = ALLOCATIONS.get() - before;
     assert_eq!((allocations, announced), (0, 4_000));
-    // The counter counts: a new torrent may allocate, a Vec does.
+    // Proves that the counter works.
     drop(std::hint::black_box(vec![1_u8; 100]));
     assert_eq!(ALLOCATIONS.get() - before, 1);
 }
@@ -138,10 +146,10 @@ static SECONDS: AtomicU64 = AtomicU64::new(1_000);
 struct Node {
     shard: Shard<Model>,
     link: Rc<Link>,
-    board: Arc<Board>,
+    shared_stats: Arc<SharedStats>,
 }
 
-/// Two shards with hooks of several kinds
+/// Creates two shards with hooks of several kinds.
 fn shards(keys: &std::path::Path) -> Vec<Node> {
     let source = format!(
         "udp:\n  connection_id_keys: [\"{}\"]\nannounce: {{peer_lifetime: 1h}}\nhooks:\n\
@@ -158,30 +166,34 @@ fn shards(keys: &std::path::Path) -> Vec<Node> {
     let config = Arc::new(Config::parse("test", &source).unwrap());
     let (identity, addresses) = (Identity::draw(2).unwrap(), [const { Vec::new() }; 3]);
     let files_for_connections = 100;
-    let startup = Startup { config: config.clone(), identity, addresses, files_for_connections };
-    let plan = Plan::load(&config.hooks, &Plan::default(), 1, Reading::AtStart).unwrap().plan;
+    let startup =
+        StartupState { config: config.clone(), identity, addresses, files_for_connections };
+    let policy =
+        CompiledPolicy::load(&config.hooks, &CompiledPolicy::default(), 1, ReadMode::AtStart)
+            .unwrap()
+            .policy;
     let (retired, _) = unbounded_channel();
     let clock = Clock::simulated(&SECONDS);
-    let node = |(number, port)| {
-        let ShardSettings { ids, terms, swarms, .. } = startup.shard_settings(&config, number);
-        let mut tracker = Tracker::new(ids, terms, Swarms::new(swarms));
-        tracker.exchange_policy(clock.now(), &mut plan.policy(2, 7));
-        let (link, board) = (Rc::<Link>::default(), Arc::<Board>::default());
-        link.forgets.set(true);
-        let (keys, ring) = (startup.identity.steering_keys(), Model::new(link.clone()));
+    let node = |(number, endpoint)| {
+        let ShardSettings { ids, announce, table, .. } = startup.shard_settings(&config, number);
+        let mut tracker = Tracker::new(ids, announce, Swarms::new(table));
+        tracker.exchange_policy(clock.now(), &mut policy.policy(2, 7));
+        let (link, shared_stats) = (Rc::<Link>::default(), Arc::<SharedStats>::default());
+        link.discards_replies.set(true);
+        let (keys, datapath) = (startup.identity.steering_keys(), Model::new(link.clone()));
         let retired = retired.clone();
-        let shard = Shard::new(Parts {
+        let node = NodeResources {
             number,
             shards: 2,
             keys,
-            ring,
             tracker,
-            port,
+            endpoint,
             retired,
-            board: board.clone(),
+            shared_stats: shared_stats.clone(),
             clock,
-        });
-        Node { shard, link, board }
+        };
+        let shard = Shard::new(ShardResources { node, datapath });
+        Node { shard, link, shared_stats }
     };
     (0..2).zip(mesh(2)).map(node).collect()
 }
@@ -191,7 +203,7 @@ fn a_packet_through_shards_and_hooks_allocates_nothing() {
     let keys = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(keys.path(), "sesame\n").unwrap();
     let mut nodes = shards(keys.path());
-    let ids = ConnectionIds::new(Key([9; 16]), &[], 120);
+    let ids = ConnectionIds::new(ConnectionIdKey([9; 16]), &[], 120);
     let requests = || {
         let mut requests = Vec::new();
         for number in 0..300 {
@@ -200,7 +212,7 @@ fn a_packet_through_shards_and_hooks_allocates_nothing() {
             let mut announce = request(id, 1, &announce_body(number % 30, 2));
             announce.extend(b"\x02\x10/sesame/announce");
             requests.push((source, announce.clone()));
-            // Refused, for the key and for the torrent.
+            // Two announces that are refused, for the passkey and for the torrent.
             announce[101] = b'S';
             requests.push((source, announce));
             requests.push((source, request(id, 1, &announce_body(u32::MAX, 2))));
@@ -218,24 +230,24 @@ fn a_packet_through_shards_and_hooks_allocates_nothing() {
             while at_rest < 4 {
                 for Node { shard, .. } in &mut *nodes {
                     let step = shard.step().unwrap();
-                    at_rest = if step == Step::Sleep { at_rest + 1 } else { 0 };
+                    at_rest = if step == NextStep::Sleep { at_rest + 1 } else { 0 };
                     shard.wake_up();
                 }
             }
         }
         ALLOCATIONS.get() - before
     };
-    // What is there for the first time may.
+    // The first passes may allocate.
     assert!((0..2).map(|_| pass(&mut nodes, requests())).sum::<u64>() > 0);
-    let figures = |nodes: &[Node]| {
-        let mut all = Figures::default();
-        nodes.iter().for_each(|node| all.add(&node.board.read()));
+    let stats = |nodes: &[Node]| {
+        let mut all = ShardStats::default();
+        nodes.iter().for_each(|node| all.add(&node.shared_stats.read()));
         let of = |outcome| all.of(outcome);
         [Outcome::Refreshed, Outcome::Forwarded, Outcome::Scraped, Outcome::WrongPasskey].map(of)
     };
-    let before = figures(&nodes);
+    let before = stats(&nodes);
     assert_eq!(pass(&mut nodes, requests()), 0);
-    let after = figures(&nodes);
+    let after = stats(&nodes);
     assert_eq!([after[0] - before[0], after[2] - before[2]], [300, 300]);
     assert!(after[1] > before[1] && after[3] > before[3], "{after:?}");
 }

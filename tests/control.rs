@@ -1,4 +1,4 @@
-//! The control plane as strangers find it: connections that say nothing, web pages, other hosts.
+//! The control plane against untrusted clients: idle connections, web pages, other hosts.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
@@ -13,8 +13,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-/// More than are served at once, and few enough that the kernel keeps the others waiting
-const SILENT: usize = 180;
+/// Number of idle connections: more than are served at once, and few enough for the backlog of the kernel.
+const IDLE_CONNECTIONS: usize = 180;
 
 fn config(control: &str) -> String {
     format!(
@@ -24,8 +24,13 @@ fn config(control: &str) -> String {
     )
 }
 
-/// The status and body that a request with these headers gets
-fn ask(mut stream: impl Read + Write, method: &str, path: &str, headers: &str) -> (u16, String) {
+/// Returns the status and the body of the reply to a request with these headers.
+fn request(
+    mut stream: impl Read + Write,
+    method: &str,
+    path: &str,
+    headers: &str,
+) -> (u16, String) {
     write!(stream, "{method} {path} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n").unwrap();
     let mut reply = String::new();
     stream.read_to_string(&mut reply).unwrap();
@@ -33,10 +38,10 @@ fn ask(mut stream: impl Read + Write, method: &str, path: &str, headers: &str) -
     (status, reply.split_once("\r\n\r\n").unwrap().1.to_owned())
 }
 
-fn ask_tcp(address: SocketAddr, method: &str, path: &str, headers: &str) -> (u16, String) {
+fn request_over_tcp(address: SocketAddr, method: &str, path: &str, headers: &str) -> (u16, String) {
     let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
-    ask(stream, method, path, headers)
+    stream.set_read_timeout(Some(common::WAIT_TIMEOUT)).unwrap();
+    request(stream, method, path, headers)
 }
 
 fn with_few_files(command: Command) -> Command {
@@ -46,18 +51,19 @@ fn with_few_files(command: Command) -> Command {
     shell
 }
 
-/// Connections that say nothing hold neither the tracker's descriptors nor its reloads
+/// Connections without a request neither exhaust the file descriptors of the tracker nor block its reloads.
 #[test]
-fn silent_connections_take_nothing_from_others() {
+fn idle_connections_do_not_block_other_clients() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("control.sock");
     let control = format!("listen: \"127.0.0.1:0\", socket: {}", socket.display());
-    let mut tracker = Tracker::start_under(&config(&control), with_few_files);
+    let mut tracker = Tracker::start_with_command(&config(&control), with_few_files);
     let address = control_of(&mut tracker);
-    let silent: Vec<_> = (0..SILENT).map_while(|_| TcpStream::connect(address).ok()).collect();
-    assert_eq!(silent.len(), SILENT, "the kernel completes them");
+    let idle: Vec<_> =
+        (0..IDLE_CONNECTIONS).map_while(|_| TcpStream::connect(address).ok()).collect();
+    assert_eq!(idle.len(), IDLE_CONNECTIONS, "the kernel must complete all connections");
     let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", tracker.id())).unwrap().count();
-    // Both protocols and a reload, at once.
+    // Both protocols and a reload work without delay.
     let begun = now();
     let torrent = common::Announce::of(1, 7_001);
     let mut udp = Client::connected("127.0.0.1", tracker.addresses()[0]);
@@ -65,24 +71,24 @@ fn silent_connections_take_nothing_from_others() {
     let mut http = Connection::to(tracker.addresses_of("http")[0]);
     assert_eq!(http.announce(&common::http::Announce::of(1, 7_002, 1)).leechers, 2);
     let local = |method: &str, path: &str| {
-        ask(UnixStream::connect(&socket).unwrap(), method, path, "Host: localhost\r\n")
+        request(UnixStream::connect(&socket).unwrap(), method, path, "Host: localhost\r\n")
     };
     assert_eq!(local("GET", "/healthz").0, 200);
     assert_eq!(local("POST", "/v1/reload").0, 200);
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
     assert!(descriptors() < 150, "{} descriptors", descriptors());
-    // They are ended, so that the next is answered without any of them leaving.
+    // The tracker closes idle connections, so that new ones are served.
     common::policy::wait_until(|| {
-        let mut ended = silent.iter().filter(|stream| {
+        let mut ended = idle.iter().filter(|stream| {
             stream.set_nonblocking(true).unwrap();
             let mut stream = *stream;
             stream.read(&mut [0; 512]).is_ok()
         });
         ended.next().is_some()
     });
-    drop(silent);
+    drop(idle);
     assert!(http_get(address, "/healthz").contains("200 OK"));
-    assert!(socket_mode(&socket) & 0o007 == 0, "others may not use the socket");
+    assert!(socket_mode(&socket) & 0o007 == 0, "the socket must not be accessible to other users");
 }
 
 fn socket_mode(path: &Path) -> u32 {
@@ -90,9 +96,10 @@ fn socket_mode(path: &Path) -> u32 {
     std::fs::metadata(path).unwrap().permissions().mode()
 }
 
-/// Web pages of others are refused, whether they name themselves or resolve to this host
+/// Requests from web pages are refused, by their Origin header or by a Host header that is not this host (DNS
+/// rebinding).
 #[test]
-fn web_pages_are_refused() {
+fn requests_from_web_pages_are_refused() {
     let mut tracker = Tracker::start(&config("listen: \"127.0.0.1:0\", hosts: [tracker.example]"));
     let address = control_of(&mut tracker);
     for (headers, expected) in [
@@ -104,33 +111,33 @@ fn web_pages_are_refused() {
         (format!("Host: {address}\r\nOrigin: null\r\n"), 403),
     ] {
         for (method, path) in [("GET", "/metrics"), ("GET", "/healthz"), ("POST", "/v1/reload")] {
-            let (status, body) = ask_tcp(address, method, path, &headers);
+            let (status, body) = request_over_tcp(address, method, path, &headers);
             assert_eq!(status, expected, "{method} {path} with {headers}: {body}");
         }
     }
     let too_long = format!("Host: localhost\r\nX: {}\r\n", "x".repeat(40_000));
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
-    // It may be reset before all was written.
+    stream.set_read_timeout(Some(common::WAIT_TIMEOUT)).unwrap();
+    // The connection may be reset before the whole request was written.
     let _ = write!(stream, "GET /healthz HTTP/1.1\r\n{too_long}\r\n");
     let mut reply = Vec::new();
     let _ = stream.read_to_end(&mut reply);
     assert!(!reply.starts_with(b"HTTP/1.1 200"), "{}", reply.escape_ascii());
 }
 
-/// Another host may read, and change nothing; that it can is told at start
+/// Other hosts may read and make no changes. At start, a warning says that they can connect.
 #[test]
-fn other_hosts_change_nothing() {
-    let Some(own) = foreign_address() else {
-        eprintln!("this machine has only loopback addresses: nothing is tested");
+fn other_hosts_cannot_make_changes() {
+    let Some(foreign) = foreign_address() else {
+        eprintln!("skipped: this machine has only loopback addresses");
         return;
     };
     let mut tracker = Tracker::start(&config("listen: \"0.0.0.0:0\""));
     let port = control_of(&mut tracker).port();
     tracker.wait_for("can be reached from other hosts");
     let from_elsewhere = |method: &str, path: &str| {
-        let host = format!("Host: {own}\r\n");
-        ask_tcp(SocketAddr::new(own, port), method, path, &host)
+        let host = format!("Host: {foreign}\r\n");
+        request_over_tcp(SocketAddr::new(foreign, port), method, path, &host)
     };
     assert_eq!(from_elsewhere("GET", "/metrics").0, 200);
     for (method, path) in [
@@ -143,10 +150,10 @@ fn other_hosts_change_nothing() {
         assert_eq!((status, body.as_str()), (403, "changes are made from this machine alone\n"));
     }
     let here = SocketAddr::from(([127, 0, 0, 1], port));
-    assert_eq!(ask_tcp(here, "POST", "/v1/reload", "Host: localhost\r\n").0, 200);
+    assert_eq!(request_over_tcp(here, "POST", "/v1/reload", "Host: localhost\r\n").0, 200);
 }
 
-/// An address of this machine that is not loopback: a connection to it comes from it
+/// Returns an address of this machine that is not loopback. Connections to it have it as their source.
 fn foreign_address() -> Option<std::net::IpAddr> {
     if_addrs::get_if_addrs()
         .unwrap()

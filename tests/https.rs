@@ -1,4 +1,4 @@
-//! The tracker over TLS: certificates of its own, renewed while it runs, and clients that are none.
+//! The tracker over TLS: certificates that are renewed while it runs, and clients that violate the protocol.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
@@ -14,7 +14,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Writes a certificate of this machine's names that signs itself
+/// Writes a self-signed certificate for localhost, and its key.
 fn write_certificate(directory: &Path) {
     let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
     let made = rcgen::generate_simple_self_signed(names).unwrap();
@@ -27,7 +27,7 @@ fn config(directory: &Path, shards: usize) -> String {
     format!(
         "cpus: {}\nudp: {{listen: []}}\ncontrol: {{listen: \"\"}}\nhttp:\n  listen: []\n  tls:\n    \
          listen: \"127.0.0.1:0\"\n    certificate: {}\n    key: {}\n  trusted_proxies: [127.0.0.1]\n  \
-         limits: {{head: 2s}}\n",
+         limits: {{request_timeout: 2s}}\n",
         cpus(shards),
         file("cert.pem"),
         file("key.pem")
@@ -36,7 +36,7 @@ fn config(directory: &Path, shards: usize) -> String {
 
 type Encrypted = StreamOwned<ClientConnection, TcpStream>;
 
-/// A client that trusts the certificate as it is in the file now
+/// Connects as a client that trusts the certificate that is in the file now. Sends `before` ahead of the handshake.
 fn connect(tracker: SocketAddr, directory: &Path, before: &[u8]) -> std::io::Result<Encrypted> {
     let mut roots = RootCertStore::empty();
     let certificate = rustls::pki_types::CertificateDer::from_pem_file(directory.join("cert.pem"));
@@ -51,7 +51,7 @@ fn connect(tracker: SocketAddr, directory: &Path, before: &[u8]) -> std::io::Res
     let name = ServerName::try_from("localhost").unwrap();
     let session = ClientConnection::new(Arc::new(config), name).unwrap();
     let mut stream = TcpStream::connect(tracker).unwrap();
-    stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(common::WAIT_TIMEOUT)).unwrap();
     stream.write_all(before).unwrap();
     let mut stream = StreamOwned::new(session, stream);
     stream.conn.complete_io(&mut stream.sock)?;
@@ -60,7 +60,7 @@ fn connect(tracker: SocketAddr, directory: &Path, before: &[u8]) -> std::io::Res
 }
 
 #[test]
-fn a_certificate_is_renewed_while_connections_go_on() {
+fn a_certificate_is_renewed_while_connections_stay_open() {
     let directory = tempfile::tempdir().unwrap();
     write_certificate(directory.path());
     let mut tracker = Tracker::start(&config(directory.path(), 2));
@@ -68,10 +68,10 @@ fn a_certificate_is_renewed_while_connections_go_on() {
     let connect = |before: &[u8]| connect(address, directory.path(), before);
     let mut old = Connection::over(connect(b"").unwrap());
     assert_eq!(old.announce(&Announce::of(1, 7_001, 0)).seeders, 1);
-    // What a proxy says comes before the handshake.
+    // The header of the PROXY protocol comes before the handshake.
     let mut proxied = Connection::over(connect(b"PROXY TCP4 81.2.3.4 127.0.0.1 1 2\r\n").unwrap());
     assert_eq!(proxied.announce(&Announce::of(2, 7_001, 0)).external_ip, [81, 2, 3, 4]);
-    // More than one record, more than one request, on each shard.
+    // Many requests in many TLS records, for torrents of each shard.
     let targets = (0..60).map(|torrent| Announce::of(torrent, 7_002, 1).target());
     let requests: String =
         targets.map(|target| format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n")).collect();
@@ -85,7 +85,7 @@ fn a_certificate_is_renewed_while_connections_go_on() {
     let mut new = Connection::over(connect(b"").unwrap());
     assert_eq!(new.announce(&Announce::of(1, 7_003, 0)).seeders, 2);
     assert_eq!(old.announce(&Announce::of(1, 7_001, 0)).seeders, 2);
-    // What cannot be read changes nothing.
+    // An invalid key file leaves the current certificate in use.
     let good = std::fs::read(directory.path().join("key.pem")).unwrap();
     std::fs::write(directory.path().join("key.pem"), "not a key").unwrap();
     tracker.signal("HUP");
@@ -94,42 +94,50 @@ fn a_certificate_is_renewed_while_connections_go_on() {
     let mut again = Connection::over(connect(b"").unwrap());
     again.send(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n");
     assert_eq!(again.reply().unwrap().status, 200);
-    // The end is said, and not cut.
+    // The connection ends with close_notify, not with a truncation.
     assert_eq!(again.stream.read(&mut [0; 10]).unwrap(), 0);
-    assert_eq!(common::figure(&tracker.stop(), "over HTTP"), 65);
+    assert_eq!(common::count_in(&tracker.stop(), "over HTTP"), 65);
 }
 
 #[test]
-fn other_clients_see_what_they_should() {
+fn invalid_clients_are_disconnected_and_e2e_verifies_the_certificate() {
     let directory = tempfile::tempdir().unwrap();
     write_certificate(directory.path());
     let tracker = Tracker::start(&config(directory.path(), 1));
     let address = tracker.addresses_of("https")[0];
-    // Who says that no more follows and sends more is not listened to, and nobody suffers for it.
-    let mut rude = connect(address, directory.path(), b"").unwrap();
-    rude.conn.send_close_notify();
-    while rude.conn.wants_write() {
-        rude.conn.write_tls(&mut rude.sock).unwrap();
+    // Data after close_notify is not read, and the connection is closed.
+    let mut closed = connect(address, directory.path(), b"").unwrap();
+    closed.conn.send_close_notify();
+    while closed.conn.wants_write() {
+        closed.conn.write_tls(&mut closed.sock).unwrap();
     }
-    rude.sock.set_write_timeout(Some(common::PATIENCE)).unwrap();
+    closed.sock.set_write_timeout(Some(common::WAIT_TIMEOUT)).unwrap();
     let error = loop {
-        if let Err(error) = rude.sock.write_all(&[0x17]) {
+        if let Err(error) = closed.sock.write_all(&[0x17]) {
             break error;
         }
     };
-    assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "nobody reads, and nobody ends it");
-    // Plain requests, garbage and half a handshake end there.
+    assert_ne!(
+        error.kind(),
+        std::io::ErrorKind::WouldBlock,
+        "the tracker neither reads nor closes the connection"
+    );
+    // Requests without TLS, garbage and incomplete handshakes close the connection.
     for bytes in [b"GET / HTTP/1.1\r\n\r\n".as_slice(), &[0x16, 3, 1, 0, 5, 1, 2, 3, 4, 5]] {
         let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(common::WAIT_TIMEOUT)).unwrap();
         stream.write_all(bytes).unwrap();
         let mut seen = Vec::new();
         if let Err(error) = stream.read_to_end(&mut seen) {
-            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "it is not ended");
+            assert_eq!(
+                error.kind(),
+                std::io::ErrorKind::ConnectionReset,
+                "the connection was not closed"
+            );
         }
         assert!(!seen.starts_with(b"HTTP"), "{}", seen.escape_ascii());
     }
-    // The tracker's own check, which trusts whom the system trusts.
+    // `tsubame e2e` trusts the system's certificates.
     let check = |trusted: Option<&Path>| {
         let mut command = tsubame();
         let url = format!("https://{address}/announce");
@@ -141,16 +149,16 @@ fn other_clients_see_what_they_should() {
     };
     let certificate = directory.path().join("cert.pem");
     let known = check(Some(&certificate));
-    let said = String::from_utf8_lossy(&known.stdout).into_owned();
-    assert!(said.contains("all is well"), "{said}{}", String::from_utf8_lossy(&known.stderr));
+    let text = String::from_utf8_lossy(&known.stdout).into_owned();
+    assert!(text.contains("all is well"), "{text}{}", String::from_utf8_lossy(&known.stderr));
     let unknown = check(None);
-    let said = String::from_utf8_lossy(&unknown.stderr).into_owned();
-    assert!(said.contains("cannot be reached over TLS"), "{said}");
+    let text = String::from_utf8_lossy(&unknown.stderr).into_owned();
+    assert!(text.contains("cannot be reached over TLS"), "{text}");
     tracker.stop();
 }
 
 #[test]
-fn a_long_list_is_encrypted_piece_by_piece_and_cut_at_the_end_of_the_tracker() {
+fn a_full_scrape_is_streamed_over_tls_and_aborted_at_shutdown() {
     let directory = tempfile::tempdir().unwrap();
     write_certificate(directory.path());
     let config =
@@ -169,16 +177,16 @@ fn a_long_list_is_encrypted_piece_by_piece_and_cut_at_the_end_of_the_tracker() {
     }
     let mut client = Connection::over(connect(address, directory.path(), b"").unwrap());
     assert_eq!(rows_of(&client.get("/scrape").body).len(), TORRENTS as usize);
-    // One that nobody takes does not keep the tracker from ending.
-    let mut stuck = connect(address, directory.path(), b"").unwrap();
-    stuck.write_all(b"GET /scrape HTTP/1.1\r\nX-Forwarded-For: 127.0.0.9\r\n\r\n").unwrap();
-    stuck.read_exact(&mut [0; 100]).unwrap();
+    // A full scrape that the client does not read does not delay the shutdown.
+    let mut stalled = connect(address, directory.path(), b"").unwrap();
+    stalled.write_all(b"GET /scrape HTTP/1.1\r\nX-Forwarded-For: 127.0.0.9\r\n\r\n").unwrap();
+    stalled.read_exact(&mut [0; 100]).unwrap();
     tracker.signal("TERM");
     assert_eq!(tracker.wait().code(), Some(0));
 }
 
 #[test]
-fn a_certificate_that_cannot_be_served_is_explained() {
+fn an_unusable_certificate_is_reported() {
     let directory = tempfile::tempdir().unwrap();
     write_certificate(directory.path());
     let other = tempfile::tempdir().unwrap();
@@ -190,7 +198,7 @@ fn a_certificate_that_cannot_be_served_is_explained() {
     };
     std::fs::copy(other.path().join("key.pem"), directory.path().join("key.pem")).unwrap();
     let log = start();
-    assert!(log.contains("http.tls.key") && log.contains("does not go with"), "{log}");
+    assert!(log.contains("http.tls.key") && log.contains("does not match"), "{log}");
     std::fs::write(directory.path().join("cert.pem"), "").unwrap();
     let log = start();
     assert!(log.contains("http.tls.certificate") && log.contains("has no certificate"), "{log}");

@@ -1,10 +1,10 @@
-//! Key sets of tokens over HTTPS: redirects, sizes, times and certificates.
+//! Key sets for tokens over HTTPS: redirects, size limits, timeouts and certificates.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 mod common;
 
-use common::{PATIENCE, Tracker, cpus};
+use common::{Tracker, WAIT_TIMEOUT, cpus};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -12,14 +12,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A key of RFC 8037, appendix A.2, in a set
+/// Key set with the key of RFC 8037, appendix A.2.
 const PAGE: &str = r#"{"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "k",
     "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
 
-/// What is longer than any key set
-const TOO_LONG: usize = 3 << 20;
+/// Number of bytes of a page that exceeds the size limit of key sets.
+const TOO_LONG_BYTES: usize = 3 << 20;
 
-/// A server of some pages over HTTPS and over HTTP, and the certificate of the former
+/// A server of several pages over HTTPS and over HTTP, with the certificate of the HTTPS listener.
 struct Server {
     https: SocketAddr,
     http: SocketAddr,
@@ -41,13 +41,13 @@ fn answer(stream: &mut (impl Read + Write), http: SocketAddr) -> std::io::Result
         "/unencrypted" => stream.write_all(&redirect(&format!("http://{http}/keys")))?,
         "/round" => stream.write_all(&redirect("/round"))?,
         "/long" => {
-            stream.write_all(&ok(TOO_LONG))?;
-            stream.write_all(&vec![b' '; TOO_LONG])?;
+            stream.write_all(&ok(TOO_LONG_BYTES))?;
+            stream.write_all(&vec![b' '; TOO_LONG_BYTES])?;
         }
         "/slow" => {
             stream.write_all(&ok(PAGE.len()))?;
             stream.flush()?;
-            // The client ends it: this waits for its end.
+            // Waits until the client closes the connection.
             stream.read(&mut [0]).map(|_| ())?;
         }
         _ => {
@@ -58,7 +58,7 @@ fn answer(stream: &mut (impl Read + Write), http: SocketAddr) -> std::io::Result
     stream.flush()
 }
 
-/// Serves connections until the process ends, one at a time
+/// Serves connections one at a time until the process ends. Returns the address of the listener.
 fn serve(listener: TcpListener, mut each: impl FnMut(TcpStream) + Send + 'static) -> SocketAddr {
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || listener.incoming().map_while(Result::ok).for_each(&mut each));
@@ -86,13 +86,13 @@ impl Server {
         serve(plain, move |mut stream| drop(answer(&mut stream, http)));
         let https = serve(listen(), move |stream| {
             let session = ServerConnection::new(config.clone()).unwrap();
-            // Whoever does not trust the certificate ends it.
+            // A client that does not trust the certificate closes the connection.
             let _ = answer(&mut StreamOwned::new(session, stream), http);
         });
         Self { https, http, certificate, _directory: directory }
     }
 
-    /// A tracker that has its keys from a page here
+    /// Starts a tracker that fetches its key set from a page of this server.
     fn tracker(&self, page: &str, trusts: bool) -> Tracker {
         let url = format!("https://localhost:{}{page}", self.https.port());
         let config = format!(
@@ -100,7 +100,7 @@ impl Server {
              - {{name: jwt, options: {{jwk_set_url: '{url}'}}}}\n",
             cpus(1)
         );
-        Tracker::start_under(&config, |mut command| {
+        Tracker::start_with_command(&config, |mut command| {
             if trusts {
                 command.env("SSL_CERT_FILE", &self.certificate);
             }
@@ -110,7 +110,7 @@ impl Server {
 }
 
 #[test]
-fn key_sets_come_over_https_from_servers_that_are_trusted() {
+fn key_sets_are_fetched_over_https_from_trusted_servers() {
     let server = Server::new();
     for page in ["/keys", "/moved"] {
         server.tracker(page, true).wait_for("a new key set of 1 keys");
@@ -120,9 +120,9 @@ fn key_sets_come_over_https_from_servers_that_are_trusted() {
 }
 
 #[test]
-fn key_sets_are_not_fetched_without_encryption_or_without_end() {
+fn plain_http_redirect_loops_and_oversized_key_sets_are_refused() {
     let server = Server::new();
-    // The page it leads to is there.
+    // The target of the redirect exists, so the redirect itself is what is refused.
     let mut stream = TcpStream::connect(server.http).unwrap();
     stream.write_all(b"GET /keys HTTP/1.1\r\n\r\n").unwrap();
     let mut page = String::new();
@@ -137,8 +137,8 @@ fn key_sets_are_not_fetched_without_encryption_or_without_end() {
 }
 
 #[test]
-fn a_key_set_that_does_not_arrive_is_given_up() {
+fn fetching_a_key_set_times_out() {
     let server = Server::new();
     let mut tracker = server.tracker("/slow", true);
-    tracker.wait_within(2 * PATIENCE + Duration::from_secs(5), "cannot fetch");
+    tracker.wait_within(2 * WAIT_TIMEOUT + Duration::from_secs(5), "cannot fetch");
 }

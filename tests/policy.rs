@@ -1,15 +1,15 @@
-//! Hooks through the program: over UDP and over HTTP, on one shard and on two.
+//! Hooks end to end: over UDP and over HTTP, with one shard and with two.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 mod common;
 
 use common::http::{self, Connection, failure};
-use common::policy::Answer::{Gone, Silence, Swarm};
+use common::policy::ClientReply::{Gone, NoReply, Swarm};
 use common::policy::{
     self, CLIENT, NOT_SERVED, World, error, hex, over_http, over_udp, scrape_target, wait_until,
 };
-use common::{Announce, Client, PATIENCE, SILENCE, info_hash_of};
+use common::{Announce, Client, NO_REPLY_TIMEOUT, WAIT_TIMEOUT, info_hash_of};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
@@ -47,7 +47,7 @@ fn each_hook_refuses_over_both_protocols_and_is_counted() {
         assert_eq!(world.both(4, CLIENT, ""), [error(text), error(text)]);
         let wrong = "unknown passkey";
         assert_eq!(world.both(4, CLIENT, "/abracadabra/announce"), [error(wrong), error(wrong)]);
-        // The same peer, so the second finds itself there. All are asked to come a second later.
+        // The same peer over both protocols, so each reply counts one leecher. The interval is increased by a second.
         assert_eq!(world.both(4, CLIENT, good), [Swarm(0, 1, 1_801), Swarm(0, 1, 1_801)]);
         let by_parameter = world.both(5, CLIENT, "?passkey=sesame");
         assert_eq!(by_parameter, [Swarm(0, 1, 1_801), Swarm(0, 1, 1_801)]);
@@ -61,13 +61,13 @@ fn each_hook_refuses_over_both_protocols_and_is_counted() {
 }
 
 #[test]
-fn who_asks_too_much_waits_and_others_do_not() {
+fn sources_over_the_limit_are_refused_and_others_are_served() {
     let hooks =
         "  - {name: limits, options: {announces_per_second: 1, burst: 8, exempt: [127.0.0.9]}}\n";
     let world = World::new(1, hooks);
-    world.udp.socket.set_read_timeout(Some(SILENCE)).unwrap();
+    world.udp.socket.set_read_timeout(Some(NO_REPLY_TIMEOUT)).unwrap();
     let mut answers = Vec::new();
-    // More than the burst, and what is permitted in the seconds that this takes.
+    // More than the burst and the announces that are permitted during the test.
     while answers.len() < 500 && answers.iter().all(|it| matches!(it, Swarm(..))) {
         answers.extend(world.both(answers.len() as u32, CLIENT, ""));
     }
@@ -75,7 +75,7 @@ fn who_asks_too_much_waits_and_others_do_not() {
     assert!(answers[..8].iter().all(|it| matches!(it, Swarm(..))) && refused > 0, "{answers:?}");
     let too_many = "too many requests; announce less often";
     assert!(
-        answers[8..].iter().all(|it| matches!(it, Swarm(..) | Silence) || *it == error(too_many))
+        answers[8..].iter().all(|it| matches!(it, Swarm(..) | NoReply) || *it == error(too_many))
     );
     for address in ["127.0.0.2", "127.0.0.9"] {
         let other = Client::connected(address, world.udp.tracker);
@@ -90,26 +90,29 @@ fn who_asks_too_much_waits_and_others_do_not() {
 }
 
 #[test]
-fn networks_that_are_not_permitted_hear_nothing() {
+fn denied_networks_get_no_reply() {
     let hooks = "  - {name: networks, options: {mode: deny, networks: [127.0.0.7]}}\n";
     let world = World::new(2, hooks);
-    let stranger = Client::new("127.0.0.7", world.udp.tracker);
-    stranger.socket.set_read_timeout(Some(SILENCE)).unwrap();
-    assert_eq!(stranger.ask(&common::head(0x0417_2710_1980, 0, 1)), None);
+    let denied_client = Client::new("127.0.0.7", world.udp.tracker);
+    denied_client.socket.set_read_timeout(Some(NO_REPLY_TIMEOUT)).unwrap();
+    assert_eq!(denied_client.ask(&common::head(0x0417_2710_1980, 0, 1)), None);
     world.wait_for_metric("forbidden_network", "udp", 1);
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 7], 0)).into()).unwrap();
     socket.connect(&world.http.into()).unwrap();
     let mut stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    assert!(matches!(stream.read(&mut [0; 9]), Ok(0)), "it is closed without a word");
+    stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
+    assert!(
+        matches!(stream.read(&mut [0; 9]), Ok(0)),
+        "the connection must be closed without a reply"
+    );
     world.wait_for_metric("forbidden_network", "http", 1);
     assert!(matches!(world.both(1, CLIENT, ""), [Swarm(..), Swarm(..)]));
 }
 
-/// The first hook that refuses is the answer, and those behind it do not count what it refuses
+/// The first hook that refuses determines the reply, and later hooks do not count the request.
 #[test]
-fn hooks_are_asked_in_their_order() {
+fn hooks_run_in_the_order_of_the_config() {
     let directory = tempfile::tempdir().unwrap();
     let keys = directory.path().join("keys");
     fs::write(&keys, "sesame\n").unwrap();
@@ -125,29 +128,29 @@ fn hooks_are_asked_in_their_order() {
     let (good, wrong_client) = ("/sesame/announce", b"-XX0001-abcdefghijkl");
     let not_permitted = "this client is not permitted on this tracker";
     let refused = |world: &World| {
-        // Everything is wrong with the first, less and less with the others.
-        let told = [error(NOT_SERVED), error(NOT_SERVED)];
-        assert_eq!(world.both(1, wrong_client, ""), told);
-        let told = [error(not_permitted), error(not_permitted)];
-        assert_eq!(world.both(2, wrong_client, ""), told);
-        let told = "no passkey in the announce URL";
-        assert_eq!(world.both(2, CLIENT, ""), [error(told), error(told)]);
+        // The first request violates all hooks, the next ones fewer.
+        let expected = [error(NOT_SERVED), error(NOT_SERVED)];
+        assert_eq!(world.both(1, wrong_client, ""), expected);
+        let expected = [error(not_permitted), error(not_permitted)];
+        assert_eq!(world.both(2, wrong_client, ""), expected);
+        let expected = "no passkey in the announce URL";
+        assert_eq!(world.both(2, CLIENT, ""), [error(expected), error(expected)]);
     };
     let world = World::new(1, &format!("{refuse}{limit}{varied}"));
     (0..5).for_each(|_| refused(&world));
     assert_eq!(world.both(2, CLIENT, good), [Swarm(0, 1, 1_801), Swarm(0, 1, 1_801)]);
     assert_eq!(["udp", "http"].map(|it| world.metric("too_many_announces", it)), [0, 0]);
     let world = World::new(1, &format!("{limit}{varied}{refuse}"));
-    world.udp.socket.set_read_timeout(Some(SILENCE)).unwrap();
+    world.udp.socket.set_read_timeout(Some(NO_REPLY_TIMEOUT)).unwrap();
     refused(&world);
     let answers: Vec<_> = (0..5).flat_map(|_| world.both(2, CLIENT, good)).collect();
     let too_many = "too many requests; announce less often";
-    assert!(answers.contains(&error(too_many)), "the limit counts them all: {answers:?}");
+    assert!(answers.contains(&error(too_many)), "the limit must count all requests: {answers:?}");
 }
 
-/// Scrapes are judged in the same order over both protocols: a limit counts what comes to it, and no more
+/// Hooks check scrapes in the same order over both protocols. A limit counts only the scrapes that reach it.
 #[test]
-fn hooks_are_asked_in_their_order_for_scrapes() {
+fn hooks_run_in_the_order_of_the_config_for_scrapes() {
     let directory = tempfile::tempdir().unwrap();
     let keys = directory.path().join("keys");
     fs::write(&keys, "sesame\n").unwrap();
@@ -162,21 +165,21 @@ fn hooks_are_asked_in_their_order_for_scrapes() {
         let is_refused = reply.body.starts_with(b"d14:failure reason");
         is_refused.then(|| failure(&reply))
     };
-    // What the passkey refuses does not come to the limit.
+    // Requests that the passkey hook refuses do not reach the limit.
     let world = World::new(1, &format!("{passkey}{limit}"));
     for _ in 0..10 {
         assert_eq!(scrape(&world, "").as_deref(), Some(refused));
         let reply = world.udp.ask(&datagram_of(&world)).unwrap();
-        assert_eq!(&reply[8..], b"scrapes need a key or token here; scrape over HTTP");
+        assert_eq!(&reply[8..], b"scrapes require a passkey or token; scrape over HTTP");
     }
     assert_eq!(scrape(&world, "&passkey=sesame"), None);
     assert_eq!(world.metric("too_many_announces", "http"), 0);
-    // Both protocols use up the limit before the passkey is looked at.
+    // Scrapes over both protocols count towards the limit before the passkey is checked.
     let world = World::new(1, &format!("{limit}{passkey}"));
-    world.udp.socket.set_read_timeout(Some(SILENCE)).unwrap();
+    world.udp.socket.set_read_timeout(Some(NO_REPLY_TIMEOUT)).unwrap();
     for _ in 0..5 {
         let reply = world.udp.ask(&datagram_of(&world)).unwrap();
-        assert_eq!(&reply[8..], b"scrapes need a key or token here; scrape over HTTP");
+        assert_eq!(&reply[8..], b"scrapes require a passkey or token; scrape over HTTP");
     }
     let answers: Vec<_> = (0..5).map(|_| scrape(&world, "")).collect();
     assert_eq!(answers[0].as_deref(), Some(refused));
@@ -191,12 +194,12 @@ fn datagram_of(world: &World) -> Vec<u8> {
     datagram
 }
 
-/// Whoever has used up a limit has so, too, after another hook was put above it
+/// A source that has reached a limit stays limited after another hook was added above.
 #[test]
 fn limits_keep_their_counts_when_a_hook_is_added_above() {
     let limit = "  - {name: limits, options: {torrents_per_minute: 4, burst: 4}}\n";
     let world = World::new(1, limit);
-    world.udp.socket.set_read_timeout(Some(SILENCE)).unwrap();
+    world.udp.socket.set_read_timeout(Some(NO_REPLY_TIMEOUT)).unwrap();
     let is_served = |torrent| {
         let announce = Announce::of(torrent, 7_001);
         matches!(over_http(world.http, &announce, CLIENT, ""), Swarm(..))
@@ -209,11 +212,11 @@ fn limits_keep_their_counts_when_a_hook_is_added_above() {
     let banned = error("this client is not permitted on this tracker");
     wait_until(|| world.both(1, b"-XX0001-abcdefghijkl", "")[1] == banned);
     let served = (20..40).take_while(|torrent| is_served(*torrent)).count();
-    assert!(served < 3, "{served} more");
+    assert!(served < 3, "{served} more were served");
 }
 
 #[test]
-fn neighbours_are_handed_out_first_over_both_protocols() {
+fn subnet_peers_are_returned_first_over_both_protocols() {
     let hooks = "  - {name: subnet_preference, options: {ipv4: [24, 16], ipv6: 64}}\n";
     let mut world = World::new(2, hooks);
     let (sites, racks, hosts) = (4, 5, 20);
@@ -230,7 +233,7 @@ fn neighbours_are_handed_out_first_over_both_protocols() {
     let count = |peers: &BTreeSet<(IpAddr, u16)>, which| {
         addresses(which).filter(|ip| peers.contains(&(IpAddr::from(*ip), 7_001))).count()
     };
-    // More than the rack has and fewer than the site.
+    // More peers than the rack has, fewer than the site has.
     let ask = |world: &mut World| {
         let ip = [81, 2, 3, 200];
         let asks = Announce { ip, num_want: 50, ..Announce::of(1, 7_001) };
@@ -240,7 +243,7 @@ fn neighbours_are_handed_out_first_over_both_protocols() {
     };
     for peers in ask(&mut world) {
         let near = (count(&peers, rack), peers.len());
-        // The two who ask are neighbours, too.
+        // The two requesters are subnet peers as well.
         assert!(count(&peers, site) >= 49 && near == (20, 50), "{near:?} of {peers:?}");
     }
     world.tracker.write_config(&policy::config(2, "").replace("hooks:", "hooks: []"));
@@ -248,32 +251,32 @@ fn neighbours_are_handed_out_first_over_both_protocols() {
     wait_until(|| ask(&mut world).iter().all(|peers| count(peers, site) < 40));
 }
 
-/// The program of `examples/own_hook.rs` serves with its hook, and reads it again
+/// The program of `examples/custom_hook.rs` serves with its hook and reloads its options.
 #[test]
-fn a_hook_of_ones_own_is_asked() {
+fn a_custom_hook_is_run() {
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--example", "own_hook"]);
+    cargo.args(["build", "--quiet", "--example", "custom_hook"]);
     cargo.args((!cfg!(debug_assertions)).then_some("--release"));
-    // What cargo tells its children would have it build all crates anew.
-    let told = |name: &str| {
+    // Variables that cargo sets for its children would make it rebuild all crates.
+    let is_set_by_cargo = |name: &str| {
         name.starts_with("CARGO_") && !["CARGO_HOME", "CARGO_TARGET_DIR"].contains(&name)
     };
-    let told = std::env::vars().map(|(name, _)| name).filter(|name| told(name));
-    for name in told {
+    let names = std::env::vars().map(|(name, _)| name).filter(|name| is_set_by_cargo(name));
+    for name in names {
         cargo.env_remove(name);
     }
     assert!(cargo.status().unwrap().success());
-    let built = Path::new(env!("CARGO_BIN_EXE_tsubame")).with_file_name("examples/own_hook");
+    let built = Path::new(env!("CARGO_BIN_EXE_tsubame")).with_file_name("examples/custom_hook");
     let hooks = "  - {name: ports, options: {deny: [53, 7001]}}\n";
-    let world = World::under(2, hooks, |command| {
+    let world = World::with_command(2, hooks, |command| {
         let mut program = Command::new(built);
         program.args(command.get_args());
         program
     });
-    let told = "no peer listens on this port";
-    assert_eq!(world.both(1, CLIENT, ""), [error(told), error(told)]);
+    let expected = "this port is not permitted on this tracker";
+    assert_eq!(world.both(1, CLIENT, ""), [error(expected), error(expected)]);
     for protocol in ["udp", "http"] {
-        world.wait_for_metric("own_hook", protocol, 1);
+        world.wait_for_metric("custom_hook", protocol, 1);
     }
     world.tracker.write_config(&policy::config(2, &hooks.replace("7001", "80")));
     assert_eq!(world.ask("POST", "/v1/reload").0, 200);

@@ -1,12 +1,12 @@
-//! The program as its users meet it: started, asked, misconfigured, stopped, killed.
+//! The program end to end: started, queried, misconfigured, stopped, killed.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 mod common;
 
 use common::{
-    Announce, Client, PATIENCE, SILENCE, Tracker, UNCAPPED, control_of, cpus, figure, head,
-    http_get, info_hash_of, now, refuse, tsubame,
+    Announce, Client, NO_REPLY_TIMEOUT, Tracker, UNCAPPED, WAIT_TIMEOUT, control_of, count_in,
+    cpus, deny_system_call, head, http_get, info_hash_of, now, tsubame,
 };
 use std::net::SocketAddr;
 use std::process::Command;
@@ -22,7 +22,7 @@ fn config(listen: &str, shards: usize, steering: &str) -> String {
 const BOTH: &str = "\"127.0.0.1:0\", \"[::1]:0\"";
 
 #[test]
-fn it_serves_both_families_and_stops_with_its_figures() {
+fn both_families_are_served_and_shutdown_logs_counts() {
     let tracker = Tracker::start(&config(BOTH, 1, "auto"));
     let addresses = tracker.addresses();
     assert_eq!(addresses.len(), 2);
@@ -32,7 +32,7 @@ fn it_serves_both_families_and_stops_with_its_figures() {
         let seeder = Announce { left: 0, ..Announce::of(1, 7_001) };
         client.announce(&seeder);
         let announced = client.announce(&Announce::of(1, 7_002));
-        // Each family sees its own peers; the counts are of both.
+        // The peers are of one family, the counts are of both.
         assert_eq!(announced.peers, [(from.parse().unwrap(), 7_001)].into());
         let peers = if from == "::1" { 2 } else { 1 };
         assert_eq!(
@@ -42,17 +42,17 @@ fn it_serves_both_families_and_stops_with_its_figures() {
     }
     let begun = now();
     let line = tracker.stop();
-    assert!(begun.elapsed() < Duration::from_secs(1), "it took {:?}", begun.elapsed());
-    assert_eq!((figure(&line, "connects"), figure(&line, "announces")), (2, 4), "{line}");
-    assert_eq!((figure(&line, "torrents"), figure(&line, "peers")), (1, 4), "{line}");
-    assert_eq!((figure(&line, "rejected"), figure(&line, "shed")), (0, 0), "{line}");
+    assert!(begun.elapsed() < Duration::from_secs(1), "the shutdown took {:?}", begun.elapsed());
+    assert_eq!((count_in(&line, "connects"), count_in(&line, "announces")), (2, 4), "{line}");
+    assert_eq!((count_in(&line, "torrents"), count_in(&line, "peers")), (1, 4), "{line}");
+    assert_eq!((count_in(&line, "rejected"), count_in(&line, "shed")), (0, 0), "{line}");
 }
 
 #[test]
-fn a_wildcard_answers_from_the_address_that_was_asked() {
+fn a_wildcard_listener_replies_from_the_destination_address() {
     let tracker = Tracker::start(&config("\"0.0.0.0:0\"", 2, "auto"));
     for address in ["127.0.0.1", "127.0.0.5", "127.3.2.1"] {
-        // `Client` checks where replies come from.
+        // `Client` checks the source of the replies.
         let mut client = Client::connected(
             "127.0.0.1",
             SocketAddr::new(address.parse().unwrap(), tracker.port()),
@@ -62,35 +62,35 @@ fn a_wildcard_answers_from_the_address_that_was_asked() {
         }
     }
     let line = tracker.stop();
-    assert_eq!(figure(&line, "announces"), 60, "{line}");
+    assert_eq!(count_in(&line, "announces"), 60, "{line}");
 }
 
-/// What a program is started under
-type Circumstances = fn(Command) -> Command;
+/// Modifies or wraps the command that starts the tracker.
+type PrepareCommand = fn(Command) -> Command;
 
-/// Has the kernel refuse the steering program
-fn unsteered(mut command: Command) -> Command {
+/// Makes the kernel refuse the steering program.
+fn without_steering(mut command: Command) -> Command {
     let option = libc::SO_ATTACH_REUSEPORT_CBPF;
-    refuse(&mut command, libc::SYS_setsockopt, Some(option), libc::EPERM);
+    deny_system_call(&mut command, libc::SYS_setsockopt, Some(option), libc::EPERM);
     command
 }
 
-/// However many shards there are, and however requests reach their owner, the answers are the same
+/// The replies do not depend on the number of shards or on how requests reach the shard that owns the torrent.
 #[test]
-fn shards_and_steering_do_not_change_the_answers() {
-    let as_it_is = |command| command;
-    let variants: [(usize, &str, Circumstances, bool); 7] = [
-        (1, "auto", as_it_is, false),
-        (2, "on", as_it_is, false),
-        (2, "off", as_it_is, true),
-        (2, "auto", unsteered, true),
-        (4, "on", as_it_is, false),
-        (4, "off", as_it_is, true),
-        (4, "auto", unsteered, true),
+fn shards_and_steering_do_not_change_replies() {
+    let unchanged = |command| command;
+    let variants: [(usize, &str, PrepareCommand, bool); 7] = [
+        (1, "auto", unchanged, false),
+        (2, "on", unchanged, false),
+        (2, "off", unchanged, true),
+        (2, "auto", without_steering, true),
+        (4, "on", unchanged, false),
+        (4, "off", unchanged, true),
+        (4, "auto", without_steering, true),
     ];
     let mut all = Vec::new();
-    for (shards, steering, circumstances, crosses) in variants {
-        let tracker = Tracker::start_under(&config(BOTH, shards, steering), circumstances);
+    for (shards, steering, prepare, crosses) in variants {
+        let tracker = Tracker::start_with_command(&config(BOTH, shards, steering), prepare);
         let addresses = tracker.addresses();
         let mut answers = Vec::new();
         let mut client = Client::connected("127.0.0.1", addresses[0]);
@@ -112,40 +112,44 @@ fn shards_and_steering_do_not_change_the_answers() {
         }
         assert_eq!(rows[6].len(), 74);
         let line = tracker.stop();
-        assert_eq!(figure(&line, "announces"), 240, "{line}");
-        assert_eq!((figure(&line, "scrapes"), figure(&line, "shed")), (8, 0), "{line}");
-        // The kernel brings every announce to its shard, or the mesh does.
-        assert_eq!(figure(&line, "forwarded") > 0, crosses, "{shards} shards, {steering}: {line}");
+        assert_eq!(count_in(&line, "announces"), 240, "{line}");
+        assert_eq!((count_in(&line, "scrapes"), count_in(&line, "shed")), (8, 0), "{line}");
+        // Announces reach their shard through the kernel, or else through the mesh.
+        assert_eq!(
+            count_in(&line, "forwarded") > 0,
+            crosses,
+            "{shards} shards, {steering}: {line}"
+        );
         all.push((answers, rows));
     }
     for (number, answers) in all.iter().enumerate() {
-        assert!(*answers == all[0], "variant {number} answers otherwise");
+        assert!(*answers == all[0], "variant {number} replies differently");
     }
 }
 
 #[test]
-fn what_the_kernel_refuses_is_explained() {
+fn kernel_refusals_are_explained() {
     for (errno, words) in [
         (libc::EPERM, ["refused", "seccomp"]),
         (libc::ENOSYS, ["no io_uring", "6.1"]),
         (libc::ENOMEM, ["locked memory", "LimitMEMLOCK"]),
     ] {
         let mut tracker = Tracker::spawn(&config(BOTH, 2, "auto"), |mut command| {
-            refuse(&mut command, libc::SYS_io_uring_setup, None, errno);
+            deny_system_call(&mut command, libc::SYS_io_uring_setup, None, errno);
             command
         });
         assert_eq!(tracker.wait().code(), Some(2));
         let log = tracker.log.join("\n");
         assert!(words.iter().all(|word| log.contains(word)), "{log}");
     }
-    let mut tracker = Tracker::spawn(&config(BOTH, 2, "on"), unsteered);
+    let mut tracker = Tracker::spawn(&config(BOTH, 2, "on"), without_steering);
     assert_eq!(tracker.wait().code(), Some(2));
     let log = tracker.log.join("\n");
     assert!(log.contains("udp.steering: is on") && log.contains("set it to auto or off"), "{log}");
 }
 
 #[test]
-fn wildcards_and_addresses_may_overlap() {
+fn wildcard_and_specific_addresses_may_overlap() {
     let port = {
         let probe = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         probe.local_addr().unwrap().port()
@@ -161,12 +165,12 @@ fn wildcards_and_addresses_may_overlap() {
             client.announce(&Announce::of(torrent, 7_001));
         }
         let line = tracker.stop();
-        assert_eq!((figure(&line, "announces"), figure(&line, "forwarded")), (20, 0), "{line}");
+        assert_eq!((count_in(&line, "announces"), count_in(&line, "forwarded")), (20, 0), "{line}");
     }
 }
 
 #[test]
-fn every_clause_of_an_answer_holds() {
+fn udp_replies_follow_the_specification() {
     let tracker = Tracker::start(&config(BOTH, 1, "auto"));
     let address = tracker.addresses()[0];
     let mut client = Client::connected("127.0.0.1", address);
@@ -189,13 +193,13 @@ fn every_clause_of_an_answer_holds() {
         let announced = client.announce(&Announce { num_want: 10, ..of(port) });
         assert_eq!((announced.leechers, announced.peers.len()), (300, 10));
     }
-    // Values of events no BEP defines count as none; paused is a leecher.
+    // Events that no BEP defines count as none; paused is a leecher.
     for event in [4, 5, 77, u32::MAX] {
         assert_eq!(client.announce(&Announce { event, ..of(7_001) }).leechers, 300);
     }
-    // The IP in the packet is ignored: another would be a new peer.
+    // The IP in the request is ignored; otherwise this would add a peer.
     assert_eq!(client.announce(&Announce { ip: [9, 9, 9, 9], ..of(7_002) }).leechers, 300);
-    // Completed once for each peer, and only if it was known as not seeding.
+    // Each peer is counted as completed once, and only if it was stored as a leecher before.
     let done = Announce { event: 1, left: 0, ..of(7_003) };
     for _ in 0..3 {
         client.announce(&done);
@@ -205,10 +209,10 @@ fn every_clause_of_an_answer_holds() {
     client.announce(&Announce { event: 1, left: 0, ..of(9_999) });
     let rows = client.scrape(&[info_hash_of(torrent), info_hash_of(6), info_hash_of(torrent)]);
     assert_eq!(rows.unwrap(), [[2, 1, 299], [0, 0, 0], [2, 1, 299]]);
-    // A seeder is given leechers only.
+    // A seeder gets leechers only.
     let announced = client.announce(&Announce { left: 0, num_want: 200, ..of(7_003) });
     assert!(announced.peers.iter().all(|(_, port)| *port != 9_999));
-    // Who stops is gone, and gets no peers.
+    // A peer that stops is removed and gets no peers.
     let announced = client.announce(&Announce { event: 3, ..of(7_004) });
     assert_eq!((announced.leechers, announced.peers.len()), (298, 0));
     tracker.stop();
@@ -239,13 +243,13 @@ fn trusted_clients_may_name_another_address() {
 }
 
 #[test]
-fn it_survives_what_strangers_send() {
+fn random_datagrams_do_not_stop_the_service() {
     let seed = 11;
     println!("seed {seed}");
     let mut rng = fastrand::Rng::with_seed(seed);
     let tracker = Tracker::start(&config("\"0.0.0.0:0\"", 2, "auto"));
     let address: SocketAddr = ([127, 0, 0, 1], tracker.port()).into();
-    let honest = Client::connected("127.0.0.9", address);
+    let valid_client = Client::connected("127.0.0.9", address);
     let flood = Client::connected("127.0.0.1", address);
     for _ in 0..6_000 {
         let len = match rng.u8(..20) {
@@ -257,7 +261,7 @@ fn it_survives_what_strangers_send() {
         };
         let mut bytes = vec![0; len];
         rng.fill(&mut bytes);
-        // Half are nearly right: an action that exists, and now and then an id that is good.
+        // Half of them are nearly valid: an existing action, and some with a valid connection id.
         if rng.bool() && len >= 16 {
             bytes[8..12].copy_from_slice(&rng.u32(..4).to_be_bytes());
             match rng.u8(..3) {
@@ -268,7 +272,7 @@ fn it_survives_what_strangers_send() {
         }
         flood.socket.send_to(&bytes, address).unwrap();
     }
-    // All of 127.0.0.0/8 is ours: forged ids from many sources.
+    // Forged connection ids from many sources: all of 127.0.0.0/8 is local.
     for source in 0..200_u8 {
         let client = Client::new(&format!("127.7.{source}.1"), address);
         for _ in 0..10 {
@@ -276,16 +280,16 @@ fn it_survives_what_strangers_send() {
             client.socket.send_to(&announce, address).unwrap();
         }
     }
-    honest.socket.set_read_timeout(Some(SILENCE)).unwrap();
+    valid_client.socket.set_read_timeout(Some(NO_REPLY_TIMEOUT)).unwrap();
     let announce = Announce::of(424_242, 7_001);
-    let answered = (0..20).any(|_| honest.ask(&announce.bytes(honest.id, 1)).is_some());
+    let answered = (0..20).any(|_| valid_client.ask(&announce.bytes(valid_client.id, 1)).is_some());
     assert!(answered, "the next honest announce is not answered");
     let mut tracker = tracker;
     tracker.signal("TERM");
     assert_eq!(tracker.wait().code(), Some(0));
     let line = tracker.wait_for("stopped after");
-    assert!(figure(&line, "rejected") > 1_000, "{line}");
-    assert!(tracker.log.len() < 20, "packets write the log:\n{}", tracker.log.join("\n"));
+    assert!(count_in(&line, "rejected") > 1_000, "{line}");
+    assert!(tracker.log.len() < 20, "datagrams are logged:\n{}", tracker.log.join("\n"));
 }
 
 #[test]
@@ -295,24 +299,24 @@ fn unproven_sources_are_not_amplified() {
     let mut client = Client::new("127.0.0.1", address);
     client.connect();
     let id = client.id;
-    client.socket.set_read_timeout(Some(SILENCE)).unwrap();
-    let stranger = Client::new("127.0.0.2", address);
-    stranger.socket.set_read_timeout(Some(SILENCE)).unwrap();
-    // An id is bound to the address it was given to.
-    assert_eq!(stranger.ask(&Announce::of(1, 7_000).bytes(id, 1)), None);
+    client.socket.set_read_timeout(Some(NO_REPLY_TIMEOUT)).unwrap();
+    let other = Client::new("127.0.0.2", address);
+    other.socket.set_read_timeout(Some(NO_REPLY_TIMEOUT)).unwrap();
+    // A connection id is valid only for the address that it was issued to.
+    assert_eq!(other.ask(&Announce::of(1, 7_000).bytes(id, 1)), None);
     assert_eq!(client.ask(&Announce::of(1, 7_000).bytes(id ^ 1, 1)), None);
     assert_eq!(client.ask(&[0; 1496]), None);
     assert_eq!(client.ask(&head(0x0417_2710_1981, 0, 1)), None);
     let mut padded = head(0x0417_2710_1980, 0, 1);
     padded.resize(1_400, 7);
     assert_eq!(client.ask(&padded).unwrap().len(), 16);
-    // No info hash, no scrape.
+    // A scrape without an info hash gets no reply.
     assert_eq!(client.ask(&head(id, 2, 1)), None);
     tracker.stop();
 }
 
 #[test]
-fn a_taken_port_is_an_error_that_names_it() {
+fn a_port_in_use_is_reported_with_its_address() {
     let first = Tracker::start(&config("\"127.0.0.1:0\"", 1, "auto"));
     let taken = first.addresses()[0];
     for listen in [taken.to_string(), format!("0.0.0.0:{}", taken.port())] {
@@ -328,7 +332,7 @@ fn a_taken_port_is_an_error_that_names_it() {
 }
 
 #[test]
-fn what_cannot_start_says_why() {
+fn start_failures_are_explained() {
     for (config, words) in [
         (config("\"192.0.2.1:6969\"", 1, "auto"), ["udp.listen", "not an address of this machine"]),
         ("cpus: 4095\n".to_owned(), ["cpus: core 4095", "auto"]),
@@ -355,7 +359,7 @@ fn taken_tcp() -> (&'static std::net::TcpListener, SocketAddr) {
 }
 
 #[test]
-fn a_killed_tracker_is_replaced_at_once_and_steers() {
+fn a_killed_tracker_is_replaced_at_once_with_steering() {
     let first = Tracker::start(&config("\"127.0.0.1:0\"", 2, "on"));
     let address = first.addresses()[0];
     let mut client = Client::connected("127.0.0.1", address);
@@ -368,12 +372,12 @@ fn a_killed_tracker_is_replaced_at_once_and_steers() {
         assert_eq!(client.announce(&Announce::of(torrent, 7_001)).leechers, 1);
     }
     let line = second.stop();
-    assert_eq!((figure(&line, "announces"), figure(&line, "shed")), (100, 0), "{line}");
-    assert_eq!(figure(&line, "forwarded"), 0, "{line}");
+    assert_eq!((count_in(&line, "announces"), count_in(&line, "shed")), (100, 0), "{line}");
+    assert_eq!(count_in(&line, "forwarded"), 0, "{line}");
 }
 
 #[test]
-fn configs_of_other_trackers_are_made_ours() {
+fn configs_of_other_trackers_are_imported() {
     let directory = tempfile::tempdir().unwrap();
     for file in ["chihaya.yaml", "opentracker.conf"] {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/import/").to_owned() + file;
@@ -382,7 +386,7 @@ fn configs_of_other_trackers_are_made_ours() {
         let notes = String::from_utf8(output.stderr).unwrap();
         assert!(notes.lines().count() > 5 && notes.contains(": without counterpart: "), "{notes}");
         if file == "opentracker.conf" {
-            // All but its list is there to be checked.
+            // The imported config is valid, except that its list does not exist here.
             let config = String::from_utf8(output.stdout).unwrap();
             let made = directory.path().join(file);
             let list = directory.path().join("list");
@@ -391,14 +395,14 @@ fn configs_of_other_trackers_are_made_ours() {
             let config = config.replace("/etc/opentracker/whitelist", &list);
             std::fs::write(&made, config.replace("192.0.2.1", "127.0.0.1")).unwrap();
             let output = tsubame().args(["check", "--config"]).arg(&made).output().unwrap();
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert_eq!(output.status.code(), Some(0), "{said}");
+            let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(0), "{errors}");
         }
     }
     for (file, words) in [("/nowhere", "cannot be read"), ("/dev/null", "is neither a Chihaya")] {
         let output = tsubame().args(["import", file]).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.code() == Some(1) && said.contains(words), "{said}");
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && errors.contains(words), "{errors}");
     }
 }
 
@@ -422,14 +426,14 @@ fn health_is_served() {
     assert_eq!(tracker.wait().code(), Some(0));
 }
 
-/// The value of a line of metrics that begins so, summed over shards
+/// Returns the sum over all shards of the metric lines that start with a name and contain a label.
 fn metric(page: &str, name: &str, label: &str) -> u64 {
     let lines = page.lines().filter(|line| line.starts_with(name) && line.contains(label));
     lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64).sum()
 }
 
 #[test]
-fn metrics_tell_what_happened_and_what_the_kernel_dropped() {
+fn metrics_count_requests_and_kernel_drops() {
     let mut tracker = Tracker::start(&format!(
         "cpus: {}\nudp: {{listen: \"127.0.0.1:0\", receive_buffer: 64KiB}}\n\
          control: {{listen: \"127.0.0.1:0\"}}\n",
@@ -443,7 +447,7 @@ fn metrics_tell_what_happened_and_what_the_kernel_dropped() {
     }
     client.scrape(&[info_hash_of(1)]).unwrap();
     let until = |holds: &dyn Fn(&str) -> bool| {
-        let end = now() + PATIENCE;
+        let end = now() + WAIT_TIMEOUT;
         loop {
             let page = http_get(control, "/metrics");
             if holds(&page) {
@@ -467,9 +471,9 @@ fn metrics_tell_what_happened_and_what_the_kernel_dropped() {
         assert_eq!(metric(&page, name, label), value, "{name} {label}\n{page}");
     }
     tracker.signal("STOP");
-    let stranger = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let other = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     for _ in 0..2_000 {
-        stranger.send_to(&[0; 98], server).unwrap();
+        other.send_to(&[0; 98], server).unwrap();
     }
     tracker.signal("CONT");
     until(&|page| {
@@ -483,7 +487,7 @@ fn metrics_tell_what_happened_and_what_the_kernel_dropped() {
 }
 
 #[test]
-fn the_command_line_does_what_it_says() {
+fn subcommands_report_results_and_exit_codes() {
     let run = |arguments: &[&str]| {
         let output = tsubame().args(arguments).output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -516,7 +520,7 @@ fn the_command_line_does_what_it_says() {
 }
 
 #[test]
-fn connection_ids_of_a_shared_key_outlive_a_restart() {
+fn connection_ids_of_a_configured_key_survive_a_restart() {
     let keyed = "control: {listen: \"\"}\nudp:\n  listen: \"127.0.0.1:0\"\n  \
                  connection_id_keys: [00112233445566778899aabbccddeeff]\n";
     let first = Tracker::start(keyed);

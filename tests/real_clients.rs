@@ -1,8 +1,8 @@
-//! Real clients, as users have them, find each other through the tracker alone and move a file.
+//! Real BitTorrent clients find each other through the tracker alone and transfer a file.
 //!
-//! Over UDP and IPv6 goes libtorrent alone: Debian's Transmission 3.00 reads the peers of an IPv6 reply as IPv4, aria2
-//! asks UDP trackers over IPv4 only, and rTorrent 0.9.8 takes no IPv6 address to bind. They need root and the programs
-//! that `tests/run` installs, so `cargo test` leaves them out.
+//! Only libtorrent and lftp are tested over UDP and IPv6: Debian's Transmission 3.00 reads the peers of an IPv6 reply
+//! as IPv4, aria2 sends UDP requests over IPv4 only, and rTorrent 0.9.8 accepts no IPv6 address to bind. The tests need
+//! root and the programs that `tests/run` installs, so `cargo test` ignores them.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
@@ -10,31 +10,31 @@ mod common;
 
 use common::http::{self, Connection};
 use common::lab::{Host, Lab, TRACKER_V4, TRACKER_V6, Torrent, wait_for_counts, wait_until};
-use common::{PATIENCE, Tracker, control_of, cpus, figure, http_get};
+use common::{Tracker, WAIT_TIMEOUT, control_of, count_in, cpus, http_get};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// What a client is started with: the torrent, where the file is or goes, its address
+/// Returns the command of a client for a torrent file, the directory of the payload, and an address to bind.
 type Start = fn(&Path, &Path, &str) -> Command;
 
-/// How a client reaches the tracker
+/// Protocol and family by which a client reaches the tracker.
 #[derive(Clone, Copy)]
-struct Way {
+struct Transport {
     scheme: &'static str,
     v6: bool,
-    /// Whether the client says so when it is ended. Transmission 3.00 does not over HTTP, to no tracker
-    says_goodbye: bool,
+    /// Whether the client sends a stopped event when it ends. Transmission 3.00 never does so over HTTP.
+    sends_stopped: bool,
 }
 
-const UDP: Way = Way { scheme: "udp", v6: false, says_goodbye: true };
-const UDP_V6: Way = Way { scheme: "udp", v6: true, says_goodbye: true };
-const HTTP: Way = Way { scheme: "http", v6: false, says_goodbye: true };
-const HTTP_V6: Way = Way { scheme: "http", v6: true, says_goodbye: true };
-const HTTPS: Way = Way { scheme: "https", v6: false, says_goodbye: true };
+const UDP: Transport = Transport { scheme: "udp", v6: false, sends_stopped: true };
+const UDP_V6: Transport = Transport { scheme: "udp", v6: true, sends_stopped: true };
+const HTTP: Transport = Transport { scheme: "http", v6: false, sends_stopped: true };
+const HTTP_V6: Transport = Transport { scheme: "http", v6: true, sends_stopped: true };
+const HTTPS: Transport = Transport { scheme: "https", v6: false, sends_stopped: true };
 
-impl Way {
+impl Transport {
     fn url(self) -> String {
         let host = if self.v6 { format!("[{TRACKER_V6}]") } else { TRACKER_V4.to_owned() };
         let port = if self.scheme == "https" { 6970 } else { 6969 };
@@ -42,7 +42,7 @@ impl Way {
     }
 }
 
-/// A tracker as its users have it, one shard on each core, with a certificate of its own making
+/// Starts a tracker with one shard on each core, and with a self-signed certificate for TLS.
 fn start(lab: &Lab) -> Tracker {
     lab.enter(Host::Tracker);
     let certificate = rcgen::generate_simple_self_signed([TRACKER_V4.to_owned()]).unwrap();
@@ -55,31 +55,35 @@ fn start(lab: &Lab) -> Tracker {
     ))
 }
 
-/// Two clients, each by its own way: what either announces is found by the other
-fn transfer((seeds, seeder_way): (Start, Way), (leeches, leecher_way): (Start, Way)) {
+/// Transfers a file between two clients, each with its own protocol and family.
+fn transfer(
+    (seeds, seeder_transport): (Start, Transport),
+    (leeches, leecher_transport): (Start, Transport),
+) {
     let mut lab = Lab::new();
     let tracker = start(&lab);
-    let v6 = leecher_way.v6;
-    let mut torrent = Torrent::new(&lab, 1 + u64::from(v6), &seeder_way.url());
-    let seeder = Host::Seeder.address(seeder_way.v6);
+    let v6 = leecher_transport.v6;
+    let mut torrent = Torrent::new(&lab, 1 + u64::from(v6), &seeder_transport.url());
+    let seeder = Host::Seeder.address(seeder_transport.v6);
     lab.start(Host::Seeder, seeds(&torrent.path, &lab.folder("seed"), &seeder));
     wait_for_counts(&torrent, v6, |counts| counts == [1, 0, 0]);
-    torrent.announce_to(&lab, &leecher_way.url());
+    torrent.announce_to(&lab, &leecher_transport.url());
     let leecher = Host::Leecher.address(v6);
     lab.start(Host::Leecher, leeches(&torrent.path, &lab.folder("leech"), &leecher));
     torrent.wait_for_download(&lab);
-    // Who has it all says so, once, and is a seeder from then on.
+    // The leecher sends one completed event and becomes a seeder.
     wait_for_counts(&torrent, v6, |counts| counts == [2, 1, 0]);
     lab.interrupt_last();
-    if leecher_way.says_goodbye {
+    if leecher_transport.sends_stopped {
         wait_for_counts(&torrent, v6, |counts| counts == [1, 1, 0]);
     }
     let line = tracker.stop();
-    assert_eq!((figure(&line, "shed"), figure(&line, "torrents")), (0, 1), "{line}");
-    let announces = if leecher_way.says_goodbye { 4 } else { 3 };
-    assert!(figure(&line, "announces") >= announces, "{line}");
-    let http = [seeder_way, leecher_way].iter().any(|way| way.scheme != "udp");
-    assert_eq!(figure(&line, "over HTTP") > 0, http, "{line}");
+    assert_eq!((count_in(&line, "shed"), count_in(&line, "torrents")), (0, 1), "{line}");
+    let announces = if leecher_transport.sends_stopped { 4 } else { 3 };
+    assert!(count_in(&line, "announces") >= announces, "{line}");
+    let http =
+        [seeder_transport, leecher_transport].iter().any(|transport| transport.scheme != "udp");
+    assert_eq!(count_in(&line, "over HTTP") > 0, http, "{line}");
 }
 
 fn libtorrent(torrent: &Path, directory: &Path, address: &str) -> Command {
@@ -105,7 +109,7 @@ fn transmission(torrent: &Path, directory: &Path, _address: &str) -> Command {
 
 fn aria2(torrent: &Path, directory: &Path, _address: &str) -> Command {
     let mut command = Command::new("aria2c");
-    // Its UDP trackers speak through the socket of its DHT, which a private torrent does not use.
+    // aria2 sends UDP announces over the socket of its DHT, which a private torrent does not use otherwise.
     command.args(["--no-conf=true", "--enable-dht=true", "--dht-listen-port=6882"]);
     command.arg(format!("--dht-file-path={}", directory.join("dht.dat").display()));
     command.args(["--bt-enable-lpd=false", "--enable-peer-exchange=false", "--seed-ratio=0.0"]);
@@ -199,16 +203,16 @@ fn deluge_moves_a_file() {
 #[test]
 #[ignore = "needs root and lftp"]
 fn lftp_moves_a_file() {
-    let way = Way { says_goodbye: false, ..UDP };
-    transfer((lftp, way), (lftp, way));
+    let transport = Transport { sends_stopped: false, ..UDP };
+    transfer((lftp, transport), (lftp, transport));
 }
 
-/// It sends the announce of 110 bytes (action 4)
+/// lftp sends announces of 110 bytes (action 4).
 #[test]
 #[ignore = "needs root and lftp"]
 fn lftp_moves_a_file_over_ipv6() {
-    let way = Way { says_goodbye: false, ..UDP_V6 };
-    transfer((lftp, way), (lftp, way));
+    let transport = Transport { sends_stopped: false, ..UDP_V6 };
+    transfer((lftp, transport), (lftp, transport));
 }
 
 #[test]
@@ -250,13 +254,13 @@ fn transmission_moves_a_file() {
 #[test]
 #[ignore = "needs root and transmission-cli"]
 fn transmission_moves_a_file_over_http() {
-    transfer((transmission, HTTP), (transmission, Way { says_goodbye: false, ..HTTP }));
+    transfer((transmission, HTTP), (transmission, Transport { sends_stopped: false, ..HTTP }));
 }
 
 #[test]
 #[ignore = "needs root and transmission-cli"]
 fn transmission_moves_a_file_over_https() {
-    transfer((transmission, HTTPS), (transmission, Way { says_goodbye: false, ..HTTPS }));
+    transfer((transmission, HTTPS), (transmission, Transport { sends_stopped: false, ..HTTPS }));
 }
 
 #[test]
@@ -301,8 +305,8 @@ fn clients_over_https_and_udp_find_each_other() {
     transfer((rtorrent, HTTPS), (libtorrent, UDP));
 }
 
-/// Behind a proxy as operators have it: who announces through it is the client, not the proxy
-fn behind_a_proxy(program: &str, config: impl Fn(&Path) -> (String, Vec<String>)) {
+/// Checks that the tracker sees the address of the client, not that of the proxy.
+fn check_proxy(program: &str, config: impl Fn(&Path) -> (String, Vec<String>)) {
     let mut lab = Lab::new();
     lab.enter(Host::Tracker);
     let tracker = Tracker::start("control: {listen: \"\"}\nhttp: {trusted_proxies: [127.0.0.1]}\n");
@@ -312,16 +316,18 @@ fn behind_a_proxy(program: &str, config: impl Fn(&Path) -> (String, Vec<String>)
     let mut command = Command::new(program);
     command.args(arguments);
     lab.start(Host::Tracker, command);
-    wait_until("the proxy listens", PATIENCE, || TcpStream::connect((TRACKER_V4, 8080)).is_ok());
+    wait_until("the proxy listens", WAIT_TIMEOUT, || {
+        TcpStream::connect((TRACKER_V4, 8080)).is_ok()
+    });
     for (host, port) in [(Host::Seeder, 7_001), (Host::Leecher, 7_002)] {
         lab.enter(host);
         let proxy = (TRACKER_V4.parse::<IpAddr>().unwrap(), 8080).into();
         let mut client = Connection::to(proxy);
-        // Twice: proxies keep connections to the tracker for other clients' requests.
+        // Twice, because proxies reuse connections to the tracker for requests of other clients.
         for _ in 0..2 {
             let forged = "X-Forwarded-For: 6.6.6.6\r\n";
             let reply = client.get_with(&http::Announce::of(1, port, 1).target(), forged);
-            let announced = http::Announced::of(&reply.body);
+            let announced = http::AnnounceReply::of(&reply.body);
             let address: Ipv4Addr = host.address(false).parse().unwrap();
             assert_eq!(announced.external_ip, address.octets(), "{}", reply.head);
             let seeder = (Host::Seeder.address(false).parse().unwrap(), 7_001);
@@ -329,13 +335,13 @@ fn behind_a_proxy(program: &str, config: impl Fn(&Path) -> (String, Vec<String>)
         }
     }
     lab.enter(Host::Tracker);
-    assert_eq!(figure(&tracker.stop(), "peers"), 2);
+    assert_eq!(count_in(&tracker.stop(), "peers"), 2);
 }
 
 #[test]
 #[ignore = "needs root and nginx"]
-fn nginx_says_whom_it_speaks_for() {
-    behind_a_proxy("nginx", |directory| {
+fn nginx_forwards_client_addresses() {
+    check_proxy("nginx", |directory| {
         let folder = directory.display();
         let config = format!(
             "daemon off; pid {folder}/pid; error_log {folder}/errors; events {{}}\n\
@@ -363,9 +369,9 @@ fn haproxy(option: &'static str) -> impl Fn(&Path) -> (String, Vec<String>) {
 
 #[test]
 #[ignore = "needs root and haproxy"]
-fn haproxy_says_whom_it_speaks_for() {
-    behind_a_proxy("haproxy", haproxy("send-proxy"));
-    behind_a_proxy("haproxy", haproxy("send-proxy-v2"));
+fn haproxy_forwards_client_addresses() {
+    check_proxy("haproxy", haproxy("send-proxy"));
+    check_proxy("haproxy", haproxy("send-proxy-v2"));
 }
 
 #[test]
@@ -382,10 +388,10 @@ fn curl_is_served_over_https() {
             .args([format!("{}?{query}", HTTPS.url()), format!("{}?{query}", HTTPS.url())])
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&output.stdout);
-        assert_eq!(said.matches("8:completei").count(), 2, "{protocol}: {output:?}");
+        let printed = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(printed.matches("8:completei").count(), 2, "{protocol}: {output:?}");
     }
-    assert_eq!(figure(&tracker.stop(), "announces"), 6);
+    assert_eq!(count_in(&tracker.stop(), "announces"), 6);
 }
 
 #[test]
@@ -402,8 +408,9 @@ fn bittorrent_tracker_of_npm_is_served_over_http() {
     npm_client("bittorrent-tracker-9", HTTP);
 }
 
-/// Version 9 is what clients of that time have; it is another program than the current one
-fn npm_client(package: &str, way: Way) {
+/// Runs the npm package bittorrent-tracker as a client. Version 9 is tested, too, because it differs from the current
+/// one.
+fn npm_client(package: &str, transport: Transport) {
     let lab = Lab::new();
     let tracker = start(&lab);
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients");
@@ -411,7 +418,7 @@ fn npm_client(package: &str, way: Way) {
     lab.enter(Host::Leecher);
     let output = Command::new("node")
         .arg("bittorrent_tracker_client.mjs")
-        .args([package, &way.url()])
+        .args([package, &transport.url()])
         .current_dir(folder)
         .output()
         .unwrap();
@@ -419,8 +426,8 @@ fn npm_client(package: &str, way: Way) {
     assert!(output.status.success(), "{errors}");
     let steps: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let seen = |step: &str| steps[step].to_string();
-    // Seeders, leechers, and downloads, which a UDP announce is not told.
-    let counts = |seeders: u32, leechers: u32, downloads: u32| match way.scheme {
+    // Seeders, leechers and downloads; a UDP announce reply has no number of downloads.
+    let counts = |seeders: u32, leechers: u32, downloads: u32| match transport.scheme {
         "udp" => format!("[{seeders},{leechers},null]"),
         _ => format!("[{seeders},{leechers},{downloads}]"),
     };
@@ -436,7 +443,7 @@ fn npm_client(package: &str, way: Way) {
 
 #[test]
 #[ignore = "needs promtool, of Debian's prometheus"]
-fn promtool_has_nothing_to_say_about_metrics() {
+fn metrics_pass_promtool() {
     let mut tracker =
         Tracker::start(&format!("cpus: {}\ncontrol: {{listen: \"127.0.0.1:0\"}}\n", cpus(2)));
     let page = http_get(control_of(&mut tracker), "/metrics");
@@ -450,6 +457,6 @@ fn promtool_has_nothing_to_say_about_metrics() {
         .unwrap();
     promtool.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
     let output = promtool.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.is_empty(), "{said}");
+    let printed = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && printed.is_empty(), "{printed}");
 }

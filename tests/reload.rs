@@ -1,32 +1,32 @@
-//! Hooks that change while the tracker runs, with their lists.
+//! Reloads of hooks, lists and settings while the tracker runs.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 mod common;
 
 use common::http::{Connection, rows_of};
-use common::policy::Answer::Swarm;
+use common::policy::ClientReply::Swarm;
 use common::policy::{
-    Answer, CLIENT, NOT_SERVED, World, config, error, hex, over_http, over_udp, scrape_target,
+    CLIENT, ClientReply, NOT_SERVED, World, config, error, hex, over_http, over_udp, scrape_target,
     wait_for_torrents, wait_until,
 };
-use common::{Announce, Client, PATIENCE, info_hash_of, now};
+use common::{Announce, Client, WAIT_TIMEOUT, info_hash_of, now};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tsubame::policy::access_list::parse_hash;
+use tsubame::hex::parse_info_hash;
 
 #[test]
-fn lists_change_while_the_tracker_runs_and_what_is_wrong_changes_nothing() {
+fn lists_are_reloaded_and_invalid_lists_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let list = directory.path().join("list");
     fs::write(&list, format!("{}\n", hex(1))).unwrap();
     let file = list.display();
     let hooks = format!("  - {{name: access_list, options: {{mode: deny, files: {file}}}}}\n");
     let mut world = World::new(2, &hooks);
-    let served = |it: &[Answer; 2]| it.iter().all(|answer| matches!(answer, Swarm(..)));
+    let served = |it: &[ClientReply; 2]| it.iter().all(|answer| matches!(answer, Swarm(..)));
     assert_eq!(world.both(1, CLIENT, ""), [error(NOT_SERVED), error(NOT_SERVED)]);
     for torrent in 2..40 {
         assert!(served(&world.both(torrent, CLIENT, "")));
@@ -34,51 +34,61 @@ fn lists_change_while_the_tracker_runs_and_what_is_wrong_changes_nothing() {
     let hashes: Vec<_> = (1..40).map(info_hash_of).collect();
     let rows = world.udp.scrape(&hashes).unwrap();
     assert_eq!(rows.iter().filter(|row| row[2] == 1).count(), 38);
-    // Most swarms are not served any more: their peers are dropped, and stay so when they are served again.
+    // Most swarms are denied now. Their peers are removed, and do not return when the torrents are permitted again.
     let text: String = (2..30).map(|torrent| format!("{}\r\n", hex(torrent))).collect();
     fs::write(&list, text).unwrap();
     world.tracker.wait_for("a list has changed: 1 hook, 28 info hashes listed");
-    // Each shard takes it over at a time of its own.
+    // Shards apply the new list at different times.
     wait_until(|| world.both(2, CLIENT, "") == [error(NOT_SERVED), error(NOT_SERVED)]);
     wait_until(|| {
         let rows = rows_of(&Connection::to(world.http).get(&scrape_target(&hashes[..])).body);
         rows.iter().filter(|(_, row)| row[2] == 1).count() == 10
     });
     wait_for_torrents(&world, 10);
-    // A mistake is told, with its line.
+    // A mistake is reported with its line.
     fs::write(&list, "no hash\n").unwrap();
-    let said = world.tracker.wait_for("is no info hash");
-    assert!(said.contains("list:1:") && said.contains("everything stays as it was"), "{said}");
-    let (status, said) = world.ask("POST", "/v1/reload");
+    let message = world.tracker.wait_for("is not an info hash");
     assert!(
-        status == 422 && said.contains("list:1: \"no hash\" is no info hash"),
-        "{status} {said}"
+        message.contains("list:1:") && message.contains("everything stays as it was"),
+        "{message}"
+    );
+    let (status, message) = world.ask("POST", "/v1/reload");
+    assert!(
+        status == 422 && message.contains("list:1: \"no hash\" is not an info hash"),
+        "{status} {message}"
     );
     assert_eq!(world.both(2, CLIENT, ""), [error(NOT_SERVED), error(NOT_SERVED)]);
     fs::write(&list, "").unwrap();
-    let (status, said) = world.ask("POST", "/v1/reload");
-    assert_eq!((status, said.as_str()), (200, "read again: 1 hook, 0 info hashes listed"));
+    let (status, message) = world.ask("POST", "/v1/reload");
+    assert_eq!((status, message.as_str()), (200, "read again: 1 hook, 0 info hashes listed"));
     wait_until(|| served(&world.both(2, CLIENT, "")));
-    assert_eq!(world.udp.scrape(&[info_hash_of(3)]), Some(vec![[0, 0, 0]]), "dropped is dropped");
-    // Hooks come and go with the config.
+    assert_eq!(
+        world.udp.scrape(&[info_hash_of(3)]),
+        Some(vec![[0, 0, 0]]),
+        "removed peers must not return"
+    );
+    // Hooks are added and removed with the config.
     let config = config(2, "").replace("peer_lifetime: 2h", "peer_lifetime: 24h");
     world.tracker.write_config(&config.replace("hooks:", "hooks: []"));
     world.tracker.signal("HUP");
     world
         .tracker
         .wait_for("0 hooks, 0 info hashes listed; restart the tracker for: announce.peer_lifetime");
-    let far = "  - {name: interval_load, options: {longest: 20h}}\n";
-    let longer = config.replace("hooks:", &format!("hooks:\n{far}"));
+    let long_interval = "  - {name: interval_load, options: {max_interval: 20h}}\n";
+    let longer = config.replace("hooks:", &format!("hooks:\n{long_interval}"));
     world.tracker.write_config(&longer);
-    let (status, said) = world.ask("POST", "/v1/reload");
-    assert!(status == 422 && said.contains("peer_lifetime: 1day is less than"), "{status} {said}");
+    let (status, message) = world.ask("POST", "/v1/reload");
+    assert!(
+        status == 422 && message.contains("peer_lifetime: 1day is less than"),
+        "{status} {message}"
+    );
     world.tracker.write_config("hooks: [{name: nothing}]");
-    let (status, said) = world.ask("POST", "/v1/reload");
-    assert!(status == 422 && said.contains("\"nothing\" is no hook"), "{status} {said}");
+    let (status, message) = world.ask("POST", "/v1/reload");
+    assert!(status == 422 && message.contains("\"nothing\" is no hook"), "{status} {message}");
 }
 
 #[test]
-fn single_torrents_are_put_on_the_list_and_taken_off_over_a_restart() {
+fn access_list_overrides_survive_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let changes = directory.path().join("changes");
     let hooks = format!(
@@ -90,8 +100,8 @@ fn single_torrents_are_put_on_the_list_and_taken_off_over_a_restart() {
     let world = World::new(2, &hooks);
     assert!(matches!(world.both(1, CLIENT, ""), [Swarm(..), Swarm(..)]));
     assert_eq!(world.both(2, CLIENT, ""), refused);
-    let said = world.ask("PUT", &format!("/v1/access_list/{}", hex(2)));
-    assert_eq!(said, (200, format!("{} is on the access list", hex(2))));
+    let message = world.ask("PUT", &format!("/v1/access_list/{}", hex(2)));
+    assert_eq!(message, (200, format!("{} is on the access list", hex(2))));
     wait_until(|| matches!(world.both(2, CLIENT, ""), [Swarm(..), Swarm(..)]));
     assert_eq!(world.ask("DELETE", &format!("/v1/access_list/{}", hex(1))).0, 200);
     wait_until(|| world.both(1, CLIENT, "") == refused);
@@ -102,7 +112,7 @@ fn single_torrents_are_put_on_the_list_and_taken_off_over_a_restart() {
     stream.write_all(page.as_bytes()).unwrap();
     let mut reply = [0; 12];
     stream.read_exact(&mut reply).unwrap();
-    assert_eq!(&reply, b"HTTP/1.1 403", "web pages change nothing");
+    assert_eq!(&reply, b"HTTP/1.1 403", "web pages must not change the access list");
     world.tracker.stop();
     let world = World::new(1, &hooks);
     assert_eq!(world.both(1, CLIENT, ""), refused);
@@ -112,7 +122,7 @@ fn single_torrents_are_put_on_the_list_and_taken_off_over_a_restart() {
 }
 
 #[test]
-fn no_honest_announce_goes_unanswered_while_hooks_are_exchanged() {
+fn every_announce_is_answered_during_reloads() {
     let directory = tempfile::tempdir().unwrap();
     let list = directory.path().join("list");
     let text: String = (1_000..101_000).map(|torrent| format!("{}\n", hex(torrent))).collect();
@@ -129,7 +139,7 @@ fn no_honest_announce_goes_unanswered_while_hooks_are_exchanged() {
                 scope.spawn(move || {
                     let mut count = 0;
                     while !done.load(Ordering::Relaxed) {
-                        // Panics without an answer.
+                        // Panics without a reply.
                         client.announce(&Announce::of(count % 500, 7_000 + number));
                         let announce = Announce::of(count % 500, 8_000 + number);
                         let answer = over_http(http, &announce, CLIENT, "");
@@ -141,7 +151,7 @@ fn no_honest_announce_goes_unanswered_while_hooks_are_exchanged() {
             })
             .collect();
         for round in 0..10 {
-            // Other torrents each time, so that swarms are looked through anew.
+            // Another list each time, so that all swarms are checked again.
             fs::write(&list, &text[41 * 5_000 * round..]).unwrap();
             assert_eq!(world.ask("POST", "/v1/reload").0, 200);
         }
@@ -153,7 +163,7 @@ fn no_honest_announce_goes_unanswered_while_hooks_are_exchanged() {
 }
 
 #[test]
-fn directories_of_torrents_are_watched() {
+fn torrent_directories_are_watched() {
     let directory = tempfile::tempdir().unwrap();
     let hooks = format!(
         "  - {{name: access_list, options: {{mode: allow, torrents: {}}}}}\n",
@@ -161,43 +171,43 @@ fn directories_of_torrents_are_watched() {
     );
     let mut world = World::new(1, &hooks);
     let write = |name: &str, bytes: &[u8]| {
-        // As careful operators do it: written elsewhere, then moved.
+        // Written to another name, then moved, as careful operators do.
         let path = directory.path().join("new");
         fs::write(&path, bytes).unwrap();
         fs::rename(&path, directory.path().join(name)).unwrap();
     };
     write("a.torrent", b"d8:announce1:x4:infod4:name1:a6:pieces0:ee");
     world.tracker.wait_for("1 info hash listed");
-    // The SHA-1 of its info dictionary.
-    let hash = parse_hash("476ddb96349da91298ede87b9ffff035959e4143").unwrap();
+    // SHA-1 of the info dictionary.
+    let hash = parse_info_hash("476ddb96349da91298ede87b9ffff035959e4143").unwrap();
     let announce = Announce { info_hash: hash.0, ..Announce::of(0, 7_001) };
     wait_until(|| matches!(over_udp(&world.udp, &announce, CLIENT, ""), Swarm(..)));
     assert_eq!(over_udp(&world.udp, &Announce::of(9, 7_001), CLIENT, ""), error(NOT_SERVED));
-    // One that is copied there slowly, and seen with half of it.
+    // A torrent file that is copied slowly and read when it is incomplete.
     let copied = directory.path().join("b.torrent");
     fs::write(&copied, b"d8:announce1:y4:infod4:name1:b").unwrap();
-    world.tracker.wait_for("b.torrent: is no torrent");
+    world.tracker.wait_for("b.torrent: is not a torrent file");
     fs::write(&copied, b"d8:announce1:y4:infod4:name1:b6:pieces0:ee").unwrap();
     world.tracker.wait_for("2 info hashes listed");
 }
 
 #[test]
-fn a_list_that_cannot_be_read_is_told_at_start_and_by_check() {
+fn an_unreadable_list_is_reported_by_run_and_check() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("t.yaml");
     let hooks = "hooks: [{name: access_list, options: {mode: deny, files: /nowhere/list}}]\n";
     fs::write(&path, hooks).unwrap();
     for command in ["check", "run"] {
         let output = run(command, &path);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.contains("cannot read /nowhere/list"), "{said}");
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{message}");
+        assert!(message.contains("cannot read /nowhere/list"), "{message}");
     }
 }
 
-/// Mistakes in the text of a config, in its lists and about this machine, in one go
+/// `tsubame check` reports mistakes in the syntax of a config, in its lists, and about this machine in one run.
 #[test]
-fn check_tells_every_mistake_at_once() {
+fn check_reports_all_mistakes_at_once() {
     let directory = tempfile::tempdir().unwrap();
     let (list, path) = (directory.path().join("list"), directory.path().join("t.yaml"));
     fs::write(&list, format!("zz\n{}\n0123\n", hex(1))).unwrap();
@@ -211,7 +221,7 @@ fn check_tells_every_mistake_at_once() {
     fs::write(&path, text).unwrap();
     let output = run("check", &path);
     assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8(output.stderr).unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
     for part in [
         "udp.lisen",
         "hooks.1.options.file",
@@ -222,7 +232,7 @@ fn check_tells_every_mistake_at_once() {
         "list:3: \"0123\"",
         "/nonexistent",
     ] {
-        assert!(said.contains(part), "{part} is missing in:\n{said}");
+        assert!(message.contains(part), "{part} is missing in:\n{message}");
     }
 }
 
@@ -231,7 +241,7 @@ fn run(command: &str, config: &Path) -> std::process::Output {
 }
 
 #[test]
-fn a_list_of_a_million_torrents_is_taken_over_while_the_tracker_serves() {
+fn a_list_of_a_million_torrents_is_loaded_while_serving() {
     let directory = tempfile::tempdir().unwrap();
     let list = directory.path().join("list");
     fs::write(&list, "").unwrap();
@@ -240,7 +250,7 @@ fn a_list_of_a_million_torrents_is_taken_over_while_the_tracker_serves() {
     let mut world = World::new(1, &hooks);
     let text: String = (0..1_000_000).map(|torrent| format!("{}\n", hex(torrent))).collect();
     fs::write(&list, text).unwrap();
-    let deadline = now() + PATIENCE * 6;
+    let deadline = now() + WAIT_TIMEOUT * 6;
     while world.both(5, CLIENT, "")[0] != error(NOT_SERVED) {
         world.udp.connect();
         assert!(now() < deadline);
@@ -248,9 +258,9 @@ fn a_list_of_a_million_torrents_is_taken_over_while_the_tracker_serves() {
     world.tracker.wait_for("1000000 info hashes listed");
 }
 
-/// What is not an address, a core or a socket's buffer changes without a restart, over both protocols
+/// All settings except addresses, cores and socket buffers change without a restart, for both protocols.
 #[test]
-fn settings_change_while_the_tracker_runs() {
+fn settings_are_reloaded() {
     let mut world = World::new(2, "");
     assert_eq!(world.both(1, CLIENT, ""), [Swarm(0, 1, 1_800), Swarm(0, 1, 1_800)]);
     let [udp, http] = [world.udp.tracker, world.http].map(|address| address.port());
@@ -274,25 +284,22 @@ fn settings_change_while_the_tracker_runs() {
         .replace("announce_paths: [/announce,", "announce_paths: [/announce, /a,")
         + "storage: {caps: {per_ipv4: 2}, memory: 64MiB, keep_completed: 1h}\nlog: {level: debug}\n";
     world.tracker.write_config(&changed);
-    let (status, said) = world.ask("POST", "/v1/reload");
-    // Ports were free ones at start, and are told apart from those by what they are now.
+    let (status, message) = world.ask("POST", "/v1/reload");
+    // The config had port 0 at start and has the actual ports now, which counts as a change.
     let expected = "read again: 0 hooks, 0 info hashes listed; restart the tracker for: udp.listen, http.listen";
-    assert_eq!((status, said.as_str()), (200, expected));
+    assert_eq!((status, message.as_str()), (200, expected));
     wait_until(|| world.both(1, CLIENT, "") == [Swarm(0, 1, 1_200), Swarm(0, 1, 1_200)]);
-    // Caps: the third of an address is not stored.
+    // With a cap of 2, the third peer of an address is not stored.
     for port in [7_002, 7_003, 7_004] {
         let announce = Announce { port, ..Announce::of(2, port) };
         over_udp(&world.udp, &announce, CLIENT, "");
     }
     assert_eq!(world.udp.scrape(&[info_hash_of(2)]), Some(vec![[0, 0, 2]]));
-    // A wrong id is answered now.
-    let mut stranger = Client::new("127.0.0.1", world.udp.tracker);
-    stranger.id = 5;
-    assert_eq!(
-        over_udp(&stranger, &Announce::of(1, 7_001), CLIENT, ""),
-        error("wrong connection id")
-    );
-    // Paths of HTTP take a second to be taken over.
+    // A wrong connection id gets an error now.
+    let mut other = Client::new("127.0.0.1", world.udp.tracker);
+    other.id = 5;
+    assert_eq!(over_udp(&other, &Announce::of(1, 7_001), CLIENT, ""), error("wrong connection id"));
+    // New HTTP paths take effect within a second.
     wait_until(|| Connection::to(world.http).get("/a").status == 200);
     world.tracker.signal("USR1");
     world.tracker.signal("USR2");
@@ -302,17 +309,17 @@ fn settings_change_while_the_tracker_runs() {
     world.tracker.wait_for("SIGALRM is ignored");
     let mistaken = changed.replace("interval: 20m", "interval: 20h");
     world.tracker.write_config(&mistaken);
-    let (status, said) = world.ask("POST", "/v1/reload");
+    let (status, message) = world.ask("POST", "/v1/reload");
     assert!(
-        status == 422 && said.contains("announce.peer_lifetime: 3h is less"),
-        "{status} {said}"
+        status == 422 && message.contains("announce.peer_lifetime: 3h is less"),
+        "{status} {message}"
     );
     assert_eq!(world.both(1, CLIENT, ""), [Swarm(0, 1, 1_200), Swarm(0, 1, 1_200)]);
 }
 
-/// A list that is a FIFO, which nobody writes to, is refused and holds up nothing
+/// A list that is a FIFO without a writer is refused and blocks no later reload.
 #[test]
-fn a_list_that_is_no_file_holds_up_nothing() {
+fn a_list_that_is_a_fifo_does_not_block_reloads() {
     let directory = tempfile::tempdir().unwrap();
     let (list, fifo) = (directory.path().join("list"), directory.path().join("fifo"));
     fs::write(&list, format!("{}\n", hex(1))).unwrap();
@@ -324,21 +331,22 @@ fn a_list_that_is_no_file_holds_up_nothing() {
     let world = World::new(1, &hooks);
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     fs::rename(&fifo, &list).unwrap();
-    let (status, said) = world.ask("POST", "/v1/reload");
-    assert!(status == 422 && said.contains("not a regular file"), "{status} {said}");
-    let (status, said) = world.ask("PUT", &format!("/v1/access_list/{}", hex(2)));
-    assert_eq!(status, 200, "{said}");
+    let (status, message) = world.ask("POST", "/v1/reload");
+    assert!(status == 422 && message.contains("not a regular file"), "{status} {message}");
+    let (status, message) = world.ask("PUT", &format!("/v1/access_list/{}", hex(2)));
+    assert_eq!(status, 200, "{message}");
     wait_until(|| world.both(2, CLIENT, "") == [error(NOT_SERVED), error(NOT_SERVED)]);
     assert_eq!(world.both(1, CLIENT, ""), [error(NOT_SERVED), error(NOT_SERVED)]);
 }
 
-/// A torrent that was taken off and stands in a file is said at each reload, and the file of overrides stays small
+/// Torrents that were removed with DELETE but are in a list file are reported at each reload, and redundant overrides
+/// are removed from their file.
 #[test]
-fn overrides_that_contradict_the_files_are_said() {
+fn overrides_that_contradict_the_list_files_are_reported() {
     let directory = tempfile::tempdir().unwrap();
     let (list, overrides) = (directory.path().join("list"), directory.path().join("overrides"));
     fs::write(&list, format!("{}\n", hex(1))).unwrap();
-    // Torn when the machine went down: not a reason to stay down.
+    // A file that was truncated in a crash must not prevent the start.
     fs::write(
         &overrides,
         [format!("+{}\n-{}\n+00", hex(5), hex(5)).as_bytes(), &[0; 600]].concat(),
@@ -350,20 +358,20 @@ fn overrides_that_contradict_the_files_are_said() {
         overrides.display()
     );
     let mut world = World::new(1, &hooks);
-    world.tracker.wait_for("cut off or zero");
-    assert_eq!(fs::read_to_string(&overrides).unwrap(), "", "nothing of it is needed");
+    world.tracker.wait_for("cut off or filled with zeros");
+    assert_eq!(fs::read_to_string(&overrides).unwrap(), "", "all overrides are redundant");
     assert_eq!(world.ask("DELETE", &format!("/v1/access_list/{}", hex(1))).0, 200);
     assert_eq!(world.ask("PUT", &format!("/v1/access_list/{}", hex(2))).0, 200);
     assert_eq!(world.ask("POST", "/v1/reload").0, 200);
-    let said = world.tracker.wait_for("were taken off by DELETE");
-    assert!(said.contains(&hex(1)), "{said}");
-    // What the files say by now needs no override.
+    let message = world.tracker.wait_for("were removed by DELETE");
+    assert!(message.contains(&hex(1)), "{message}");
+    // Overrides that the list files contain by now are removed.
     fs::write(&list, format!("{}\n", hex(2))).unwrap();
     assert_eq!(world.ask("POST", "/v1/reload").0, 200);
     assert_eq!(fs::read_to_string(&overrides).unwrap(), "");
 }
 
-/// Torrents without peers are removed when the operator says so
+/// Torrents without peers are removed with `POST /v1/evict`.
 #[test]
 fn torrents_without_peers_are_evicted_on_demand() {
     let mut world = World::new(2, "");
@@ -376,8 +384,8 @@ fn torrents_without_peers_are_evicted_on_demand() {
     }
     assert_eq!(world.udp.scrape(&[info_hash_of(3)]), Some(vec![[0, 1, 0]]));
     wait_for_torrents(&world, 20);
-    let (status, said) = world.ask("POST", "/v1/evict");
-    assert_eq!((status, said.as_str()), (200, "20 torrents without peers are being removed"));
+    let (status, message) = world.ask("POST", "/v1/evict");
+    assert_eq!((status, message.as_str()), (200, "20 torrents without peers are being removed"));
     wait_for_torrents(&world, 0);
     let (_, metrics) = world.ask("GET", "/metrics");
     let evicted = metrics.lines().filter(|line| {

@@ -1,9 +1,11 @@
-//! Several shards with the mesh between them in one thread, over a model of the datapath: datagrams arrive at any
-//! shard, shards stall and are woken late, buffers and slots run out, rings fill up, settings change meanwhile. The
-//! same seed gives the same run.
+//! Simulation of several shards and the mesh between them in one thread, over a model of the datapath.
 //!
-//! Peers join and do not leave, so that each count has two bounds: who was told that it joined is counted, who never
-//! asked is not. A row of a scrape that was mixed up, or is zero because a shard did not answer, lies outside.
+//! Datagrams arrive at any shard, shards stall and are woken late, buffers and slots run out, rings fill up, and
+//! settings change during the run. The same seed gives the same run.
+//!
+//! Peers join and do not leave, so each count has two bounds: at least the peers whose announce was answered, at most
+//! the peers that announced. A scrape row of another torrent, or one that is zero because a shard did not reply, is
+//! outside.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
@@ -24,14 +26,18 @@ use std::task::{Context, Waker};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tsubame::clock::Clock;
 use tsubame::config::Config;
-use tsubame::identity::Identity;
-use tsubame::mesh::{Bell, Message, Port, mesh};
-use tsubame::outcome::Outcome;
-use tsubame::policy::access_list::{Mode, Sources};
-use tsubame::policy::{Answer, HookConfig, Plan, Reading};
-use tsubame::settings::{ShardSettings, ShardUpdate, Startup};
-use tsubame::shard::{Parts, Shard, Step};
-use tsubame::stats::{Board, Figures, Protocol};
+use tsubame::policy::access_list::{ListMode, ListSources};
+use tsubame::policy::{CompiledPolicy, HookConfig, ReadMode, RefusalReply};
+use tsubame::process::identity::Identity;
+use tsubame::process::settings::StartupState;
+use tsubame::shard::mesh::{MeshEndpoint, Waker as MeshWaker, mesh};
+use tsubame::shard::message::Message;
+use tsubame::shard::node::NodeResources;
+use tsubame::shard::update::{ShardSettings, ShardUpdate};
+use tsubame::shard::{NextStep, Shard, ShardResources};
+use tsubame::stats::outcome::Outcome;
+use tsubame::stats::shard_stats::{Protocol, ShardStats};
+use tsubame::stats::shared_stats::SharedStats;
 use tsubame::tracker::Tracker;
 use tsubame_storage::{Family, InfoHash, Swarms};
 use tsubame_udp::connection_id::ConnectionIds;
@@ -39,10 +45,10 @@ use tsubame_udp::steering::KEY_WORDS;
 
 const TORRENTS: usize = 60;
 
-/// Peers of each torrent, and a number of its own for it: no two torrents have as many
+/// Minimum number of peers of a torrent.
 const PEERS_MIN: usize = 3;
 
-/// Now and then denied by an access list, which removes its peers
+/// A torrent that an access list denies at times, which removes its peers.
 const DENIED: usize = 0;
 
 const KEY: &str = "00112233445566778899aabbccddeeff";
@@ -50,24 +56,25 @@ const KEY: &str = "00112233445566778899aabbccddeeff";
 struct Node {
     shard: Shard<Model>,
     link: Rc<Link>,
-    bell: Bell,
-    board: Arc<Board>,
+    waker: MeshWaker,
+    shared_stats: Arc<SharedStats>,
     asleep: bool,
-    /// Takes no step until then
+    /// Tick before which the shard takes no step.
     stalled_until: usize,
 }
 
-/// What was asked and may still be answered
+/// A request that has been sent and not answered.
 enum Request {
+    /// The announced torrent.
     Announce(usize),
-    /// Torrents, and how many peers had been told they joined at the time
+    /// The scraped torrents, each with the number of its peers whose announce had been answered at that time.
     Scrape(Vec<(usize, usize)>),
 }
 
 #[derive(Default)]
 struct Swarm {
-    asked: BTreeSet<SocketAddr>,
-    joined: BTreeSet<SocketAddr>,
+    announced: BTreeSet<SocketAddr>,
+    confirmed: BTreeSet<SocketAddr>,
 }
 
 struct World {
@@ -75,16 +82,16 @@ struct World {
     seconds: &'static AtomicU64,
     ids: ConnectionIds,
     nodes: Vec<Node>,
-    control: Port,
+    control: MeshEndpoint,
     retired: UnboundedReceiver<Box<ShardUpdate>>,
-    startup: Startup,
+    startup: StartupState,
     swarms: Vec<Swarm>,
     requests: BTreeMap<u32, (SocketAddr, Request)>,
-    /// By shard and ticket, with a deadline
+    /// Pending HTTP requests by shard and request id, each with its deadline.
     over_http: BTreeMap<(usize, u32), (u64, OverHttp)>,
     ticks: usize,
     last_transaction: u32,
-    /// Datagrams that a socket took
+    /// Number of datagrams that a socket accepted.
     arrived: u64,
     replies: u64,
     answered_over_http: u64,
@@ -107,8 +114,8 @@ fn peer_of(torrent: usize, number: usize) -> SocketAddr {
     SocketAddr::new(ip, 10_000 + number)
 }
 
-/// An identity as it is drawn at start, but from a seed
-fn drawn(rng: &mut fastrand::Rng, shards: u16) -> Identity {
+/// Creates an identity as at start, but from a seed.
+fn seeded_identity(rng: &mut fastrand::Rng, shards: u16) -> Identity {
     let identity = serde_json::json!({
         "connection_id_key": vec![0; 16],
         "steering_words": std::array::from_fn::<u32, KEY_WORDS, _>(|_| rng.u32(..)),
@@ -133,32 +140,35 @@ impl World {
     fn new(seed: u64, shards: u16) -> Self {
         let seconds: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(10_000)));
         let mut rng = fastrand::Rng::with_seed(seed);
-        let identity = drawn(&mut rng, shards);
+        let identity = seeded_identity(&mut rng, shards);
         let config = Arc::new(config(1_800));
         let addresses = [const { Vec::new() }; 3];
         let files_for_connections = 100;
         let startup =
-            Startup { config: config.clone(), identity, addresses, files_for_connections };
+            StartupState { config: config.clone(), identity, addresses, files_for_connections };
         let (retired, retired_receiver) = unbounded_channel();
-        let mut ports = mesh(shards);
-        let control = ports.pop().unwrap();
-        let node = |(number, port): (u16, Port)| {
-            let ShardSettings { ids, terms, swarms, .. } = startup.shard_settings(&config, number);
-            let (link, bell, board) = (Rc::<Link>::default(), port.bell(), Arc::<Board>::default());
-            let shard = Shard::new(Parts {
+        let mut endpoints = mesh(shards);
+        let control = endpoints.pop().unwrap();
+        let node = |(number, endpoint): (u16, MeshEndpoint)| {
+            let ShardSettings { ids, announce, table, .. } =
+                startup.shard_settings(&config, number);
+            let (link, waker, shared_stats) =
+                (Rc::<Link>::default(), endpoint.waker(), Arc::<SharedStats>::default());
+            let node = NodeResources {
                 number,
                 shards,
                 keys: startup.identity.steering_keys(),
-                ring: Model::new(link.clone()),
-                tracker: Tracker::new(ids, terms, Swarms::new(swarms)),
-                port,
+                tracker: Tracker::new(ids, announce, Swarms::new(table)),
+                endpoint,
                 retired: retired.clone(),
-                board: board.clone(),
+                shared_stats: shared_stats.clone(),
                 clock: Clock::simulated(seconds),
-            });
-            Node { shard, link, bell, board, asleep: false, stalled_until: 0 }
+            };
+            let datapath = Model::new(link.clone());
+            let shard = Shard::new(ShardResources { node, datapath });
+            Node { shard, link, waker, shared_stats, asleep: false, stalled_until: 0 }
         };
-        let nodes = (0..).zip(ports).map(node).collect();
+        let nodes = (0..).zip(endpoints).map(node).collect();
         Self {
             rng,
             seconds,
@@ -187,11 +197,11 @@ impl World {
 
     fn pass(&mut self, seconds: u64) {
         self.seconds.fetch_add(seconds, Ordering::Relaxed);
-        // The second's tick wakes each.
+        // The tick of each second wakes all shards.
         self.nodes.iter_mut().for_each(wake);
     }
 
-    /// A datagram to any shard, as if steering were detached
+    /// Sends a datagram to a random shard, as without steering.
     fn send(&mut self, from: SocketAddr, action: u32, request: Request, body: &[u8]) {
         let shard = self.rng.usize(..self.nodes.len());
         self.last_transaction += 1;
@@ -212,7 +222,7 @@ impl World {
         body.extend([0, (number % 4) as u64, 0].map(u64::to_be_bytes).as_flattened());
         body.extend([2, 0, 7, u32::MAX].map(u32::to_be_bytes).as_flattened());
         body.extend(peer.port().to_be_bytes());
-        self.swarms[torrent].asked.insert(peer);
+        self.swarms[torrent].announced.insert(peer);
         self.send(peer, 1, Request::Announce(torrent), &body);
     }
 
@@ -221,7 +231,7 @@ impl World {
         (0..len)
             .map(|_| {
                 let torrent = self.rng.usize(..TORRENTS);
-                (torrent, self.swarms[torrent].joined.len())
+                (torrent, self.swarms[torrent].confirmed.len())
             })
             .collect()
     }
@@ -235,12 +245,12 @@ impl World {
         if torrent == DENIED {
             return;
         }
-        let at_most = self.swarms[torrent].asked.len();
+        let at_most = self.swarms[torrent].announced.len();
         let range = at_least..=at_most;
         assert!(range.contains(&(count as usize)), "torrent {torrent}: {count}, not {range:?}");
     }
 
-    /// Reads the replies that have left
+    /// Checks the replies that the datapaths have sent.
     fn receive(&mut self) {
         for shard in 0..self.nodes.len() {
             let sent = std::mem::take(&mut *self.nodes[shard].link.sent.borrow_mut());
@@ -265,9 +275,9 @@ impl World {
                 for peer in reply[20..].chunks(width) {
                     let peer = tsubame_storage::Endpoint::from_compact(peer).unwrap();
                     let peer = SocketAddr::new(peer.address(), peer.port());
-                    assert!(peer != to && swarm.asked.contains(&peer), "{peer} in {torrent}");
+                    assert!(peer != to && swarm.announced.contains(&peer), "{peer} in {torrent}");
                 }
-                swarm.joined.insert(to);
+                swarm.confirmed.insert(to);
             }
             (2, Request::Scrape(rows)) => {
                 assert_eq!(reply.len(), 8 + 12 * rows.len());
@@ -281,7 +291,7 @@ impl World {
         }
     }
 
-    /// Each shard in any order takes a step, unless it sleeps or stalls
+    /// Lets each shard take a step in random order, unless it sleeps or stalls.
     fn step_all(&mut self) {
         self.ticks += 1;
         let mut order: Vec<usize> = (0..self.nodes.len()).collect();
@@ -292,56 +302,58 @@ impl World {
             if node.stalled_until > ticks || late {
                 continue;
             }
-            if node.asleep && (node.link.has_event() || rang(&node.bell)) {
+            if node.asleep && (node.link.has_event() || was_notified(&node.waker)) {
                 wake(node);
             }
             if !node.asleep {
                 match node.shard.step().unwrap() {
-                    Step::Again => {}
-                    Step::Sleep => node.asleep = true,
-                    Step::Stop => panic!("nobody has said stop"),
+                    NextStep::Continue => {}
+                    NextStep::Sleep => node.asleep = true,
+                    NextStep::Stop => panic!("a shard stopped without a stop message"),
                 }
             }
         }
         self.receive();
-        self.look_after_http();
+        self.poll_http_requests();
         while self.retired.try_recv().is_ok() {}
     }
 
-    /// New settings or a new access list for all shards
+    /// Sends new settings and a new access list to all shards.
     fn reload(&mut self) {
         let interval = if self.rng.bool() { 1_800 } else { 2_400 };
         let config = config(interval);
         let denied = if self.rng.bool() { vec![hash_of(DENIED)] } else { Vec::new() };
-        let sources = Sources { info_hashes: denied, ..Sources::default() };
-        let answer = Answer::Error("denied");
-        let hooks = [HookConfig::AccessList { mode: Mode::Deny, sources, answer }];
-        let plan = Plan::load(&hooks, &Plan::default(), 1, Reading::AtStart).unwrap().plan;
+        let sources = ListSources { info_hashes: denied, ..ListSources::default() };
+        let reply = RefusalReply::Error("denied");
+        let hooks = [HookConfig::AccessList { mode: ListMode::Deny, sources, reply }];
+        let policy = CompiledPolicy::load(&hooks, &CompiledPolicy::default(), 1, ReadMode::AtStart)
+            .unwrap()
+            .policy;
         let shards = self.nodes.len() as u16;
         for number in 0..shards {
             let update = ShardUpdate {
-                policy: Some(plan.policy(shards, self.rng.u64(..))),
+                policy: Some(policy.policy(shards, self.rng.u64(..))),
                 settings: Some(self.startup.shard_settings(&config, number)),
                 evict_empty_torrents: self.rng.bool(),
             };
-            // A shard that stalls for long has its queue full; the control plane tries again later.
+            // The queue of a stalled shard may be full; the control plane would retry.
             self.control.send(usize::from(number), Message::Update(Box::new(update)));
         }
-        self.control.ring();
+        self.control.notify();
     }
 
-    /// Breaks something, for a while
+    /// Injects a random fault, a reload or a clock tick.
     fn break_something(&mut self) {
         let number = self.rng.usize(..self.nodes.len());
         match self.rng.u8(..60) {
             0 => self.nodes[number].stalled_until = self.ticks + self.rng.usize(..250),
-            1 | 2 => self.nodes[number].link.stuck.set(true),
-            3..6 => self.nodes.iter().for_each(|node| node.link.stuck.set(false)),
+            1 | 2 => self.nodes[number].link.holds_sends.set(true),
+            3..6 => self.nodes.iter().for_each(|node| node.link.holds_sends.set(false)),
             6 => self.reload(),
             7..12 => self.pass(1),
             12 => {
-                let shard = &mut self.nodes[number].shard;
-                self.lists_made += u64::from(shard.ask_for_pages(None).is_some());
+                let shard = &self.nodes[number].shard;
+                self.lists_made += u64::from(shard.node_mut().request_pages(None).is_some());
             }
             _ => {}
         }
@@ -361,44 +373,44 @@ impl World {
                         let rows = self.rows(74);
                         self.scrape(rows);
                     }
-                    _ => self.ask_over_http(),
+                    _ => self.request_over_http(),
                 }
             }
             self.step_all();
         }
     }
 
-    /// Mends all, and waits until nobody has anything to do
+    /// Ends all faults, and runs until all shards sleep.
     fn settle(&mut self) {
         for node in &mut self.nodes {
-            node.link.stuck.set(false);
+            node.link.holds_sends.set(false);
             node.stalled_until = 0;
         }
         let mut ticks = 0;
         while !self.nodes.iter().all(|node| node.asleep && !node.link.has_event()) || ticks < 20 {
             self.step_all();
             ticks += 1;
-            assert!(ticks < 100_000, "shards never come to rest");
+            assert!(ticks < 100_000, "the shards do not become idle");
         }
     }
 
-    fn figures(&self) -> Figures {
-        let mut all = Figures::default();
-        self.nodes.iter().for_each(|node| all.add(&node.board.read()));
+    fn stats(&self) -> ShardStats {
+        let mut all = ShardStats::default();
+        self.nodes.iter().for_each(|node| all.add(&node.shared_stats.read()));
         all
     }
 
-    /// After all was mended: everything is answered, exactly, and nothing was lost without being counted
-    fn finish(&mut self) -> Figures {
+    /// Ends all faults, and checks that each datagram was answered or counted as shed.
+    fn finish(&mut self) -> ShardStats {
         self.settle();
-        // Scrapes of which a part is lost are given up.
+        // Scrapes with a lost part time out.
         self.pass(5);
         self.settle();
         self.pass(1);
         self.settle();
-        let figures = self.figures();
+        let stats = self.stats();
         let of = |outcome: &Outcome| -> u64 {
-            let of = |family| figures.of_family(Protocol::Udp, family, *outcome);
+            let of = |family| stats.of_family(Protocol::Udp, family, *outcome);
             of(Family::V4) + of(Family::V6)
         };
         let total: u64 = Outcome::ALL.iter().map(of).sum();
@@ -409,13 +421,17 @@ impl World {
         assert_eq!(self.requests.len() as u64, shed);
         assert!(self.over_http.is_empty());
         for node in &self.nodes {
-            assert_eq!(node.link.free.get(), (BUFFERS, SLOTS), "buffers and slots come back");
+            assert_eq!(
+                node.link.free.get(),
+                (BUFFERS, SLOTS),
+                "buffers and slots must be free again"
+            );
         }
         self.probe();
-        figures
+        stats
     }
 
-    /// Each peer announces, and each swarm is scraped: one at a time, so that nothing is shed
+    /// Announces each peer and scrapes each torrent, one at a time, so that nothing is shed.
     fn probe(&mut self) {
         self.requests.clear();
         for torrent in 1..TORRENTS {
@@ -425,8 +441,8 @@ impl World {
             }
             self.scrape(vec![(torrent, peers_of(torrent)), (DENIED, 0)]);
             self.settle();
-            assert!(self.requests.is_empty(), "what can be answered is");
-            assert_eq!(self.swarms[torrent].joined.len(), peers_of(torrent));
+            assert!(self.requests.is_empty(), "a request was not answered");
+            assert_eq!(self.swarms[torrent].confirmed.len(), peers_of(torrent));
         }
     }
 
@@ -434,12 +450,12 @@ impl World {
         for number in 0..self.nodes.len() {
             assert!(self.control.send(number, Message::Stop));
         }
-        self.control.ring();
+        self.control.notify();
         for node in &mut self.nodes {
-            assert!(rang(&node.bell), "a sleeping shard is woken to stop");
+            assert!(was_notified(&node.waker), "a sleeping shard is woken to stop");
             wake(node);
             let mut steps = 0;
-            while node.shard.step().unwrap() != Step::Stop {
+            while node.shard.step().unwrap() != NextStep::Stop {
                 steps += 1;
                 assert!(steps < 10);
             }
@@ -453,19 +469,19 @@ fn wake(node: &mut Node) {
     }
 }
 
-/// Whether a node was woken by another; it is told once
-fn rang(bell: &Bell) -> bool {
-    pin!(bell.rung()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+/// Returns whether a shard was woken by another one since the last call.
+fn was_notified(waker: &MeshWaker) -> bool {
+    pin!(waker.notified()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
 }
 
-/// Between 3 and 14: neighbours differ
+/// Returns the number of peers of a torrent, 3 to 14. It differs between consecutive torrents.
 fn peers_of(torrent: usize) -> usize {
     PEERS_MIN + torrent % 12
 }
 
 #[test]
 fn nothing_is_lost_or_mixed_up_between_shards() {
-    let mut seen = Figures::default();
+    let mut seen = ShardStats::default();
     let (mut answered, mut late, mut shed, mut lists) = (0, 0, 0, 0);
     for (seed, shards, ticks, per_tick) in [
         (1, 1, 2_000, 10),
@@ -503,7 +519,7 @@ fn nothing_is_lost_or_mixed_up_between_shards() {
     }
 }
 
-/// Scrapes that wait for a shard that stalls: as many as there is room for, the others are refused at once
+/// Scrapes that wait for a stalled shard are limited in number; further ones are refused at once.
 #[test]
 fn scrapes_that_wait_are_bounded_and_answered_late() {
     let mut world = World::new(9, 2);
@@ -521,7 +537,7 @@ fn scrapes_that_wait_are_bounded_and_answered_late() {
     world.nodes[1].stalled_until = usize::MAX;
     for number in 0..3_000 {
         let torrent = theirs[number % theirs.len()];
-        // Both rows are the other's.
+        // The stalled shard owns both torrents.
         let rows = vec![(torrent, 1), (theirs[0], 1)];
         world.scrape(rows);
         if number % 50 == 0 {
@@ -529,9 +545,9 @@ fn scrapes_that_wait_are_bounded_and_answered_late() {
         }
     }
     (0..400).for_each(|_| world.step_all());
-    let shed = world.figures().of(Outcome::ShedScrape);
+    let shed = world.stats().of(Outcome::ShedScrape);
     assert!(shed > 0, "no scrape was refused");
-    // Within their time the answers come, and go to those who asked.
+    // The replies come before the timeout and reach the right clients.
     world.finish();
-    assert!(world.figures().of(Outcome::Scraped) > 1_000);
+    assert!(world.stats().of(Outcome::Scraped) > 1_000);
 }

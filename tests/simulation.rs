@@ -1,6 +1,7 @@
-//! Many clients and a tracker in one thread, without sockets: over UDP with loss, duplication, reordering, forged
-//! sources and clock jumps; over HTTP in parts, with connections that end before the answer has come. The same seed
-//! gives the same run.
+//! Simulation of many clients and a tracker in one thread, without sockets.
+//!
+//! Over UDP, datagrams are lost, duplicated, reordered and forged, and the wall clock jumps. Over HTTP, requests arrive
+//! in parts, and connections end before the reply. The same seed gives the same run.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
@@ -8,59 +9,63 @@ mod common;
 #[path = "simulation/hooks.rs"]
 mod hooks;
 
-use common::http::Announced;
+use common::http::AnnounceReply;
 use hooks::Hooks;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use tsubame::clock::Now;
-use tsubame::limits::REPLY_LEN_DEFAULT;
-use tsubame::outcome::Outcome;
-use tsubame::peer_list::PeerList;
-use tsubame::policy::{Interrupted, Parameters};
-use tsubame::tracker::{Terms, Tracker};
+use tsubame::policy::{Intervals, Parameters, PolicyStop};
+use tsubame::sizes::REPLY_LEN_DEFAULT;
+use tsubame::stats::outcome::Outcome;
+use tsubame::tracker::peer_list::PeerList;
+use tsubame::tracker::{AnnounceSettings, Tracker};
 use tsubame_http::{head, query, reply};
 use tsubame_storage::{Caps, Endpoint, Seconds, Swarms, TableSettings};
-use tsubame_udp::connection_id::{ConnectionIds, Key};
+use tsubame_udp::connection_id::{ConnectionIdKey, ConnectionIds};
 
 const TORRENTS: usize = 30;
 const CLIENTS: usize = 120;
 const LIFETIME: u64 = 2_700;
 const INTERVAL: u64 = 1_800;
 
-/// A client, as far as it knows itself
+/// State of a client.
 #[derive(Clone, Copy, Debug)]
 struct Client {
     address: SocketAddr,
     torrent: usize,
     left: u64,
     id: Option<u64>,
-    /// When to do something next
+    /// Time of the next action.
     due: u64,
     started: bool,
-    gone: bool,
+    stopping: bool,
 }
 
-/// A datagram on its way
+/// A datagram that has been sent and has not arrived.
 #[derive(Clone, Debug)]
-struct Flight {
+struct DatagramInFlight {
     arrives: u64,
     from: SocketAddr,
     to_client: Option<usize>,
     bytes: Vec<u8>,
 }
 
+/// The tracker, its clients, and the datagrams between them.
 struct World {
     rng: fastrand::Rng,
     tracker: Tracker,
     now: u64,
     wall_offset: u64,
     clients: Vec<Client>,
-    flights: VecDeque<Flight>,
-    /// By torrent: who announced when, and whether it is a seeder, as the tracker received it
+    in_flight: VecDeque<DatagramInFlight>,
+    /// For each torrent, its peers as the tracker should know them: time of the last announce, and whether it is a
+    /// seeder.
     truth: Vec<BTreeMap<SocketAddr, (u64, bool)>>,
-    /// By torrent: who ever announced. A late reply may name somebody who has left since
-    ever: Vec<BTreeSet<SocketAddr>>,
-    answered: BTreeMap<&'static str, u64>,
+    /// For each torrent, all peers that ever announced. A late reply may contain a peer that has stopped since.
+    ever_announced: Vec<BTreeSet<SocketAddr>>,
+    /// Number of requests by outcome.
+    outcomes: BTreeMap<&'static str, u64>,
+    /// Bytes received from forged sources, and bytes of the replies to them.
     bytes_to_forged: (u64, u64),
     hooks: Option<Hooks>,
 }
@@ -80,22 +85,21 @@ fn client_of(number: usize) -> Client {
         id: None,
         due: 0,
         started: false,
-        gone: false,
+        stopping: false,
     }
 }
 
-/// A third of the clients of each family, and of each torrent
-fn speaks_http(number: usize) -> bool {
+/// Returns whether a client announces over HTTP: a third of the clients of each family and of each torrent.
+fn uses_http(number: usize) -> bool {
     (number / TORRENTS).is_multiple_of(3)
 }
 
 impl World {
     fn new(seed: u64) -> Self {
         let rng = fastrand::Rng::with_seed(seed);
-        let ids = ConnectionIds::new(Key([seed as u8; 16]), &[], 120);
-        let terms = Terms {
-            interval_secs: INTERVAL as u32,
-            min_interval_secs: 900,
+        let ids = ConnectionIds::new(ConnectionIdKey([seed as u8; 16]), &[], 120);
+        let settings = AnnounceSettings {
+            intervals: Intervals { interval_secs: INTERVAL as u32, min_interval_secs: 900 },
             numwant_default: 50,
             numwant_max: 200,
             reply_len_max: REPLY_LEN_DEFAULT,
@@ -114,14 +118,14 @@ impl World {
         });
         Self {
             rng,
-            tracker: Tracker::new(ids, terms, swarms),
+            tracker: Tracker::new(ids, settings, swarms),
             now: 5_000,
             wall_offset: 1_700_000_000,
             clients: (0..CLIENTS).map(client_of).collect(),
-            flights: VecDeque::new(),
+            in_flight: VecDeque::new(),
             truth: vec![BTreeMap::new(); TORRENTS],
-            ever: vec![BTreeSet::new(); TORRENTS],
-            answered: BTreeMap::new(),
+            ever_announced: vec![BTreeSet::new(); TORRENTS],
+            outcomes: BTreeMap::new(),
             bytes_to_forged: (0, 0),
             hooks: None,
         }
@@ -132,7 +136,7 @@ impl World {
         while self.now < end {
             self.now += 1;
             if self.rng.u16(..) < 40 {
-                // The wall clock jumps, forward or back, by up to an hour.
+                // The wall clock jumps forward or back by up to an hour.
                 self.wall_offset = self.wall_offset + self.rng.u64(..7_200) - 3_600;
             }
             while self.tracker.swarms_mut().sweep(Seconds(self.now)) {}
@@ -150,7 +154,7 @@ impl World {
         Now { monotonic: Seconds(self.now), unix_secs: self.now + self.wall_offset }
     }
 
-    /// Puts a datagram on its way: lost, once or twice, at once or late
+    /// Sends a datagram, which is lost or arrives once or twice, with a delay of 0 to 3 seconds.
     fn send(&mut self, from: SocketAddr, to_client: Option<usize>, bytes: Vec<u8>) {
         let copies = match self.rng.u8(..20) {
             0 | 1 => 0,
@@ -159,19 +163,24 @@ impl World {
         };
         for _ in 0..copies {
             let arrives = self.now + self.rng.u64(..4);
-            self.flights.push_back(Flight { arrives, from, to_client, bytes: bytes.clone() });
+            self.in_flight.push_back(DatagramInFlight {
+                arrives,
+                from,
+                to_client,
+                bytes: bytes.clone(),
+            });
         }
     }
 
     fn deliver(&mut self) {
-        for _ in 0..self.flights.len() {
-            let Some(flight) = self.flights.pop_front() else { break };
-            if flight.arrives > self.now {
-                self.flights.push_back(flight);
-            } else if let Some(client) = flight.to_client {
-                self.client_receives(client, &flight.bytes);
+        for _ in 0..self.in_flight.len() {
+            let Some(datagram) = self.in_flight.pop_front() else { break };
+            if datagram.arrives > self.now {
+                self.in_flight.push_back(datagram);
+            } else if let Some(client) = datagram.to_client {
+                self.client_receives(client, &datagram.bytes);
             } else {
-                self.tracker_receives(&flight);
+                self.tracker_receives(&datagram);
             }
         }
     }
@@ -181,9 +190,9 @@ impl World {
         if self.now < client.due {
             return;
         }
-        // Asked again until answered, as clients do.
+        // The request is repeated until there is a reply, as real clients do.
         self.clients[number].due = self.now + 15;
-        if speaks_http(number) {
+        if uses_http(number) {
             self.act_over_http(number);
             return;
         }
@@ -194,7 +203,7 @@ impl World {
                 request.extend([0, number as u32].map(u32::to_be_bytes).as_flattened());
             }
             Some(id) => {
-                let event: u32 = match (client.started, client.gone) {
+                let event: u32 = match (client.started, client.stopping) {
                     (_, true) => 3,
                     (false, _) => 2,
                     _ => 0,
@@ -213,10 +222,10 @@ impl World {
         self.send(client.address, None, request);
     }
 
-    /// Announces over a connection, which may end before the answer has come
+    /// Announces over a connection, which may end before the reply.
     fn act_over_http(&mut self, number: usize) {
         let client = self.clients[number];
-        let event = match (client.started, client.gone) {
+        let event = match (client.started, client.stopping) {
             (_, true) => "stopped",
             (false, _) => "started",
             _ => "",
@@ -234,26 +243,26 @@ impl World {
         let part = self.rng.usize(..request.len());
         assert_eq!(head::parse(&request.as_bytes()[..part]), Ok(None));
         let (head, _) = head::parse(request.as_bytes()).unwrap().unwrap();
-        let query = query::Announce::parse(head.query).unwrap();
+        let query = query::AnnounceQuery::parse(head.query).unwrap();
         let clock = self.clock();
         let parameters = Parameters { key: None, query: head.query };
         let source = client.address.ip();
-        let admitted = self.tracker.admit_query(clock, source, &query, parameters, None);
-        let admitted = admitted.map_err(Interrupted::refusal);
+        let admitted = self.tracker.admit_announce(clock, source, &query, parameters, None);
+        let admitted = admitted.map_err(PolicyStop::refusal);
         self.check_admitted(number, admitted.as_ref().err().map(|refusal| refusal.outcome));
         let Ok(announce) = admitted else { return };
         let mut list = PeerList::default();
-        list.fill(&mut self.tracker, clock, &announce, None);
-        *self.answered.entry(list.outcome.name()).or_default() += 1;
-        *self.answered.entry("over http").or_default() += 1;
-        self.book(number, client.left, client.gone);
+        self.tracker.fill_peer_list(clock, &announce, None, &mut list);
+        *self.outcomes.entry(list.outcome.name()).or_default() += 1;
+        *self.outcomes.entry("over http").or_default() += 1;
+        self.record_announce(number, client.left, client.stopping);
         let mut body = Vec::new();
         let PeerList { counts, ref v4, ref v6, .. } = list;
         let external_ip = client.address.ip();
         let compact = query.compact;
         let (interval, min_interval) =
-            (announce.told.interval_secs, announce.told.min_interval_secs);
-        reply::Announce {
+            (announce.intervals.interval_secs, announce.intervals.min_interval_secs);
+        reply::AnnounceResponse {
             counts,
             interval,
             min_interval,
@@ -265,47 +274,47 @@ impl World {
         }
         .write(&mut body);
         if self.rng.u8(..20) > 0 {
-            self.client_reads(number, &body);
+            self.client_receives_http(number, &body);
         }
     }
 
-    fn client_reads(&mut self, number: usize, body: &[u8]) {
-        let read = Announced::of(body);
+    fn client_receives_http(&mut self, number: usize, body: &[u8]) {
+        let read = AnnounceReply::of(body);
         self.check_interval(read.interval as u32);
         let peers: Vec<_> = read.peers.iter().map(|(ip, port)| Endpoint::new(*ip, *port)).collect();
         self.check_peers(number, &peers);
-        let ever = &self.ever[self.clients[number].torrent];
-        assert!(read.seeders + read.leechers <= ever.len() as i64);
-        self.announced(number);
+        let ever_announced = &self.ever_announced[self.clients[number].torrent];
+        assert!(read.seeders + read.leechers <= ever_announced.len() as i64);
+        self.finish_announce(number);
     }
 
-    /// Only who announced to this torrent, not the requester, and nobody twice
+    /// Checks that the peers have announced to this torrent, are distinct, and do not include the requester.
     fn check_peers(&self, number: usize, peers: &[Endpoint]) {
         let (client, distinct) = (self.clients[number], peers.iter().collect::<BTreeSet<_>>());
         assert_eq!(distinct.len(), peers.len());
         for peer in peers {
             let peer = SocketAddr::new(peer.address(), peer.port());
             assert_ne!(peer, client.address);
-            assert!(self.ever[client.torrent].contains(&peer), "{peer} never announced");
+            assert!(self.ever_announced[client.torrent].contains(&peer), "{peer} never announced");
         }
     }
 
-    /// What a client does after its announce was answered
-    fn announced(&mut self, number: usize) {
+    /// Updates a client after the reply to its announce.
+    fn finish_announce(&mut self, number: usize) {
         let (now, client) = (self.now, &mut self.clients[number]);
         client.started = true;
         client.due = now + INTERVAL;
         client.id = None;
-        if client.gone {
-            // It comes back later as somebody new to its swarm.
-            (client.started, client.gone) = (false, false);
+        if client.stopping {
+            // It rejoins the swarm later as a new peer.
+            (client.started, client.stopping) = (false, false);
             client.due = now + 3_600;
         } else if number.is_multiple_of(5) && now % 3 == 0 {
-            client.gone = true;
+            client.stopping = true;
         }
     }
 
-    /// Asks for the figures of two swarms, one of them nobody's
+    /// Scrapes two torrents, of which the second has no peers.
     fn scrape(&mut self, number: usize, id: u64) {
         let client = self.clients[number];
         let mut request = id.to_be_bytes().to_vec();
@@ -316,7 +325,7 @@ impl World {
     }
 
     fn client_receives(&mut self, number: usize, reply: &[u8]) {
-        let (now, ever) = (self.now, &self.ever[self.clients[number].torrent]);
+        let (now, ever_announced) = (self.now, &self.ever_announced[self.clients[number].torrent]);
         let client = &mut self.clients[number];
         match reply[3] {
             0 => {
@@ -325,14 +334,14 @@ impl World {
                 client.due = now;
             }
             1 => {
-                // Of the requester's family.
+                // The peers are of the requester's family.
                 let width = if client.address.is_ipv4() { 6 } else { 18 };
                 assert_eq!((reply.len() - 20) % width, 0);
                 self.check_interval(u32::from_be_bytes(reply[8..12].try_into().unwrap()));
                 let read = |peer| Endpoint::from_compact(peer).unwrap();
                 let peers: Vec<_> = reply[20..].chunks(width).map(read).collect();
                 self.check_peers(number, &peers);
-                self.announced(number);
+                self.finish_announce(number);
             }
             2 => {
                 let row = |row: usize| {
@@ -340,8 +349,8 @@ impl World {
                     words.iter().map(|word| u32::from_be_bytes(*word)).collect::<Vec<_>>()
                 };
                 assert_eq!((reply.len(), row(1)), (32, vec![0, 0, 0]));
-                // Never more than ever were there.
-                assert!(row(0)[0] + row(0)[2] <= ever.len() as u32);
+                // At most the peers that ever announced.
+                assert!(row(0)[0] + row(0)[2] <= ever_announced.len() as u32);
             }
             // An error: the id was too old, or the wall clock jumped.
             3 => client.id = None,
@@ -349,12 +358,12 @@ impl World {
         }
     }
 
-    fn tracker_receives(&mut self, flight: &Flight) {
+    fn tracker_receives(&mut self, datagram: &DatagramInFlight) {
         let mut reply = [0; 1472];
-        let verdict = self.tracker.handle(self.clock(), flight.from, &flight.bytes, &mut reply);
-        *self.answered.entry(verdict.outcome.name()).or_default() += 1;
+        let result = self.tracker.handle(self.clock(), datagram.from, &datagram.bytes, &mut reply);
+        *self.outcomes.entry(result.outcome.name()).or_default() += 1;
         let proven = !matches!(
-            verdict.outcome,
+            result.outcome,
             Outcome::Connected
                 | Outcome::WrongConnectionId
                 | Outcome::TooShort
@@ -363,40 +372,40 @@ impl World {
                 | Outcome::SourcePortZero
                 | Outcome::ForbiddenNetwork
         );
-        assert!(proven || verdict.reply_len <= flight.bytes.len(), "amplified: {verdict:?}");
-        let client = self.clients.iter().position(|client| client.address == flight.from);
+        assert!(proven || result.len <= datagram.bytes.len(), "amplified: {result:?}");
+        let client = self.clients.iter().position(|client| client.address == datagram.from);
         match client {
             Some(number) => {
-                let refused = hooks::is_refusal(verdict.outcome).then_some(verdict.outcome);
-                if proven && flight.bytes[11] == 1 {
+                let refused = hooks::is_refusal(result.outcome).then_some(result.outcome);
+                if proven && datagram.bytes[11] == 1 {
                     self.check_admitted(number, refused);
                 }
-                if proven && flight.bytes[11] == 2 {
-                    self.check_scraped(number, &reply[..verdict.reply_len]);
+                if proven && datagram.bytes[11] == 2 {
+                    self.check_scraped(number, &reply[..result.len]);
                 }
-                if proven && flight.bytes[11] == 1 && refused.is_none() {
-                    let left = u64::from_be_bytes(flight.bytes[64..72].try_into().unwrap());
-                    self.book(number, left, flight.bytes[83] == 3);
-                } else if verdict.outcome == Outcome::WrongConnectionId {
-                    // As clients do that hear nothing: ask for a new one.
+                if proven && datagram.bytes[11] == 1 && refused.is_none() {
+                    let left = u64::from_be_bytes(datagram.bytes[64..72].try_into().unwrap());
+                    self.record_announce(number, left, datagram.bytes[83] == 3);
+                } else if result.outcome == Outcome::WrongConnectionId {
+                    // Clients without a reply request a new connection id.
                     self.clients[number].id = None;
                 }
-                if verdict.reply_len > 0 {
-                    let bytes = reply[..verdict.reply_len].to_vec();
-                    self.send(flight.from, Some(number), bytes);
+                if result.len > 0 {
+                    let bytes = reply[..result.len].to_vec();
+                    self.send(datagram.from, Some(number), bytes);
                 }
             }
             None => {
-                assert!(!proven, "a forged source was believed: {verdict:?}");
-                self.bytes_to_forged.0 += flight.bytes.len() as u64;
-                self.bytes_to_forged.1 += verdict.reply_len as u64;
+                assert!(!proven, "a request from a forged source was admitted: {result:?}");
+                self.bytes_to_forged.0 += datagram.bytes.len() as u64;
+                self.bytes_to_forged.1 += result.len as u64;
             }
         }
     }
 
-    fn book(&mut self, number: usize, left: u64, stops: bool) {
+    fn record_announce(&mut self, number: usize, left: u64, stops: bool) {
         let client = self.clients[number];
-        self.ever[client.torrent].insert(client.address);
+        self.ever_announced[client.torrent].insert(client.address);
         let swarm = &mut self.truth[client.torrent];
         if stops {
             swarm.remove(&client.address);
@@ -405,7 +414,7 @@ impl World {
         }
     }
 
-    /// Datagrams from sources that never hear the replies: anything, and announces with guessed ids
+    /// Sends datagrams from sources that cannot receive replies: random bytes, and requests with stolen connection ids.
     fn forge(&mut self) {
         for _ in 0..6 {
             let from: SocketAddr = match self.rng.bool() {
@@ -421,7 +430,7 @@ impl World {
                     bytes[..8].copy_from_slice(&0x0417_2710_1980_u64.to_be_bytes());
                 }
             }
-            // An id that was given to somebody else.
+            // A connection id that was issued to another source.
             if let Some(stolen) = self.clients[self.rng.usize(..CLIENTS)].id
                 && len >= 16
                 && self.rng.bool()
@@ -434,7 +443,7 @@ impl World {
 
     fn finish(mut self) {
         let expect = |outcome| {
-            assert!(self.answered.contains_key(outcome), "no {outcome} in {:?}", self.answered);
+            assert!(self.outcomes.contains_key(outcome), "no {outcome} in {:?}", self.outcomes);
         };
         for outcome in [
             "connected",
@@ -449,14 +458,17 @@ impl World {
             expect(outcome);
         }
         assert!(self.bytes_to_forged.1 <= self.bytes_to_forged.0);
-        // What is left in the table are those who announced last within a lifetime and a sweep.
+        // The table still has the peers whose last announce is not older than a lifetime and a sweep.
         let stats = self.tracker.swarms().stats();
         let peers: u64 = stats.seeders.iter().chain(&stats.leechers).sum();
         let seen = |grace: u64| {
             let fresh = |(at, _): &&(u64, bool)| self.now - at <= LIFETIME + grace;
             self.truth.iter().flat_map(|swarm| swarm.values()).filter(fresh).count() as u64
         };
-        assert!((seen(0)..=seen(2 * LIFETIME / 4 + 60)).contains(&peers), "{peers} peers are left");
+        assert!(
+            (seen(0)..=seen(2 * LIFETIME / 4 + 60)).contains(&peers),
+            "{peers} peers are stored"
+        );
         self.now += 100_000;
         for _ in 0..LIFETIME {
             self.now += 10;
@@ -468,16 +480,16 @@ impl World {
 }
 
 #[test]
-fn clients_are_served_through_loss_forgery_and_clock_jumps() {
+fn clients_are_served_despite_loss_forgery_and_clock_jumps() {
     for seed in 1..=4 {
         println!("seed {seed}");
         World::new(seed).run(20_000).finish();
     }
 }
 
-/// The same while hooks refuse some, and are exchanged now and then
+/// The same conditions with hooks, which refuse some requests and are exchanged at times.
 #[test]
-fn hooks_hold_through_loss_forgery_and_clock_jumps() {
+fn hooks_work_despite_loss_forgery_and_clock_jumps() {
     for seed in 11..=14 {
         println!("seed {seed}");
         let mut world = World::new(seed);
@@ -491,15 +503,15 @@ fn hooks_hold_through_loss_forgery_and_clock_jumps() {
             "wrong_passkey",
             "too_many_announces",
         ] {
-            assert!(world.answered.contains_key(outcome), "{:?}", world.answered);
+            assert!(world.outcomes.contains_key(outcome), "{:?}", world.outcomes);
         }
         world.finish();
     }
 }
 
-/// A million sources, each with an id that was never issued to it, change nothing and get nothing
+/// Announces of a million sources with connection ids that were not issued to them store nothing and get no reply.
 #[test]
-fn forged_ids_from_a_million_sources_are_silence() {
+fn forged_ids_from_a_million_sources_get_no_reply() {
     let mut world = World::new(2);
     let now = world.clock();
     let mut announce = vec![0; 98];
@@ -510,24 +522,24 @@ fn forged_ids_from_a_million_sources_are_silence() {
             0 => ([0x2a00, 7, 0, 0, 0, 0, (source >> 16) as u16, source as u16], 6_881).into(),
             _ => ((0x5000_0000 + source).to_be_bytes(), 6_881).into(),
         };
-        // The epoch is public, so a forger gets it right; the tag is a guess.
+        // The epoch is public, so an attacker knows it; the tag is a guess.
         let guess = (now.unix_secs / 64) << 56 | world.rng.u64(..) >> 8;
         announce[..8].copy_from_slice(&guess.to_be_bytes());
-        let verdict = world.tracker.handle(now, address, &announce, &mut reply);
-        assert_eq!((verdict.outcome, verdict.reply_len), (Outcome::WrongConnectionId, 0));
+        let result = world.tracker.handle(now, address, &announce, &mut reply);
+        assert_eq!((result.outcome, result.len), (Outcome::WrongConnectionId, 0));
     }
     assert_eq!(world.tracker.swarms().stats().torrents, 0);
 }
 
-/// The simulation notices a tracker that believes forged sources
+/// Proves that the simulation fails if a request from a forged source is admitted.
 #[test]
-#[should_panic(expected = "forged source was believed")]
-fn the_simulation_would_notice() {
+#[should_panic(expected = "from a forged source was admitted")]
+fn the_simulation_detects_an_admitted_forged_source() {
     let mut world = World::new(1);
     let from: SocketAddr = ([7, 7, 7, 7], 7).into();
-    let ids = ConnectionIds::new(Key([1; 16]), &[], 120);
+    let ids = ConnectionIds::new(ConnectionIdKey([1; 16]), &[], 120);
     let mut bytes = vec![0; 98];
     bytes[..8].copy_from_slice(&ids.issue(world.clock().unix_secs, from.ip()).to_be_bytes());
     bytes[11] = 1;
-    world.tracker_receives(&Flight { arrives: 0, from, to_client: None, bytes });
+    world.tracker_receives(&DatagramInFlight { arrives: 0, from, to_client: None, bytes });
 }

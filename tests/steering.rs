@@ -1,22 +1,24 @@
-//! Steering under a flood that aims at one shard.
+//! Steering during a flood that targets one shard.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 mod common;
 
 use common::policy::wait_until;
-use common::{Announce, Client, PATIENCE, SILENCE, Tracker, control_of, cpus, head, http_get};
+use common::{
+    Announce, Client, NO_REPLY_TIMEOUT, Tracker, WAIT_TIMEOUT, control_of, cpus, head, http_get,
+};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Datagrams that the kernel is handed at once, so that one thread sends more than a shard can take
+/// Number of datagrams of one system call (UDP_SEGMENT), so that one thread sends more than a shard can process.
 const SEGMENTS: usize = 40;
 
-/// Sends announces of one info hash until it is told to stop, from one core
+/// Sends announces of one info hash from one core until `done` is set.
 ///
-/// Their connection id is good: what forged ones cost is so little that one core may not send enough of them.
+/// The connection id is valid: datagrams with forged ids cost so little that one core may not send enough of them.
 fn flood_one_torrent(tracker: SocketAddr, core: usize, done: &AtomicBool) {
     let mut cores = CpuSet::new();
     cores.set(core);
@@ -24,11 +26,11 @@ fn flood_one_torrent(tracker: SocketAddr, core: usize, done: &AtomicBool) {
     let id = Client::connected("127.0.0.1", tracker).id;
     let announce = Announce::of(1, 7_001).bytes(id, 1);
     let sockets: Vec<UdpSocket> = (0..16).map(|_| segmenting(tracker, announce.len())).collect();
-    let many = announce.repeat(SEGMENTS);
+    let segments = announce.repeat(SEGMENTS);
     while !done.load(Ordering::Relaxed) {
         for socket in &sockets {
-            // A full queue is what a flood is for.
-            let _ = socket.send(&many);
+            // Errors are expected: the flood fills the queue.
+            let _ = socket.send(&segments);
         }
     }
 }
@@ -47,8 +49,9 @@ fn segmenting(tracker: SocketAddr, len: usize) -> UdpSocket {
     socket
 }
 
-/// The core of the shard that does not own the torrent; the other's is all for the shard that does
-fn core_beside_owner(tracker: SocketAddr, control: SocketAddr) -> Option<usize> {
+/// Returns the core of the shard that does not own the torrent, so that the flood leaves the other core to the shard
+/// that does. Returns `None` if both shards run on one core.
+fn core_of_other_shard(tracker: SocketAddr, control: SocketAddr) -> Option<usize> {
     Client::connected("127.0.0.1", tracker).announce(&Announce::of(1, 7_000));
     let owns = |shard: usize| {
         http_get(control, "/metrics").contains(&format!("tsubame_torrents{{shard=\"{shard}\"}} 1"))
@@ -62,21 +65,21 @@ fn core_beside_owner(tracker: SocketAddr, control: SocketAddr) -> Option<usize> 
 }
 
 #[test]
-fn steering_is_switched_off_while_a_flood_aims_at_one_shard() {
+fn steering_is_detached_while_a_flood_targets_one_shard() {
     let mut tracker = Tracker::start(&format!(
         "cpus: {}\nudp: {{listen: \"127.0.0.1:0\"}}\ncontrol: {{listen: \"127.0.0.1:0\"}}\n",
         cpus(2)
     ));
     let control = control_of(&mut tracker);
     let (address, done) = (tracker.addresses()[0], AtomicBool::new(false));
-    let Some(core) = core_beside_owner(address, control) else {
-        eprintln!("there is one core: no shard idles while another is busy, and nothing is tested");
+    let Some(core) = core_of_other_shard(address, control) else {
+        eprintln!("skipped: with one core, no shard is idle while another one is busy");
         return;
     };
     std::thread::scope(|scope| {
         scope.spawn(|| flood_one_torrent(address, core, &done));
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            tracker.wait_within(3 * PATIENCE, "is overloaded while others idle");
+            tracker.wait_within(3 * WAIT_TIMEOUT, "is overloaded while others idle");
             let page = http_get(control, "/metrics");
             assert!(page.contains("tsubame_steering_attached 0"), "{page}");
             assert!(page.contains("tsubame_steering_detached_total 1"), "{page}");
@@ -84,14 +87,14 @@ fn steering_is_switched_off_while_a_flood_aims_at_one_shard() {
         done.store(true, Ordering::Relaxed);
         result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
-    // What the flood has left in the sockets comes first, or has no room left for others.
+    // The datagrams that the flood left in the socket queues are processed first, or fill them.
     let is_answered = |_| {
         let client = Client::new("127.0.0.1", address);
-        client.socket.set_read_timeout(Some(SILENCE)).unwrap();
+        client.socket.set_read_timeout(Some(NO_REPLY_TIMEOUT)).unwrap();
         client.ask(&head(0x0417_2710_1980, 0, 1)).is_some()
     };
     wait_until(|| (0..8).all(is_answered));
-    // Each torrent is still served by its one owner, whichever shard the kernel chooses.
+    // Each torrent is still served by its owner, whichever shard receives the datagram.
     for torrent in 2..20 {
         for port in [7_001, 7_002] {
             let mut client = Client::connected("127.0.0.1", address);

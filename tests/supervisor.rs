@@ -1,15 +1,15 @@
-//! A shard that ends takes the process with it.
+//! Shard failures end the process.
 
 use std::process::Command;
 use std::time::Duration;
-use tsubame::supervisor::{EXIT_SHARD, ShardError, Supervisor, end_on_panic};
+use tsubame::process::supervisor::{EXIT_SHARD, ShardError, Supervisor, end_on_panic};
 
-/// Set in the process that this test starts of itself
-const VICTIM: &str = "TSUBAME_TEST_VICTIM";
+/// Environment variable that is set in the child process in which the shard panics.
+const CHILD_MARKER: &str = "TSUBAME_TEST_CHILD";
 
 #[test]
 fn a_shard_that_panics_ends_the_process_with_its_code_and_one_line() {
-    if std::env::var_os(VICTIM).is_some() {
+    if std::env::var_os(CHILD_MARKER).is_some() {
         tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
         end_on_panic();
         let body = |number: usize| {
@@ -17,7 +17,7 @@ fn a_shard_that_panics_ends_the_process_with_its_code_and_one_line() {
                 ready();
                 if number == 1 {
                     let empty: [u8; 0] = [];
-                    // What a bug would do.
+                    // Panics, as a bug would.
                     assert_eq!(empty[std::hint::black_box(number)], 0);
                 }
                 std::thread::park();
@@ -27,12 +27,12 @@ fn a_shard_that_panics_ends_the_process_with_its_code_and_one_line() {
         let mut shards = Supervisor::start(vec![(0, body(0)), (0, body(1))]).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(shards.all_ended(Duration::from_secs(20)));
-        unreachable!("the process should be gone");
+        unreachable!("the process did not end");
     }
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "a_shard_that_panics_ends_the_process_with_its_code_and_one_line"])
         .args(["--nocapture"])
-        .env(VICTIM, "1")
+        .env(CHILD_MARKER, "1")
         .output()
         .unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -45,7 +45,7 @@ fn a_shard_that_panics_ends_the_process_with_its_code_and_one_line() {
 }
 
 #[test]
-fn a_shard_that_cannot_start_says_why() {
+fn the_error_of_a_shard_that_cannot_start_is_returned() {
     type Body = fn(&dyn Fn()) -> Result<(), ShardError>;
     let fails: Body = |_| Err(ShardError::Ring(std::io::Error::other("broken")));
     let error = Supervisor::start(vec![(0, fails)]).unwrap_err();
@@ -54,13 +54,13 @@ fn a_shard_that_cannot_start_says_why() {
         ready();
         Ok(())
     };
-    // One that fails is not hidden by another that serves.
-    let stays: Body = |ready| {
+    // The failure of one shard is reported although another one serves.
+    let keeps_running: Body = |ready| {
         ready();
         std::thread::park();
         Ok(())
     };
-    for bodies in [vec![(0, stays), (0, fails)], vec![(0, fails), (0, stays)]] {
+    for bodies in [vec![(0, keeps_running), (0, fails)], vec![(0, fails), (0, keeps_running)]] {
         let error = Supervisor::start(bodies).unwrap_err();
         assert!(error.to_string().contains("broken"));
     }

@@ -1,4 +1,4 @@
-//! Tokens that approve torrents, through the program.
+//! Tokens that approve torrents, end to end.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
@@ -7,17 +7,18 @@ mod common;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use common::http::{Connection, failure, rows_of};
-use common::policy::Answer::Swarm;
+use common::policy::ClientReply::Swarm;
 use common::policy::{
-    Answer, CLIENT, NOT_SERVED, World, config, error, hex, over_http, scrape_target, wait_until,
+    CLIENT, ClientReply, NOT_SERVED, World, config, error, hex, over_http, scrape_target,
+    wait_until,
 };
-use common::{Announce, Client, PATIENCE, info_hash_of, now};
+use common::{Announce, Client, WAIT_TIMEOUT, info_hash_of, now};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 
-/// A server of one page, which can be exchanged; nothing is answered while there is none
+/// A server of one page, which can be replaced. Without a page, it closes connections without a reply.
 struct KeyServer {
     url: String,
     page: Arc<Mutex<Option<String>>>,
@@ -46,7 +47,7 @@ impl KeyServer {
     }
 }
 
-/// A key pair: the page that has it, and what it signs
+/// A key pair that signs tokens, and the key set with its public key.
 struct Issuer {
     id: &'static str,
     key: rcgen::KeyPair,
@@ -79,55 +80,58 @@ impl Issuer {
     }
 }
 
-const FAR: u64 = 10_000_000_000;
+const FAR_FUTURE: u64 = 10_000_000_000;
 
 #[test]
-fn tokens_approve_torrents_whatever_becomes_of_the_key_server() {
+fn tokens_are_checked_while_the_key_server_fails_and_changes_keys() {
     let (first, second, server) = (Issuer::new("first"), Issuer::new("second"), KeyServer::new());
     let hooks = format!(
         "  - name: jwt\n    options: {{issuer: i, audience: a, jwk_set_url: '{}', scrapes: true, \
          jwk_set_update_interval: 1s}}\n",
         server.url
     );
-    // At first it does not answer.
+    // The key server does not answer at first.
     let mut world = World::new(2, &hooks);
     world.tracker.wait_for("cannot fetch http://127.0.0.1");
-    let unknown = error("the token's key is not known here");
-    assert_eq!(world.both(1, CLIENT, &first.token(1, FAR)), [unknown.clone(), unknown.clone()]);
+    let unknown = error("the key of the token is unknown");
+    assert_eq!(
+        world.both(1, CLIENT, &first.token(1, FAR_FUTURE)),
+        [unknown.clone(), unknown.clone()]
+    );
     server.serve(&first.page());
     world.tracker.wait_for("a new key set of 1 keys");
-    let served = |answers: [Answer; 2]| answers.iter().all(|it| matches!(it, Swarm(..)));
-    wait_until(|| served(world.both(1, CLIENT, &first.token(1, FAR))));
+    let served = |answers: [ClientReply; 2]| answers.iter().all(|it| matches!(it, Swarm(..)));
+    wait_until(|| served(world.both(1, CLIENT, &first.token(1, FAR_FUTURE))));
     let text = "no token (jwt) in the announce URL";
     assert_eq!(world.both(1, CLIENT, ""), [error(text), error(text)]);
     let text = "the token is for another torrent";
-    assert_eq!(world.both(2, CLIENT, &first.token(1, FAR)), [error(text), error(text)]);
+    assert_eq!(world.both(2, CLIENT, &first.token(1, FAR_FUTURE)), [error(text), error(text)]);
     let text = "the token has expired";
     assert_eq!(world.both(3, CLIENT, &first.token(3, 1_000)), [error(text), error(text)]);
-    let text = "the token is not valid here";
+    let text = "the token is not valid for this tracker";
     assert_eq!(world.both(1, CLIENT, "?jwt=a.b.c"), [error(text), error(text)]);
-    // Scrapes are covered: over UDP there is no way to carry a token.
+    // Scrapes need a token, too. A scrape over UDP cannot carry one.
     let mut scrape = common::head(world.udp.id, 2, 5);
     scrape.extend(info_hash_of(1));
     let reply = world.udp.ask(&scrape).unwrap();
-    assert_eq!(&reply[8..], b"scrapes need a key or token here; scrape over HTTP");
+    assert_eq!(&reply[8..], b"scrapes require a passkey or token; scrape over HTTP");
     let target = scrape_target(&[info_hash_of(1)]);
     let mut connection = Connection::to(world.http);
     assert_eq!(failure(&connection.get(&target)), "no token (jwt) in the announce URL");
-    let token = first.token(1, FAR).replace('?', "&");
+    let token = first.token(1, FAR_FUTURE).replace('?', "&");
     assert_eq!(rows_of(&connection.get(&format!("{target}{token}")).body)[0].1, [0, 0, 1, 1]);
-    // What is no key set changes nothing, and is told.
+    // An invalid key set is reported, and the previous one stays in use.
     server.serve("<html>maintenance</html>");
-    world.tracker.wait_for("is no JWK set");
-    assert!(served(world.both(1, CLIENT, &first.token(1, FAR))));
+    world.tracker.wait_for("is not a JWK set");
+    assert!(served(world.both(1, CLIENT, &first.token(1, FAR_FUTURE))));
     server.serve(&format!("{{\"keys\": [{}]}}", " ".repeat(3 << 20)));
     world.tracker.wait_for("cannot fetch");
-    assert!(served(world.both(4, CLIENT, &first.token(4, FAR))));
-    // Another key takes the place of the first.
+    assert!(served(world.both(4, CLIENT, &first.token(4, FAR_FUTURE))));
+    // A new key set replaces the previous one.
     server.serve(&second.page());
-    wait_until(|| served(world.both(5, CLIENT, &second.token(5, FAR))));
+    wait_until(|| served(world.both(5, CLIENT, &second.token(5, FAR_FUTURE))));
     wait_until(|| {
-        world.both(6, CLIENT, &first.token(6, FAR)) == [unknown.clone(), unknown.clone()]
+        world.both(6, CLIENT, &first.token(6, FAR_FUTURE)) == [unknown.clone(), unknown.clone()]
     });
     for protocol in ["udp", "http"] {
         assert!(world.metric("unknown_token_key", protocol) >= 2);
@@ -136,16 +140,16 @@ fn tokens_approve_torrents_whatever_becomes_of_the_key_server() {
 }
 
 #[test]
-fn new_tokens_in_a_flood_are_put_off_and_known_ones_are_not() {
+fn a_flood_of_new_tokens_does_not_delay_known_tokens() {
     let issuer = Issuer::new("k");
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("keys");
     fs::write(&file, issuer.page()).unwrap();
     let hooks = format!("  - {{name: jwt, options: {{jwk_set_file: {}}}}}\n", file.display());
     let world = World::new(1, &hooks);
-    let good = issuer.token(1, FAR);
+    let good = issuer.token(1, FAR_FUTURE);
     assert!(world.both(1, CLIENT, &good).iter().all(|it| matches!(it, Swarm(..))));
-    // Datagrams that are taken together: only some of their signatures are checked.
+    // Datagrams that a shard processes in one turn: only some of their signatures are checked.
     let flood = Client::connected("127.0.0.2", world.udp.tracker);
     for number in 0..2_000 {
         let mut request = Announce::of(1, 7_001).bytes(flood.id, number);
@@ -157,20 +161,20 @@ fn new_tokens_in_a_flood_are_put_off_and_known_ones_are_not() {
         flood.socket.send_to(&request, flood.tracker).unwrap();
     }
     assert!(world.both(1, CLIENT, &good).iter().all(|it| matches!(it, Swarm(..))));
-    // Over HTTP they wait their turn.
+    // Over HTTP, requests wait until their token is checked.
     for number in 0..20 {
         let answer =
             over_http(world.http, &Announce::of(1, 7_001), CLIENT, &format!("{good}x{number}"));
-        assert_eq!(answer, error("the token is not valid here"));
+        assert_eq!(answer, error("the token is not valid for this tracker"));
     }
-    let [bad, put_off] = ["bad_token", "token_not_checked"].map(|it| world.metric(it, "udp"));
-    println!("of a flood {bad} tokens were checked and {put_off} put off");
-    assert!(bad > 0 && put_off > 0);
+    let [bad, deferred] = ["bad_token", "token_not_checked"].map(|it| world.metric(it, "udp"));
+    println!("flood: {bad} tokens were checked, {deferred} were deferred");
+    assert!(bad > 0 && deferred > 0);
 }
 
 #[test]
-fn a_key_server_that_hangs_holds_up_nothing() {
-    // It takes connections and never answers.
+fn a_hanging_key_server_does_not_block_reloads() {
+    // A server that accepts connections and never replies.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let hooks = format!(
         "  - {{name: access_list, options: {{mode: deny, info_hashes: [{}]}}}}\n  \
@@ -186,6 +190,6 @@ fn a_key_server_that_hangs_holds_up_nothing() {
         assert_eq!(world.ask("POST", "/v1/reload").0, 200);
         wait_until(|| world.both(torrent, CLIENT, "")[0] == error(NOT_SERVED));
     }
-    assert!(began.elapsed() < PATIENCE / 2, "{:?}", began.elapsed());
+    assert!(began.elapsed() < WAIT_TIMEOUT / 2, "{:?}", began.elapsed());
     drop(hanging);
 }

@@ -1,69 +1,73 @@
-//! Whether an answer can be true.
+//! Checks of the content of replies.
 
-use crate::flight::{Kind, Request};
-use crate::population::{Group, Population};
-use crate::protocol::Reply;
+use crate::in_flight::{RequestKind, SentRequest};
+use crate::population::{PeerGroup, Population};
+use crate::protocol::TrackerReply;
 
-/// Looks at the content of a reply to a request that was the `number`th to leave; what is wrong with it
+/// Checks the content of the reply to the request with this number in the order of sending.
 ///
-/// Counts are compared with the whole population, since requests may be on their way or lost: they can only
-/// be too high.
+/// Counts are compared with the whole population, because requests may be unanswered or lost: they can only be too
+/// high.
+///
+/// # Errors
+///
+/// Returns the problem of a wrong reply.
 pub(crate) fn check(
     population: &Population,
-    request: &Request,
+    request: &SentRequest,
     number: u64,
-    reply: &Reply<'_>,
-    alone: bool,
+    reply: &TrackerReply<'_>,
+    is_exclusive: bool,
 ) -> Result<(), &'static str> {
     match (request.kind, reply) {
-        (Kind::Connect, Reply::Connect { .. }) => Ok(()),
+        (RequestKind::Connect, TrackerReply::Connect { .. }) => Ok(()),
         (
-            Kind::Announce { stopped },
-            Reply::Announce { interval, leechers, seeders, peers, others },
+            RequestKind::Announce { stopped },
+            TrackerReply::Announce { interval, leechers, seeders, peers, others },
         ) => {
             if !(1..=86_400).contains(interval) {
                 return Err("interval");
             }
             if stopped && !(peers.is_empty() && others.is_empty()) {
-                // Harmless to clients, but a waste.
+                // Peers in a reply to a stopped event are useless, but not wrong.
                 return Ok(());
             }
-            let listed = Listed { population, request, number, alone };
+            let peer_list = PeerListCheck { population, request, number, is_exclusive };
             let counted = u64::from(*leechers) + u64::from(*seeders);
-            listed.check(peers, others, counted)
+            peer_list.check(peers, others, counted)
         }
-        (Kind::Scrape, Reply::Scrape { rows }) => {
+        (RequestKind::Scrape, TrackerReply::Scrape { rows }) => {
             if rows.len() != usize::from(request.wanted) {
                 return Err("scrape rows");
             }
             for (torrent, row) in (request.subject..).zip(*rows) {
-                let [seeders, _, leechers] = words(row);
+                let [seeders, _, leechers] = row_counts(row);
                 let torrent = torrent % population.torrents();
-                let most = population.peers_in(torrent);
-                if alone && seeders.saturating_add(leechers) > most {
+                let peers_max = population.peers_in(torrent);
+                if is_exclusive && seeders.saturating_add(leechers) > peers_max {
                     return Err("scrape counts");
                 }
             }
             Ok(())
         }
-        (_, Reply::Error) => Err("error"),
-        (_, Reply::Unreadable) => Ok(()),
+        (_, TrackerReply::Error) => Err("error"),
+        (_, TrackerReply::Unreadable) => Ok(()),
         _ => Err("action"),
     }
 }
 
-/// A list of peers in the reply to an announce
-struct Listed<'a> {
+/// The peers of a reply to an announce, and what they are compared with.
+struct PeerListCheck<'a> {
     population: &'a Population,
-    request: &'a Request,
+    request: &'a SentRequest,
     number: u64,
-    alone: bool,
+    is_exclusive: bool,
 }
 
-impl Listed<'_> {
+impl PeerListCheck<'_> {
     fn check(&self, peers: &[u8], others: &[u8], counted: u64) -> Result<(), &'static str> {
-        let own = usize::from(self.request.group);
-        let group = &self.population.groups[own];
+        let own_group = usize::from(self.request.group);
+        let group = &self.population.groups[own_group];
         let own_len = group.compact_len();
         let other_len = if own_len == 6 { 18 } else { 6 };
         if !(peers.len().is_multiple_of(own_len) && others.len().is_multiple_of(other_len)) {
@@ -78,29 +82,29 @@ impl Listed<'_> {
         }
         let subject = self.request.subject;
         let torrent = group.torrent_of(subject);
-        if self.alone && counted > u64::from(self.population.peers_in(torrent)) {
+        if self.is_exclusive && counted > u64::from(self.population.peers_in(torrent)) {
             return Err("counts above population");
         }
         self.check_peers(group, torrent, peers, Some(subject))?;
-        match self.population.groups.get(1 - own) {
+        match self.population.groups.get(1 - own_group) {
             Some(group) => self.check_peers(group, torrent, others, None),
-            None if self.alone && !others.is_empty() => Err("peer that does not exist"),
+            None if self.is_exclusive && !others.is_empty() => Err("peer that does not exist"),
             None => Ok(()),
         }
     }
 
-    /// Looks at the peers of one family, of which one may be who asks
+    /// Checks the peers of one address family, which must not include the requester.
     fn check_peers(
         &self,
-        group: &Group,
+        group: &PeerGroup,
         torrent: u32,
         peers: &[u8],
-        asking: Option<u32>,
+        requester: Option<u32>,
     ) -> Result<(), &'static str> {
         let mut seen = [u32::MAX; 256];
         for (peer, seen_at) in peers.chunks_exact(group.compact_len()).zip(0..) {
             match group.find(peer) {
-                Some(peer) if asking == Some(peer) => return Err("own address"),
+                Some(peer) if requester == Some(peer) => return Err("own address"),
                 Some(peer) if group.torrent_of(peer) != torrent => {
                     return Err("peer of another torrent");
                 }
@@ -113,7 +117,7 @@ impl Listed<'_> {
                         *seen = peer;
                     }
                 }
-                None if self.alone => return Err("peer that does not exist"),
+                None if self.is_exclusive => return Err("peer that does not exist"),
                 None => {}
             }
         }
@@ -121,22 +125,25 @@ impl Listed<'_> {
     }
 }
 
-fn words(row: &[u8; 12]) -> [u32; 3] {
-    let (words, _) = row.as_chunks();
-    std::array::from_fn(|at| u32::from_be_bytes(words[at]))
+/// Returns the seeders, completed downloads and leechers of a row.
+fn row_counts(row: &[u8; 12]) -> [u32; 3] {
+    let (fields, _) = row.as_chunks();
+    std::array::from_fn(|at| u32::from_be_bytes(fields[at]))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::population::{Shape, Sources};
-    use crate::protocol::Event;
+    use crate::population::{Shape, SourceAddresses};
+    use crate::protocol::LoadEvent;
     use fastrand::Rng;
     use std::net::IpAddr;
 
-    /// 10 peers of one torrent at 127.1.0.1 to 127.1.0.10, port 1024, and 10 of another behind them
+    /// Returns 10 peers of one torrent at 127.1.0.1 to 127.1.0.10, port 1024, and 10 peers of another at the next
+    /// addresses.
     fn population() -> Population {
-        let sources = Sources { first: IpAddr::from([127, 1, 0, 1]), count: 20, many: true };
+        let sources =
+            SourceAddresses { first: IpAddr::from([127, 1, 0, 1]), count: 20, many: true };
         Population::new(2, Shape::Zipf(0.0), &[(sources, 20)], 1.0).unwrap()
     }
 
@@ -154,14 +161,15 @@ mod tests {
         peers: &[u8],
         others: &[u8],
     ) -> Result<(), &'static str> {
-        let kind = Kind::Announce { stopped: false };
-        let request = Request { kind, wanted: 3, subject: 0, ..Request::default() };
-        let reply = Reply::Announce { interval: 60, leechers: counted, seeders: 0, peers, others };
+        let kind = RequestKind::Announce { stopped: false };
+        let request = SentRequest { kind, wanted: 3, subject: 0, ..SentRequest::default() };
+        let reply =
+            TrackerReply::Announce { interval: 60, leechers: counted, seeders: 0, peers, others };
         check(population, &request, 5, &reply, true)
     }
 
     #[test]
-    fn each_kind_of_wrong_announce_is_found() {
+    fn each_problem_of_an_announce_reply_is_found() {
         let mut population = population();
         let list = |peers: &[u8]| peers.iter().flat_map(|peer| compact(*peer)).collect::<Vec<u8>>();
         assert_eq!(announce(&population, 10, &list(&[1, 2, 9])), Ok(()));
@@ -178,22 +186,29 @@ mod tests {
         assert_eq!(others(&[7; 17]), Err("family"));
         assert_eq!(others(&[7; 36]), Err("more peers than wanted"));
         let mut rng = Rng::with_seed(1);
-        while population.step(&mut rng, 0, 1).event != Event::Stopped {}
+        while population.step(&mut rng, 0, 1).event != LoadEvent::Stopped {}
         population.confirm_gone(0, 1, 4);
         assert_eq!(announce(&population, 10, &list(&[1])), Err("peer that has left"));
     }
 
     #[test]
-    fn scrapes_and_actions_are_looked_at() {
+    fn scrape_replies_and_actions_are_checked() {
         let population = population();
-        let scrape = Request { kind: Kind::Scrape, wanted: 2, subject: 1, ..Request::default() };
+        let scrape = SentRequest {
+            kind: RequestKind::Scrape,
+            wanted: 2,
+            subject: 1,
+            ..SentRequest::default()
+        };
         let row = |seeders: u8| [0, 0, 0, seeders, 0, 0, 0, 9, 0, 0, 0, 2];
-        let of = |rows: &[[u8; 12]]| check(&population, &scrape, 0, &Reply::Scrape { rows }, true);
+        let of = |rows: &[[u8; 12]]| {
+            check(&population, &scrape, 0, &TrackerReply::Scrape { rows }, true)
+        };
         assert_eq!(of(&[row(8), row(0)]), Ok(()));
         assert_eq!(of(&[row(8)]), Err("scrape rows"));
         assert_eq!(of(&[row(8), row(9)]), Err("scrape counts"));
-        assert_eq!(check(&population, &scrape, 0, &Reply::Error, true), Err("error"));
-        let connect = Reply::Connect { connection_id: 1 };
+        assert_eq!(check(&population, &scrape, 0, &TrackerReply::Error, true), Err("error"));
+        let connect = TrackerReply::Connect { connection_id: 1 };
         assert_eq!(check(&population, &scrape, 0, &connect, true), Err("action"));
     }
 }

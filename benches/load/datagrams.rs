@@ -1,41 +1,41 @@
-//! Requests and answers as UDP datagrams, many at a time.
+//! The UDP transport: requests and replies as batches of datagrams.
 
 mod departures;
 
-use crate::books::Books;
-use crate::clients::Clients;
-use crate::engine::{FIRST_ANSWER, Flooding, Transport};
-use crate::flight::{FLOOD, Kind, Request, UNPROVEN};
-use crate::options::{Mix, Run, Target};
+use crate::clients::LoadClients;
+use crate::engine::{FIRST_REPLY_TIMEOUT, FloodKind, Transport};
+use crate::in_flight::{FLOOD, RequestKind, SentRequest, UNPROVEN};
+use crate::options::{RequestMix, RunOptions, Target};
 use crate::population::Population;
-use crate::protocol::Reply;
+use crate::protocol::TrackerReply;
+use crate::session::Session;
 use crate::udp;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use tsubame_bench::batch::{BATCH, BatchSocket, Name, ReceiveBatch, SendBatch};
+use tsubame_bench::batch::{BATCH, BatchSocket, ReceiveBatch, SendBatch, SocketName};
 
-/// A socket of one family, and what goes over it
-struct Wire {
+/// A socket of one address family, and its queue of datagrams to send.
+struct UdpWire {
     socket: BatchSocket,
-    to: Name,
+    to: SocketName,
     url: String,
     out: SendBatch,
 }
 
-/// The sockets, and what the clients behind them hold
+/// The UDP transport: sockets, and the connection ids of the clients.
 pub(crate) struct Datagrams {
-    wires: Vec<Wire>,
-    clients: Clients,
+    wires: Vec<UdpWire>,
+    clients: LoadClients,
     incoming: ReceiveBatch,
     segments: u16,
-    /// Where requests are written that leave as one
+    /// Buffer for requests that are sent as segments of one datagram.
     scratch: Vec<u8>,
 }
 
 impl Datagrams {
-    /// Opens a socket for each target, in the order of the population's groups
+    /// Opens a socket for each target, in the order of the peer groups of the population.
     pub(crate) fn open(
-        run: &Run,
+        run: &RunOptions,
         targets: &[&Target],
         population: &Population,
     ) -> Result<Self, String> {
@@ -46,12 +46,12 @@ impl Datagrams {
             };
             let socket =
                 BatchSocket::bind(any).map_err(|error| format!("cannot open a socket: {error}"))?;
-            let (to, url) = (Name::from(target.address), target.url.clone());
-            Ok(Wire { socket, to, url, out: SendBatch::default() })
+            let (to, url) = (SocketName::from(target.address), target.url.clone());
+            Ok(UdpWire { socket, to, url, out: SendBatch::default() })
         };
         Ok(Self {
             wires: targets.iter().map(open).collect::<Result<_, String>>()?,
-            clients: Clients::new(population),
+            clients: LoadClients::new(population),
             incoming: ReceiveBatch::default(),
             segments: run.segments,
             scratch: Vec::new(),
@@ -60,34 +60,34 @@ impl Datagrams {
 }
 
 impl Transport for Datagrams {
-    /// Has every client ask for a connection id
-    fn prepare(&mut self, books: &mut Books<'_>) -> io::Result<()> {
-        let end_ns = books.now_ns() + FIRST_ANSWER.as_nanos() as u64;
+    /// Requests a connection id for every client.
+    fn prepare(&mut self, session: &mut Session<'_>) -> io::Result<()> {
+        let end_ns = session.now_ns() + FIRST_REPLY_TIMEOUT.as_nanos() as u64;
         loop {
-            let now_ns = books.now_ns();
-            let without: Vec<_> = self.clients.without_id().collect();
-            let Some((group, _)) = without.first() else { return Ok(()) };
+            let now_ns = session.now_ns();
+            let unconnected: Vec<_> = self.clients.without_id().collect();
+            let Some((group, _)) = unconnected.first() else { return Ok(()) };
             if now_ns > end_ns {
                 return Err(io::Error::other(format!(
-                    "{} has not answered every connect within {FIRST_ANSWER:?}; is the tracker up, and the \
-                     way to it open?",
+                    "{} has not answered every connect within {FIRST_REPLY_TIMEOUT:?}; is the tracker up and \
+                     reachable?",
                     self.wires[*group].url
                 )));
             }
-            let again_ns = books.timeout_ns() / 5;
+            let retry_ns = session.timeout_ns() / 5;
             let is_due = |(group, source): &(usize, u32)| {
-                self.clients.should_connect(*group, *source, now_ns, again_ns)
+                self.clients.should_connect(*group, *source, now_ns, retry_ns)
             };
-            let due: Vec<_> = without.into_iter().filter(is_due).take(BATCH).collect();
+            let due: Vec<_> = unconnected.into_iter().filter(is_due).take(BATCH).collect();
             for (group, source) in due {
-                self.depart_connects(books, group, source, 1, now_ns)?;
+                self.depart_connects(session, group, source, 1, now_ns)?;
             }
-            self.flush(books)?;
-            self.receive(books)?;
+            self.flush(session)?;
+            self.receive(session)?;
         }
     }
 
-    fn receive(&mut self, books: &mut Books<'_>) -> io::Result<usize> {
+    fn receive(&mut self, session: &mut Session<'_>) -> io::Result<usize> {
         let Self { wires, clients, incoming, .. } = self;
         let mut received = 0;
         for (group, wire) in wires.iter().enumerate() {
@@ -96,12 +96,12 @@ impl Transport for Datagrams {
                 continue;
             }
             received += arrived;
-            books.tally.taken(arrived, arrived);
-            let now_ns = books.now_ns();
+            session.run_stats.taken(arrived, arrived);
+            let now_ns = session.now_ns();
             for (bytes, from) in incoming.datagrams() {
                 match from.is(&wire.to) {
-                    true => judge(books, clients, group, bytes, now_ns),
-                    false => books.tally.wrong("from another address than was asked"),
+                    true => process_datagram(session, clients, group, bytes, now_ns),
+                    false => session.run_stats.wrong("from another address than was asked"),
                 }
             }
         }
@@ -116,31 +116,41 @@ impl Transport for Datagrams {
         0
     }
 
-    fn end_step(&mut self, _: &mut Books<'_>) {}
+    fn end_step(&mut self, _: &mut Session<'_>) {}
 
-    fn depart(&mut self, books: &mut Books<'_>, mix: &Mix, due_ns: u64) -> io::Result<()> {
-        self.depart_one(books, mix, due_ns)
+    fn depart(
+        &mut self,
+        session: &mut Session<'_>,
+        mix: &RequestMix,
+        due_ns: u64,
+    ) -> io::Result<()> {
+        self.depart_one(session, mix, due_ns)
     }
 
-    fn depart_entry(&mut self, books: &mut Books<'_>, group: usize, peer: u32) -> io::Result<()> {
-        self.depart_first_announce(books, group, peer)
+    fn depart_entry(
+        &mut self,
+        session: &mut Session<'_>,
+        group: usize,
+        peer: u32,
+    ) -> io::Result<()> {
+        self.depart_first_announce(session, group, peer)
     }
 
-    fn depart_flood(&mut self, books: &mut Books<'_>, flooding: Flooding) -> io::Result<()> {
-        self.depart_one_of_flood(books, flooding)
+    fn depart_flood(&mut self, session: &mut Session<'_>, flood_kind: FloodKind) -> io::Result<()> {
+        self.depart_one_of_flood(session, flood_kind)
     }
 
-    fn flush(&mut self, books: &mut Books<'_>) -> io::Result<()> {
+    fn flush(&mut self, session: &mut Session<'_>) -> io::Result<()> {
         for wire in &mut self.wires {
             if !wire.out.is_empty() {
-                books.tally.step.generator.unsent += wire.out.send(&wire.socket)? as u64;
+                session.run_stats.step.generator.unsent += wire.out.send(&wire.socket)? as u64;
             }
         }
         Ok(())
     }
 
-    fn given_up(&mut self, _: &mut Books<'_>, request: &Request) {
-        self.clients.doubt(request.group.into(), request.source, request.sent_ns);
+    fn given_up(&mut self, _: &mut Session<'_>, request: &SentRequest) {
+        self.clients.mark_suspect(request.group.into(), request.source, request.sent_ns);
     }
 
     fn drops(&self) -> u64 {
@@ -152,27 +162,33 @@ impl Transport for Datagrams {
     }
 }
 
-/// Takes what came from a tracker, and what the client learns by it
-fn judge(books: &mut Books<'_>, clients: &mut Clients, group: usize, bytes: &[u8], now_ns: u64) {
+/// Checks a datagram from a tracker, and updates the connection id of the client.
+fn process_datagram(
+    session: &mut Session<'_>,
+    clients: &mut LoadClients,
+    group: usize,
+    bytes: &[u8],
+    now_ns: u64,
+) {
     let (transaction, reply) = match udp::read(bytes) {
         Ok(read) => read,
-        Err(what) => return books.tally.wrong(what),
+        Err(problem) => return session.run_stats.wrong(problem),
     };
     if transaction & UNPROVEN != 0 {
-        books.tally.step.answered_unproven += 1;
+        session.run_stats.step.answered_unproven += 1;
         return;
     }
     if transaction & FLOOD != 0 {
-        books.tally.step.flood_connects_answered += 1;
+        session.run_stats.step.flood_connects_answered += 1;
         return;
     }
-    let Some((request, _)) = books.answered(transaction, group, &reply, now_ns) else { return };
+    let Some((request, _)) = session.answered(transaction, group, &reply, now_ns) else { return };
     let group = usize::from(request.group);
     match reply {
-        Reply::Connect { connection_id } if request.kind == Kind::Connect => {
-            clients.got(group, request.source, connection_id, now_ns);
+        TrackerReply::Connect { connection_id } if request.kind == RequestKind::Connect => {
+            clients.set_id(group, request.source, connection_id, now_ns);
         }
-        Reply::Error => clients.doubt(group, request.source, request.sent_ns),
+        TrackerReply::Error => clients.mark_suspect(group, request.source, request.sent_ns),
         _ => {}
     }
 }

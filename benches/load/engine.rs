@@ -1,257 +1,273 @@
-//! The loop that sends, receives and compares.
+//! The loop that sends requests, receives replies, and records both.
 //!
-//! One thread that never sleeps while it measures: the time a wake-up takes would be taken for the tracker's.
+//! It uses one thread, which never sleeps while it measures: the wake-up time would count as latency of the tracker.
 
-use crate::books::Books;
-use crate::flight::Kind;
-use crate::options::{Action, Flood, Load, Mix, Run, Step};
+use crate::in_flight::RequestKind;
+use crate::options::{Flood, LoadAction, LoadOptions, LoadStep, RequestMix, RunOptions};
 use crate::pace::{Pace, Poisson};
 use crate::population::Population;
 use crate::progress::Progress;
-use crate::tally::Tally;
+use crate::run_stats::RunStats;
+use crate::session::Session;
 use std::io;
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 use tsubame_bench::batch::BATCH;
 use tsubame_bench::{observe, record};
 
-/// How long a tracker may take until it answers at all
-pub(crate) const FIRST_ANSWER: Duration = Duration::from_secs(5);
+/// Time within which a tracker must reply at all.
+pub(crate) const FIRST_REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often what is overdue is looked for, in turns of the loop
+/// Turns of the loop between two searches for lost requests.
 const TURNS_PER_EXPIRY: u32 = 16;
 
-/// What carries requests to the tracker, and answers back
+/// Protocol that carries requests to the tracker and replies back.
 pub(crate) trait Transport {
-    /// Makes sure that there is a tracker to ask, and gets the clients ready as far as they can be beforehand
-    fn prepare(&mut self, books: &mut Books<'_>) -> io::Result<()>;
+    /// Checks that the tracker replies, and prepares the clients as far as possible before the first step.
+    fn prepare(&mut self, session: &mut Session<'_>) -> io::Result<()>;
 
-    /// Takes what has arrived; returns how much that was
-    fn receive(&mut self, books: &mut Books<'_>) -> io::Result<usize>;
+    /// Processes what has arrived; returns the number of arrivals.
+    fn receive(&mut self, session: &mut Session<'_>) -> io::Result<usize>;
 
-    /// Whether one more request could leave now
+    /// Returns whether one more request can be sent now.
     fn has_room(&self) -> bool;
 
-    /// Requests that departed and wait for a way
+    /// Returns the number of requests that wait for a connection.
     fn pending(&self) -> usize;
 
-    /// Drops those
-    fn end_step(&mut self, books: &mut Books<'_>);
+    /// Drops the requests that wait for a connection.
+    fn end_step(&mut self, session: &mut Session<'_>);
 
-    /// Lets one client, or several of one address, ask something
-    fn depart(&mut self, books: &mut Books<'_>, mix: &Mix, due_ns: u64) -> io::Result<()>;
+    /// Sends the request of one client, or of several clients with the same address.
+    fn depart(
+        &mut self,
+        session: &mut Session<'_>,
+        mix: &RequestMix,
+        due_ns: u64,
+    ) -> io::Result<()>;
 
-    /// Lets a peer enter its swarm
-    fn depart_entry(&mut self, books: &mut Books<'_>, group: usize, peer: u32) -> io::Result<()>;
+    /// Sends the first announce of a peer.
+    fn depart_entry(
+        &mut self,
+        session: &mut Session<'_>,
+        group: usize,
+        peer: u32,
+    ) -> io::Result<()>;
 
-    /// Sends what no client would
-    fn depart_flood(&mut self, books: &mut Books<'_>, flooding: Flooding) -> io::Result<()>;
+    /// Sends a request that no client would send.
+    fn depart_flood(&mut self, session: &mut Session<'_>, flood_kind: FloodKind) -> io::Result<()>;
 
-    /// Hands what has departed over to the kernel
-    fn flush(&mut self, books: &mut Books<'_>) -> io::Result<()>;
+    /// Passes the queued requests to the kernel.
+    fn flush(&mut self, session: &mut Session<'_>) -> io::Result<()>;
 
-    /// Learns that a request was given up
-    fn given_up(&mut self, books: &mut Books<'_>, request: &crate::flight::Request);
+    /// Notes that a request was lost.
+    fn given_up(&mut self, session: &mut Session<'_>, request: &crate::in_flight::SentRequest);
 
-    /// Answers that the kernel has dropped so far
+    /// Returns the number of replies that the kernel has dropped so far.
     fn drops(&self) -> u64;
 
-    /// Where a group asks
+    /// Returns the URL of the target of a peer group.
     fn url(&self, group: usize) -> &str;
 }
 
-/// Kinds of requests that no client would send
+/// Kinds of requests that no client would send.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Flooding {
-    /// A connect from an address that never comes back
+pub(crate) enum FloodKind {
+    /// A connect from an address that does not use the connection id.
     Connect,
-    /// An announce from such an address, with a connection id that nobody gave out
+    /// An announce from an unused address with a forged connection id.
     Forged,
-    /// Bytes of any kind
+    /// Random bytes.
     Garbage,
 }
 
-/// The generator
+/// The load generator.
 pub(crate) struct Engine<'a, T> {
-    books: Books<'a>,
+    session: Session<'a>,
     transport: T,
-    /// Whether every peer is being entered once: what is lost is repeated
-    entering: bool,
+    /// Whether a fill is in progress: lost announces are repeated.
+    filling: bool,
+    /// Peer groups and peers whose announce was lost during a fill.
     to_repeat: Vec<(usize, u32)>,
 }
 
 impl<'a, T: Transport> Engine<'a, T> {
-    /// A generator for this population, all of whose clients are ready to ask
-    pub(crate) fn new(run: &'a Run, transport: T, population: Population) -> io::Result<Self> {
-        let books = Books::new(run, population);
-        let mut engine = Self { books, transport, entering: false, to_repeat: Vec::new() };
-        engine.transport.prepare(&mut engine.books)?;
+    /// Creates a generator for a population, and prepares all clients.
+    pub(crate) fn new(
+        run: &'a RunOptions,
+        transport: T,
+        population: Population,
+    ) -> io::Result<Self> {
+        let session = Session::new(run, population);
+        let mut engine = Self { session, transport, filling: false, to_repeat: Vec::new() };
+        engine.transport.prepare(&mut engine.session)?;
         engine.drain()?;
         Ok(engine)
     }
 
-    /// Runs a step; pauses and commands leave no record
-    pub(crate) fn step(&mut self, step: &Step) -> io::Result<Option<record::Step>> {
-        let Step { name, action, alongside } = step;
+    /// Runs a step; returns its record, or `None` for pauses and commands.
+    pub(crate) fn step(&mut self, step: &LoadStep) -> io::Result<Option<record::StepRecord>> {
+        let LoadStep { name, action, alongside } = step;
         let (rate, in_flight) = match action {
-            Action::Load(load) => (load.rate, load.in_flight),
-            _ => (None, self.books.run.in_flight),
+            LoadAction::Load(load) => (load.rate, load.in_flight),
+            _ => (None, self.session.run.in_flight),
         };
-        let progress = Progress::begin(name, action, self.books.run.quiet);
-        let (server, drops) = (Usage::of(self.books.run), self.transport.drops());
-        let start_ns = self.books.now_ns();
-        self.books.tally = Tally::begin(name, rate, in_flight, start_ns);
+        let progress = Progress::begin(name, action, self.session.run.quiet);
+        let (server, drops) = (Usage::of(self.session.run), self.transport.drops());
+        let start_ns = self.session.now_ns();
+        self.session.run_stats = RunStats::begin(name, rate, in_flight, start_ns);
         let command = alongside.as_deref().map(|command| shell(command).spawn()).transpose()?;
         match action {
-            Action::Fill => self.fill(&progress)?,
-            Action::Load(load) => self.load(load, &progress)?,
-            Action::Pause(duration) => {
+            LoadAction::Fill => self.fill(&progress)?,
+            LoadAction::Load(load) => self.load(load, &progress)?,
+            LoadAction::Pause(duration) => {
                 self.pause(*duration, &progress)?;
                 return Ok(None);
             }
-            Action::Run(command) => {
-                judge_command(command, shell(command).status()?)?;
+            LoadAction::Run(command) => {
+                check_exit_status(command, shell(command).status()?)?;
                 return Ok(None);
             }
         }
-        self.transport.end_step(&mut self.books);
-        let end_ns = self.books.now_ns();
-        self.books.tally.step.server = server.until_now(self.books.run);
+        self.transport.end_step(&mut self.session);
+        let end_ns = self.session.now_ns();
+        self.session.run_stats.step.server = server.until_now(self.session.run);
         self.drain()?;
         if let (Some(mut command), Some(line)) = (command, alongside) {
-            judge_command(line, command.wait()?)?;
+            check_exit_status(line, command.wait()?)?;
         }
-        self.books.tally.step.generator.drops = self.transport.drops().saturating_sub(drops);
-        let after = Tally::begin("between steps", None, in_flight, end_ns);
-        Ok(Some(std::mem::replace(&mut self.books.tally, after).end(end_ns)))
+        self.session.run_stats.step.generator.drops = self.transport.drops().saturating_sub(drops);
+        let after = RunStats::begin("between steps", None, in_flight, end_ns);
+        Ok(Some(std::mem::replace(&mut self.session.run_stats, after).end(end_ns)))
     }
 
-    /// Sends and receives for as long as a step takes
-    fn load(&mut self, load: &Load, progress: &Progress) -> io::Result<()> {
-        let start_ns = self.books.now_ns();
+    /// Sends and receives for the duration of a step.
+    fn load(&mut self, load: &LoadOptions, progress: &Progress) -> io::Result<()> {
+        let start_ns = self.session.now_ns();
         let end_ns = start_ns + load.duration.as_nanos() as u64;
-        let mut pace = Pace::new(load, self.books.run.segments, start_ns);
+        let mut pace = Pace::new(load, self.session.run.segments, start_ns);
         let mut floods = Floods::new(&load.flood, start_ns);
         let mut now_ns = start_ns;
         for turn in 0_u32.. {
             let received = self.receive()?;
             if turn.is_multiple_of(TURNS_PER_EXPIRY) {
                 self.expire(now_ns);
-                progress.show(now_ns - start_ns, &self.books.tally);
+                progress.show(now_ns - start_ns, &self.session.run_stats);
             }
             let mut departed = 0;
             while departed < BATCH
                 && (load.rate.is_some() || self.transport.has_room())
-                && let waiting = self.books.flight.waiting()
-                && let Some(due_ns) = pace.next(&mut self.books.rng, now_ns, waiting)
+                && let waiting = self.session.in_flight.waiting()
+                && let Some(due_ns) = pace.next(&mut self.session.rng, now_ns, waiting)
             {
-                self.transport.depart(&mut self.books, &load.mix, due_ns)?;
+                self.transport.depart(&mut self.session, &load.mix, due_ns)?;
                 departed += 1;
             }
             departed += self.depart_floods(&mut floods, now_ns)?;
-            self.transport.flush(&mut self.books)?;
-            let before_ns = std::mem::replace(&mut now_ns, self.books.now_ns());
+            self.transport.flush(&mut self.session)?;
+            let before_ns = std::mem::replace(&mut now_ns, self.session.now_ns());
             if received + departed > 0 {
-                self.books.tally.busy(now_ns - before_ns);
+                self.session.run_stats.busy(now_ns - before_ns);
             }
             if now_ns >= end_ns {
                 break;
             }
         }
         if load.rate.is_some() {
-            let left = || pace.next(&mut self.books.rng, end_ns, 0);
-            self.books.tally.step.held_back += std::iter::from_fn(left).count() as u64;
+            let not_sent = || pace.next(&mut self.session.rng, end_ns, 0);
+            self.session.run_stats.step.held_back += std::iter::from_fn(not_sent).count() as u64;
         }
         Ok(())
     }
 
-    /// Sends nothing for so long
+    /// Receives without sending for the duration of a step.
     fn pause(&mut self, duration: Duration, progress: &Progress) -> io::Result<()> {
-        let start_ns = self.books.now_ns();
+        let start_ns = self.session.now_ns();
         let end_ns = start_ns + duration.as_nanos() as u64;
-        while self.books.now_ns() < end_ns {
+        while self.session.now_ns() < end_ns {
             self.receive()?;
-            self.expire(self.books.now_ns());
-            progress.show(self.books.now_ns() - start_ns, &self.books.tally);
+            self.expire(self.session.now_ns());
+            progress.show(self.session.now_ns() - start_ns, &self.session.run_stats);
             std::thread::yield_now();
         }
         Ok(())
     }
 
-    /// Has every peer announce once, in an order that has nothing to do with torrents; what is lost is sent
-    /// again
+    /// Announces every peer once, in an order that is independent of the torrents. Lost announces are repeated.
     fn fill(&mut self, progress: &Progress) -> io::Result<()> {
-        let start_ns = self.books.now_ns();
-        self.entering = true;
-        for group in 0..self.books.population.groups.len() {
-            let mut order = shuffled(self.books.population.groups[group].peers());
+        let start_ns = self.session.now_ns();
+        self.filling = true;
+        for group in 0..self.session.population.groups.len() {
+            let mut order = shuffled(self.session.population.groups[group].peers());
             loop {
                 self.receive()?;
-                let now_ns = self.books.now_ns();
+                let now_ns = self.session.now_ns();
                 self.expire(now_ns);
-                progress.show(now_ns - start_ns, &self.books.tally);
+                progress.show(now_ns - start_ns, &self.session.run_stats);
                 for _ in 0..BATCH {
-                    let under_way = self.books.flight.waiting() + self.transport.pending();
-                    if under_way >= self.books.run.in_flight {
+                    let unanswered = self.session.in_flight.waiting() + self.transport.pending();
+                    if unanswered >= self.session.run.in_flight {
                         break;
                     }
-                    let again = self.to_repeat.pop();
-                    let Some((group, peer)) = again.or_else(|| Some((group, order.next()?))) else {
+                    let repeated = self.to_repeat.pop();
+                    let Some((group, peer)) = repeated.or_else(|| Some((group, order.next()?)))
+                    else {
                         break;
                     };
-                    self.transport.depart_entry(&mut self.books, group, peer)?;
+                    self.transport.depart_entry(&mut self.session, group, peer)?;
                 }
-                self.transport.flush(&mut self.books)?;
-                // What was refused at once is to be repeated, too.
+                self.transport.flush(&mut self.session)?;
+                // Requests that failed immediately are repeated, too.
                 self.expire(now_ns);
-                let under_way = self.books.flight.waiting() + self.transport.pending();
-                if under_way == 0 && self.to_repeat.is_empty() {
+                let unanswered = self.session.in_flight.waiting() + self.transport.pending();
+                if unanswered == 0 && self.to_repeat.is_empty() {
                     break;
                 }
-                if self.books.tally.silent_ns(now_ns) > FIRST_ANSWER.as_nanos() as u64 {
+                if self.session.run_stats.silent_ns(now_ns) > FIRST_REPLY_TIMEOUT.as_nanos() as u64
+                {
                     let url = self.transport.url(group);
                     return Err(io::Error::other(format!(
-                        "{url} has not answered for {FIRST_ANSWER:?}; is it still up?"
+                        "{url} has not replied for {FIRST_REPLY_TIMEOUT:?}; is it still up?"
                     )));
                 }
             }
         }
-        self.entering = false;
+        self.filling = false;
         Ok(())
     }
 
-    /// Takes the answers that are still on their way
+    /// Receives until no request is unanswered.
     fn drain(&mut self) -> io::Result<()> {
-        while self.books.flight.waiting() > 0 {
+        while self.session.in_flight.waiting() > 0 {
             self.receive()?;
-            self.expire(self.books.now_ns());
+            self.expire(self.session.now_ns());
         }
         Ok(())
     }
 
     fn receive(&mut self) -> io::Result<usize> {
-        self.transport.receive(&mut self.books)
+        self.transport.receive(&mut self.session)
     }
 
-    /// Gives up what has waited too long, and looks after all that was given up since
+    /// Gives up requests that exceed the timeout, and processes all requests given up since the last call.
     fn expire(&mut self, now_ns: u64) {
-        self.books.expire(now_ns);
-        while let Some((request, is_news)) = self.books.next_given_up() {
-            if is_news {
-                self.transport.given_up(&mut self.books, &request);
+        self.session.expire(now_ns);
+        while let Some((request, notify_transport)) = self.session.next_given_up() {
+            if notify_transport {
+                self.transport.given_up(&mut self.session, &request);
             }
-            if self.entering && matches!(request.kind, Kind::Announce { .. }) {
+            if self.filling && matches!(request.kind, RequestKind::Announce { .. }) {
                 self.to_repeat.push((request.group.into(), request.subject));
             }
         }
     }
 
-    /// Sends what is due of the floods; returns how much
+    /// Sends the flood requests that are due; returns their number.
     fn depart_floods(&mut self, floods: &mut Floods, now_ns: u64) -> io::Result<usize> {
         let mut departed = 0;
-        for (arrivals, flooding) in &mut floods.0 {
-            while departed < BATCH && arrivals.next(&mut self.books.rng, now_ns).is_some() {
-                self.transport.depart_flood(&mut self.books, *flooding)?;
+        for (arrivals, flood_kind) in &mut floods.0 {
+            while departed < BATCH && arrivals.next(&mut self.session.rng, now_ns).is_some() {
+                self.transport.depart_flood(&mut self.session, *flood_kind)?;
                 departed += 1;
             }
         }
@@ -259,52 +275,52 @@ impl<'a, T: Transport> Engine<'a, T> {
     }
 }
 
-/// Each number below `count` once, neighbours far apart
+/// Returns each number below `count` once, with consecutive numbers far apart.
 fn shuffled(count: u32) -> impl Iterator<Item = u32> {
     let count = u64::from(count);
-    let divides = |mut a: u64, mut b: u64| {
+    let have_common_divisor = |mut a: u64, mut b: u64| {
         while b > 0 {
             (a, b) = (b, a % b);
         }
         a > 1
     };
-    // The golden section spreads best; a stride with a common divisor would come round too early.
+    // The golden ratio spreads best; a stride with a common divisor would repeat numbers.
     let mut stride = (count as f64 * 0.618) as u64 + 1;
-    while divides(stride, count) {
+    while have_common_divisor(stride, count) {
         stride += 1;
     }
     (0..count).map(move |at| (at * stride % count) as u32)
 }
 
-/// Requests that no client would send, each kind at its own pace
-struct Floods([(Poisson, Flooding); 3]);
+/// Requests that no client would send, each kind at its own rate.
+struct Floods([(Poisson, FloodKind); 3]);
 
 impl Floods {
     fn new(flood: &Flood, start_ns: u64) -> Self {
-        let at = |rate, flooding| (Poisson::new(rate, start_ns), flooding);
+        let at = |rate, flood_kind| (Poisson::new(rate, start_ns), flood_kind);
         Self([
-            at(flood.connects, Flooding::Connect),
-            at(flood.forged, Flooding::Forged),
-            at(flood.garbage, Flooding::Garbage),
+            at(flood.connects, FloodKind::Connect),
+            at(flood.forged, FloodKind::Forged),
+            at(flood.garbage, FloodKind::Garbage),
         ])
     }
 }
 
-/// What the server had used before a step
+/// Resources that the server had used before a step.
 struct Usage {
     core: Option<observe::Core>,
     process_s: Option<f64>,
 }
 
 impl Usage {
-    fn of(run: &Run) -> Self {
+    fn of(run: &RunOptions) -> Self {
         Self {
             core: run.server_cpu.and_then(observe::core),
             process_s: run.server_pid.and_then(observe::process_s),
         }
     }
 
-    fn until_now(&self, run: &Run) -> Option<record::Server> {
+    fn until_now(&self, run: &RunOptions) -> Option<record::Server> {
         let now = Self::of(run);
         let since = |now: Option<f64>, before: Option<f64>| Some(now? - before?);
         let of_core =
@@ -325,7 +341,7 @@ fn shell(command: &str) -> Command {
     shell
 }
 
-fn judge_command(command: &str, status: ExitStatus) -> io::Result<()> {
+fn check_exit_status(command: &str, status: ExitStatus) -> io::Result<()> {
     if status.success() {
         return Ok(());
     }
@@ -335,11 +351,11 @@ fn judge_command(command: &str, status: ExitStatus) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn an_order_has_each_number_once() {
+    fn shuffled_numbers_are_complete() {
         for count in [0, 1, 2, 3, 10, 97, 1_000, 65_536] {
-            let mut seen: Vec<u32> = super::shuffled(count).collect();
-            seen.sort_unstable();
-            assert!(seen.into_iter().eq(0..count), "{count}");
+            let mut numbers: Vec<u32> = super::shuffled(count).collect();
+            numbers.sort_unstable();
+            assert!(numbers.into_iter().eq(0..count), "{count}");
         }
     }
 }

@@ -1,9 +1,9 @@
-//! The report: one page with tables and plots that needs nothing from elsewhere.
+//! The HTML report: one page with tables and plots that loads nothing from elsewhere.
 
-use crate::plot::{Axis, Line, colour, draw, escape};
+use crate::plot::{Axis, PlotLine, colour, draw, escape};
 use crate::summary::{of_run, rows};
 use std::fmt::Write;
-use tsubame_bench::record::{Record, Step};
+use tsubame_bench::record::{Record, StepRecord};
 
 const STYLE: &str = "body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:60em;padding:0 1em;\
     color:#222;background:#fff}h1,h2{font-weight:600}table{border-collapse:collapse;margin:1em 0}\
@@ -14,7 +14,7 @@ const STYLE: &str = "body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;ma
     color:#ddd;background:#181818}svg text{fill:#ddd}.grid{stroke:#444}td,th{border-color:#444}\
     pre{background:#222}}";
 
-/// One run, or several side by side: ratios are against the first
+/// Returns the report of one or several runs; ratios are relative to the first.
 pub(crate) fn report(records: &[Record]) -> String {
     let names: Vec<_> = records.iter().map(|record| escape(&record.name)).collect();
     let title = names.join(" / ");
@@ -44,7 +44,8 @@ pub(crate) fn report(records: &[Record]) -> String {
     html
 }
 
-fn section(names: &[String], steps: &[Option<&Step>]) -> String {
+/// Returns the table and the plots of a step.
+fn section(names: &[String], steps: &[Option<&StepRecord>]) -> String {
     let title = steps.iter().flatten().next().map_or("", |step| step.name.as_str());
     let mut html = format!("<h2>{}</h2>\n<table><tr><th></th>", escape(title));
     names.iter().for_each(|name| _ = write!(html, "<th>{name}</th>"));
@@ -57,32 +58,32 @@ fn section(names: &[String], steps: &[Option<&Step>]) -> String {
         html.push_str("</tr>\n");
     }
     html.push_str("</table>\n");
-    let of_each = |points: &dyn Fn(&Step) -> Vec<(f64, f64)>| -> Vec<Line> {
+    let of_each = |points: &dyn Fn(&StepRecord) -> Vec<(f64, f64)>| -> Vec<PlotLine> {
         let named = names.iter().zip(steps).filter_map(|(name, step)| Some((name, (*step)?)));
-        named.map(|(name, step)| Line { name: name.clone(), points: points(step) }).collect()
+        named.map(|(name, step)| PlotLine { name: name.clone(), points: points(step) }).collect()
     };
     let plain = |name| Axis { name, marks: Vec::new(), logarithmic: false };
-    html.push_str(&draw(&plain("seconds"), &plain("answers a second"), &of_each(&throughput)));
+    html.push_str(&draw(&plain("seconds"), &plain("answers per second"), &of_each(&throughput)));
     let microseconds = Axis { name: "latency, us", marks: Vec::new(), logarithmic: true };
-    html.push_str(&draw(&rarity(), &microseconds, &of_each(&percentiles)));
+    html.push_str(&draw(&percentile_axis(), &microseconds, &of_each(&percentiles)));
     html
 }
 
-/// Answers over time; the last tenth is rarely whole
-fn throughput(step: &Step) -> Vec<(f64, f64)> {
+/// Returns the replies per second over time, without the last tenth of a second, which is rarely complete.
+fn throughput(step: &StepRecord) -> Vec<(f64, f64)> {
     let whole = (step.seconds * 10.0) as usize;
     let tenths = step.series.iter().take(whole).enumerate();
     tenths.map(|(at, tenth)| (at as f64 / 10.0, f64::from(tenth.answered) * 10.0)).collect()
 }
 
-/// Latency by how rare it is: one in so many is longer
-fn percentiles(step: &Step) -> Vec<(f64, f64)> {
+/// Returns the latency by rarity: one request in so many has a higher latency.
+fn percentiles(step: &StepRecord) -> Vec<(f64, f64)> {
     let below = step.latency.percentiles.iter().filter(|(at, _)| *at < 100.0);
     below.map(|(at, us)| (100.0 / (100.0 - at), *us)).collect()
 }
 
-/// The axis of percentiles, on which each nine takes as much room
-fn rarity() -> Axis {
+/// Returns the axis of percentiles, on which each further nine has the same width.
+fn percentile_axis() -> Axis {
     let marks = [0.0, 50.0, 90.0, 99.0, 99.9, 99.99, 99.999, 99.9999];
     let mark = |at: f64| (100.0 / (100.0 - at), format!("{at} %"));
     let marks = marks.into_iter().map(mark).collect();

@@ -1,23 +1,24 @@
-//! `tsubame-load`: puts a tracker under the load of a population, and says what it answers and how fast.
+//! `tsubame-load`: loads a tracker with the requests of a simulated population of clients, checks the replies, and
+//! reports rates and latency.
 
-mod books;
 mod check;
 mod clients;
 mod datagrams;
 mod engine;
-mod flight;
 mod html;
 mod http;
+mod in_flight;
 mod options;
 mod pace;
 mod plot;
 mod population;
 mod progress;
 mod protocol;
+mod run_stats;
+mod session;
 mod sources;
 mod streams;
 mod summary;
-mod tally;
 #[cfg(test)]
 mod tests;
 mod udp;
@@ -25,8 +26,10 @@ mod udp;
 use clap::Parser;
 use datagrams::Datagrams;
 use engine::{Engine, Transport};
-use http::Paths;
-use options::{Action, Cli, Command, Flood, Mix, Protocol, Run, Step, Target};
+use http::HttpPaths;
+use options::{
+    Flood, LoadAction, LoadCli, LoadCommand, LoadProtocol, LoadStep, RequestMix, RunOptions, Target,
+};
 use population::{Population, info_hash};
 use std::io;
 use std::io::Write;
@@ -37,14 +40,14 @@ use tsubame_bench::batch::SEGMENTS_MAX;
 use tsubame_bench::observe;
 use tsubame_bench::record::{self, Record};
 
-/// Peers for each torrent of a public tracker
+/// Average number of peers of a torrent on a public tracker.
 const PEERS_PER_TORRENT: f64 = 2.45;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = LoadCli::parse();
     let done = match cli.command {
-        Some(Command::Compare { records, html }) => compare(&records, html.as_deref()),
-        Some(Command::Hashes { torrents }) => print_hashes(torrents),
+        Some(LoadCommand::Compare { records, html }) => compare(&records, html.as_deref()),
+        Some(LoadCommand::Hashes { torrents }) => print_hashes(torrents),
         None => run(&cli.run),
     };
     match done {
@@ -56,8 +59,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Does a run and reports it
-fn run(run: &Run) -> Result<(), String> {
+/// Performs a run and writes its reports.
+fn run(run: &RunOptions) -> Result<(), String> {
     let record = measure(run)?;
     if !run.quiet {
         print!("{}", summary::of_run(&record));
@@ -68,15 +71,15 @@ fn run(run: &Run) -> Result<(), String> {
     write_html(run.html.as_deref(), &[record])
 }
 
-/// Does a run
-fn measure(run: &Run) -> Result<Record, String> {
+/// Performs a run and returns its record.
+fn measure(run: &RunOptions) -> Result<Record, String> {
     let steps = run.steps()?;
     check_limits(run)?;
     let peers = run.peers.unwrap_or((f64::from(run.torrents) * PEERS_PER_TORRENT) as u32).max(1);
     let groups = groups(run, peers)?;
     let (peers, recorded) = match groups[0].0.protocol {
-        Protocol::Udp => measure_udp(run, &steps, &groups)?,
-        Protocol::Http => measure_http(run, &steps, &groups)?,
+        LoadProtocol::Udp => measure_udp(run, &steps, &groups)?,
+        LoadProtocol::Http => measure_http(run, &steps, &groups)?,
     };
     let targets: Vec<String> = run.targets.iter().map(|target| target.url.clone()).collect();
     Ok(Record {
@@ -92,7 +95,8 @@ fn measure(run: &Run) -> Result<Record, String> {
     })
 }
 
-fn check_limits(run: &Run) -> Result<(), String> {
+/// Checks that the values of the options are in their ranges.
+fn check_limits(run: &RunOptions) -> Result<(), String> {
     let is_share = |value: f64| (0.0..=1.0).contains(&value);
     let limits = [
         ("--torrents", run.torrents > 0, "at least 1"),
@@ -106,25 +110,26 @@ fn check_limits(run: &Run) -> Result<(), String> {
         ("--sources", run.sources > 0, "at least 1"),
         ("--timeout", (1..=60_000).contains(&run.timeout.as_millis()), "1ms to 60s"),
     ];
-    match limits.iter().find(|(_, holds, _)| !holds) {
+    match limits.iter().find(|(_, is_valid, _)| !is_valid) {
         Some((flag, _, range)) => Err(format!("{flag} must be {range}")),
         None => Ok(()),
     }
 }
 
-/// Targets in the order of the population's groups, with the peers of each
-fn groups(run: &Run, peers: u32) -> Result<Vec<(&Target, u32)>, String> {
+/// Returns the targets in the order of the peer groups of the population, each with its number of peers.
+fn groups(run: &RunOptions, peers: u32) -> Result<Vec<(&Target, u32)>, String> {
     let of_family = |v6: bool| run.targets.iter().filter(move |t| t.address.is_ipv6() == v6);
     let Some(first) = run.targets.first() else {
         return Err(
-            "no tracker is given; the last argument is its URL, as udp://HOST:PORT".to_owned()
+            "no tracker is given; add its URL as the last argument: udp://HOST:PORT".to_owned()
         );
     };
     if of_family(false).count() > 1 || of_family(true).count() > 1 {
-        return Err("two trackers of one address family are given; one of each at most".to_owned());
+        return Err("two trackers of the same address family are given; give at most one of each"
+            .to_owned());
     }
     if run.targets.iter().any(|target| target.protocol != first.protocol) {
-        return Err("a UDP and an HTTP tracker are given; one protocol for a run".to_owned());
+        return Err("a UDP and an HTTP tracker are given; a run supports one protocol".to_owned());
     }
     let share = |target: &Target| match (run.targets.len(), target.address.is_ipv6()) {
         (1, _) => 1.0,
@@ -136,10 +141,10 @@ fn groups(run: &Run, peers: u32) -> Result<Vec<(&Target, u32)>, String> {
 }
 
 fn measure_udp(
-    run: &Run,
-    steps: &[Step],
+    run: &RunOptions,
+    steps: &[LoadStep],
     groups: &[(&Target, u32)],
-) -> Result<(u32, Vec<record::Step>), String> {
+) -> Result<(u32, Vec<record::StepRecord>), String> {
     let sources = groups.iter().map(|(target, peers)| {
         let sources = sources::choose(target.address, run.sources, *peers, &run.source_networks)?;
         Ok((sources, *peers))
@@ -152,42 +157,44 @@ fn measure_udp(
 }
 
 fn measure_http(
-    run: &Run,
-    steps: &[Step],
+    run: &RunOptions,
+    steps: &[LoadStep],
     groups: &[(&Target, u32)],
-) -> Result<(u32, Vec<record::Step>), String> {
+) -> Result<(u32, Vec<record::StepRecord>), String> {
     let loads = steps.iter().filter_map(|step| match &step.action {
-        Action::Load(load) => Some(load),
+        LoadAction::Load(load) => Some(load),
         _ => None,
     });
     if run.segments > 1 || loads.clone().any(|load| load.flood != Flood::default()) {
-        return Err("--segments and floods are of datagrams; there are none over HTTP".to_owned());
+        return Err("--segments and floods are available over UDP only".to_owned());
     }
-    let asks = |mix: &Mix| mix.announce + mix.scrape > 0.0;
-    if !asks(&run.mix) || !loads.clone().all(|load| asks(&load.mix)) {
-        return Err("--mix asks for nothing that there is over HTTP: announces, scrapes".to_owned());
+    let has_requests = |mix: &RequestMix| mix.announce + mix.scrape > 0.0;
+    if !has_requests(&run.mix) || !loads.clone().all(|load| has_requests(&load.mix)) {
+        return Err(
+            "--mix has no request that exists over HTTP: give announce or scrape".to_owned()
+        );
     }
-    // Each connection is a file.
-    tsubame::run::raise_file_limit();
+    // Each connection uses a file descriptor.
+    tsubame::process::run::raise_file_limit();
     let scrapes = run.mix.scrape > 0.0 || loads.clone().any(|load| load.mix.scrape > 0.0);
-    let links = loads.map(|load| load.in_flight).chain([run.in_flight]).max().unwrap_or(1);
+    let connections = loads.map(|load| load.in_flight).chain([run.in_flight]).max().unwrap_or(1);
     let all: u32 = groups.iter().map(|(_, peers)| peers).sum();
     let (mut counts, mut sources) = (Vec::new(), Vec::new());
     for (target, peers) in groups {
-        if scrapes && !Paths::new(&target.authority, &target.path).has_scrape() {
+        if scrapes && !HttpPaths::new(&target.authority, &target.path).has_scrape() {
             return Err(format!(
-                "{}: its last part is not announce, so there is no scrape path (BEP 48); leave scrapes out, as \
+                "{}: the path does not end in announce, so there is no scrape path (BEP 48); leave scrapes out: \
                  --mix announce=1",
                 target.url
             ));
         }
-        let count = (links as f64 * f64::from(*peers) / f64::from(all)).ceil() as usize;
-        // A connection that is kept belongs to one address.
+        let count = (connections as f64 * f64::from(*peers) / f64::from(all)).ceil() as usize;
+        // A persistent connection belongs to one source address.
         let wanted = if run.close { run.sources } else { run.sources.min(count as u32) };
         let chosen = sources::choose(target.address, wanted, *peers, &run.source_networks)?;
         if !run.close && chosen.count as usize > count {
             return Err(format!(
-                "{peers} peers need {} addresses, each with a connection of its own; give --in-flight {} or more, \
+                "{peers} peers need {} addresses, each with its own connection; give --in-flight {} or more, \
                  or --close",
                 chosen.count,
                 u64::from(chosen.count) * u64::from(all) / u64::from(*peers) + 1
@@ -202,13 +209,13 @@ fn measure_http(
     do_steps(run, steps, streams, population)
 }
 
-/// Does the steps of a run; returns the number of peers, and what came of each step
+/// Performs the steps of a run. Returns the number of peers, and the records of the steps.
 fn do_steps(
-    run: &Run,
-    steps: &[Step],
+    run: &RunOptions,
+    steps: &[LoadStep],
     transport: impl Transport,
     population: Population,
-) -> Result<(u32, Vec<record::Step>), String> {
+) -> Result<(u32, Vec<record::StepRecord>), String> {
     let peers = population.peers();
     let engine = Engine::new(run, transport, population);
     let mut engine = engine.map_err(|error| error.to_string())?;
@@ -220,7 +227,7 @@ fn do_steps(
     Ok((peers, recorded))
 }
 
-/// Sets runs side by side
+/// Prints a comparison of runs.
 fn compare(paths: &[PathBuf], html: Option<&Path>) -> Result<(), String> {
     let read = |path: &PathBuf| {
         Record::read(path)
@@ -237,7 +244,7 @@ fn write_html(path: Option<&Path>, records: &[Record]) -> Result<(), String> {
         .map_err(|error| format!("--html {}: {error}", path.display()))
 }
 
-/// Prints info hashes, as lists of permitted torrents have them
+/// Prints info hashes, one per line, in the format of a list of permitted torrents.
 fn print_hashes(torrents: u32) -> Result<(), String> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     let mut print = || -> io::Result<()> {

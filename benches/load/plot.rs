@@ -9,31 +9,31 @@ const RIGHT: f64 = 16.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 40.0;
 
-/// Colours of lines, told apart also by those who see few of them
+/// Colours of the lines, which people with colour blindness can distinguish as well.
 const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"];
 
-/// An axis
+/// An axis of a plot.
 pub(crate) struct Axis {
     pub(crate) name: &'static str,
-    /// Where marks go, with their texts; empty for a few round numbers
+    /// Positions and texts of the marks; if empty, a few round numbers are marked.
     pub(crate) marks: Vec<(f64, String)>,
-    /// Whether equal ratios are equally far apart
+    /// Whether the scale is logarithmic.
     pub(crate) logarithmic: bool,
 }
 
-/// A line with its name
-pub(crate) struct Line {
+/// A line of a plot.
+pub(crate) struct PlotLine {
     pub(crate) name: String,
     pub(crate) points: Vec<(f64, f64)>,
 }
 
-/// The colour of a line by its number
+/// Returns the colour of the line with this number.
 pub(crate) fn colour(number: usize) -> &'static str {
     COLOURS[number % COLOURS.len()]
 }
 
-/// From values to places
-struct Scale {
+/// Maps values to coordinates.
+struct PlotScale {
     from: f64,
     to: f64,
     start: f64,
@@ -41,8 +41,9 @@ struct Scale {
     logarithmic: bool,
 }
 
-impl Scale {
-    fn place(&self, value: f64) -> f64 {
+impl PlotScale {
+    /// Returns the coordinate of a value.
+    fn project(&self, value: f64) -> f64 {
         let share = match self.logarithmic {
             true => (value.max(self.from) / self.from).ln() / (self.to / self.from).ln(),
             false => (value - self.from) / (self.to - self.from),
@@ -50,6 +51,7 @@ impl Scale {
         self.start + share * (self.end - self.start)
     }
 
+    /// Returns the values of round numbers, and their texts.
     fn marks(&self) -> Vec<(f64, String)> {
         if self.logarithmic {
             let mut marks = Vec::new();
@@ -70,6 +72,7 @@ impl Scale {
     }
 }
 
+/// Returns a number with a unit prefix.
 fn round(value: f64) -> String {
     match value.abs() {
         1e6.. => format!("{} M", value / 1e6),
@@ -78,8 +81,8 @@ fn round(value: f64) -> String {
     }
 }
 
-/// Draws lines; nothing if there is nothing to draw
-pub(crate) fn draw(x: &Axis, y: &Axis, lines: &[Line]) -> String {
+/// Returns the SVG of a plot, or a note if there are no points.
+pub(crate) fn draw(x: &Axis, y: &Axis, lines: &[PlotLine]) -> String {
     let points = || lines.iter().flat_map(|line| &line.points);
     let span = |of: fn(&(f64, f64)) -> f64, axis: &Axis| {
         let low = points().map(of).fold(f64::INFINITY, f64::min);
@@ -91,7 +94,7 @@ pub(crate) fn draw(x: &Axis, y: &Axis, lines: &[Line]) -> String {
         return "<p>No answers.</p>".to_owned();
     }
     let ((x_from, x_to), (y_from, y_to)) = (span(|point| point.0, x), span(|point| point.1, y));
-    let across = Scale {
+    let across = PlotScale {
         from: x_from,
         to: x_to,
         start: LEFT,
@@ -99,11 +102,11 @@ pub(crate) fn draw(x: &Axis, y: &Axis, lines: &[Line]) -> String {
         logarithmic: x.logarithmic,
     };
     let (start, end) = (HEIGHT - BOTTOM, TOP);
-    let up = Scale { from: y_from, to: y_to * 1.05, start, end, logarithmic: y.logarithmic };
+    let up = PlotScale { from: y_from, to: y_to * 1.05, start, end, logarithmic: y.logarithmic };
     let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">\n");
     let marks = if x.marks.is_empty() { across.marks() } else { x.marks.clone() };
     for (value, text) in marks.into_iter().filter(|(value, _)| (x_from..=x_to).contains(value)) {
-        let at = across.place(value);
+        let at = across.project(value);
         _ = writeln!(
             svg,
             "<line x1=\"{at:.1}\" y1=\"{start}\" x2=\"{at:.1}\" y2=\"{end}\" class=\"grid\"/>"
@@ -112,7 +115,7 @@ pub(crate) fn draw(x: &Axis, y: &Axis, lines: &[Line]) -> String {
         _ = writeln!(svg, "<text x=\"{at:.1}\" y=\"{below}\" text-anchor=\"middle\">{text}</text>");
     }
     for (value, text) in up.marks() {
-        let (at, right) = (up.place(value), WIDTH - RIGHT);
+        let (at, right) = (up.project(value), WIDTH - RIGHT);
         _ = writeln!(
             svg,
             "<line x1=\"{LEFT}\" y1=\"{at:.1}\" x2=\"{right}\" y2=\"{at:.1}\" class=\"grid\"/>"
@@ -121,8 +124,9 @@ pub(crate) fn draw(x: &Axis, y: &Axis, lines: &[Line]) -> String {
         _ = writeln!(svg, "<text x=\"{beside}\" y=\"{low:.1}\" text-anchor=\"end\">{text}</text>");
     }
     for (number, line) in lines.iter().enumerate() {
-        let place = |(x, y): &(f64, f64)| format!("{:.1},{:.1}", across.place(*x), up.place(*y));
-        let path: Vec<_> = line.points.iter().map(place).collect();
+        let project =
+            |(x, y): &(f64, f64)| format!("{:.1},{:.1}", across.project(*x), up.project(*y));
+        let path: Vec<_> = line.points.iter().map(project).collect();
         let (path, colour, name) = (path.join(" "), colour(number), escape(&line.name));
         _ = writeln!(
             svg,
@@ -145,7 +149,7 @@ pub(crate) fn draw(x: &Axis, y: &Axis, lines: &[Line]) -> String {
     svg
 }
 
-/// Text as HTML has it
+/// Escapes a text for HTML.
 pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
@@ -155,16 +159,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn points_lie_where_they_belong() {
-        let linear = Scale { from: 0.0, to: 10.0, start: 100.0, end: 200.0, logarithmic: false };
-        assert_eq!(linear.place(5.0), 150.0);
+    fn points_and_marks_have_the_right_coordinates() {
+        let linear =
+            PlotScale { from: 0.0, to: 10.0, start: 100.0, end: 200.0, logarithmic: false };
+        assert_eq!(linear.project(5.0), 150.0);
         assert_eq!(linear.marks().len(), 6);
-        let logarithmic = Scale { from: 1.0, to: 100.0, start: 0.0, end: 100.0, logarithmic: true };
-        assert!((logarithmic.place(10.0) - 50.0).abs() < 1e-9);
+        let logarithmic =
+            PlotScale { from: 1.0, to: 100.0, start: 0.0, end: 100.0, logarithmic: true };
+        assert!((logarithmic.project(10.0) - 50.0).abs() < 1e-9);
         let texts: Vec<_> = logarithmic.marks().into_iter().map(|(_, text)| text).collect();
         assert_eq!(texts, ["1", "10", "100"]);
         let axis = |name| Axis { name, marks: Vec::new(), logarithmic: false };
-        let line = Line { name: "<a>".to_owned(), points: vec![(0.0, 1.0), (1.0, 1.0)] };
+        let line = PlotLine { name: "<a>".to_owned(), points: vec![(0.0, 1.0), (1.0, 1.0)] };
         let svg = draw(&axis("x"), &axis("y"), &[line]);
         assert!(svg.contains("&lt;a&gt;") && !svg.contains("NaN"), "{svg}");
         assert!(draw(&axis("x"), &axis("y"), &[]).contains("No answers"));

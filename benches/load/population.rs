@@ -1,24 +1,27 @@
-//! Who announces what: torrents by popularity, peers with addresses of their own, and what each is up to.
+//! The simulated population: torrents by popularity, peers with their own addresses and ports, and the state of each
+//! peer.
 
 use fastrand::Rng;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use tsubame_bench::{info_hash_of, peers_of};
 
-use crate::protocol::Event;
+use crate::protocol::LoadEvent;
 
-/// Ports a client may listen on
+/// First port of the peers.
 const PORT_FIRST: u16 = 1_024;
+/// Number of ports of the peers.
 const PORTS: u32 = u16::MAX as u32 - PORT_FIRST as u32 + 1;
 
-/// Bytes a leecher lacks
+/// Bytes that a leecher has left to download.
 const LEFT: u64 = 700 << 20;
 
-/// How peers spread over torrents
+/// Distribution of peers over torrents.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Shape {
-    /// The share of the torrent of rank r falls with r to this power
+    /// The share of the torrent of rank r is proportional to `r^-s`, where s is this exponent.
     Zipf(f64),
-    /// A public tracker's: 60 % of torrents with 1 peer, 20 % 2, 10 % 3, 5 % 5, 4 % 10, 1 % 50
+    /// Of a public tracker: 60 % of torrents with 1 peer, 20 % with 2, 10 % with 3, 5 % with 5, 4 % with 10, 1 % with
+    /// 50.
     Public,
 }
 
@@ -27,7 +30,9 @@ impl std::str::FromStr for Shape {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
-            format!("{text:?} is neither \"public\" nor \"zipf:EXPONENT\" (0 to 3), as zipf:0.8")
+            format!(
+                "{text:?} is neither \"public\" nor \"zipf:EXPONENT\" (0 to 3), for example zipf:0.8"
+            )
         };
         if text == "public" {
             return Ok(Self::Public);
@@ -38,16 +43,17 @@ impl std::str::FromStr for Shape {
     }
 }
 
-/// Addresses that clients have, one behind the other
+/// Consecutive addresses of the clients.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Sources {
+pub(crate) struct SourceAddresses {
     pub(crate) first: IpAddr,
     pub(crate) count: u32,
-    /// Whether the socket must be told which one a request leaves from
+    /// Whether the source address of each request must be set.
     pub(crate) many: bool,
 }
 
-impl Sources {
+impl SourceAddresses {
+    /// Returns the address with this number.
     pub(crate) fn address(&self, index: u32) -> IpAddr {
         match self.first {
             IpAddr::V4(first) => Ipv4Addr::from(u32::from(first).wrapping_add(index)).into(),
@@ -55,6 +61,7 @@ impl Sources {
         }
     }
 
+    /// Returns the number of an address.
     fn index(&self, address: &[u8]) -> Option<u32> {
         let offset = match (self.first, address.len()) {
             (IpAddr::V4(first), 4) => {
@@ -71,158 +78,164 @@ impl Sources {
     }
 }
 
-/// What a peer is up to
+/// State of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum PeerState {
     Absent,
     Leecher,
     Seeder,
 }
 
-/// The peers of one address family
-pub(crate) struct Group {
-    pub(crate) sources: Sources,
+/// The peers of one address family.
+pub(crate) struct PeerGroup {
+    pub(crate) sources: SourceAddresses,
     torrent_of: Vec<u32>,
-    states: Vec<State>,
-    /// By peer: how many requests had left when the tracker confirmed that it is gone; 0 while it is there
+    states: Vec<PeerState>,
+    /// By peer: number of requests sent when the tracker confirmed that the peer stopped; 0 while it takes part.
     gone: Vec<u32>,
 }
 
-/// All peers, and how many a torrent can have
+/// All peers, and the number of peers of each torrent.
 pub(crate) struct Population {
-    pub(crate) groups: Vec<Group>,
+    pub(crate) groups: Vec<PeerGroup>,
     peers_in: Vec<u32>,
     churn: f64,
 }
 
-/// What the next announce of a peer says
+/// Parameters of the next announce of a peer.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Step {
-    pub(crate) event: Event,
+pub(crate) struct PeerStep {
+    pub(crate) event: LoadEvent,
     pub(crate) left: u64,
 }
 
 impl Population {
-    /// Torrents of this shape with so many peers for each group; `churn` is the share of announces by which
-    /// a peer completes or leaves
+    /// Creates a population with a number of peers for each group. `churn` is the share of announces with which a peer
+    /// completes or stops.
     pub(crate) fn new(
         torrents: u32,
         shape: Shape,
-        groups: &[(Sources, u32)],
+        groups: &[(SourceAddresses, u32)],
         churn: f64,
     ) -> Result<Self, String> {
         let mut peers_in = vec![0; torrents as usize];
         let shares = shares(torrents, shape);
         let mut built = Vec::new();
         for (sources, peers) in groups {
-            let room = u64::from(sources.count) * u64::from(PORTS);
-            if u64::from(*peers) > room {
+            let peers_max = u64::from(sources.count) * u64::from(PORTS);
+            if u64::from(*peers) > peers_max {
                 return Err(format!(
-                    "{peers} peers need more than {} addresses ({room} peers at most); give more with \
-                     --sources, or fewer peers",
+                    "{peers} peers need more than {} addresses (at most {peers_max} peers); increase --sources or \
+                     reduce --peers",
                     sources.count
                 ));
             }
             let torrent_of = spread(&shares, *peers);
             torrent_of.iter().for_each(|torrent| peers_in[*torrent as usize] += 1);
-            let (states, gone) = (vec![State::Absent; torrent_of.len()], vec![0; torrent_of.len()]);
-            built.push(Group { sources: *sources, torrent_of, states, gone });
+            let (states, gone) =
+                (vec![PeerState::Absent; torrent_of.len()], vec![0; torrent_of.len()]);
+            built.push(PeerGroup { sources: *sources, torrent_of, states, gone });
         }
         Ok(Self { groups: built, peers_in, churn })
     }
 
+    /// Returns the number of torrents.
     pub(crate) fn torrents(&self) -> u32 {
         self.peers_in.len() as u32
     }
 
+    /// Returns the number of peers of all groups.
     pub(crate) fn peers(&self) -> u32 {
-        self.groups.iter().map(Group::peers).sum()
+        self.groups.iter().map(PeerGroup::peers).sum()
     }
 
-    /// Peers that a torrent can have, of both families
+    /// Returns the maximum number of peers of a torrent, of both address families.
     pub(crate) fn peers_in(&self, torrent: u32) -> u32 {
         self.peers_in.get(torrent as usize).copied().unwrap_or(0)
     }
 
-    /// Lets a peer take its next step
-    pub(crate) fn step(&mut self, rng: &mut Rng, group: usize, peer: u32) -> Step {
+    /// Advances the state of a peer; returns its next announce.
+    pub(crate) fn step(&mut self, rng: &mut Rng, group: usize, peer: u32) -> PeerStep {
         let churn = self.churn;
         let group = &mut self.groups[group];
         let state = &mut group.states[peer as usize];
         let draw = rng.f64();
         let event = match *state {
-            State::Absent => Event::Started,
-            State::Leecher if draw < churn / 2.0 => Event::Completed,
-            _ if draw < churn => Event::Stopped,
-            _ => Event::None,
+            PeerState::Absent => LoadEvent::Started,
+            PeerState::Leecher if draw < churn / 2.0 => LoadEvent::Completed,
+            _ if draw < churn => LoadEvent::Stopped,
+            _ => LoadEvent::None,
         };
         *state = match (event, *state) {
-            (Event::Started, _) if is_seeder(peer) => State::Seeder,
-            (Event::Started, _) => State::Leecher,
-            (Event::Completed, _) => State::Seeder,
-            (Event::Stopped, _) => State::Absent,
-            (Event::None, state) => state,
+            (LoadEvent::Started, _) if is_seeder(peer) => PeerState::Seeder,
+            (LoadEvent::Started, _) => PeerState::Leecher,
+            (LoadEvent::Completed, _) => PeerState::Seeder,
+            (LoadEvent::Stopped, _) => PeerState::Absent,
+            (LoadEvent::None, state) => state,
         };
-        if event == Event::Started {
+        if event == LoadEvent::Started {
             group.gone[peer as usize] = 0;
         }
-        // Who stops does not say any more what it was.
-        let left = if *state == State::Seeder { 0 } else { LEFT };
-        Step { event, left }
+        // A stopped peer announces itself as a leecher, whatever it was.
+        let left = if *state == PeerState::Seeder { 0 } else { LEFT };
+        PeerStep { event, left }
     }
 
-    /// Lets a peer begin, whatever it was up to
-    pub(crate) fn enter(&mut self, group: usize, peer: u32) -> Step {
+    /// Starts a peer whatever its state is; returns its announce.
+    pub(crate) fn enter(&mut self, group: usize, peer: u32) -> PeerStep {
         let group = &mut self.groups[group];
         group.gone[peer as usize] = 0;
         let seeds = is_seeder(peer);
-        group.states[peer as usize] = if seeds { State::Seeder } else { State::Leecher };
-        Step { event: Event::Started, left: if seeds { 0 } else { LEFT } }
+        group.states[peer as usize] = if seeds { PeerState::Seeder } else { PeerState::Leecher };
+        PeerStep { event: LoadEvent::Started, left: if seeds { 0 } else { LEFT } }
     }
 
-    /// Notes that the tracker has confirmed that a peer is gone, when so many requests had left
+    /// Notes that the tracker has confirmed that a peer stopped, after `departed` requests were sent.
     pub(crate) fn confirm_gone(&mut self, group: usize, peer: u32, departed: u64) {
         let group = &mut self.groups[group];
-        if group.states[peer as usize] == State::Absent {
+        if group.states[peer as usize] == PeerState::Absent {
             group.gone[peer as usize] = departed as u32;
         }
     }
 }
 
-impl Group {
+impl PeerGroup {
     pub(crate) fn peers(&self) -> u32 {
         self.torrent_of.len() as u32
     }
 
-    /// Addresses that have a peer: a small population does not need all
+    /// Returns the number of addresses with a peer: a small population does not use all of them.
     pub(crate) fn sources_in_use(&self) -> u32 {
         self.sources.count.min(self.peers())
     }
 
-    /// Bytes of a peer in a reply
+    /// Returns the bytes of a peer in a reply.
     pub(crate) fn compact_len(&self) -> usize {
         if self.sources.first.is_ipv4() { 6 } else { 18 }
     }
 
+    /// Returns the torrent of a peer.
     pub(crate) fn torrent_of(&self, peer: u32) -> u32 {
         self.torrent_of[peer as usize]
     }
 
+    /// Returns the number of the address of a peer.
     pub(crate) fn source_of(&self, peer: u32) -> u32 {
         peer % self.sources.count
     }
 
+    /// Returns the port of a peer.
     pub(crate) fn port_of(&self, peer: u32) -> u16 {
         PORT_FIRST + (peer / self.sources.count) as u16
     }
 
-    /// A random peer of a source that is in use
+    /// Returns a random peer of an address that is in use.
     pub(crate) fn draw_of_source(&self, rng: &mut Rng, source: u32) -> u32 {
         let peers = (self.peers() - source).div_ceil(self.sources.count);
         source + self.sources.count * rng.u32(..peers)
     }
 
-    /// The peer with this endpoint in compact form, if the population has it
+    /// Returns the peer with this endpoint in compact form, if it is in the population.
     pub(crate) fn find(&self, compact: &[u8]) -> Option<u32> {
         let (address, port) = compact.split_last_chunk::<2>()?;
         let offset = u16::from_be_bytes(*port).checked_sub(PORT_FIRST)?;
@@ -231,24 +244,24 @@ impl Group {
         u32::try_from(peer).ok().filter(|peer| *peer < self.peers())
     }
 
-    /// Whether the tracker knew that a peer is gone before the request with this number left
+    /// Returns whether the tracker knew that a peer has stopped before the request with this number was sent.
     pub(crate) fn was_gone(&self, peer: u32, number: u64) -> bool {
         let gone = self.gone[peer as usize];
         gone != 0 && gone <= number as u32
     }
 }
 
-/// The info hash of a torrent
+/// Returns the info hash of a torrent.
 pub(crate) fn info_hash(torrent: u32) -> [u8; 20] {
     info_hash_of(torrent).0
 }
 
-/// One in four comes with the whole torrent
+/// Returns whether a peer starts as a seeder; one in four does.
 fn is_seeder(peer: u32) -> bool {
     peer.wrapping_mul(0x9e37_79b9) >> 30 == 0
 }
 
-/// What part of all peers each torrent has
+/// Returns the share of all peers that each torrent has.
 fn shares(torrents: u32, shape: Shape) -> Vec<f64> {
     let weight = |torrent: u32| match shape {
         Shape::Zipf(exponent) => f64::from(torrent + 1).powf(-exponent),
@@ -259,13 +272,13 @@ fn shares(torrents: u32, shape: Shape) -> Vec<f64> {
     weights.into_iter().map(|weight| weight / sum).collect()
 }
 
-/// Peers in the order of their torrents: as many for each as its share is, what is less than one carried on
+/// Returns the torrent of each peer, in the order of the torrents. Fractions of peers carry over to the next torrent.
 fn spread(shares: &[f64], peers: u32) -> Vec<u32> {
     let mut torrent_of = Vec::with_capacity(peers as usize);
     let mut due = 0.0;
     for (torrent, share) in shares.iter().enumerate() {
         due += share * f64::from(peers);
-        // A hair more, for shares that add up to just below a whole number.
+        // Corrects for sums of shares that rounding leaves just below a whole number.
         let whole = ((due + 1e-6) as usize).min(peers as usize);
         torrent_of.resize(whole.max(torrent_of.len()), torrent as u32);
     }
@@ -278,12 +291,13 @@ mod tests {
     use super::*;
 
     fn population(torrents: u32, shape: Shape, peers: u32) -> Population {
-        let sources = Sources { first: IpAddr::from([127, 1, 0, 1]), count: 100, many: true };
+        let sources =
+            SourceAddresses { first: IpAddr::from([127, 1, 0, 1]), count: 100, many: true };
         Population::new(torrents, shape, &[(sources, peers)], 0.1).unwrap()
     }
 
     #[test]
-    fn popularity_has_the_shape_asked_for() {
+    fn popularity_has_the_requested_shape() {
         let zipf = population(1_000, Shape::Zipf(1.0), 100_000);
         assert_eq!(zipf.peers_in.iter().sum::<u32>(), 100_000);
         // The harmonic number of 1,000 is 7.485.
@@ -297,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_name_their_peers() {
+    fn peers_are_found_by_their_endpoint() {
         let population = population(50, Shape::Zipf(0.8), 100_000);
         let group = &population.groups[0];
         let mut rng = Rng::with_seed(1);
@@ -314,24 +328,28 @@ mod tests {
         assert_eq!(group.find(&[127, 1, 0, 0, 4, 0]), None);
         assert_eq!(group.find(&[127, 1, 0, 101, 4, 0]), None);
         assert_eq!(group.find(&[127, 1, 0, 1, 255, 255]), None);
-        let sources = Sources { count: 1, ..group.sources };
+        let sources = SourceAddresses { count: 1, ..group.sources };
         assert!(Population::new(1, Shape::Public, &[(sources, 70_000)], 0.0).is_err());
     }
 
     #[test]
-    fn peers_come_complete_and_go() {
+    fn peers_start_complete_and_stop() {
         let mut population = population(1, Shape::Public, 4);
         let (mut rng, mut seen) = (Rng::with_seed(7), [0; 4]);
-        let mut there = false;
+        let mut is_present = false;
         for number in 1..10_000 {
             let step = population.step(&mut rng, 0, 1);
             seen[step.event as usize] += 1;
-            assert_eq!(step.event == Event::Started, !there, "started, and only then");
-            there = step.event != Event::Stopped;
-            if !there {
+            assert_eq!(
+                step.event == LoadEvent::Started,
+                !is_present,
+                "an absent peer starts, and no other"
+            );
+            is_present = step.event != LoadEvent::Stopped;
+            if !is_present {
                 population.confirm_gone(0, 1, number);
             }
-            assert_eq!(population.groups[0].was_gone(1, number), !there);
+            assert_eq!(population.groups[0].was_gone(1, number), !is_present);
         }
         assert!(seen.iter().all(|seen| *seen > 100), "{seen:?}");
     }

@@ -1,21 +1,23 @@
-//! The live line on a terminal.
+//! The progress line on a terminal.
 
-use crate::options::Action;
-use crate::tally::Tally;
+use crate::options::LoadAction;
+use crate::run_stats::RunStats;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::time::Duration;
 
+/// Number of redraws per second.
 const REDRAWS_PER_S: u8 = 5;
 
-/// A bar with the last figures behind it; nothing where nobody looks
+/// A progress bar with the latest statistics; hidden if standard error is not a terminal.
 pub(crate) struct Progress(ProgressBar);
 
 impl Progress {
-    pub(crate) fn begin(name: &str, action: &Action, quiet: bool) -> Self {
+    /// Shows the progress bar of a step.
+    pub(crate) fn begin(name: &str, action: &LoadAction, quiet: bool) -> Self {
         let duration = match action {
-            Action::Load(load) => Some(load.duration),
-            Action::Pause(duration) => Some(*duration),
-            Action::Fill | Action::Run(_) => None,
+            LoadAction::Load(load) => Some(load.duration),
+            LoadAction::Pause(duration) => Some(*duration),
+            LoadAction::Fill | LoadAction::Run(_) => None,
         };
         let target = match quiet {
             true => ProgressDrawTarget::hidden(),
@@ -34,7 +36,8 @@ impl Progress {
         Self(bar)
     }
 
-    pub(crate) fn show(&self, elapsed_ns: u64, tally: &Tally) {
+    /// Updates the statistics, at most a few times per second.
+    pub(crate) fn show(&self, elapsed_ns: u64, run_stats: &RunStats) {
         let elapsed = Duration::from_nanos(elapsed_ns);
         let millis = elapsed.as_millis() as u64;
         if self.0.is_hidden() || millis < self.0.position() + 1000 / u64::from(REDRAWS_PER_S) {
@@ -44,11 +47,11 @@ impl Progress {
         self.0.set_message(format!(
             "{:>4.1} s  {:>9} answers/s  p50 {:.0} us  p99 {:.0} us  {} lost  {} wrong",
             elapsed.as_secs_f64(),
-            tally.rate_now(),
-            tally.percentile_us(50.0),
-            tally.percentile_us(99.0),
-            tally.step.lost,
-            tally.step.wrong_sum(),
+            run_stats.rate_now(),
+            run_stats.percentile_us(50.0),
+            run_stats.percentile_us(99.0),
+            run_stats.step.lost,
+            run_stats.step.wrong_sum(),
         ));
     }
 }

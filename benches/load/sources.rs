@@ -1,45 +1,46 @@
-//! Which addresses the clients have.
+//! Selection of the source addresses of the clients.
 
-use crate::population::Sources;
+use crate::population::SourceAddresses;
 use ipnet::IpNet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
-/// Peers for which one address is enough: each has a port of its own
+/// Maximum number of peers per address, as each needs its own port.
 const PEERS_PER_ADDRESS: u32 = 60_000;
 
-/// On loopback all of 127.0.0.0/8 is this machine's; the floods take the other half
+/// First source address on loopback. All of 127.0.0.0/8 is local; the floods use 127.128.0.0/9.
 const LOOPBACK_FIRST: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 1);
+/// Number of source addresses on loopback.
 const LOOPBACK_COUNT: u32 = 127 << 16;
 
-/// Chooses addresses for so many peers of the target's family: `wanted`, or more if they need them
+/// Selects `wanted` addresses of the address family of the target, or more if the peers need them.
 pub(crate) fn choose(
     target: SocketAddr,
     wanted: u32,
     peers: u32,
     networks: &[IpNet],
-) -> Result<Sources, String> {
+) -> Result<SourceAddresses, String> {
     let needed = wanted.max(peers.div_ceil(PEERS_PER_ADDRESS));
     let is_family = |net: &&IpNet| net.addr().is_ipv4() == target.is_ipv4();
     if let Some(network) = networks.iter().find(is_family) {
         let host_bits = network.max_prefix_len() - network.prefix_len();
-        let room = (1_u128 << host_bits.min(32)).saturating_sub(2).max(1);
-        let count = u128::from(needed).min(room) as u32;
+        let available = (1_u128 << host_bits.min(32)).saturating_sub(2).max(1);
+        let count = u128::from(needed).min(available) as u32;
         let first = match network.network() {
             address if host_bits < 2 => address,
             IpAddr::V4(address) => Ipv4Addr::from(u32::from(address) + 1).into(),
             IpAddr::V6(address) => std::net::Ipv6Addr::from(u128::from(address) + 1).into(),
         };
-        return Ok(Sources { first, count, many: true });
+        return Ok(SourceAddresses { first, count, many: true });
     }
     if target.is_ipv4() && target.ip().is_loopback() {
         let count = needed.min(LOOPBACK_COUNT);
-        return Ok(Sources { first: LOOPBACK_FIRST.into(), count, many: true });
+        return Ok(SourceAddresses { first: LOOPBACK_FIRST.into(), count, many: true });
     }
-    let first = own_address(target).map_err(|error| format!("no way to {target}: {error}"))?;
-    Ok(Sources { first, count: 1, many: false })
+    let first = own_address(target).map_err(|error| format!("no route to {target}: {error}"))?;
+    Ok(SourceAddresses { first, count: 1, many: false })
 }
 
-/// The address that the kernel would send from
+/// Returns the address from which the kernel would send to the target.
 fn own_address(target: SocketAddr) -> std::io::Result<IpAddr> {
     let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any)?;
@@ -52,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_enough_for_the_peers() {
+    fn there_are_enough_addresses_for_the_peers() {
         let loopback: SocketAddr = "127.0.0.1:6969".parse().unwrap();
         let sources = choose(loopback, 8, 10_000_000, &[]).unwrap();
         assert_eq!((sources.first, sources.count), (IpAddr::from([127, 1, 0, 1]), 167));

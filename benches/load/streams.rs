@@ -1,18 +1,19 @@
-//! Requests and answers over HTTP, each connection with one request on its way.
+//! The HTTP transport: requests and replies over connections with one request each at a time.
 //!
-//! Connections are kept, and then each belongs to one address of the population, or there is one for each request.
+//! Connections are either persistent, and each belongs to one address of the population, or there is one for each
+//! request.
 
 mod stream;
 mod tls;
 
-use crate::books::Books;
-use crate::engine::{FIRST_ANSWER, Flooding, Transport};
-use crate::flight::{Kind, Request};
-use crate::http::{self, Paths};
-use crate::options::{Mix, Target};
-use crate::pace::WHEN_IT_LEAVES;
+use crate::engine::{FIRST_REPLY_TIMEOUT, FloodKind, Transport};
+use crate::http::{self, HttpPaths};
+use crate::in_flight::{RequestKind, SentRequest};
+use crate::options::{RequestMix, Target};
+use crate::pace::UNSCHEDULED;
 use crate::population::Population;
-use crate::protocol::{Event, Reply};
+use crate::protocol::{LoadEvent, TrackerReply};
+use crate::session::Session;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustls::pki_types::ServerName;
 use std::collections::VecDeque;
@@ -22,82 +23,85 @@ use std::os::fd::OwnedFd;
 use stream::Stream;
 use tsubame_bench::batch::BATCH;
 
-/// How often a peer is drawn that has nothing on its way
+/// Number of draws of a peer without an unanswered announce.
 const DRAWS: usize = 8;
 
-/// How long a link rests after its connection was refused: a client would not ask again at once, either
-const REST_NS: u64 = 50_000_000;
+/// Time for which a link stays unused after its connection failed: a client would not retry at once, either.
+const RETRY_DELAY_NS: u64 = 50_000_000;
 
-/// Requests that are looked at in a turn for a link of theirs
+/// Maximum number of queued requests per turn for which a link is searched.
 const JOBS_PER_TURN: usize = 4_096;
 
-/// A tracker
-struct Place {
+/// A tracker.
+struct HttpTarget {
     url: String,
     address: SocketAddr,
-    paths: Paths,
-    /// To whom it is spoken if that is encrypted
+    paths: HttpPaths,
+    /// Name of the server, if the connections use TLS.
     name: Option<ServerName<'static>>,
-    /// Its links: the first, and how many there are
+    /// Its links: the index of the first, and their number.
     links: (usize, usize),
-    /// Addresses they are shared among
+    /// Number of addresses among which the links are distributed.
     sources: usize,
 }
 
-/// A connection that is there, or could be
+/// A slot for a connection.
 #[derive(Default)]
-struct Link {
+struct TcpLink {
     group: usize,
     source: u32,
     stream: Option<Stream>,
-    /// What it waits for
-    asked: Option<Asked>,
-    /// The request that is on its way
+    /// The unanswered request.
+    pending_request: Option<PendingHttpRequest>,
+    /// The encoded request.
     text: String,
-    /// Where it stands among the idle, if it does
+    /// Position in the list of idle links, if it is idle.
     idle_at: Option<usize>,
 }
 
+/// An unanswered request.
 #[derive(Clone, Copy)]
-struct Asked {
+struct PendingHttpRequest {
     transaction: u32,
-    request: Request,
-    /// Whether it has been sent on a second connection
-    again: bool,
+    request: SentRequest,
+    /// Whether it was sent a second time over a new connection.
+    is_retry: bool,
 }
 
-/// A request that is to leave from an address
+/// A request that waits for a link of its address.
 #[derive(Clone, Copy)]
-struct Job {
+struct StreamJob {
     group: usize,
     source: u32,
     due_ns: u64,
-    /// When it could have left if a link had been free
+    /// Time at which it could have been sent if a link had been free.
     ready_ns: u64,
-    what: What,
+    task: StreamTask,
 }
 
+/// Kind of a queued request.
 #[derive(Clone, Copy)]
-enum What {
-    /// This peer enters its swarm
+enum StreamTask {
+    /// The first announce of this peer.
     Entry(u32),
-    /// Some peer of the address takes its next step
+    /// An announce of a random peer of the address.
     Announce,
+    /// A scrape.
     Scrape,
 }
 
-/// The connections
+/// The HTTP transport: connections and queued requests.
 pub(crate) struct Streams {
     epoll: OwnedFd,
-    places: Vec<Place>,
-    links: Vec<Link>,
-    /// Links with nothing on their way
+    trackers: Vec<HttpTarget>,
+    links: Vec<TcpLink>,
+    /// Links without an unanswered request.
     idle: Vec<usize>,
-    /// Links whose connection was refused, with the time until which they rest
-    resting: VecDeque<(u64, usize)>,
-    /// What waits for a link of its address
-    jobs: VecDeque<Job>,
-    /// By group and peer: whether an announce is on its way. A second one could overtake it on another connection
+    /// Links whose connection failed, each with the time at which it may be used again.
+    cooling_down: VecDeque<(u64, usize)>,
+    /// Requests that wait for a link of their address.
+    jobs: VecDeque<StreamJob>,
+    /// By group and peer: whether an announce is unanswered. A second one could overtake it on another connection.
     announcing: Vec<Vec<bool>>,
     closes: bool,
     events: Vec<epoll::Event>,
@@ -105,56 +109,57 @@ pub(crate) struct Streams {
 }
 
 impl Streams {
-    /// Makes room for connections to each target, so many for the groups of the population in their order; with
-    /// `closes` one for each request
+    /// Creates the links of each target, with a number of links for each peer group of the population in their order.
+    /// With `closes`, each request has its own connection.
     pub(crate) fn new(
         targets: &[&Target],
         counts: &[usize],
         population: &Population,
         closes: bool,
     ) -> Result<Self, String> {
-        let (mut places, mut links) = (Vec::new(), Vec::new());
+        let (mut trackers, mut links) = (Vec::new(), Vec::new());
         for (group, (target, count)) in targets.iter().zip(counts).enumerate() {
             let host = target.authority.rsplit_once(':').map_or("", |(host, _)| host);
             let host = host.trim_matches(['[', ']']).to_owned();
             let name = target.is_encrypted.then(|| ServerName::try_from(host)).transpose();
             let sources = population.groups[group].sources_in_use() as usize;
-            places.push(Place {
+            trackers.push(HttpTarget {
                 url: target.url.clone(),
                 address: target.address,
-                paths: Paths::new(&target.authority, &target.path),
+                paths: HttpPaths::new(&target.authority, &target.path),
                 name: name.map_err(|error| format!("{}: {error}", target.url))?,
                 links: (links.len(), *count),
                 sources,
             });
-            let link = |at: usize| Link { group, source: (at % sources) as u32, ..Link::default() };
+            let link =
+                |at: usize| TcpLink { group, source: (at % sources) as u32, ..TcpLink::default() };
             links.extend((0..*count).map(link));
         }
         let mut streams = Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)
-                .map_err(|error| format!("cannot wait for connections: {error}"))?,
-            places,
+                .map_err(|error| format!("cannot create an epoll instance: {error}"))?,
+            trackers,
             idle: Vec::new(),
             links,
-            resting: VecDeque::new(),
+            cooling_down: VecDeque::new(),
             jobs: VecDeque::new(),
             announcing: population.groups.iter().map(|g| vec![false; g.peers() as usize]).collect(),
             closes,
             events: Vec::with_capacity(BATCH),
             buffer: vec![0; 64 << 10].into(),
         };
-        (0..streams.links.len()).for_each(|index| streams.idle(index));
+        (0..streams.links.len()).for_each(|index| streams.add_idle(index));
         Ok(streams)
     }
 
-    /// Puts a link among the idle
-    fn idle(&mut self, index: usize) {
+    /// Adds a link to the list of idle links.
+    fn add_idle(&mut self, index: usize) {
         self.links[index].idle_at = Some(self.idle.len());
         self.idle.push(index);
     }
 
-    /// Takes a link from among the idle
-    fn engage(&mut self, index: usize) {
+    /// Removes a link from the list of idle links.
+    fn remove_idle(&mut self, index: usize) {
         let Some(at) = self.links[index].idle_at.take() else { return };
         self.idle.swap_remove(at);
         if let Some(moved) = self.idle.get(at) {
@@ -162,95 +167,106 @@ impl Streams {
         }
     }
 
-    /// An idle link for a request: any, or one of its address
-    fn link_for(&self, job: &Job) -> Option<usize> {
+    /// Returns an idle link for a request: any link if connections are not persistent, otherwise one of its address.
+    fn link_for(&self, job: &StreamJob) -> Option<usize> {
         if self.closes {
             return self.idle.last().copied();
         }
-        let Place { links: (first, count), sources, .. } = self.places[job.group];
-        let mut own = (job.source as usize..count).step_by(sources).map(|at| first + at);
-        own.find(|index| self.links[*index].idle_at.is_some())
+        let HttpTarget { links: (first, count), sources, .. } = self.trackers[job.group];
+        let mut candidates = (job.source as usize..count).step_by(sources).map(|at| first + at);
+        candidates.find(|index| self.links[*index].idle_at.is_some())
     }
 
-    /// Lets a request leave over an idle link; false if all peers it could be of have one on its way
-    fn start(&mut self, books: &mut Books<'_>, index: usize, job: Job) -> io::Result<bool> {
-        let Job { group, source, due_ns, ready_ns, what } = job;
-        let wanted = books.run.numwant;
+    /// Sends a request over an idle link; returns false if all drawn peers have an unanswered announce.
+    fn start(
+        &mut self,
+        session: &mut Session<'_>,
+        index: usize,
+        job: StreamJob,
+    ) -> io::Result<bool> {
+        let StreamJob { group, source, due_ns, ready_ns, task } = job;
+        let wanted = session.run.numwant;
         let mut text = std::mem::take(&mut self.links[index].text);
         text.clear();
-        let (subject, step) = match what {
-            What::Scrape => {
-                let first = books.rng.u32(..books.population.torrents());
-                let hashes = books.scraped(first);
-                self.places[group].paths.write_scrape(&mut text, hashes, self.closes);
+        let (subject, step) = match task {
+            StreamTask::Scrape => {
+                let first = session.rng.u32(..session.population.torrents());
+                let hashes = session.scraped(first);
+                self.trackers[group].paths.write_scrape(&mut text, hashes, self.closes);
                 (first, None)
             }
-            What::Entry(peer) => (peer, Some(books.population.enter(group, peer))),
-            What::Announce => {
-                let of_source = &books.population.groups[group];
-                let draw = || of_source.draw_of_source(&mut books.rng, source);
+            StreamTask::Entry(peer) => (peer, Some(session.population.enter(group, peer))),
+            StreamTask::Announce => {
+                let of_source = &session.population.groups[group];
+                let draw = || of_source.draw_of_source(&mut session.rng, source);
                 let mut draws = std::iter::repeat_with(draw).take(DRAWS);
                 let Some(peer) = draws.find(|peer| !self.announcing[group][*peer as usize]) else {
                     self.links[index].text = text;
                     return Ok(false);
                 };
-                (peer, Some(books.population.step(&mut books.rng, group, peer)))
+                (peer, Some(session.population.step(&mut session.rng, group, peer)))
             }
         };
         let (kind, wanted) = match step {
             Some(step) => {
-                let announce = books.announce(group, subject, step);
-                self.places[group].paths.write_announce(&mut text, &announce, self.closes);
+                let announce = session.announce(group, subject, step);
+                self.trackers[group].paths.write_announce(&mut text, &announce, self.closes);
                 self.announcing[group][subject as usize] = true;
-                (Kind::Announce { stopped: step.event == Event::Stopped }, wanted)
+                (RequestKind::Announce { stopped: step.event == LoadEvent::Stopped }, wanted)
             }
-            None => (Kind::Scrape, books.run.scrape_torrents),
+            None => (RequestKind::Scrape, session.run.scrape_torrents),
         };
-        let request = books.request(kind, group, source, due_ns);
-        let request = Request { subject, wanted, ..request };
-        let transaction = books.enter(request, ready_ns);
-        let asked = Asked { transaction, request, again: false };
-        self.engage(index);
+        let request = session.request(kind, group, source, due_ns);
+        let request = SentRequest { subject, wanted, ..request };
+        let transaction = session.enter(request, ready_ns);
+        let pending_request = PendingHttpRequest { transaction, request, is_retry: false };
+        self.remove_idle(index);
         let link = &mut self.links[index];
         (link.group, link.source, link.text) = (group, source, text);
-        self.send(books, index, asked)?;
+        self.send(session, index, pending_request)?;
         Ok(true)
     }
 
-    /// Sends the request of a link
-    fn send(&mut self, books: &mut Books<'_>, index: usize, asked: Asked) -> io::Result<()> {
-        self.links[index].asked = Some(asked);
+    /// Sends the encoded request of a link.
+    fn send(
+        &mut self,
+        session: &mut Session<'_>,
+        index: usize,
+        pending_request: PendingHttpRequest,
+    ) -> io::Result<()> {
+        self.links[index].pending_request = Some(pending_request);
         if self.links[index].stream.is_none() {
-            match self.open(books, index) {
+            match self.open(session, index) {
                 Ok(stream) => self.links[index].stream = Some(stream),
-                Err(error) if is_of_the_server(&error) => {
-                    self.broken(books, index);
+                Err(error) if is_remote_error(&error) => {
+                    self.fail_request(session, index);
                     return Ok(());
                 }
                 Err(error) => return Err(error),
             }
         }
-        let Link { stream, text, .. } = &mut self.links[index];
+        let TcpLink { stream, text, .. } = &mut self.links[index];
         let Some(stream) = stream else { return Ok(()) };
         match stream.send(text.as_bytes()) {
             Ok(()) => Ok(()),
-            Err(_) => self.lose_connection(books, index),
+            Err(_) => self.lose_connection(session, index),
         }
     }
 
-    fn open(&self, books: &mut Books<'_>, index: usize) -> io::Result<Stream> {
-        let Link { group, source, .. } = self.links[index];
-        let sources = &books.population.groups[group].sources;
+    /// Opens the connection of a link.
+    fn open(&self, session: &mut Session<'_>, index: usize) -> io::Result<Stream> {
+        let TcpLink { group, source, .. } = self.links[index];
+        let sources = &session.population.groups[group].sources;
         let from = sources.many.then(|| sources.address(source));
-        let place = &self.places[group];
-        books.tally.step.connections += 1;
-        let stream = Stream::open(from, place.address, place.name.as_ref());
-        let stream = stream.map_err(|error| match is_of_the_server(&error) {
+        let tracker = &self.trackers[group];
+        session.run_stats.step.connections += 1;
+        let stream = Stream::open(from, tracker.address, tracker.name.as_ref());
+        let stream = stream.map_err(|error| match is_remote_error(&error) {
             true => error,
             false => io::Error::other(format!(
-                "cannot open a connection to {}: {error}; fewer --in-flight, more --source-networks, or a higher \
-                 limit on files (ulimit -n) may help",
-                place.url
+                "cannot open a connection to {}: {error}; lower --in-flight, add --source-networks, or raise the \
+                 limit on open files (ulimit -n)",
+                tracker.url
             )),
         })?;
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
@@ -258,10 +274,10 @@ impl Streams {
         Ok(stream)
     }
 
-    /// Takes what has come over a link; returns whether that was an answer
-    fn hear(
+    /// Processes what has arrived over a link; returns whether it was a reply.
+    fn receive_on_link(
         &mut self,
-        books: &mut Books<'_>,
+        session: &mut Session<'_>,
         index: usize,
         flags: EventFlags,
         now_ns: u64,
@@ -269,11 +285,11 @@ impl Streams {
         let link = &mut self.links[index];
         let Some(stream) = &mut link.stream else { return Ok(false) };
         let hung_up = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
-        let taken = stream.flush().and_then(|()| stream.take(&mut self.buffer, hung_up));
+        let taken = stream.flush().and_then(|()| stream.read_available(&mut self.buffer, hung_up));
         let ended = taken.unwrap_or(true);
-        let Some(asked) = link.asked else {
+        let Some(pending_request) = link.pending_request else {
             if !stream.arrived.is_empty() {
-                books.tally.wrong("reply that nobody asked for");
+                session.run_stats.wrong("reply that nobody asked for");
                 stream.arrived.clear();
             }
             if ended {
@@ -284,71 +300,71 @@ impl Streams {
         match http::read_whole(&stream.arrived, ended) {
             Ok(Some(whole)) => {
                 let is_over = whole.closes || self.closes || ended;
-                settle(&mut self.announcing, &asked.request);
-                judge(books, &asked, &whole, now_ns);
+                clear_announcing(&mut self.announcing, &pending_request.request);
+                process_reply(session, &pending_request, &whole, now_ns);
                 let len = whole.len;
                 stream.arrived.drain(..len);
                 stream.answers += 1;
                 if !stream.arrived.is_empty() {
-                    books.tally.wrong("bytes behind a reply");
+                    session.run_stats.wrong("bytes behind a reply");
                 }
                 if is_over || !stream.arrived.is_empty() {
                     link.stream = None;
                 }
-                link.asked = None;
-                self.idle(index);
+                link.pending_request = None;
+                self.add_idle(index);
                 return Ok(true);
             }
             Ok(None) if !ended => {}
-            Ok(None) => self.lose_connection(books, index)?,
-            Err(what) => {
-                books.tally.wrong(what);
-                self.broken(books, index);
+            Ok(None) => self.lose_connection(session, index)?,
+            Err(problem) => {
+                session.run_stats.wrong(problem);
+                self.fail_request(session, index);
             }
         }
         Ok(false)
     }
 
-    /// A connection has ended before the answer came
-    fn lose_connection(&mut self, books: &mut Books<'_>, index: usize) -> io::Result<()> {
+    /// Handles a connection that has ended before the reply arrived.
+    fn lose_connection(&mut self, session: &mut Session<'_>, index: usize) -> io::Result<()> {
         let link = &mut self.links[index];
-        let (stream, asked) = (link.stream.take(), link.asked);
-        // One that was kept may end for being idle while a request is on its way: clients ask again.
+        let (stream, pending_request) = (link.stream.take(), link.pending_request);
+        // A server may close an idle connection while a request is being sent: clients retry.
         let was_kept = stream.is_some_and(|s| s.answers > 0 && s.arrived.is_empty());
-        match asked {
-            Some(asked) if was_kept && !asked.again => {
-                self.send(books, index, Asked { again: true, ..asked })
+        match pending_request {
+            Some(pending_request) if was_kept && !pending_request.is_retry => {
+                self.send(session, index, PendingHttpRequest { is_retry: true, ..pending_request })
             }
             _ => {
-                self.broken(books, index);
+                self.fail_request(session, index);
                 Ok(())
             }
         }
     }
 
-    /// A connection has not brought what was asked for
-    fn broken(&mut self, books: &mut Books<'_>, index: usize) {
+    /// Gives up the request of a link, and closes its connection.
+    fn fail_request(&mut self, session: &mut Session<'_>, index: usize) {
         let link = &mut self.links[index];
         link.stream = None;
-        if let Some(asked) = link.asked.take() {
-            settle(&mut self.announcing, &asked.request);
-            books.tally.step.broken += 1;
-            let now_ns = books.now_ns();
-            books.abandon(asked.transaction, now_ns);
-            self.resting.push_back((now_ns + REST_NS, index));
+        if let Some(pending_request) = link.pending_request.take() {
+            clear_announcing(&mut self.announcing, &pending_request.request);
+            session.run_stats.step.broken += 1;
+            let now_ns = session.now_ns();
+            session.abandon(pending_request.transaction, now_ns);
+            self.cooling_down.push_back((now_ns + RETRY_DELAY_NS, index));
         }
     }
 }
 
-/// Nothing is on its way for a peer any more
-fn settle(announcing: &mut [Vec<bool>], request: &Request) {
-    if matches!(request.kind, Kind::Announce { .. }) {
+/// Notes that the announce of a peer is no longer unanswered.
+fn clear_announcing(announcing: &mut [Vec<bool>], request: &SentRequest) {
+    if matches!(request.kind, RequestKind::Announce { .. }) {
         announcing[usize::from(request.group)][request.subject as usize] = false;
     }
 }
 
-/// Whether an error says something of the server, and not of this machine
-fn is_of_the_server(error: &io::Error) -> bool {
+/// Returns whether an error is caused by the server or the network, and not by this machine.
+fn is_remote_error(error: &io::Error) -> bool {
     let kinds = [
         ErrorKind::ConnectionRefused,
         ErrorKind::ConnectionReset,
@@ -359,44 +375,53 @@ fn is_of_the_server(error: &io::Error) -> bool {
     kinds.contains(&error.kind())
 }
 
-/// Reads a reply and has it judged
-fn judge(books: &mut Books<'_>, asked: &Asked, whole: &http::Whole<'_>, now_ns: u64) {
-    let request = &asked.request;
+/// Parses a reply, and checks and counts it.
+fn process_reply(
+    session: &mut Session<'_>,
+    pending_request: &PendingHttpRequest,
+    whole: &http::CompleteReply<'_>,
+    now_ns: u64,
+) {
+    let request = &pending_request.request;
     let group = usize::from(request.group);
     let rows;
     let read = match request.kind {
-        _ if whole.status != 200 => Ok(Reply::Error),
-        Kind::Scrape => match http::read_scrape(&whole.body, books.scraped(request.subject)) {
-            Ok(read) => {
-                rows = read;
-                Ok(rows.as_ref().map_or(Reply::Error, |rows| Reply::Scrape { rows }))
+        _ if whole.status != 200 => Ok(TrackerReply::Error),
+        RequestKind::Scrape => {
+            match http::read_scrape(&whole.body, session.scraped(request.subject)) {
+                Ok(read) => {
+                    rows = read;
+                    Ok(rows
+                        .as_ref()
+                        .map_or(TrackerReply::Error, |rows| TrackerReply::Scrape { rows }))
+                }
+                Err(problem) => Err(problem),
             }
-            Err(what) => Err(what),
-        },
+        }
         _ => {
-            let is_ipv4 = books.population.groups[group].sources.first.is_ipv4();
+            let is_ipv4 = session.population.groups[group].sources.first.is_ipv4();
             http::read_announce(&whole.body, is_ipv4)
         }
     };
-    let reply = read.unwrap_or_else(|what| {
-        books.tally.wrong(what);
-        Reply::Unreadable
+    let reply = read.unwrap_or_else(|problem| {
+        session.run_stats.wrong(problem);
+        TrackerReply::Unreadable
     });
-    let answered = books.answered(asked.transaction, group, &reply, now_ns);
+    let answered = session.answered(pending_request.transaction, group, &reply, now_ns);
     if answered.is_some_and(|(_, is_checked)| is_checked)
-        && matches!(reply, Reply::Announce { .. } | Reply::Scrape { .. })
-        && let Err(what) = http::check_form(&whole.body)
+        && matches!(reply, TrackerReply::Announce { .. } | TrackerReply::Scrape { .. })
+        && let Err(problem) = http::check_form(&whole.body)
     {
-        books.tally.wrong(what);
+        session.run_stats.wrong(problem);
     }
 }
 
 impl Transport for Streams {
-    fn prepare(&mut self, _: &mut Books<'_>) -> io::Result<()> {
-        for Place { url, address, name, .. } in &self.places {
+    fn prepare(&mut self, _: &mut Session<'_>) -> io::Result<()> {
+        for HttpTarget { url, address, name, .. } in &self.trackers {
             let probe = || -> io::Result<()> {
-                let mut stream = TcpStream::connect_timeout(address, FIRST_ANSWER)?;
-                stream.set_read_timeout(Some(FIRST_ANSWER))?;
+                let mut stream = TcpStream::connect_timeout(address, FIRST_REPLY_TIMEOUT)?;
+                stream.set_read_timeout(Some(FIRST_REPLY_TIMEOUT))?;
                 if let Some(name) = name {
                     tls::session(name)?.complete_io(&mut stream)?;
                 }
@@ -404,29 +429,29 @@ impl Transport for Streams {
             };
             probe().map_err(|error| {
                 io::Error::other(format!(
-                    "{url} cannot be reached: {error}; is the tracker up, and the way to it open?"
+                    "{url} cannot be reached: {error}; is the tracker up and reachable?"
                 ))
             })?;
         }
         Ok(())
     }
 
-    fn receive(&mut self, books: &mut Books<'_>) -> io::Result<usize> {
+    fn receive(&mut self, session: &mut Session<'_>) -> io::Result<usize> {
         let mut events = std::mem::take(&mut self.events);
         events.clear();
         let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         let spare = rustix::buffer::spare_capacity(&mut events);
         epoll::wait(&self.epoll, spare, Some(&now))?;
-        // What came together came now, however long it takes to look at all of it.
-        let now_ns = books.now_ns();
+        // All events have the same arrival time, however long their processing takes.
+        let now_ns = session.now_ns();
         let mut answers = 0;
         for event in &events {
             let index = event.data.u64() as usize;
-            answers += usize::from(self.hear(books, index, event.flags, now_ns)?);
+            answers += usize::from(self.receive_on_link(session, index, event.flags, now_ns)?);
         }
         let arrived = events.len();
         self.events = events;
-        books.tally.taken(answers, arrived);
+        session.run_stats.taken(answers, arrived);
         Ok(arrived)
     }
 
@@ -438,43 +463,54 @@ impl Transport for Streams {
         self.jobs.len()
     }
 
-    fn depart(&mut self, books: &mut Books<'_>, mix: &Mix, due_ns: u64) -> io::Result<()> {
-        let scrapes = books.rng.f64() * (mix.announce + mix.scrape) < mix.scrape;
-        let what = if scrapes { What::Scrape } else { What::Announce };
-        if due_ns == WHEN_IT_LEAVES && !self.closes {
-            // As fast as answers come: over whichever link is free.
+    fn depart(
+        &mut self,
+        session: &mut Session<'_>,
+        mix: &RequestMix,
+        due_ns: u64,
+    ) -> io::Result<()> {
+        let scrapes = session.rng.f64() * (mix.announce + mix.scrape) < mix.scrape;
+        let task = if scrapes { StreamTask::Scrape } else { StreamTask::Announce };
+        if due_ns == UNSCHEDULED && !self.closes {
+            // Closed loop: any idle link is used.
             let Some(last) = self.idle.len().checked_sub(1) else { return Ok(()) };
-            let index = self.idle[books.rng.usize(..=last)];
-            let Link { group, source, .. } = self.links[index];
-            let job = Job { group, source, due_ns, ready_ns: books.now_ns(), what };
-            return self.start(books, index, job).map(|_| ());
+            let index = self.idle[session.rng.usize(..=last)];
+            let TcpLink { group, source, .. } = self.links[index];
+            let job = StreamJob { group, source, due_ns, ready_ns: session.now_ns(), task };
+            return self.start(session, index, job).map(|_| ());
         }
-        // Who is next does not depend on which links the tracker has left free.
-        let group = books.draw_group();
-        let source = books.rng.u32(..books.population.groups[group].sources_in_use());
-        self.jobs.push_back(Job { group, source, due_ns, ready_ns: books.now_ns(), what });
+        // The choice of the client does not depend on which links are idle.
+        let group = session.draw_group();
+        let source = session.rng.u32(..session.population.groups[group].sources_in_use());
+        self.jobs.push_back(StreamJob { group, source, due_ns, ready_ns: session.now_ns(), task });
         Ok(())
     }
 
-    fn depart_entry(&mut self, books: &mut Books<'_>, group: usize, peer: u32) -> io::Result<()> {
-        let source = books.population.groups[group].source_of(peer);
-        let (due_ns, what) = (WHEN_IT_LEAVES, What::Entry(peer));
-        self.jobs.push_back(Job { group, source, due_ns, ready_ns: books.now_ns(), what });
+    fn depart_entry(
+        &mut self,
+        session: &mut Session<'_>,
+        group: usize,
+        peer: u32,
+    ) -> io::Result<()> {
+        let source = session.population.groups[group].source_of(peer);
+        let (due_ns, task) = (UNSCHEDULED, StreamTask::Entry(peer));
+        self.jobs.push_back(StreamJob { group, source, due_ns, ready_ns: session.now_ns(), task });
         Ok(())
     }
 
-    /// Floods are of datagrams: the command line permits none here
-    fn depart_flood(&mut self, _: &mut Books<'_>, _: Flooding) -> io::Result<()> {
+    /// Does nothing: the command line permits floods over UDP only.
+    fn depart_flood(&mut self, _: &mut Session<'_>, _: FloodKind) -> io::Result<()> {
         Ok(())
     }
 
-    fn flush(&mut self, books: &mut Books<'_>) -> io::Result<()> {
-        let now_ns = books.now_ns();
-        while let Some((_, index)) = self.resting.pop_front_if(|(until_ns, _)| *until_ns <= now_ns)
+    fn flush(&mut self, session: &mut Session<'_>) -> io::Result<()> {
+        let now_ns = session.now_ns();
+        while let Some((_, index)) =
+            self.cooling_down.pop_front_if(|(until_ns, _)| *until_ns <= now_ns)
         {
-            self.idle(index);
+            self.add_idle(index);
         }
-        let mut passed_over = 0;
+        let mut requeued = 0;
         for _ in 0..self.jobs.len().min(JOBS_PER_TURN) {
             if self.idle.is_empty() {
                 break;
@@ -482,33 +518,35 @@ impl Transport for Streams {
             let Some(job) = self.jobs.pop_front() else { break };
             match self.link_for(&job) {
                 Some(index) => {
-                    if !self.start(books, index, job)? {
-                        books.tally.step.held_back += 1;
+                    if !self.start(session, index, job)? {
+                        session.run_stats.step.held_back += 1;
                     }
                 }
                 None => {
                     self.jobs.push_back(job);
-                    passed_over += 1;
+                    requeued += 1;
                 }
             }
         }
-        // Back to where they stood: first come, first served.
-        self.jobs.rotate_right(passed_over);
+        // Restores the order of the requests that found no link.
+        self.jobs.rotate_right(requeued);
         Ok(())
     }
 
-    fn given_up(&mut self, _: &mut Books<'_>, request: &Request) {
-        let waits = |link: &Link| link.asked.is_some_and(|asked| asked.request == *request);
-        if let Some(index) = self.links.iter().position(waits) {
-            // The peer is left alone from now on: the tracker may yet read what was given up, after something newer.
+    fn given_up(&mut self, _: &mut Session<'_>, request: &SentRequest) {
+        let is_of_request = |link: &TcpLink| {
+            link.pending_request.is_some_and(|pending_request| pending_request.request == *request)
+        };
+        if let Some(index) = self.links.iter().position(is_of_request) {
+            // The peer stays marked as announcing: the tracker may still process the lost announce after a newer one.
             let link = &mut self.links[index];
-            (link.stream, link.asked) = (None, None);
-            self.idle(index);
+            (link.stream, link.pending_request) = (None, None);
+            self.add_idle(index);
         }
     }
 
-    fn end_step(&mut self, books: &mut Books<'_>) {
-        books.tally.step.held_back += self.jobs.len() as u64;
+    fn end_step(&mut self, session: &mut Session<'_>) {
+        session.run_stats.step.held_back += self.jobs.len() as u64;
         self.jobs.clear();
     }
 
@@ -517,6 +555,6 @@ impl Transport for Streams {
     }
 
     fn url(&self, group: usize) -> &str {
-        &self.places[group].url
+        &self.trackers[group].url
     }
 }

@@ -1,9 +1,9 @@
-//! Figures as text.
+//! Text reports of runs.
 
 use std::fmt::Write;
-use tsubame_bench::record::{Record, Step};
+use tsubame_bench::record::{Record, StepRecord};
 
-/// What a run came to
+/// Returns the summary of a run.
 pub(crate) fn of_run(record: &Record) -> String {
     let mut text = format!(
         "{}: {} torrents, {} peers, seed {}\n{}\n",
@@ -19,7 +19,8 @@ pub(crate) fn of_run(record: &Record) -> String {
     text
 }
 
-fn of_step(step: &Step) -> String {
+/// Returns the summary of a step.
+fn of_step(step: &StepRecord) -> String {
     let loop_kind = match step.rate {
         Some(rate) => format!("open loop, {}/s offered", grouped(rate as u64)),
         None => "closed loop".to_owned(),
@@ -35,7 +36,7 @@ fn of_step(step: &Step) -> String {
     if let Some(announces) = step.answered.get("announce").filter(|announces| **announces > 0) {
         line(
             "peers",
-            format!("{:.1} in a reply to an announce", step.peers as f64 / *announces as f64),
+            format!("{:.1} per reply to an announce", step.peers as f64 / *announces as f64),
         );
     }
     of_losses(step, &mut line);
@@ -43,9 +44,9 @@ fn of_step(step: &Step) -> String {
     let [p50, p90, p99, p999, p9999] =
         [50.0, 90.0, 99.0, 99.9, 99.99].map(|at| step.latency.at(at));
     let note = if step.latency.corrected {
-        "from when due"
+        "from the scheduled time"
     } else {
-        "from when sent: waits for the window"
+        "from sending: mostly the wait in the window of --in-flight"
     };
     line(
         "latency",
@@ -61,20 +62,21 @@ fn of_step(step: &Step) -> String {
         line(
             "server",
             format!(
-                "{} of its core and {} of its process an answer, {resident} resident",
+                "{} of its core and {} of its process per answer, {resident} resident",
                 us(step.core_us_per_answer()),
                 us(step.process_us_per_answer()),
             ),
         );
     }
     if let Some(stolen) = step.server.and_then(|server| server.stolen_s).filter(|s| *s > 0.0) {
-        line("", format!("its core was another machine's for {stolen:.2} s"));
+        line("", format!("the host gave its core to other machines for {stolen:.2} s"));
     }
     line("generator", of_generator(step));
     text
 }
 
-fn of_losses(step: &Step, mut line: impl FnMut(&str, String)) {
+/// Adds the lines about requests that were lost, delayed or not to be answered.
+fn of_losses(step: &StepRecord, mut line: impl FnMut(&str, String)) {
     line(
         "lost",
         format!(
@@ -86,24 +88,28 @@ fn of_losses(step: &Step, mut line: impl FnMut(&str, String)) {
     );
     if step.connections > 0 {
         let (opened, broken) = (grouped(step.connections), grouped(step.broken));
-        line("connections", format!("{opened} tried, {broken} ended or refused under a request"));
+        line("connections", format!("{opened} opened, {broken} refused or ended before the reply"));
     }
     if step.waited + step.held_back > 0 {
         let (waited, held_back) = (grouped(step.waited), grouped(step.held_back));
-        let cure = "; more --in-flight may help";
-        line("held up", format!("{waited} waited for a connection, {held_back} never left{cure}"));
+        let hint = "; try a higher --in-flight";
+        line("held up", format!("{waited} waited for a connection, {held_back} not sent{hint}"));
     }
     if step.sent_unproven > 0 {
         let (answered, sent) = (grouped(step.answered_unproven), grouped(step.sent_unproven));
-        line("unproven", format!("{answered} answered of {sent} stale, forged, garbage"));
+        line(
+            "unproven",
+            format!("{answered} of {sent} stale, forged or garbage requests answered"),
+        );
     }
     if step.flood_connects > 0 {
         let (answered, sent) = (step.flood_connects_answered, step.flood_connects);
-        line("flood", format!("{} answered of {} connects", grouped(answered), grouped(sent)));
+        line("flood", format!("{} of {} connects answered", grouped(answered), grouped(sent)));
     }
 }
 
-fn of_wrong(step: &Step) -> String {
+/// Returns the summary of the wrong replies.
+fn of_wrong(step: &StepRecord) -> String {
     let checked = grouped(step.checked);
     if step.wrong.is_empty() {
         return format!("none of {checked} checked");
@@ -113,10 +119,11 @@ fn of_wrong(step: &Step) -> String {
     format!("{} of {checked} checked: {}", grouped(step.wrong_sum()), kinds.join(", "))
 }
 
-fn of_generator(step: &Step) -> String {
+/// Returns the summary of the load of the generator itself.
+fn of_generator(step: &StepRecord) -> String {
     let generator = &step.generator;
     let mut text = format!(
-        "busy {:.0} %, {:.0} % of answers taken in full batches",
+        "busy {:.0} %, {:.0} % of answers received in full batches",
         generator.busy * 100.0,
         generator.backlog * 100.0
     );
@@ -124,18 +131,18 @@ fn of_generator(step: &Step) -> String {
         _ = write!(text, ", {:.2} % sent late", generator.late * 100.0);
     }
     if generator.unsent > 0 {
-        _ = write!(text, ", {} not taken by the kernel", grouped(generator.unsent));
+        _ = write!(text, ", {} requests refused by the kernel", grouped(generator.unsent));
     }
     if generator.drops > 0 {
-        _ = write!(text, ", {} answers dropped before it took them", grouped(generator.drops));
+        _ = write!(text, ", {} answers dropped by the kernel", grouped(generator.drops));
     }
     if generator.bottleneck {
-        text.push_str("; IT WAS THE BOTTLENECK: the tracker may be faster than this says");
+        text.push_str("; IT WAS THE BOTTLENECK: the tracker may be faster than these numbers");
     }
     text
 }
 
-/// Runs side by side, step by step; ratios against the first
+/// Returns the comparison of runs, step by step; ratios are relative to the first.
 pub(crate) fn of_comparison(records: &[Record]) -> String {
     let mut text = String::new();
     let Some(first) = records.first() else { return text };
@@ -149,7 +156,8 @@ pub(crate) fn of_comparison(records: &[Record]) -> String {
             _ = write!(text, "{letter:>14}{:>8}", "");
         }
         text.push('\n');
-        let steps: Vec<Option<&Step>> = records.iter().map(|record| record.steps.get(at)).collect();
+        let steps: Vec<Option<&StepRecord>> =
+            records.iter().map(|record| record.steps.get(at)).collect();
         for (name, cells) in rows(&steps) {
             _ = write!(text, "  {name:<24}");
             for (value, ratio) in cells {
@@ -161,10 +169,11 @@ pub(crate) fn of_comparison(records: &[Record]) -> String {
     text
 }
 
-type Figure = (&'static str, fn(&Step) -> Option<f64>);
+/// Name of a row, and the function that returns its value.
+type ReportRow = (&'static str, fn(&StepRecord) -> Option<f64>);
 
-/// What is compared
-const FIGURES: [Figure; 10] = [
+/// Rows of a comparison.
+const FIGURES: [ReportRow; 10] = [
     ("answers/s", |step| Some(step.answers_per_s())),
     ("lost", |step| Some(step.lost as f64)),
     ("wrong", |step| Some(step.wrong_sum() as f64)),
@@ -172,13 +181,13 @@ const FIGURES: [Figure; 10] = [
     ("latency p99, us", |step| Some(step.latency.at(99.0))),
     ("latency p99.99, us", |step| Some(step.latency.at(99.99))),
     ("longest gap, ms", |step| Some(step.gap_ms_max)),
-    ("core us/answer", Step::core_us_per_answer),
-    ("process us/answer", Step::process_us_per_answer),
+    ("core us/answer", StepRecord::core_us_per_answer),
+    ("process us/answer", StepRecord::process_us_per_answer),
     ("resident MiB", |step| Some(step.server?.resident_bytes? as f64 / 1_048_576.0)),
 ];
 
-/// The same step of several runs, figure by figure: each run's value, and its ratio to the first's
-pub(crate) fn rows(steps: &[Option<&Step>]) -> Vec<(&'static str, Vec<(String, String)>)> {
+/// Returns the rows of a step of several runs: the value of each run, and its ratio to the first.
+pub(crate) fn rows(steps: &[Option<&StepRecord>]) -> Vec<(&'static str, Vec<(String, String)>)> {
     let mut rows = Vec::new();
     for (name, figure) in FIGURES {
         let values: Vec<Option<f64>> = steps.iter().map(|step| figure((*step)?)).collect();
@@ -196,6 +205,7 @@ pub(crate) fn rows(steps: &[Option<&Step>]) -> Vec<(&'static str, Vec<(String, S
     rows
 }
 
+/// Returns a number with its digits in groups of three.
 pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();

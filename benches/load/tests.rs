@@ -1,8 +1,8 @@
-//! The generator against trackers that are right and trackers that are not.
+//! Tests of the generator against correct and faulty trackers over UDP.
 
 mod web;
 
-use crate::options::{Cli, Run};
+use crate::options::{LoadCli, RunOptions};
 use crate::{html, measure, summary};
 use clap::Parser;
 use std::net::{SocketAddr, UdpSocket};
@@ -13,14 +13,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tsubame::clock::Now;
 use tsubame::tracker::Tracker;
-use tsubame_bench::record::{Record, Step};
+use tsubame_bench::record::{Record, StepRecord};
 use tsubame_bench::tracker;
 use tsubame_storage::Seconds;
 
-/// What a server does with a request: the reply's length, 0 for none
+/// Handler of a request: returns the length of the reply, 0 for none.
 type Answer = Box<dyn FnMut(SocketAddr, &[u8], &mut [u8]) -> usize + Send>;
 
-/// A server on a plain socket, until it is dropped
+/// A server on a plain socket, which stops when it is dropped.
 struct Server {
     url: String,
     stop: Arc<AtomicBool>,
@@ -47,14 +47,14 @@ impl Server {
         Self { url, stop, thread: Some(thread) }
     }
 
-    /// A tracker whose replies pass through `spoil` first
-    fn spoiling(mut spoil: impl FnMut(&mut [u8], usize) -> usize + Send + 'static) -> Self {
+    /// Starts a tracker whose replies are modified by `modify`.
+    fn modifying(mut modify: impl FnMut(&mut [u8], usize) -> usize + Send + 'static) -> Self {
         let mut tracker = tracker(1);
         Self::start(
             "127.0.0.1:0",
             Box::new(move |from, request, reply| {
-                let len = ask(&mut tracker, from, request, reply);
-                spoil(reply, len)
+                let len = handle(&mut tracker, from, request, reply);
+                modify(reply, len)
             }),
         )
     }
@@ -67,22 +67,25 @@ impl Drop for Server {
     }
 }
 
-fn ask(tracker: &mut Tracker, from: SocketAddr, request: &[u8], reply: &mut [u8]) -> usize {
+/// Handles a request with the tracker.
+fn handle(tracker: &mut Tracker, from: SocketAddr, request: &[u8], reply: &mut [u8]) -> usize {
     let now = Now { monotonic: Seconds(1), unix_secs: 1_000_000 };
-    tracker.handle(now, from, request, reply).reply_len
+    tracker.handle(now, from, request, reply).len
 }
 
-fn run(arguments: &[&str]) -> Run {
+/// Parses the arguments of a small run.
+fn run(arguments: &[&str]) -> RunOptions {
     let fixed = ["tsubame-load", "--quiet", "--warmup=0s", "--torrents=50", "--sources=20"];
-    // A plain socket's receive buffer holds no more.
-    let few = ["--in-flight=64"];
-    let few = if arguments.iter().any(|a| a.starts_with("--in-flight")) { &[][..] } else { &few };
-    let cli = Cli::try_parse_from([&fixed, few, arguments].concat());
+    // The default receive buffer of a socket holds no more.
+    let in_flight = ["--in-flight=64"];
+    let in_flight =
+        if arguments.iter().any(|a| a.starts_with("--in-flight")) { &[][..] } else { &in_flight };
+    let cli = LoadCli::try_parse_from([&fixed, in_flight, arguments].concat());
     cli.unwrap_or_else(|error| panic!("{error}")).run
 }
 
-/// The only step of a short run
-fn step(server: &Server, arguments: &[&str]) -> Step {
+/// Performs a short run; returns its only step.
+fn step(server: &Server, arguments: &[&str]) -> StepRecord {
     let arguments = [&[server.url.as_str(), "--duration=200ms"], arguments].concat();
     let mut record = measure(&run(&arguments)).unwrap();
     assert_eq!(record.steps.len(), 1);
@@ -90,13 +93,13 @@ fn step(server: &Server, arguments: &[&str]) -> Step {
 }
 
 #[test]
-fn a_right_tracker_passes_over_both_families() {
-    // Two trackers, as if their swarms were one: each lists its own family's peers only.
+fn a_correct_tracker_passes_over_both_address_families() {
+    // Two trackers without common swarms: each returns peers of its own address family only.
     let [v4, v6] = ["127.0.0.1:0", "[::1]:0"].map(|address| {
         let mut tracker = tracker(1);
         Server::start(
             address,
-            Box::new(move |from, request, reply| ask(&mut tracker, from, request, reply)),
+            Box::new(move |from, request, reply| handle(&mut tracker, from, request, reply)),
         )
     });
     let mix = "--mix=connect=20,announce=50,scrape=20,stale=5,garbage=5";
@@ -110,22 +113,22 @@ fn a_right_tracker_passes_over_both_families() {
     for kind in ["connect", "announce", "scrape"] {
         assert!(step.answered[kind] > 10, "{:?}", step.answered);
     }
-    assert!(step.peers > 0, "swarms form");
+    assert!(step.peers > 0, "replies have peers");
     assert!(step.latency.at(50.0) > 0.0 && step.latency.max_us < 1e6);
 }
 
 #[test]
-fn a_few_peers_of_many_addresses_are_no_reason_to_complain() {
-    let server = Server::spoiling(|_, len| len);
+fn few_peers_with_many_addresses_cause_no_errors() {
+    let server = Server::modifying(|_, len| len);
     let step = step(&server, &["--torrents=3", "--peers=7", "--sources=200", "--churn=0.3"]);
     assert_eq!((step.wrong.len(), step.lost), (0, 0), "{:?}", step.wrong);
     assert!(step.answered["announce"] > 100 && step.peers > 0);
 }
 
 #[test]
-fn what_is_wrong_is_named() {
-    type Spoil = fn(&mut [u8], usize) -> usize;
-    let cases: [(&str, Spoil); 6] = [
+fn each_problem_of_a_reply_is_reported() {
+    type Modify = fn(&mut [u8], usize) -> usize;
+    let cases: [(&str, Modify); 6] = [
         ("family", |reply, len| if reply[3] == 1 && len > 20 { len - 1 } else { len }),
         ("peer twice", |reply, len| {
             if reply[3] == 1 && len >= 32 {
@@ -148,8 +151,8 @@ fn what_is_wrong_is_named() {
         ("scrape rows", |reply, len| if reply[3] == 2 && len > 20 { len - 12 } else { len }),
         ("wrong length", |reply, len| if reply[3] == 2 && len > 20 { len - 1 } else { len }),
     ];
-    for (what, spoil) in cases {
-        let server = Server::spoiling(spoil);
+    for (what, modify) in cases {
+        let server = Server::modifying(modify);
         let step = step(&server, &["--mix=announce=5,scrape=1", "--timeout=50ms"]);
         let named: Vec<_> = step.wrong.keys().map(String::as_str).collect();
         assert_eq!(named, [what]);
@@ -158,12 +161,12 @@ fn what_is_wrong_is_named() {
 }
 
 #[test]
-fn losses_and_strangers_answers_are_counted() {
+fn lost_and_unexpected_replies_are_counted() {
     let mut count = 0;
-    let server = Server::spoiling(move |reply, len| {
+    let server = Server::modifying(move |reply, len| {
         count += 1;
         match count % 10 {
-            // The first answers are to connects, without which nothing begins.
+            // The first replies are to connects, which every client needs.
             _ if count < 100 => {}
             3 => return 0,
             6 => reply[4] ^= 1,
@@ -174,12 +177,12 @@ fn losses_and_strangers_answers_are_counted() {
     let step = step(&server, &["--mix=announce=1", "--timeout=100ms", "--duration=1s"]);
     let share = |count: u64| count as f64 / step.sent as f64;
     assert!((0.15..0.25).contains(&share(step.lost)), "{} of {} lost", step.lost, step.sent);
-    let strange = step.wrong["transaction id"];
-    assert!((0.05..0.15).contains(&share(strange)), "{strange} of {} strange", step.sent);
+    let unexpected = step.wrong["transaction id"];
+    assert!((0.05..0.15).contains(&share(unexpected)), "{unexpected} of {} unexpected", step.sent);
     assert_eq!(step.wrong.len(), 1, "{:?}", step.wrong);
 }
 
-/// A server that answers connects, announces with no peers, and passes on what it was asked
+/// Starts a server that answers connects, answers announces without peers, and sends the requests to the test.
 fn recording() -> (Server, Receiver<Vec<u8>>) {
     let (sender, requests) = channel();
     let server = Server::start(
@@ -198,21 +201,21 @@ fn recording() -> (Server, Receiver<Vec<u8>>) {
 
 #[test]
 fn a_seed_gives_the_same_requests() {
-    let asked = |seed: &str| -> Vec<Vec<u8>> {
+    let requests_of_run = |seed: &str| -> Vec<Vec<u8>> {
         let (server, requests) = recording();
         step(&server, &["--in-flight=1", "--duration=600ms", seed]);
         drop(server);
         let after_connects = requests.iter().skip(20);
         after_connects.take(300).collect()
     };
-    let first = asked("--seed=5");
+    let first = requests_of_run("--seed=5");
     assert_eq!(first.len(), 300);
-    assert_eq!(asked("--seed=5"), first);
-    assert_ne!(asked("--seed=6"), first);
+    assert_eq!(requests_of_run("--seed=5"), first);
+    assert_ne!(requests_of_run("--seed=6"), first);
 }
 
 #[test]
-fn segments_arrive_as_requests_of_their_own() {
+fn segments_arrive_as_separate_requests() {
     let (server, requests) = recording();
     let step = step(&server, &["--segments=8", "--mix=announce=1", "--check=0"]);
     assert_eq!((step.sent, step.lost), (step.answers(), 0));
@@ -220,7 +223,7 @@ fn segments_arrive_as_requests_of_their_own() {
 }
 
 #[test]
-fn every_peer_is_entered_once_whatever_is_lost() {
+fn a_fill_announces_every_peer_despite_losses() {
     let (sender, stats) = channel();
     let mut tracker = tracker(1);
     let mut count = 0;
@@ -231,7 +234,7 @@ fn every_peer_is_entered_once_whatever_is_lost() {
             if count % 7 == 0 {
                 return 0;
             }
-            let len = ask(&mut tracker, from, request, reply);
+            let len = handle(&mut tracker, from, request, reply);
             let _ = sender.send(tracker.swarms().stats());
             len
         }),
@@ -246,14 +249,14 @@ fn every_peer_is_entered_once_whatever_is_lost() {
 }
 
 #[test]
-fn clients_connect_anew_when_a_tracker_has_forgotten_them() {
+fn clients_reconnect_when_the_tracker_has_new_keys() {
     let mut trackers = [tracker(1), tracker(2)];
     let mut count = 0;
     let server = Server::start(
         "127.0.0.1:0",
         Box::new(move |from, request, reply| {
             count += 1;
-            ask(&mut trackers[usize::from(count > 500)], from, request, reply)
+            handle(&mut trackers[usize::from(count > 500)], from, request, reply)
         }),
     );
     let step = step(&server, &["--mix=announce=1", "--timeout=100ms", "--duration=600ms"]);
@@ -264,26 +267,26 @@ fn clients_connect_anew_when_a_tracker_has_forgotten_them() {
 
 #[test]
 fn a_scenario_floods_pauses_and_runs_commands() {
-    let server = Server::spoiling(|_, len| len);
+    let server = Server::modifying(|_, len| len);
     let directory = tempfile::tempdir().unwrap();
-    let (scenario, prefetched) =
+    let (scenario, marker) =
         (directory.path().join("scenario.toml"), directory.path().join("touched"));
     let text = format!(
         "[[step]]\nname = 'flood'\nduration = '200ms'\nrate = 1000\nrun = 'touch {}'\n\
          flood = {{ connects = 2000, forged = 1000, garbage = 500 }}\n\
          [[step]]\npause = '20ms'\n[[step]]\nrun = 'true'\n[[step]]\nduration = '50ms'\n",
-        prefetched.display()
+        marker.display()
     );
     std::fs::write(&scenario, text).unwrap();
     let path = scenario.to_str().unwrap();
     let record = measure(&run(&[&server.url, "--scenario", path, "--mix=announce=1"])).unwrap();
     let [flood, calm] = record.steps.as_slice() else { panic!("{:?}", record.steps) };
-    assert!(prefetched.exists());
-    // 3,500 a second for a fifth of a second, arriving at random; of them the connects are answered.
+    assert!(marker.exists());
+    // 3,500 requests per second at random times for a fifth of a second; only connects are answered.
     assert!((150..500).contains(&flood.sent_unproven), "{}", flood.sent_unproven);
     assert_eq!(flood.answered_unproven, 0);
     assert!((200..600).contains(&flood.flood_connects), "{}", flood.flood_connects);
-    // The last answers may come after the end, and nobody waits for them.
+    // The last replies may arrive after the end of the step.
     assert!(flood.flood_connects_answered > flood.flood_connects * 9 / 10, "{flood:?}");
     assert!((100..320).contains(&flood.sent), "{}", flood.sent);
     assert_eq!((calm.sent_unproven, calm.lost, calm.wrong_sum()), (0, 0, 0));
@@ -293,7 +296,7 @@ fn a_scenario_floods_pauses_and_runs_commands() {
 }
 
 #[test]
-fn a_tracker_that_is_not_there_is_named() {
+fn an_unreachable_tracker_is_reported() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let url = format!("udp://{}", socket.local_addr().unwrap());
     let error = measure(&run(&[&url])).unwrap_err();
@@ -305,7 +308,7 @@ fn a_tracker_that_is_not_there_is_named() {
 }
 
 #[test]
-fn records_are_read_back_compared_and_drawn() {
+fn records_are_read_compared_and_plotted() {
     let (server, _requests) = recording();
     let arguments = [server.url.as_str(), "--duration=250ms", "--name=a <b>", "--rate=2000"];
     let record = measure(&run(&arguments)).unwrap();
@@ -322,6 +325,6 @@ fn records_are_read_back_compared_and_drawn() {
     assert_eq!(page.matches("<svg").count(), 2);
     assert_eq!(page.matches("<polyline").count(), 4);
     assert!(page.contains("a &lt;b&gt;") && !page.contains("NaN"), "{page}");
-    // It opens without a network: nothing is fetched.
+    // The page loads nothing from the network.
     assert!(!page.contains("http:") && !page.contains("https:") && !page.contains("<script"));
 }

@@ -1,30 +1,30 @@
-//! `tsubame-reflector`: answers every request with constant bytes of the right kind, from one thread.
+//! The reflector: answers every request with constant bytes of the right kind, from one thread.
 //!
-//! It keeps nothing and decides nothing: what it answers in a second is the most that any tracker on plain
-//! sockets could on this machine. Replies carry the request's transaction id and as many peers as it is told,
-//! so that a load generator takes them for a tracker's.
+//! It stores nothing and decides nothing: its rate is the upper bound of any tracker that uses plain sockets on this
+//! machine. Replies have the transaction id of the request and a fixed number of peers, so that a load generator
+//! accepts them.
 
 use clap::Parser;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tsubame_bench::batch::{BatchSocket, ReceiveBatch, SendBatch};
 
-/// Answers every request with constant bytes
+/// Answers every request with constant bytes.
 #[derive(Debug, Parser)]
 #[command(name = "tsubame-reflector", version)]
-struct Options {
-    /// An explicit address: a wildcard would have the kernel choose the source of each reply
+struct ReflectorOptions {
+    /// Address to listen on; not a wildcard, with which the kernel would choose the source of each reply.
     #[arg(value_name = "HOST:PORT")]
     listen: SocketAddr,
-    /// Peers in a reply to an announce
+    /// Number of peers in a reply to an announce.
     #[arg(long, default_value_t = 16)]
     peers: usize,
 }
 
 fn main() -> std::io::Result<()> {
-    let options = Options::parse();
+    let options = ReflectorOptions::parse();
     let socket = BatchSocket::bind(options.listen)?;
-    socket.set_patience(Duration::from_secs(3600))?;
+    socket.set_receive_timeout(Duration::from_secs(3600))?;
     println!("reflecting on udp://{}", socket.address()?);
     let compact_len = if options.listen.is_ipv4() { 6 } else { 18 };
     let announce_len = (20 + compact_len * options.peers).min(1472);
@@ -40,11 +40,12 @@ fn main() -> std::io::Result<()> {
     }
 }
 
+/// Returns whether a datagram may be a request.
 fn is_request(bytes: &[u8]) -> bool {
     bytes.len() >= 16 && bytes[11] <= 2
 }
 
-/// Writes what has the length of a tracker's answer; returns the length
+/// Writes a reply with the length of a reply of a tracker; returns the length.
 fn answer(head: &[u8], reply: &mut [u8], announce_len: usize) -> usize {
     let len = match head[11] {
         0 => 16,
@@ -53,7 +54,7 @@ fn answer(head: &[u8], reply: &mut [u8], announce_len: usize) -> usize {
     };
     reply[..4].copy_from_slice(&head[8..12]);
     reply[4..8].copy_from_slice(&head[12..16]);
-    // An interval, and a connection id, above 0.
+    // A nonzero interval or connection id.
     reply[8..12].copy_from_slice(&1800_u32.to_be_bytes());
     len
 }

@@ -1,4 +1,4 @@
-//! Trackers as processes: how each is started, alone on its core.
+//! Trackers as processes: how each is configured and started, alone on its core.
 
 use std::fs;
 use std::net::{IpAddr, UdpSocket};
@@ -8,26 +8,26 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tsubame_bench::observe;
 
-/// Which tracker
+/// Kind of a tracker.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Kind {
-    /// Ours, with so many shards on the cores from the first one; steered or not
-    Tsubame {
-        shards: usize,
-        steering: bool,
-    },
+pub(crate) enum TrackerKind {
+    /// This tracker, with its shards on consecutive cores, and with or without steering.
+    Tsubame { shards: usize, steering: bool },
+    /// aquatic_udp with io_uring.
     AquaticUring,
+    /// aquatic_udp with mio.
     AquaticMio,
+    /// opentracker.
     OpenTracker,
-    /// The limit of what sockets can do, with so many peers in each reply
-    Reflector {
-        peers: u32,
-    },
+    /// The reflector, which is the upper bound of what sockets permit, with this number of peers in each reply.
+    Reflector { peers: u32 },
 }
 
-impl Kind {
+impl TrackerKind {
+    /// This tracker with one shard.
     pub(crate) const OURS: Self = Self::Tsubame { shards: 1, steering: true };
 
+    /// Returns the name in tables.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Tsubame { shards: 1, .. } => "tsubame",
@@ -40,7 +40,7 @@ impl Kind {
         }
     }
 
-    /// Ours, and the others that are installed
+    /// Returns this tracker, and the others that are installed.
     pub(crate) fn all(folder: &Path) -> Vec<Self> {
         let mut found = vec![Self::OURS];
         if folder.join("aquatic_udp").exists() {
@@ -53,37 +53,40 @@ impl Kind {
     }
 }
 
-/// Where trackers are started and what they must know beforehand
+/// Where a tracker is started, and the settings that depend on the section.
 #[derive(Clone, Debug)]
-pub(crate) struct Place {
+pub(crate) struct TrackerPlacement {
+    /// Folder of the other trackers.
     pub(crate) rivals: PathBuf,
+    /// Address on which it listens.
     pub(crate) ip: IpAddr,
+    /// First core.
     pub(crate) cpu: usize,
-    /// The network namespace, if not the usual one
+    /// Network namespace; `None` is the default one.
     pub(crate) namespace: Option<String>,
-    /// Torrents that a tracker with a list of permitted ones must list
+    /// Number of torrents in the list of permitted torrents, for trackers that need one.
     pub(crate) torrents: u32,
-    /// Seconds that peers live, if not the default
+    /// Seconds after which peers expire; `None` is the default of the tracker.
     pub(crate) lifetime_secs: Option<u32>,
 }
 
-/// A tracker that runs
+/// A running tracker.
 #[derive(Debug)]
-pub(crate) struct Contender {
-    pub(crate) kind: Kind,
+pub(crate) struct TrackerProcess {
+    pub(crate) kind: TrackerKind,
     pub(crate) port: u16,
     process: Child,
-    /// Its config; goes with it
+    /// Folder of its config, which is removed with it.
     _folder: tempfile::TempDir,
 }
 
-impl Contender {
-    /// Starts a tracker and waits until it has bound its port
-    pub(crate) fn start(kind: Kind, place: &Place) -> Result<Self, String> {
+impl TrackerProcess {
+    /// Starts a tracker, and waits until it has bound its port.
+    pub(crate) fn start(kind: TrackerKind, place: &TrackerPlacement) -> Result<Self, String> {
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
-        // opentracker serves as somebody else.
-        let open = fs::Permissions::from_mode(0o755);
-        fs::set_permissions(folder.path(), open).map_err(|error| error.to_string())?;
+        // opentracker runs as another user.
+        let readable = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(folder.path(), readable).map_err(|error| error.to_string())?;
         let port = free_port()?;
         let config = folder.path().join("config");
         let text = config_of(kind, place, port, folder.path())?;
@@ -96,23 +99,25 @@ impl Contender {
         Ok(contender)
     }
 
+    /// Returns the process id.
     pub(crate) fn id(&self) -> u32 {
         self.process.id()
     }
 
+    /// Returns the resident memory.
     pub(crate) fn resident_bytes(&self) -> u64 {
         observe::resident_bytes(self.id()).unwrap_or(0)
     }
 
-    /// Waits until somebody has bound the port
-    fn wait_until_up(&mut self, place: &Place) -> Result<(), String> {
-        const PATIENCE: Duration = Duration::from_secs(60);
+    /// Waits until the port is bound.
+    fn wait_until_up(&mut self, place: &TrackerPlacement) -> Result<(), String> {
+        const START_TIMEOUT: Duration = Duration::from_secs(60);
         let pause = Duration::from_millis(50);
-        for _ in 0..PATIENCE.as_millis() / pause.as_millis() {
+        for _ in 0..START_TIMEOUT.as_millis() / pause.as_millis() {
             if let Ok(Some(status)) = self.process.try_wait() {
-                return Err(format!("{} has ended: {status}", self.kind.name()));
+                return Err(format!("{} has exited: {status}", self.kind.name()));
             }
-            // The process may have entered its namespace only now; all its sockets are listed there.
+            // Read through the process, as its sockets are listed in its own network namespace.
             let table = if place.ip.is_ipv4() { "udp" } else { "udp6" };
             let sockets = fs::read_to_string(format!("/proc/{}/net/{table}", self.id()));
             if sockets.unwrap_or_default().contains(&format!(":{:04X} ", self.port)) {
@@ -120,34 +125,41 @@ impl Contender {
             }
             wait(pause);
         }
-        Err(format!("{} does not come up", self.kind.name()))
+        Err(format!("{} has not bound its port", self.kind.name()))
     }
 }
 
-/// Lets a while pass between two looks
-#[expect(clippy::disallowed_methods, reason = "between looks at a process that starts")]
+/// Sleeps between two checks.
+#[expect(clippy::disallowed_methods, reason = "between checks of a process that starts")]
 fn wait(duration: Duration) {
     std::thread::sleep(duration);
 }
 
-impl Drop for Contender {
+impl Drop for TrackerProcess {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
+/// Returns a port that is free at the moment.
 fn free_port() -> Result<u16, String> {
     let socket = UdpSocket::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
     socket.local_addr().map(|address| address.port()).map_err(|error| error.to_string())
 }
 
-/// Each tracker's config for the same promises: up to 50 peers, no statistics, buffers as they recommend
-fn config_of(kind: Kind, place: &Place, port: u16, folder: &Path) -> Result<String, String> {
-    let Place { ip, cpu, .. } = place;
+/// Returns the config of a tracker. All have the same limits: up to 50 peers per reply, no statistics, and the buffers
+/// that their documentation recommends.
+fn config_of(
+    kind: TrackerKind,
+    place: &TrackerPlacement,
+    port: u16,
+    folder: &Path,
+) -> Result<String, String> {
+    let TrackerPlacement { ip, cpu, .. } = place;
     let address = std::net::SocketAddr::new(*ip, port);
     Ok(match kind {
-        Kind::Tsubame { shards, steering } => {
+        TrackerKind::Tsubame { shards, steering } => {
             let cpus: Vec<_> = (*cpu..cpu + shards).map(|cpu| cpu.to_string()).collect();
             let steering = if steering { "auto" } else { "off" };
             let lifetime = place.lifetime_secs.map_or(String::new(), |secs| {
@@ -160,8 +172,8 @@ fn config_of(kind: Kind, place: &Place, port: u16, folder: &Path) -> Result<Stri
                  control: {{listen: \"\"}}\nhttp: {{listen: []}}\n{lifetime}"
             )
         }
-        Kind::AquaticUring | Kind::AquaticMio => {
-            let ring = kind == Kind::AquaticUring;
+        TrackerKind::AquaticUring | TrackerKind::AquaticMio => {
+            let ring = kind == TrackerKind::AquaticUring;
             let age = place.lifetime_secs.map_or(String::new(), |secs| {
                 format!("[cleaning]\ntorrent_cleaning_interval = 10\nmax_peer_age = {secs}\n")
             });
@@ -170,7 +182,7 @@ fn config_of(kind: Kind, place: &Place, port: u16, folder: &Path) -> Result<Stri
                  [protocol]\nmax_response_peers = 50\n{age}"
             )
         }
-        Kind::OpenTracker => {
+        TrackerKind::OpenTracker => {
             let list = Command::new(beside("tsubame-load")?)
                 .args(["hashes", "--torrents", &place.torrents.to_string()])
                 .output()
@@ -178,29 +190,35 @@ fn config_of(kind: Kind, place: &Place, port: u16, folder: &Path) -> Result<Stri
             fs::write(folder.join("permitted"), list.stdout).map_err(|error| error.to_string())?;
             format!("listen.udp {address}\nlisten.tcp {address}\naccess.whitelist permitted\n")
         }
-        Kind::Reflector { .. } => String::new(),
+        TrackerKind::Reflector { .. } => String::new(),
     })
 }
 
-fn command_of(kind: Kind, place: &Place, port: u16, config: &Path) -> Result<Command, String> {
+/// Returns the command that starts a tracker.
+fn command_of(
+    kind: TrackerKind,
+    place: &TrackerPlacement,
+    port: u16,
+    config: &Path,
+) -> Result<Command, String> {
     let last = match kind {
-        Kind::Tsubame { shards, .. } => place.cpu + shards - 1,
+        TrackerKind::Tsubame { shards, .. } => place.cpu + shards - 1,
         _ => place.cpu,
     };
     let mut command = pinned(place.namespace.as_deref(), place.cpu, last);
     match kind {
-        Kind::Tsubame { .. } => {
+        TrackerKind::Tsubame { .. } => {
             command.arg(beside("tsubame")?).args(["run", "--config"]).arg(config);
         }
-        Kind::AquaticUring | Kind::AquaticMio => {
+        TrackerKind::AquaticUring | TrackerKind::AquaticMio => {
             command.arg(place.rivals.join("aquatic_udp")).arg("-c").arg(config);
         }
-        Kind::OpenTracker => {
+        TrackerKind::OpenTracker => {
             let folder = config.parent().unwrap_or(config);
             command.arg("opentracker").arg("-f").arg(config).arg("-d").arg(folder);
             command.args(["-u", "nobody"]);
         }
-        Kind::Reflector { peers } => {
+        TrackerKind::Reflector { peers } => {
             let address = std::net::SocketAddr::new(place.ip, port);
             command.arg(beside("tsubame-reflector")?).arg(address.to_string());
             command.args(["--peers", &peers.to_string()]);
@@ -209,7 +227,7 @@ fn command_of(kind: Kind, place: &Place, port: u16, config: &Path) -> Result<Com
     Ok(command)
 }
 
-/// The beginning of a command that keeps to these cores, in a network namespace if one is named
+/// Returns the start of a command that is pinned to these cores, in a network namespace if one is given.
 pub(crate) fn pinned(namespace: Option<&str>, first_cpu: usize, last_cpu: usize) -> Command {
     let mut command = match namespace {
         None => Command::new("taskset"),
@@ -223,8 +241,8 @@ pub(crate) fn pinned(namespace: Option<&str>, first_cpu: usize, last_cpu: usize)
     command
 }
 
-/// A program of ours: it lies beside this one
+/// Returns the path of a program that is built into the folder of this one.
 pub(crate) fn beside(name: &str) -> Result<PathBuf, String> {
-    let own = std::env::current_exe().map_err(|error| error.to_string())?;
-    Ok(own.with_file_name(name))
+    let this_program = std::env::current_exe().map_err(|error| error.to_string())?;
+    Ok(this_program.with_file_name(name))
 }

@@ -1,7 +1,8 @@
-//! `tsubame-rivals`: this tracker and others under the same load on the same core, in alternation.
+//! `tsubame-rivals`: compares this tracker with others under the same load on the same core, in alternation.
 //!
-//! `benches/compare` builds what it needs and calls it. Every figure is a median over pairs, and every
-//! ratio is paired: machines change their speed from minute to minute, by more than trackers differ.
+//! `benches/compare` builds what it needs and runs it. Every value is a median over rounds, and every ratio is the
+//! median of the ratios of pairs, because the speed of a shared machine varies from minute to minute by more than the
+//! trackers differ.
 
 mod contender;
 mod ratios;
@@ -12,44 +13,45 @@ use clap::Parser;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Sets this tracker beside others
+/// Compares this tracker with others.
 #[derive(Debug, Parser)]
 #[command(name = "tsubame-rivals", version)]
-pub(crate) struct Options {
-    /// Where the other trackers and their load generators are
+pub(crate) struct RivalsOptions {
+    /// Folder of the other trackers and their load generators.
     #[arg(long)]
     rivals: PathBuf,
-    /// Rounds in which each tracker is loaded once
+    /// Number of rounds; each tracker is loaded once per round.
     #[arg(long, default_value_t = 11)]
     pairs: usize,
-    /// Seconds of load in a round
+    /// Seconds of load in a round.
     #[arg(long, default_value_t = 5)]
     seconds: u64,
-    /// A look: 3 rounds of 1 second, small populations
+    /// A short run: 3 rounds of 1 second, with small populations.
     #[arg(long)]
     quick: bool,
-    /// Core of the trackers
+    /// Core of the trackers.
     #[arg(long, default_value_t = 0)]
     server_cpu: usize,
-    /// Core of the generator
+    /// Core of the load generator.
     #[arg(long, default_value_t = 1)]
     load_cpu: usize,
-    /// Requests a second at which processor time is compared: all trackers must be able to serve them
+    /// Requests per second at which processor time is compared; all trackers must be able to serve them.
     #[arg(long, default_value_t = 100_000)]
     rate: u64,
-    /// Sections to run: rate, saturated, tester, veth, memory, pauses, shards
+    /// Sections to run: rate, saturated, tester, veth, memory, pauses, shards.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
 
-impl Options {
+impl RivalsOptions {
+    /// Returns whether a section is to be run.
     fn wants(&self, section: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|only| only == section)
     }
 }
 
 fn main() -> ExitCode {
-    let mut options = Options::parse();
+    let mut options = RivalsOptions::parse();
     if options.quick {
         (options.pairs, options.seconds) = (3, 1);
     }

@@ -1,6 +1,6 @@
 //! Medians and quartiles.
 
-/// The value below which so large a share lies, between neighbours if need be
+/// Returns the value below which this share of the values lies, interpolated between two values if necessary.
 pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
     let mut sorted: Vec<f64> = values.iter().copied().filter(|value| value.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);
@@ -10,11 +10,12 @@ pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
     below + (above - below) * at.fract()
 }
 
+/// Returns the median.
 pub(crate) fn median(values: &[f64]) -> f64 {
     quantile(values, 0.5)
 }
 
-/// Median and quartiles of the ratios of pairs
+/// Returns the median and the quartiles of the ratios of pairs, as text.
 pub(crate) fn paired(ours: &[f64], others: &[f64]) -> String {
     let ratios: Vec<f64> = ours.iter().zip(others).map(|(ours, other)| ours / other).collect();
     let [low, middle, high] = [0.25, 0.5, 0.75].map(|share| quantile(&ratios, share));
@@ -30,7 +31,7 @@ mod tests {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(quantile(&[1.0, 2.0], 0.75), 1.75);
         assert!(median(&[]).is_nan());
-        // Pair by pair, whatever the machine's speed is from pair to pair.
+        // The ratios are equal although the speed differs from pair to pair.
         let (ours, others) = ([1.0, 10.0, 100.0], [2.0, 20.0, 200.0]);
         assert_eq!(paired(&ours, &others), "0.50 (0.50-0.50)");
     }

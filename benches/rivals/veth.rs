@@ -1,22 +1,25 @@
-//! Two network namespaces with a cable between them.
+//! Two network namespaces that are connected by a veth pair.
 
 use std::net::IpAddr;
 use std::process::Command;
 
+/// Address of the tracker.
 pub(crate) const SERVER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 211, 0, 1));
 
-/// Networks the clients' addresses are taken from, which are routed to the generator's namespace
+/// Network of the clients' addresses, which is routed to the generator's namespace.
 pub(crate) const CLIENTS: &str = "10.212.0.0/16";
 
-/// The pair of namespaces, until it is dropped
+/// Two connected network namespaces, which are deleted when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Veth {
+    /// Namespace of the tracker.
     pub(crate) server: String,
+    /// Namespace of the load generator.
     pub(crate) load: String,
 }
 
 impl Veth {
-    /// Makes the pair; needs to be root
+    /// Creates the namespaces; needs root.
     pub(crate) fn new() -> Result<Self, String> {
         let process = std::process::id();
         let pair =
@@ -35,10 +38,13 @@ impl Veth {
             format!("-n {load} route add local {CLIENTS} dev lo"),
             format!("-n {server} route add {CLIENTS} via 10.211.0.2"),
         ] {
-            let done = Command::new("ip").args(line.split(' ')).output();
-            let done = done.map_err(|error| format!("ip (package iproute2): {error}"))?;
-            if !done.status.success() {
-                return Err(format!("ip {line}: {}", String::from_utf8_lossy(&done.stderr).trim()));
+            let output = Command::new("ip").args(line.split(' ')).output();
+            let output = output.map_err(|error| format!("ip (package iproute2): {error}"))?;
+            if !output.status.success() {
+                return Err(format!(
+                    "ip {line}: {}",
+                    String::from_utf8_lossy(&output.stderr).trim()
+                ));
             }
         }
         Ok(pair)

@@ -1,4 +1,4 @@
-//! Any text as a config: read or refused with mistakes that name the file, never a panic.
+//! Any text as a config is accepted, or refused with mistakes that name the file. The parser never panics.
 
 #![no_main]
 
@@ -6,7 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use tsubame::config::{Config, ConfigError};
 
 fuzz_target!(|text: &str| {
-    // A path would have files of this machine read.
+    // This key may name a file, and the fuzzer must not read files of this machine.
     if text.contains("connection_id_keys") {
         return;
     }

@@ -1,21 +1,22 @@
-//! Datagrams through `admit` and `answer`: nothing panics, and nobody unproven is amplified.
+//! Sequences of datagrams to a tracker: nothing panics, and replies to unproven sources are not amplified.
 //!
-//! Input: packets of two bytes of length, a source byte and bytes. A set bit in the source byte has the right
-//! connection id written in, so that the fuzzer gets past it.
+//! Input: for each datagram two bytes of length, a byte that selects the source, and the bytes. Bit 2 of the source
+//! byte has the valid connection id written into the datagram, so that the fuzzer reaches the code behind its check.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use std::net::SocketAddr;
 use tsubame::clock::Now;
-use tsubame::limits::REPLY_LEN_DEFAULT;
-use tsubame::outcome::Outcome;
-use tsubame::tracker::{Terms, Tracker};
-use tsubame_storage::{Caps, Seconds, TableSettings, Swarms};
-use tsubame_udp::connection_id::{ConnectionIds, Key};
+use tsubame::policy::Intervals;
+use tsubame::sizes::REPLY_LEN_DEFAULT;
+use tsubame::stats::outcome::Outcome;
+use tsubame::tracker::{AnnounceSettings, Tracker};
+use tsubame_storage::{Caps, Seconds, Swarms, TableSettings};
+use tsubame_udp::connection_id::{ConnectionIdKey, ConnectionIds};
 
 fuzz_target!(|bytes: &[u8]| {
-    let ids = ConnectionIds::new(Key([7; 16]), &[], 120);
+    let ids = ConnectionIds::new(ConnectionIdKey([7; 16]), &[], 120);
     let mut tracker = tracker(ids.clone());
     let mut now = Now { monotonic: Seconds(10_000), unix_secs: 1_700_000_000 };
     let mut rest = bytes;
@@ -35,7 +36,7 @@ fuzz_target!(|bytes: &[u8]| {
             packet[..8].copy_from_slice(&ids.issue(now.unix_secs, address.ip()).to_be_bytes());
         }
         let verdict = tracker.handle(now, address, &packet, &mut reply);
-        assert!(verdict.reply_len <= reply.len());
+        assert!(verdict.len <= reply.len());
         use Outcome::{
             BadMagic, Connected, SourcePortZero, TooShort, UnknownAction, WrongConnectionId,
         };
@@ -43,16 +44,15 @@ fuzz_target!(|bytes: &[u8]| {
             verdict.outcome,
             Connected | BadMagic | SourcePortZero | TooShort | UnknownAction | WrongConnectionId
         );
-        assert!(!unproven || verdict.reply_len <= packet.len());
+        assert!(!unproven || verdict.len <= packet.len());
         now.monotonic.0 += u64::from(source >> 5) * 40;
         while tracker.swarms_mut().sweep(now.monotonic) {}
     }
 });
 
 fn tracker(ids: ConnectionIds) -> Tracker {
-    let terms = Terms {
-        interval_secs: 1_800,
-        min_interval_secs: 900,
+    let settings = AnnounceSettings {
+        intervals: Intervals { interval_secs: 1_800, min_interval_secs: 900 },
         numwant_default: 50,
         numwant_max: 200,
         reply_len_max: REPLY_LEN_DEFAULT,
@@ -69,5 +69,5 @@ fn tracker(ids: ConnectionIds) -> Tracker {
         hash_key: (1, 2),
         seed: 3,
     });
-    Tracker::new(ids, terms, swarms)
+    Tracker::new(ids, settings, swarms)
 }

@@ -1,4 +1,4 @@
-//! Operations on the swarm table and on a naive one, which must agree.
+//! Operations on the swarm table and on a simple model, which must agree.
 
 #![no_main]
 
@@ -19,7 +19,7 @@ fuzz_target!(|bytes: &[u8]| {
     let mut checker = model::Checker::new(u64::from(*second), peers, caps);
     for operation in rest.as_chunks::<5>().0 {
         match *operation {
-            // Now and then nobody sweeps for a while, as when the process is stopped.
+            // Time without sweeps, as when the process is stopped.
             [0xff, high, low, ..] => checker.freeze(u64::from(u16::from_be_bytes([high, low]))),
             operation => checker.apply(model::Operation::from_bytes(operation)),
         }

@@ -1,4 +1,4 @@
-//! What the wire reads, written again, is read the same; what it writes stays within its slice.
+//! Parsed requests that are written again equal their input, and writers stay within their slice.
 
 #![no_main]
 
@@ -6,13 +6,13 @@ use libfuzzer_sys::fuzz_target;
 use std::net::IpAddr;
 use tsubame_storage::SwarmCounts;
 use tsubame_udp::wire::{
-    AnnounceReply, Request, TransactionId, announce, header, write_connect, write_error,
+    AnnounceReply, TransactionId, UdpRequest, announce, header, write_connect, write_error,
     write_scrape_header, write_scrape_row,
 };
 
 fuzz_target!(|bytes: &[u8]| {
-    match Request::parse(bytes) {
-        Ok(Request::Announce(read)) => {
+    match UdpRequest::parse(bytes) {
+        Ok(UdpRequest::Announce(read)) => {
             let mut written = bytes.to_vec();
             written[header::CONNECTION_ID].copy_from_slice(&read.connection_id().to_be_bytes());
             written[header::TRANSACTION_ID].copy_from_slice(&read.transaction_id().0);
@@ -21,11 +21,11 @@ fuzz_target!(|bytes: &[u8]| {
             written[announce::DOWNLOADED].copy_from_slice(&read.downloaded().to_be_bytes());
             written[announce::LEFT].copy_from_slice(&read.left().to_be_bytes());
             written[announce::UPLOADED].copy_from_slice(&read.uploaded().to_be_bytes());
-            // What stands behind an IPv6 address stands 12 bytes further back.
-            let back = if read.is_v6() { 12 } else { 0 };
-            let behind = |range: std::ops::Range<usize>| range.start + back..range.end + back;
-            written[behind(announce::PORT)].copy_from_slice(&read.port().to_be_bytes());
-            // Not every value of these is kept apart; what is read from what was read must be the same.
+            // Fields after an IPv6 address are shifted by 12 bytes.
+            let shift = if read.is_v6() { 12 } else { 0 };
+            let shifted = |range: std::ops::Range<usize>| range.start + shift..range.end + shift;
+            written[shifted(announce::PORT)].copy_from_slice(&read.port().to_be_bytes());
+            // Some values are parsed as absent; only those that are present are written again.
             if let Some(ip) = read.ip() {
                 match ip {
                     IpAddr::V4(ip) => written[announce::IP].copy_from_slice(&ip.octets()),
@@ -33,21 +33,21 @@ fuzz_target!(|bytes: &[u8]| {
                 }
             }
             if let Some(wanted) = read.num_want() {
-                written[behind(announce::NUM_WANT)].copy_from_slice(&wanted.to_be_bytes());
+                written[shifted(announce::NUM_WANT)].copy_from_slice(&wanted.to_be_bytes());
             }
             assert_eq!(written, bytes);
             let url: usize = read.url_data().map(<[u8]>::len).sum();
-            assert!(url <= bytes.len() - announce::OPTIONS - back);
+            assert!(url <= bytes.len() - announce::OPTIONS - shift);
             let _ = (read.event(), read.num_want(), read.ip());
         }
-        Ok(Request::Scrape(read)) => {
+        Ok(UdpRequest::Scrape(read)) => {
             let rows = read.info_hashes().len();
             assert!((1..=74).contains(&rows) && rows * 20 + 16 <= bytes.len());
-            for (hash, asked) in read.info_hashes().zip(bytes[16..].chunks(20)) {
-                assert_eq!(hash.0, asked);
+            for (hash, sent) in read.info_hashes().zip(bytes[16..].chunks(20)) {
+                assert_eq!(hash.0, sent);
             }
         }
-        Ok(Request::Connect(_)) | Err(_) => {}
+        Ok(UdpRequest::Connect(_)) | Err(_) => {}
     }
     let transaction = TransactionId([1, 2, 3, 4]);
     let mut reply = bytes.to_vec();
@@ -58,7 +58,7 @@ fuzz_target!(|bytes: &[u8]| {
     let row = usize::from(bytes.first().copied().unwrap_or(0));
     let counts = SwarmCounts { seeders: 1, completed: 2, leechers: 3 };
     assert_eq!(write_scrape_row(&mut reply, row, counts), len >= 8 + 12 * (row + 1));
-    // The peers are the caller's: finishing leaves them as they are.
+    // The peers are written by the caller, and `finish` leaves them unchanged.
     let mut reply = bytes.to_vec();
     if let Some(begun) = AnnounceReply::begin(&mut reply) {
         let written = begun.finish(transaction, 1, counts, row);

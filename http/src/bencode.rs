@@ -1,37 +1,37 @@
-//! Bencode (BEP 3): the few forms that replies need, appended to a buffer; and all of it, read as strictly as the
-//! strictest client does.
+//! Bencode (BEP 3): writers for the forms that replies need, and a parser as strict as the strictest client.
 //!
-//! Keys of a dictionary must be sorted: whoever writes one sees to that, and whoever reads one finds out.
+//! Keys of a dictionary must be sorted. Callers that write a dictionary must write its keys in order; the parser
+//! refuses unsorted keys.
 
 use thiserror::Error;
 
-/// Appends a byte string
+/// Appends a byte string.
 pub fn bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     decimal(out, bytes.len() as u64);
     out.push(b':');
     out.extend_from_slice(bytes);
 }
 
-/// Appends an integer
+/// Appends an integer.
 pub fn integer(out: &mut Vec<u8>, value: u64) {
     out.push(b'i');
     decimal(out, value);
     out.push(b'e');
 }
 
-/// Appends a key and its integer
+/// Appends a key and its integer value.
 pub fn entry(out: &mut Vec<u8>, key: &str, value: u64) {
     bytes(out, key.as_bytes());
     integer(out, value);
 }
 
-/// Appends a number
+/// Appends a number in decimal digits.
 pub(crate) fn decimal(out: &mut Vec<u8>, value: u64) {
     let mut digits = [0; 20];
     let mut rest = value;
     let mut len = 0;
     for digit in digits.iter_mut().rev() {
-        // One digit: it fits a byte.
+        // The conversion cannot fail: a digit fits a byte.
         *digit = b'0' + u8::try_from(rest % 10).unwrap_or(0);
         rest /= 10;
         len += 1;
@@ -42,49 +42,51 @@ pub(crate) fn decimal(out: &mut Vec<u8>, value: u64) {
     out.extend_from_slice(digits.split_at(digits.len() - len).1);
 }
 
-/// Lists within lists that are read
+/// Maximum depth of nested lists and dictionaries.
 const DEPTH_MAX: usize = 16;
 
-/// What was read
+/// A parsed value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value<'a> {
-    /// `i5e`
+    /// An integer: `i5e`.
     Integer(i64),
-    /// `4:spam`
+    /// A byte string: `4:spam`.
     Bytes(&'a [u8]),
-    /// `l...e`
+    /// A list: `l...e`.
     List(Vec<Self>),
-    /// `d...e`, in the order of the keys
+    /// A dictionary: `d...e`, with its entries sorted by key.
     Dictionary(Vec<(&'a [u8], Self)>),
 }
 
-/// Why bytes are no bencode
+/// Reason for which bytes are not valid bencode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum BadBencode {
-    /// They end too soon
-    #[error("ends too soon")]
+pub enum BencodeError {
+    /// The bytes end within a value.
+    #[error("ends within a value")]
     Short,
-    /// They go on
-    #[error("goes on after its end")]
+    /// More bytes follow the value.
+    #[error("has bytes after its end")]
     Long,
-    /// Something that is none of the four forms, or a number that is not written the only way it may be
+    /// The bytes have none of the four forms, a number is not written in its canonical form, or values are nested too
+    /// deeply.
     #[error("malformed")]
     Malformed,
-    /// A key that should stand before the one before it, or is there twice
+    /// A key of a dictionary is not greater than the key before it.
     #[error("has keys that are not sorted")]
     Unsorted,
 }
 
 impl<'a> Value<'a> {
-    /// Reads one value, which must be all there is
-    pub fn parse(bytes: &'a [u8]) -> Result<Self, BadBencode> {
+    /// Parses one value, which must use all bytes.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, BencodeError> {
         let (value, rest) = Self::read(bytes, DEPTH_MAX)?;
-        if rest.is_empty() { Ok(value) } else { Err(BadBencode::Long) }
+        if rest.is_empty() { Ok(value) } else { Err(BencodeError::Long) }
     }
 
-    fn read(bytes: &'a [u8], depth: usize) -> Result<(Self, &'a [u8]), BadBencode> {
-        let (first, mut rest) = bytes.split_first().ok_or(BadBencode::Short)?;
-        let depth = depth.checked_sub(1).ok_or(BadBencode::Malformed)?;
+    /// Parses one value that may contain `depth` levels; returns it with the bytes after it.
+    fn read(bytes: &'a [u8], depth: usize) -> Result<(Self, &'a [u8]), BencodeError> {
+        let (first, mut rest) = bytes.split_first().ok_or(BencodeError::Short)?;
+        let depth = depth.checked_sub(1).ok_or(BencodeError::Malformed)?;
         match first {
             b'i' => {
                 let (number, rest) = number(rest, b'e')?;
@@ -106,38 +108,38 @@ impl<'a> Value<'a> {
                     let (key, after) = byte_string(rest)?;
                     let (value, after) = Self::read(after, depth)?;
                     if entries.last().is_some_and(|(last, _)| *last >= key) {
-                        return Err(BadBencode::Unsorted);
+                        return Err(BencodeError::Unsorted);
                     }
                     entries.push((key, value));
                     rest = after;
                 }
                 Ok((Self::Dictionary(entries), rest.split_at(1).1))
             }
-            _ => Err(BadBencode::Malformed),
+            _ => Err(BencodeError::Malformed),
         }
     }
 
-    /// The value of a key, if this is a dictionary that has it
+    /// Returns the value of a key; `None` if this is not a dictionary or lacks the key.
     pub fn get(&self, key: &str) -> Option<&Self> {
         let Self::Dictionary(entries) = self else { return None };
         entries.iter().find(|(name, _)| *name == key.as_bytes()).map(|(_, value)| value)
     }
 
-    /// The integer, if it is one
+    /// Returns the integer; `None` for other values.
     pub fn integer(&self) -> Option<i64> {
         if let Self::Integer(number) = self { Some(*number) } else { None }
     }
 
-    /// The bytes, if it is a byte string
+    /// Returns the byte string; `None` for other values.
     pub fn bytes(&self) -> Option<&'a [u8]> {
         if let Self::Bytes(bytes) = self { Some(bytes) } else { None }
     }
 }
 
-/// The bytes of a key's value in a dictionary, as they stand there; `None` without that key, or where what stands
-/// before it is no bencode
+/// Returns the encoded bytes of the value of a key in a dictionary.
 ///
-/// Torrents are made by programs of all kinds: keys that are not sorted are no reason not to find one.
+/// Returns `None` if the key is missing or the bytes before it are not valid bencode. Keys may be unsorted, as programs
+/// that make torrents do not all sort them.
 pub fn raw<'a>(dictionary: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
     let mut rest = dictionary.strip_prefix(b"d")?;
     while rest.first() != Some(&b'e') {
@@ -151,7 +153,7 @@ pub fn raw<'a>(dictionary: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
     None
 }
 
-/// What follows a value
+/// Returns the bytes after a value; `None` if it is not valid bencode.
 fn skip(bytes: &[u8]) -> Option<&[u8]> {
     let (mut rest, mut depth) = (bytes, 0_usize);
     loop {
@@ -174,22 +176,23 @@ fn skip(bytes: &[u8]) -> Option<&[u8]> {
     }
 }
 
-fn byte_string(bytes: &[u8]) -> Result<(&[u8], &[u8]), BadBencode> {
+/// Parses a byte string; returns it with the bytes after it.
+fn byte_string(bytes: &[u8]) -> Result<(&[u8], &[u8]), BencodeError> {
     let (len, rest) = number(bytes, b':')?;
-    let len = usize::try_from(len).map_err(|_| BadBencode::Malformed)?;
-    rest.split_at_checked(len).ok_or(BadBencode::Short)
+    let len = usize::try_from(len).map_err(|_| BencodeError::Malformed)?;
+    rest.split_at_checked(len).ok_or(BencodeError::Short)
 }
 
-/// A number up to what ends it; there is one way to write each
-fn number(bytes: &[u8], end: u8) -> Result<(i64, &[u8]), BadBencode> {
-    // The longest: i64::MIN.
+/// Parses a number in canonical form up to the byte `end`; returns it with the bytes after `end`.
+fn number(bytes: &[u8], end: u8) -> Result<(i64, &[u8]), BencodeError> {
+    // The longest number, i64::MIN, has 20 characters.
     let mut parts = bytes.splitn(2, |byte| *byte == end);
     let (digits, rest) = (parts.next().unwrap_or_default(), parts.next());
     let rest =
-        rest.ok_or(if digits.len() > 20 { BadBencode::Malformed } else { BadBencode::Short })?;
-    let text = str::from_utf8(digits).map_err(|_| BadBencode::Malformed)?;
-    let number: i64 = text.parse().map_err(|_| BadBencode::Malformed)?;
-    if number.to_string() == text { Ok((number, rest)) } else { Err(BadBencode::Malformed) }
+        rest.ok_or(if digits.len() > 20 { BencodeError::Malformed } else { BencodeError::Short })?;
+    let text = str::from_utf8(digits).map_err(|_| BencodeError::Malformed)?;
+    let number: i64 = text.parse().map_err(|_| BencodeError::Malformed)?;
+    if number.to_string() == text { Ok((number, rest)) } else { Err(BencodeError::Malformed) }
 }
 
 #[cfg(test)]
@@ -197,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn forms_of_bencode() {
+    fn values_are_written_in_bencode() {
         let mut out = Vec::new();
         for value in [0, 7, 10, 1_000, u64::MAX] {
             integer(&mut out, value);
@@ -209,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_is_as_it_must_be() {
+    fn only_valid_bencode_is_parsed() {
         let read = |text: &'static str| Value::parse(text.as_bytes());
         let dictionary = read("d1:ali5e4:spame1:b0:e").unwrap();
         let list = Value::List(vec![Value::Integer(5), Value::Bytes(b"spam")]);
@@ -218,28 +221,28 @@ mod tests {
         assert_eq!(dictionary.get("c"), None);
         assert_eq!(read("i-7e").unwrap().integer(), Some(-7));
         for (text, error) in [
-            ("", BadBencode::Short),
-            ("i5", BadBencode::Short),
-            ("5:spam", BadBencode::Short),
-            ("l", BadBencode::Short),
-            ("d1:a", BadBencode::Short),
-            ("i5ei6e", BadBencode::Long),
-            ("i05e", BadBencode::Malformed),
-            ("i-0e", BadBencode::Malformed),
-            ("ie", BadBencode::Malformed),
-            ("-1:a", BadBencode::Malformed),
-            ("x", BadBencode::Malformed),
-            ("di5e1:ae", BadBencode::Malformed),
-            ("d1:bi1e1:ai1ee", BadBencode::Unsorted),
-            ("d1:ai1e1:ai1ee", BadBencode::Unsorted),
+            ("", BencodeError::Short),
+            ("i5", BencodeError::Short),
+            ("5:spam", BencodeError::Short),
+            ("l", BencodeError::Short),
+            ("d1:a", BencodeError::Short),
+            ("i5ei6e", BencodeError::Long),
+            ("i05e", BencodeError::Malformed),
+            ("i-0e", BencodeError::Malformed),
+            ("ie", BencodeError::Malformed),
+            ("-1:a", BencodeError::Malformed),
+            ("x", BencodeError::Malformed),
+            ("di5e1:ae", BencodeError::Malformed),
+            ("d1:bi1e1:ai1ee", BencodeError::Unsorted),
+            ("d1:ai1e1:ai1ee", BencodeError::Unsorted),
         ] {
             assert_eq!(read(text), Err(error), "{text}");
         }
-        assert_eq!(Value::parse("l".repeat(100).as_bytes()), Err(BadBencode::Malformed));
+        assert_eq!(Value::parse("l".repeat(100).as_bytes()), Err(BencodeError::Malformed));
     }
 
     #[test]
-    fn a_value_is_found_as_it_stands() {
+    fn the_encoded_bytes_of_a_value_are_found() {
         let of = |bytes: &'static str| {
             raw(bytes.as_bytes(), b"info").map(|raw| raw.escape_ascii().to_string())
         };

@@ -1,103 +1,109 @@
-//! The head of a request: its first line and the few headers that matter.
+//! The head of an HTTP request: its request line and the headers that a tracker needs.
 
 use std::net::IpAddr;
 use thiserror::Error;
 
-/// Bytes of a head, at most: a scrape of 100 info hashes with every byte escaped, and what browsers add
+/// Maximum bytes of a head: a scrape of 100 info hashes with every byte escaped, and the headers of a browser.
 pub const HEAD_LEN_MAX: usize = 8 << 10;
 
-/// Headers of a request, at most: browsers behind two proxies send some 40
+/// Maximum number of headers of a request; a browser behind two proxies sends about 40.
 const HEADERS_MAX: usize = 64;
 
-/// Lines of X-Forwarded-For that are read: proxies mostly extend one
+/// Maximum number of X-Forwarded-For headers; most proxies extend the existing one.
 const FORWARDED_LINES_MAX: usize = 4;
 
-/// What is asked for and how
+/// The head of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Head<'a> {
-    /// What is to be done
+pub struct RequestHead<'a> {
+    /// The method.
     pub method: Method,
-    /// The path, as it was sent
+    /// The path as sent, not decoded.
     pub path: &'a str,
-    /// What stands behind the question mark, as it was sent
+    /// The text after the question mark as sent, not decoded.
     pub query: &'a str,
-    /// Whether another request may follow on the connection
+    /// Whether another request may follow on the connection.
     pub keep_alive: bool,
-    /// Whether a body follows
+    /// Whether a body follows.
     pub has_body: bool,
-    /// Whether a reply may come in chunks: not before HTTP/1.1
+    /// Whether the client accepts the chunked transfer coding: from HTTP/1.1 on.
     pub takes_chunks: bool,
-    /// Compressions that the client can undo
-    pub accepts: Accepts,
-    /// The host the client knows this tracker by, without its port; `None` if it could be anything but a name
+    /// Compressions that the client accepts.
+    pub accepts: AcceptedEncodings,
+    /// Name or address of the tracker in the Host header, without the port; `None` if it is missing or invalid.
     pub host: Option<&'a str>,
+    /// Whether the client asks for the connection to be closed.
     closes: bool,
-    forwarded: Forwarded<'a>,
+    forwarded: ForwardedHeaders<'a>,
 }
 
-/// The methods that are told apart
+/// Method of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// `GET`
+    /// `GET`.
     Get,
-    /// `HEAD`: the same without the body
+    /// `HEAD`: the reply has no body.
     Head,
-    /// Any other
+    /// Any other method.
     Other,
 }
 
-/// Compressions that a client can undo
+/// Compressions that a client accepts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Accepts {
-    /// `gzip`
+pub struct AcceptedEncodings {
+    /// `gzip`.
     pub gzip: bool,
-    /// `zstd`
+    /// `zstd`.
     pub zstd: bool,
 }
 
-/// Why the bytes are no request
+/// Reason for which bytes are not a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum BadHead {
-    /// They never will be
+pub enum HeadError {
+    /// The bytes are not HTTP.
     #[error("malformed request")]
     Malformed,
-    /// A request whose head is longer than [`HEAD_LEN_MAX`]
+    /// The head is longer than [`HEAD_LEN_MAX`] or has too many headers.
     #[error("request head longer than 8 KiB")]
     TooLong,
 }
 
-/// Where a proxy says whom it speaks for
+/// Header in which a proxy sends the address of its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProxyHeader {
-    /// In X-Forwarded-For if that is there, else in X-Real-IP. A proxy that sets the one must then not let the other
-    /// through from its clients
+pub enum ClientAddressHeader {
+    /// X-Forwarded-For if the request has one, else X-Real-IP.
+    ///
+    /// A proxy that sets one of them must remove the other from the requests of its clients.
     Either,
-    /// In X-Forwarded-For alone
+    /// Only X-Forwarded-For.
     ForwardedFor,
-    /// In X-Real-IP alone
+    /// Only X-Real-IP.
     RealIp,
 }
 
-/// What proxies said of whom they speak for
+/// Headers in which proxies send the address of their client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Forwarded<'a> {
+struct ForwardedHeaders<'a> {
     lines: [&'a [u8]; FORWARDED_LINES_MAX],
     real_ip: Option<&'a [u8]>,
 }
 
-/// Reads a head; with it comes its length, and `None` means that it is not all there yet
-pub fn parse(bytes: &[u8]) -> Result<Option<(Head<'_>, usize)>, BadHead> {
+/// Parses a head; returns it with its length in bytes, or `None` if it is incomplete.
+///
+/// # Errors
+///
+/// If the bytes can never become a request that is accepted.
+pub fn parse(bytes: &[u8]) -> Result<Option<(RequestHead<'_>, usize)>, HeadError> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut headers);
     let len = match request.parse(bytes) {
         Ok(httparse::Status::Complete(len)) if len <= HEAD_LEN_MAX => len,
         Ok(httparse::Status::Partial) if bytes.len() < HEAD_LEN_MAX => return Ok(None),
-        Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(BadHead::TooLong),
-        Err(_) => return Err(BadHead::Malformed),
+        Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooLong),
+        Err(_) => return Err(HeadError::Malformed),
     };
-    let target = request.path.ok_or(BadHead::Malformed)?;
+    let target = request.path.ok_or(HeadError::Malformed)?;
     let (path, query) = path_and_query(target);
-    let mut head = Head {
+    let mut head = RequestHead {
         method: match request.method {
             Some("GET") => Method::Get,
             Some("HEAD") => Method::Head,
@@ -105,14 +111,14 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Head<'_>, usize)>, BadHead> {
         },
         path,
         query,
-        // HTTP/1.1 keeps a connection unless told otherwise, 1.0 closes it (RFC 9112, 9.3).
+        // By default HTTP/1.1 keeps a connection open and HTTP/1.0 closes it (RFC 9112, section 9.3).
         keep_alive: request.version == Some(1),
         has_body: false,
         takes_chunks: request.version == Some(1),
-        accepts: Accepts::default(),
+        accepts: AcceptedEncodings::default(),
         host: None,
         closes: false,
-        forwarded: Forwarded::default(),
+        forwarded: ForwardedHeaders::default(),
     };
     for header in request.headers {
         head.take(header.name, header.value)?;
@@ -120,7 +126,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Head<'_>, usize)>, BadHead> {
     Ok(Some((head, len)))
 }
 
-/// Splits a target; one in absolute form, as proxies are sent them, loses scheme and host
+/// Splits a request target into path and query. The absolute form, which proxies receive, loses scheme and host.
 fn path_and_query(target: &str) -> (&str, &str) {
     let path = match target.split_once("://") {
         Some((_, rest)) if !target.starts_with('/') => {
@@ -131,15 +137,16 @@ fn path_and_query(target: &str) -> (&str, &str) {
     path.split_once('?').unwrap_or((path, ""))
 }
 
-impl<'a> Head<'a> {
-    fn take(&mut self, name: &str, value: &'a [u8]) -> Result<(), BadHead> {
+impl<'a> RequestHead<'a> {
+    /// Applies a header.
+    fn take(&mut self, name: &str, value: &'a [u8]) -> Result<(), HeadError> {
         let is = |other: &str| name.eq_ignore_ascii_case(other);
         if is("connection") {
             for option in list(value) {
                 self.closes |= option.eq_ignore_ascii_case(b"close");
                 self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
             }
-            // Who says both means the end (RFC 9112, 9.3).
+            // With both options the connection is closed (RFC 9112, section 9.3).
             self.keep_alive &= !self.closes;
         } else if is("content-length") {
             self.has_body |= value != b"0";
@@ -157,33 +164,34 @@ impl<'a> Head<'a> {
         } else if is("host") {
             self.host = str::from_utf8(value).ok().and_then(host_name);
         } else if is("x-forwarded-for") {
-            // Who sends more lines is no proxy that anybody trusts.
+            // No proxy that could be trusted sends more of these headers.
             let free = self.forwarded.lines.iter_mut().find(|line| line.is_empty());
-            *free.ok_or(BadHead::TooLong)? = value;
+            *free.ok_or(HeadError::TooLong)? = value;
         } else if is("x-real-ip") {
             self.forwarded.real_ip = Some(value);
         }
         Ok(())
     }
 
-    /// The address of the client that a request comes from, if it came in from `peer`
+    /// Returns the address of the client that sent the request, which arrived from the address `peer`.
     ///
-    /// Believed is only who is `trusted`: from the right, each entry of X-Forwarded-For was written by the proxy to its
-    /// right, so the first that is not a trusted proxy's is the client's. What stands to the left of it anybody may
-    /// have written, to be somebody else.
+    /// Only addresses for which `trusted` is true are believed. Each entry of X-Forwarded-For was written by the proxy
+    /// to its right, so the first entry from the right that is not a trusted proxy is the client. The entries to the
+    /// left of it may be forged.
     pub fn client(
         &self,
         peer: IpAddr,
-        header: ProxyHeader,
+        header: ClientAddressHeader,
         trusted: impl Fn(IpAddr) -> bool,
     ) -> IpAddr {
         let mut client = peer.to_canonical();
         if !trusted(client) {
             return client;
         }
-        let real_ip = self.forwarded.real_ip.filter(|_| header != ProxyHeader::ForwardedFor);
+        let real_ip =
+            self.forwarded.real_ip.filter(|_| header != ClientAddressHeader::ForwardedFor);
         let real_ip = real_ip.and_then(address);
-        if header == ProxyHeader::RealIp {
+        if header == ClientAddressHeader::RealIp {
             return real_ip.unwrap_or(client);
         }
         let mut entries = self.forwarded.lines.iter().rev().flat_map(|line| {
@@ -203,12 +211,12 @@ impl<'a> Head<'a> {
     }
 }
 
-/// The entries of a header that is a list
+/// Returns the entries of a header that is a comma-separated list.
 fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 
-/// A name or an address, without the port; it is shown in a page, so nothing else will do
+/// Returns a name or an address without the port. It is shown in a page, so other characters are refused.
 fn host_name(host: &str) -> Option<&str> {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
@@ -218,12 +226,13 @@ fn host_name(host: &str) -> Option<&str> {
     (!name.is_empty() && name.bytes().all(is_fit)).then_some(name)
 }
 
+/// Splits bytes at the first separator; the second part is empty if there is none.
 fn split_at(bytes: &[u8], separator: u8) -> (&[u8], &[u8]) {
     let mut parts = bytes.splitn(2, |byte| *byte == separator);
     (parts.next().unwrap_or_default().trim_ascii(), parts.next().unwrap_or_default())
 }
 
-/// An address as proxies write it: `1.2.3.4`, `1.2.3.4:56`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:56`
+/// Parses an address as proxies write it: `1.2.3.4`, `1.2.3.4:56`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:56`.
 pub(crate) fn address(text: &[u8]) -> Option<IpAddr> {
     let text = str::from_utf8(text).ok()?.trim();
     let bare = match text.strip_prefix('[') {
@@ -240,7 +249,7 @@ pub(crate) fn address(text: &[u8]) -> Option<IpAddr> {
 mod tests {
     use super::*;
 
-    fn parsed(text: &str) -> Head<'_> {
+    fn parsed(text: &str) -> RequestHead<'_> {
         parse(text.as_bytes()).unwrap().unwrap().0
     }
 
@@ -265,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_comes_in_any_parts() {
+    fn an_incomplete_head_is_not_an_error() {
         let text = b"GET /announce?info_hash=%12 HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n";
         for end in 0..text.len() {
             assert_eq!(parse(&text[..end]), Ok(None), "{end}");
@@ -274,20 +283,20 @@ mod tests {
     }
 
     #[test]
-    fn what_never_will_be_a_request_is_told_at_once() {
-        assert_eq!(parse(b"\x16\x03\x01\x02"), Err(BadHead::Malformed));
-        assert_eq!(parse(b"GET /\x80 HTTP/1.1\r\n\r\n"), Err(BadHead::Malformed));
-        assert_eq!(parse(b"GET / HTTP/2.0\r\n\r\n"), Err(BadHead::Malformed));
+    fn malformed_and_long_heads_are_refused_at_once() {
+        assert_eq!(parse(b"\x16\x03\x01\x02"), Err(HeadError::Malformed));
+        assert_eq!(parse(b"GET /\x80 HTTP/1.1\r\n\r\n"), Err(HeadError::Malformed));
+        assert_eq!(parse(b"GET / HTTP/2.0\r\n\r\n"), Err(HeadError::Malformed));
         let long = format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(HEAD_LEN_MAX));
-        assert_eq!(parse(long.as_bytes()), Err(BadHead::TooLong));
-        assert_eq!(parse(&long.as_bytes()[..HEAD_LEN_MAX]), Err(BadHead::TooLong));
+        assert_eq!(parse(long.as_bytes()), Err(HeadError::TooLong));
+        assert_eq!(parse(&long.as_bytes()[..HEAD_LEN_MAX]), Err(HeadError::TooLong));
         assert_eq!(parse(&long.as_bytes()[..HEAD_LEN_MAX - 1]), Ok(None));
         let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(HEADERS_MAX + 1));
-        assert_eq!(parse(many.as_bytes()), Err(BadHead::TooLong));
+        assert_eq!(parse(many.as_bytes()), Err(HeadError::TooLong));
     }
 
     #[test]
-    fn headers_decide_about_connection_body_and_compression() {
+    fn headers_set_connection_body_and_compression() {
         let head = |headers: &str| format!("GET / HTTP/1.1\r\n{headers}\r\n\r\n");
         let text = head("cOnnection: Upgrade, CLOSE");
         assert!(!parsed(&text).keep_alive);
@@ -298,14 +307,14 @@ mod tests {
         assert!(!parsed(&head("content-length: 0")).has_body);
         assert!(parsed(&head("content-length: 1")).has_body);
         assert!(parsed(&head("transfer-encoding: chunked")).has_body);
-        let both = Accepts { gzip: true, zstd: true };
+        let both = AcceptedEncodings { gzip: true, zstd: true };
         assert_eq!(parsed(&head("accept-encoding: br, GZIP;q=0.5 , zstd")).accepts, both);
-        let none = Accepts::default();
+        let none = AcceptedEncodings::default();
         assert_eq!(parsed(&head("accept-encoding: gzip;q=0, zstd; q=0.000")).accepts, none);
     }
 
     #[test]
-    fn a_host_is_a_name() {
+    fn a_host_is_a_name_or_an_address() {
         let expected = [
             ("tracker.example:6969", Some("tracker.example")),
             ("tracker.example", Some("tracker.example")),
@@ -321,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn the_right_most_untrusted_address_is_the_client() {
+    fn the_rightmost_untrusted_address_is_the_client() {
         let (proxy, inner): (IpAddr, IpAddr) =
             ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
         let trusted = |address: IpAddr| address == proxy || address == inner;
@@ -333,7 +342,7 @@ mod tests {
             ("x-forwarded-for: [2a00::1]:567", "2a00::1"),
             ("x-forwarded-for: ::ffff:1.2.3.4", "1.2.3.4"),
             ("x-forwarded-for: 10.0.0.2", "10.0.0.2"),
-            // Nobody known: what the last good proxy saw.
+            // An entry that is not an address: the last trusted proxy counts.
             ("x-forwarded-for: 1.2.3.4, unknown", "10.0.0.1"),
             ("x-forwarded-for: 1.2.3.4, unknown, 10.0.0.2", "10.0.0.2"),
             ("x-real-ip: 1.2.3.4", "1.2.3.4"),
@@ -345,13 +354,13 @@ mod tests {
             let text = format!("GET / HTTP/1.1\r\n{headers}\r\n\r\n");
             let client: IpAddr = client.parse().unwrap();
             let of = |peer, header| parsed(&text).client(peer, header, trusted);
-            assert_eq!(of(proxy, ProxyHeader::Either), client, "{headers}");
+            assert_eq!(of(proxy, ClientAddressHeader::Either), client, "{headers}");
             let stranger = "9.9.9.9".parse().unwrap();
-            assert_eq!(of(stranger, ProxyHeader::Either), stranger, "{headers}");
+            assert_eq!(of(stranger, ClientAddressHeader::Either), stranger, "{headers}");
         }
         let both = "GET / HTTP/1.1\r\nX-Forwarded-For: 6.6.6.6\r\nX-Real-IP: 1.2.3.4\r\n\r\n";
         let of = |header| parsed(both).client(proxy, header, trusted).to_string();
-        assert_eq!(of(ProxyHeader::RealIp), "1.2.3.4");
-        assert_eq!(of(ProxyHeader::ForwardedFor), "6.6.6.6");
+        assert_eq!(of(ClientAddressHeader::RealIp), "1.2.3.4");
+        assert_eq!(of(ClientAddressHeader::ForwardedFor), "6.6.6.6");
     }
 }

@@ -1,13 +1,11 @@
 //! HTTP tracker requests and bencoded replies as bytes (BEP 3, 7, 21, 23, 24, 31, 48).
 //!
-//! It turns bytes into a request and an answer into bytes. It opens no socket, reads no clock, and knows
-//! `tsubame-storage` alone of the other crates.
+//! The crate parses bytes into requests and writes replies as bytes. It opens no socket, reads no clock, and of the
+//! other crates uses only `tsubame-storage`.
 //!
-//! ```text
-//!  bytes -> head::parse -> Head { method, path, query, ... } -> query::Announce or query::info_hashes
-//!  an answer -> reply::Announce, reply::write_failure, reply::write_row -> body, reply::ReplyHead before it
-//!  bytes before a request, from a proxy -> proxy::parse -> the address it speaks for
-//! ```
+//! |```text | bytes -> head::parse -> RequestHead { method, path, query, ... } -> AnnounceQuery::parse or
+//! query::info_hashes | reply -> AnnounceResponse, write_failure or write_row -> body, after a ResponseHead | first
+//! bytes of a connection from a proxy -> proxy::parse -> address of the client |```
 
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing, clippy::cast_possible_truncation)]

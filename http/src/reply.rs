@@ -1,38 +1,38 @@
-//! Replies: bencoded bodies, and what HTTP wants before them.
+//! Replies: bencoded bodies, and the response head before them.
 //!
-//! Failures are answered with status 200: clients throw the bodies of other answers away. Only 410 tells them
-//! something: not to come back.
+//! Failures have the status 200, as clients ignore the bodies of other responses. Only 410 has a meaning for them: the
+//! torrent will never be served.
 
 use crate::bencode;
 use std::io::Write;
 use std::net::IpAddr;
 use tsubame_storage::{Endpoint, InfoHash, SwarmCounts, SwarmStats};
 
-/// What an announce is answered with
+/// The body of the reply to an announce.
 #[derive(Clone, Copy, Debug)]
-pub struct Announce<'a> {
-    /// The swarm's figures
+pub struct AnnounceResponse<'a> {
+    /// Counts of the swarm.
     pub counts: SwarmCounts,
-    /// Seconds until the next announce
+    /// Seconds until the next regular announce.
     pub interval: u32,
-    /// Seconds that a client waits even if it would like to know more
+    /// Minimum seconds between two announces of a client.
     pub min_interval: u32,
-    /// Where the announce came from: what the client looks like from outside (BEP 24)
+    /// Source address of the announce: the public address of the client (BEP 24).
     pub external_ip: IpAddr,
-    /// IPv4 peers, 6 bytes each
+    /// IPv4 peers, 6 bytes each.
     pub v4: &'a [u8],
-    /// IPv6 peers, 18 bytes each (BEP 7)
+    /// IPv6 peers, 18 bytes each (BEP 7).
     pub v6: &'a [u8],
-    /// Peers as bytes (BEP 23), not as dictionaries
+    /// Whether peers are written in compact form (BEP 23) instead of as dictionaries.
     pub compact: bool,
-    /// `warning message`: what the client's user should know although the announce was answered
+    /// `warning message`: a text that the client shows to its user although the announce succeeded.
     pub warning: Option<&'a str>,
 }
 
-impl Announce<'_> {
-    /// Appends the body
+impl AnnounceResponse<'_> {
+    /// Appends the body.
     ///
-    /// `peers` is there even if there are none: some clients take its absence for an error.
+    /// `peers` is written even if it is empty: some clients treat a missing one as an error.
     pub fn write(&self, out: &mut Vec<u8>) {
         out.push(b'd');
         bencode::entry(out, "complete", self.counts.seeders.into());
@@ -67,13 +67,13 @@ impl Announce<'_> {
     }
 }
 
-/// A peer as a dictionary; without its id, which the tracker does not keep
+/// Appends a peer as a dictionary without `peer id`, which the tracker does not store.
 fn write_dictionary(out: &mut Vec<u8>, compact: &[u8]) {
     let Some(peer) = Endpoint::from_compact(compact) else { return };
-    // The longest IPv6 address in text.
+    // The longest text of an IPv6 address has 45 bytes.
     let mut text = [0; 45];
     let mut rest: &mut [u8] = &mut text;
-    // It fits.
+    // Cannot fail: every address fits.
     let _ = write!(rest, "{}", peer.address());
     let unused = rest.len();
     let (address, _) = text.split_at(text.len() - unused);
@@ -83,32 +83,32 @@ fn write_dictionary(out: &mut Vec<u8>, compact: &[u8]) {
     out.push(b'e');
 }
 
-/// When a client that was refused may try again (BEP 31)
+/// Time until a client that was refused may try again (BEP 31).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Retry {
-    /// It is not told
+pub enum RetryIn {
+    /// The reply does not state it.
     Unsaid,
-    /// After so many minutes
+    /// Number of minutes.
     Minutes(u32),
-    /// Not at all
+    /// The client must not try again.
     Never,
 }
 
-/// Appends a failure
-pub fn write_failure(out: &mut Vec<u8>, reason: &str, retry: Retry) {
+/// Appends a failure.
+pub fn write_failure(out: &mut Vec<u8>, reason: &str, retry: RetryIn) {
     out.push(b'd');
     bencode::bytes(out, b"failure reason");
     bencode::bytes(out, reason.as_bytes());
     match retry {
-        Retry::Unsaid => {}
-        Retry::Minutes(minutes) => {
-            // Clients that do not know BEP 31 read these.
+        RetryIn::Unsaid => {}
+        RetryIn::Minutes(minutes) => {
+            // For clients that do not support BEP 31.
             bencode::entry(out, "interval", u64::from(minutes) * 60);
             bencode::entry(out, "min interval", u64::from(minutes) * 60);
             bencode::bytes(out, b"retry in");
             bencode::bytes(out, minutes.to_string().as_bytes());
         }
-        Retry::Never => {
+        RetryIn::Never => {
             bencode::bytes(out, b"retry in");
             bencode::bytes(out, b"never");
         }
@@ -116,14 +116,14 @@ pub fn write_failure(out: &mut Vec<u8>, reason: &str, retry: Retry) {
     out.push(b'e');
 }
 
-/// Appends what stands before the torrents of a scrape (BEP 48)
+/// Appends the beginning of a scrape reply, up to its torrents (BEP 48).
 pub fn begin_scrape(out: &mut Vec<u8>) {
     out.extend_from_slice(b"d5:filesd");
 }
 
-/// Appends a torrent of a scrape; they must come in the order of their info hashes, each once
+/// Appends a torrent to a scrape reply. Info hashes must be written in ascending order and only once.
 ///
-/// `downloaders` are those leechers who still download (BEP 21).
+/// `downloaders` are the leechers without partial seeds (BEP 21).
 pub fn write_row(out: &mut Vec<u8>, info_hash: &InfoHash, swarm_stats: SwarmStats) {
     let SwarmStats { counts, partial_seeds } = swarm_stats;
     bencode::bytes(out, &info_hash.0);
@@ -135,35 +135,36 @@ pub fn write_row(out: &mut Vec<u8>, info_hash: &InfoHash, swarm_stats: SwarmStat
     out.push(b'e');
 }
 
-/// Appends what stands behind the torrents of a scrape
+/// Appends the end of a scrape reply.
 pub fn end_scrape(out: &mut Vec<u8>, min_request_interval: u32) {
     out.extend_from_slice(b"e5:flagsd");
     bencode::entry(out, "min_request_interval", min_request_interval.into());
     out.extend_from_slice(b"ee");
 }
 
-/// How a request is answered
+/// Status of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
-    /// 200, also for failures
+pub enum StatusCode {
+    /// 200: success, also used for bencoded failures.
     Ok,
-    /// 400: not a request
+    /// 400: the bytes are not a request.
     BadRequest,
-    /// 403: not for this client
+    /// 403: the client may not get this resource.
     Forbidden,
-    /// 404: nothing is there
+    /// 404: the path is unknown.
     NotFound,
-    /// 405: neither `GET` nor `HEAD`
+    /// 405: the method is neither `GET` nor `HEAD`.
     MethodNotAllowed,
-    /// 410: a torrent that will never be served
+    /// 410: the torrent will never be served.
     Gone,
-    /// 429: asked again too soon
+    /// 429: the request was repeated too soon.
     TooManyRequests,
-    /// 431: a head that is too long
+    /// 431: the request head is too long.
     HeadTooLong,
 }
 
-impl Status {
+impl StatusCode {
+    /// Returns the code and its reason phrase, with headers that the status requires.
     fn line(self) -> &'static str {
         match self {
             Self::Ok => "200 OK",
@@ -178,47 +179,47 @@ impl Status {
     }
 }
 
-/// What a body is
+/// Type of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Content {
-    /// Bencode, or a line of text
+pub enum ContentType {
+    /// Bencode or a line of text.
     Plain,
-    /// A page
+    /// An HTML page.
     Html,
 }
 
-/// How long a body is
+/// Framing of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Length {
-    /// So many bytes
+pub enum BodyLength {
+    /// Length in bytes.
     Bytes(usize),
-    /// Parts that each say how long they are follow
+    /// The chunked transfer coding.
     Chunked,
-    /// Until the connection ends
+    /// The body ends with the connection.
     UntilClose,
 }
 
-/// What stands before a body
+/// The head of a response: its status line and headers.
 #[derive(Clone, Copy, Debug)]
-pub struct ReplyHead {
-    /// How the request is answered
-    pub status: Status,
-    /// What the body is
-    pub content: Content,
-    /// How it is compressed
+pub struct ResponseHead {
+    /// Status.
+    pub status: StatusCode,
+    /// Type of the body.
+    pub content: ContentType,
+    /// Compression of the body: the value of `Content-Encoding`.
     pub encoding: Option<&'static str>,
-    /// How long it is
-    pub length: Length,
-    /// Whether another request may follow
+    /// Framing of the body.
+    pub length: BodyLength,
+    /// Whether another request may follow on the connection.
     pub keep_alive: bool,
 }
 
-impl ReplyHead {
-    /// Appends the head
+impl ResponseHead {
+    /// Appends the head.
     pub fn write(&self, out: &mut Vec<u8>) {
         let content = match self.content {
-            Content::Plain => "text/plain",
-            Content::Html => "text/html; charset=utf-8",
+            ContentType::Plain => "text/plain",
+            ContentType::Html => "text/html; charset=utf-8",
         };
         let parts = ["HTTP/1.1 ", self.status.line(), "\r\nContent-Type: ", content];
         parts.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
@@ -227,14 +228,14 @@ impl ReplyHead {
             out.extend_from_slice(encoding.as_bytes());
         }
         match self.length {
-            Length::Bytes(len) => {
+            BodyLength::Bytes(len) => {
                 out.extend_from_slice(b"\r\nContent-Length: ");
                 bencode::decimal(out, len as u64);
             }
-            Length::Chunked => out.extend_from_slice(b"\r\nTransfer-Encoding: chunked"),
-            Length::UntilClose => {}
+            BodyLength::Chunked => out.extend_from_slice(b"\r\nTransfer-Encoding: chunked"),
+            BodyLength::UntilClose => {}
         }
-        // Said either way: the default depends on the version, which old clients get wrong.
+        // Always sent: the default depends on the HTTP version, and old clients use the wrong one.
         out.extend_from_slice(match self.keep_alive {
             true => b"\r\nConnection: keep-alive\r\n\r\n",
             false => b"\r\nConnection: close\r\n\r\n",
@@ -252,7 +253,7 @@ mod tests {
         out.escape_ascii().to_string()
     }
 
-    const ANNOUNCE: Announce<'static> = Announce {
+    const ANNOUNCE: AnnounceResponse<'static> = AnnounceResponse {
         counts: SwarmCounts { seeders: 1, completed: 2, leechers: 3 },
         interval: 1800,
         min_interval: 900,
@@ -271,38 +272,39 @@ mod tests {
              12:min intervali900e5:peers6:abcdefe"
         );
         let external_ip = "2a00::1".parse().unwrap();
-        let both = Announce { external_ip, v6: b"abcdefghijklmnopqr", ..ANNOUNCE };
+        let both = AnnounceResponse { external_ip, v6: b"abcdefghijklmnopqr", ..ANNOUNCE };
         let body = text(|out| both.write(out));
         assert!(body.contains("11:external ip16:*\\x00"), "{body}");
         assert!(body.ends_with("5:peers6:abcdef6:peers618:abcdefghijklmnopqre"), "{body}");
-        let warned = Announce { v4: b"", warning: Some("later"), ..ANNOUNCE };
+        let warned = AnnounceResponse { v4: b"", warning: Some("later"), ..ANNOUNCE };
         assert!(text(|out| warned.write(out)).ends_with("5:peers0:15:warning message5:latere"));
-        let nobody = Announce { v4: b"", ..ANNOUNCE };
+        let nobody = AnnounceResponse { v4: b"", ..ANNOUNCE };
         assert!(text(|out| nobody.write(out)).ends_with("5:peers0:e"));
     }
 
     #[test]
     fn announces_as_dictionaries() {
         let v6: Vec<u8> = [0x2a; 16].into_iter().chain([0x1a, 0xe1]).collect();
-        let both = Announce { v4: &[1, 2, 3, 4, 0, 80], v6: &v6, compact: false, ..ANNOUNCE };
+        let both =
+            AnnounceResponse { v4: &[1, 2, 3, 4, 0, 80], v6: &v6, compact: false, ..ANNOUNCE };
         let body = text(|out| both.write(out));
         let peers = "5:peersld2:ip7:1.2.3.44:porti80eed2:ip39:2a2a:2a2a:2a2a:2a2a:2a2a:2a2a:2a2a:2a2a4:porti6881eeee";
         assert!(body.ends_with(peers), "{body}");
     }
 
     #[test]
-    fn failures_say_when_to_come_back() {
+    fn failures_state_when_to_retry() {
         let failure = |retry| text(|out| write_failure(out, "no", retry));
-        assert_eq!(failure(Retry::Unsaid), "d14:failure reason2:noe");
-        assert_eq!(failure(Retry::Never), "d14:failure reason2:no8:retry in5:nevere");
+        assert_eq!(failure(RetryIn::Unsaid), "d14:failure reason2:noe");
+        assert_eq!(failure(RetryIn::Never), "d14:failure reason2:no8:retry in5:nevere");
         assert_eq!(
-            failure(Retry::Minutes(90)),
+            failure(RetryIn::Minutes(90)),
             "d14:failure reason2:no8:intervali5400e12:min intervali5400e8:retry in2:90e"
         );
     }
 
     #[test]
-    fn scrapes_tell_downloaders_from_partial_seeds() {
+    fn downloaders_of_a_scrape_exclude_partial_seeds() {
         let body = text(|out| {
             begin_scrape(out);
             let swarm_stats = SwarmStats { counts: ANNOUNCE.counts, partial_seeds: 1 };
@@ -317,12 +319,12 @@ mod tests {
     }
 
     #[test]
-    fn heads_of_replies() {
-        let plain = ReplyHead {
-            status: Status::Ok,
-            content: Content::Plain,
+    fn response_heads() {
+        let plain = ResponseHead {
+            status: StatusCode::Ok,
+            content: ContentType::Plain,
             encoding: None,
-            length: Length::Bytes(120),
+            length: BodyLength::Bytes(120),
             keep_alive: true,
         };
         assert_eq!(
@@ -330,11 +332,11 @@ mod tests {
             "HTTP/1.1 200 OK\\r\\nContent-Type: text/plain\\r\\nContent-Length: 120\
              \\r\\nConnection: keep-alive\\r\\n\\r\\n"
         );
-        let refused = ReplyHead {
-            status: Status::MethodNotAllowed,
-            content: Content::Html,
+        let refused = ResponseHead {
+            status: StatusCode::MethodNotAllowed,
+            content: ContentType::Html,
             encoding: Some("gzip"),
-            length: Length::Chunked,
+            length: BodyLength::Chunked,
             keep_alive: false,
         };
         assert_eq!(

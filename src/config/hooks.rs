@@ -2,13 +2,14 @@
 
 use super::read::Section;
 use super::values;
-use crate::policy::access_list::{Mode, Sources, parse_hash};
-use crate::policy::clients::{Clients, parse_prefix};
-use crate::policy::interval::{ByLoad, Variation};
-use crate::policy::jwt::{JwtTerms, KeySource, LEEWAY_SECS_MAX};
-use crate::policy::limits::{Excess, LimitTerms};
-use crate::policy::own::{self, Kind, Own};
-use crate::policy::{Answer, HookConfig};
+use crate::hex::parse_info_hash;
+use crate::policy::access_list::{ListMode, ListSources};
+use crate::policy::clients::{ClientFilter, parse_prefix};
+use crate::policy::custom::{self, ConfiguredCustomHook, CustomHookKind};
+use crate::policy::interval::{IntervalVariation, LoadBasedInterval};
+use crate::policy::jwt::{JwtSettings, KeySource, LEEWAY_SECS_MAX};
+use crate::policy::limits::{ExcessReply, LimitSettings};
+use crate::policy::{HookConfig, RefusalReply};
 use serde_yaml::Value;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -42,9 +43,9 @@ pub(super) fn read(root: &mut Section<'_>) -> Vec<HookConfig> {
     let mut hooks = Vec::new();
     root.each("hooks", |mut hook| {
         let name = hook.value("name", String::new(), values::text);
-        let is_own = |kind: &&Kind| kind.name == name && !NAMES.contains(&kind.name);
-        if let Some(kind) = own::kinds().iter().find(is_own) {
-            hooks.extend(own_hook(kind, &mut hook));
+        let is_own = |kind: &&CustomHookKind| kind.name == name && !NAMES.contains(&kind.name);
+        if let Some(kind) = custom::kinds().iter().find(is_own) {
+            hooks.extend(custom_hook(kind, &mut hook));
             hook.end();
             return;
         }
@@ -75,12 +76,15 @@ pub(super) fn read(root: &mut Section<'_>) -> Vec<HookConfig> {
 }
 
 /// A hook of one's own, whose options only its maker knows
-fn own_hook(kind: &Kind, hook: &mut Section<'_>) -> Option<HookConfig> {
+fn custom_hook(kind: &CustomHookKind, hook: &mut Section<'_>) -> Option<HookConfig> {
     let options = hook.value("options", serde_json::Value::Null, |value| {
         serde_json::to_value(value).map_err(|error| format!("{error}; write keys with values"))
     });
     match (kind.make)(&options) {
-        Ok(made) => Some(HookConfig::Own(Own { given: (kind.name, options), hook: made })),
+        Ok(made) => Some(HookConfig::Custom(ConfiguredCustomHook {
+            config: (kind.name, options),
+            hook: made,
+        })),
         Err(mistake) => {
             hook.mistake("options", mistake);
             None
@@ -103,7 +107,7 @@ fn counterpart(name: &str) -> Option<&'static str> {
 }
 
 fn unknown(name: &str) -> String {
-    let own = own::kinds().iter().map(|kind| kind.name);
+    let own = custom::kinds().iter().map(|kind| kind.name);
     let names: Vec<_> = NAMES.into_iter().chain(own).collect();
     let near = |known: &&&str| strsim::damerau_levenshtein(known, name) <= 3;
     let meant = counterpart(name).or_else(|| names.iter().find(near).copied());
@@ -119,12 +123,12 @@ fn unknown(name: &str) -> String {
     }
 }
 
-fn mode(options: &mut Section<'_>) -> Mode {
-    let all = [("allow", Mode::Allow), ("deny", Mode::Deny)];
+fn mode(options: &mut Section<'_>) -> ListMode {
+    let all = [("allow", ListMode::Allow), ("deny", ListMode::Deny)];
     if !options.has("mode") {
         options.missing("mode", "give allow, for those listed alone, or deny, for all but those");
     }
-    options.value("mode", Mode::Allow, |value| values::choice(value, &all))
+    options.value("mode", ListMode::Allow, |value| values::choice(value, &all))
 }
 
 fn access_list(options: &mut Section<'_>) -> HookConfig {
@@ -135,26 +139,27 @@ fn access_list(options: &mut Section<'_>) -> HookConfig {
             "give it, or info_hashes, torrents or overrides_file: where the list comes from",
         );
     }
-    let sources = Sources {
+    let sources = ListSources {
         files: options.value("files", Vec::new(), values::path_list),
         info_hashes: options.value("info_hashes", Vec::new(), |value| {
             values::texts(value, |text| {
-                parse_hash(text)
-                    .ok_or_else(|| format!("{text:?} is no info hash; write 40 hexadecimal digits"))
+                parse_info_hash(text).ok_or_else(|| {
+                    format!("{text:?} is not an info hash; write 40 hexadecimal digits")
+                })
             })
         }),
         torrents: options.value("torrents", Vec::new(), values::path_list),
         overrides: options.value("overrides_file", None, |value| values::path(value).map(Some)),
     };
     let interval = options.value("interval", 86_400, |value| seconds(value, LONGEST));
-    let answers = [
-        ("error", Answer::Error(NOT_SERVED)),
-        ("empty", Answer::Empty(interval)),
-        ("gone", Answer::Gone(NOT_SERVED)),
+    let replies = [
+        ("error", RefusalReply::Error(NOT_SERVED)),
+        ("empty", RefusalReply::Empty(interval)),
+        ("gone", RefusalReply::Gone(NOT_SERVED)),
     ];
-    let answer =
-        options.value("answer", Answer::Error(NOT_SERVED), |value| values::choice(value, &answers));
-    HookConfig::AccessList { mode, sources, answer }
+    let reply = options
+        .value("answer", RefusalReply::Error(NOT_SERVED), |value| values::choice(value, &replies));
+    HookConfig::AccessList { mode, sources, reply }
 }
 
 fn clients(options: &mut Section<'_>) -> HookConfig {
@@ -169,7 +174,7 @@ fn clients(options: &mut Section<'_>) -> HookConfig {
             })
         })
     });
-    HookConfig::Clients(Clients { mode, prefixes })
+    HookConfig::Clients(ClientFilter { mode, prefixes })
 }
 
 fn networks(options: &mut Section<'_>) -> HookConfig {
@@ -225,12 +230,12 @@ fn jwt(options: &mut Section<'_>) -> HookConfig {
     };
     let minutes = Duration::from_secs(300);
     let update_interval = options.value("jwk_set_update_interval", minutes, |value| {
-        values::duration(value, Duration::from_secs(1), super::DAY)
+        values::duration(value, Duration::from_secs(1), values::DAY)
     });
     let leeway = options.value("leeway", Duration::from_secs(60), |value| {
         values::duration(value, Duration::ZERO, Duration::from_secs(LEEWAY_SECS_MAX))
     });
-    HookConfig::Jwt(Arc::new(JwtTerms {
+    HookConfig::Jwt(Arc::new(JwtSettings {
         issuer,
         audience,
         keys,
@@ -274,9 +279,9 @@ fn limits(options: &mut Section<'_>) -> HookConfig {
     let ipv6_prefix = options.value("ipv6_prefix", 64, bits(128));
     let exempt = options.value("exempt", Vec::new(), values::networks);
     let interval = options.value("interval", 3_600, |value| seconds(value, LONGEST));
-    let all = [("drop", Excess::Drop), ("empty", Excess::Empty(interval))];
-    let excess = options.value("answer", Excess::Drop, |value| values::choice(value, &all));
-    HookConfig::Limits(LimitTerms {
+    let all = [("drop", ExcessReply::Drop), ("empty", ExcessReply::Empty(interval))];
+    let excess = options.value("answer", ExcessReply::Drop, |value| values::choice(value, &all));
+    HookConfig::Limits(LimitSettings {
         announces_per_s,
         burst,
         torrents_per_min,
@@ -289,9 +294,9 @@ fn limits(options: &mut Section<'_>) -> HookConfig {
 }
 
 fn interval_variation(options: &mut Section<'_>) -> HookConfig {
-    HookConfig::IntervalVariation(Variation {
+    HookConfig::IntervalVariation(IntervalVariation {
         probability: options.value("probability", 1.0, values::share),
-        increase_secs: options.value("increase", 60, |value| seconds(value, super::DAY)),
+        increase_secs: options.value("increase", 60, |value| seconds(value, values::DAY)),
         min_interval: options.value("min_interval", false, values::boolean),
     })
 }
@@ -300,11 +305,12 @@ fn interval_load(options: &mut Section<'_>) -> HookConfig {
     let count = |value: &Value| values::number(value, 0, 100_000_000);
     let from = options.value("from", 50_000, count);
     let to = options.value("to", 200_000.max(from), count);
-    let longest_secs = options.value("longest", 3_600, |value| seconds(value, super::DAY));
+    let max_interval_secs =
+        options.value("max_interval", 3_600, |value| seconds(value, values::DAY));
     if to < from {
         options.mistake("to", format!("{to} is less than from ({from}); make it more or equal"));
     }
-    HookConfig::IntervalLoad(ByLoad { from, to: to.max(from), longest_secs })
+    HookConfig::IntervalLoad(LoadBasedInterval { from, to: to.max(from), max_interval_secs })
 }
 
 fn subnet_preference(options: &mut Section<'_>) -> HookConfig {
@@ -341,10 +347,10 @@ pub(super) fn longest_interval(hooks: &[HookConfig], interval: Duration) -> Dura
             longest + Duration::from_secs(variation.increase_secs.into())
         }
         HookConfig::IntervalLoad(by_load) => {
-            longest.max(Duration::from_secs(by_load.longest_secs.into()))
+            longest.max(Duration::from_secs(by_load.max_interval_secs.into()))
         }
         // Who asks too much may have a peer in the swarm, which is to stay there.
-        HookConfig::Limits(LimitTerms { excess: Excess::Empty(secs), .. }) => {
+        HookConfig::Limits(LimitSettings { excess: ExcessReply::Empty(secs), .. }) => {
             longest.max(Duration::from_secs((*secs).into()))
         }
         _ => longest,

@@ -1,29 +1,30 @@
 //! Keys under `http`.
 
 use super::read::{Reader, Section};
-use super::{DAY, Udp, both_families, values};
-use crate::http::{PathPattern, Paths};
+use super::sections::{UdpConfig, both_families};
+use super::values::{self, DAY};
+use crate::http::paths::{PathPattern, Paths};
 use ipnet::IpNet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
-use tsubame_http::head::ProxyHeader;
+use tsubame_http::head::ClientAddressHeader;
 
 /// Keys under `http`
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Http {
+pub struct HttpConfig {
     /// Addresses to serve
     pub listen: Vec<SocketAddr>,
     /// HTTPS
-    pub tls: HttpTls,
+    pub tls: TlsConfig,
     /// Where announces and scrapes go
     pub paths: Paths,
     /// Networks of proxies that are believed when they say whom they speak for
     pub trusted_proxies: Vec<IpNet>,
     /// Where they say that
-    pub proxy_header: ProxyHeader,
+    pub proxy_header: ClientAddressHeader,
     /// What a client can make the tracker hold
-    pub limits: HttpLimits,
+    pub limits: HttpLimitsConfig,
     /// Networks that may have the list of all torrents
     pub full_scrape_networks: Vec<IpNet>,
     /// How long until an address may have it again
@@ -32,7 +33,7 @@ pub struct Http {
 
 /// Keys under `http.tls`
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HttpTls {
+pub struct TlsConfig {
     /// Addresses to serve
     pub listen: Vec<SocketAddr>,
     /// The file with the certificate and those that vouch for it
@@ -43,20 +44,20 @@ pub struct HttpTls {
 
 /// Keys under `http.limits`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HttpLimits {
+pub struct HttpLimitsConfig {
     /// Connections in all
     pub connections: u32,
     /// Requests of a connection
     pub requests: u32,
     /// Between a client's requests
-    pub idle: Duration,
+    pub idle_timeout: Duration,
     /// For a request to arrive
-    pub head: Duration,
+    pub request_timeout: Duration,
     /// Share of the connections, in percent, that one source may hold once half of all are taken
     pub per_source_percent: u32,
 }
 
-impl Http {
+impl HttpConfig {
     pub(super) fn read(mut section: Section<'_>) -> Self {
         let listen = section.value("listen", both_families(), values::addresses);
         let plain = PathPattern::parse("/announce").into_iter().collect();
@@ -66,15 +67,15 @@ impl Http {
             section.value("scrape_paths", None, |value| values::auto_or(value, values::paths));
         let paths = Paths { announce, scrape: scrape.unwrap_or(derived) };
         let trusted_proxies = section.value("trusted_proxies", Vec::new(), values::networks);
-        let proxy_header = section.value("proxy_header", ProxyHeader::Either, |value| {
+        let proxy_header = section.value("proxy_header", ClientAddressHeader::Either, |value| {
             let all = [
-                ("auto", ProxyHeader::Either),
-                ("x-forwarded-for", ProxyHeader::ForwardedFor),
-                ("x-real-ip", ProxyHeader::RealIp),
+                ("auto", ClientAddressHeader::Either),
+                ("x-forwarded-for", ClientAddressHeader::ForwardedFor),
+                ("x-real-ip", ClientAddressHeader::RealIp),
             ];
             values::choice(value, &all)
         });
-        let limits = HttpLimits::read(section.section("limits"));
+        let limits = HttpLimitsConfig::read(section.section("limits"));
         let mut full_scrape = section.section("full_scrape");
         let full_scrape_networks = full_scrape.value("networks", Vec::new(), values::networks);
         let ten_minutes = Duration::from_secs(600);
@@ -88,7 +89,7 @@ impl Http {
         let key = tls.value("key", PathBuf::new(), values::path);
         tls.end();
         section.end();
-        let tls = HttpTls { listen: tls_listen, certificate, key };
+        let tls = TlsConfig { listen: tls_listen, certificate, key };
         Self {
             listen,
             tls,
@@ -102,7 +103,7 @@ impl Http {
     }
 
     /// What no key can say alone
-    pub(super) fn check(&self, udp: &Udp, reader: &mut Reader) {
+    pub(super) fn check(&self, udp: &UdpConfig, reader: &mut Reader) {
         let Self { listen, tls, .. } = self;
         if udp.listen.is_empty() && listen.is_empty() && tls.listen.is_empty() {
             reader.mistake(
@@ -137,7 +138,7 @@ impl Http {
     }
 }
 
-impl HttpLimits {
+impl HttpLimitsConfig {
     fn read(mut section: Section<'_>) -> Self {
         let span =
             |value: &_| values::duration(value, Duration::from_secs(1), Duration::from_secs(3_600));
@@ -145,8 +146,8 @@ impl HttpLimits {
             connections: section
                 .value("connections", 20_000, |value| values::number(value, 1, 10_000_000)),
             requests: section.value("requests", 1_000, |value| values::number(value, 1, u32::MAX)),
-            idle: section.value("idle", Duration::from_secs(30), span),
-            head: section.value("head", Duration::from_secs(10), span),
+            idle_timeout: section.value("idle_timeout", Duration::from_secs(30), span),
+            request_timeout: section.value("request_timeout", Duration::from_secs(10), span),
             // At most 100.
             per_source_percent: (section.value("per_source", 0.05, values::share) * 100.0).round()
                 as u32,

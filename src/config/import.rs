@@ -5,25 +5,13 @@
 //! silently: a hook stands for it that keeps the tracker from starting.
 
 mod chihaya;
+mod draft;
 mod opentracker;
 
-use super::hooks::UNDECIDED;
-use super::read::{check_bounds, line_of};
-use std::fmt::Write;
-use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
-use thiserror::Error;
+pub use draft::Imported;
 
-/// A config, and what it does not have of the other
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Imported {
-    /// YAML with comments
-    pub config: String,
-    /// Mistakes, and what has no counterpart or another meaning: a line each
-    pub notes: Vec<String>,
-    /// Whether all access rules were carried over
-    pub is_complete: bool,
-}
+use super::read::check_bounds;
+use thiserror::Error;
 
 /// Why nothing can be made of a file
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -52,156 +40,13 @@ pub fn import(name: &str, text: &str) -> Result<Imported, ImportError> {
     Ok(draft.finish(name))
 }
 
-/// A key with its value, and what it was made from
-#[derive(Debug)]
-struct Line {
-    section: &'static str,
-    key: &'static str,
-    value: String,
-    from: String,
-}
-
-/// A config in the making
-#[derive(Debug, Default)]
-struct Draft {
-    lines: Vec<Line>,
-    hooks: Vec<String>,
-    notes: Vec<String>,
-    /// Access rules that could not be carried over
-    undecided: usize,
-    interval: Duration,
-    /// What hooks may add to it
-    variation: Duration,
-    peer_lifetime: Duration,
-}
-
-impl Draft {
-    fn set(&mut self, section: &'static str, key: &'static str, value: String, from: &str) {
-        self.lines.push(Line { section, key, value, from: from.to_owned() });
-    }
-
-    /// Notes what has no counterpart, or another meaning
-    fn note(&mut self, place: &str, text: &str) {
-        self.notes.push(printable(&format!("without counterpart: {place}: {text}")));
-    }
-
-    /// Notes a mistake in the other config
-    fn mistake(&mut self, place: &str, text: &str) {
-        self.notes.push(printable(&format!("mistake: {place}: {text}")));
-    }
-
-    /// Has a hook that keeps the tracker from starting stand for an access rule
-    fn undecided(&mut self, place: &str, text: &str) {
-        let note = printable(&format!("access rule not carried over: {place}: {text}"));
-        self.hooks.push(format!("  # {note}\n  - name: {UNDECIDED}\n"));
-        self.notes.push(note);
-        self.undecided += 1;
-    }
-
-    /// A hook of options, each with its value
-    fn hook(&mut self, name: &str, from: &str, options: &[(&str, String)]) {
-        let mut text = format!("  # {from}\n  - name: {name}\n    options:\n");
-        for (key, value) in options {
-            _ = writeln!(text, "      {key}: {value}");
-        }
-        self.hooks.push(text);
-    }
-
-    fn finish(mut self, name: &str) -> Imported {
-        let least = (self.interval + self.variation) * 3 / 2;
-        let lifetime = self.peer_lifetime.max(least);
-        let from = match lifetime > self.peer_lifetime {
-            true => "at least 1.5 times the longest interval",
-            false => "how long a peer was kept",
-        };
-        let lifetime = humantime::format_duration(lifetime).to_string().replace(' ', "");
-        self.set("announce", "peer_lifetime", lifetime, from);
-        let name = quoted(name);
-        let mut config =
-            format!("# Made from {name}; behind each value stands what it was made from.\n");
-        for note in &self.notes {
-            _ = writeln!(config, "# {note}");
-        }
-        for section in ["udp", "http", "announce", "control"] {
-            let lines: Vec<_> = self.lines.iter().filter(|line| line.section == section).collect();
-            if lines.is_empty() {
-                continue;
-            }
-            _ = writeln!(config, "\n{section}:");
-            for Line { key, value, from, .. } in lines {
-                _ = writeln!(config, "  {key}: {value}  # {from}");
-            }
-        }
-        if !self.hooks.is_empty() {
-            _ = write!(config, "\nhooks:\n{}", self.hooks.join("\n"));
-        }
-        Imported { config, notes: self.notes, is_complete: self.undecided == 0 }
-    }
-}
-
-/// A text that becomes a comment, which must not end where the other config says
-fn printable(text: &str) -> String {
-    let plain = |character: char| match character {
-        ' '..='~' => character,
-        letter if letter.is_alphanumeric() => letter,
-        _ => '?',
-    };
-    text.chars().map(plain).collect()
-}
-
-/// The known name that is most like a misspelt one, as a question
-fn suggestion(name: &str, known: &[&str]) -> String {
-    let near = known.iter().map(|known| (strsim::damerau_levenshtein(known, name), known)).min();
-    match near.filter(|(distance, _)| *distance <= name.len().div_ceil(3).max(1)) {
-        Some((_, known)) => format!("; did you mean {known}?"),
-        None => String::new(),
-    }
-}
-
-/// Values as a YAML list
-fn list<T: std::fmt::Display>(values: &[T]) -> String {
-    let quoted: Vec<_> = values.iter().map(|value| quoted(&value.to_string())).collect();
-    format!("[{}]", quoted.join(", "))
-}
-
-/// A text as a YAML string: whatever stands in it
-fn quoted(text: &str) -> String {
-    let mut quoted = String::from("\"");
-    for character in text.chars() {
-        match character {
-            '"' | '\\' => quoted.extend(['\\', character]),
-            plain if plain == ' ' || plain.is_ascii_graphic() => quoted.push(plain),
-            other => _ = write!(quoted, "\\U{:08x}", u32::from(other)),
-        }
-    }
-    quoted.push('"');
-    quoted
-}
-
-fn shown(duration: Duration) -> String {
-    humantime::format_duration(Duration::from_secs(duration.as_secs().max(1)))
-        .to_string()
-        .replace(' ', "")
-}
-
-/// An address as the other trackers write it: without a port it is the usual one, without an address any
-fn addresses(text: &str) -> Option<Vec<SocketAddr>> {
-    const PORT: u16 = 6969;
-    if let Ok(address) = text.parse::<SocketAddr>() {
-        return Some(vec![address]);
-    }
-    if let Ok(address) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
-        return Some(vec![SocketAddr::new(address, PORT)]);
-    }
-    let port = text.strip_prefix(':').unwrap_or(text).parse().ok()?;
-    Some(vec![([0, 0, 0, 0], port).into(), ([0_u16; 8], port).into()])
-}
-
 #[cfg(test)]
 mod tests {
+    use super::draft::addresses;
     use super::*;
     use crate::config::Config;
     use crate::policy::HookConfig;
+    use std::time::Duration;
 
     fn made(text: &str) -> (Config, Imported) {
         let imported = import("the file", text).unwrap();
@@ -219,7 +64,7 @@ mod tests {
         assert_eq!(config.announce.interval, Duration::from_secs(1_800));
         assert_eq!(config.announce.min_interval, Duration::from_secs(900));
         assert_eq!((config.announce.numwant_default, config.announce.numwant_max), (50, 100));
-        assert_eq!(config.http.limits.idle, Duration::from_secs(30));
+        assert_eq!(config.http.limits.idle_timeout, Duration::from_secs(30));
         assert_eq!(config.http.limits.requests, 1, "without keep-alive");
         assert_eq!(config.http.paths.announce.len(), 2);
         let control = config.control.listen.map(|it| it.to_string());

@@ -1,8 +1,7 @@
 //! Reads single values. Errors name the value and the cure; the key and the line are added by the caller.
 
-use super::Cpus;
 use crate::hex;
-use crate::http::PathPattern;
+use crate::http::paths::PathPattern;
 use crate::lines;
 use crate::policy::networks::parse_network;
 use bytesize::ByteSize;
@@ -11,10 +10,12 @@ use serde_yaml::Value;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tsubame_udp::connection_id::Key;
-use tsubame_udp::steering::SHARDS_MAX;
+use tsubame_udp::connection_id::ConnectionIdKey;
 
-type Read<T> = Result<T, String>;
+/// The longest interval or lifetime: a tick of the swarm table is one byte
+pub(super) const DAY: Duration = Duration::from_secs(86_400);
+
+pub(super) type Read<T> = Result<T, String>;
 
 /// A value as the operator wrote it, near enough
 fn shown(value: &Value) -> String {
@@ -164,37 +165,8 @@ pub(super) fn networks(value: &Value) -> Read<Vec<IpNet>> {
     list(value, network)
 }
 
-/// `auto`, or cores as in `2-11` or `0,2,4-7` or a list
-pub(super) fn cpus(value: &Value) -> Read<Cpus> {
-    if value.as_str() == Some("auto") {
-        return Ok(Cpus::Auto);
-    }
-    let cpus: Vec<usize> = list(value, cpu_ranges)?.into_iter().flatten().collect();
-    if cpus.is_empty() || cpus.len() > usize::from(SHARDS_MAX) {
-        return Err(format!("names {} cores; give 1 to {SHARDS_MAX}, or auto", cpus.len()));
-    }
-    Ok(Cpus::List(cpus))
-}
-
-fn cpu_ranges(value: &Value) -> Read<Vec<usize>> {
-    let text = text(value)?;
-    let mut cpus = Vec::new();
-    for range in text.split(',').map(str::trim) {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        match (first.trim().parse::<usize>(), last.trim().parse::<usize>()) {
-            (Ok(first), Ok(last)) if first <= last && last < 4096 => cpus.extend(first..=last),
-            _ => {
-                return Err(format!(
-                    "{text:?} are no cores; write auto, or cores as in 2-11 or 0,2,4"
-                ));
-            }
-        }
-    }
-    Ok(cpus)
-}
-
 /// A list of keys, or the path of a file with one a line
-pub(super) fn keys(value: &Value) -> Read<Vec<Key>> {
+pub(super) fn keys(value: &Value) -> Read<Vec<ConnectionIdKey>> {
     match value {
         Value::Sequence(values) => {
             values.iter().map(|value| key(&text(value)?).map_err(str::to_owned)).collect()
@@ -208,14 +180,14 @@ pub(super) fn keys(value: &Value) -> Read<Vec<Key>> {
 /// Bytes of a file of connection id keys
 const KEY_FILE_LEN_MAX: u64 = 1 << 16;
 
-fn keys_of_file(path: &Path) -> Read<Vec<Key>> {
+fn keys_of_file(path: &Path) -> Read<Vec<ConnectionIdKey>> {
     let shown = path.display();
     let bytes = lines::read(path, KEY_FILE_LEN_MAX).map_err(|error| {
         format!("cannot read {shown}: {error}; give a list of keys, or a file with one a line")
     })?;
     let source = String::from_utf8_lossy(&bytes);
     let lines = source.lines().map(str::trim).enumerate();
-    let keys: Vec<Key> = lines
+    let keys: Vec<ConnectionIdKey> = lines
         .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
         .map(|(number, line)| key(line).map_err(|error| format!("{shown}:{}: {error}", number + 1)))
         .collect::<Read<_>>()?;
@@ -226,9 +198,9 @@ fn keys_of_file(path: &Path) -> Read<Vec<Key>> {
 }
 
 /// The value is a secret, so errors do not show it
-fn key(text: &str) -> Result<Key, &'static str> {
+fn key(text: &str) -> Result<ConnectionIdKey, &'static str> {
     const WRONG: &str = "a key is not 32 hexadecimal digits; make one with: openssl rand -hex 16";
-    hex::decode(text).map(Key).ok_or(WRONG)
+    hex::decode(text).map(ConnectionIdKey).ok_or(WRONG)
 }
 
 /// A share: 0 to 1, or 0 % to 100 %

@@ -1,78 +1,80 @@
-//! What a request is answered with.
+//! Answers HTTP requests: has policy check them, asks the owner of the torrent, and writes the response.
 
-use super::Service;
-use super::full_scrape::{Coding, Permit};
+use super::full_scrape::ContentCoding;
+use super::full_scrape_limit::FullScrapePermit;
 use super::paths::Route;
-use crate::outcome::Outcome;
-use crate::peer_list::PeerList;
-use crate::policy::{Answer as Instead, Interrupted, Parameters, Paused, Refusal, Told};
-use crate::shard::Asked;
+use super::service::HttpService;
+use crate::policy::{Intervals, Parameters, PausedRequest, PolicyStop, Refusal, RefusalReply};
+use crate::shard::node::NodeReply;
+use crate::stats::outcome::Outcome;
+use crate::tracker::peer_list::PeerList;
 use std::net::IpAddr;
 use std::time::Duration;
-use tsubame_http::head::{BadHead, Head, Method};
-use tsubame_http::query::{self, BadQuery};
-use tsubame_http::reply::{self, Content, Length, ReplyHead, Retry, Status};
+use tsubame_http::head::{HeadError, Method, RequestHead};
+use tsubame_http::query::{self, QueryError};
+use tsubame_http::reply::{self, BodyLength, ContentType, ResponseHead, RetryIn, StatusCode};
 use tsubame_storage::{Family, InfoHash, SwarmCounts, SwarmStats};
 
-/// How long another shard may take to answer
-const MESH_PATIENCE: Duration = Duration::from_secs(1);
+/// Maximum time that another shard may take to reply.
+const MESH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Torrents of a scrape, at most: what fits a head, and a byte that counts them
+/// Maximum number of torrents of a scrape: as many fit a request head, and a byte can number them.
 const SCRAPE_ROWS_MAX: usize = 250;
 
-/// How long a request waits until the signature of its token may be checked
+/// Maximum time that a request waits until its token may be checked.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Tells a client that it is not handed out to others
+/// Warning for a client whose peer was not stored.
 const NOT_STORED: &str =
-    "the tracker is short of memory: other peers are not told of you; announce again later";
+    "the tracker is low on memory and did not store this peer; announce again later";
 
+/// Failure reason if another shard or the token queue is overloaded.
 const BUSY: &str = "the tracker is busy; try again";
 
-/// An answer but for its body
-struct Answer {
-    status: Status,
-    content: Content,
+/// The parts of a reply that do not depend on its body.
+struct HttpReply {
+    status: StatusCode,
+    content: ContentType,
     outcome: Outcome,
 }
 
-impl Answer {
+impl HttpReply {
     fn plain(outcome: Outcome) -> Self {
-        Self { status: Status::Ok, content: Content::Plain, outcome }
+        Self { status: StatusCode::Ok, content: ContentType::Plain, outcome }
     }
 }
 
-/// What is left to do after a request was looked at
-pub(super) enum Rest {
-    /// Nothing: it is answered
+/// Next step after a request was answered.
+pub(super) enum AfterAnswer {
+    /// Nothing is left to do: the reply was written.
     Nothing,
-    /// The list of all torrents is to be sent; its head is written
-    List(Coding, Permit),
+    /// The list of all torrents must be sent; the head of its response was written.
+    List(ContentCoding, FullScrapePermit),
 }
 
-/// Appends the reply to a request
+/// Appends the reply to a request to `out`.
 pub(super) async fn answer(
-    service: &Service,
+    service: &HttpService,
     source: IpAddr,
-    head: &Head<'_>,
+    head: &RequestHead<'_>,
     keep_alive: bool,
     out: &mut Vec<u8>,
-) -> Rest {
-    let (mut body, terms) = (service.buffer(), service.terms());
-    let answer = match (head.method, terms.paths.route(head.path)) {
-        (Method::Other, _) => Answer {
-            status: Status::MethodNotAllowed,
-            ..said(&mut body, "only GET and HEAD are served", Outcome::MethodNotAllowed)
+) -> AfterAnswer {
+    let (mut body, settings) = (service.buffer(), service.settings());
+    let reply = match (head.method, settings.paths.route(head.path)) {
+        (Method::Other, _) => HttpReply {
+            status: StatusCode::MethodNotAllowed,
+            ..text_reply(&mut body, "only GET and HEAD are allowed", Outcome::MethodNotAllowed)
         },
         (_, Some(Route::Announce { key })) => {
             let parameters = Parameters { key, query: head.query };
             announce(service, source, parameters, &mut body).await
         }
-        (_, Some(Route::Scrape { key })) if asks_for_all(service, head.query) => {
+        (_, Some(Route::Scrape { key })) if requests_full_scrape(service, head.query) => {
             let parameters = Parameters { key, query: head.query };
             match full_scrape(service, source, &parameters, head.method, &mut body).await {
                 Ok(permit) => {
-                    service.give_back(body);
+                    service.recycle(body);
                     return begin_list(head, permit, keep_alive, out);
                 }
                 Err(answer) => answer,
@@ -82,118 +84,125 @@ pub(super) async fn answer(
             scrape(service, source, Parameters { key, query: head.query }, &mut body).await
         }
         (_, Some(Route::Page)) => page(service, head.host, &mut body),
-        (_, None) => Answer {
-            status: Status::NotFound,
-            ..said(&mut body, "nothing is here; / tells where to announce", Outcome::NotFound)
+        (_, None) => HttpReply {
+            status: StatusCode::NotFound,
+            ..text_reply(&mut body, "not found; see / for the announce URLs", Outcome::NotFound)
         },
     };
-    service.shard.borrow_mut().count_request(Family::of(source), answer.outcome);
-    let Answer { status, content, .. } = answer;
-    let length = Length::Bytes(body.len());
-    ReplyHead { status, content, encoding: None, length, keep_alive }.write(out);
+    service.node().count_request(Family::of(source), reply.outcome);
+    let HttpReply { status, content, .. } = reply;
+    let length = BodyLength::Bytes(body.len());
+    ResponseHead { status, content, encoding: None, length, keep_alive }.write(out);
     if head.method != Method::Head {
         out.extend_from_slice(&body);
     }
-    service.give_back(body);
-    Rest::Nothing
+    service.recycle(body);
+    AfterAnswer::Nothing
 }
 
-/// Whether a scrape is for all torrents, and that is served
-fn asks_for_all(service: &Service, query: &str) -> bool {
-    !service.terms().full_scrape_networks.is_empty() && query::info_hashes(query).next().is_none()
+/// Returns whether a scrape requests the list of all torrents and the settings permit it.
+fn requests_full_scrape(service: &HttpService, query: &str) -> bool {
+    !service.settings().full_scrape_networks.is_empty()
+        && query::info_hashes(query).next().is_none()
 }
 
-/// The right to be sent the list of all torrents, or what is answered instead
+/// Returns a permit to send the list of all torrents, or the reply to send instead.
 async fn full_scrape(
-    service: &Service,
+    service: &HttpService,
     source: IpAddr,
     parameters: &Parameters<'_>,
     method: Method,
     body: &mut Vec<u8>,
-) -> Result<Permit, Answer> {
-    let terms = service.terms();
+) -> Result<FullScrapePermit, HttpReply> {
+    let settings = service.settings();
     let admitted = admitted_scrape(service, source, &[], parameters).await;
     admitted.map_err(|refusal| refused_scrape(body, refusal))?;
-    if !terms.full_scrape_networks.iter().any(|network| network.contains(&source)) {
-        let text = "the list of all torrents is not for this network";
-        let said = said(body, text, Outcome::FullScrapeForbidden);
-        return Err(Answer { status: Status::Forbidden, ..said });
+    if !settings.full_scrape_networks.iter().any(|network| network.contains(&source)) {
+        let text = "the list of all torrents is not available to this network";
+        let text_reply = text_reply(body, text, Outcome::FullScrapeForbidden);
+        return Err(HttpReply { status: StatusCode::Forbidden, ..text_reply });
     }
     if method == Method::Head {
-        // How long it would be nobody knows, and to make it for that would be dear.
-        return Err(Answer::plain(Outcome::FullScrape));
+        // The length is unknown until the list is made, and making it for a HEAD request would be expensive.
+        return Err(HttpReply::plain(Outcome::FullScrape));
     }
-    let now = service.shard.borrow().now();
-    let permit = service.full_scrapes.begin(source, now, terms.full_scrape_interval_secs);
+    let now = service.node().now();
+    let permit = service.full_scrapes.begin(source, now, settings.full_scrape_interval_secs);
     permit.ok_or_else(|| {
         let text =
-            "the list of all torrents was asked for too soon, or somebody else is being sent it";
-        let said = said(body, text, Outcome::FullScrapeTooSoon);
-        Answer { status: Status::TooManyRequests, ..said }
+            "the list of all torrents was requested too soon or is being sent to another client; retry later";
+        let text_reply = text_reply(body, text, Outcome::FullScrapeTooSoon);
+        HttpReply { status: StatusCode::TooManyRequests, ..text_reply }
     })
 }
 
-fn begin_list(head: &Head<'_>, permit: Permit, keep_alive: bool, out: &mut Vec<u8>) -> Rest {
-    let coding = Coding::choose(head.accepts);
-    let (encoding, content) = (coding.name(), Content::Plain);
-    let length = if head.takes_chunks { Length::Chunked } else { Length::UntilClose };
+/// Writes the head of the response that contains the list of all torrents.
+fn begin_list(
+    head: &RequestHead<'_>,
+    permit: FullScrapePermit,
+    keep_alive: bool,
+    out: &mut Vec<u8>,
+) -> AfterAnswer {
+    let coding = ContentCoding::choose(head.accepts);
+    let (encoding, content) = (coding.name(), ContentType::Plain);
+    let length = if head.takes_chunks { BodyLength::Chunked } else { BodyLength::UntilClose };
     let keep_alive = keep_alive && head.takes_chunks;
-    ReplyHead { status: Status::Ok, content, encoding, length, keep_alive }.write(out);
-    Rest::List(coding, permit)
+    ResponseHead { status: StatusCode::Ok, content, encoding, length, keep_alive }.write(out);
+    AfterAnswer::List(coding, permit)
 }
 
-/// Appends the reply to what is no request; the connection ends with it
-pub(super) fn refuse(out: &mut Vec<u8>, bad: BadHead) {
-    let status = match bad {
-        BadHead::Malformed => Status::BadRequest,
-        BadHead::TooLong => Status::HeadTooLong,
+/// Appends the reply to bytes that are not a request; the caller then closes the connection.
+pub(super) fn refuse(out: &mut Vec<u8>, error: HeadError) {
+    let status = match error {
+        HeadError::Malformed => StatusCode::BadRequest,
+        HeadError::TooLong => StatusCode::HeadTooLong,
     };
-    let text = format!("{bad}\n");
-    let (content, length) = (Content::Plain, Length::Bytes(text.len()));
-    ReplyHead { status, content, encoding: None, length, keep_alive: false }.write(out);
+    let text = format!("{error}\n");
+    let (content, length) = (ContentType::Plain, BodyLength::Bytes(text.len()));
+    ResponseHead { status, content, encoding: None, length, keep_alive: false }.write(out);
     out.extend_from_slice(text.as_bytes());
 }
 
-fn said(body: &mut Vec<u8>, text: &str, outcome: Outcome) -> Answer {
+fn text_reply(body: &mut Vec<u8>, text: &str, outcome: Outcome) -> HttpReply {
     body.extend_from_slice(text.as_bytes());
     body.push(b'\n');
-    Answer::plain(outcome)
+    HttpReply::plain(outcome)
 }
 
-fn failed(body: &mut Vec<u8>, reason: &str, retry: Retry, outcome: Outcome) -> Answer {
+fn failure(body: &mut Vec<u8>, reason: &str, retry: RetryIn, outcome: Outcome) -> HttpReply {
     reply::write_failure(body, reason, retry);
-    Answer::plain(outcome)
+    HttpReply::plain(outcome)
 }
 
-fn mistaken(body: &mut Vec<u8>, bad: BadQuery) -> Answer {
-    failed(body, &bad.to_string(), Retry::Unsaid, Outcome::BadQuery)
+fn query_error(body: &mut Vec<u8>, error: QueryError) -> HttpReply {
+    failure(body, &error.to_string(), RetryIn::Unsaid, Outcome::BadQuery)
 }
 
 async fn announce(
-    service: &Service,
+    service: &HttpService,
     source: IpAddr,
     parameters: Parameters<'_>,
     body: &mut Vec<u8>,
-) -> Answer {
-    let query = match query::Announce::parse(parameters.query) {
+) -> HttpReply {
+    let query = match query::AnnounceQuery::parse(parameters.query) {
         Ok(query) => query,
-        Err(bad) => return mistaken(body, bad),
+        Err(error) => return query_error(body, error),
     };
-    let admitted = judged(service, source, |paused| {
-        service.shard.borrow_mut().admit_query(source, &query, parameters, paused)
+    let admitted = admitted_by_policy(service, source, |paused| {
+        service.node().admit_announce(source, &query, parameters, paused)
     });
     let admitted = admitted.await;
     let external_ip = source.to_canonical();
     let compact = query.compact;
     let announce = match admitted {
         Ok(announce) => announce,
-        Err(refusal) => return refused(body, refusal, external_ip, compact),
+        Err(refusal) => return refused_announce(body, refusal, external_ip, compact),
     };
-    let Told { interval_secs: interval, min_interval_secs: min_interval } = announce.told;
-    let asked = service.shard.borrow_mut().enter(&announce, service.list());
-    let list = match answered(service, asked).await {
+    let Intervals { interval_secs: interval, min_interval_secs: min_interval } = announce.intervals;
+    let reply = service.node().announce(&announce, service.list());
+    let list = match wait_for(service, reply).await {
         Ok(list) => list,
-        Err(shed) => return failed(body, BUSY, Retry::Minutes(1), shed),
+        Err(outcome) => return failure(body, BUSY, RetryIn::Minutes(1), outcome),
     };
     let PeerList { outcome, counts, ref v4, ref v6, .. } = *list;
     let warning = matches!(
@@ -201,67 +210,77 @@ async fn announce(
         Outcome::RefusedMemory | Outcome::RefusedNewTorrent | Outcome::RefusedSource
     )
     .then_some(NOT_STORED);
-    reply::Announce { counts, interval, min_interval, external_ip, v4, v6, compact, warning }
-        .write(body);
-    service.give_list_back(list);
-    Answer::plain(outcome)
+    reply::AnnounceResponse {
+        counts,
+        interval,
+        min_interval,
+        external_ip,
+        v4,
+        v6,
+        compact,
+        warning,
+    }
+    .write(body);
+    service.recycle_list(list);
+    HttpReply::plain(outcome)
 }
 
-/// Has policy judge a request, which waits in a queue where a token's signature may not be checked at once
+/// Has policy check a request. If the signature of its token may not be checked now, the request waits in a queue.
 ///
-/// Over UDP the client would send its request again; here it waits.
-async fn judged<T>(
-    service: &Service,
+/// Over UDP there is no such queue, as clients repeat a request that is not answered.
+async fn admitted_by_policy<T>(
+    service: &HttpService,
     source: IpAddr,
-    mut judge: impl FnMut(Option<Paused>) -> Result<T, Interrupted>,
+    mut admit: impl FnMut(Option<PausedRequest>) -> Result<T, PolicyStop>,
 ) -> Result<T, Refusal> {
     let mut paused = None;
     loop {
-        let interrupted = match judge(paused) {
+        let stop = match admit(paused) {
             Ok(admitted) => return Ok(admitted),
-            Err(interrupted) => interrupted,
+            Err(stop) => stop,
         };
-        let Interrupted::Paused(at) = interrupted else { return Err(interrupted.refusal()) };
-        // Once for each hook that checks tokens.
+        let PolicyStop::Paused(at) = stop else { return Err(stop.refusal()) };
+        // Each hook that checks tokens may pause the request only once.
         if paused == Some(at) {
-            return Err(interrupted.refusal());
+            return Err(stop.refusal());
         }
-        let permit = service.shard.borrow_mut().wait_for_token_check(source);
-        let Some(permit) = permit else { return Err(interrupted.refusal()) };
+        let permit = service.node().wait_for_token_check(source);
+        let Some(permit) = permit else { return Err(stop.refusal()) };
         if !matches!(tokio::time::timeout(TOKEN_TIMEOUT, permit).await, Ok(Ok(()))) {
-            return Err(interrupted.refusal());
+            return Err(stop.refusal());
         }
         paused = Some(at);
     }
 }
 
 async fn admitted_scrape(
-    service: &Service,
+    service: &HttpService,
     source: IpAddr,
     info_hashes: &[InfoHash],
     parameters: &Parameters<'_>,
 ) -> Result<(), Refusal> {
-    let judge =
-        |paused| service.shard.borrow_mut().admit_scrape(source, info_hashes, parameters, paused);
-    judged(service, source, judge).await
+    let admit = |paused| service.node().admit_scrape(source, info_hashes, parameters, paused);
+    admitted_by_policy(service, source, admit).await
 }
 
-/// What an announce is answered that policy refuses
-fn refused(
+/// Writes the reply to an announce that policy refuses.
+fn refused_announce(
     body: &mut Vec<u8>,
-    Refusal { outcome, answer }: Refusal,
+    Refusal { outcome, reply }: Refusal,
     external_ip: IpAddr,
     compact: bool,
-) -> Answer {
-    match answer {
-        Instead::Error(text) | Instead::Silence(text) => failed(body, text, Retry::Unsaid, outcome),
-        Instead::Gone(text) => {
-            Answer { status: Status::Gone, ..failed(body, text, Retry::Never, outcome) }
+) -> HttpReply {
+    match reply {
+        RefusalReply::Error(text) | RefusalReply::Silence(text) => {
+            failure(body, text, RetryIn::Unsaid, outcome)
         }
-        Instead::Empty(secs) => {
+        RefusalReply::Gone(text) => {
+            HttpReply { status: StatusCode::Gone, ..failure(body, text, RetryIn::Never, outcome) }
+        }
+        RefusalReply::Empty(secs) => {
             let (counts, interval, min_interval) = (SwarmCounts::default(), secs, secs);
             let (v4, v6, warning) = (&[], &[], None);
-            reply::Announce {
+            reply::AnnounceResponse {
                 counts,
                 interval,
                 min_interval,
@@ -272,49 +291,49 @@ fn refused(
                 warning,
             }
             .write(body);
-            Answer::plain(outcome)
+            HttpReply::plain(outcome)
         }
     }
 }
 
-fn refused_scrape(body: &mut Vec<u8>, Refusal { outcome, answer }: Refusal) -> Answer {
-    failed(body, answer.text().unwrap_or(BUSY), Retry::Unsaid, outcome)
+fn refused_scrape(body: &mut Vec<u8>, Refusal { outcome, reply }: Refusal) -> HttpReply {
+    failure(body, reply.text().unwrap_or(BUSY), RetryIn::Unsaid, outcome)
 }
 
 async fn scrape(
-    service: &Service,
+    service: &HttpService,
     source: IpAddr,
     parameters: Parameters<'_>,
     body: &mut Vec<u8>,
-) -> Answer {
+) -> HttpReply {
     let mut info_hashes = Vec::new();
     for info_hash in query::info_hashes(parameters.query).take(SCRAPE_ROWS_MAX) {
         match info_hash {
             Ok(info_hash) => info_hashes.push(info_hash),
-            Err(bad) => return mistaken(body, bad),
+            Err(error) => return query_error(body, error),
         }
     }
     if info_hashes.is_empty() {
-        return mistaken(body, BadQuery::NoInfoHash);
+        return query_error(body, QueryError::NoInfoHash);
     }
-    // Keys of a dictionary: sorted, and each once.
+    // Keys of a bencoded dictionary must be sorted and unique.
     info_hashes.sort_unstable();
     info_hashes.dedup();
     let admitted = admitted_scrape(service, source, &info_hashes, &parameters).await;
     if let Err(refusal) = admitted {
         return refused_scrape(body, refusal);
     }
-    let asked = service.shard.borrow_mut().scrape(&info_hashes);
-    let counts = match answered(service, asked).await {
+    let reply = service.node().scrape(&info_hashes);
+    let counts = match wait_for(service, reply).await {
         Ok(counts) => counts,
-        Err(shed) => return failed(body, BUSY, Retry::Minutes(1), shed),
+        Err(outcome) => return failure(body, BUSY, RetryIn::Minutes(1), outcome),
     };
     write_scrape(service, &info_hashes, &counts, body);
-    Answer::plain(Outcome::Scraped)
+    HttpReply::plain(Outcome::Scraped)
 }
 
 fn write_scrape(
-    service: &Service,
+    service: &HttpService,
     info_hashes: &[InfoHash],
     counts: &[SwarmStats],
     body: &mut Vec<u8>,
@@ -323,34 +342,36 @@ fn write_scrape(
     for (info_hash, swarm_stats) in info_hashes.iter().zip(counts) {
         reply::write_row(body, info_hash, *swarm_stats);
     }
-    reply::end_scrape(body, service.shard.borrow().min_interval_secs());
+    reply::end_scrape(body, service.node().min_interval_secs());
 }
 
-/// Waits for other shards, if they are to answer; else why there is no answer
-async fn answered<T>(service: &Service, asked: Asked<T>) -> Result<T, Outcome> {
-    match asked {
-        Asked::Answered(answer) => Ok(answer),
-        Asked::Shed => Err(Outcome::ShedMesh),
-        Asked::Waits(ticket, answer) => match tokio::time::timeout(MESH_PATIENCE, answer).await {
-            Ok(Ok(answer)) => Ok(answer),
-            _ => {
-                service.shard.borrow_mut().forget(ticket);
-                Err(Outcome::ShedLate)
+/// Waits for the reply of other shards if it is pending; returns the outcome to count if there is no reply.
+async fn wait_for<T>(service: &HttpService, reply: NodeReply<T>) -> Result<T, Outcome> {
+    match reply {
+        NodeReply::Ready(answer) => Ok(answer),
+        NodeReply::QueueFull => Err(Outcome::ShedMesh),
+        NodeReply::Pending(request_id, answer) => {
+            match tokio::time::timeout(MESH_TIMEOUT, answer).await {
+                Ok(Ok(answer)) => Ok(answer),
+                _ => {
+                    service.node().cancel(request_id);
+                    Err(Outcome::ShedLate)
+                }
             }
-        },
+        }
     }
 }
 
-/// A page for who opens the tracker in a browser
-fn page(service: &Service, host: Option<&str>, body: &mut Vec<u8>) -> Answer {
+/// Writes the page with the announce URLs.
+fn page(service: &HttpService, host: Option<&str>, body: &mut Vec<u8>) -> HttpReply {
     let host = host.unwrap_or("this-host");
     let line = |(scheme, rest): &(&str, String)| format!("{scheme}://{host}{rest}\n");
-    let urls: String = service.terms().urls.iter().map(line).collect();
+    let urls: String = service.settings().urls.iter().map(line).collect();
     let page = format!(
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width\"><title>BitTorrent tracker</title>\n\
-         <h1>BitTorrent tracker</h1>\n<p>To use it, add to a torrent:</p>\n<pre>\n{urls}</pre>\n</html>\n"
+         <h1>BitTorrent tracker</h1>\n<p>Add these URLs to a torrent:</p>\n<pre>\n{urls}</pre>\n</html>\n"
     );
     body.extend_from_slice(page.as_bytes());
-    Answer { status: Status::Ok, content: Content::Html, outcome: Outcome::PageShown }
+    HttpReply { status: StatusCode::Ok, content: ContentType::Html, outcome: Outcome::PageShown }
 }

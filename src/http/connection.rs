@@ -1,50 +1,57 @@
-//! One connection: requests in, replies out, until one side has enough.
+//! One HTTP connection: reads requests and writes replies until the client, a limit or a timeout ends it.
 
-use super::answer::{Rest, answer, refuse};
-use super::full_scrape::{Coding, Interrupted, LIST_PATIENCE, Listing, Permit};
-use super::roster::Doing;
-use super::tls::{BadTls, Session, Tls};
-use super::{Handshake, Seat};
-use crate::outcome::Outcome;
+use super::answer::{AfterAnswer, answer, refuse};
+use super::connection_table::ConnectionState;
+use super::full_scrape::{ContentCoding, LIST_TIMEOUT, ListingInterrupted, TorrentListing};
+use super::full_scrape_limit::FullScrapePermit;
+use super::service::{ConnectionGuard, HandshakePermit};
+use super::tls::{Tls, TlsSession, TlsStreamError};
+
+use crate::stats::outcome::Outcome;
 use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::rc::Rc;
 use tokio_uring::buf::BoundedBuf;
 use tokio_uring::net::TcpStream;
-use tsubame_http::head::{self, BadHead, HEAD_LEN_MAX};
-use tsubame_http::proxy::{self, Proxied};
+use tsubame_http::head::{self, HEAD_LEN_MAX, HeadError};
+use tsubame_http::proxy::{self, ProxyProtocol};
 use tsubame_storage::Family;
 
-/// Bytes that an idle connection has for its next request: announces are of some 400
+/// Bytes of the input buffer of an idle connection. An announce has about 400 bytes.
 const INPUT_LEN: usize = 1 << 10;
 
-/// Bytes of replies to requests that came together, before they are written
-pub(super) const OUTPUT_LEN: usize = 16 << 10;
-
-/// Bytes of the list of all torrents that are written at once
+/// Maximum bytes of the list of all torrents that are written at once.
 const PIECE_LEN: usize = 32 << 10;
 
-/// Bytes of a body that are thrown away before the connection is closed: were they left in the kernel, the end of
-/// the connection would overtake the reply
+/// Maximum bytes of a request body that are read and dropped before the connection is closed.
+///
+/// If the kernel closes a socket with unread bytes, it resets the connection, and the client may lose the reply.
 const BODY_LEN_MAX: usize = 64 << 10;
 
-/// Serves a connection until it ends
-pub(super) async fn serve(seat: Seat, stream: Rc<TcpStream>, peer: SocketAddr, encrypted: bool) {
+/// Serves a connection until it ends.
+pub(super) async fn serve(
+    guard: ConnectionGuard,
+    stream: Rc<TcpStream>,
+    peer: SocketAddr,
+    encrypted: bool,
+) {
     let mut connection =
-        Connection { seat, stream, input: Vec::new(), session: None, answered: false };
-    // However it ends: there is nobody to tell, and what was served is counted.
+        Connection { guard, stream, input: Vec::new(), session: None, has_answered: false };
+    // The reason is not needed: requests and errors have been counted already.
     let _ = connection.run(peer.ip(), encrypted).await;
 }
 
+/// State of a connection.
 struct Connection {
-    seat: Seat,
+    guard: ConnectionGuard,
     stream: Rc<TcpStream>,
-    /// What has arrived and is not yet used
+    /// Received bytes, decrypted, that have not been parsed yet.
     input: Vec<u8>,
-    session: Option<Session>,
-    /// Whether a request has been answered
-    answered: bool,
+    session: Option<TlsSession>,
+    /// Whether at least one request has been answered.
+    has_answered: bool,
 }
 
+/// Appends a piece of a body, as a chunk if the body has the chunked transfer coding.
 fn write_piece(output: &mut Vec<u8>, piece: &[u8], chunked: bool) {
     if chunked {
         output.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
@@ -55,27 +62,27 @@ fn write_piece(output: &mut Vec<u8>, piece: &[u8], chunked: bool) {
     }
 }
 
-/// Why a connection ends
-enum End {
-    /// The client, or whoever watches over connections, has closed it
+/// Reason for which a connection ends.
+enum ConnectionEnd {
+    /// The client, a timeout or an error closed the connection.
     Closed,
-    /// No further request is wanted
+    /// No further request is accepted, and all received bytes were read.
     Done,
-    /// The same, and a body may be on its way
+    /// No further request is accepted, and unread bytes may follow, such as a request body.
     Unread,
 }
 
 impl Connection {
-    async fn run(&mut self, peer: IpAddr, encrypted: bool) -> Result<(), End> {
-        let peer = self.proxied(peer).await?;
+    async fn run(&mut self, peer: IpAddr, encrypted: bool) -> Result<(), ConnectionEnd> {
+        let peer = self.client_address(peer).await?;
         if encrypted {
-            // What follows the PROXY header is the client's, and encrypted.
-            self.session = self.seat.service.tls.as_ref().and_then(Tls::session);
+            // The bytes after the PROXY header come from the client and are encrypted.
+            self.session = self.guard.service.tls.as_ref().and_then(Tls::session);
             let early = std::mem::take(&mut self.input);
             self.decrypt(early).await?;
         }
         let ended = self.requests(peer).await;
-        if let Err(End::Done | End::Unread) = ended {
+        if let Err(ConnectionEnd::Done | ConnectionEnd::Unread) = ended {
             if let Some(session) = &mut self.session {
                 let mut last = Vec::new();
                 session.close(&mut last);
@@ -83,7 +90,7 @@ impl Connection {
             }
             let _ = self.stream.shutdown(Shutdown::Write);
         }
-        if let Err(End::Unread) = ended {
+        if let Err(ConnectionEnd::Unread) = ended {
             let mut unread = BODY_LEN_MAX;
             while unread > 0 {
                 self.input.clear();
@@ -94,91 +101,94 @@ impl Connection {
         ended
     }
 
-    async fn requests(&mut self, peer: IpAddr) -> Result<(), End> {
+    /// Answers requests until the connection ends.
+    async fn requests(&mut self, peer: IpAddr) -> Result<(), ConnectionEnd> {
         let mut requests = 0;
         let mut output = Vec::new();
         loop {
-            let ended = self.answer_some(peer, &mut requests, &mut output).await;
+            let ended = self.answer_received(peer, &mut requests, &mut output).await;
             if !output.is_empty() {
                 output = self.write(output).await?;
             }
             ended?;
-            // Nothing is kept for a connection that is quiet.
+            // An idle connection keeps no output buffer.
             let spare = std::mem::take(&mut output);
-            self.seat.service.give_back(spare);
+            self.guard.service.recycle(spare);
             self.read().await?;
-            output = self.seat.service.buffer();
+            output = self.guard.service.buffer();
         }
     }
 
-    /// The address the client has, if a proxy in front of it tells
-    async fn proxied(&mut self, peer: IpAddr) -> Result<IpAddr, End> {
+    /// Reads the PROXY header, if there is one; returns the address of the client if the peer is a trusted proxy.
+    async fn client_address(&mut self, peer: IpAddr) -> Result<IpAddr, ConnectionEnd> {
         loop {
             match proxy::parse(&self.input) {
-                Proxied::No => return Ok(peer),
-                Proxied::Partial => self.read().await?,
-                Proxied::Broken => {
+                ProxyProtocol::No => return Ok(peer),
+                ProxyProtocol::Partial => self.read().await?,
+                ProxyProtocol::Broken => {
                     let family = Family::of(peer);
-                    let mut shard = self.seat.service.shard.borrow_mut();
-                    shard.count_request(family, Outcome::BrokenProxyHeader);
-                    return Err(End::Closed);
+                    let mut node = self.guard.service.node();
+                    node.count_request(family, Outcome::BrokenProxyHeader);
+                    return Err(ConnectionEnd::Closed);
                 }
-                Proxied::Yes { len, client } => {
+                ProxyProtocol::Yes { len, client } => {
                     self.input.drain(..len);
-                    let believed = self.seat.service.terms().trusts(peer.to_canonical());
-                    return Ok(client.filter(|_| believed).unwrap_or(peer));
+                    let is_trusted = self.guard.service.settings().trusts(peer.to_canonical());
+                    return Ok(client.filter(|_| is_trusted).unwrap_or(peer));
                 }
             }
         }
     }
 
-    /// Answers what has arrived whole, as far as the output has room
-    async fn answer_some(
+    /// Answers all requests whose head has been received completely.
+    async fn answer_received(
         &mut self,
         peer: IpAddr,
         requests: &mut u32,
         output: &mut Vec<u8>,
-    ) -> Result<(), End> {
-        let service = self.seat.service.clone();
+    ) -> Result<(), ConnectionEnd> {
+        let service = self.guard.service.clone();
         let mut used = 0;
         let ended = loop {
             let rest = self.input.get(used..).unwrap_or_default();
             let (head, len) = match head::parse(rest) {
                 Ok(Some(parsed)) => parsed,
                 Ok(None) => break Ok(()),
-                Err(bad) => {
-                    let outcome = match bad {
-                        BadHead::Malformed => Outcome::BadRequest,
-                        BadHead::TooLong => Outcome::HeadTooLong,
+                Err(error) => {
+                    let outcome = match error {
+                        HeadError::Malformed => Outcome::BadRequest,
+                        HeadError::TooLong => Outcome::HeadTooLong,
                     };
-                    service.shard.borrow_mut().count_request(Family::of(peer), outcome);
-                    refuse(output, bad);
-                    break Err(End::Unread);
+                    service.node().count_request(Family::of(peer), outcome);
+                    refuse(output, error);
+                    break Err(ConnectionEnd::Unread);
                 }
             };
-            self.seat.turn_to(Doing::Working);
-            self.answered = true;
+            self.guard.set_state(ConnectionState::Answering);
+            self.has_answered = true;
             *requests += 1;
-            let requests_max = service.terms().requests;
+            let requests_max = service.settings().requests_max;
             let last = *requests >= requests_max || head.has_body || !head.keep_alive;
-            let Some(source) = service.source(peer, &head) else { break Err(End::Closed) };
+            let Some(source) = service.source(peer, &head) else {
+                break Err(ConnectionEnd::Closed);
+            };
             let (chunked, has_body) = (head.takes_chunks, head.has_body);
             used += len;
             let rest = answer(&service, source, &head, !last, output).await;
-            if let Rest::List(coding, permit) = rest {
+            if let AfterAnswer::List(coding, permit) = rest {
                 let begun = std::mem::take(output);
                 match self.send_list(source, (coding, permit), begun, chunked).await {
-                    // Cut off, so that nobody takes a part for the whole.
+                    // Closed without an end marker, so that no client takes the part for the whole list.
                     Err(end) => break Err(end),
-                    Ok(()) if !chunked => break Err(End::Done),
+                    Ok(()) if !chunked => break Err(ConnectionEnd::Done),
                     Ok(()) => {}
                 }
             }
             if last {
                 let more = has_body || *requests >= requests_max;
-                break Err(if more { End::Unread } else { End::Done });
+                break Err(if more { ConnectionEnd::Unread } else { ConnectionEnd::Done });
             }
-            // Before the next request is looked at: whoever takes no replies gets no more of them made.
+            // Written before the next request is parsed: a client that reads no replies cannot have more of them made.
             if !output.is_empty() {
                 let filled = std::mem::replace(output, service.buffer());
                 *output = match self.write(filled).await {
@@ -189,48 +199,50 @@ impl Connection {
         };
         self.input.drain(..used);
         match ended {
-            // Requests that are not answered any more are as unread as a body.
-            Err(End::Done) if !self.input.is_empty() => Err(End::Unread),
+            // Pipelined requests that are not answered count as unread bytes.
+            Err(ConnectionEnd::Done) if !self.input.is_empty() => Err(ConnectionEnd::Unread),
             ended => ended,
         }
     }
 
-    /// Sends the list of all torrents behind its head, and counts what came of it
+    /// Sends a response head and the list of all torrents, within [`LIST_TIMEOUT`], and counts the outcome.
     async fn send_list(
         &mut self,
         source: IpAddr,
-        (coding, permit): (Coding, Permit),
+        (coding, permit): (ContentCoding, FullScrapePermit),
         head: Vec<u8>,
         chunked: bool,
-    ) -> Result<(), End> {
-        let service = self.seat.service.clone();
+    ) -> Result<(), ConnectionEnd> {
+        let service = self.guard.service.clone();
         let listed = async {
-            let listing = Listing::new(permit, coding, service.helpers.clone());
-            self.list(listing.map_err(|Interrupted| End::Closed)?, head, chunked).await
+            let listing = TorrentListing::new(permit, coding, service.helpers.clone());
+            self.list(listing.map_err(|ListingInterrupted| ConnectionEnd::Closed)?, head, chunked)
+                .await
         };
-        let listed = tokio::time::timeout(LIST_PATIENCE, listed).await;
-        let listed = listed.unwrap_or(Err(End::Closed));
+        let listed = tokio::time::timeout(LIST_TIMEOUT, listed).await;
+        let listed = listed.unwrap_or(Err(ConnectionEnd::Closed));
         let outcome = match listed {
             Ok(()) => Outcome::FullScrape,
             Err(_) => Outcome::FullScrapeBroken,
         };
-        service.shard.borrow_mut().count_request(Family::of(source), outcome);
+        service.node().count_request(Family::of(source), outcome);
         listed
     }
 
-    /// Sends the list of all torrents behind its head, part by part
+    /// Sends a response head and the list of all torrents, part by part.
     async fn list(
         &mut self,
-        mut listing: Listing,
+        mut listing: TorrentListing,
         head: Vec<u8>,
         chunked: bool,
-    ) -> Result<(), End> {
-        let service = self.seat.service.clone();
+    ) -> Result<(), ConnectionEnd> {
+        let service = self.guard.service.clone();
         let mut output = self.write(head).await?;
         loop {
-            self.seat.turn_to(Doing::Working);
-            let part = listing.next(&service).await.map_err(|Interrupted| End::Closed)?;
-            // In pieces, between which others get their turn: to copy or encrypt a part takes a while.
+            self.guard.set_state(ConnectionState::Answering);
+            let part =
+                listing.next(&service).await.map_err(|ListingInterrupted| ConnectionEnd::Closed)?;
+            // In pieces, so that other tasks run in between: copying or encrypting a whole part would block them.
             for piece in part.as_deref().unwrap_or_default().chunks(PIECE_LEN) {
                 write_piece(&mut output, piece, chunked);
                 output = self.write(output).await?;
@@ -240,14 +252,14 @@ impl Connection {
                     output.extend_from_slice(b"0\r\n\r\n");
                     output = self.write(output).await?;
                 }
-                service.give_back(output);
+                service.recycle(output);
                 return Ok(());
             }
         }
     }
 
-    /// Adds what arrives next to the input
-    async fn read(&mut self) -> Result<(), End> {
+    /// Receives bytes and appends them, decrypted, to the input.
+    async fn read(&mut self) -> Result<(), ConnectionEnd> {
         if self.session.is_none() {
             let input = std::mem::take(&mut self.input);
             self.input = self.receive(input).await?;
@@ -259,43 +271,47 @@ impl Connection {
         let before = self.input.len();
         while self.input.len() == before {
             if self.session.as_ref().is_some_and(|session| session.has_ended) {
-                return Err(End::Closed);
+                return Err(ConnectionEnd::Closed);
             }
-            let sealed = self.receive(Vec::new()).await?;
-            self.decrypt(sealed).await?;
+            let ciphertext = self.receive(Vec::new()).await?;
+            self.decrypt(ciphertext).await?;
         }
         Ok(())
     }
 
-    /// Takes what arrived encrypted; answers what is between this side and the client alone
-    async fn decrypt(&mut self, sealed: Vec<u8>) -> Result<(), End> {
-        let Some(session) = &mut self.session else { return Err(End::Closed) };
+    /// Decrypts received bytes into the input, and sends what the TLS protocol itself must reply.
+    async fn decrypt(&mut self, ciphertext: Vec<u8>) -> Result<(), ConnectionEnd> {
+        let Some(session) = &mut self.session else { return Err(ConnectionEnd::Closed) };
         let mut output = Vec::new();
-        // As many wait for the helpers as those can do in a moment: a flood is to be refused, not queued.
+        // The number of waiting handshakes is limited: a flood of them must be refused, not queued.
         let handshake = match session.is_handshaking() {
-            true => Some(Handshake::begin(&self.seat.service).ok_or_else(|| {
-                self.seat.service.shard.borrow_mut().connections().evicted += 1;
-                End::Closed
+            true => Some(HandshakePermit::acquire(&self.guard.service).ok_or_else(|| {
+                self.guard.service.node().http_stats().evicted += 1;
+                ConnectionEnd::Closed
             })?),
             false => None,
         };
-        let taken = session.take(&sealed, &mut self.input, &mut output).await;
+        let taken = session.take(&ciphertext, &mut self.input, &mut output).await;
         drop(handshake);
         if !output.is_empty() {
             self.write_plain(output).await?;
         }
-        taken.map_err(|BadTls| {
-            self.seat.service.shard.borrow_mut().connections().tls_failed += 1;
-            End::Closed
+        taken.map_err(|TlsStreamError| {
+            self.guard.service.node().http_stats().tls_failed += 1;
+            ConnectionEnd::Closed
         })
     }
 
-    /// Adds what arrives next to a buffer
-    async fn receive(&self, mut input: Vec<u8>) -> Result<Vec<u8>, End> {
+    /// Receives bytes and appends them to a buffer. An error or the end of the stream ends the connection.
+    async fn receive(&self, mut input: Vec<u8>) -> Result<Vec<u8>, ConnectionEnd> {
         let len = input.len();
-        // The first request is waited for less long than further ones.
-        let quiet = len == 0 && self.input.is_empty() && self.answered;
-        self.seat.turn_to(if quiet { Doing::Idling } else { Doing::Reading });
+        // The timeout for the first request is shorter than the idle timeout between requests.
+        let is_idle = len == 0 && self.input.is_empty() && self.has_answered;
+        self.guard.set_state(if is_idle {
+            ConnectionState::Idle
+        } else {
+            ConnectionState::Reading
+        });
         if len == input.capacity() || input.capacity() < INPUT_LEN {
             let wanted = (len * 2).clamp(INPUT_LEN, HEAD_LEN_MAX);
             input.reserve_exact(wanted.saturating_sub(len));
@@ -305,25 +321,26 @@ impl Connection {
         let (result, input) = self.stream.read(input.slice(len..)).await;
         match result {
             Ok(1..) => Ok(input.into_inner()),
-            Ok(0) | Err(_) => Err(End::Closed),
+            Ok(0) | Err(_) => Err(ConnectionEnd::Closed),
         }
     }
 
-    /// Writes all of the output; returns a buffer for more
-    async fn write(&mut self, mut output: Vec<u8>) -> Result<Vec<u8>, End> {
+    /// Writes all of the output, encrypted if the connection uses TLS; returns an empty buffer.
+    async fn write(&mut self, mut output: Vec<u8>) -> Result<Vec<u8>, ConnectionEnd> {
         let Some(session) = &mut self.session else { return self.write_plain(output).await };
-        let mut sealed = self.seat.service.buffer();
-        session.seal(&output, &mut sealed).map_err(|_| End::Closed)?;
-        let sealed = self.write_plain(sealed).await?;
-        self.seat.service.give_back(sealed);
+        let mut ciphertext = self.guard.service.buffer();
+        session.encrypt(&output, &mut ciphertext).map_err(|_| ConnectionEnd::Closed)?;
+        let ciphertext = self.write_plain(ciphertext).await?;
+        self.guard.service.recycle(ciphertext);
         output.clear();
         Ok(output)
     }
 
-    async fn write_plain(&self, output: Vec<u8>) -> Result<Vec<u8>, End> {
-        self.seat.turn_to(Doing::Writing);
+    /// Writes bytes without encrypting them; returns the buffer, emptied.
+    async fn write_plain(&self, output: Vec<u8>) -> Result<Vec<u8>, ConnectionEnd> {
+        self.guard.set_state(ConnectionState::Writing);
         let (result, mut output) = self.stream.write_all(output).await;
         output.clear();
-        result.map(|()| output).map_err(|_| End::Closed)
+        result.map(|()| output).map_err(|_| ConnectionEnd::Closed)
     }
 }

@@ -1,115 +1,54 @@
-//! The list of all torrents: `/scrape` without an info hash, for networks that may have it.
+//! The list of all torrents: `/scrape` without an info hash, for permitted networks.
 //!
-//! It is made page by page while it is sent, so that no shard stalls and no more than a page of each shard is in
-//! memory, however slowly it is taken. Compression is work of the helper threads.
+//! The list is made page by page while it is sent. No shard stalls, and at most one page of each shard is in memory,
+//! however slowly the client reads. Helper threads compress the list.
 
-use super::{Service, source_key};
-use crate::mesh::Listed;
+use super::full_scrape_limit::FullScrapePermit;
+use super::service::HttpService;
+use crate::shard::message::PageReply;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use std::collections::HashMap;
 use std::io::{self, Write};
-use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tsubame_http::head::Accepts;
+use tsubame_http::head::AcceptedEncodings;
 use tsubame_http::reply;
-use tsubame_storage::{InfoHash, Seconds};
+use tsubame_storage::InfoHash;
 
-/// How long shards may take for a page
-const PAGE_PATIENCE: Duration = Duration::from_secs(30);
+/// Maximum time that the shards may take for a page.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a list may take in all: a client that takes it slowly keeps others from having one
-pub(super) const LIST_PATIENCE: Duration = Duration::from_secs(600);
+/// Maximum time to send a list: a client that reads slowly keeps other clients from getting one.
+pub(super) const LIST_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Between two looks for room on the ways to other shards
+/// Delay before pages are requested again after the queue to a shard was full.
 const RETRY: Duration = Duration::from_millis(5);
 
-/// Addresses that are remembered; beyond, the one that has had a list first is forgotten
-const REMEMBERED: usize = 4_096;
-
-/// Speed over size: operators fetch it often, from near
+/// Compression level of zstd: speed matters more than size, as operators fetch the list often and over fast links.
 const ZSTD_LEVEL: i32 = 1;
 
-/// Who has had the list when: one for the whole process
-#[derive(Debug, Default)]
-pub struct FullScrapes(Mutex<Recent>);
-
-#[derive(Debug, Default)]
-struct Recent {
-    running: bool,
-    last: HashMap<IpAddr, Seconds>,
-}
-
-impl FullScrapes {
-    /// Permits one to an address that has not had any for so long, if nobody is having one
-    pub(super) fn begin(
-        self: &Arc<Self>,
-        address: IpAddr,
-        now: Seconds,
-        interval_secs: u64,
-    ) -> Option<Permit> {
-        let address = source_key(address);
-        let mut recent = self.recent();
-        let too_soon = |last: &Seconds| last.0 + interval_secs > now.0;
-        if recent.running || recent.last.get(&address).is_some_and(too_soon) {
-            return None;
-        }
-        recent.last.retain(|_, last| too_soon(last));
-        if recent.last.len() >= REMEMBERED {
-            let first = recent.last.iter().min_by_key(|(_, last)| last.0);
-            if let Some(first) = first.map(|(address, _)| *address) {
-                recent.last.remove(&first);
-            }
-        }
-        recent.last.insert(address, now);
-        recent.running = true;
-        Some(Permit { scrapes: self.clone(), address })
-    }
-
-    fn recent(&self) -> MutexGuard<'_, Recent> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The right to be sent a list; others may have one when it is dropped
-#[derive(Debug)]
-pub(super) struct Permit {
-    scrapes: Arc<FullScrapes>,
-    address: IpAddr,
-}
-
-impl Permit {
-    /// The list could not be made: who asked for it may ask again
-    fn forgive(&self) {
-        self.scrapes.recent().last.remove(&self.address);
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.scrapes.recent().running = false;
-    }
-}
-
-/// How a list is compressed
+/// Compression of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Coding {
+pub(super) enum ContentCoding {
+    /// No compression.
     Identity,
+    /// Compression with gzip.
     Gzip,
+    /// Compression with zstd.
     Zstd,
 }
 
-impl Coding {
-    pub(super) fn choose(accepts: Accepts) -> Self {
+impl ContentCoding {
+    /// Returns the best compression that the client accepts.
+    pub(super) fn choose(accepts: AcceptedEncodings) -> Self {
         match accepts {
-            Accepts { zstd: true, .. } => Self::Zstd,
-            Accepts { gzip: true, .. } => Self::Gzip,
-            Accepts { .. } => Self::Identity,
+            AcceptedEncodings { zstd: true, .. } => Self::Zstd,
+            AcceptedEncodings { gzip: true, .. } => Self::Gzip,
+            AcceptedEncodings { .. } => Self::Identity,
         }
     }
 
+    /// Returns the value of the `Content-Encoding` header; `None` without compression.
     pub(super) fn name(self) -> Option<&'static str> {
         match self {
             Self::Identity => None,
@@ -119,23 +58,25 @@ impl Coding {
     }
 }
 
-/// What compresses, between two parts
-enum Encoder {
+/// State of the compression between two parts of a list.
+enum ListEncoder {
     Identity,
     Gzip(GzEncoder<Vec<u8>>),
     Zstd(zstd::stream::write::Encoder<'static, Vec<u8>>),
 }
 
-impl Encoder {
-    fn new(coding: Coding) -> io::Result<Self> {
+impl ListEncoder {
+    fn new(coding: ContentCoding) -> io::Result<Self> {
         Ok(match coding {
-            Coding::Identity => Self::Identity,
-            Coding::Gzip => Self::Gzip(GzEncoder::new(Vec::new(), Compression::fast())),
-            Coding::Zstd => Self::Zstd(zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL)?),
+            ContentCoding::Identity => Self::Identity,
+            ContentCoding::Gzip => Self::Gzip(GzEncoder::new(Vec::new(), Compression::fast())),
+            ContentCoding::Zstd => {
+                Self::Zstd(zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL)?)
+            }
         })
     }
 
-    /// Compresses a part; what comes of it may be nothing yet
+    /// Compresses a part of the list. The result may be empty, as encoders buffer.
     fn part(&mut self, text: Vec<u8>) -> io::Result<Vec<u8>> {
         match self {
             Self::Identity => Ok(text),
@@ -150,6 +91,7 @@ impl Encoder {
         }
     }
 
+    /// Returns the last bytes of the compressed list.
     fn end(self) -> io::Result<Vec<u8>> {
         match self {
             Self::Identity => Ok(Vec::new()),
@@ -159,38 +101,43 @@ impl Encoder {
     }
 }
 
-/// A list on its way
-pub(super) struct Listing {
-    encoder: Option<Encoder>,
+/// Progress of making a list of all torrents.
+pub(super) struct TorrentListing {
+    encoder: Option<ListEncoder>,
     helpers: Handle,
+    /// Last info hash of the previous part; `None` at the start.
     after: Option<InfoHash>,
-    begun: bool,
-    /// Until the last page is made
-    permit: Option<Permit>,
+    /// Whether the first part was made.
+    has_begun: bool,
+    /// Permit of the list; `None` after the last part was made.
+    permit: Option<FullScrapePermit>,
 }
 
-/// It cannot go on: a shard is late, or the helpers are gone
+/// The list cannot be continued: a shard did not reply in time, or a helper thread failed.
 #[derive(Debug)]
-pub(super) struct Interrupted;
+pub(super) struct ListingInterrupted;
 
-impl Listing {
+impl TorrentListing {
     pub(super) fn new(
-        permit: Permit,
-        coding: Coding,
+        permit: FullScrapePermit,
+        coding: ContentCoding,
         helpers: Handle,
-    ) -> Result<Self, Interrupted> {
-        let encoder = Some(Encoder::new(coding).map_err(|_| Interrupted)?);
-        Ok(Self { encoder, helpers, after: None, begun: false, permit: Some(permit) })
+    ) -> Result<Self, ListingInterrupted> {
+        let encoder = Some(ListEncoder::new(coding).map_err(|_| ListingInterrupted)?);
+        Ok(Self { encoder, helpers, after: None, has_begun: false, permit: Some(permit) })
     }
 
-    /// The next part, which is not empty; `None` after the last
-    pub(super) async fn next(&mut self, service: &Service) -> Result<Option<Vec<u8>>, Interrupted> {
+    /// Returns the next part, which is not empty; `None` after the last one.
+    pub(super) async fn next(
+        &mut self,
+        service: &HttpService,
+    ) -> Result<Option<Vec<u8>>, ListingInterrupted> {
         while self.permit.is_some() {
             let part = self.part(service).await;
             if part.is_err()
                 && let Some(permit) = self.permit.take()
             {
-                permit.forgive();
+                permit.allow_retry();
             }
             let part = part?;
             if !part.is_empty() {
@@ -200,15 +147,15 @@ impl Listing {
         Ok(None)
     }
 
-    /// Asks for a page of each shard, and has helpers make a part of the list of them
-    async fn part(&mut self, service: &Service) -> Result<Vec<u8>, Interrupted> {
-        let pages = pages(service, self.after).await.ok_or(Interrupted)?;
-        let begins = !std::mem::replace(&mut self.begun, true);
-        let min_interval = service.shard.borrow().min_interval_secs();
-        let mut encoder = self.encoder.take().ok_or(Interrupted)?;
+    /// Requests a page from each shard, and has a helper thread make a part of the list from the pages.
+    async fn part(&mut self, service: &HttpService) -> Result<Vec<u8>, ListingInterrupted> {
+        let pages = pages(service, self.after).await.ok_or(ListingInterrupted)?;
+        let is_first = !std::mem::replace(&mut self.has_begun, true);
+        let min_interval = service.node().min_interval_secs();
+        let mut encoder = self.encoder.take().ok_or(ListingInterrupted)?;
         let work = self.helpers.spawn_blocking(move || -> io::Result<_> {
             let mut text = Vec::new();
-            if begins {
+            if is_first {
                 reply::begin_scrape(&mut text);
             }
             let after = write_rows(pages, &mut text);
@@ -224,19 +171,21 @@ impl Listing {
         });
         let part;
         (part, self.after, self.encoder) =
-            work.await.ok().and_then(Result::ok).ok_or(Interrupted)?;
+            work.await.ok().and_then(Result::ok).ok_or(ListingInterrupted)?;
         if self.after.is_none() {
-            // Before the client sees the end: it may ask somebody else's shard for another.
+            // Released before the client sees the end: its next request may reach another shard at once.
             self.permit = None;
         }
         Ok(part)
     }
 }
 
-/// Writes what several shards have found, as far as all of them have looked; the last torrent, unless there are no more
-fn write_rows(pages: Vec<Listed>, text: &mut Vec<u8>) -> Option<InfoHash> {
+/// Merges pages of several shards and writes the torrents up to the first info hash at which a page was cut off.
+///
+/// Returns that info hash, after which the next pages begin; `None` if there are no more torrents.
+fn write_rows(pages: Vec<PageReply>, text: &mut Vec<u8>) -> Option<InfoHash> {
     let pages: Vec<_> = pages.into_iter().map(|listed| listed.page.sorted()).collect();
-    // Behind the last torrent of a page that is full there may be more of that shard.
+    // The shard of a full page may have more torrents after the last one of the page.
     let full = pages.iter().filter(|(_, more)| *more);
     let cut = full.filter_map(|(rows, _)| rows.last().map(|(info_hash, _)| *info_hash)).min();
     let mut rows: Vec<_> = pages.into_iter().flat_map(|(rows, _)| rows).collect();
@@ -248,56 +197,29 @@ fn write_rows(pages: Vec<Listed>, text: &mut Vec<u8>) -> Option<InfoHash> {
     cut
 }
 
-/// A page of each shard
-async fn pages(service: &Service, after: Option<InfoHash>) -> Option<Vec<Listed>> {
-    let mut tickets = Vec::new();
+/// Returns a page of each shard; `None` if a shard does not reply in time.
+async fn pages(service: &HttpService, after: Option<InfoHash>) -> Option<Vec<PageReply>> {
+    let mut request_ids = Vec::new();
     let all = async {
-        let asked = loop {
-            let asked = service.shard.borrow_mut().ask_for_pages(after);
-            match asked {
-                Some(asked) => break asked,
+        let requested = loop {
+            let requested = service.node().request_pages(after);
+            match requested {
+                Some(requested) => break requested,
                 None => tokio::time::sleep(RETRY).await,
             }
         };
         let answers: Vec<_>;
-        (tickets, answers) = asked.into_iter().unzip();
+        (request_ids, answers) = requested.into_iter().unzip();
         let mut pages = Vec::new();
         for answer in answers {
             pages.push(*answer.await.ok()?);
         }
         Some(pages)
     };
-    let pages = tokio::time::timeout(PAGE_PATIENCE, all).await.ok().flatten();
+    let pages = tokio::time::timeout(PAGE_TIMEOUT, all).await.ok().flatten();
     if pages.is_none() {
-        let mut shard = service.shard.borrow_mut();
-        tickets.iter().for_each(|ticket| shard.forget(*ticket));
+        let mut node = service.node();
+        request_ids.iter().for_each(|request_id| node.cancel(*request_id));
     }
     pages
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_at_a_time_and_each_address_now_and_then() {
-        let scrapes = Arc::new(FullScrapes::default());
-        let [a, b] = ["1.1.1.1", "2a00::1"].map(|address| address.parse::<IpAddr>().unwrap());
-        let begin = |address, now| scrapes.begin(address, Seconds(now), 60);
-        let running = begin(a, 100).unwrap();
-        assert!(begin(b, 101).is_none(), "one is running");
-        drop(running);
-        assert!(begin(a, 159).is_none());
-        drop(begin(b, 159).unwrap());
-        assert!(begin("2a00::2".parse().unwrap(), 160).is_none(), "of the same /64");
-        let broken = begin(a, 160).unwrap();
-        broken.forgive();
-        drop(broken);
-        drop(begin(a, 161).unwrap());
-        // However many ask, the memory of who has had one is bounded, and new ones are served.
-        for number in 0..REMEMBERED as u32 + 10 {
-            drop(begin(IpAddr::from(number.to_be_bytes()), 161).unwrap());
-        }
-        assert_eq!(scrapes.recent().last.len(), REMEMBERED);
-    }
 }

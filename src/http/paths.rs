@@ -1,61 +1,66 @@
-//! Which paths are announces and which are scrapes.
+//! Routes the path of a request to announce, scrape or the page with the announce URLs.
 
 use std::fmt;
 use thiserror::Error;
 
-/// What stands for a passkey in a path
+/// Placeholder of a passkey in a path pattern.
 const KEY: &str = "{key}";
 
-/// A path of which one segment may be anything: `/announce`, `/{key}/announce`
+/// A path in which one segment may be a placeholder: `/announce`, `/{key}/announce`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathPattern {
+    /// Text before the placeholder, or the whole path.
     before: String,
-    /// What follows the key, if there is one
+    /// Text after the placeholder; `None` without a placeholder.
     after: Option<String>,
 }
 
-/// Why a text is no pattern
+/// Reason for which a text is not a path pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum BadPattern {
-    /// It is relative
+pub enum PatternError {
+    /// The path is relative.
     #[error("does not begin with a slash")]
     Relative,
-    /// It has characters no path has
-    #[error("has characters that no path has; leave out what is behind ? or #")]
+    /// The text has characters that are not allowed in a path.
+    #[error("has characters that are not allowed in a path, such as ? or #")]
     NotAPath,
-    /// The key is not a segment
-    #[error("has {{key}} more than once, or not as all there is between two slashes")]
+    /// The placeholder is repeated or is not a whole segment.
+    #[error("has {{key}} more than once, or not as a whole segment between slashes")]
     Key,
 }
 
 impl PathPattern {
-    /// Reads a pattern
-    pub fn parse(text: &str) -> Result<Self, BadPattern> {
+    /// Parses a pattern.
+    pub fn parse(text: &str) -> Result<Self, PatternError> {
         if !text.starts_with('/') {
-            return Err(BadPattern::Relative);
+            return Err(PatternError::Relative);
         }
         let is_fit = |byte: u8| byte.is_ascii_graphic() && !b"?#\"<>".contains(&byte);
         if !text.bytes().all(is_fit) {
-            return Err(BadPattern::NotAPath);
+            return Err(PatternError::NotAPath);
         }
         let Some((before, after)) = text.split_once(KEY) else {
             return Ok(Self { before: text.to_owned(), after: None });
         };
         let whole = before.ends_with('/') && (after.is_empty() || after.starts_with('/'));
         if !whole || after.contains(KEY) {
-            return Err(BadPattern::Key);
+            return Err(PatternError::Key);
         }
         Ok(Self { before: before.to_owned(), after: Some(after.to_owned()) })
     }
 
-    /// The key of a path of this pattern: any segment that is not empty, or none if the pattern has none
+    /// Matches a path; returns `None` if it does not match.
+    ///
+    /// The inner value is the segment at the placeholder, which is not empty, or `None` for a pattern without one.
     fn key<'p>(&self, path: &'p str) -> Option<Option<&'p str>> {
         let Some(after) = &self.after else { return (path == self.before).then_some(None) };
         let key = path.strip_prefix(self.before.as_str())?.strip_suffix(after)?;
         (!key.is_empty() && !key.contains('/')).then_some(Some(key))
     }
 
-    /// The scrape path of an announce path: `announce` at the beginning of the last segment is `scrape` (BEP 48)
+    /// Returns the scrape path that belongs to an announce path (BEP 48).
+    ///
+    /// `announce` at the beginning of the last segment is replaced by `scrape`; returns `None` if it is not there.
     pub fn scrape(&self) -> Option<Self> {
         let text = self.to_string();
         let (folder, last) = text.rsplit_once('/')?;
@@ -71,30 +76,28 @@ impl fmt::Display for PathPattern {
     }
 }
 
-/// What a path leads to
+/// Destination of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Route<'p> {
-    /// With the key of the path, if it has one
-    Announce {
-        key: Option<&'p str>,
-    },
-    /// The same
-    Scrape {
-        key: Option<&'p str>,
-    },
+    /// An announce, with the key in the path if there is one.
+    Announce { key: Option<&'p str> },
+    /// A scrape, with the key in the path if there is one.
+    Scrape { key: Option<&'p str> },
+    /// The page with the announce URLs.
     Page,
 }
 
-/// All paths that are served
+/// All paths of announces and scrapes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paths {
-    /// Where announces go
+    /// Paths of announces.
     pub announce: Vec<PathPattern>,
-    /// Where scrapes go
+    /// Paths of scrapes.
     pub scrape: Vec<PathPattern>,
 }
 
 impl Paths {
+    /// Returns the destination of a path; `None` if it is unknown.
     pub(super) fn route<'p>(&self, path: &'p str) -> Option<Route<'p>> {
         let key = |patterns: &[PathPattern]| patterns.iter().find_map(|it| it.key(path));
         if let Some(key) = key(&self.announce) {
@@ -112,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_lead_to_announces_and_scrapes() {
+    fn paths_are_routed_to_announce_and_scrape() {
         let pattern = |text| PathPattern::parse(text).unwrap();
         let announce = vec![pattern("/announce"), pattern("/{key}/announce"), pattern("/a/{key}")];
         let scrape = announce.iter().filter_map(PathPattern::scrape).collect();
@@ -137,15 +140,15 @@ mod tests {
     }
 
     #[test]
-    fn mistaken_patterns_are_named() {
+    fn invalid_patterns_are_refused() {
         for (text, error) in [
-            ("announce", BadPattern::Relative),
-            ("", BadPattern::Relative),
-            ("/announce?x", BadPattern::NotAPath),
-            ("/an nounce", BadPattern::NotAPath),
-            ("/x{key}/announce", BadPattern::Key),
-            ("/{key}{key}", BadPattern::Key),
-            ("/{key}/{key}", BadPattern::Key),
+            ("announce", PatternError::Relative),
+            ("", PatternError::Relative),
+            ("/announce?x", PatternError::NotAPath),
+            ("/an nounce", PatternError::NotAPath),
+            ("/x{key}/announce", PatternError::Key),
+            ("/{key}{key}", PatternError::Key),
+            ("/{key}/{key}", PatternError::Key),
         ] {
             assert_eq!(PathPattern::parse(text), Err(error), "{text}");
         }

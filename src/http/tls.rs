@@ -1,8 +1,8 @@
-//! TLS: bytes of a connection to requests and back, without sockets; and the certificate, which changes while it is
-//! served.
+//! TLS: decrypts and encrypts the bytes of a connection, without sockets; and the certificate, which can be reloaded
+//! while it is served.
 //!
-//! A handshake signs with the private key, which takes longer than a shard may be held up: it is done by helper
-//! threads, and the session travels there and back.
+//! A handshake signs with the private key, which takes longer than a shard may be blocked. Helper threads do it: the
+//! session is moved to a helper thread and back.
 
 use crate::lines;
 use rustls::crypto::ring;
@@ -17,42 +17,46 @@ use std::sync::{Arc, PoisonError, RwLock};
 use thiserror::Error;
 use tokio::runtime::Handle;
 
-/// Why there is no certificate to serve with
+/// Reason for which TLS cannot be served.
 #[derive(Debug, Error)]
 pub enum TlsError {
-    /// A file cannot be read
+    /// A file cannot be read.
     #[error(
         "http.tls.{0}: cannot read {1}: {2}; give a file in PEM format that this user may read"
     )]
     Unreadable(&'static str, PathBuf, #[source] pem::Error),
-    /// The file has none
+    /// The certificate file contains no certificate.
     #[error("http.tls.certificate: {0} has no certificate; give the whole chain in PEM format")]
     Empty(PathBuf),
-    /// They are not of each other, or of a kind that is not served
-    #[error("http.tls.key: {0} does not go with {1}: {2}; give the key of that certificate")]
+    /// The key does not belong to the certificate, or its type is not supported.
+    #[error("http.tls.key: {0} does not match {1}: {2}; give the key of that certificate")]
     Unfit(PathBuf, PathBuf, #[source] rustls::Error),
-    /// The library refuses
-    #[error("http.tls: cannot be served: {0}; please report it")]
+    /// The TLS library refuses the configuration.
+    #[error("http.tls: TLS setup failed: {0}; please report it")]
     Refused(#[from] rustls::Error),
 }
 
-/// Bytes of a PEM file that is read
+/// Maximum bytes of a PEM file.
 const PEM_LEN_MAX: u64 = 1 << 20;
 
-/// A certificate with its key, from files
+/// A certificate chain with its private key, read from files.
 #[derive(Debug)]
 pub struct Certificate {
     current: RwLock<Arc<CertifiedKey>>,
 }
 
 impl Certificate {
-    /// Reads both files
+    /// Reads the certificate and the key.
     pub fn load(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
         let current = RwLock::new(Arc::new(read(certificate, key)?));
         Ok(Self { current })
     }
 
-    /// Reads both files again, for handshakes from now on; what cannot be read changes nothing
+    /// Reads both files again; handshakes from now on use them.
+    ///
+    /// # Errors
+    ///
+    /// If a file cannot be read or is invalid, the current certificate stays in use.
     pub fn reload(&self, certificate: &Path, key: &Path) -> Result<(), TlsError> {
         let fresh = Arc::new(read(certificate, key)?);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
@@ -66,6 +70,7 @@ impl ResolvesServerCert for Certificate {
     }
 }
 
+/// Reads a certificate chain and its private key.
 fn read(certificate: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
     let unreadable = |name, path: &Path| {
         let path = path.to_owned();
@@ -85,7 +90,7 @@ fn read(certificate: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
         .map_err(|error| TlsError::Unfit(key.to_owned(), certificate.to_owned(), error))
 }
 
-/// How TLS is served: the same for all shards
+/// Configuration of TLS; the same for all shards.
 #[derive(Clone, Debug)]
 pub struct Tls {
     config: Arc<ServerConfig>,
@@ -93,52 +98,54 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// Serves with a certificate; handshakes are done by helper threads of that runtime
+    /// Creates the configuration. Handshakes run on the blocking threads of the runtime `helpers`.
     pub fn new(certificate: Arc<Certificate>, helpers: Handle) -> Result<Self, TlsError> {
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
             .with_cert_resolver(certificate);
-        // Old clients that offer nothing newer are served, too.
+        // Clients that offer only HTTP/1.0 are served, too.
         config.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
-        // Resumption without memory here: what the client keeps is encrypted by a key that changes.
+        // Sessions are resumed by tickets, which need no memory here: clients keep them, encrypted by a rotating key.
         config.ticketer = ring::Ticketer::new()?;
         Ok(Self { config: Arc::new(config), helpers })
     }
 
-    /// A session for a connection that has just begun
-    pub(super) fn session(&self) -> Option<Session> {
+    /// Creates the session of a new connection; returns `None` if the TLS library fails.
+    pub(super) fn session(&self) -> Option<TlsSession> {
         let connection = ServerConnection::new(self.config.clone()).ok()?;
         let connection = Some(Box::new(connection));
-        Some(Session { connection, helpers: self.helpers.clone(), has_ended: false })
+        Some(TlsSession { connection, helpers: self.helpers.clone(), has_ended: false })
     }
 }
 
-/// One connection's
-pub(super) struct Session {
-    /// Away while helpers have it
+/// TLS session of one connection.
+pub(super) struct TlsSession {
+    /// State of the TLS library; `None` while a helper thread has it, and after an error.
     connection: Option<Box<ServerConnection>>,
     helpers: Handle,
-    /// Whether the client has said that no more follows
+    /// Whether the client has sent close_notify: no more data follows.
     pub(super) has_ended: bool,
 }
 
-/// The client does not speak TLS as it should
-pub(super) struct BadTls;
+/// The client violates the TLS protocol, or the helper threads have stopped.
+pub(super) struct TlsStreamError;
 
-impl Session {
-    /// Takes bytes from the client; what they say goes to `input`, what must be answered to `output`
+impl TlsSession {
+    /// Processes bytes from the client.
+    ///
+    /// Appends the decrypted data to `input`, and what must be sent to the client to `output`.
     pub(super) async fn take(
         &mut self,
         mut bytes: &[u8],
         input: &mut Vec<u8>,
         output: &mut Vec<u8>,
-    ) -> Result<(), BadTls> {
+    ) -> Result<(), TlsStreamError> {
         while !bytes.is_empty() {
-            let mut connection = self.connection.take().ok_or(BadTls)?;
-            // After the client has said that no more follows, more is taken by nobody.
-            if connection.read_tls(&mut bytes).map_err(|_| BadTls)? == 0 {
-                return Err(BadTls);
+            let mut connection = self.connection.take().ok_or(TlsStreamError)?;
+            // The library reads nothing more after close_notify: further bytes violate the protocol.
+            if connection.read_tls(&mut bytes).map_err(|_| TlsStreamError)? == 0 {
+                return Err(TlsStreamError);
             }
             let processed = if connection.is_handshaking() {
                 let work = self.helpers.spawn_blocking(move || {
@@ -146,32 +153,32 @@ impl Session {
                     (connection, processed)
                 });
                 let processed;
-                // A runtime that is being shut down takes no more work.
-                (connection, processed) = work.await.map_err(|_| BadTls)?;
+                // Fails if the runtime is being shut down.
+                (connection, processed) = work.await.map_err(|_| TlsStreamError)?;
                 processed
             } else {
                 connection.process_new_packets()
             };
-            // Also on failure: what it was is said to the client.
+            // Also on failure: the client gets an alert that names the error.
             write_pending(&mut connection, output);
-            let state = processed.map_err(|_| BadTls)?;
+            let state = processed.map_err(|_| TlsStreamError)?;
             let len = input.len();
             input.resize(len + state.plaintext_bytes_to_read(), 0);
             let plain = input.get_mut(len..).unwrap_or_default();
-            connection.reader().read_exact(plain).map_err(|_| BadTls)?;
+            connection.reader().read_exact(plain).map_err(|_| TlsStreamError)?;
             self.has_ended |= state.peer_has_closed();
             self.connection = Some(connection);
         }
         Ok(())
     }
 
-    /// Whether what comes next is work for the helpers
+    /// Returns whether the next bytes belong to the handshake, which helper threads process.
     pub(super) fn is_handshaking(&self) -> bool {
         self.connection.as_ref().is_none_or(|connection| connection.is_handshaking())
     }
 
-    /// Encrypts a reply
-    pub(super) fn seal(&mut self, reply: &[u8], output: &mut Vec<u8>) -> io::Result<()> {
+    /// Encrypts a reply and appends it to `output`.
+    pub(super) fn encrypt(&mut self, reply: &[u8], output: &mut Vec<u8>) -> io::Result<()> {
         let connection = self.connection.as_mut().ok_or(io::ErrorKind::NotConnected)?;
         let mut rest = reply;
         while !rest.is_empty() {
@@ -182,7 +189,7 @@ impl Session {
         Ok(())
     }
 
-    /// Says that no more follows: else a client could not tell an end from an attack
+    /// Appends a close_notify alert, by which a client distinguishes a regular end from a truncation attack.
     pub(super) fn close(&mut self, output: &mut Vec<u8>) {
         if let Some(connection) = &mut self.connection {
             connection.send_close_notify();
@@ -191,9 +198,10 @@ impl Session {
     }
 }
 
+/// Appends all that the TLS library has to send.
 fn write_pending(connection: &mut ServerConnection, output: &mut Vec<u8>) {
     while connection.wants_write() {
-        // A buffer takes everything.
+        // Writing to a buffer cannot fail.
         let _ = connection.write_tls(output);
     }
 }

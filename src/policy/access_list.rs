@@ -1,12 +1,13 @@
-//! `access_list`: which torrents are served.
+//! `access_list`: the torrents that are served.
 //!
-//! A list is read once for all shards, by a helper thread, and swapped in whole or not at all. What is added or removed
-//! while the tracker runs lies beside it, and in a file of its own, so that it outlasts a restart.
+//! A helper thread reads a list once for all shards; it replaces the previous one only if all of it could be read.
+//! Torrents that are added or removed while the tracker runs are overrides: they are stored beside the list and in a
+//! separate file, so that they survive a restart.
 
 use super::hash_list::HashList;
 use super::overrides::{self, Overrides};
 use super::torrent;
-use crate::hex;
+use crate::hex::parse_info_hash;
 use crate::lines::{self, Mistakes};
 use std::collections::HashMap;
 use std::fs;
@@ -15,59 +16,58 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tsubame_storage::InfoHash;
 
-/// The largest `.torrent` file that is read
+/// Maximum bytes of a `.torrent` file.
 const TORRENT_LEN_MAX: u64 = 32 << 20;
 
-/// Overrides that are looked up beside a list; with more it is built anew
+/// Maximum number of overrides beside a list; if there are more, the list is rebuilt with them.
 const OVERRIDES_MAX: usize = 4096;
 
-/// Where a list comes from
+/// Sources of a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sources {
-    /// Files with an info hash a line
+pub struct ListSources {
+    /// Files with an info hash on each line.
     pub files: Vec<PathBuf>,
-    /// Info hashes of the config itself
+    /// Info hashes listed in the config.
     pub info_hashes: Vec<InfoHash>,
-    /// Directories of `.torrent` files
+    /// Directories of `.torrent` files.
     pub torrents: Vec<PathBuf>,
-    /// File that overrides are kept in
+    /// File of the overrides.
     pub overrides: Option<PathBuf>,
 }
 
-/// Whether those on the list are served, or all others
+/// Whether the entries of a list are permitted or forbidden.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// Those on the list alone
+pub enum ListMode {
+    /// Only the entries of the list are permitted.
     Allow,
-    /// All but those
+    /// All but the entries of the list are permitted.
     Deny,
 }
 
-/// A list with the overrides that were made while the tracker ran
+/// A list of torrents, with the overrides that were made while the tracker ran.
 #[derive(Clone, Debug)]
 pub struct AccessList {
     base: Arc<HashList>,
-    /// Whether a torrent is on the list, whatever the base says
+    /// Whether a torrent is on the list, regardless of the base.
     overrides: Arc<HashMap<InfoHash, bool>>,
 }
 
-/// A list that was read, and what is to be logged about it.
+/// A list that was read, and warnings about its files.
 #[derive(Debug)]
 pub struct LoadedList {
-    /// The list
+    /// The list.
     pub list: AccessList,
-    /// What is to be logged
+    /// Warnings to be logged.
     pub warnings: Vec<String>,
 }
 
 impl AccessList {
-    /// Reads a list, and writes the file of overrides anew where it has lines that are not needed
-    ///
-    /// With `check` nothing is written.
-    pub fn load(sources: &Sources, seed: u64, check: bool) -> Result<LoadedList, Mistakes> {
+    /// Reads a list. If the file of overrides has lines that are not needed, it is rewritten without them, unless
+    /// `check` is set.
+    pub fn load(sources: &ListSources, seed: u64, check: bool) -> Result<LoadedList, Mistakes> {
         let (mut hashes, mut mistakes) = (sources.info_hashes.clone(), Mistakes::default());
         for path in &sources.files {
-            lines::read_entries(path, &mut mistakes, |entry| take_hash(entry, &mut hashes));
+            lines::read_entries(path, &mut mistakes, |entry| parse_entry(entry, &mut hashes));
         }
         for directory in &sources.torrents {
             read_torrents(directory, &mut hashes, &mut mistakes);
@@ -84,7 +84,7 @@ impl AccessList {
             overrides.compare(path, |hash| base.contains(hash));
             if let Some(Err(error)) = (!check).then(|| overrides.compact(path)) {
                 let text =
-                    format!("cannot write {}: {error}; it grows until that works", path.display());
+                    format!("cannot rewrite {}: {error}; check its permissions", path.display());
                 overrides.warnings.push(text);
             }
         }
@@ -95,7 +95,7 @@ impl AccessList {
         Ok(LoadedList { list, warnings })
     }
 
-    /// The same list without overrides beside it
+    /// Returns the list with its overrides merged into the base.
     fn compacted(&self, seed: u64) -> Self {
         let kept = self.base.iter().filter(|hash| !self.overrides.contains_key(*hash));
         let added = self.overrides.iter().filter(|(_, on)| **on).map(|(hash, _)| hash);
@@ -103,7 +103,7 @@ impl AccessList {
         Self { base: Arc::new(HashList::new(hashes, seed)), overrides: Arc::default() }
     }
 
-    /// The same list with one hash put on or taken off; `seed` draws the keys if it is built anew
+    /// Returns the list with one torrent added or removed; `seed` determines the hash keys if the list is rebuilt.
     pub fn with(&self, hash: InfoHash, on: bool, seed: u64) -> Self {
         let mut overrides = HashMap::clone(&self.overrides);
         overrides.insert(hash, on);
@@ -111,12 +111,13 @@ impl AccessList {
         if list.overrides.len() > OVERRIDES_MAX { list.compacted(seed) } else { list }
     }
 
-    /// The same for all clones of a list, and for none of another while both are there
+    /// Returns the identity of the list, by its pointers. It is equal for all clones of a list, and differs between
+    /// lists that exist at the same time.
     pub fn identity(&self) -> [*const (); 2] {
         [Arc::as_ptr(&self.base).cast(), Arc::as_ptr(&self.overrides).cast()]
     }
 
-    /// Whether a hash is on the list
+    /// Returns whether a torrent is on the list.
     pub fn contains(&self, hash: &InfoHash) -> bool {
         if self.overrides.is_empty() {
             return self.base.contains(hash);
@@ -124,7 +125,7 @@ impl AccessList {
         self.overrides.get(hash).copied().unwrap_or_else(|| self.base.contains(hash))
     }
 
-    /// How many are on it
+    /// Returns the number of torrents on the list.
     pub fn len(&self) -> usize {
         let changed = |on| self.overrides.iter().filter(move |change| *change.1 == on);
         let added = changed(true).filter(|(hash, _)| !self.base.contains(hash)).count();
@@ -132,36 +133,30 @@ impl AccessList {
         self.base.len() + added - removed
     }
 
-    /// Whether nothing is on it
+    /// Returns whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// Reads an info hash: of version 1, or of version 2, of which the first 20 bytes go over the wire (BEP 52)
-pub fn parse_hash(text: &str) -> Option<InfoHash> {
-    let v2 = || hex::decode::<32>(text)?.first_chunk().copied();
-    hex::decode(text).or_else(v2).map(InfoHash)
-}
-
-/// Reads an entry of a list
-pub fn take_hash(entry: &str, hashes: &mut Vec<InfoHash>) -> Result<(), String> {
-    let hash = parse_hash(entry).ok_or_else(|| {
+/// Parses an entry of a list and adds it to `hashes`.
+pub fn parse_entry(entry: &str, hashes: &mut Vec<InfoHash>) -> Result<(), String> {
+    let hash = parse_info_hash(entry).ok_or_else(|| {
         format!(
-            "{} is no info hash; write 40 or 64 hexadecimal digits a line, comments behind #",
-            lines::shown(entry)
+            "{} is not an info hash; write 40 or 64 hexadecimal digits per line, comments after #",
+            lines::quoted(entry)
         )
     })?;
     hashes.push(hash);
     Ok(())
 }
 
-/// Whether a file of a directory is read
-pub fn is_torrent(path: &Path) -> bool {
-    path.extension().is_some_and(|ending| ending == "torrent")
+/// Returns whether a file of a directory is read, by its extension.
+pub fn is_torrent_file(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "torrent")
 }
 
-/// The info hashes of all torrents of a directory
+/// Adds the info hashes of all `.torrent` files of a directory to `hashes`.
 fn read_torrents(directory: &Path, hashes: &mut Vec<InfoHash>, mistakes: &mut Mistakes) {
     let files = match fs::read_dir(directory) {
         Ok(files) => files,
@@ -172,12 +167,12 @@ fn read_torrents(directory: &Path, hashes: &mut Vec<InfoHash>, mistakes: &mut Mi
             Ok(file) => file.path(),
             Err(error) => return mistakes.unreadable(directory, &error),
         };
-        if !is_torrent(&path) {
+        if !is_torrent_file(&path) {
             continue;
         }
         let bytes = match lines::read(&path, TORRENT_LEN_MAX) {
             Ok(bytes) => bytes,
-            // It has been taken away since.
+            // It was deleted after the directory was read.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => {
                 mistakes.unreadable(&path, &error);
@@ -187,7 +182,7 @@ fn read_torrents(directory: &Path, hashes: &mut Vec<InfoHash>, mistakes: &mut Mi
         match torrent::info_hashes(&bytes) {
             Ok(found) => hashes.extend(found),
             Err(why) => mistakes.0.push(format!(
-                "{}: is no torrent: {why}; take it out of the directory, or give it another ending",
+                "{}: is not a torrent file: {why}; remove it or change its extension",
                 path.display()
             )),
         }
@@ -208,25 +203,25 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_read_as_operators_write_them() {
+    fn lists_are_read_from_files_directories_and_overrides() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("list");
         let v2 = "AB".repeat(32);
         let text =
-            format!("\u{feff}# of ours\r\n{}\r\n\n  {}  # two\n{v2}\n{}", hex(1), hex(2), hex(2));
+            format!("\u{feff}# comment\r\n{}\r\n\n  {}  # two\n{v2}\n{}", hex(1), hex(2), hex(2));
         fs::write(&file, text).unwrap();
         let torrents = directory.path().join("torrents");
         fs::create_dir(&torrents).unwrap();
         fs::write(torrents.join("a.torrent"), b"d4:infod6:lengthi1eee").unwrap();
         fs::write(torrents.join("notes.txt"), b"none").unwrap();
         let overrides = directory.path().join("overrides");
-        let mut sources = Sources {
+        let mut sources = ListSources {
             files: vec![file.clone()],
             info_hashes: vec![hash(9)],
             torrents: vec![torrents.clone()],
             overrides: Some(overrides.clone()),
         };
-        let load = |sources: &Sources| AccessList::load(sources, 1, false);
+        let load = |sources: &ListSources| AccessList::load(sources, 1, false);
         let list = load(&sources).unwrap().list;
         assert_eq!(list.len(), 5);
         assert!([1, 2, 0xab, 9].iter().all(|byte| list.contains(&hash(*byte))));
@@ -235,7 +230,7 @@ mod tests {
             append(&overrides, &hash(byte), on).unwrap();
         }
         let LoadedList { list, warnings } = load(&sources).unwrap();
-        assert_eq!((list.len(), warnings.len()), (5, 1), "one more and one less: {warnings:?}");
+        assert_eq!((list.len(), warnings.len()), (5, 1), "one added and one removed: {warnings:?}");
         assert_eq!([1, 2, 3, 4].map(|byte| list.contains(&hash(byte))), [true, false, true, false]);
         for list in [list.with(hash(1), false, 5).with(hash(4), true, 5), list.compacted(5)] {
             assert!(list.contains(&hash(3)) && !list.contains(&hash(2)));
@@ -246,14 +241,14 @@ mod tests {
         fs::write(torrents.join("c.torrent"), b"").unwrap();
         let error = load(&sources).unwrap_err().to_string();
         assert!(
-            error.contains("b.torrent: is no torrent") && error.contains("c.torrent"),
+            error.contains("b.torrent: is not a torrent file") && error.contains("c.torrent"),
             "{error}"
         );
         sources.torrents.clear();
         for (bad, words) in [
-            ("zz", "list:2: \"zz\" is no info hash"),
-            (&hex(1)[1..], "is no info hash"),
-            (&"x".repeat(10_000), "is no info hash"),
+            ("zz", "list:2: \"zz\" is not an info hash"),
+            (&hex(1)[1..], "is not an info hash"),
+            (&"x".repeat(10_000), "is not an info hash"),
         ] {
             fs::write(&file, format!("{}\n{bad}\n", hex(1))).unwrap();
             let error = load(&sources).unwrap_err().to_string();

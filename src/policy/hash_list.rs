@@ -1,24 +1,25 @@
-//! A set of info hashes that is built once: less than 24 bytes each, and mostly one cache miss to see that one is not
-//! among them.
+//! An immutable set of info hashes that takes less than 24 bytes for each. Most lookups of hashes that are not in the
+//! set cost a single cache miss.
 //!
-//! The hashes lie side by side, those of a bucket behind one another; a bucket is found by a keyed hash, so that
-//! nobody who has torrents put on a list can fill one of them. Before them stands a filter, for most torrents that
-//! the tracker is asked for are on no list.
+//! The hashes are stored in one array, ordered by bucket. The bucket is selected by a keyed hash: an attacker whose
+//! torrents are on the list cannot fill a single bucket. A Bloom filter is checked first, as most requested torrents
+//! are on no list.
 
 use tsubame_storage::InfoHash;
 
-/// Hashes of a bucket, on average: they and their neighbours come with one or two cache lines
+/// Average number of hashes in a bucket, which takes one or two cache lines.
 const PER_BUCKET: usize = 4;
 
-/// The keys of the bucket hash
+/// Keys of the bucket hash.
 #[derive(Clone, Copy)]
-struct Keys([u64; 4]);
+struct HashKeys([u64; 4]);
 
-/// Bits of the filter for each hash, and how many of them it sets: three in a thousand pass that are not there
+/// Number of bits of the filter for each hash in the set.
 const FILTER_BITS: usize = 20;
+/// Number of bits that each hash sets in the filter. Of the hashes that are not in the set, three in a thousand pass.
 const FILTER_SETS: u32 = 4;
 
-impl Keys {
+impl HashKeys {
     fn hash(self, InfoHash(bytes): &InfoHash) -> u64 {
         let word = |at: usize| {
             let mut word = [0; 8];
@@ -30,33 +31,33 @@ impl Keys {
             let product = u128::from(a) * u128::from(b);
             product as u64 ^ (product >> 64) as u64
         };
-        // The last word overlaps the one before.
+        // The last word overlaps the second.
         let hash = fold(word(0) ^ first, word(8) ^ second);
         fold(hash ^ word(12) ^ third, last)
     }
 }
 
-/// One of so many places, by the upper bits of a hash
-fn place(hash: u64, places: usize) -> usize {
-    ((u128::from(hash) * places as u128) >> 64) as usize
+/// Maps a hash to an index below `len`, by its upper bits.
+fn scale(hash: u64, len: usize) -> usize {
+    ((u128::from(hash) * len as u128) >> 64) as usize
 }
 
-/// The bits of its word that a hash sets in the filter, by its lower bits
+/// Returns the bits that a hash sets in its word of the filter, by its lower bits.
 fn filter_bits(hash: u64) -> u64 {
-    (0..FILTER_SETS).fold(0, |bits, set| bits | 1 << (hash >> (6 * set) & 63))
+    (0..FILTER_SETS).fold(0, |bits, index| bits | 1 << (hash >> (6 * index) & 63))
 }
 
-/// Info hashes that are looked for
+/// An immutable set of info hashes.
 pub struct HashList {
-    keys: Keys,
-    /// Words with bits of those whose place it is
+    keys: HashKeys,
+    /// Bloom filter; all bits of a hash are in one word.
     filter: Box<[u64]>,
-    /// Where each bucket begins, and where the last one ends
+    /// Index of the first hash of each bucket, and the end of the last bucket.
     starts: Box<[u32]>,
     hashes: Box<[InfoHash]>,
 }
 
-/// Millions of hashes and the keys do not show in logs
+/// Omits the hashes, which may be millions, and the keys from logs.
 impl std::fmt::Debug for HashList {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("HashList").field("len", &self.len()).finish_non_exhaustive()
@@ -64,19 +65,19 @@ impl std::fmt::Debug for HashList {
 }
 
 impl HashList {
-    /// A list of these, each once; `seed` draws the keys
+    /// Creates a set, without duplicates; `seed` determines the hash keys.
     pub fn new(mut hashes: Vec<InfoHash>, seed: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
-        let keys = Keys([0; 4].map(|_: u64| rng.u64(..) | 1));
+        let keys = HashKeys([0; 4].map(|_: u64| rng.u64(..) | 1));
         let buckets = hashes.len().div_ceil(PER_BUCKET).max(1);
-        hashes.sort_unstable_by_key(|hash| (place(keys.hash(hash), buckets), *hash));
+        hashes.sort_unstable_by_key(|hash| (scale(keys.hash(hash), buckets), *hash));
         hashes.dedup();
         let mut starts = vec![0; buckets + 1];
         let mut filter = vec![0; (hashes.len() * FILTER_BITS).div_ceil(64).max(1)];
         for hash in &hashes {
             let hash = keys.hash(hash);
-            starts[place(hash, buckets) + 1] += 1;
-            let word = place(hash, filter.len());
+            starts[scale(hash, buckets) + 1] += 1;
+            let word = scale(hash, filter.len());
             filter[word] |= filter_bits(hash);
         }
         let mut sum = 0;
@@ -87,36 +88,36 @@ impl HashList {
         Self { keys, filter: filter.into(), starts: starts.into(), hashes: hashes.into() }
     }
 
-    /// How many there are
+    /// Returns the number of hashes.
     pub fn len(&self) -> usize {
         self.hashes.len()
     }
 
-    /// Whether there are none
+    /// Returns whether there are no hashes.
     pub fn is_empty(&self) -> bool {
         self.hashes.is_empty()
     }
 
-    /// Bytes it takes
+    /// Returns the number of bytes that the set occupies.
     pub fn bytes(&self) -> usize {
         size_of_val(&*self.filter) + size_of_val(&*self.starts) + size_of_val(&*self.hashes)
     }
 
-    /// Whether a hash is among them
+    /// Returns whether a hash is in the set.
     pub fn contains(&self, hash: &InfoHash) -> bool {
         let keyed = self.keys.hash(hash);
         let bits = filter_bits(keyed);
-        self.filter[place(keyed, self.filter.len())] & bits == bits
+        self.filter[scale(keyed, self.filter.len())] & bits == bits
             && self.bucket(keyed).contains(hash)
     }
 
-    /// All, in no order that means anything
+    /// Returns all hashes, in unspecified order.
     pub fn iter(&self) -> impl Iterator<Item = &InfoHash> {
         self.hashes.iter()
     }
 
     fn bucket(&self, hash: u64) -> &[InfoHash] {
-        let bucket = place(hash, self.starts.len() - 1);
+        let bucket = scale(hash, self.starts.len() - 1);
         &self.hashes[self.starts[bucket] as usize..self.starts[bucket + 1] as usize]
     }
 }
@@ -127,10 +128,10 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn a_list_has_what_was_put_on_it_and_nothing_else() {
+    fn a_list_contains_exactly_its_hashes() {
         for len in [0, 1, 2, 3, 4, 5, 100, 5_000] {
             let mut rng = fastrand::Rng::with_seed(len);
-            // Of few values, so that many are there twice and others only nearly.
+            // The bytes have few values, so that there are many duplicates and near matches.
             let draw = |rng: &mut fastrand::Rng| {
                 let mut hash = [0; 20];
                 hash[rng.usize(..20)] = rng.u8(..40);
@@ -150,9 +151,9 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_takes_little_and_buckets_are_even() {
+    fn a_hash_takes_at_most_24_bytes_and_buckets_are_even() {
         let mut rng = fastrand::Rng::with_seed(7);
-        // Hashes as somebody would choose them who wants them side by side: all but the end alike.
+        // Hashes as an attacker would choose them to fill a bucket: equal except for the end.
         let chosen = (0..100_000_u32).map(|number| {
             let mut hash = [b'x'; 20];
             hash[16..].copy_from_slice(&number.to_be_bytes());

@@ -1,56 +1,57 @@
-//! `interval_variation` and `interval_load`: when clients are asked to come back.
+//! `interval_variation` and `interval_load`: hooks that change the announce interval of replies.
 
-/// Spreads announces that would come together: some clients are asked to come back later than others
+/// Random increase of the interval of some replies. It spreads announces that would arrive at the same time.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Variation {
-    /// The share of replies that are changed
+pub struct IntervalVariation {
+    /// Share of the replies that are changed, from 0 to 1.
     pub probability: f64,
-    /// Seconds that are added, at most
+    /// Maximum number of seconds that are added.
     pub increase_secs: u32,
-    /// Whether the minimum grows as much
+    /// Whether the minimum interval is increased by the same amount.
     pub min_interval: bool,
 }
 
-impl Variation {
-    /// Seconds to add to this reply
+impl IntervalVariation {
+    /// Returns the number of seconds to add to a reply.
     pub fn draw(&self, rng: &mut fastrand::Rng) -> u32 {
         if rng.f64() < self.probability { rng.u32(1..=self.increase_secs) } else { 0 }
     }
 }
 
-/// Sheds work where there is too much: the busier a shard, the later clients are asked to come back
+/// Increase of the interval under load: the more announces a shard gets, the less often clients announce.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ByLoad {
-    /// Announces a second of a shard up to which the interval is the configured one
+pub struct LoadBasedInterval {
+    /// Announces per second of a shard up to which the configured interval is used.
     pub from: u32,
-    /// From so many on, it is the longest
+    /// Announces per second of a shard from which the maximum interval is used.
     pub to: u32,
-    /// The longest interval
-    pub longest_secs: u32,
+    /// Maximum interval in seconds.
+    pub max_interval_secs: u32,
 }
 
-impl ByLoad {
-    /// The interval of a shard that has this load, where the configured one is `interval_secs`
+impl LoadBasedInterval {
+    /// Returns the interval in seconds for a shard with this load; `interval_secs` is the configured interval.
     pub fn interval(&self, interval_secs: u32, announces_per_s: u32) -> u32 {
         let above = announces_per_s.clamp(self.from, self.to) - self.from;
-        let span = u64::from(self.longest_secs.saturating_sub(interval_secs));
+        let span = u64::from(self.max_interval_secs.saturating_sub(interval_secs));
         let added = span * u64::from(above) / u64::from((self.to - self.from).max(1));
         interval_secs.saturating_add(added as u32)
     }
 }
 
-/// What a shard has to do, in announces a second: the last whole second's, so that it follows quickly, halved with what
-/// came before, so that it does not jump
+/// Moving average of the announces of a shard per second.
+///
+/// The last whole second counts half, so that the average follows the load quickly without jumping.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Load {
+pub struct LoadMeter {
     second: u64,
     count: u32,
-    smooth: u32,
+    average: u32,
 }
 
-impl Load {
-    /// Takes over what another has counted, unless this has been taken over already; true if it has
-    pub fn take_over(&mut self, from: &mut Self) -> bool {
+impl LoadMeter {
+    /// Takes over the counts of another meter, unless this one has counts already; returns whether it did.
+    pub fn inherit(&mut self, from: &mut Self) -> bool {
         let takes = self.second == 0 && from.second > 0;
         if takes {
             *self = std::mem::take(from);
@@ -58,16 +59,16 @@ impl Load {
         takes
     }
 
-    /// Counts an announce; returns the load
+    /// Counts an announce; returns the average number of announces per second.
     pub fn count(&mut self, second: u64) -> u32 {
         if second != self.second {
-            // Seconds in which nothing came halve it as well.
-            let quiet = (second.saturating_sub(self.second) - 1).min(31);
-            self.smooth = (self.smooth / 2 + self.count / 2) >> quiet;
+            // Seconds without announces halve the average as well.
+            let idle_secs = (second.saturating_sub(self.second) - 1).min(31);
+            self.average = (self.average / 2 + self.count / 2) >> idle_secs;
             (self.second, self.count) = (second, 0);
         }
         self.count = self.count.saturating_add(1);
-        self.smooth
+        self.average
     }
 }
 
@@ -76,8 +77,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn variation_is_as_often_and_as_much_as_said() {
-        let variation = Variation { probability: 0.25, increase_secs: 60, min_interval: false };
+    fn variation_has_the_configured_probability_and_range() {
+        let variation =
+            IntervalVariation { probability: 0.25, increase_secs: 60, min_interval: false };
         let mut rng = fastrand::Rng::with_seed(3);
         let draws: Vec<u32> = (0..20_000).map(|_| variation.draw(&mut rng)).collect();
         let changed: Vec<u32> = draws.into_iter().filter(|added| *added > 0).collect();
@@ -90,11 +92,11 @@ mod tests {
 
     #[test]
     fn the_interval_grows_with_the_load() {
-        let by_load = ByLoad { from: 1_000, to: 3_000, longest_secs: 3_600 };
+        let by_load = LoadBasedInterval { from: 1_000, to: 3_000, max_interval_secs: 3_600 };
         for (load, interval) in [(0, 1_800), (1_000, 1_800), (2_000, 2_700), (9_000, 3_600)] {
             assert_eq!(by_load.interval(1_800, load), interval, "{load}");
         }
-        let mut load = Load::default();
+        let mut load = LoadMeter::default();
         let mut at =
             |second: u64, announces: u32| (0..announces).map(|_| load.count(second)).last();
         at(10, 1_000);

@@ -1,72 +1,62 @@
-//! `jwt`: tokens that approve a torrent, signed by somebody the operator trusts (RFC 7519, as Chihaya reads them).
+//! `jwt`: requires a token that approves the torrent, signed by an issuer whom the operator trusts (RFC 7519). The
+//! claims are those of Chihaya's `jwt` hook.
 //!
-//! An attacker sends what claims to be a token as often as it can: so what a token came to is remembered, refusals
-//! too; a shard checks so many signatures a turn and no more; and where there are more to check, a source has so many
-//! a second. A token without a time at which it ends would be good
-//! for ever, and is refused unless the operator says otherwise.
+//! An attacker can send forged tokens at any rate. Therefore the results of checks are cached, refusals too; a shard
+//! verifies a limited number of signatures per turn; and while there are more to verify, each source has a limit per
+//! second. A token without an expiry time would be valid for ever: it is refused unless the operator permits it.
 
 mod keys;
-mod memory;
+mod token_cache;
 
-pub use keys::{KeySet, KeysError};
+pub use keys::{KeySet, KeySource, KeysError};
+pub use token_cache::LEEWAY_SECS_MAX;
 
-use super::access_list::parse_hash;
-use super::{Answer, Interrupted, Parameters, Paused, Refusal};
+use super::parameters::Parameters;
+use super::refusal::{PausedRequest, PolicyStop, Refusal, RefusalReply};
 use crate::clock::Now;
-use crate::outcome::Outcome;
+use crate::hex::parse_info_hash;
+use crate::stats::outcome::Outcome;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
-use memory::{Known, Memory, Tag};
 use serde::Deserialize;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use token_cache::{TokenCache, TokenResult, TokenTag};
 use tsubame_storage::InfoHash;
 
-/// The most by which clocks may be permitted to differ
-pub const LEEWAY_SECS_MAX: u64 = 3_600;
-
-/// Longer ones are not looked at
+/// Maximum bytes of a token; longer ones are refused unread.
 const TOKEN_LEN_MAX: usize = 4_096;
 
-/// Signatures that are checked between two turns of a shard, of 30 to 80 microseconds each
+/// Maximum number of signatures that a shard verifies in a turn, each of which takes 30 to 80 microseconds.
 const CHECKS_PER_TURN: u32 = 2;
 
-/// Checks that a source has in a second, where others have to wait; sources that share a counter share them
+/// Maximum number of checks of a source per second while other requests wait. Sources that share a counter share the
+/// limit.
 const CHECKS_PER_SOURCE: u8 = 8;
 
-/// Counters of checks by source
+/// Number of counters of checks, by the hash of the source.
 const SOURCES: usize = 256;
 
-/// What is permitted
+/// Settings of the hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JwtTerms {
-    /// What the claim `iss` must be, if it is asked for
+pub struct JwtSettings {
+    /// Required value of the claim `iss`, if any.
     pub issuer: Option<String>,
-    /// What the claim `aud` must be, or one of it
+    /// Required value of the claim `aud`, or of one of its elements, if any.
     pub audience: Option<String>,
-    /// Where the key set comes from
+    /// Source of the key set.
     pub keys: KeySource,
-    /// How often it is fetched
+    /// Interval at which the key set is fetched.
     pub update_interval: Duration,
-    /// Seconds by which clocks may differ
+    /// Tolerated difference between clocks in seconds.
     pub leeway_secs: u64,
-    /// Whether a token must say when it ends
+    /// Whether a token must have an expiry time.
     pub require_exp: bool,
-    /// Whether scrapes need a token, too
+    /// Whether scrapes need a token as well.
     pub scrapes: bool,
 }
 
-/// Where a key set comes from
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum KeySource {
-    /// A server, over HTTP or HTTPS
-    Url(String),
-    /// A file
-    File(PathBuf),
-}
-
-/// What a token says, as far as it matters here
+/// The claims of a token that the tracker uses.
 #[derive(Debug, Deserialize)]
 struct Claims {
     iss: Option<String>,
@@ -83,29 +73,29 @@ enum Audience {
     Many(Vec<String>),
 }
 
-/// Why a token is not good
+/// Reason why a token is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Bad {
-    /// It is no token of this issuer for this tracker
+enum TokenError {
+    /// It is not a token of this issuer for this tracker.
     Token,
-    /// Nobody here has its key
+    /// Its key is not in the key set.
     Key,
-    /// Its time has not come, or is over
+    /// It has no valid times, or lacks the required expiry time.
     Time,
 }
 
-/// A shard's checks of tokens
+/// The token checks of a shard.
 pub struct Jwt {
-    terms: Arc<JwtTerms>,
+    settings: Arc<JwtSettings>,
     keys: Arc<KeySet>,
-    memory: Memory,
+    cache: TokenCache,
     checks_left: u32,
-    fairness: Fairness,
-    /// Whether this memory was taken over from another already
+    quota: CheckQuota,
+    /// Whether the cache was taken over from or by another instance already.
     inherited: bool,
 }
 
-/// Neither keys nor tokens show in logs
+/// Hides keys and tokens from logs.
 impl std::fmt::Debug for Jwt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Jwt").field("keys", &self.keys).finish_non_exhaustive()
@@ -113,53 +103,54 @@ impl std::fmt::Debug for Jwt {
 }
 
 const fn refusal(outcome: Outcome, text: &'static str) -> Refusal {
-    Refusal { outcome, answer: Answer::Error(text) }
+    Refusal { outcome, reply: RefusalReply::Error(text) }
 }
 
-const BAD_TOKEN: Refusal = refusal(Outcome::BadToken, "the token is not valid here");
+const BAD_TOKEN: Refusal = refusal(Outcome::BadToken, "the token is not valid for this tracker");
 
-/// Why a token does not permit a request, or not now
+/// Reason why a token does not permit a request, or not yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// It is refused
+pub enum TokenStop {
+    /// The request is refused.
     Refused(Refusal),
-    /// Its signature is to be checked, and may not be in this turn
+    /// The signature must be verified, but no check is left in this turn.
     NoCheckLeft,
 }
 
-impl From<Refusal> for Stop {
+impl From<Refusal> for TokenStop {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)
     }
 }
 
-impl Stop {
-    /// Says where hooks go on once a check is permitted
-    pub(super) fn at(self, paused: Paused) -> Interrupted {
+impl TokenStop {
+    /// Adds the position at which the hooks continue when a check is permitted.
+    pub(super) fn at(self, paused: PausedRequest) -> PolicyStop {
         match self {
-            Self::Refused(refusal) => Interrupted::Refused(refusal),
-            Self::NoCheckLeft => Interrupted::Paused(paused),
+            Self::Refused(refusal) => PolicyStop::Refused(refusal),
+            Self::NoCheckLeft => PolicyStop::Paused(paused),
         }
     }
 }
 
-/// Shares the checks of signatures out among sources while there are too few
-struct Fairness {
+/// Distributes signature checks among sources while there are too few.
+struct CheckQuota {
     second: u64,
-    /// Checks of this second by the hash of their source
+    /// Number of checks in this second, by the hash of the source.
     checked: [u8; SOURCES],
-    /// Whether a check was refused in this second or the last
+    /// Whether a check was refused in this second, and in the last.
     contended: [bool; 2],
 }
 
-impl Default for Fairness {
+impl Default for CheckQuota {
     fn default() -> Self {
         Self { second: 0, checked: [0; SOURCES], contended: [false; 2] }
     }
 }
 
-impl Fairness {
-    /// Whether a source may have a signature checked now, of so many that are left in this turn
+impl CheckQuota {
+    /// Returns whether a signature of a source may be verified now, and counts it; `left` is the number of checks that
+    /// are left in this turn.
     fn permits(&mut self, second: u64, source: u64, left: u32) -> bool {
         if second != self.second {
             self.contended = [false, self.contended[0] && second == self.second + 1];
@@ -177,101 +168,103 @@ impl Fairness {
 }
 
 impl Jwt {
-    /// Checks with these keys
-    pub fn new(terms: Arc<JwtTerms>, keys: Arc<KeySet>, seed: u64) -> Self {
-        let (memory, fairness) = (Memory::new(seed), Fairness::default());
-        Self { terms, keys, memory, checks_left: CHECKS_PER_TURN, fairness, inherited: false }
+    /// Creates the checks with a key set; `seed` determines the hash keys of the cache.
+    pub fn new(settings: Arc<JwtSettings>, keys: Arc<KeySet>, seed: u64) -> Self {
+        let (cache, quota) = (TokenCache::new(seed), CheckQuota::default());
+        Self { settings, keys, cache, checks_left: CHECKS_PER_TURN, quota, inherited: false }
     }
 
-    /// Whether scrapes need a token
+    /// Returns whether scrapes need a token.
     pub fn covers_scrapes(&self) -> bool {
-        self.terms.scrapes
+        self.settings.scrapes
     }
 
-    /// Signatures may be checked again
+    /// Starts a new turn, with a new budget of signature checks.
     pub fn begin_turn(&mut self) {
         self.checks_left = CHECKS_PER_TURN;
     }
 
-    /// Takes over what another has found out with keys that are good still: a key that is added to a set must not have
-    /// all tokens checked anew
+    /// Takes over the cached results of another instance if all its keys are still in the key set: a key that is added
+    /// must not cause all tokens to be verified again.
     ///
-    /// True if it has, or there is nothing to take over: their terms are the same.
+    /// Returns whether the settings of both are equal and neither was matched with another instance before.
     pub fn inherit(&mut self, from: &mut Self) -> bool {
-        if self.inherited || from.inherited || self.terms != from.terms {
+        if self.inherited || from.inherited || self.settings != from.settings {
             return false;
         }
         (self.inherited, from.inherited) = (true, true);
         if self.keys.has_all_of(&from.keys) {
-            std::mem::swap(&mut self.memory, &mut from.memory);
-            // What had no key may have one now.
-            self.memory.key_set += u32::from(self.keys != from.keys);
+            std::mem::swap(&mut self.cache, &mut from.cache);
+            // A token whose key was missing may have it now.
+            self.cache.key_set += u32::from(self.keys != from.keys);
         }
         true
     }
 
-    /// Whether a request has a token that approves its torrent
+    /// Checks that a request has a token that approves its torrent.
     ///
-    /// With a `permit` its signature is checked whatever was checked in this turn.
-    pub fn judge(
+    /// With `permit` the signature is verified even if no check is left in this turn.
+    pub fn check(
         &mut self,
         now: Now,
         source: IpAddr,
         info_hash: &InfoHash,
         parameters: &Parameters<'_>,
         permit: bool,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), TokenStop> {
         let token = parameters.get("jwt").filter(|token| !token.is_empty());
         let token = token.ok_or(refusal(Outcome::NoToken, "no token (jwt) in the announce URL"))?;
         if token.len() > TOKEN_LEN_MAX {
             return Err(BAD_TOKEN.into());
         }
-        let tag = self.memory.tag(token);
-        let known = self.known(now, source, token, tag, permit).ok_or(Stop::NoCheckLeft)?;
-        self.approve(now, known, info_hash).map_err(Stop::Refused)
+        let tag = self.cache.tag(token);
+        let token_result =
+            self.token_result(now, source, token, tag, permit).ok_or(TokenStop::NoCheckLeft)?;
+        self.approve(now, token_result, info_hash).map_err(TokenStop::Refused)
     }
 
-    /// Whether a token approves a torrent
-    fn approve(&self, now: Now, known: Known, hash: &InfoHash) -> Result<(), Refusal> {
-        match known {
-            Known::Good { hash: approved, from, until, .. } => {
-                let leeway = self.terms.leeway_secs;
+    /// Checks that the result of a token approves a torrent now.
+    fn approve(&self, now: Now, token_result: TokenResult, hash: &InfoHash) -> Result<(), Refusal> {
+        match token_result {
+            TokenResult::Valid { hash: approved, from, until, .. } => {
+                let leeway = self.settings.leeway_secs;
                 if now.unix_secs + leeway < from {
                     Err(refusal(Outcome::EarlyToken, "the token is not valid yet"))
                 } else if now.unix_secs > until.saturating_add(leeway) {
                     Err(refusal(Outcome::ExpiredToken, "the token has expired"))
                 } else if approved != *hash {
-                    Err(refusal(Outcome::TokenOfAnother, "the token is for another torrent"))
+                    Err(refusal(Outcome::TokenOfAnotherTorrent, "the token is for another torrent"))
                 } else {
                     Ok(())
                 }
             }
-            Known::Bad { .. } => Err(BAD_TOKEN),
-            Known::NoKey { .. } => {
-                Err(refusal(Outcome::UnknownTokenKey, "the token's key is not known here"))
+            TokenResult::Invalid { .. } => Err(BAD_TOKEN),
+            TokenResult::NoKey { .. } => {
+                Err(refusal(Outcome::UnknownTokenKey, "the key of the token is unknown"))
             }
         }
     }
 
-    /// What a token is; `None` if its signature may not be checked in this turn
-    fn known(
+    /// Returns the result of a token, from the cache or by verification; `None` if its signature may not be verified in
+    /// this turn.
+    fn token_result(
         &mut self,
         now: Now,
         source: IpAddr,
         token: &str,
-        tag: Tag,
+        tag: TokenTag,
         permit: bool,
-    ) -> Option<Known> {
-        if let Some(known) = self.memory.find(tag, now.unix_secs) {
-            return Some(known);
+    ) -> Option<TokenResult> {
+        if let Some(token_result) = self.cache.find(tag, now.unix_secs) {
+            return Some(token_result);
         }
         let checked_at = now.unix_secs;
-        // What is no token, or has no key here, takes no signature to refuse: junk is not to use up the checks.
+        // Malformed tokens and tokens with an unknown key are refused without a check: junk must not use up the budget.
         let (keys, left) = (self.keys.clone(), self.checks_left);
-        let verified = match key(&keys, token) {
+        let verified = match key_of(&keys, token) {
             Ok((algorithm, key)) => {
-                let source = self.memory.source_hash(source);
-                if !permit && !self.fairness.permits(now.monotonic.0, source, left) {
+                let source = self.cache.source_hash(source);
+                if !permit && !self.quota.permits(now.monotonic.0, source, left) {
                     return None;
                 }
                 let verified = self.verify(token, algorithm, key);
@@ -280,31 +273,31 @@ impl Jwt {
             }
             Err(bad) => Err(bad),
         };
-        let known = match verified {
-            Ok((hash, from, until)) => Known::Good { hash, from, until, checked_at },
-            Err(Bad::Key) => Known::NoKey { checked_at, key_set: self.memory.key_set },
-            Err(Bad::Token | Bad::Time) => Known::Bad { checked_at },
+        let token_result = match verified {
+            Ok((hash, from, until)) => TokenResult::Valid { hash, from, until, checked_at },
+            Err(TokenError::Key) => TokenResult::NoKey { checked_at, key_set: self.cache.key_set },
+            Err(TokenError::Token | TokenError::Time) => TokenResult::Invalid { checked_at },
         };
-        self.memory.keep(tag, known, now.unix_secs);
-        Some(known)
+        self.cache.insert(tag, token_result, now.unix_secs);
+        Some(token_result)
     }
 
-    /// The torrent of a token, and from when to when it is good
+    /// Returns the torrent of a token, and the times from which and until which it is valid.
     fn verify(
         &self,
         token: &str,
         algorithm: Algorithm,
         key: &DecodingKey,
-    ) -> Result<(InfoHash, u64, u64), Bad> {
+    ) -> Result<(InfoHash, u64, u64), TokenError> {
         let mut validation = Validation::new(algorithm);
-        // Claims are looked at below, by this tracker's clock.
+        // Claims are checked below, by the clock of the tracker.
         validation.required_spec_claims.clear();
         (validation.validate_exp, validation.validate_aud) = (false, false);
         let claims = jsonwebtoken::decode::<Claims>(token, key, &validation);
-        let claims = claims.map_err(|_| Bad::Token)?.claims;
-        let JwtTerms { issuer, audience, require_exp, .. } = &*self.terms;
+        let claims = claims.map_err(|_| TokenError::Token)?.claims;
+        let JwtSettings { issuer, audience, require_exp, .. } = &*self.settings;
         if issuer.is_some() && claims.iss != *issuer {
-            return Err(Bad::Token);
+            return Err(TokenError::Token);
         }
         let is_for = |audience: &String| match &claims.aud {
             Some(Audience::One(one)) => one == audience,
@@ -312,32 +305,32 @@ impl Jwt {
             None => false,
         };
         if !audience.as_ref().is_none_or(is_for) {
-            return Err(Bad::Token);
+            return Err(TokenError::Token);
         }
-        let hash = claims.infohash.as_deref().and_then(parse_hash).ok_or(Bad::Token)?;
+        let hash = claims.infohash.as_deref().and_then(parse_info_hash).ok_or(TokenError::Token)?;
         let time = |claim: Option<f64>| match claim {
             Some(time) if time.is_finite() && time >= 0.0 => Ok(Some(time as u64)),
-            Some(_) => Err(Bad::Time),
+            Some(_) => Err(TokenError::Time),
             None => Ok(None),
         };
         let until = match time(claims.exp)? {
             Some(until) => until,
-            None if *require_exp => return Err(Bad::Time),
+            None if *require_exp => return Err(TokenError::Time),
             None => u64::MAX,
         };
         Ok((hash, time(claims.nbf)?.unwrap_or(0), until))
     }
 }
 
-/// By what a token says it is signed
-fn key<'k>(keys: &'k KeySet, token: &str) -> Result<(Algorithm, &'k DecodingKey), Bad> {
-    let header = jsonwebtoken::decode_header(token).map_err(|_| Bad::Token)?;
-    // A token chooses neither `none` nor that a public key is used as a secret.
-    let usual = [Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA];
-    if !usual.contains(&header.alg) {
-        return Err(Bad::Token);
+/// Returns the algorithm and the key that a token names in its header.
+fn key_of<'k>(keys: &'k KeySet, token: &str) -> Result<(Algorithm, &'k DecodingKey), TokenError> {
+    let header = jsonwebtoken::decode_header(token).map_err(|_| TokenError::Token)?;
+    // A token must not choose `none`, or an algorithm that uses a public key as a shared secret.
+    let accepted = [Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA];
+    if !accepted.contains(&header.alg) {
+        return Err(TokenError::Token);
     }
-    let key = keys.find(header.kid.as_deref(), header.alg).ok_or(Bad::Key)?;
+    let key = keys.find(header.kid.as_deref(), header.alg).ok_or(TokenError::Key)?;
     Ok((header.alg, key))
 }
 

@@ -1,41 +1,41 @@
-//! `networks`: from where requests are answered at all.
+//! `networks`: the source networks whose requests are answered.
 
-use super::access_list::Mode;
+use super::access_list::ListMode;
 use crate::lines::{self, Mistakes};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-/// Reads a network; an address alone is one of itself
+/// Parses a network; a single address is a network of one address.
 pub fn parse_network(text: &str) -> Option<IpNet> {
     text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok()
 }
 
-/// Networks, of which there may be hundreds of thousands
+/// A filter of source addresses by network. It may hold hundreds of thousands of networks.
 #[derive(Clone, Debug)]
-pub struct Networks {
-    mode: Mode,
+pub struct NetworkFilter {
+    mode: ListMode,
     v4: PrefixSet<Ipv4Net>,
     v6: PrefixSet<Ipv6Net>,
 }
 
-impl Networks {
-    /// Those of a config and of files
-    pub fn load(mode: Mode, inline: &[IpNet], files: &[PathBuf]) -> Result<Self, Mistakes> {
+impl NetworkFilter {
+    /// Creates a filter of the networks in the config and in files.
+    pub fn load(mode: ListMode, inline: &[IpNet], files: &[PathBuf]) -> Result<Self, Mistakes> {
         let mut networks = Self { mode, v4: PrefixSet::new(), v6: PrefixSet::new() };
         inline.iter().for_each(|network| networks.add(*network));
         let mut mistakes = Mistakes::default();
         for path in files {
             lines::read_entries(path, &mut mistakes, |entry| {
-                // Lists of networks have their comments behind this, too.
+                // Published lists of networks use `;` for comments as well.
                 let entry = entry.split(';').next().unwrap_or_default().trim();
                 if entry.is_empty() {
                     return Ok(());
                 }
                 let network = parse_network(entry).ok_or_else(|| {
-                    let shown = lines::shown(entry);
-                    format!("{shown} is not a network; write one a line, as 10.0.0.0/8 or fd00::/8")
+                    let shown = lines::quoted(entry);
+                    format!("{shown} is not a network; write one per line: 10.0.0.0/8, fd00::/8")
                 })?;
                 networks.add(network);
                 Ok(())
@@ -44,12 +44,12 @@ impl Networks {
         mistakes.or(networks)
     }
 
-    /// Number of networks
+    /// Returns the number of networks.
     pub fn len(&self) -> usize {
         self.v4.len() + self.v6.len()
     }
 
-    /// Whether there is none
+    /// Returns whether there are no networks.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -61,13 +61,13 @@ impl Networks {
         }
     }
 
-    /// Whether an address is answered
-    pub fn permit(&self, address: IpAddr) -> bool {
+    /// Returns whether requests from an address are answered.
+    pub fn permits(&self, address: IpAddr) -> bool {
         let listed = match address.to_canonical() {
             IpAddr::V4(address) => self.v4.get_lpm(&Ipv4Net::from(address)).is_some(),
             IpAddr::V6(address) => self.v6.get_lpm(&Ipv6Net::from(address)).is_some(),
         };
-        listed == (self.mode == Mode::Allow)
+        listed == (self.mode == ListMode::Allow)
     }
 }
 
@@ -77,18 +77,18 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn addresses_are_found_in_the_networks_of_a_config_and_of_files() {
+    fn addresses_are_matched_by_networks_of_the_config_and_of_files() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("networks");
         fs::write(
             &path,
-            "# cut off\r\n10.1.2.3/16 ; not its first address\n2001:db8::/32\n9.9.9.9\n",
+            "# networks\r\n10.1.2.3/16 ; not its first address\n2001:db8::/32\n9.9.9.9\n",
         )
         .unwrap();
         let inline = ["172.16.0.0/12".parse().unwrap()];
         let permitted = |mode, address: &str| {
-            let networks = Networks::load(mode, &inline, std::slice::from_ref(&path)).unwrap();
-            networks.permit(address.parse().unwrap())
+            let networks = NetworkFilter::load(mode, &inline, std::slice::from_ref(&path)).unwrap();
+            networks.permits(address.parse().unwrap())
         };
         for (address, listed) in [
             ("10.1.255.1", true),
@@ -100,16 +100,16 @@ mod tests {
             ("2001:db8::1", true),
             ("2001:db9::1", false),
         ] {
-            assert_eq!(permitted(Mode::Allow, address), listed, "{address}");
-            assert_eq!(permitted(Mode::Deny, address), !listed, "{address}");
+            assert_eq!(permitted(ListMode::Allow, address), listed, "{address}");
+            assert_eq!(permitted(ListMode::Deny, address), !listed, "{address}");
         }
         fs::write(&path, "10.0.0.0/33\n").unwrap();
-        let error = Networks::load(Mode::Deny, &[], &[path]).unwrap_err().to_string();
+        let error = NetworkFilter::load(ListMode::Deny, &[], &[path]).unwrap_err().to_string();
         assert!(error.contains("networks:1: \"10.0.0.0/33\" is not a network"), "{error}");
     }
 
     #[test]
-    fn a_hundred_thousand_networks_agree_with_a_list_of_them() {
+    fn a_hundred_thousand_networks_agree_with_a_linear_search() {
         let seed = 11;
         let mut rng = fastrand::Rng::with_seed(seed);
         let network = |rng: &mut fastrand::Rng| {
@@ -117,11 +117,11 @@ mod tests {
             IpNet::V4(Ipv4Net::new(address, rng.u8(14..=32)).unwrap().trunc())
         };
         let inline: Vec<_> = (0..100_000).map(|_| network(&mut rng)).collect();
-        let networks = Networks::load(Mode::Allow, &inline, &[]).unwrap();
+        let networks = NetworkFilter::load(ListMode::Allow, &inline, &[]).unwrap();
         for _ in 0..100 {
             let address = IpAddr::from(rng.u32(..).to_be_bytes());
             let listed = inline.iter().any(|network| network.contains(&address));
-            assert_eq!(networks.permit(address), listed, "seed {seed}: {address}");
+            assert_eq!(networks.permits(address), listed, "seed {seed}: {address}");
         }
     }
 }

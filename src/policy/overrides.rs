@@ -1,9 +1,9 @@
-//! Single torrents that were put on an access list, or taken off it, while the tracker ran: kept in a file.
+//! The file of overrides: torrents that were added to an access list or removed from it while the tracker ran.
 //!
-//! Each line is `+` or `-` and an info hash; the last line about a torrent counts. What the lists say anyway is
-//! dropped.
+//! Each line is `+` or `-` and an info hash; the last line about a torrent counts. Overrides that agree with the lists
+//! are dropped.
 
-use super::access_list::parse_hash;
+use crate::hex::parse_info_hash;
 use crate::lines;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -12,38 +12,38 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tsubame_storage::InfoHash;
 
-/// Bytes of the largest file that is read: a million overrides
+/// Maximum bytes of the file, enough for a million overrides.
 const LEN_MAX: u64 = 64 << 20;
 
-/// Characters of an override: a sign and an info hash
+/// Length of an override in characters: a sign and an info hash.
 const OVERRIDE_LEN: usize = 41;
 
-/// Overrides that are named one by one
+/// Maximum number of torrents that a warning names.
 const SHOWN_MAX: usize = 5;
 
-/// The overrides of a file, and what there is to say about it.
+/// The overrides of a file, and warnings about it.
 #[derive(Debug, Default)]
 pub struct Overrides {
-    /// Whether a torrent is on the list, whatever the files say
+    /// Whether a torrent is on the list, regardless of the files of the list.
     pub torrents: BTreeMap<InfoHash, bool>,
-    /// Lines that are neither blank nor the last about their torrent, or that were cut off
+    /// Number of lines that are not needed: blank, superseded by a later line about the same torrent, or cut off.
     surplus: usize,
-    /// What is to be logged
+    /// Warnings to be logged.
     pub warnings: Vec<String>,
 }
 
 impl Overrides {
-    /// Reads a file; one that is not there has none.
+    /// Reads a file; a file that does not exist has no overrides.
     ///
-    /// Lines that were cut off or filled with zeros when the machine went down were not answered as done: they are
-    /// dropped. Any other line that is no override is a mistake, for then it is a file of another kind.
+    /// Lines that a crash of the machine cut off or filled with zeros are dropped: the tracker had not confirmed them.
+    /// Any other line that is not an override is an error, as the file must be of another kind.
     pub fn read(path: &Path) -> Result<Self, String> {
         let mut overrides = Self::default();
         let bytes = match lines::read(path, LEN_MAX) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(overrides),
             Err(error) => {
-                let cure = "give a file that this user may read and write";
+                let cure = "check the path and its permissions";
                 return Err(format!("cannot read {}: {error}; {cure}", path.display()));
             }
         };
@@ -57,26 +57,27 @@ impl Overrides {
                 None if line.is_empty() => overrides.surplus += usize::from(number > 1),
                 None if is_torn(line) => torn += 1,
                 None => {
-                    let shown = lines::shown(&String::from_utf8_lossy(line));
+                    let shown = lines::quoted(&String::from_utf8_lossy(line));
                     return Err(format!(
-                        "{}:{number}: {shown} is no override; give the file that the tracker itself writes",
+                        "{}:{number}: {shown} is not an override; use a file written by Tsubame",
                         path.display()
                     ));
                 }
             }
         }
-        // What follows the last line end is no line.
+        // The text after the last line end is not a line.
         overrides.surplus =
             overrides.surplus.saturating_sub(usize::from(bytes.ends_with(b"\n"))) + torn;
         if torn > 0 {
             let path = path.display();
-            let text = format!("{path}: {torn} lines that were cut off or zero are dropped");
+            let text = format!("{path}: dropped {torn} lines cut off or filled with zeros");
             overrides.warnings.push(text);
         }
         Ok(overrides)
     }
 
-    /// Drops what agrees with the lists, and says what contradicts them
+    /// Drops the overrides that agree with the lists, and adds a warning about torrents that are on the lists but
+    /// removed.
     pub fn compare(&mut self, path: &Path, is_listed: impl Fn(&InfoHash) -> bool) {
         let before = self.torrents.len();
         self.torrents.retain(|hash, on| is_listed(hash) != *on);
@@ -89,15 +90,15 @@ impl Overrides {
         let shown: Vec<_> = removed.iter().take(SHOWN_MAX).map(|hash| hash.to_string()).collect();
         let more = if removed.len() > SHOWN_MAX { ", ..." } else { "" };
         self.warnings.push(format!(
-            "{} torrents are on the lists and were taken off by DELETE, which counts: {}{more}; PUT them on again, or \
-             remove them from {}",
+            "{} torrents of the lists were removed by DELETE and stay removed: {}{more}; \
+             add them by PUT, or remove them from {}",
             removed.len(),
             shown.join(", "),
             path.display()
         ));
     }
 
-    /// Writes the file anew if it has lines that are not needed: beside it, and then in its place
+    /// Rewrites the file if it has lines that are not needed: writes a new file and renames it.
     pub fn compact(&self, path: &Path) -> io::Result<()> {
         if self.surplus == 0 {
             return Ok(());
@@ -116,20 +117,20 @@ impl Overrides {
     }
 }
 
-/// Held from when overrides are read until they are written anew: one that is appended meanwhile would be lost
+/// Lock held while overrides are read and rewritten: an override that is appended in between would be lost.
 static WRITING: Mutex<()> = Mutex::new(());
 
-/// Waits until nobody else reads or writes overrides.
+/// Waits until no other thread reads or writes overrides, and locks them.
 pub fn writing() -> MutexGuard<'static, ()> {
     WRITING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Writes an override behind those that were made before
+/// Appends an override to the file and syncs it to disk.
 pub fn append(path: &Path, hash: &InfoHash, on: bool) -> io::Result<()> {
     let _writing = writing();
     let is_new = !path.exists();
     let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
-    // On a line of its own, whatever became of the last.
+    // If the last line was cut off, the override begins a new one.
     let mut last = [b'\n'];
     if file.seek(SeekFrom::End(0))? > 0 {
         file.seek(SeekFrom::End(-1))?;
@@ -148,11 +149,11 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 
 fn parse(line: &[u8]) -> Option<(InfoHash, bool)> {
     let line = str::from_utf8(line).ok()?;
-    let hash = parse_hash(line.strip_prefix(['+', '-'])?)?;
+    let hash = parse_info_hash(line.strip_prefix(['+', '-'])?)?;
     Some((hash, line.starts_with('+')))
 }
 
-/// Whether a line is the beginning of an override, or was filled with zeros
+/// Returns whether a line is the beginning of an override, or was filled with zeros.
 fn is_torn(line: &[u8]) -> bool {
     let rest = line.trim_ascii_end();
     let text: Vec<u8> = rest.iter().copied().filter(|byte| *byte != 0).collect();
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn overrides_outlast_torn_writes_and_the_file_stays_small() {
+    fn overrides_survive_torn_writes_and_the_file_is_compacted() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("overrides");
         assert!(Overrides::read(&path).unwrap().torrents.is_empty());
@@ -190,7 +191,7 @@ mod tests {
         assert_eq!(overrides.warnings.len(), 1, "{:?}", overrides.warnings);
         let expected = [(1, false), (2, false), (3, true), (4, true), (5, true)];
         assert_eq!(overrides.torrents, expected.map(|(byte, on)| (hash(byte), on)).into());
-        // Of the lists are 2, which was taken off, and 3, which was put on.
+        // The lists contain 2, which was removed, and 3, which was added.
         overrides.compare(&path, |it| [hash(2), hash(3)].contains(it));
         assert_eq!(overrides.torrents.len(), 3);
         assert!(overrides.warnings[1].contains(&hash(2).to_string()), "{:?}", overrides.warnings);
@@ -199,11 +200,11 @@ mod tests {
         assert_eq!(text, format!("-{}\n+{}\n+{}\n", hash(2), hash(4), hash(5)));
         let again = Overrides::read(&path).unwrap();
         assert_eq!((again.surplus, again.torrents.len(), again.warnings.len()), (0, 3, 0));
-        // A file of another kind is left alone.
+        // A file of another kind is refused.
         fs::write(&path, format!("{}\n", hash(1))).unwrap();
         let mistake = Overrides::read(&path).unwrap_err();
         assert!(
-            mistake.contains("overrides:1:") && mistake.contains("is no override"),
+            mistake.contains("overrides:1:") && mistake.contains("is not an override"),
             "{mistake}"
         );
     }

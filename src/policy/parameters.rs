@@ -1,24 +1,24 @@
-//! What a client's announce URL carries beside the request: a key in its path, and parameters.
+//! Data in the announce URL of a client beside the request: a passkey in the path, and query parameters.
 
 use tsubame_udp::wire::UrlData;
 
-/// The segment of announce paths that is no key, alone or with an ending, as `announce.php`
+/// Path segment that is not a passkey, alone or with an extension as in `announce.php`.
 const ANNOUNCE: &str = "announce";
 
-/// Path and query of an announce URL, as far as hooks look at them
+/// The parts of the path and query of an announce URL that hooks use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Parameters<'a> {
-    /// The passkey of the path, as it was sent
+    /// Passkey in the path, without decoding.
     pub key: Option<&'a str>,
-    /// What stands behind the question mark, as it was sent
+    /// Text after the question mark, without decoding.
     pub query: &'a str,
 }
 
 impl<'a> Parameters<'a> {
-    /// Those of the URL data of a UDP announce (BEP 41), whose pieces are put together in `scratch`
+    /// Reads the URL data of a UDP announce (BEP 41), whose pieces are joined in `scratch`.
     ///
-    /// The key is the one segment of the path that is not `announce`: `/KEY/announce`, `/announce/KEY` and `/KEY` are
-    /// all in use. What is no text carries nothing.
+    /// The passkey is the only segment of the path that is not `announce`: `/KEY/announce`, `/announce/KEY` and `/KEY`
+    /// are all in use. URL data that is not UTF-8 is ignored.
     pub fn of_url(data: UrlData<'_>, scratch: &'a mut Vec<u8>) -> Self {
         scratch.clear();
         data.for_each(|piece| scratch.extend_from_slice(piece));
@@ -29,14 +29,14 @@ impl<'a> Parameters<'a> {
         Self { key, query }
     }
 
-    /// The value of a parameter, as it was sent; of a repeated one the first
+    /// Returns the value of a query parameter, without decoding; if it is repeated, the first value.
     pub fn get(&self, name: &str) -> Option<&'a str> {
         let parameters = self.query.split('&').filter_map(|parameter| parameter.split_once('='));
         parameters.into_iter().find(|(found, _)| *found == name).map(|(_, value)| value)
     }
 }
 
-/// Whether a segment is that of announces: a key may begin with the same letters
+/// Returns whether a path segment is `announce`, alone or with an extension. A passkey may begin with the same letters.
 fn is_announce(segment: &str) -> bool {
     segment.strip_prefix(ANNOUNCE).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn the_url_of_a_udp_announce_is_read_from_its_pieces() {
+    fn the_url_of_a_udp_announce_is_joined_from_its_pieces() {
         for (pieces, key, jwt) in [
             (
                 &[&b"/abc/ann"[..], b"ounce?x=1&jw", b"t=a.b.c&jwt=d"][..],

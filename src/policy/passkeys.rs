@@ -1,21 +1,21 @@
-//! `passkey`: who may announce, by a key that is part of the announce URL.
+//! `passkey`: permits announces whose URL contains a known passkey.
 //!
-//! Over HTTP it is the `{key}` of the path, over UDP a segment of the URL data's path (BEP 41); or over either the
-//! parameter `passkey`. Keys are secrets: no text, metric or log shows one.
+//! Over HTTP the passkey is the `{key}` of the path, over UDP a segment of the path in the URL data (BEP 41); over both
+//! it may be the parameter `passkey` instead. Passkeys are secrets: no message, metric or log contains one.
 
 use crate::lines::{self, Mistakes};
 use std::collections::HashSet;
 use std::path::Path;
 
-/// The longest key
+/// Maximum length of a passkey in bytes.
 const KEY_LEN_MAX: usize = 64;
 
-/// The keys that are good
+/// The set of valid passkeys.
 ///
-/// The set's own hash is keyed, so that nobody can look for a key by the time its absence takes.
+/// The hash of the set is keyed, so that the time of a failed lookup reveals nothing about the passkeys.
 pub struct Passkeys(HashSet<Box<str>>);
 
-/// Keys do not show in logs
+/// Hides the passkeys from logs.
 impl std::fmt::Debug for Passkeys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Passkeys").field("len", &self.0.len()).finish_non_exhaustive()
@@ -23,14 +23,14 @@ impl std::fmt::Debug for Passkeys {
 }
 
 impl Passkeys {
-    /// Reads a file with a key a line; what stands behind # is a comment
+    /// Reads a file with a passkey on each line and comments after `#`.
     pub fn load(path: &Path) -> Result<Self, Mistakes> {
         let (mut keys, mut mistakes) = (HashSet::new(), Mistakes::default());
         lines::read_entries(path, &mut mistakes, |key| {
             let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
             if key.len() > KEY_LEN_MAX || !key.bytes().all(is_fit) {
-                let cure = "write up to 64 letters, digits, dashes and underscores a line";
-                return Err(format!("is no passkey; {cure}"));
+                let cure = "write up to 64 letters, digits, dashes and underscores per line";
+                return Err(format!("is not a passkey; {cure}"));
             }
             keys.insert(key.into());
             Ok(())
@@ -38,17 +38,17 @@ impl Passkeys {
         mistakes.or(Self(keys))
     }
 
-    /// Number of keys
+    /// Returns the number of passkeys.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is none
+    /// Returns whether there are no passkeys.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether a key is good
+    /// Returns whether a passkey is valid.
     pub fn has(&self, key: &str) -> bool {
         self.0.contains(key)
     }
@@ -69,7 +69,7 @@ mod tests {
         assert!(!format!("{keys:?}").contains("second"));
         fs::write(&path, "fine\nsecret/word\n").unwrap();
         let error = Passkeys::load(&path).unwrap_err().to_string();
-        assert!(error.contains("keys:2: is no passkey") && !error.contains("secret"), "{error}");
+        assert!(error.contains("keys:2: is not a passkey") && !error.contains("secret"), "{error}");
         assert!(Passkeys::load(&directory.path().join("absent")).is_err());
     }
 }

@@ -5,15 +5,17 @@ use sha2::Sha256;
 use tsubame_http::bencode;
 use tsubame_storage::InfoHash;
 
-/// The info hashes that clients announce for a torrent: one, or for a hybrid of both versions two
+/// Returns the info hashes that clients announce for a torrent: one, or two for a hybrid of versions 1 and 2.
+///
+/// An error says why the file is not a torrent file.
 pub fn info_hashes(bytes: &[u8]) -> Result<Vec<InfoHash>, &'static str> {
     let info = bencode::raw(bytes, b"info").ok_or("it has no info dictionary")?;
     if info.first() != Some(&b'd') {
-        return Err("its info is no dictionary");
+        return Err("its info is not a dictionary");
     }
     let mut hashes = Vec::new();
     let is_v2 = bencode::raw(info, b"meta version") == Some(b"i2e");
-    // One of version 2 alone has neither pieces nor files of version 1.
+    // A torrent of version 2 only has no `pieces`, which version 1 requires.
     if !is_v2 || bencode::raw(info, b"pieces").is_some() {
         hashes.push(InfoHash(Sha1::digest(info).into()));
     }
@@ -33,8 +35,8 @@ mod tests {
     }
 
     #[test]
-    fn each_version_has_its_hash() {
-        // sha1sum and sha256sum of what stands between.
+    fn each_version_has_its_own_info_hash() {
+        // Computed by sha1sum and sha256sum from the info dictionary.
         let v1 = b"d8:announce1:x4:infod4:name1:a6:pieces0:ee";
         assert_eq!(hex(v1), ["476ddb96349da91298ede87b9ffff035959e4143"]);
         let v2 = b"d4:infod12:meta versioni2e4:name1:aee";

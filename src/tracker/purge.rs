@@ -1,58 +1,57 @@
-//! Removes the torrents that a new policy forbids.
+//! Removal of the torrents that a new policy forbids.
 
-use super::Tracker;
 use crate::clock::Now;
-use tsubame_storage::{Seconds, TableCursor};
+use crate::policy::Policy;
+use tsubame_storage::{Seconds, Swarms, TableCursor};
 
-/// Seconds after which every shard goes by a policy that was sent to all
-const EXCHANGED_SECS: u64 = 5;
+/// Seconds after which every shard uses a policy that was sent to all.
+const POLICY_SETTLED_SECS: u64 = 5;
 
-/// Progress of removing the torrents that the current policy forbids
+/// Progress of removing the torrents that the current policy forbids.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Purging {
-    /// There are none: what is in the table is permitted
+pub(super) enum Purge {
+    /// All stored torrents are permitted.
     Done,
-    /// From this position on, and once more from this time on: until then other shards may have passed on what they
-    /// took by the policy before
-    First(TableCursor, Seconds),
-    /// Waiting for that time
+    /// The first pass. A second one starts at the given time: until then, other shards may forward announces that they
+    /// admitted by the policy before.
+    FirstPass(TableCursor, Seconds),
+    /// Waits for that time.
     Waiting(Seconds),
-    /// For the last time, from this position on
-    Last(TableCursor),
+    /// The second pass.
+    SecondPass(TableCursor),
 }
 
-impl Purging {
-    /// What there is to do after a policy was exchanged for one that has lists or not
-    pub(super) fn after_exchange(now: Now, has_lists: bool) -> Self {
-        match has_lists {
-            true => Self::First(TableCursor::default(), Seconds(now.monotonic.0 + EXCHANGED_SECS)),
-            false => Self::Done,
-        }
+impl Purge {
+    /// Returns what has to be done after the policy was replaced by one that has lists or not.
+    pub(super) fn after_policy_change(now: Now, has_lists: bool) -> Self {
+        let settled = Seconds(now.monotonic.0 + POLICY_SETTLED_SECS);
+        if has_lists { Self::FirstPass(TableCursor::default(), settled) } else { Self::Done }
     }
-}
 
-impl Tracker {
-    /// Removes torrents that policy forbids now, a bit at a time; true if it should be called again at once
-    pub fn purge(&mut self, now: Now) -> bool {
-        let Self { swarms, policy, purge, .. } = self;
-        match purge {
-            Purging::Done => return false,
-            Purging::First(at, settled) => {
-                if swarms.purge(at, |info_hash| policy.serves(info_hash)) {
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self, Self::Done)
+    }
+
+    /// Removes forbidden torrents in a bounded step; returns whether more work is due.
+    pub(super) fn run(&mut self, swarms: &mut Swarms, policy: &Policy, now: Now) -> bool {
+        match self {
+            Self::Done => return false,
+            Self::FirstPass(cursor, settled) => {
+                if swarms.purge(cursor, |info_hash| policy.serves(info_hash)) {
                     return true;
                 }
-                *purge = Purging::Waiting(*settled);
+                *self = Self::Waiting(*settled);
             }
-            Purging::Waiting(settled) if *settled <= now.monotonic => {
-                *purge = Purging::Last(TableCursor::default());
+            Self::Waiting(settled) if *settled <= now.monotonic => {
+                *self = Self::SecondPass(TableCursor::default());
                 return true;
             }
-            Purging::Waiting(_) => {}
-            Purging::Last(at) => {
-                if swarms.purge(at, |info_hash| policy.serves(info_hash)) {
+            Self::Waiting(_) => {}
+            Self::SecondPass(cursor) => {
+                if swarms.purge(cursor, |info_hash| policy.serves(info_hash)) {
                     return true;
                 }
-                *purge = Purging::Done;
+                *self = Self::Done;
             }
         }
         false

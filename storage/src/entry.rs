@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn homes_are_read_back() {
+    fn placements_are_read_back() {
         let mut entry = Entry::new(&InfoHash([7; 20]));
         let class = Class::holding::<V6>(64).expect("64 records fit the largest block");
         entry.set_placement(Family::V6, Placement::Block(class, 77));

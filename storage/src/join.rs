@@ -105,23 +105,29 @@ impl Table {
         let record = record_of::<N>(endpoint.address(), endpoint.port(), flags, self.context.tick);
         let Some(record) = record else { return JoinOutcome::default() };
         let context = self.context_for::<N>();
-        let found = self.store.family_peers::<N>(position).find(&record, &context);
         let before = self.store.entry(position).roles(<PeerStores as RecordWidth<N>>::FAMILY);
-        let joined = match (found.position, announce.event) {
-            (Some(own), AnnounceEvent::Stopped) => {
-                let previous = self.store.change(position, |peers| {
-                    let previous = role_at(peers, own);
+        let rng = &mut self.rng;
+        let (same_address, known) = self.store.change(position, |peers| {
+            let found = peers.find(&record, &context);
+            let known = found.position.map(|own| match announce.event {
+                AnnounceEvent::Stopped => {
+                    let previous = Some(role_at(peers, own));
                     peers.remove(own, &context);
-                    previous
-                });
+                    JoinOutcome { own: None, change: SwarmChange::Stopped, previous }
+                }
+                _ => refresh(peers, own, record, announce, &context, rng),
+            });
+            (found.same_address, known)
+        });
+        let joined = match (known, announce.event) {
+            (Some(stopped), AnnounceEvent::Stopped) => {
                 self.after_removal(position);
-                let previous = Some(previous);
-                JoinOutcome { own: None, change: SwarmChange::Stopped, previous }
+                stopped
             }
-            (Some(own), _) => self.refresh(position, own, record, announce, &context),
+            (Some(refreshed), _) => refreshed,
             (None, AnnounceEvent::Stopped) => JoinOutcome::default(),
             (None, _) if !endpoint.is_listening() => JoinOutcome::default(),
-            (None, _) => self.join(position, record, announce, found.same_address, &context),
+            (None, _) => self.join(position, record, announce, same_address, &context),
         };
         self.count_change(before, position, <PeerStores as RecordWidth<N>>::FAMILY);
         let lengths = self.prefix_lengths(<PeerStores as RecordWidth<N>>::FAMILY);
@@ -133,40 +139,6 @@ impl Table {
             self.store.change(position, |peers| peers.index_subnets(own, lengths, &context, rng));
         }
         joined
-    }
-
-    /// Updates the record of a peer that is stored.
-    fn refresh<const N: usize>(
-        &mut self,
-        position: u32,
-        own: usize,
-        mut record: [u8; N],
-        announce: &SwarmAnnounce,
-        context: &RecordContext,
-    ) -> JoinOutcome
-    where
-        PeerStores: RecordWidth<N>,
-    {
-        let rng = &mut self.rng;
-        self.store.change(position, |peers| {
-            let previous = role_at(peers, own);
-            let is_seeder = announce.role == Role::Seeder;
-            let counted = peers.at(own)[N - 2] & flags::COMPLETED;
-            let completes = announce.event == AnnounceEvent::Completed
-                && is_seeder
-                && previous != Role::Seeder
-                && counted == 0;
-            record[N - 2] |= if completes { flags::COMPLETED } else { counted };
-            let own = if peers.is_seeder(own) == is_seeder {
-                peers.replace(own, record);
-                Some(own)
-            } else {
-                peers.remove(own, context);
-                peers.insert(is_seeder, record, context, rng)
-            };
-            let change = if completes { SwarmChange::Completed } else { SwarmChange::Refreshed };
-            JoinOutcome { own, change, previous: Some(previous) }
-        })
     }
 
     /// Adds a peer, of whose address `same_address` others were seen.
@@ -263,6 +235,34 @@ impl Table {
         let selection = Selection { requester, own, subnet: subnet.as_ref(), limit_addresses };
         select(&peers, &selection, &context, &mut self.rng, out)
     }
+}
+
+/// Updates the record of a peer that is stored.
+fn refresh<const N: usize>(
+    peers: &mut FamilyPeers<'_, N>,
+    own: usize,
+    mut record: [u8; N],
+    announce: &SwarmAnnounce,
+    context: &RecordContext,
+    rng: &mut fastrand::Rng,
+) -> JoinOutcome {
+    let previous = role_at(peers, own);
+    let is_seeder = announce.role == Role::Seeder;
+    let counted = peers.at(own)[N - 2] & flags::COMPLETED;
+    let completes = announce.event == AnnounceEvent::Completed
+        && is_seeder
+        && previous != Role::Seeder
+        && counted == 0;
+    record[N - 2] |= if completes { flags::COMPLETED } else { counted };
+    let own = if peers.is_seeder(own) == is_seeder {
+        peers.replace(own, record);
+        Some(own)
+    } else {
+        peers.remove(own, context);
+        peers.insert(is_seeder, record, context, rng)
+    };
+    let change = if completes { SwarmChange::Completed } else { SwarmChange::Refreshed };
+    JoinOutcome { own, change, previous: Some(previous) }
 }
 
 fn role_at<const N: usize>(peers: &FamilyPeers<'_, N>, position: usize) -> Role {

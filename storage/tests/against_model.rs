@@ -1,4 +1,4 @@
-//! The swarm table against a naive one, over operations drawn at random.
+//! Comparison of the swarm table with a simple model, over random operations.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
@@ -16,7 +16,7 @@ fn run(seed: u64, steps: usize, torrents: u8, peers: u16, caps: Caps) {
         let bytes = std::array::from_fn(|_| rng.u8(..));
         let mut operation = Operation::from_bytes(bytes);
         operation.torrent %= torrents;
-        // Waiting is rarer than announcing, or no swarm would ever grow.
+        // Waiting is rarer than announcing; otherwise no swarm would grow.
         if operation.kind % 16 == 14 && rng.u16(..) > peers.max(1_000) / 64 {
             operation.kind = 0;
         }
@@ -56,15 +56,15 @@ fn caps_agree_with_the_model() {
 }
 
 #[test]
-fn preferred_neighbours_agree_with_the_model() {
+fn preferred_subnet_peers_agree_with_the_model() {
     for (seed, torrents, peers) in [(40, 50, 30), (41, 7, 150), (42, 2, 4_000)] {
         run(seed, 20_000, torrents, peers, Caps { per_ipv4: 5, ..Caps::default() });
     }
 }
 
 #[test]
-fn a_starved_sweep_revives_nobody() {
-    // A tick is 10 s here. 100 ticks is what the sweep must bear; beyond that the table notices.
+fn a_delayed_sweep_revives_no_expired_peer() {
+    // A tick is 20 s here. The sweep may be 100 ticks late; after a longer gap the table checks all peers at once.
     for frozen in [1_000, 1_210, 1_360, 1_500, 2_560, 2_600, 26_000, 1_000_000] {
         let mut checker = Checker::new(frozen, 400, Caps::default());
         let mut rng = fastrand::Rng::with_seed(frozen);
@@ -79,7 +79,7 @@ fn a_starved_sweep_revives_nobody() {
             checker.wait(u64::from(LIFETIME) / 25);
         }
         checker.freeze(frozen);
-        // The announces check that nobody expired is handed out.
+        // The announces check that no expired peer is returned.
         announce_some(&mut checker, 300);
         checker.finish();
     }

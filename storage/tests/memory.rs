@@ -1,4 +1,4 @@
-//! What a table does when memory runs short.
+//! Eviction and refusals when the table reaches its memory limit.
 
 mod common;
 
@@ -8,7 +8,7 @@ use tsubame_storage::{
     Seconds, SwarmAnnounce, SwarmChange, Swarms, TableSettings,
 };
 
-const CEILING: usize = 4 << 20;
+const MEMORY_LIMIT: usize = 4 << 20;
 
 fn torrent(number: u32) -> InfoHash {
     let mut info_hash = TORRENT;
@@ -16,12 +16,12 @@ fn torrent(number: u32) -> InfoHash {
     info_hash
 }
 
-/// Addresses of different /24 networks
-fn stranger(number: u32) -> Endpoint {
+/// Returns an endpoint in a /24 network of its own.
+fn peer_of_own_network(number: u32) -> Endpoint {
     Endpoint::new((0x1000_0000 + number * 256).to_be_bytes().into(), 6_881)
 }
 
-fn enter(
+fn announce_to(
     table: &mut Swarms,
     info_hash: InfoHash,
     endpoint: Endpoint,
@@ -37,7 +37,7 @@ fn enter(
         &announce,
         PeerOutput::for_family(Family::V4, &mut v4),
     );
-    assert!(table.stats().bytes <= CEILING);
+    assert!(table.stats().bytes <= MEMORY_LIMIT);
     announced
 }
 
@@ -45,19 +45,23 @@ fn sweep(table: &mut Swarms) {
     while table.sweep(Seconds(1)) {}
 }
 
-/// Where nobody has more than anybody else, new torrents are refused, and later everything that grows
+/// If all sources have equal shares, new torrents are refused first, later all joins that need memory.
 #[test]
-fn the_ceiling_refuses_new_torrents_first() {
-    let mut table = Swarms::new(TableSettings { memory_bytes: CEILING, ..settings(1) });
+fn the_memory_limit_refuses_new_torrents_first() {
+    let mut table = Swarms::new(TableSettings { memory_bytes: MEMORY_LIMIT, ..settings(1) });
     let refused = (0..100_000).filter(|number| {
-        let announced =
-            enter(&mut table, torrent(*number), stranger(*number), AnnounceEvent::Started);
+        let announced = announce_to(
+            &mut table,
+            torrent(*number),
+            peer_of_own_network(*number),
+            AnnounceEvent::Started,
+        );
         sweep(&mut table);
         if announced.change == SwarmChange::Joined {
             return false;
         }
         assert_eq!(announced.change, SwarmChange::Refused(JoinRefusal::NewTorrent));
-        assert_eq!(announced.counts.leechers, 1, "the announcer is counted");
+        assert_eq!(announced.counts.leechers, 1, "the requester is counted");
         true
     });
     let refused = refused.count();
@@ -65,34 +69,45 @@ fn the_ceiling_refuses_new_torrents_first() {
     let stats = table.stats();
     assert_eq!((stats.pressure_per_1_000, stats.evicted.source_peers), (1_000, 0));
     assert!(stats.evicted.episodes > 0);
-    // A torrent that is there still takes peers.
-    let announced = enter(&mut table, torrent(7), stranger(200_000), AnnounceEvent::Started);
+    // A stored torrent still accepts peers.
+    let announced =
+        announce_to(&mut table, torrent(7), peer_of_own_network(200_000), AnnounceEvent::Started);
     assert_eq!((announced.change, announced.counts.leechers), (SwarmChange::Joined, 2));
     let stored = (0..300_000).take_while(|number| {
-        let joined =
-            enter(&mut table, torrent(7), stranger(300_000 + number), AnnounceEvent::Started);
+        let joined = announce_to(
+            &mut table,
+            torrent(7),
+            peer_of_own_network(300_000 + number),
+            AnnounceEvent::Started,
+        );
         joined.change != SwarmChange::Refused(JoinRefusal::Memory)
     });
     let stored = stored.count();
     assert!((1_000..299_999).contains(&stored), "{stored} peers stored");
-    let announced = enter(&mut table, torrent(7), stranger(900_000), AnnounceEvent::Started);
-    assert_eq!(announced.counts.leechers as usize, stored + 3, "the announcer is counted");
-    assert_eq!(announced.v4_len, 60, "it gets peers");
+    let announced =
+        announce_to(&mut table, torrent(7), peer_of_own_network(900_000), AnnounceEvent::Started);
+    assert_eq!(announced.counts.leechers as usize, stored + 3, "the requester is counted");
+    assert_eq!(announced.v4_len, 60, "a peer that is not stored still gets peers");
 }
 
-/// Torrents without peers go before anybody's peer, and all of them at once if that is asked for
+/// Torrents without peers are evicted before any peer, and all of them at once on demand.
 #[test]
-fn torrents_without_peers_go_first() {
-    let mut table = Swarms::new(TableSettings { memory_bytes: CEILING, ..settings(2) });
+fn torrents_without_peers_are_evicted_first() {
+    let mut table = Swarms::new(TableSettings { memory_bytes: MEMORY_LIMIT, ..settings(2) });
     for number in 0..20_000 {
-        enter(&mut table, torrent(number), stranger(number), AnnounceEvent::Started);
+        announce_to(
+            &mut table,
+            torrent(number),
+            peer_of_own_network(number),
+            AnnounceEvent::Started,
+        );
         sweep(&mut table);
     }
     for number in 20_000..200_000 {
         for event in [AnnounceEvent::Started, AnnounceEvent::Completed, AnnounceEvent::Stopped] {
-            // One source: it would be next.
+            // All from one source, whose peers would be evicted next.
             let endpoint = Endpoint::new([9, 9, 9, 9].into(), 6_881);
-            let change = enter(&mut table, torrent(number), endpoint, event).change;
+            let change = announce_to(&mut table, torrent(number), endpoint, event).change;
             assert!(!matches!(change, SwarmChange::Refused(_)), "{number}: {change:?}");
         }
         sweep(&mut table);
@@ -107,21 +122,26 @@ fn torrents_without_peers_go_first() {
     assert_eq!((table.stats().empty_torrents, table.stats().torrents), (0, 20_000));
 }
 
-/// A source keeps its share and no more; it is named, and joins no more peers while memory is short
+/// A source with more than its share is evicted down to it, is reported, and cannot join peers while memory is short.
 #[test]
-fn a_source_keeps_its_share() {
-    let mut table = Swarms::new(TableSettings { memory_bytes: CEILING, ..settings(3) });
+fn a_source_is_limited_to_its_share() {
+    let mut table = Swarms::new(TableSettings { memory_bytes: MEMORY_LIMIT, ..settings(3) });
     for number in 0..20_000 {
-        enter(&mut table, torrent(number), stranger(number), AnnounceEvent::Started);
+        announce_to(
+            &mut table,
+            torrent(number),
+            peer_of_own_network(number),
+            AnnounceEvent::Started,
+        );
     }
     let mut refused = 0;
     for number in 0..500_000_u32 {
         let endpoint = Endpoint::new([9, 9, 9, number as u8].into(), number as u16 | 1_024);
         let announced =
-            enter(&mut table, torrent(20_000 + number), endpoint, AnnounceEvent::Started);
+            announce_to(&mut table, torrent(20_000 + number), endpoint, AnnounceEvent::Started);
         refused += u32::from(announced.change == SwarmChange::Refused(JoinRefusal::Source));
         if number % 64 == 0 {
-            // As a shard does after a batch.
+            // A shard sweeps after each batch.
             table.sweep(Seconds(1));
         }
     }
@@ -131,21 +151,26 @@ fn a_source_keeps_its_share() {
     let top = stats.top_sources[0].unwrap();
     assert_eq!(top.source.to_string(), "9.9.9.0/24");
     for number in 0..20_000 {
-        let known = enter(&mut table, torrent(number), stranger(number), AnnounceEvent::None);
+        let known = announce_to(
+            &mut table,
+            torrent(number),
+            peer_of_own_network(number),
+            AnnounceEvent::None,
+        );
         assert_eq!(known.change, SwarmChange::Refreshed, "{number}");
     }
 }
 
-/// Settings change while the table is used: a ceiling, caps, a lifetime
+/// The memory limit, the caps and the lifetime can be changed while the table is in use.
 #[test]
-fn settings_change_while_the_table_is_used() {
-    let mut table = Swarms::new(TableSettings { memory_bytes: CEILING, ..settings(4) });
+fn settings_can_change_while_the_table_is_in_use() {
+    let mut table = Swarms::new(TableSettings { memory_bytes: MEMORY_LIMIT, ..settings(4) });
     let many = |port: u16| Endpoint::new([9, 9, 9, 9].into(), port);
     (0..300).for_each(|port| {
-        _ = enter(&mut table, torrent(1), many(2_000 + port), AnnounceEvent::Started)
+        _ = announce_to(&mut table, torrent(1), many(2_000 + port), AnnounceEvent::Started)
     });
     let caps = tsubame_storage::Caps { swarm: 0, per_ipv4: 5, per_ipv6_64: 5 };
-    let capped = TableSettings { memory_bytes: CEILING, caps, ..settings(4) };
+    let capped = TableSettings { memory_bytes: MEMORY_LIMIT, caps, ..settings(4) };
     table.reconfigure(capped);
     for (port, expected) in (0..7).zip(
         [SwarmChange::Joined; 5]
@@ -153,18 +178,18 @@ fn settings_change_while_the_table_is_used() {
             .chain([SwarmChange::Refused(JoinRefusal::AddressCap); 2]),
     ) {
         assert_eq!(
-            enter(&mut table, torrent(2), many(5_000 + port), AnnounceEvent::Started).change,
+            announce_to(&mut table, torrent(2), many(5_000 + port), AnnounceEvent::Started).change,
             expected
         );
     }
-    // What was there keeps being found.
+    // Stored peers stay.
     for port in 0..300 {
-        let known = enter(&mut table, torrent(1), many(2_000 + port), AnnounceEvent::None);
+        let known = announce_to(&mut table, torrent(1), many(2_000 + port), AnnounceEvent::None);
         assert_eq!(known.change, SwarmChange::Refreshed);
     }
     table.reconfigure(TableSettings {
         peer_lifetime_secs: 60,
-        memory_bytes: CEILING,
+        memory_bytes: MEMORY_LIMIT,
         ..settings(4)
     });
     while table.sweep(Seconds(400)) {}

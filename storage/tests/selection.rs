@@ -1,4 +1,4 @@
-//! Which peers are handed out, over many announces.
+//! Distribution of the peers that are returned, over many announces.
 
 mod common;
 
@@ -20,7 +20,7 @@ fn announce(swarms: &mut Swarms, endpoint: Endpoint, role: Role, wanted: usize) 
     common::announce(swarms, endpoint, role, AnnounceEvent::None, wanted)
 }
 
-/// How far the observed numbers are from equal ones: about 1 a degree of freedom if they only vary by chance
+/// Returns the chi-square statistic of the counts per degree of freedom: about 1 if they are equal except for chance.
 fn chi_square_per_degree(observed: &BTreeMap<Endpoint, u32>) -> f64 {
     let sum: u32 = observed.values().sum();
     let expected = f64::from(sum) / observed.len() as f64;
@@ -28,15 +28,15 @@ fn chi_square_per_degree(observed: &BTreeMap<Endpoint, u32>) -> f64 {
     observed.values().map(square).sum::<f64>() / (observed.len() - 1) as f64
 }
 
-/// Every peer of a swarm is handed out equally often, however the swarm came to be
+/// Every peer of a swarm is returned equally often, regardless of the order of joins and stops.
 #[test]
-fn peers_are_handed_out_uniformly() {
+fn peers_are_selected_uniformly() {
     for (size, wanted) in [(4, 2), (30, 7), (64, 20), (200, 50), (5_000, 50)] {
         for asks in [Role::Leecher, Role::Seeder] {
             let seed = u64::from(size) + 1;
             println!("seed {seed}: {wanted} of {size} for a {asks:?}");
             let mut observed = BTreeMap::new();
-            // Many swarms, built anew with joins and leaves: positions must not remember the order.
+            // Many new swarms with joins and stops: the order of joins must have no influence.
             for round in 0..40 {
                 let mut table = swarms(seed * 1_000 + round);
                 for number in 0..size + size / 2 {
@@ -47,28 +47,28 @@ fn peers_are_handed_out_uniformly() {
                     let (role, event) = (Role::Leecher, AnnounceEvent::Stopped);
                     common::announce(&mut table, peer(number), role, event, 0);
                 }
-                // The announcer is one of the swarm: it must not bias its neighbours.
-                let asker = if asks == Role::Leecher { peer(1) } else { peer(0) };
+                // The requester is in the swarm; the records next to its own must not be preferred or avoided.
+                let requester = if asks == Role::Leecher { peer(1) } else { peer(0) };
                 for _ in 0..(size / wanted as u32 * 25).max(250) {
-                    for handed in announce(&mut table, asker, asks, wanted) {
-                        assert_ne!(handed, asker);
-                        *observed.entry(handed).or_insert(0) += 1;
+                    for returned in announce(&mut table, requester, asks, wanted) {
+                        assert_ne!(returned, requester);
+                        *observed.entry(returned).or_insert(0) += 1;
                     }
                 }
             }
             let eligible = (0..size).filter(|n| asks == Role::Leecher || n % 3 != 0).count();
             let own = usize::from(asks == Role::Leecher);
             assert_eq!(observed.len(), eligible - own);
-            // A run shares its members, so counts vary by more than independent draws would, at most by
-            // the length of the run over the number of swarms; a bias would show as many times that.
+            // Peers are returned in runs of adjacent records, so the counts vary more than independent draws, at most
+            // by the length of a run divided by the number of swarms. A bias would show as a multiple of that.
             let spread = chi_square_per_degree(&observed);
-            assert!(spread < 3.5, "counts vary {spread:.2} times as much as chance");
+            assert!(spread < 3.5, "the counts vary {spread:.2} times as much as independent draws");
         }
     }
 }
 
 #[test]
-fn partial_seeds_are_handed_to_leechers_only() {
+fn partial_seeds_are_returned_to_leechers_only() {
     let mut table = swarms(1);
     announce(&mut table, peer(1), Role::PartialSeed, 9);
     announce(&mut table, peer(2), Role::Leecher, 9);
@@ -82,12 +82,12 @@ fn partial_seeds_are_handed_to_leechers_only() {
     assert_eq!(announce(&mut table, peer(1), Role::PartialSeed, 9), [peer(2)]);
 }
 
-/// Where both families share a reply, what one has no peers for goes to the other
+/// If one family has too few usable peers for its share of a reply, the other family fills it.
 #[test]
-fn a_share_that_cannot_be_filled_is_not_lost() {
+fn the_other_family_fills_an_unused_share() {
     let mut table = swarms(11);
     for number in 0..100 {
-        // Private, so of no use to the requester below.
+        // Private addresses, which the requester below cannot reach.
         let v4 = Endpoint::new([10, 0, 0, number].into(), 6_881);
         announce(&mut table, v4, Role::Leecher, 0);
         let v6 = [0x2a00, 1, 0, 0, 0, 0, 0, u16::from(number)];
@@ -107,7 +107,7 @@ fn a_share_that_cannot_be_filled_is_not_lost() {
     assert_eq!((announced.v4_len, announced.v6_len / 18), (0, 50));
 }
 
-/// One address with many ports has four places in a reply, unless nobody else is there
+/// A reply has at most four peers of one address, unless there are too few others.
 #[test]
 fn a_reply_has_few_peers_of_one_address() {
     for caps in [Caps::default(), Caps { swarm: 0, per_ipv4: 200, per_ipv6_64: 200 }] {
@@ -119,13 +119,16 @@ fn a_reply_has_few_peers_of_one_address() {
             }
             (0..others).for_each(|other| _ = announce(&mut table, peer(other), Role::Seeder, 0));
             for round in 0..200 {
-                let handed = announce(&mut table, peer(10_000), Role::Leecher, 50);
-                let of_one = handed.iter().filter(|it| it.address() == peer(0).address()).count();
+                let returned = announce(&mut table, peer(10_000), Role::Leecher, 50);
+                let of_one = returned.iter().filter(|it| it.address() == peer(0).address()).count();
                 assert!(of_one <= 1);
-                let of_many = handed.iter().filter(|it| it.port() != 6_881).count();
+                let of_many = returned.iter().filter(|it| it.port() != 6_881).count();
                 let expected = if others < 46 { 50 - others as usize } else { 4 };
-                // Addresses that share a counter with another may be passed over.
-                assert!(of_many <= expected + 2 && handed.len() == 50, "round {round}: {of_many}");
+                // Addresses that share a counter with another one may be skipped.
+                assert!(
+                    of_many <= expected + 2 && returned.len() == 50,
+                    "round {round}: {of_many}"
+                );
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Neighbours are handed out first, also where a swarm is too large to be looked through.
+//! Subnet peers are returned first, also in swarms that are too large for a full search.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
@@ -11,14 +11,16 @@ use tsubame_storage::{
     TableSettings,
 };
 
-/// Racks of 20 hosts, sites of 100, and a swarm of so many sites that an announce cannot look at all
+/// Number of hosts of a rack, which share the longer prefix.
 const RACK: u32 = 20;
+/// Number of hosts of a site, which share the shorter prefix.
 const SITE: u32 = 100;
+/// Number of hosts: a swarm that is too large for a full search.
 const HOSTS: u32 = 10_000;
 
 const WANTED: usize = 50;
 
-fn preferring(v4: &[u8], at_random_percent: u8) -> SubnetPreference {
+fn preference(v4: &[u8], at_random_percent: u8) -> SubnetPreference {
     SubnetPreference {
         v4: PrefixLengths::new(v4).unwrap(),
         v6: PrefixLengths::new(&[64, 48]).unwrap(),
@@ -32,7 +34,7 @@ fn swarms(subnets: SubnetPreference) -> Swarms {
     swarms
 }
 
-/// A rack is a /24 in a site that is a /16; of IPv6 a /64 in a /48
+/// Returns the endpoint of a host. A rack is a /24 in a site of a /16 for IPv4, a /64 in a /48 for IPv6.
 fn host(number: u32, family: Family) -> Endpoint {
     let (site, rack, host) = (number / SITE, number % SITE / RACK, number % RACK);
     let [site, rack, host] = [site as u16, rack as u16, host as u16];
@@ -49,11 +51,11 @@ fn announce(
     event: AnnounceEvent,
     wanted: usize,
 ) -> Vec<Endpoint> {
-    let handed = common::announce(swarms, endpoint, Role::Leecher, event, wanted);
-    let distinct: BTreeSet<_> = handed.iter().collect();
-    assert_eq!(distinct.len(), handed.len(), "a peer was handed out twice");
-    assert!(!distinct.contains(&endpoint), "handed itself");
-    handed
+    let returned = common::announce(swarms, endpoint, Role::Leecher, event, wanted);
+    let distinct: BTreeSet<_> = returned.iter().collect();
+    assert_eq!(distinct.len(), returned.len(), "a peer was returned twice");
+    assert!(!distinct.contains(&endpoint), "the requester was returned to itself");
+    returned
 }
 
 fn fill(swarms: &mut Swarms, hosts: impl Iterator<Item = u32>, family: Family) {
@@ -62,86 +64,89 @@ fn fill(swarms: &mut Swarms, hosts: impl Iterator<Item = u32>, family: Family) {
 }
 
 #[test]
-fn the_rack_comes_first_then_the_site_then_anybody() {
+fn peers_are_returned_by_rack_then_site_then_at_random() {
     for family in Family::ALL {
-        // However the preference came about: from the start, or when the swarm was there, whose peers announce again.
+        // With a preference from the start, or set when the swarm was large, before its peers announced again.
         for late in [false, true] {
-            let subnets = preferring(&[24, 16], 0);
+            let subnets = preference(&[24, 16], 0);
             let mut table = swarms(if late { SubnetPreference::default() } else { subnets });
             fill(&mut table, 0..HOSTS, family);
             if late {
-                table.set_subnet_preference(preferring(&[20], 0));
+                table.set_subnet_preference(preference(&[20], 0));
                 fill(&mut table, 0..HOSTS / 2, family);
                 table.set_subnet_preference(subnets);
                 fill(&mut table, 0..HOSTS, family);
             }
-            let asker = 4_321;
-            let rack = asker / RACK * RACK;
-            let site = asker / SITE * SITE;
+            let requester = 4_321;
+            let rack = requester / RACK * RACK;
+            let site = requester / SITE * SITE;
             let hosts = |range: std::ops::Range<u32>| -> BTreeSet<_> {
-                range.filter(|other| *other != asker).map(|n| host(n, family)).collect()
+                range.filter(|other| *other != requester).map(|n| host(n, family)).collect()
             };
             let (rack, site) = (hosts(rack..rack + RACK), hosts(site..site + SITE));
-            let handed = announce(&mut table, host(asker, family), AnnounceEvent::None, WANTED);
-            assert_eq!(handed[..rack.len()].iter().copied().collect::<BTreeSet<_>>(), rack);
-            assert!(handed.iter().all(|peer| site.contains(peer)), "{handed:?}");
-            assert_eq!(handed.len(), WANTED);
-            // Of a prefix no more than 64 are looked at; the others come by chance.
-            let handed = announce(&mut table, host(asker, family), AnnounceEvent::None, 2 * WANTED);
-            let near = handed.iter().filter(|peer| site.contains(peer)).count();
-            assert_eq!(handed.len(), 2 * WANTED);
-            assert!((63..SITE as usize).contains(&near), "{near} neighbours");
-            // Those who have left are not handed out.
+            let returned =
+                announce(&mut table, host(requester, family), AnnounceEvent::None, WANTED);
+            assert_eq!(returned[..rack.len()].iter().copied().collect::<BTreeSet<_>>(), rack);
+            assert!(returned.iter().all(|peer| site.contains(peer)), "{returned:?}");
+            assert_eq!(returned.len(), WANTED);
+            // At most 64 peers of a prefix are examined; the others are returned at random.
+            let returned =
+                announce(&mut table, host(requester, family), AnnounceEvent::None, 2 * WANTED);
+            let near = returned.iter().filter(|peer| site.contains(peer)).count();
+            assert_eq!(returned.len(), 2 * WANTED);
+            assert!((63..SITE as usize).contains(&near), "{near} subnet peers");
+            // Peers that have stopped are not returned.
             for number in 4_300..4_400 {
                 announce(&mut table, host(number, family), AnnounceEvent::Stopped, 0);
             }
-            let handed = announce(&mut table, host(asker, family), AnnounceEvent::None, WANTED);
-            assert_eq!(handed.len(), WANTED);
-            assert!(handed.iter().all(|peer| !site.contains(peer)));
+            let returned =
+                announce(&mut table, host(requester, family), AnnounceEvent::None, WANTED);
+            assert_eq!(returned.len(), WANTED);
+            assert!(returned.iter().all(|peer| !site.contains(peer)));
         }
     }
 }
 
 #[test]
-fn neighbours_beyond_number_are_all_handed_out_in_turn() {
-    let mut table = swarms(preferring(&[8], 0));
+fn all_peers_of_a_large_subnet_are_returned_in_turn() {
+    let mut table = swarms(preference(&[8], 0));
     fill(&mut table, 0..HOSTS / 10, Family::V4);
     let mut observed = BTreeMap::new();
     for _ in 0..20 {
         for number in 0..HOSTS / 10 {
-            let handed =
+            let returned =
                 announce(&mut table, host(number, Family::V4), AnnounceEvent::None, WANTED);
-            assert_eq!(handed.len(), WANTED);
-            handed.into_iter().for_each(|peer| *observed.entry(peer).or_insert(0) += 1);
+            assert_eq!(returned.len(), WANTED);
+            returned.into_iter().for_each(|peer| *observed.entry(peer).or_insert(0) += 1);
         }
     }
-    // 1,000 times each on average.
-    assert_eq!(observed.len(), HOSTS as usize / 10, "some are never handed out");
+    // Each peer is returned 1,000 times on average.
+    assert_eq!(observed.len(), HOSTS as usize / 10, "some peers are never returned");
     let (least, most) = (observed.values().min().unwrap(), observed.values().max().unwrap());
     assert!(*least > 250 && *most < 3_000, "{least} to {most} times");
 }
 
 #[test]
-fn a_share_comes_from_anywhere() {
+fn the_random_share_comes_from_the_whole_swarm() {
     for hosts in [40, HOSTS] {
-        let mut table = swarms(preferring(&[24], 20));
+        let mut table = swarms(preference(&[24], 20));
         fill(&mut table, 0..hosts, Family::V4);
-        let handed = announce(&mut table, host(7, Family::V4), AnnounceEvent::None, 20);
+        let returned = announce(&mut table, host(7, Family::V4), AnnounceEvent::None, 20);
         let near = |peer: &Endpoint| (0..RACK).any(|number| host(number, Family::V4) == *peer);
-        assert_eq!(handed.len(), 20);
-        assert!(handed[..16].iter().all(near));
-        let rest = handed[16..].iter().filter(|peer| near(peer)).count();
-        assert!(rest < 4, "{rest} of 4 are neighbours as well");
+        assert_eq!(returned.len(), 20);
+        assert!(returned[..16].iter().all(near));
+        let rest = returned[16..].iter().filter(|peer| near(peer)).count();
+        assert!(rest < 4, "{rest} of 4 random peers are subnet peers");
     }
 }
 
-/// What is known of neighbours goes with them, and where they are no longer preferred
+/// The memory of the subnet indexes is freed when the preference is removed.
 #[test]
-fn memory_comes_back() {
+fn subnet_indexes_are_freed() {
     let mut table = swarms(SubnetPreference::default());
     fill(&mut table, 0..HOSTS, Family::V4);
     let without = table.stats().bytes;
-    table.set_subnet_preference(preferring(&[32, 24, 16, 8], 0));
+    table.set_subnet_preference(preference(&[32, 24, 16, 8], 0));
     fill(&mut table, 0..HOSTS, Family::V4);
     let with = table.stats().bytes;
     assert!(with > without + 4 * HOSTS as usize, "{with} bytes with, {without} without");
@@ -152,21 +157,21 @@ fn memory_comes_back() {
     assert_eq!(table.stats().bytes, without);
 }
 
-/// Who is not stored finds a large swarm's neighbours as they were known by other lengths: none twice, and no fewer
+/// After a change of prefix lengths, a requester that is not stored still gets all peers of a large swarm, each once.
 #[test]
-fn other_lengths_hold_at_once() {
-    let mut table = swarms(preferring(&[16, 8], 0));
-    // A hundred, each in a /24 of its own.
+fn changed_prefix_lengths_apply_at_once() {
+    let mut table = swarms(preference(&[16, 8], 0));
+    // A hundred peers, each in its own /24.
     let hosts: Vec<_> =
         (0..100).map(|rack| Endpoint::new([81, 7, rack, 1].into(), 7_000)).collect();
     for host in &hosts {
         announce(&mut table, *host, AnnounceEvent::Started, 0);
     }
-    let asker = |port| Endpoint::new([81, 7, 200, 1].into(), port);
+    let requester = |port| Endpoint::new([81, 7, 200, 1].into(), port);
     for lengths in [&[24, 12][..], &[20], &[16, 8], &[32, 24, 16, 8]] {
-        table.set_subnet_preference(preferring(lengths, 0));
-        // Nobody can connect to port 0, so it is answered and not stored.
-        assert_eq!(announce(&mut table, asker(0), AnnounceEvent::None, 200).len(), hosts.len());
+        table.set_subnet_preference(preference(lengths, 0));
+        // A requester with port 0 gets a reply and is not stored.
+        assert_eq!(announce(&mut table, requester(0), AnnounceEvent::None, 200).len(), hosts.len());
         assert_eq!(announce(&mut table, hosts[3], AnnounceEvent::None, 200).len(), hosts.len() - 1);
     }
 }

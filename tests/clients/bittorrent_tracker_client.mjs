@@ -1,5 +1,5 @@
-// The npm package bittorrent-tracker as a client of all three requests: a version of the package, then a URL.
-// Prints a line of JSON for each step and fails if one does not come.
+// Runs the npm package bittorrent-tracker as a client: announces and scrapes. Arguments: package name, tracker URL.
+// Prints a JSON object with the result of each step. Fails on an error, or after 20 seconds.
 
 import { randomBytes } from 'node:crypto'
 
@@ -21,7 +21,7 @@ function fail (error) {
   process.exit(1)
 }
 
-setTimeout(() => fail(new Error('too late')), 20_000).unref()
+setTimeout(() => fail(new Error('timeout')), 20_000).unref()
 
 function once (emitter, event, act) {
   return new Promise(resolve => {
@@ -30,7 +30,7 @@ function once (emitter, event, act) {
   })
 }
 
-// Announce replies over UDP do not say how often a torrent was downloaded.
+// Announce replies over UDP have no number of downloads.
 function counts ({ complete, incomplete, downloaded }) {
   return [complete, incomplete, downloaded ?? null]
 }

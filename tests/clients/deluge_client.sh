@@ -1,5 +1,5 @@
 #!/bin/sh
-# Deluge as a client of one torrent, without means to find peers other than its tracker: TORRENT DIRECTORY ADDRESS
+# Runs Deluge with one torrent; the tracker is the only source of peers. Arguments: TORRENT DIRECTORY ADDRESS
 config=$2/deluge
 mkdir -p "$config"
 printf '%s' '{"file": 1, "format": 1}{"dht": false, "lsd": false, "utpex": false, "upnp": false, "natpmp": false,

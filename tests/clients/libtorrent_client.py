@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Downloads or seeds a torrent with libtorrent until it is killed: TORRENT DIRECTORY INTERFACE.
 
-Every way to find peers but the tracker is off.
+All sources of peers except the tracker are disabled.
 """
 
 import signal
@@ -18,9 +18,9 @@ session = libtorrent.session(
         "enable_lsd": False,
         "enable_upnp": False,
         "enable_natpmp": False,
-        # The tracker of these tests has a certificate of its own making.
+        # The tracker of these tests has a self-signed certificate.
         "validate_https_trackers": False,
-        # Nor is its address one that the internet knows.
+        # Its address is private, which libtorrent would refuse otherwise.
         "ssrf_mitigation": False,
         "alert_mask": libtorrent.alert.category_t.all_categories,
     }
@@ -36,12 +36,12 @@ session.add_torrent(parameters)
 
 announces = replies = 0
 interrupts = []
-# A handler, not an exception: that could strike between an alert and its being counted.
+# A handler, because an exception could be raised before an alert is counted.
 signal.signal(signal.SIGINT, lambda *_: interrupts.append(True))
 
 
 def show_tracker_alerts():
-    """Prints what the tracker was asked and said, and counts it."""
+    """Prints and counts the alerts about tracker requests and replies."""
     global announces, replies
     session.wait_for_alert(1000)
     for alert in session.pop_alerts():
@@ -53,8 +53,8 @@ def show_tracker_alerts():
 
 while not interrupts:
     show_tracker_alerts()
-# Says goodbye to the tracker, and waits until that has been heard, not for a number of alerts:
-# on a busy machine those of other things come first.
+# Sends the stopped event and waits for its reply. Counting alerts would not do, because on a busy
+# machine unrelated alerts may come first.
 show_tracker_alerts()
 before = announces
 session.pause()

@@ -1,18 +1,18 @@
-//! A client that speaks HTTP in bytes.
+//! A client that writes and parses HTTP itself.
 
-use super::PATIENCE;
+use super::WAIT_TIMEOUT;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use tsubame_http::bencode::Value;
 
-/// A connection; what has been read beyond a reply is kept for the next
+/// A connection. Bytes that were read beyond a reply are kept for the next one.
 pub(crate) struct Connection<S = TcpStream> {
     pub(crate) stream: S,
     read: Vec<u8>,
 }
 
-/// A reply
+/// A reply to a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -23,7 +23,7 @@ pub(crate) struct Reply {
 impl Connection {
     pub(crate) fn to(tracker: SocketAddr) -> Self {
         let stream = TcpStream::connect(tracker).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
         Self::over(stream)
     }
 }
@@ -41,13 +41,13 @@ impl<S: Read + Write> Connection<S> {
         self.get_with(target, "")
     }
 
-    /// Asks with more headers, each with its end
+    /// Sends a GET request with additional headers, each with its line end, and returns the reply.
     pub(crate) fn get_with(&mut self, target: &str, headers: &str) -> Reply {
         self.send(format!("GET {target} HTTP/1.1\r\nHost: t.example\r\n{headers}\r\n").as_bytes());
         self.reply().expect("no reply")
     }
 
-    /// The next reply to a GET; `None` if the connection has ended instead
+    /// Returns the next reply to a GET request, or `None` if the connection was closed.
     pub(crate) fn reply(&mut self) -> Option<Reply> {
         self.reply_to("GET")
     }
@@ -58,7 +58,7 @@ impl<S: Read + Write> Connection<S> {
                 break at + 4;
             }
             if !self.read_more() {
-                assert!(self.read.is_empty(), "half a reply: {}", self.read.escape_ascii());
+                assert!(self.read.is_empty(), "an incomplete reply: {}", self.read.escape_ascii());
                 return None;
             }
         };
@@ -79,7 +79,7 @@ impl<S: Read + Write> Connection<S> {
 
     fn take(&mut self, length: usize) -> Vec<u8> {
         while self.read.len() < length {
-            assert!(self.read_more(), "the body ends too soon");
+            assert!(self.read_more(), "the body is incomplete");
         }
         self.read.drain(..length).collect()
     }
@@ -90,7 +90,7 @@ impl<S: Read + Write> Connection<S> {
             let end = loop {
                 match self.read.windows(2).position(|two| two == b"\r\n") {
                     Some(end) => break end,
-                    None => assert!(self.read_more(), "the chunks end too soon"),
+                    None => assert!(self.read_more(), "the chunked body is incomplete"),
                 }
             };
             let length = self.take(end + 2);
@@ -116,16 +116,16 @@ impl<S: Read + Write> Connection<S> {
         }
     }
 
-    /// Whether the other side ends the connection without another word
+    /// Returns whether the tracker closed the connection without another reply.
     pub(crate) fn has_ended(&mut self) -> bool {
         self.reply().is_none()
     }
 
-    pub(crate) fn announce(&mut self, announce: &Announce) -> Announced {
-        Announced::of(&self.get(&announce.target()).body)
+    pub(crate) fn announce(&mut self, announce: &Announce) -> AnnounceReply {
+        AnnounceReply::of(&self.get(&announce.target()).body)
     }
 
-    /// Rows of seeders, completed, leechers, downloaders, in the order of the info hashes
+    /// Returns the rows of a scrape, sorted by info hash: seeders, completed, leechers, downloaders.
     pub(crate) fn scrape(&mut self, info_hashes: &[[u8; 20]]) -> Vec<([u8; 20], [i64; 4])> {
         let query: Vec<_> =
             info_hashes.iter().map(|hash| format!("info_hash={}", escaped(hash))).collect();
@@ -134,7 +134,7 @@ impl<S: Read + Write> Connection<S> {
     }
 }
 
-/// The rows of a scrape
+/// Parses the rows of a scrape: seeders, completed, leechers, downloaders.
 pub(crate) fn rows_of(body: &[u8]) -> Vec<([u8; 20], [i64; 4])> {
     let value =
         Value::parse(body).unwrap_or_else(|error| panic!("{error}: {}", body.escape_ascii()));
@@ -156,13 +156,13 @@ pub(crate) fn escaped(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("%{byte:02x}")).collect()
 }
 
-/// An announce request
+/// An announce request.
 #[derive(Clone, Debug)]
 pub(crate) struct Announce {
     pub(crate) info_hash: [u8; 20],
     pub(crate) port: u16,
     pub(crate) left: u64,
-    /// More parameters, each with an ampersand before it
+    /// Additional parameters, each with an ampersand before it.
     pub(crate) more: String,
 }
 
@@ -185,9 +185,9 @@ impl Announce {
     }
 }
 
-/// An announce reply
+/// An announce reply.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Announced {
+pub(crate) struct AnnounceReply {
     pub(crate) interval: i64,
     pub(crate) min_interval: i64,
     pub(crate) seeders: i64,
@@ -197,8 +197,8 @@ pub(crate) struct Announced {
     pub(crate) peers: BTreeSet<(IpAddr, u16)>,
 }
 
-impl Announced {
-    /// Reads a body as the strictest client would
+impl AnnounceReply {
+    /// Parses a body as strictly as any client does.
     pub(crate) fn of(body: &[u8]) -> Self {
         let value =
             Value::parse(body).unwrap_or_else(|error| panic!("{error}: {}", body.escape_ascii()));
@@ -206,7 +206,7 @@ impl Announced {
             value.get(key).and_then(Value::integer).unwrap_or_else(|| panic!("{key} in {value:?}"))
         };
         let mut all = Vec::new();
-        match value.get("peers").expect("peers are there, even if there are none") {
+        match value.get("peers").expect("the key peers is required, even if it is empty") {
             Value::Bytes(compact) => {
                 assert_eq!(compact.len() % 6, 0);
                 all.extend(compact.chunks(6).map(super::peer_of));
@@ -223,7 +223,7 @@ impl Announced {
             all.extend(compact.chunks(18).map(super::peer_of));
         }
         let peers: BTreeSet<_> = all.iter().copied().collect();
-        assert_eq!(peers.len(), all.len(), "a peer was given twice");
+        assert_eq!(peers.len(), all.len(), "a peer was returned twice");
         Self {
             interval: number("interval"),
             min_interval: number("min interval"),
@@ -236,9 +236,9 @@ impl Announced {
     }
 }
 
-/// The reason of a failure
+/// Returns the failure reason of a reply.
 pub(crate) fn failure(reply: &Reply) -> String {
-    assert_eq!(reply.status, 200, "clients read no other bodies");
+    assert_eq!(reply.status, 200, "clients read the failure reason only with status 200");
     let value = Value::parse(&reply.body).unwrap();
     let reason = value.get("failure reason").and_then(Value::bytes).expect("a failure");
     String::from_utf8(reason.to_vec()).unwrap()

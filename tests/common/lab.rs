@@ -1,9 +1,9 @@
-//! Three hosts in network namespaces on one bridge, and a torrent that goes from one to another.
+//! Three hosts in network namespaces on one bridge, and a torrent that is transferred between two of them.
 //!
-//! Loopback would not do: some clients take no peers there, and two on one address are one to others.
-//! Needs root, and `ip` of iproute2.
+//! Loopback does not suffice: some clients accept no peers there, and two clients on one address count as one for
+//! others. Needs root, and `ip` of iproute2.
 
-use super::{Client, PATIENCE, now};
+use super::{Client, WAIT_TIMEOUT, now};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use sha1::{Digest, Sha1};
 use std::fs::File;
@@ -17,21 +17,21 @@ use std::time::Duration;
 pub(crate) const TRACKER_V4: &str = "10.99.0.1";
 pub(crate) const TRACKER_V6: &str = "2001:db8:99::1";
 
-/// A few megabytes, and not a whole number of pieces
+/// Size of the file: a few megabytes, and not a multiple of the piece size.
 const PAYLOAD_BYTES: usize = 3_000_017;
 const PIECE_BYTES: usize = 65_536;
 
-/// How long a client may take: some ask a second time only after half a minute
-const TRANSFER_PATIENCE: Duration = Duration::from_secs(100);
+/// Timeout of a transfer. Some clients announce a second time only after half a minute.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(100);
 
-/// The hosts
+/// The network namespaces, and the programs that run in them.
 pub(crate) struct Lab {
     name: String,
     children: Vec<(String, Child)>,
     pub(crate) directory: tempfile::TempDir,
 }
 
-/// Which host
+/// A host of the lab.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Host {
     Tracker = 1,
@@ -47,7 +47,7 @@ impl Host {
 
 fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split(' ')).status();
-    assert!(status.is_ok_and(|status| status.success()), "ip {arguments}: is this root?");
+    assert!(status.is_ok_and(|status| status.success()), "ip {arguments} failed: root is required");
 }
 
 impl Lab {
@@ -82,20 +82,20 @@ impl Lab {
         format!("{}-{}", self.name, host as u8)
     }
 
-    /// Has the calling thread, and what it starts, live on a host
+    /// Moves the calling thread, and the processes that it starts, to a host.
     pub(crate) fn enter(&self, host: Host) {
         let space = File::open(Path::new("/run/netns").join(self.host(host))).unwrap();
         move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
     }
 
-    /// A directory of this lab
+    /// Returns a directory of this lab, which is created if it does not exist.
     pub(crate) fn folder(&self, name: &str) -> PathBuf {
         let folder = self.directory.path().join(name);
         std::fs::create_dir_all(&folder).unwrap();
         folder
     }
 
-    /// Starts a program on a host; it ends with the lab
+    /// Starts a program on a host. It is killed when the lab is dropped.
     pub(crate) fn start(&mut self, host: Host, command: Command) {
         let log = self.directory.path().join(format!("{host:?}.log"));
         let output = File::create(&log).unwrap();
@@ -103,7 +103,7 @@ impl Lab {
         inside.args(["netns", "exec", &self.host(host)]);
         inside.arg(command.get_program()).args(command.get_args());
         inside.env("HOME", self.directory.path()).env("TERM", "dumb");
-        // Transmission trusts whom this names.
+        // Transmission trusts the certificates in this file.
         inside.env("CURL_CA_BUNDLE", self.folder("tls").join("cert.pem"));
         let child = inside
             .stdin(Stdio::null())
@@ -114,7 +114,7 @@ impl Lab {
         self.children.push((log.display().to_string(), child));
     }
 
-    /// Ends what was started last, as a user would
+    /// Sends SIGINT to the program that was started last, and waits for its end.
     pub(crate) fn interrupt_last(&mut self) {
         let (_, child) = self.children.last_mut().unwrap();
         let id = child.id().to_string();
@@ -138,7 +138,7 @@ impl Drop for Lab {
     }
 }
 
-/// A file, and the torrent that describes it
+/// A file, and the torrent that describes it.
 pub(crate) struct Torrent {
     pub(crate) path: PathBuf,
     pub(crate) info_hash: [u8; 20],
@@ -147,7 +147,7 @@ pub(crate) struct Torrent {
 }
 
 impl Torrent {
-    /// Makes one with a single tracker, and puts the file where the seeder looks for it
+    /// Creates a torrent with a single tracker, and writes the file to the directory of the seeder.
     pub(crate) fn new(lab: &Lab, seed: u64, announce: &str) -> Self {
         let mut payload = vec![0; PAYLOAD_BYTES];
         fastrand::Rng::with_seed(seed).fill(&mut payload);
@@ -159,7 +159,7 @@ impl Torrent {
         )
         .into_bytes();
         info.extend(pieces);
-        // Private: no client looks for peers anywhere but at the tracker (BEP 27).
+        // Private: clients use no source of peers but the tracker (BEP 27).
         info.extend(b"7:privatei1ee");
         let info_hash = Sha1::digest(&info).into();
         let mut torrent = Self { path: PathBuf::new(), info_hash, info, payload };
@@ -167,7 +167,7 @@ impl Torrent {
         torrent
     }
 
-    /// Writes it again, for a client that reaches the tracker by another way
+    /// Writes the torrent file again with another announce URL.
     pub(crate) fn announce_to(&mut self, lab: &Lab, announce: &str) {
         let mut file = format!("d8:announce{}:{announce}4:info", announce.len()).into_bytes();
         file.extend(&self.info);
@@ -177,37 +177,37 @@ impl Torrent {
         std::fs::write(&self.path, file).unwrap();
     }
 
-    /// Waits until the leecher has the whole file
+    /// Waits until the leecher has the complete file.
     pub(crate) fn wait_for_download(&self, lab: &Lab) {
         let path = lab.folder("leech").join("payload.bin");
         let digest = Sha1::digest(&self.payload);
-        wait_until("the file has arrived", TRANSFER_PATIENCE, || {
+        wait_until("the file has arrived", TRANSFER_TIMEOUT, || {
             std::fs::read(&path).is_ok_and(|bytes| Sha1::digest(&bytes) == digest)
         });
     }
 }
 
-/// Waits for a condition, looking again at intervals a child's exit would not shorten
-pub(crate) fn wait_until(what: &str, patience: Duration, mut holds: impl FnMut() -> bool) {
-    let deadline = now() + patience;
+/// Waits for a condition, which is checked every 50 ms.
+pub(crate) fn wait_until(what: &str, timeout: Duration, mut holds: impl FnMut() -> bool) {
+    let deadline = now() + timeout;
     while !holds() {
-        assert!(now() < deadline, "not in time: {what}");
+        assert!(now() < deadline, "timeout: {what}");
         pause();
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "between two looks at a condition")]
+#[expect(clippy::disallowed_methods, reason = "pause between two checks of a condition")]
 fn pause() {
     std::thread::sleep(Duration::from_millis(50));
 }
 
-/// Waits until the tracker counts so: seeders, completed, leechers
+/// Waits until the scraped counts meet a condition: seeders, completed, leechers.
 pub(crate) fn wait_for_counts(torrent: &Torrent, v6: bool, expected: impl Fn([u32; 3]) -> bool) {
     let host = Host::Tracker.address(v6);
     let tracker = SocketAddr::new(host.parse().unwrap(), 6969);
     let mut client = Client::connected(&host, tracker);
     let mut last = [0; 3];
-    wait_until("the tracker's counts", TRANSFER_PATIENCE, || {
+    wait_until("the tracker's counts", TRANSFER_TIMEOUT, || {
         client.connect();
         let counts = client.scrape(&[torrent.info_hash]).unwrap()[0];
         if counts != std::mem::replace(&mut last, counts) {
@@ -215,5 +215,5 @@ pub(crate) fn wait_for_counts(torrent: &Torrent, v6: bool, expected: impl Fn([u3
         }
         expected(counts)
     });
-    client.socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.socket.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
 }

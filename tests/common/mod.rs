@@ -1,4 +1,4 @@
-//! A tracker as a process, and a client that speaks to it in bytes.
+//! A tracker as a process, and a client that writes and parses UDP datagrams itself.
 
 #![allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part")]
 
@@ -13,25 +13,26 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// Timeout for replies, log lines and conditions that must come.
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a reply takes that is not going to come: loopback answers in microseconds
-pub(crate) const SILENCE: Duration = Duration::from_millis(300);
+/// Time after which a reply that must not come is considered absent. Loopback answers in microseconds.
+pub(crate) const NO_REPLY_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// Settings for tests with many peers of one address
+/// Config for tests with many peers of one address.
 pub(crate) const UNCAPPED: &str = "storage: {caps: {per_ipv4: 0, per_ipv6_64: 0}}\n";
 
 pub(crate) fn tsubame() -> Command {
     Command::new(env!("CARGO_BIN_EXE_tsubame"))
 }
 
-/// The clock of tests; the tracker's own is in src/clock.rs
+/// Returns the time of the tests' clock. The tracker uses that of src/clock.rs.
 #[expect(clippy::disallowed_methods, reason = "deadlines of tests")]
 pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
-/// Cores for so many shards, as a config lists them: the first two there are, in turn
+/// Returns the cores for a number of shards as a list for the config: the first two available cores in turn.
 pub(crate) fn cpus(shards: usize) -> String {
     let affinity = rustix::thread::sched_getaffinity(None).unwrap();
     let all = (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| affinity.is_set(*cpu));
@@ -40,10 +41,10 @@ pub(crate) fn cpus(shards: usize) -> String {
     format!("\"{}\"", list.join(","))
 }
 
-/// Has a program find that the kernel refuses what it asks for, with this error
+/// Makes the kernel refuse a system call of a program with this error.
 ///
-/// A seccomp filter: `system_call`, if its third argument is `argument` or none is given.
-pub(crate) fn refuse(
+/// Installs a seccomp filter for `system_call`; if `argument` is given, only for calls with this third argument.
+pub(crate) fn deny_system_call(
     command: &mut Command,
     system_call: libc::c_long,
     argument: Option<libc::c_int>,
@@ -81,7 +82,7 @@ pub(crate) fn refuse(
     unsafe { std::os::unix::process::CommandExt::pre_exec(command, install) };
 }
 
-/// A running tracker; ended when dropped
+/// A running tracker, which is killed when dropped.
 pub(crate) struct Tracker {
     child: Child,
     lines: Receiver<String>,
@@ -90,21 +91,24 @@ pub(crate) struct Tracker {
 }
 
 impl Tracker {
-    /// Starts one with this config and waits until it serves
+    /// Starts a tracker with this config and waits until it serves.
     pub(crate) fn start(config: &str) -> Self {
-        Self::start_under(config, |command| command)
+        Self::start_with_command(config, |command| command)
     }
 
-    /// Starts one in circumstances of one's own
-    pub(crate) fn start_under(config: &str, prepare: impl FnOnce(Command) -> Command) -> Self {
+    /// Starts a tracker with a command that `prepare` modifies or wraps, and waits until it serves.
+    pub(crate) fn start_with_command(
+        config: &str,
+        prepare: impl FnOnce(Command) -> Command,
+    ) -> Self {
         let mut tracker = Self::spawn(config, prepare);
         tracker.wait_for("swarms may hold");
         tracker
     }
 
-    /// Starts one without waiting; `prepare` may wrap the command
+    /// Starts a tracker without waiting. `prepare` may modify or wrap the command.
     ///
-    /// Over HTTP it serves only if the config says so: the default's port is one for all tests.
+    /// HTTP is disabled unless the config has it, because all tests would share the default port.
     pub(crate) fn spawn(config: &str, prepare: impl FnOnce(Command) -> Command) -> Self {
         let silent = if config.contains("http:") { "" } else { "\nhttp: {listen: []}\n" };
         let config = format!("{config}{silent}");
@@ -131,16 +135,16 @@ impl Tracker {
         self.child.id()
     }
 
-    /// Waits for a log line that contains a text
+    /// Waits for a log line that contains a text, and returns the line.
     pub(crate) fn wait_for(&mut self, text: &str) -> String {
-        self.wait_within(PATIENCE, text)
+        self.wait_within(WAIT_TIMEOUT, text)
     }
 
-    pub(crate) fn wait_within(&mut self, patience: Duration, text: &str) -> String {
+    pub(crate) fn wait_within(&mut self, timeout: Duration, text: &str) -> String {
         if let Some(line) = self.log.iter().find(|line| line.contains(text)) {
             return line.clone();
         }
-        let deadline = now() + patience;
+        let deadline = now() + timeout;
         loop {
             match self.lines.recv_timeout(deadline.saturating_duration_since(now())) {
                 Ok(line) => {
@@ -156,12 +160,12 @@ impl Tracker {
         }
     }
 
-    /// The addresses it serves
+    /// Returns the UDP addresses of the tracker.
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
         self.addresses_of("udp")
     }
 
-    /// The addresses at which it serves a scheme of URLs
+    /// Returns the addresses at which the tracker serves a URL scheme.
     pub(crate) fn addresses_of(&self, scheme: &str) -> Vec<SocketAddr> {
         let mark = format!("serving {scheme}://");
         let after = |line: &String| line.split_once(&mark).map(|(_, rest)| rest.to_owned());
@@ -177,26 +181,26 @@ impl Tracker {
         assert!(status.unwrap().success());
     }
 
-    /// Waits for its end, and takes the rest of its log
+    /// Waits for the end of the process, and reads the rest of its log.
     pub(crate) fn wait(&mut self) -> ExitStatus {
-        let deadline = now() + PATIENCE;
+        let deadline = now() + WAIT_TIMEOUT;
         loop {
             match self.lines.recv_timeout(deadline.saturating_duration_since(now())) {
                 Ok(line) => self.log.push(line),
                 Err(RecvTimeoutError::Disconnected) => return self.child.wait().unwrap(),
                 Err(RecvTimeoutError::Timeout) => {
-                    panic!("it does not end:\n{}", self.log.join("\n"))
+                    panic!("the tracker does not end:\n{}", self.log.join("\n"))
                 }
             }
         }
     }
 
-    /// Writes another config in place of the one it was started with
+    /// Replaces the config file that the tracker was started with.
     pub(crate) fn write_config(&self, config: &str) {
         std::fs::write(self.directory.path().join("tsubame.yaml"), config).unwrap();
     }
 
-    /// Tells it to stop; returns the line of figures
+    /// Stops the tracker, and returns the log line with its final counts.
     pub(crate) fn stop(mut self) -> String {
         self.signal("TERM");
         let status = self.wait();
@@ -216,21 +220,21 @@ impl Drop for Tracker {
     }
 }
 
-/// The address of a control plane that says where it is
+/// Returns the address of the control plane, from the log.
 pub(crate) fn control_of(tracker: &mut Tracker) -> SocketAddr {
-    let said = tracker.wait_for("control plane on http://");
-    let (_, address) = said.split_once("http://").unwrap();
+    let line = tracker.wait_for("control plane on http://");
+    let (_, address) = line.split_once("http://").unwrap();
     address.split_once('/').unwrap().0.parse().unwrap()
 }
 
-/// The number before a word in a line of figures
-pub(crate) fn figure(line: &str, word: &str) -> u64 {
+/// Returns the number before a word in a log line with counts.
+pub(crate) fn count_in(line: &str, word: &str) -> u64 {
     let (before, _) =
         line.split_once(&format!(" {word}")).unwrap_or_else(|| panic!("{word} in {line}"));
     before.rsplit([' ', '(']).next().unwrap().parse().unwrap()
 }
 
-/// A client with a socket and a connection id
+/// A client with a socket and a connection id.
 pub(crate) struct Client {
     pub(crate) socket: UdpSocket,
     pub(crate) tracker: SocketAddr,
@@ -238,16 +242,16 @@ pub(crate) struct Client {
     pub(crate) transactions: u32,
 }
 
-/// An announce reply
+/// An announce reply.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Announced {
+pub(crate) struct AnnounceReply {
     pub(crate) interval: u32,
     pub(crate) leechers: u32,
     pub(crate) seeders: u32,
     pub(crate) peers: BTreeSet<(IpAddr, u16)>,
 }
 
-/// An announce request
+/// An announce request.
 #[derive(Clone, Copy)]
 pub(crate) struct Announce {
     pub(crate) info_hash: [u8; 20],
@@ -278,8 +282,10 @@ impl Announce {
     }
 }
 
-/// Info hashes in the order of their numbers, the rest of them as if drawn: with a rest that goes on evenly, too, now
-/// and then all would belong to one shard
+/// Returns the info hash of a torrent number.
+///
+/// Info hashes sort as their numbers. The bytes after the first four are random: regular ones could all belong to one
+/// shard.
 pub(crate) fn info_hash_of(torrent: u32) -> [u8; 20] {
     let mut info_hash = [0; 20];
     fastrand::Rng::with_seed(torrent.into()).fill(&mut info_hash);
@@ -294,7 +300,7 @@ pub(crate) fn head(id: u64, action: u32, transaction: u32) -> Vec<u8> {
 }
 
 impl Client {
-    /// A client at this address that has connected
+    /// Creates a client at this address and requests a connection id.
     pub(crate) fn connected(from: &str, tracker: SocketAddr) -> Self {
         let mut client = Self::new(from, tracker);
         client.connect();
@@ -303,7 +309,7 @@ impl Client {
 
     pub(crate) fn new(from: &str, tracker: SocketAddr) -> Self {
         let socket = UdpSocket::bind((from, 0)).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
         Self { socket, tracker, id: 0, transactions: 0 }
     }
 
@@ -315,17 +321,17 @@ impl Client {
         assert_ne!(self.id, 0);
     }
 
-    /// Sends bytes and waits for one reply, which must come from where they were sent
+    /// Sends a datagram and waits for one reply, which must come from the address it was sent to.
     pub(crate) fn ask(&self, request: &[u8]) -> Option<Vec<u8>> {
         self.socket.send_to(request, self.tracker).unwrap();
         let mut reply = vec![0; 2_048];
         let (len, from) = self.socket.recv_from(&mut reply).ok()?;
-        assert_eq!(from, self.tracker, "the reply comes from elsewhere");
+        assert_eq!(from, self.tracker, "the reply comes from another address");
         reply.truncate(len);
         Some(reply)
     }
 
-    pub(crate) fn announce(&mut self, announce: &Announce) -> Announced {
+    pub(crate) fn announce(&mut self, announce: &Announce) -> AnnounceReply {
         self.transactions += 1;
         let request = announce.bytes(self.id, self.transactions);
         let reply = self.ask(&request).expect("no reply to an announce");
@@ -335,11 +341,11 @@ impl Client {
         assert_eq!(peers.len() % width, 0);
         let peers: Vec<_> = peers.chunks(width).map(peer_of).collect();
         let distinct: BTreeSet<_> = peers.iter().copied().collect();
-        assert_eq!(distinct.len(), peers.len(), "a peer was given twice");
-        Announced { interval: word(8), leechers: word(12), seeders: word(16), peers: distinct }
+        assert_eq!(distinct.len(), peers.len(), "a peer was returned twice");
+        AnnounceReply { interval: word(8), leechers: word(12), seeders: word(16), peers: distinct }
     }
 
-    /// Rows of seeders, completed, leechers
+    /// Scrapes torrents. Returns rows of seeders, completed, leechers, or `None` without a reply.
     pub(crate) fn scrape(&mut self, info_hashes: &[[u8; 20]]) -> Option<Vec<[u32; 3]>> {
         self.transactions += 1;
         let mut request = head(self.id, 2, self.transactions);
@@ -361,10 +367,10 @@ fn peer_of(compact: &[u8]) -> (IpAddr, u16) {
     (address, u16::from_be_bytes(port.try_into().unwrap()))
 }
 
-/// The body of a page
+/// Returns the reply to a GET request as text, with its headers.
 pub(crate) fn http_get(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut page = String::new();
     stream.read_to_string(&mut page).unwrap();

@@ -1,7 +1,7 @@
-//! A tracker with hooks, and a client of each protocol.
+//! A tracker with hooks, and a client for each protocol.
 
-use super::http::{Announced, Connection, escaped, failure};
-use super::{Announce, Client, PATIENCE, Tracker, control_of, cpus, info_hash_of, now};
+use super::http::{AnnounceReply, Connection, escaped, failure};
+use super::{Announce, Client, Tracker, WAIT_TIMEOUT, control_of, cpus, info_hash_of, now};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
@@ -18,37 +18,39 @@ pub(crate) fn config(shards: usize, hooks: &str) -> String {
     )
 }
 
-/// What came back
+/// The reply to an announce, over either protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
-    /// Seeders and leechers, and when to come back
+pub(crate) enum ClientReply {
+    /// Seeders, leechers and interval.
     Swarm(i64, i64, i64),
+    /// An error or a failure reason.
     Error(String),
-    /// With status 410
+    /// A failure reason with status 410.
     Gone(String),
-    Silence,
+    /// No reply.
+    NoReply,
 }
 
-use Answer::{Error, Gone, Silence, Swarm};
+use ClientReply::{Error, Gone, NoReply, Swarm};
 
-pub(crate) fn error(text: &str) -> Answer {
+pub(crate) fn error(text: &str) -> ClientReply {
     Error(text.to_owned())
 }
 
-/// Announces over UDP, with URL data behind it
+/// Announces over UDP with URL data (BEP 41).
 pub(crate) fn over_udp(
     client: &Client,
     announce: &Announce,
     peer_id: &[u8; 20],
     url: &str,
-) -> Answer {
+) -> ClientReply {
     let mut request = announce.bytes(client.id, 9);
     request[36..56].copy_from_slice(peer_id);
     for piece in url.as_bytes().chunks(255) {
         request.extend([2, piece.len() as u8]);
         request.extend(piece);
     }
-    let Some(reply) = client.ask(&request) else { return Silence };
+    let Some(reply) = client.ask(&request) else { return NoReply };
     let word = |at: usize| u32::from_be_bytes(reply[at..at + 4].try_into().unwrap());
     match word(0) {
         1 => Swarm(word(16).into(), word(12).into(), word(8).into()),
@@ -62,7 +64,7 @@ pub(crate) fn over_http(
     announce: &Announce,
     peer_id: &[u8; 20],
     url: &str,
-) -> Answer {
+) -> ClientReply {
     let Announce { info_hash, port, left, .. } = announce;
     let (path, query) = url.split_once('?').unwrap_or((url, ""));
     let (path, query) = (if path.is_empty() { "/announce" } else { path }, format!("&{query}"));
@@ -73,7 +75,7 @@ pub(crate) fn over_http(
     );
     let mut connection = Connection::to(tracker);
     connection.send(format!("GET {target} HTTP/1.1\r\nHost: t.example\r\n\r\n").as_bytes());
-    let Some(mut reply) = connection.reply() else { return Silence };
+    let Some(mut reply) = connection.reply() else { return NoReply };
     if reply.status == 410 {
         assert!(reply.body.ends_with(b"8:retry in5:nevere"), "{}", reply.body.escape_ascii());
         reply.status = 200;
@@ -82,13 +84,13 @@ pub(crate) fn over_http(
     if reply.body.starts_with(b"d14:failure reason") {
         return Error(failure(&reply));
     }
-    let Announced { seeders, leechers, interval, .. } = Announced::of(&reply.body);
+    let AnnounceReply { seeders, leechers, interval, .. } = AnnounceReply::of(&reply.body);
     Swarm(seeders, leechers, interval)
 }
 
 pub(crate) const CLIENT: &[u8; 20] = b"-TT0001-abcdefghijkl";
 
-/// A tracker with a client of each protocol
+/// A tracker with a client for each protocol.
 pub(crate) struct World {
     pub(crate) tracker: Tracker,
     pub(crate) udp: Client,
@@ -98,32 +100,32 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(shards: usize, hooks: &str) -> Self {
-        Self::under(shards, hooks, |command| command)
+        Self::with_command(shards, hooks, |command| command)
     }
 
-    /// One that is started in circumstances of one's own
-    pub(crate) fn under(
+    /// Starts the tracker with a command that `prepare` modifies or wraps.
+    pub(crate) fn with_command(
         shards: usize,
         hooks: &str,
         prepare: impl FnOnce(Command) -> Command,
     ) -> Self {
-        let mut tracker = Tracker::start_under(&config(shards, hooks), prepare);
+        let mut tracker = Tracker::start_with_command(&config(shards, hooks), prepare);
         let udp = Client::connected("127.0.0.1", tracker.addresses()[0]);
         let (http, control) = (tracker.addresses_of("http")[0], control_of(&mut tracker));
         Self { tracker, udp, http, control }
     }
 
-    /// Has a peer of a torrent announce over either protocol
-    pub(crate) fn both(&self, torrent: u32, peer_id: &[u8; 20], url: &str) -> [Answer; 2] {
+    /// Announces a peer of a torrent over UDP, then over HTTP.
+    pub(crate) fn both(&self, torrent: u32, peer_id: &[u8; 20], url: &str) -> [ClientReply; 2] {
         let announce = Announce::of(torrent, 7_001);
         let udp = over_udp(&self.udp, &announce, peer_id, url);
         [udp, over_http(self.http, &announce, peer_id, url)]
     }
 
-    /// Asks the control plane
+    /// Sends a request to the control plane. Returns the status and the body.
     pub(crate) fn ask(&self, method: &str, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(self.control).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
         write!(stream, "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             .unwrap();
         let mut reply = String::new();
@@ -141,9 +143,9 @@ impl World {
         lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
     }
 
-    /// Waits until a figure has this value: shards publish at their own time
+    /// Waits until a counter has this value, because shards publish their counters at intervals.
     pub(crate) fn wait_for_metric(&self, outcome: &str, protocol: &str, value: u64) {
-        let deadline = now() + PATIENCE;
+        let deadline = now() + WAIT_TIMEOUT;
         while self.metric(outcome, protocol) != value {
             assert!(now() < deadline, "{outcome}: {}", self.metric(outcome, protocol));
         }
@@ -160,9 +162,9 @@ pub(crate) fn scrape_target(hashes: &[[u8; 20]]) -> String {
 }
 
 pub(crate) fn wait_until(mut holds: impl FnMut() -> bool) {
-    let deadline = now() + PATIENCE;
+    let deadline = now() + WAIT_TIMEOUT;
     while !holds() {
-        assert!(now() < deadline, "it does not come");
+        assert!(now() < deadline, "timeout: the condition was not met");
     }
 }
 

@@ -1,4 +1,4 @@
-//! A datapath in memory: few buffers, few slots, and a kernel that is told when to stop sending.
+//! A datapath in memory, with few buffers and slots, whose sends can be held back.
 
 #![allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part")]
 
@@ -8,36 +8,37 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
-use tsubame::datapath::Datapath;
+use tsubame::shard::datapath::Datapath;
 use tsubame_udp::ring::{Datagram, ReturnPath, RingCounts};
 
-/// Receive buffers and forward slots: few, so that they run out
+/// Number of receive buffers, few so that they run out.
 pub(crate) const BUFFERS: usize = 8;
+/// Number of forward slots, few so that they run out.
 pub(crate) const SLOTS: usize = 4;
 
-/// Datagrams that a socket holds
+/// Maximum number of datagrams in the socket.
 const SOCKET_LEN: usize = 2_000;
 
-/// What the simulation sees of a datapath
+/// The side of the datapath that the simulation reads and controls.
 #[derive(Default)]
 pub(crate) struct Link {
-    /// Datagrams in the socket
+    /// Datagrams in the socket.
     socket: RefCell<VecDeque<(SocketAddr, Vec<u8>)>>,
-    /// Replies that have left
+    /// Replies that were sent.
     pub(crate) sent: RefCell<Vec<(SocketAddr, Vec<u8>)>>,
-    /// Whether replies are not kept once they have left
-    pub(crate) forgets: Cell<bool>,
-    /// Whether the kernel sends nothing for now
-    pub(crate) stuck: Cell<bool>,
-    /// Whether the shard asks to be woken
-    asked: Cell<bool>,
+    /// Whether sent replies are discarded instead of kept.
+    pub(crate) discards_replies: Cell<bool>,
+    /// Whether sends are held back.
+    pub(crate) holds_sends: Cell<bool>,
+    /// Whether the shard waits for an event.
+    waits_for_event: Cell<bool>,
     in_flight: Cell<usize>,
-    /// Buffers and slots that are free
+    /// Numbers of free buffers and free slots.
     pub(crate) free: Cell<(usize, usize)>,
 }
 
 impl Link {
-    /// Puts a datagram into the socket; false if it is full
+    /// Puts a datagram into the socket. Returns false if it is full.
     pub(crate) fn arrive(&self, source: SocketAddr, bytes: Vec<u8>) -> bool {
         let mut socket = self.socket.borrow_mut();
         let fits = socket.len() < SOCKET_LEN;
@@ -47,11 +48,11 @@ impl Link {
         fits
     }
 
-    /// Whether the shard would be woken
+    /// Returns whether an event would wake the shard.
     pub(crate) fn has_event(&self) -> bool {
         let can_receive = !self.socket.borrow().is_empty() && self.free.get().0 > 0;
-        let can_send = self.in_flight.get() > 0 && !self.stuck.get();
-        self.asked.get() && (can_receive || can_send)
+        let can_send = self.in_flight.get() > 0 && !self.holds_sends.get();
+        self.waits_for_event.get() && (can_receive || can_send)
     }
 }
 
@@ -61,8 +62,8 @@ struct Buffer {
     reply: [u8; 1_472],
 }
 
-/// What holds a reply that is being sent
-enum Room {
+/// The memory that holds a reply while it is sent.
+enum ReplyMemory {
     Buffer(usize),
     Slot(usize),
 }
@@ -74,17 +75,17 @@ pub(crate) struct Model {
     slots: Vec<[u8; 1_472]>,
     free_slots: Vec<usize>,
     arrived: VecDeque<Leased>,
-    in_flight: Vec<(SocketAddr, usize, Room)>,
+    in_flight: Vec<(SocketAddr, usize, ReplyMemory)>,
     counts: RingCounts,
 }
 
-/// A datagram in a buffer
+/// A datagram in a buffer.
 pub(crate) struct Leased(usize);
 
 impl Model {
     pub(crate) fn new(link: Rc<Link>) -> Self {
-        let nobody = SocketAddr::from(([0; 4], 0));
-        let buffer = |_| Buffer { source: nobody, bytes: Vec::new(), reply: [0; 1_472] };
+        let unset = SocketAddr::from(([0; 4], 0));
+        let buffer = |_| Buffer { source: unset, bytes: Vec::new(), reply: [0; 1_472] };
         link.free.set((BUFFERS, SLOTS));
         Self {
             link,
@@ -99,25 +100,25 @@ impl Model {
     }
 
     fn finish_sends(&mut self) {
-        for (to, len, room) in self.in_flight.drain(..) {
-            let reply = match room {
-                Room::Buffer(at) => {
+        for (to, len, memory) in self.in_flight.drain(..) {
+            let reply = match memory {
+                ReplyMemory::Buffer(at) => {
                     self.free_buffers.push(at);
                     &self.buffers[at].reply
                 }
-                Room::Slot(at) => {
+                ReplyMemory::Slot(at) => {
                     self.free_slots.push(at);
                     &self.slots[at]
                 }
             };
-            if !self.link.forgets.get() {
+            if !self.link.discards_replies.get() {
                 self.link.sent.borrow_mut().push((to, reply[..len].to_vec()));
             }
             self.counts.sent += 1;
         }
     }
 
-    fn show(&self) {
+    fn publish(&self) {
         self.link.free.set((self.free_buffers.len(), self.free_slots.len()));
         self.link.in_flight.set(self.in_flight.len());
     }
@@ -129,7 +130,7 @@ impl Datapath for Model {
 
     fn turn(&mut self, _: Option<Duration>) -> io::Result<usize> {
         self.counts.turns += 1;
-        if !self.link.stuck.get() {
+        if !self.link.holds_sends.get() {
             self.finish_sends();
         }
         let mut socket = self.link.socket.borrow_mut();
@@ -143,7 +144,7 @@ impl Datapath for Model {
             self.arrived.push_back(Leased(at));
         }
         drop(socket);
-        self.show();
+        self.publish();
         Ok(self.arrived.len())
     }
 
@@ -159,14 +160,14 @@ impl Datapath for Model {
 
     fn send(&mut self, received: Leased, len: usize) -> io::Result<()> {
         let to = self.buffers[received.0].source;
-        self.in_flight.push((to, len, Room::Buffer(received.0)));
-        self.show();
+        self.in_flight.push((to, len, ReplyMemory::Buffer(received.0)));
+        self.publish();
         Ok(())
     }
 
     fn release(&mut self, received: Leased) {
         self.free_buffers.push(received.0);
-        self.show();
+        self.publish();
     }
 
     fn return_path(&self, received: &Leased) -> Option<ReturnPath> {
@@ -182,18 +183,18 @@ impl Datapath for Model {
     }
 
     fn send_forward(&mut self, slot: usize, path: &ReturnPath, len: usize) -> io::Result<()> {
-        self.in_flight.push((path.peer(), len, Room::Slot(slot)));
-        self.show();
+        self.in_flight.push((path.peer(), len, ReplyMemory::Slot(slot)));
+        self.publish();
         Ok(())
     }
 
     fn release_forward(&mut self, slot: usize) {
         self.free_slots.push(slot);
-        self.show();
+        self.publish();
     }
 
-    fn ask_for_event(&mut self, asked: bool) {
-        self.link.asked.set(asked);
+    fn ask_for_event(&mut self, waits_for_event: bool) {
+        self.link.waits_for_event.set(waits_for_event);
     }
 
     fn count_drops(&mut self) {}

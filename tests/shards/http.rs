@@ -1,42 +1,43 @@
-//! Requests over HTTP in the simulation of several shards: what a connection has a shard do, without the connection.
+//! HTTP requests in the simulation of several shards: the calls that a connection makes to its shard.
 
 use super::{TORRENTS, World, hash_of, peer_of, peers_of};
 use std::net::SocketAddr;
 use tokio::sync::oneshot::Receiver;
-use tsubame::peer_list::PeerList;
 use tsubame::policy::Parameters;
-use tsubame::shard::Asked;
+use tsubame::shard::node::NodeReply;
+use tsubame::tracker::peer_list::PeerList;
 use tsubame_http::query;
 use tsubame_storage::SwarmStats;
 
-/// Seconds until a request over HTTP is given up
-const HTTP_PATIENCE: u64 = 1;
+/// Number of seconds after which a pending request is cancelled.
+const HTTP_TIMEOUT_SECS: u64 = 1;
 
-/// A request that waits for another shard
+/// A request that waits for the reply of another shard.
 pub(crate) enum OverHttp {
     Announce(SocketAddr, usize, Receiver<Box<PeerList>>),
     Scrape(Vec<(usize, usize)>, Receiver<Vec<SwarmStats>>),
 }
 
 impl World {
-    pub(crate) fn ask_over_http(&mut self) {
+    pub(crate) fn request_over_http(&mut self) {
         let shard = self.rng.usize(..self.nodes.len());
-        // A thread that stalls serves nothing.
+        // The thread of a stalled shard serves no connections.
         if self.nodes[shard].stalled_until > self.ticks {
             return;
         }
-        let deadline = self.now() + HTTP_PATIENCE;
+        let deadline = self.now() + HTTP_TIMEOUT_SECS;
         if self.rng.bool() {
             let mut rows = self.rows(10);
             rows.sort_unstable();
             rows.dedup_by_key(|(torrent, _)| *torrent);
             let hashes: Vec<_> = rows.iter().map(|(torrent, _)| hash_of(*torrent)).collect();
-            match self.nodes[shard].shard.scrape(&hashes) {
-                Asked::Answered(counts) => self.scraped_over_http(&rows, &counts),
-                Asked::Shed => self.shed_over_http += 1,
-                Asked::Waits(ticket, receiver) => {
+            let reply = self.nodes[shard].shard.node_mut().scrape(&hashes);
+            match reply {
+                NodeReply::Ready(counts) => self.scraped_over_http(&rows, &counts),
+                NodeReply::QueueFull => self.shed_over_http += 1,
+                NodeReply::Pending(request_id, receiver) => {
                     let waiting = OverHttp::Scrape(rows, receiver);
-                    self.over_http.insert((shard, ticket), (deadline, waiting));
+                    self.over_http.insert((shard, request_id), (deadline, waiting));
                 }
             }
             return;
@@ -45,24 +46,25 @@ impl World {
         let peer = peer_of(torrent, self.rng.usize(..peers_of(torrent)));
         let hash: String = hash_of(torrent).0.iter().map(|byte| format!("%{byte:02x}")).collect();
         let query = format!("info_hash={hash}&peer_id=-TT0001-abcdefghijkl&port={}", peer.port());
-        let query = query::Announce::parse(&format!("{query}&left=0")).unwrap();
-        self.swarms[torrent].asked.insert(peer);
-        let shard_of = &mut self.nodes[shard].shard;
+        let query = query::AnnounceQuery::parse(&format!("{query}&left=0")).unwrap();
+        self.swarms[torrent].announced.insert(peer);
+        let node = &self.nodes[shard].shard;
         let parameters = Parameters { key: None, query: "" };
-        let announce = shard_of.admit_query(peer.ip(), &query, parameters, None).unwrap();
-        match shard_of.enter(&announce, Box::default()) {
-            Asked::Answered(list) => self.announced_over_http(peer, torrent, &list),
-            Asked::Shed => self.shed_over_http += 1,
-            Asked::Waits(ticket, receiver) => {
+        let announce = node.node_mut().admit_announce(peer.ip(), &query, parameters, None).unwrap();
+        let reply = node.node_mut().announce(&announce, Box::default());
+        match reply {
+            NodeReply::Ready(list) => self.announced_over_http(peer, torrent, &list),
+            NodeReply::QueueFull => self.shed_over_http += 1,
+            NodeReply::Pending(request_id, receiver) => {
                 let waiting = OverHttp::Announce(peer, torrent, receiver);
-                self.over_http.insert((shard, ticket), (deadline, waiting));
+                self.over_http.insert((shard, request_id), (deadline, waiting));
             }
         }
     }
 
-    pub(crate) fn look_after_http(&mut self) {
+    pub(crate) fn poll_http_requests(&mut self) {
         let now = self.now();
-        for ((shard, ticket), (deadline, mut waiting)) in std::mem::take(&mut self.over_http) {
+        for ((shard, request_id), (deadline, mut waiting)) in std::mem::take(&mut self.over_http) {
             let answered = match &mut waiting {
                 OverHttp::Announce(peer, torrent, receiver) => receiver
                     .try_recv()
@@ -75,10 +77,10 @@ impl World {
             };
             if answered {
             } else if now > deadline && self.nodes[shard].stalled_until <= self.ticks {
-                self.nodes[shard].shard.forget(ticket);
+                self.nodes[shard].shard.node_mut().cancel(request_id);
                 self.late_over_http += 1;
             } else {
-                self.over_http.insert((shard, ticket), (deadline, waiting));
+                self.over_http.insert((shard, request_id), (deadline, waiting));
             }
         }
     }
@@ -86,7 +88,7 @@ impl World {
     fn announced_over_http(&mut self, peer: SocketAddr, torrent: usize, list: &PeerList) {
         self.answered_over_http += 1;
         self.check_count(torrent, 0, list.counts.seeders + list.counts.leechers);
-        self.swarms[torrent].joined.insert(peer);
+        self.swarms[torrent].confirmed.insert(peer);
     }
 
     fn scraped_over_http(&mut self, rows: &[(usize, usize)], counts: &[SwarmStats]) {

@@ -1,34 +1,34 @@
-//! Hooks in the simulation: which requests they should refuse, by a model that knows nothing of theirs.
+//! Hooks in the simulation: the refusals that a model of its own predicts must be those of the tracker.
 
 use super::{INTERVAL, TORRENTS, World};
 use std::collections::BTreeSet;
-use tsubame::outcome::Outcome;
-use tsubame::policy::access_list::{Mode, Sources};
-use tsubame::policy::clients::Clients;
-use tsubame::policy::interval::{ByLoad, Variation};
-use tsubame::policy::limits::{Excess, LimitTerms};
-use tsubame::policy::{Answer, HookConfig, Plan, Reading};
+use tsubame::policy::access_list::{ListMode, ListSources};
+use tsubame::policy::clients::ClientFilter;
+use tsubame::policy::interval::{IntervalVariation, LoadBasedInterval};
+use tsubame::policy::limits::{ExcessReply, LimitSettings};
+use tsubame::policy::{CompiledPolicy, HookConfig, ReadMode, RefusalReply};
+use tsubame::stats::outcome::Outcome;
 use tsubame_storage::{InfoHash, PrefixLengths, SubnetPreference};
 
-/// Seconds between two exchanges, on average
-const EXCHANGED: u64 = 500;
+/// Average number of seconds between two exchanges of the policy.
+const EXCHANGE_MEAN_SECS: u64 = 500;
 
-/// Seconds that clients are asked to stay away longer, at most
-const VARIED: u32 = 300;
+/// Maximum number of seconds by which the interval is increased at random.
+const INCREASE_MAX_SECS: u32 = 300;
 
-/// The longest interval, where there is something to do
-const LONGEST: u32 = INTERVAL as u32 + 600;
+/// Maximum interval under load, in seconds.
+const INTERVAL_MAX_SECS: u32 = INTERVAL as u32 + 600;
 
-/// Announces a source may make at once: more than a client whose datagrams are lost
+/// Number of announces that a source may send at once. A client that repeats lost datagrams stays below it.
 const BURST: u32 = 12;
 
-/// Clients that now and then do not care when they should come back: over HTTP and over UDP
-const GREEDY: [usize; 2] = [11, 32];
+/// Clients that at times ignore the interval: the first over HTTP, the second over UDP.
+const AGGRESSIVE_CLIENTS: [usize; 2] = [11, 32];
 
-/// What the hooks are at the moment
+/// The hooks that are in force.
 pub(crate) struct Hooks {
     rng: fastrand::Rng,
-    /// Torrents that are not served
+    /// Torrents that the access list denies.
     denied: BTreeSet<usize>,
     is_set: bool,
     keys: tempfile::NamedTempFile,
@@ -42,45 +42,58 @@ impl Hooks {
         Self { rng, denied: BTreeSet::new(), is_set: false, keys }
     }
 
-    fn plan(&self) -> Plan {
+    fn compile(&self) -> CompiledPolicy {
         let info_hashes = self.denied.iter().map(|torrent| InfoHash([*torrent as u8; 20]));
-        let sources = Sources { info_hashes: info_hashes.collect(), ..Sources::default() };
+        let sources = ListSources { info_hashes: info_hashes.collect(), ..ListSources::default() };
         let hooks = [
             HookConfig::Networks {
-                mode: Mode::Deny,
+                mode: ListMode::Deny,
                 networks: vec!["2a00:9::/32".parse().unwrap()],
                 files: Vec::new(),
             },
-            HookConfig::AccessList { mode: Mode::Deny, sources, answer: Answer::Empty(60) },
-            HookConfig::Clients(Clients { mode: Mode::Deny, prefixes: vec![(*b"-XX").into()] }),
+            HookConfig::AccessList {
+                mode: ListMode::Deny,
+                sources,
+                reply: RefusalReply::Empty(60),
+            },
+            HookConfig::Clients(ClientFilter {
+                mode: ListMode::Deny,
+                prefixes: vec![(*b"-XX").into()],
+            }),
             HookConfig::Passkey { file: self.keys.path().to_owned(), scrapes: false },
-            HookConfig::Limits(LimitTerms {
+            HookConfig::Limits(LimitSettings {
                 announces_per_s: 1,
                 burst: BURST,
                 torrents_per_min: 0,
                 ipv4_prefix: 32,
                 ipv6_prefix: 128,
                 exempt: Vec::new(),
-                excess: Excess::Drop,
+                excess: ExcessReply::Drop,
                 scrapes: false,
             }),
-            HookConfig::IntervalVariation(Variation {
+            HookConfig::IntervalVariation(IntervalVariation {
                 probability: 0.5,
-                increase_secs: VARIED,
+                increase_secs: INCREASE_MAX_SECS,
                 min_interval: true,
             }),
-            HookConfig::IntervalLoad(ByLoad { from: 0, to: 20, longest_secs: LONGEST }),
+            HookConfig::IntervalLoad(LoadBasedInterval {
+                from: 0,
+                to: 20,
+                max_interval_secs: INTERVAL_MAX_SECS,
+            }),
             HookConfig::SubnetPreference(SubnetPreference {
                 v4: PrefixLengths::new(&[24, 16]).unwrap(),
                 v6: PrefixLengths::new(&[112]).unwrap(),
                 at_random_percent: 20,
             }),
         ];
-        Plan::load(&hooks, &Plan::default(), 1, Reading::AtStart).unwrap().plan
+        CompiledPolicy::load(&hooks, &CompiledPolicy::default(), 1, ReadMode::AtStart)
+            .unwrap()
+            .policy
     }
 }
 
-/// One in thirteen is of a client that is not permitted
+/// Returns whether the client software is denied: one client in thirteen.
 fn is_banned(number: usize) -> bool {
     number % 13 == 5
 }
@@ -89,7 +102,7 @@ pub(crate) fn peer_id_of(number: usize) -> &'static [u8; 20] {
     if is_banned(number) { b"-XX0001-abcdefghijkl" } else { b"-TT0001-abcdefghijkl" }
 }
 
-/// What stands behind the question mark of its announce URL; some have no key, or that of nobody
+/// Returns the query of the announce URL of a client. Some have no passkey or a wrong one.
 pub(crate) fn query_of(number: usize) -> &'static str {
     match number % 17 {
         3 => "x=1",
@@ -98,7 +111,7 @@ pub(crate) fn query_of(number: usize) -> &'static str {
     }
 }
 
-/// The URL data of its announces over UDP (BEP 41), in two pieces
+/// Returns the URL data of the UDP announces of a client (BEP 41), in two options.
 pub(crate) fn url_data_of(number: usize) -> Vec<u8> {
     let url = format!("/announce?{}", query_of(number));
     let (first, second) = url.as_bytes().split_at(7);
@@ -113,29 +126,30 @@ pub(crate) fn is_refusal(outcome: Outcome) -> bool {
 }
 
 impl World {
-    /// Denies other torrents now and then, whose peers go soon
+    /// At random times replaces the denied torrents, whose peers are then removed, and has two clients ignore the
+    /// interval.
     pub(crate) fn exchange_hooks(&mut self) {
         let (now, clock) = (self.now, self.clock());
         let Some(hooks) = &mut self.hooks else { return };
-        // A second after they were exchanged.
+        // Removes the peers of the torrents that the current policy denies.
         while self.tracker.purge(clock) {}
-        if !hooks.is_set || hooks.rng.u64(..EXCHANGED) == 0 {
+        if !hooks.is_set || hooks.rng.u64(..EXCHANGE_MEAN_SECS) == 0 {
             hooks.is_set = true;
             let rng = &mut hooks.rng;
             hooks.denied = (0..TORRENTS).filter(|_| rng.u8(..5) == 0).collect();
             let seed = hooks.rng.u64(..);
-            self.tracker.exchange_policy(clock, &mut hooks.plan().policy(1, seed));
+            self.tracker.exchange_policy(clock, &mut hooks.compile().policy(1, seed));
             hooks.denied.iter().for_each(|torrent| self.truth[*torrent].clear());
         }
         if now % 3_000 < 60 {
-            for client in [GREEDY; 3].as_flattened() {
+            for client in [AGGRESSIVE_CLIENTS; 3].as_flattened() {
                 self.clients[*client].due = 0;
                 self.act(*client);
             }
         }
     }
 
-    /// Whether an announce was refused for what it should be refused for, and for nothing else
+    /// Checks that an announce was refused exactly if a hook should refuse it, with the outcome of that hook.
     pub(crate) fn check_admitted(&mut self, number: usize, refused: Option<Outcome>) {
         let Some(hooks) = &self.hooks else { return assert_eq!(refused, None) };
         let torrent = self.clients[number].torrent;
@@ -151,17 +165,21 @@ impl World {
             }
         };
         let ip = |number: usize| self.clients[number].address.ip();
-        let near_greedy = GREEDY.iter().any(|greedy| ip(*greedy) == ip(number));
+        let shares_address =
+            AGGRESSIVE_CLIENTS.iter().any(|aggressive| ip(*aggressive) == ip(number));
         let too_many = refused == Some(Outcome::TooManyAnnounces);
-        let limited = too_many && near_greedy && expected.is_none();
-        assert!(refused == expected || limited, "{number}: {refused:?} and not {expected:?}");
+        let limited = too_many && shares_address && expected.is_none();
+        assert!(
+            refused == expected || limited,
+            "client {number}: {refused:?} instead of {expected:?}"
+        );
         if let Some(outcome) = refused {
-            // Over HTTP nothing else counts it.
-            *self.answered.entry(outcome.name()).or_default() += 1;
+            // Over HTTP, refusals are counted only here.
+            *self.outcomes.entry(outcome.name()).or_default() += 1;
         }
     }
 
-    /// Torrents that are not served look empty
+    /// Checks that a scrape of a denied torrent returns zeros.
     pub(crate) fn check_scraped(&self, number: usize, reply: &[u8]) {
         let torrent = self.clients[number].torrent;
         if self.hooks.as_ref().is_some_and(|hooks| hooks.denied.contains(&torrent)) {
@@ -169,10 +187,14 @@ impl World {
         }
     }
 
-    /// Whether a client may be told to come back after so long
+    /// Checks that the interval of a reply is in the permitted range.
     pub(crate) fn check_interval(&self, interval: u32) {
         let usual = INTERVAL as u32;
-        let longest = if self.hooks.is_some() { LONGEST.max(usual + VARIED) } else { usual };
+        let longest = if self.hooks.is_some() {
+            INTERVAL_MAX_SECS.max(usual + INCREASE_MAX_SECS)
+        } else {
+            usual
+        };
         let denied = self.hooks.is_some() && interval == 60;
         assert!(denied || (usual..=longest).contains(&interval), "{interval}");
     }

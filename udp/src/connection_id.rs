@@ -1,11 +1,11 @@
-//! Connection ids: proof that a client receives at its source address, without state.
+//! Connection ids: stateless proof that a client receives packets at its source address.
 //!
-//! An id is 8 bits of the epoch it was issued in beside a 56-bit tag: SipHash-2-4 over the source address
-//! and the full epoch number, keyed. Whoever forges a source address never sees the id that is sent there,
-//! and guesses one with a chance of 2^-56. The port is not part of it: clients share an id between sockets.
+//! An id consists of the lower 8 bits of the epoch in which it was issued and a 56-bit tag: SipHash-2-4 over the source
+//! address and the full epoch number, with a secret key. A sender that forges its source address never receives the id,
+//! and guesses it with a probability of 2^-56. The port is not included, as clients share an id between sockets.
 //!
-//! Epochs are of 64 seconds of the wall clock, so nodes that share a key accept each other's ids. This
-//! module reads no clock and draws no key.
+//! An epoch is 64 seconds of the wall clock, so nodes that share a key accept each other's ids. This module reads no
+//! clock and generates no key.
 
 #![forbid(unsafe_code)]
 
@@ -14,29 +14,30 @@ use std::fmt;
 use std::net::IpAddr;
 use subtle::{Choice, ConstantTimeEq};
 
-/// Length of an epoch
+/// Length of an epoch in seconds.
 const EPOCH_SECS: u64 = 64;
 
+/// Bits of the tag of an id.
 const TAG_BITS: u32 = 56;
 
-/// Epochs an id may be old: the 8 bits of an id tell that many apart, less the one ahead
+/// Maximum age of an id in epochs: the 8 bits in an id distinguish 256, of which one is ahead of now.
 const EPOCHS_MAX: u64 = 254;
 
-/// The longest lifetime ids can have
+/// Maximum lifetime of an id in seconds.
 pub const LIFETIME_SECS_MAX: u64 = EPOCHS_MAX * EPOCH_SECS;
 
-/// A secret key of 128 bits
+/// A secret key of 128 bits.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Key(pub [u8; 16]);
+pub struct ConnectionIdKey(pub [u8; 16]);
 
-/// Keys do not show in logs
-impl fmt::Debug for Key {
+/// Hides the key, so that logs cannot contain it.
+impl fmt::Debug for ConnectionIdKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Key(..)")
     }
 }
 
-/// Issues and checks connection ids
+/// Issues and checks connection ids.
 #[derive(Clone, Debug)]
 pub struct ConnectionIds {
     hashers: Vec<SipHasher24>,
@@ -44,11 +45,12 @@ pub struct ConnectionIds {
 }
 
 impl ConnectionIds {
-    /// Ids of the first key; those of all keys are accepted, so that keys change without a gap
+    /// Creates an issuer that uses the first key and accepts the ids of all keys, so that keys can be rotated without
+    /// refusing valid ids.
     ///
-    /// The lifetime is rounded up to whole epochs and cut at [`LIFETIME_SECS_MAX`]. An id issued late in
-    /// its epoch lives as long as one issued early, so one epoch is added.
-    pub fn new(first: Key, others: &[Key], lifetime_secs: u64) -> Self {
+    /// The lifetime is rounded up to whole epochs, and limited to [`LIFETIME_SECS_MAX`]. An id that is issued at the
+    /// end of an epoch must live as long as one issued at its beginning, so one epoch is added.
+    pub fn new(first: ConnectionIdKey, others: &[ConnectionIdKey], lifetime_secs: u64) -> Self {
         let epochs = lifetime_secs.div_ceil(EPOCH_SECS).clamp(1, EPOCHS_MAX);
         Self {
             hashers: std::iter::once(&first)
@@ -59,18 +61,19 @@ impl ConnectionIds {
         }
     }
 
-    /// An id for a source; never 0, which some clients take for "not connected"
+    /// Returns an id for a source; never 0, which some clients treat as "not connected".
     pub fn issue(&self, unix_secs: u64, source: IpAddr) -> u64 {
         let epoch = unix_secs / EPOCH_SECS;
         self.hashers.first().map_or(1, |hasher| id_of(hasher, epoch, source))
     }
 
-    /// Whether an id was issued to this source by any of the keys, and not too long ago
+    /// Returns whether an id was issued to this source with any of the keys and has not expired.
     ///
-    /// One epoch ahead is accepted: another node's clock may be. Takes the same time for every tag.
+    /// An id of the next epoch is accepted, as the clock of another node may be ahead. The time of the comparison does
+    /// not depend on the tag.
     pub fn accepts(&self, unix_secs: u64, source: IpAddr, id: u64) -> bool {
         let now = unix_secs / EPOCH_SECS;
-        // The epoch in the id is public; only the tag is a secret.
+        // The epoch in the id is public; only the tag is secret.
         let ahead_of_id = (now as u8).wrapping_sub((id >> TAG_BITS) as u8);
         let epoch = match ahead_of_id {
             u8::MAX => now.wrapping_add(1),
@@ -82,6 +85,7 @@ impl ConnectionIds {
     }
 }
 
+/// Returns the id of a source in an epoch.
 fn id_of(hasher: &SipHasher24, epoch: u64, source: IpAddr) -> u64 {
     let mut message = [0; 24];
     let (address, number) = message.split_at_mut(16);
@@ -107,12 +111,13 @@ mod tests {
     }
 
     fn ids(keys: &[u8], lifetime: u64) -> ConnectionIds {
-        let keys: Vec<Key> = keys.iter().map(|byte| Key([*byte; 16])).collect();
+        let keys: Vec<ConnectionIdKey> =
+            keys.iter().map(|byte| ConnectionIdKey([*byte; 16])).collect();
         ConnectionIds::new(keys[0], &keys[1..], lifetime)
     }
 
     #[test]
-    fn an_id_lives_its_lifetime_and_at_most_two_epochs_more() {
+    fn an_id_is_valid_for_its_lifetime_and_less_than_two_epochs_more() {
         for lifetime in [1, 64, 120, 3_600, LIFETIME_SECS_MAX] {
             let ids = ids(&[1], lifetime);
             for issued in 1_000_000..1_000_064 {
@@ -132,15 +137,15 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_that_looks_the_same_is_not_accepted() {
-        // 256 epochs later the 8 bits are the same again; the tag is not.
+    fn an_epoch_with_the_same_low_bits_is_refused() {
+        // After 256 epochs the 8 bits repeat, but the tag differs.
         let ids = ids(&[1], 120);
         let id = ids.issue(1_000_000, source());
         assert!(!ids.accepts(1_000_000 + 256 * EPOCH_SECS, source(), id));
     }
 
     #[test]
-    fn keys_rotate_without_a_gap() {
+    fn keys_are_rotated_without_refusing_valid_ids() {
         let (old, both, new) = (ids(&[1], 120), ids(&[2, 1], 120), ids(&[2], 120));
         let id = old.issue(5_000, source());
         assert!(both.accepts(5_000, source(), id));
@@ -149,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn mapped_sources_are_ipv4() {
+    fn ipv4_mapped_sources_count_as_ipv4() {
         let mapped = format!("::ffff:{SOURCE}").parse().unwrap();
         let ids = ids(&[9], 120);
         assert_eq!(ids.issue(77, source()), ids.issue(77, mapped));

@@ -1,12 +1,13 @@
-//! UDP trackers in bytes, and a ring to move them. Neither knows the other.
+//! Datagrams of UDP trackers as bytes, and an io_uring that receives and sends them. The two do not depend on each
+//! other.
 //!
 //! * [`wire`]: the datagrams of BEP 15 and the options of BEP 41
 //! * [`connection_id`]: proof that a source address is not forged
 //! * [`ring`]: receives and sends datagrams over io_uring
-//! * [`steering`]: has the kernel hand announces to the shard that owns the info hash
+//! * [`steering`]: has the kernel deliver announces to the shard that owns the info hash
 //!
-//! Nothing here decides what to answer, and nothing reads a clock. `unsafe` is confined to `ring` and
-//! `steering`; the feature `ring` leaves both out, so that the rest can run under Miri.
+//! The crate does not decide what is answered and reads no clock. `unsafe` is confined to `ring`. Without the feature
+//! `ring`, that module and the BPF program of `steering` are left out, so that the rest can run under Miri.
 
 #![deny(unsafe_code)]
 

@@ -1,32 +1,32 @@
-//! Who owns an info hash, in Rust and in the kernel.
+//! Decides which shard owns an info hash, in Rust and in the kernel.
 //!
-//! Each info hash belongs to one shard. The same function decides that everywhere: here for the mesh, and
-//! as a classic BPF program on the SO_REUSEPORT group, so that the kernel puts announces and scrapes into
-//! the queue of the shard that owns their first info hash. What the program does not understand (connects,
-//! short datagrams) falls back to the kernel's own choice by address and port.
+//! Each info hash belongs to one shard. The same function is used for messages between shards and as a classic BPF
+//! program on the SO_REUSEPORT group, by which the kernel delivers announces and scrapes to the socket of the shard
+//! that owns their first info hash. Other datagrams (connects, short datagrams) are distributed by the kernel by
+//! address and port.
 
 use tsubame_storage::InfoHash;
 
-/// Shards a group can have: the function scales 16 bits to their number
+/// Maximum number of shards: the function scales 16 bits to their number.
 pub const SHARDS_MAX: u16 = 1024;
 
-/// Words that steering keys are made of
+/// Number of random words from which steering keys are made.
 pub const KEY_WORDS: usize = 2 * WORDS;
 
-/// 32-bit words of an info hash
+/// Number of 32-bit words of an info hash.
 const WORDS: usize = 5;
 
-/// Shift that folds the mix after each word
+/// Shift by which the mix is folded after each word.
 const SHIFT: u32 = 15;
 
-/// Multiplies the mix at the end, with one more fold and key: bits of the last word are to count as those before
+/// Multiplier of the final step, which mixes the bits of the last word as well as those of the words before.
 const LAST: u32 = 0x9e37_79b1;
 
 /// Random keys of the function that decides which shard owns an info hash.
 ///
-/// Two for each word: one is added, one multiplies. All words count: with fewer, info hashes with a common prefix
-/// would all belong to one shard. Each step is folded into the next by a shift, so that the function is not linear:
-/// without the keys nobody can say which info hashes share an owner.
+/// Each word of an info hash has two keys: one is added, one multiplies. All words count: otherwise info hashes with a
+/// common prefix would all belong to one shard. A shift after each step makes the function nonlinear: without the keys,
+/// an attacker cannot find info hashes that belong to one shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SteeringKeys {
     added: [u32; WORDS],
@@ -34,18 +34,18 @@ pub struct SteeringKeys {
 }
 
 impl SteeringKeys {
-    /// Keys from random words; the multipliers are made odd, so that no bit of a word is lost
+    /// Creates keys from random words. Multipliers are made odd, so that no bit of a word is lost.
     pub fn new(words: [u32; KEY_WORDS]) -> Self {
         let (added, multipliers) =
             (std::array::from_fn(|at| words[at]), std::array::from_fn(|at| words[WORDS + at] | 1));
         Self { added, multipliers }
     }
 
-    /// The shard that owns an info hash, of so many
+    /// Returns the shard, of `shards`, that owns an info hash.
     ///
-    /// For each word: `mix = (mix ^ word) + added`, `mix *= multiplier`, `mix ^= mix >> 15`, modulo 2^32. At the end it
-    /// is multiplied and folded once more, and multiplied by the first key; the upper 16 bits are scaled to the number
-    /// of shards.
+    /// For each word: `mix = (mix ^ word) + added`, `mix *= multiplier`, `mix ^= mix >> 15`, modulo 2^32. At the end
+    /// the mix is multiplied and folded once more, and multiplied by the first multiplier; its upper 16 bits are scaled
+    /// to the number of shards.
     pub fn owner(&self, info_hash: &InfoHash, shards: u16) -> u16 {
         let (words, _) = info_hash.0.as_chunks::<4>();
         let keys = self.added.iter().zip(&self.multipliers);
@@ -82,18 +82,18 @@ mod program {
     const BPF_LEN: u32 = 0x80;
     const BPF_A: u32 = 0x10;
 
-    /// An index no group has: the kernel then chooses by address and port
+    /// Index that no group has: the kernel then selects a socket by address and port.
     const NO_SOCKET: u32 = u32::MAX;
 
-    /// Has the kernel choose among the sockets of a group by the info hash
+    /// Has the kernel select the socket of a group by the info hash.
     ///
-    /// `socket` may be any of the group; socket `i` in the order of binding must belong to shard `i`.
-    /// Needs no privilege.
+    /// `socket` may be any socket of the group; socket `i` in the order of binding must belong to shard `i`. No
+    /// privilege is needed.
     pub fn attach(socket: BorrowedFd<'_>, keys: &SteeringKeys, shards: u16) -> io::Result<()> {
         set_reuseport_program(socket, &mut program(keys, shards))
     }
 
-    /// Leaves the choice to the kernel again
+    /// Has the kernel select the socket of a group by address and port again.
     pub fn detach(socket: BorrowedFd<'_>) -> io::Result<()> {
         set_option(socket, libc::SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, 0)
     }
@@ -106,7 +106,9 @@ mod program {
         sock_filter { jt: if_true, jf: if_false, ..instruction(BPF_JMP | code | BPF_K, operand) }
     }
 
-    /// Offset 0 is the first byte of the UDP payload; words are loaded big-endian
+    /// Returns the BPF program. Offset 0 is the first byte of the UDP payload; words are loaded as big-endian.
+    ///
+    /// The program computes the same function as [`SteeringKeys::owner`].
     fn program(keys: &SteeringKeys, shards: u16) -> Vec<sock_filter> {
         let load = |offset: usize| instruction(BPF_LD | BPF_W | BPF_ABS, offset as u32);
         let mut steer = Vec::new();
@@ -159,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn owners_are_spread_evenly_whatever_word_varies() {
+    fn owners_are_distributed_evenly_whichever_word_varies() {
         let mut rng = fastrand::Rng::with_seed(1);
         for shards in [1, 2, 3, 4, 16] {
             for word in 0..5 {
@@ -178,9 +180,9 @@ mod tests {
         }
     }
 
-    /// No info hash, and no difference between two, has the same owner under all keys
+    /// No info hash, and no difference between two, has the same owner under all keys.
     #[test]
-    fn nobody_can_choose_an_owner_without_the_keys() {
+    fn owners_cannot_be_predicted_without_the_keys() {
         let mut rng = fastrand::Rng::with_seed(2);
         let mut differences: Vec<[u8; 20]> = (0..160)
             .map(|bit| {
@@ -189,7 +191,7 @@ mod tests {
                 difference
             })
             .collect();
-        // The upper bits of two words: with products and sums alone they would cancel out.
+        // The upper bits of two words, which would cancel out if the function had only products and sums.
         for (a, b) in (0..5).flat_map(|a| (a + 1..5).map(move |b| (a, b))) {
             let mut difference = [0; 20];
             (difference[4 * a], difference[4 * b]) = (0x80, 0x80);
@@ -209,7 +211,7 @@ mod tests {
                 }
             }
             assert!(owned.iter().all(|count| (850..1_150).contains(count)), "{owned:?}");
-            // One in four by chance; bits of the last word are mixed with the fewest others.
+            // By chance 1,000 of 4,000 are equal; the bits of the last word are mixed with the fewest others.
             assert!(same.iter().all(|count| (400..1_600).contains(count)), "{same:?}");
         }
     }

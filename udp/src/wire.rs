@@ -1,10 +1,10 @@
-//! UDP tracker datagrams: requests as views over received bytes, replies written into a slice.
+//! UDP tracker datagrams: requests are views of received bytes, replies are written into a slice.
 //!
-//! The contract: [`Request::parse`] and every accessor of what it returns are defined for any bytes of
-//! any length and never panic. Writers never panic either: what does not fit is not written, and they
-//! return the length of what was. All numbers are big-endian (BEP 15).
+//! [`UdpRequest::parse`] and all accessors of its result are defined for any bytes of any length and never panic.
+//! Writers never panic either: they omit what does not fit, and return the number of bytes written. All numbers are
+//! big-endian (BEP 15).
 //!
-//! This module does not know where datagrams come from, whether a source is genuine, or what is answered.
+//! This module does not know the source of a datagram, whether it is genuine, or what is answered.
 
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing, clippy::cast_possible_truncation)]
@@ -22,4 +22,6 @@ pub use layout::{
 };
 pub use options::{UrlData, url_data};
 pub use reply::{AnnounceReply, write_connect, write_error, write_scrape_header, write_scrape_row};
-pub use request::{Announce, Connect, Malformed, Request, Scrape, TransactionId};
+pub use request::{
+    AnnounceRequest, ConnectRequest, RequestError, ScrapeRequest, TransactionId, UdpRequest,
+};

@@ -1,9 +1,9 @@
-//! BEP 15, clause by clause, with the bytes that go over the wire.
+//! Tests of BEP 15, clause by clause, with the bytes of the datagrams.
 
 use proptest::prelude::*;
 use tsubame_storage::{AnnounceEvent, InfoHash, PeerId, SwarmCounts};
 use tsubame_udp::wire::{
-    AnnounceReply, Malformed, REQUEST_LEN_MAX, Request, SCRAPE_HASHES_MAX, TransactionId,
+    AnnounceReply, REQUEST_LEN_MAX, RequestError, SCRAPE_HASHES_MAX, TransactionId, UdpRequest,
     write_connect, write_error, write_scrape_header, write_scrape_row,
 };
 
@@ -15,7 +15,7 @@ const CONNECT: [u8; 16] = [
     0xde, 0xad, 0xbe, 0xef, // transaction id
 ];
 
-/// An announce of aria2's, its 100 bytes with the two zeros it always appends
+/// Returns an announce of aria2, which has 100 bytes with the two zeros that aria2 always appends.
 fn announce() -> Vec<u8> {
     let mut bytes = vec![1, 2, 3, 4, 5, 6, 7, 8]; // connection id
     bytes.extend([0, 0, 0, 1]); // action: announce
@@ -43,12 +43,14 @@ fn scrape(hashes: usize) -> Vec<u8> {
 
 #[test]
 fn connect_is_recognised_by_its_magic() {
-    let Ok(Request::Connect(connect)) = Request::parse(&CONNECT) else { panic!("no connect") };
+    let Ok(UdpRequest::Connect(connect)) = UdpRequest::parse(&CONNECT) else {
+        panic!("no connect")
+    };
     assert_eq!(connect.transaction_id(), TRANSACTION);
     for byte in 0..8 {
         let mut bytes = CONNECT;
         bytes[byte] ^= 0x10;
-        assert_eq!(Request::parse(&bytes).unwrap_err(), Malformed::BadMagic);
+        assert_eq!(UdpRequest::parse(&bytes).unwrap_err(), RequestError::BadMagic);
     }
 }
 
@@ -62,9 +64,11 @@ fn connect_reply_is_exactly_sixteen_bytes() {
 }
 
 #[test]
-fn announce_fields_are_where_the_table_says() {
+fn announce_fields_are_read_at_the_offsets_of_the_table() {
     let bytes = announce();
-    let Ok(Request::Announce(announce)) = Request::parse(&bytes) else { panic!("no announce") };
+    let Ok(UdpRequest::Announce(announce)) = UdpRequest::parse(&bytes) else {
+        panic!("no announce")
+    };
     assert_eq!(announce.connection_id(), 0x0102_0304_0506_0708);
     assert_eq!(announce.transaction_id(), TRANSACTION);
     assert_eq!(announce.info_hash(), InfoHash([0xaa; 20]));
@@ -77,22 +81,22 @@ fn announce_fields_are_where_the_table_says() {
     assert_eq!(announce.url_data().count(), 0);
 }
 
-/// The announce that was there for IPv6 before BEP 15 had one: what follows the address stands 12 bytes later
+/// The action 4 of opentracker: the fields after the address are 12 bytes later.
 #[test]
-fn an_announce_with_room_for_an_ipv6_address_is_read() {
+fn an_announce_with_an_ipv6_address_is_parsed() {
     let (mut bytes, v4) = (announce(), announce());
     bytes[11] = 4;
     bytes.truncate(84);
     bytes.extend([0x2a; 16]);
     bytes.extend(&v4[88..98]);
-    let Ok(Request::Announce(announce)) = Request::parse(&bytes) else { panic!() };
+    let Ok(UdpRequest::Announce(announce)) = UdpRequest::parse(&bytes) else { panic!() };
     assert!(announce.is_v6());
     assert_eq!(announce.ip(), Some([0x2a; 16].into()));
     assert_eq!((announce.num_want(), announce.event()), (None, AnnounceEvent::Started));
-    let Ok(Request::Announce(same)) = Request::parse(&v4) else { panic!() };
+    let Ok(UdpRequest::Announce(same)) = UdpRequest::parse(&v4) else { panic!() };
     assert_eq!((announce.port(), announce.info_hash()), (same.port(), same.info_hash()));
     assert!(!same.is_v6());
-    assert!(matches!(Request::parse(&bytes[..109]), Err(Malformed::TooShort)));
+    assert!(matches!(UdpRequest::parse(&bytes[..109]), Err(RequestError::TooShort)));
     let mut reply = [0; 20];
     let written = AnnounceReply::begin(&mut reply).unwrap().with_v6_action(true);
     written.finish(TRANSACTION, 1, SwarmCounts::default(), 0);
@@ -100,7 +104,7 @@ fn an_announce_with_room_for_an_ipv6_address_is_read() {
 }
 
 #[test]
-fn every_event_value_is_understood() {
+fn every_event_value_is_parsed() {
     let events = [
         AnnounceEvent::None,
         AnnounceEvent::Completed,
@@ -114,7 +118,9 @@ fn every_event_value_is_understood() {
     for (value, event) in values {
         let mut bytes = announce();
         bytes[80..84].copy_from_slice(&u32::to_be_bytes(value));
-        let Ok(Request::Announce(announce)) = Request::parse(&bytes) else { panic!("{value}") };
+        let Ok(UdpRequest::Announce(announce)) = UdpRequest::parse(&bytes) else {
+            panic!("{value}")
+        };
         assert_eq!(announce.event(), event, "{value}");
     }
 }
@@ -124,7 +130,9 @@ fn num_want_is_signed() {
     for (value, wanted) in [(0, Some(0)), (74, Some(74)), (-1, None), (i32::MIN, None)] {
         let mut bytes = announce();
         bytes[92..96].copy_from_slice(&i32::to_be_bytes(value));
-        let Ok(Request::Announce(announce)) = Request::parse(&bytes) else { panic!("{value}") };
+        let Ok(UdpRequest::Announce(announce)) = UdpRequest::parse(&bytes) else {
+            panic!("{value}")
+        };
         assert_eq!(announce.num_want(), wanted);
     }
 }
@@ -133,7 +141,9 @@ fn num_want_is_signed() {
 fn an_ip_of_zero_means_the_source_address() {
     let mut bytes = announce();
     bytes[84..88].fill(0);
-    let Ok(Request::Announce(announce)) = Request::parse(&bytes) else { panic!("no announce") };
+    let Ok(UdpRequest::Announce(announce)) = UdpRequest::parse(&bytes) else {
+        panic!("no announce")
+    };
     assert_eq!(announce.ip(), None);
 }
 
@@ -155,21 +165,21 @@ fn announce_reply_has_leechers_before_seeders_and_then_peers() {
 fn scrape_has_up_to_seventy_four_hashes() {
     for (hashes, read) in [(1, 1), (2, 2), (60, 60), (74, 74), (75, 74), (200, 74)] {
         let bytes = scrape(hashes);
-        let Ok(Request::Scrape(scrape)) = Request::parse(&bytes) else { panic!("{hashes}") };
+        let Ok(UdpRequest::Scrape(scrape)) = UdpRequest::parse(&bytes) else { panic!("{hashes}") };
         assert_eq!(scrape.connection_id(), 0x0102_0304_0506_0708);
         assert_eq!(scrape.transaction_id(), TRANSACTION);
         let expected: Vec<_> = (0..read).map(|hash| InfoHash([hash as u8; 20])).collect();
         assert_eq!(scrape.info_hashes().collect::<Vec<_>>(), expected);
     }
     assert_eq!(scrape(SCRAPE_HASHES_MAX).len(), REQUEST_LEN_MAX);
-    assert_eq!(Request::parse(&scrape(0)).unwrap_err(), Malformed::TooShort);
+    assert_eq!(UdpRequest::parse(&scrape(0)).unwrap_err(), RequestError::TooShort);
 }
 
 #[test]
-fn a_hash_that_is_cut_off_is_not_scraped() {
+fn a_truncated_info_hash_is_ignored() {
     let mut bytes = scrape(3);
     bytes.truncate(16 + 2 * 20 + 19);
-    let Ok(Request::Scrape(scrape)) = Request::parse(&bytes) else { panic!("no scrape") };
+    let Ok(UdpRequest::Scrape(scrape)) = UdpRequest::parse(&bytes) else { panic!("no scrape") };
     assert_eq!(scrape.info_hashes().len(), 2);
 }
 
@@ -187,7 +197,7 @@ fn scrape_reply_has_seeders_completed_leechers() {
 }
 
 #[test]
-fn an_error_is_cut_to_what_it_may_be() {
+fn an_error_text_is_truncated_between_characters() {
     let mut reply = [0xff; 13];
     assert_eq!(write_error(&mut reply, TRANSACTION, "no"), 10);
     assert_eq!(reply[..10], [0, 0, 0, 3, 0xde, 0xad, 0xbe, 0xef, b'n', b'o']);
@@ -199,31 +209,35 @@ fn an_error_is_cut_to_what_it_may_be() {
 fn requests_may_be_longer_but_not_shorter() {
     for (request, shortest) in [(CONNECT.to_vec(), 16), (announce(), 98), (scrape(1), 36)] {
         for len in 0..shortest {
-            assert_eq!(Request::parse(&request[..len]).unwrap_err(), Malformed::TooShort, "{len}");
+            assert_eq!(
+                UdpRequest::parse(&request[..len]).unwrap_err(),
+                RequestError::TooShort,
+                "{len}"
+            );
         }
         let mut longer = request;
         longer.extend([0; 7]);
-        assert!(Request::parse(&longer).is_ok());
+        assert!(UdpRequest::parse(&longer).is_ok());
     }
 }
 
 #[test]
 fn replies_are_not_requests() {
-    // Else two trackers could be made to answer each other for ever.
+    // Otherwise two trackers could be made to answer each other forever.
     for action in [3, 5, 255, u32::MAX] {
         let mut bytes = announce();
         bytes[8..12].copy_from_slice(&action.to_be_bytes());
-        assert_eq!(Request::parse(&bytes).unwrap_err(), Malformed::UnknownAction);
+        assert_eq!(UdpRequest::parse(&bytes).unwrap_err(), RequestError::UnknownAction);
     }
-    // Action 4 is a request, too, but a longer one than its reply without peers.
+    // Action 4 is also a request, but it is longer than its reply without peers.
     let mut bytes = announce();
     bytes[8..12].copy_from_slice(&4_u32.to_be_bytes());
-    assert_eq!(Request::parse(&bytes).unwrap_err(), Malformed::TooShort);
+    assert_eq!(UdpRequest::parse(&bytes).unwrap_err(), RequestError::TooShort);
 }
 
 proptest! {
     #[test]
-    fn any_bytes_are_read_without_panic(
+    fn any_bytes_are_parsed_without_panic(
         bytes in prop::collection::vec(any::<u8>(), 0..200),
         action in 0_u8..5,
     ) {
@@ -231,14 +245,14 @@ proptest! {
         if let Some(last) = bytes.get_mut(11) {
             *last = action;
         }
-        if let Ok(Request::Announce(announce)) = Request::parse(&bytes) {
+        if let Ok(UdpRequest::Announce(announce)) = UdpRequest::parse(&bytes) {
             prop_assert!(announce.url_data().map(<[u8]>::len).sum::<usize>() <= bytes.len());
             prop_assert!(announce.num_want().is_none_or(|wanted| wanted <= i32::MAX as u32));
         }
     }
 
     #[test]
-    fn writers_stay_within_their_slice(len in 0_usize..64, row in 0_usize..9, text in ".{0,20}") {
+    fn writers_do_not_exceed_their_slice(len in 0_usize..64, row in 0_usize..9, text in ".{0,20}") {
         let mut reply = vec![0; len];
         prop_assert!(write_connect(&mut reply, TRANSACTION, 1) <= len);
         prop_assert!(write_error(&mut reply, TRANSACTION, &text) <= len);

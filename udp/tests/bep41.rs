@@ -1,4 +1,4 @@
-//! BEP 41, clause by clause.
+//! Tests of BEP 41, clause by clause.
 
 use proptest::prelude::*;
 use tsubame_udp::wire::url_data;
@@ -15,7 +15,7 @@ fn url_data_is_path_and_query() {
 }
 
 #[test]
-fn several_are_read_as_one() {
+fn several_url_data_options_are_concatenated() {
     let mut options = vec![2, 3];
     options.extend(b"/a?");
     options.extend([1, 1, 2, 0, 2, 2]);
@@ -24,7 +24,7 @@ fn several_are_read_as_one() {
 }
 
 #[test]
-fn a_nop_is_one_byte_and_the_end_ends() {
+fn a_nop_is_one_byte_and_end_of_options_ends_them() {
     assert_eq!(url(&[1, 2, 1, b'a', 0, 2, 1, b'b']), b"a");
     assert_eq!(url(&[0, 0]), b"");
     assert_eq!(url(&[]), b"");
@@ -36,14 +36,14 @@ fn unknown_options_are_skipped_by_their_length() {
 }
 
 #[test]
-fn an_option_cut_off_ends_the_options() {
+fn a_truncated_option_ends_the_options() {
     assert_eq!(url(&[2, 1, b'a', 2]), b"a");
     assert_eq!(url(&[2, 1, b'a', 2, 5, b'b']), b"a");
     assert_eq!(url(&[9, 200, 2, 1, b'a']), b"");
 }
 
 #[test]
-fn chunks_are_up_to_255_bytes() {
+fn an_option_has_up_to_255_bytes() {
     let mut options = vec![2, 255];
     options.extend([b'x'; 255]);
     options.extend([2, 1, b'y']);
@@ -52,7 +52,7 @@ fn chunks_are_up_to_255_bytes() {
 
 proptest! {
     #[test]
-    fn whatever_was_cut_into_chunks_is_put_together(
+    fn a_text_split_into_options_is_concatenated(
         text in prop::collection::vec(any::<u8>(), 0..700),
         at in 1_usize..256,
     ) {

@@ -1,4 +1,4 @@
-//! The ring against real sockets on loopback.
+//! Tests of the ring with real sockets on loopback.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 #![cfg(feature = "ring")]
@@ -11,7 +11,8 @@ use tsubame_storage::InfoHash;
 use tsubame_udp::ring::{REPLY_LEN_MAX, ReturnPath, Ring, UdpSocket};
 use tsubame_udp::steering::{self, SteeringKeys};
 
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Timeout after which a test fails.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 fn bind(address: &str) -> UdpSocket {
     UdpSocket::bind_shared(address.parse().unwrap(), 1 << 20).unwrap()
@@ -19,11 +20,11 @@ fn bind(address: &str) -> UdpSocket {
 
 fn client(address: &str) -> Client {
     let client = Client::bind(address).unwrap();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.set_read_timeout(Some(TIMEOUT)).unwrap();
     client
 }
 
-/// Turns until datagrams have arrived, sleeping on the ring's event as a shard does
+/// Takes turns until datagrams arrive, sleeping on the event of the ring as a shard does.
 fn arrivals(ring: &mut Ring) -> usize {
     loop {
         ring.ask_for_event(true);
@@ -33,14 +34,14 @@ fn arrivals(ring: &mut Ring) -> usize {
             return arrived;
         }
         let event = ring.event();
-        let timeout = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        let timeout = Timespec { tv_sec: TIMEOUT.as_secs() as i64, tv_nsec: 0 };
         let ready = poll(&mut [PollFd::new(&event, PollFlags::IN)], Some(&timeout)).unwrap();
-        assert!(ready > 0, "nothing arrived");
+        assert!(ready > 0, "no datagram arrived");
         let _ = rustix::io::read(ring.event(), &mut [0; 8]);
     }
 }
 
-/// Answers everything that has arrived with what `answer` makes of it
+/// Replies to all received datagrams; `answer` writes a reply and returns its length, or 0 for none.
 fn serve(ring: &mut Ring, mut answer: impl FnMut(&[u8], bool, &mut [u8]) -> usize) {
     while let Some(received) = ring.take() {
         let (datagram, reply) = ring.open(&received).unwrap();
@@ -75,34 +76,34 @@ fn datagrams_are_echoed_over_both_families() {
             assert_eq!((&reply[..received], from), (sent.as_slice(), server));
         }
         assert_eq!((ring.counts().sent, ring.counts().send_failed), (4, 0));
-        assert!(ring.stop(PATIENCE));
+        assert!(ring.stop(TIMEOUT));
     }
 }
 
 #[test]
-fn a_wildcard_socket_answers_from_the_address_that_was_asked() {
+fn a_wildcard_socket_replies_from_the_destination_address() {
     let cases = [
         ("0.0.0.0:0", "127.0.0.1:0", ["127.0.0.1", "127.0.0.5", "127.200.3.4"].as_slice()),
         ("[::]:0", "[::1]:0", ["::1"].as_slice()),
     ];
-    for (wildcard, from, asked) in cases {
+    for (wildcard, from, destinations) in cases {
         let socket = bind(wildcard);
         let port = socket.address().port();
         let mut ring = Ring::new(vec![socket]).unwrap();
         let client = client(from);
-        for address in asked {
+        for address in destinations {
             let server = SocketAddr::new(address.parse().unwrap(), port);
             client.send_to(b"hello", server).unwrap();
             arrivals(&mut ring);
             serve(&mut ring, echo);
-            let (_, answered) = client.recv_from(&mut [0; 64]).unwrap();
-            assert_eq!(answered, server);
+            let (_, reply_source) = client.recv_from(&mut [0; 64]).unwrap();
+            assert_eq!(reply_source, server);
         }
     }
 }
 
 #[test]
-fn a_datagram_longer_than_any_request_is_cut_and_says_so() {
+fn a_datagram_longer_than_any_request_is_marked_as_truncated() {
     let socket = bind("127.0.0.1:0");
     let server = socket.address();
     let mut ring = Ring::new(vec![socket]).unwrap();
@@ -122,7 +123,7 @@ fn a_datagram_longer_than_any_request_is_cut_and_says_so() {
 }
 
 #[test]
-fn a_patient_turn_sends_first_and_gathers_what_comes() {
+fn a_turn_with_timeout_sends_first_and_gathers_datagrams() {
     let socket = bind("127.0.0.1:0");
     let server = socket.address();
     let mut ring = Ring::new(vec![socket]).unwrap();
@@ -132,8 +133,8 @@ fn a_patient_turn_sends_first_and_gathers_what_comes() {
     let received = ring.take().unwrap();
     let len = echo(b"one", false, ring.open(&received).unwrap().1);
     ring.send(received, len).unwrap();
-    // The second datagram follows only once the first is answered: by then the turn waits already.
-    let asker = std::thread::spawn(move || {
+    // More datagrams follow only after the reply to the first one: by then the turn already waits.
+    let sender = std::thread::spawn(move || {
         first.recv_from(&mut [0; 64]).unwrap();
         for _ in 0..3 {
             second.send_to(b"more", server).unwrap();
@@ -141,17 +142,17 @@ fn a_patient_turn_sends_first_and_gathers_what_comes() {
     });
     let (mut arrived, turns) = (0, ring.counts().turns);
     while arrived < 3 {
-        arrived = ring.turn_patiently(Duration::from_millis(50)).unwrap();
+        arrived = ring.turn_with_timeout(Duration::from_millis(50)).unwrap();
     }
-    asker.join().unwrap();
+    sender.join().unwrap();
     assert_eq!(arrived, 3);
     let taken = ring.counts().turns - turns;
-    assert!(taken < 20, "{taken} turns: it does not wait");
+    assert!(taken < 20, "{taken} system calls: the turns did not wait");
     serve(&mut ring, echo);
     assert_eq!(
-        ring.turn_patiently(Duration::from_millis(1)).unwrap(),
+        ring.turn_with_timeout(Duration::from_millis(1)).unwrap(),
         0,
-        "it does not wait forever"
+        "a turn without datagrams must end"
     );
 }
 
@@ -178,7 +179,7 @@ fn without_free_buffers_datagrams_wait() {
     while take(&mut ring, &mut held) < Ring::buffers_max() {
         arrivals(&mut ring);
     }
-    // Every buffer is held: nothing more is taken, however often one looks.
+    // All buffers are in use: further turns receive nothing.
     for _ in 0..10 {
         assert_eq!(ring.turn().unwrap(), 0);
     }
@@ -189,11 +190,11 @@ fn without_free_buffers_datagrams_wait() {
         held.drain(..).for_each(|received| ring.release(received));
     }
     held.drain(..).for_each(|received| ring.release(received));
-    assert!(ring.stop(PATIENCE));
+    assert!(ring.stop(TIMEOUT));
 }
 
 #[test]
-fn another_ring_answers_along_the_return_path() {
+fn another_ring_replies_along_the_return_path() {
     for (address, from) in
         [("127.0.0.1:0", "127.0.0.1:0"), ("[::1]:0", "[::1]:0"), ("0.0.0.0:0", "127.0.0.1:0")]
     {
@@ -210,7 +211,7 @@ fn another_ring_answers_along_the_return_path() {
             server.port(),
         );
         client.send_to(b"question", server).unwrap();
-        // The kernel chose one of the two; the other answers.
+        // The kernel selected one of the two rings; the other one replies.
         let mut path: Option<(usize, ReturnPath)> = None;
         let deadline = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_sec + 5;
         while path.is_none() {
@@ -225,20 +226,20 @@ fn another_ring_answers_along_the_return_path() {
                 }
             }
         }
-        let (asked, path) = path.unwrap();
-        let other = &mut rings[1 - asked];
+        let (receiver, path) = path.unwrap();
+        let other = &mut rings[1 - receiver];
         let slot = other.forward_slot().unwrap();
         other.forward_reply(&slot)[..6].copy_from_slice(b"answer");
         other.send_forward(slot, &path, 6).unwrap();
         other.turn().unwrap();
         let mut reply = [0; 64];
-        let (len, answered) = client.recv_from(&mut reply).unwrap();
-        assert_eq!((&reply[..len], answered), (b"answer".as_slice(), server));
+        let (len, reply_source) = client.recv_from(&mut reply).unwrap();
+        assert_eq!((&reply[..len], reply_source), (b"answer".as_slice(), server));
     }
 }
 
 #[test]
-fn forward_slots_run_out_and_come_back() {
+fn forward_slots_are_limited_and_reused() {
     let mut ring = Ring::new(vec![bind("127.0.0.1:0")]).unwrap();
     let mut slots: Vec<_> = std::iter::from_fn(|| ring.forward_slot()).collect();
     assert!(slots.len() >= 64);
@@ -262,14 +263,14 @@ fn stopping_with_replies_in_flight_frees_the_port() {
         while let Some(received) = ring.take() {
             ring.send(received, 1_000).unwrap();
         }
-        assert!(ring.stop(PATIENCE));
-        // At once, though the ring itself is still there.
+        assert!(ring.stop(TIMEOUT));
+        // The port is free at once, although the ring still exists.
         UdpSocket::bind_alone(server).unwrap();
     }
 }
 
 #[test]
-fn more_replies_than_the_queue_holds_are_submitted_on_the_way() {
+fn a_full_submission_queue_is_submitted_without_a_turn() {
     let socket = bind("127.0.0.1:0");
     let server = socket.address();
     let mut ring = Ring::new(vec![socket]).unwrap();
@@ -282,18 +283,18 @@ fn more_replies_than_the_queue_holds_are_submitted_on_the_way() {
         arrivals(&mut ring);
         held.extend(std::iter::from_fn(|| ring.take()));
     }
-    // 512 replies into a queue of 256, without a turn of ours.
+    // One reply for each buffer is more than the submission queue holds.
     let (count, turns) = (held.len() as u64, ring.counts().turns);
     held.drain(..).for_each(|received| ring.send(received, 20).unwrap());
-    assert!(ring.counts().turns > turns, "nothing was submitted on the way");
+    assert!(ring.counts().turns > turns, "nothing was submitted before the turn");
     while ring.counts().sent < count {
         ring.turn().unwrap();
     }
-    assert!(ring.stop(PATIENCE));
+    assert!(ring.stop(TIMEOUT));
 }
 
 #[test]
-fn a_ring_that_is_dropped_without_a_stop_frees_its_port() {
+fn a_ring_that_is_dropped_without_stop_frees_its_port() {
     let socket = bind("127.0.0.1:0");
     let server = socket.address();
     let mut ring = Ring::new(vec![socket]).unwrap();
@@ -302,7 +303,7 @@ fn a_ring_that_is_dropped_without_a_stop_frees_its_port() {
     UdpSocket::bind_alone(server).unwrap();
 }
 
-/// The kernel and `SteeringKeys::owner` agree on every datagram with an info hash
+/// The kernel and `SteeringKeys::owner` agree on every datagram with an info hash.
 #[test]
 fn the_kernel_steers_to_the_owner() {
     for address in ["127.0.0.1:0", "[::1]:0", "0.0.0.0:0"] {
@@ -342,7 +343,7 @@ fn the_kernel_steers_to_the_owner() {
                 });
             }
             assert_eq!(hashes, 300);
-            // What has no info hash still arrives somewhere.
+            // A datagram without an info hash arrives at any ring.
             client.send_to(&[0; 16], target).unwrap();
             let deadline = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_sec + 5;
             while !rings.iter_mut().any(|ring| ring.turn().unwrap() > 0) {

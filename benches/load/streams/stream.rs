@@ -1,4 +1,4 @@
-//! A connection that never waits, plain or encrypted.
+//! A non-blocking connection, plain or with TLS.
 
 use super::tls;
 use crate::http;
@@ -9,19 +9,20 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 
+/// A non-blocking connection.
 pub(super) struct Stream {
     socket: TcpStream,
     session: Option<Box<ClientConnection>>,
-    /// What the kernel has not taken yet
+    /// Bytes that the kernel has not accepted yet.
     out: Vec<u8>,
-    /// What has come and was not taken yet
+    /// Received bytes that have not been processed yet.
     pub(super) arrived: Vec<u8>,
-    /// Answers it has brought
+    /// Number of replies received over this connection.
     pub(super) answers: u32,
 }
 
 impl Stream {
-    /// Begins to connect, from an address if one is given; encrypted if the server has a name
+    /// Starts to connect, from `from` if it is given, and with TLS if the server has a name.
     pub(super) fn open(
         from: Option<IpAddr>,
         to: SocketAddr,
@@ -42,7 +43,7 @@ impl Stream {
         Ok(Self { socket: socket.into(), session, out, arrived, answers: 0 })
     }
 
-    /// Sends as much as the kernel takes now; the rest when it takes more
+    /// Queues bytes and sends as many as the kernel accepts now.
     pub(super) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         match &mut self.session {
             Some(session) => session.writer().write_all(bytes)?,
@@ -51,6 +52,7 @@ impl Stream {
         self.flush()
     }
 
+    /// Sends queued bytes, as many as the kernel accepts now.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         if let Some(session) = &mut self.session {
             while session.wants_write() {
@@ -67,8 +69,9 @@ impl Stream {
         Ok(())
     }
 
-    /// Takes what has come; returns whether it has ended. `hung_up` if an end is known to be there
-    pub(super) fn take(&mut self, buffer: &mut [u8], hung_up: bool) -> io::Result<bool> {
+    /// Reads all bytes that have arrived; returns whether the connection has ended. With `hung_up`, the kernel has
+    /// reported the end already.
+    pub(super) fn read_available(&mut self, buffer: &mut [u8], hung_up: bool) -> io::Result<bool> {
         loop {
             let len = match self.socket.read(buffer) {
                 Ok(0) => return Ok(true),
@@ -88,9 +91,9 @@ impl Stream {
                 None => self.arrived.extend_from_slice(bytes),
             }
             if self.arrived.len() > http::REPLY_LEN_MAX {
-                return Err(io::Error::other("a reply without end"));
+                return Err(io::Error::other("the reply is too long"));
             }
-            // A buffer that was not filled took all there was; an end that comes later is told of anew.
+            // A partly filled buffer has all bytes; epoll reports an end that comes later.
             if len < buffer.len() && !hung_up {
                 return Ok(false);
             }
@@ -98,7 +101,7 @@ impl Stream {
     }
 }
 
-/// Takes encrypted bytes; returns whether the server has said goodbye
+/// Decrypts bytes; returns whether the server has closed the TLS session.
 fn decrypt(
     session: &mut ClientConnection,
     mut bytes: &[u8],

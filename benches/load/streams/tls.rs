@@ -1,4 +1,4 @@
-//! TLS without asking whom one speaks to: trackers under test sign their own certificates.
+//! TLS without verification of certificates: trackers under test use self-signed ones.
 
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -8,32 +8,33 @@ use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureSch
 use std::io;
 use std::sync::{Arc, LazyLock};
 
-/// A session with the server of this name
+/// Creates a TLS session with a server of this name.
 pub(super) fn session(name: &ServerName<'static>) -> io::Result<ClientConnection> {
     static CONFIG: LazyLock<Result<Arc<ClientConfig>, rustls::Error>> = LazyLock::new(config);
     let config = CONFIG.clone().map_err(io::Error::other)?;
     ClientConnection::new(config, name.clone()).map_err(io::Error::other)
 }
 
+/// Returns the configuration of all sessions.
 fn config() -> Result<Arc<ClientConfig>, rustls::Error> {
     let provider = Arc::new(crypto::ring::default_provider());
-    let anyone = Arc::new(Anyone(provider.clone()));
+    let no_verification = Arc::new(NoVerification(provider.clone()));
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(anyone)
+        .with_custom_certificate_verifier(no_verification)
         .with_no_client_auth();
-    // Each connection stands for a client that comes for the first time.
+    // Each connection represents a new client, which has no session to resume.
     config.resumption = Resumption::disabled();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
 
-/// Takes every certificate; the work of looking at signatures is done
+/// Accepts every certificate; signatures are still verified, as their cost is part of a handshake.
 #[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
+struct NoVerification(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Anyone {
+impl ServerCertVerifier for NoVerification {
     fn verify_server_cert(
         &self,
         _certificate: &CertificateDer<'_>,

@@ -1,4 +1,4 @@
-//! Over HTTP and HTTPS.
+//! Tests of the generator over HTTP and HTTPS.
 
 use super::run;
 use crate::measure;
@@ -11,18 +11,19 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tsubame_bench::empty_table;
-use tsubame_bench::record::Step;
-use tsubame_http::head::{self, Head};
+use tsubame_bench::record::StepRecord;
+use tsubame_http::head::{self, RequestHead};
 use tsubame_http::query;
 use tsubame_http::reply::{
-    Announce, Content, Length, ReplyHead, Status, begin_scrape, end_scrape, write_row,
+    AnnounceResponse, BodyLength, ContentType, ResponseHead, StatusCode, begin_scrape, end_scrape,
+    write_row,
 };
 use tsubame_storage::{Endpoint, PeerOutput, Role, Seconds, SwarmAnnounce, Swarms};
 
-/// What a server does with a request: the bytes of a reply, or the end of the connection
-type Answer = dyn FnMut(IpAddr, &Head<'_>) -> Option<Vec<u8>> + Send;
+/// Handler of a request: returns the bytes of a reply, or `None` to close the connection.
+type Answer = dyn FnMut(IpAddr, &RequestHead<'_>) -> Option<Vec<u8>> + Send;
 
-/// A server with a thread for each connection, until it is dropped
+/// A server with a thread for each connection, which stops when it is dropped.
 struct Server {
     url: String,
     address: SocketAddr,
@@ -34,7 +35,7 @@ impl Server {
     fn start(
         address: &str,
         tls: Option<Arc<ServerConfig>>,
-        answer: impl FnMut(IpAddr, &Head<'_>) -> Option<Vec<u8>> + Send + 'static,
+        answer: impl FnMut(IpAddr, &RequestHead<'_>) -> Option<Vec<u8>> + Send + 'static,
     ) -> Self {
         let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
@@ -62,13 +63,13 @@ impl Server {
         Self { url: format!("{scheme}://{address}/announce"), address, stop, thread: Some(thread) }
     }
 
-    /// A tracker whose replies pass through `spoil` first
-    fn spoiling(
-        mut spoil: impl FnMut(&Head<'_>, Vec<u8>) -> Option<Vec<u8>> + Send + 'static,
+    /// Starts a tracker whose replies are modified by `modify`.
+    fn modifying(
+        mut modify: impl FnMut(&RequestHead<'_>, Vec<u8>) -> Option<Vec<u8>> + Send + 'static,
     ) -> Self {
         let mut table = empty_table();
         Self::start("127.0.0.1:0", None, move |from, head| {
-            spoil(head, answer(&mut table, from, head))
+            modify(head, answer(&mut table, from, head))
         })
     }
 }
@@ -76,17 +77,17 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // Wakes the one that waits for connections.
+        // Wakes the thread that accepts connections.
         let _ = TcpStream::connect(self.address);
         self.thread.take().unwrap().join().unwrap();
     }
 }
 
-/// Answers one request after the other until either side has enough
+/// Answers requests one after the other until either side closes the connection.
 fn serve(mut stream: impl Read + Write, from: IpAddr, answer: &Mutex<Answer>) {
     let (mut bytes, mut part) = (Vec::new(), [0; 4096]);
     loop {
-        // What is no request may be TLS.
+        // Bytes that are no request may be TLS.
         while let Ok(Some((head, len))) = head::parse(&bytes) {
             let keep_alive = head.keep_alive;
             let reply = answer.lock().unwrap()(from, &head);
@@ -107,14 +108,14 @@ fn serve(mut stream: impl Read + Write, from: IpAddr, answer: &Mutex<Answer>) {
     }
 }
 
-/// What the tracker's own pieces make of a request
-fn answer(table: &mut Swarms, from: IpAddr, head: &Head<'_>) -> Vec<u8> {
+/// Returns the reply to a request, written with the tracker's own code.
+fn answer(table: &mut Swarms, from: IpAddr, head: &RequestHead<'_>) -> Vec<u8> {
     let mut body = Vec::new();
-    match query::Announce::parse(head.query) {
+    match query::AnnounceQuery::parse(head.query) {
         Ok(query) => {
             let (mut v4, mut v6) = (vec![0; 6 * 50], vec![0; 18 * 50]);
-            let most = query.numwant.unwrap() as usize;
-            let peers = PeerOutput { v4: &mut v4, v6: &mut v6, peers_max: most };
+            let peers_max = query.numwant.unwrap() as usize;
+            let peers = PeerOutput { v4: &mut v4, v6: &mut v6, peers_max };
             let announce = SwarmAnnounce {
                 info_hash: query.info_hash,
                 endpoint: Endpoint::new(from, query.port),
@@ -123,7 +124,7 @@ fn answer(table: &mut Swarms, from: IpAddr, head: &Head<'_>) -> Vec<u8> {
             };
             let prefetch = table.prefetch_index(&query.info_hash);
             let announced = table.announce(Seconds(1), prefetch, &announce, peers);
-            let reply = Announce {
+            let reply = AnnounceResponse {
                 counts: announced.counts,
                 interval: 1_800,
                 min_interval: 900,
@@ -136,26 +137,28 @@ fn answer(table: &mut Swarms, from: IpAddr, head: &Head<'_>) -> Vec<u8> {
             reply.write(&mut body);
         }
         Err(_) => {
-            let mut asked: Vec<_> = query::info_hashes(head.query).map(Result::unwrap).collect();
-            asked.sort_unstable();
+            let mut requested: Vec<_> =
+                query::info_hashes(head.query).map(Result::unwrap).collect();
+            requested.sort_unstable();
             begin_scrape(&mut body);
-            for info_hash in &asked {
+            for info_hash in &requested {
                 let swarm_stats = table.swarm_stats(&table.prefetch_index(info_hash), info_hash);
                 write_row(&mut body, info_hash, swarm_stats);
             }
             end_scrape(&mut body, 900);
         }
     }
-    whole(&body, head.keep_alive)
+    ok_reply(&body, head.keep_alive)
 }
 
-fn whole(body: &[u8], keep_alive: bool) -> Vec<u8> {
+/// Returns a reply with this body.
+fn ok_reply(body: &[u8], keep_alive: bool) -> Vec<u8> {
     let mut reply = Vec::new();
-    ReplyHead {
-        status: Status::Ok,
-        content: Content::Plain,
+    ResponseHead {
+        status: StatusCode::Ok,
+        content: ContentType::Plain,
         encoding: None,
-        length: Length::Bytes(body.len()),
+        length: BodyLength::Bytes(body.len()),
         keep_alive,
     }
     .write(&mut reply);
@@ -168,8 +171,8 @@ fn body_of(reply: &[u8]) -> &[u8] {
     &reply[end + 4..]
 }
 
-/// The only step of a short run
-fn step(urls: &[&str], arguments: &[&str]) -> Step {
+/// Performs a short run; returns its only step.
+fn step(urls: &[&str], arguments: &[&str]) -> StepRecord {
     let arguments = [urls, &["--duration=200ms", "--in-flight=20"], arguments].concat();
     let mut record = measure(&run(&arguments)).unwrap();
     assert_eq!(record.steps.len(), 1);
@@ -177,13 +180,14 @@ fn step(urls: &[&str], arguments: &[&str]) -> Step {
 }
 
 #[test]
-fn a_right_tracker_passes_with_both_families_in_a_reply() {
+fn a_correct_tracker_passes_with_both_address_families_in_a_reply() {
     for close in [false, true] {
         let table = Arc::new(Mutex::new(empty_table()));
         let [v4, v6] = ["127.0.0.1:0", "[::1]:0"].map(|address| {
             let table = table.clone();
-            let answer =
-                move |from, head: &Head<'_>| Some(answer(&mut table.lock().unwrap(), from, head));
+            let answer = move |from, head: &RequestHead<'_>| {
+                Some(answer(&mut table.lock().unwrap(), from, head))
+            };
             Server::start(address, None, answer)
         });
         let mut arguments = vec!["--mix=announce=5,scrape=1", "--churn=0.3", "--ipv6=0.5"];
@@ -198,7 +202,7 @@ fn a_right_tracker_passes_with_both_families_in_a_reply() {
 }
 
 #[test]
-fn an_encrypted_tracker_passes() {
+fn a_tracker_with_tls_passes() {
     let made = rcgen::generate_simple_self_signed(["t.example".to_owned()]).unwrap();
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -223,12 +227,12 @@ fn an_encrypted_tracker_passes() {
 }
 
 #[test]
-fn what_is_wrong_is_named() {
-    type Spoil = fn(&Head<'_>, Vec<u8>) -> Option<Vec<u8>>;
-    let cases: [(&str, Spoil); 7] = [
-        ("error", |_, _| Some(whole(b"d14:failure reason2:noe", true))),
+fn each_problem_of_a_reply_is_reported() {
+    type Modify = fn(&RequestHead<'_>, Vec<u8>) -> Option<Vec<u8>>;
+    let cases: [(&str, Modify); 7] = [
+        ("error", |_, _| Some(ok_reply(b"d14:failure reason2:noe", true))),
         ("error", |_, _| Some(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec())),
-        ("bencode", |_, _| Some(whole(b"d5:filesde8:intervali60e", true))),
+        ("bencode", |_, _| Some(ok_reply(b"d5:filesde8:intervali60e", true))),
         ("head of a reply", |_, _| Some(b"SSH-2.0\r\n".to_vec())),
         ("bytes behind a reply", |_, mut reply| {
             reply.push(b'e');
@@ -237,14 +241,14 @@ fn what_is_wrong_is_named() {
         ("peer that does not exist", |_, _| {
             let body =
                 b"d8:completei9e10:incompletei9e8:intervali60e5:peers6:\x09\x09\x09\x09\x09\x09e";
-            Some(whole(body, true))
+            Some(ok_reply(body, true))
         }),
         ("keys that are not sorted", |_, _| {
-            Some(whole(b"d5:peers0:8:intervali60e5:filesdee", true))
+            Some(ok_reply(b"d5:peers0:8:intervali60e5:filesdee", true))
         }),
     ];
-    for (what, spoil) in cases {
-        let server = Server::spoiling(spoil);
+    for (what, modify) in cases {
+        let server = Server::modifying(modify);
         let arguments =
             ["--mix=announce=5,scrape=1", "--timeout=50ms", "--churn=0", "--peers=9999"];
         let step = step(&[&server.url], &arguments);
@@ -255,16 +259,16 @@ fn what_is_wrong_is_named() {
 }
 
 #[test]
-fn a_request_over_a_connection_that_ends_is_asked_again_once() {
+fn a_request_on_a_closed_connection_is_retried_once() {
     let mut count = 0;
-    let server = Server::spoiling(move |_, reply| {
+    let server = Server::modifying(move |_, reply| {
         count += 1;
         (count % 10 != 0).then_some(reply)
     });
     let kept = step(&[&server.url], &["--mix=announce=1"]);
     assert_eq!((kept.lost, kept.wrong.len()), (kept.broken, 0), "{:?}", kept.wrong);
     let share = kept.broken as f64 / kept.sent as f64;
-    // Only who is unlucky twice.
+    // Only requests that fail twice are lost.
     assert!(share > 0.0 && share < 0.03, "{} of {}", kept.broken, kept.sent);
     assert!(kept.connections > kept.sent / 20, "{} for {}", kept.connections, kept.sent);
     let closed = step(&[&server.url], &["--mix=announce=1", "--close"]);
@@ -274,7 +278,7 @@ fn a_request_over_a_connection_that_ends_is_asked_again_once() {
 }
 
 #[test]
-fn every_peer_is_entered_once_whatever_is_lost() {
+fn a_fill_announces_every_peer_despite_losses() {
     for close in [&["--fill"][..], &["--fill", "--close"]] {
         let table = Arc::new(Mutex::new(empty_table()));
         let (shared, mut count) = (table.clone(), 0);
@@ -282,7 +286,7 @@ fn every_peer_is_entered_once_whatever_is_lost() {
             count += 1;
             match count % 7 {
                 0 => None,
-                // Half an answer, and over a connection that is kept nothing more: it is given up.
+                // An incomplete reply on a connection that stays open: the request is given up.
                 3 => Some(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n".to_vec()),
                 _ => Some(answer(&mut shared.lock().unwrap(), from, head)),
             }
@@ -297,8 +301,8 @@ fn every_peer_is_entered_once_whatever_is_lost() {
 }
 
 #[test]
-#[expect(clippy::disallowed_methods, reason = "the stop that is to be seen")]
-fn open_loop_goes_on_while_the_tracker_stands_still() {
+#[expect(clippy::disallowed_methods, reason = "the pause that the test measures")]
+fn open_loop_continues_while_the_tracker_is_stopped() {
     let (mut table, mut count) = (empty_table(), 0);
     let server = Server::start("127.0.0.1:0", None, move |from, head| {
         count += 1;
@@ -310,16 +314,16 @@ fn open_loop_goes_on_while_the_tracker_stands_still() {
     let arguments = ["--rate=1000", "--duration=1s", "--timeout=5s", "--peers=9999"];
     let step = step(&[&server.url], &arguments);
     assert_eq!((step.lost, step.wrong.len()), (0, 0), "{:?}", step.wrong);
-    // What was due meanwhile waited for one of 20 connections, and its latency says so.
+    // Requests that were due during the pause waited for one of 20 connections, and their latency shows it.
     assert!((100..450).contains(&step.waited), "{} waited", step.waited);
     assert!(step.latency.at(90.0) > 100_000.0 && step.gap_ms_max > 350.0, "{:?}", step.latency);
     assert!(step.sent + step.held_back > 800, "{} and {}", step.sent, step.held_back);
-    assert!(step.generator.late < 0.5, "that is not the generator's fault");
+    assert!(step.generator.late < 0.5, "the delay must not count as lateness of the generator");
 }
 
 #[test]
-fn replies_of_other_trackers_are_read() {
-    // In pieces, in chunks, until the connection ends, and longer than a buffer of the generator.
+fn replies_with_other_framing_are_read() {
+    // Replies in chunks, until the end of the connection, and longer than a buffer of the generator.
     let (mut table, mut count) = (empty_table(), 0);
     let server = Server::start("127.0.0.1:0", None, move |from, head| {
         count += 1;
@@ -348,9 +352,9 @@ fn replies_of_other_trackers_are_read() {
 }
 
 #[test]
-fn a_tracker_that_dies_does_not_end_a_fill_well() {
+fn a_fill_fails_if_the_tracker_stops_replying() {
     let mut count = 0;
-    let server = Server::spoiling(move |_, reply| {
+    let server = Server::modifying(move |_, reply| {
         count += 1;
         (count < 50).then_some(reply)
     });
@@ -360,19 +364,19 @@ fn a_tracker_that_dies_does_not_end_a_fill_well() {
 }
 
 #[test]
-fn mistakes_name_the_cure() {
-    let server = Server::spoiling(|_, reply| Some(reply));
+fn errors_name_the_fix() {
+    let server = Server::modifying(|_, reply| Some(reply));
     let error =
         |url: &str, arguments: &[&str]| measure(&run(&[&[url], arguments].concat())).unwrap_err();
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let refused = format!("http://{free}/announce");
     for (url, arguments, words) in [
-        (server.url.as_str(), &["--segments=2"][..], "there are none over HTTP"),
-        (&server.url, &["--mix=connect=1"], "asks for nothing that there is over HTTP"),
+        (server.url.as_str(), &["--segments=2"][..], "available over UDP only"),
+        (&server.url, &["--mix=connect=1"], "has no request that exists over HTTP"),
         (&server.url.replace("http:", "https:"), &[], "cannot be reached"),
         (&server.url, &["--peers=500000", "--in-flight=2"], "give --in-flight"),
-        (&server.url.replace("announce", "a"), &[], "leave scrapes out, as --mix announce=1"),
-        (&server.url, &["udp://[::1]:1"], "one protocol for a run"),
+        (&server.url.replace("announce", "a"), &[], "leave scrapes out: --mix announce=1"),
+        (&server.url, &["udp://[::1]:1"], "a run supports one protocol"),
         (&refused, &[], "is the tracker up"),
     ] {
         let error = error(url, arguments);

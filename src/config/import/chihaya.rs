@@ -1,6 +1,7 @@
 //! Chihaya's config, key by key.
 
-use super::{Draft, addresses, line_of, list, quoted, shown, suggestion};
+use super::draft::{ImportDraft, addresses, list, quoted, shown, suggestion};
+use crate::config::read::line_of;
 use serde_yaml::{Mapping, Value};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 const PEER_LIFETIME: Duration = Duration::from_secs(1_800);
 
 /// Keys of a section, of which those that nobody takes are mistakes
-struct Keys<'t> {
+struct YamlKeys<'t> {
     /// The whole file, to say on which line a key stands
     text: &'t str,
     path: String,
@@ -32,8 +33,13 @@ fn shown_value(value: &Value) -> String {
     text.chars().take(80).collect()
 }
 
-impl<'t> Keys<'t> {
-    fn of(draft: &mut Draft, text: &'t str, path: &str, value: Option<Value>) -> Option<Self> {
+impl<'t> YamlKeys<'t> {
+    fn of(
+        draft: &mut ImportDraft,
+        text: &'t str,
+        path: &str,
+        value: Option<Value>,
+    ) -> Option<Self> {
         match value {
             Some(Value::Mapping(keys)) => {
                 Some(Self { text, path: path.to_owned(), keys, known: Vec::new() })
@@ -64,7 +70,7 @@ impl<'t> Keys<'t> {
     /// A value as something; one that it cannot be is a mistake
     fn read<T>(
         &mut self,
-        draft: &mut Draft,
+        draft: &mut ImportDraft,
         key: &str,
         read: impl FnOnce(&Value) -> Option<T>,
     ) -> Option<T> {
@@ -78,7 +84,7 @@ impl<'t> Keys<'t> {
         found
     }
 
-    fn without(&mut self, draft: &mut Draft, key: &str, why: &str) {
+    fn without(&mut self, draft: &mut ImportDraft, key: &str, why: &str) {
         let place = self.place(key);
         if self.take(key).is_some() {
             draft.note(&place, why);
@@ -86,7 +92,7 @@ impl<'t> Keys<'t> {
     }
 
     /// What is left is nothing that Chihaya knows; `is_rule` if it may be an access rule
-    fn end(self, draft: &mut Draft, is_rule: impl Fn(&str) -> bool) {
+    fn end(self, draft: &mut ImportDraft, is_rule: impl Fn(&str) -> bool) {
         let known: Vec<&str> = self.known.iter().map(String::as_str).collect();
         for key in self.keys.keys() {
             let name = key.as_str().map_or_else(|| format!("{key:?}"), str::to_owned);
@@ -113,9 +119,11 @@ fn duration(value: &Value) -> Option<Duration> {
     (duration.as_secs() > 0).then(|| Duration::from_secs(duration.as_secs()))
 }
 
-pub(super) fn read(source: &str, root: &Value) -> Draft {
-    let mut draft = Draft { interval: Duration::from_secs(1_800), ..Draft::default() };
-    let Some(mut keys) = Keys::of(&mut draft, source, "", Some(root.clone())) else { return draft };
+pub(super) fn read(source: &str, root: &Value) -> ImportDraft {
+    let mut draft = ImportDraft { interval: Duration::from_secs(1_800), ..ImportDraft::default() };
+    let Some(mut keys) = YamlKeys::of(&mut draft, source, "", Some(root.clone())) else {
+        return draft;
+    };
     if let Some(interval) = keys.read(&mut draft, "announce_interval", duration) {
         draft.interval = interval;
         draft.set("announce", "interval", shown(interval), "announce_interval");
@@ -135,8 +143,8 @@ pub(super) fn read(source: &str, root: &Value) -> Draft {
         _ => draft.set("control", "listen", quoted(""), "no metrics_addr"),
     }
     let (udp, http) = (keys.take("udp"), keys.take("http"));
-    let udp = Keys::of(&mut draft, source, "udp", udp);
-    let http = Keys::of(&mut draft, source, "http", http);
+    let udp = YamlKeys::of(&mut draft, source, "udp", udp);
+    let http = YamlKeys::of(&mut draft, source, "http", http);
     let mut numwant = (None, None);
     read_udp(&mut draft, udp, &mut numwant);
     read_http(&mut draft, http, &mut numwant);
@@ -162,7 +170,7 @@ pub(super) fn read(source: &str, root: &Value) -> Draft {
 type Numwant = (Option<u64>, Option<u64>);
 
 /// Numwant and what both protocols have besides
-fn read_common(draft: &mut Draft, keys: &mut Keys<'_>, numwant: &mut Numwant) {
+fn read_common(draft: &mut ImportDraft, keys: &mut YamlKeys<'_>, numwant: &mut Numwant) {
     let (default, most) = numwant;
     *default = (*default).max(keys.read(draft, "default_numwant", Value::as_u64));
     *most = (*most).max(keys.read(draft, "max_numwant", Value::as_u64));
@@ -179,7 +187,7 @@ fn read_common(draft: &mut Draft, keys: &mut Keys<'_>, numwant: &mut Numwant) {
     );
 }
 
-fn read_udp(draft: &mut Draft, keys: Option<Keys<'_>>, numwant: &mut Numwant) {
+fn read_udp(draft: &mut ImportDraft, keys: Option<YamlKeys<'_>>, numwant: &mut Numwant) {
     let Some(mut keys) = keys else {
         return draft.set("udp", "listen", "[]".to_owned(), "no udp");
     };
@@ -197,7 +205,7 @@ fn read_udp(draft: &mut Draft, keys: Option<Keys<'_>>, numwant: &mut Numwant) {
     keys.end(draft, |_| false);
 }
 
-fn read_http(draft: &mut Draft, keys: Option<Keys<'_>>, numwant: &mut Numwant) {
+fn read_http(draft: &mut ImportDraft, keys: Option<YamlKeys<'_>>, numwant: &mut Numwant) {
     let Some(mut keys) = keys else {
         return draft.set("http", "listen", "[]".to_owned(), "no http");
     };
@@ -235,8 +243,8 @@ fn read_http(draft: &mut Draft, keys: Option<Keys<'_>>, numwant: &mut Numwant) {
     let idle = keys.read(draft, "idle_timeout", duration).map(shown);
     let head = keys.read(draft, "read_timeout", duration).map(shown);
     let mut limits = Vec::new();
-    limits.extend(idle.map(|idle| format!("idle: {idle}")));
-    limits.extend(head.map(|head| format!("head: {head}")));
+    limits.extend(idle.map(|idle| format!("idle_timeout: {idle}")));
+    limits.extend(head.map(|head| format!("request_timeout: {head}")));
     if keys.read(draft, "enable_keepalive", Value::as_bool) != Some(true) {
         limits.push("requests: 1".to_owned());
     }
@@ -249,13 +257,13 @@ fn read_http(draft: &mut Draft, keys: Option<Keys<'_>>, numwant: &mut Numwant) {
 }
 
 /// A path of a route, in which one segment may have a name
-fn path(draft: &mut Draft, key: &str, route: &str) -> Option<String> {
+fn path(draft: &mut ImportDraft, key: &str, route: &str) -> Option<String> {
     let segment = |segment: &str| match segment.strip_prefix(':') {
         Some(_) => "{key}".to_owned(),
         None => segment.to_owned(),
     };
     let path = route.split('/').map(segment).collect::<Vec<_>>().join("/");
-    if path.contains('*') || crate::http::PathPattern::parse(&path).is_err() {
+    if path.contains('*') || crate::http::paths::PathPattern::parse(&path).is_err() {
         let text =
             format!("{route:?} has no counterpart: one segment may be a {{key}}; it is left out");
         draft.note(&format!("http.{key}"), &text);
@@ -264,16 +272,16 @@ fn path(draft: &mut Draft, key: &str, route: &str) -> Option<String> {
     Some(path)
 }
 
-fn read_storage(draft: &mut Draft, source: &str, value: Option<Value>) {
+fn read_storage(draft: &mut ImportDraft, source: &str, value: Option<Value>) {
     draft.peer_lifetime = PEER_LIFETIME;
-    let Some(mut keys) = Keys::of(draft, source, "storage", value) else { return };
+    let Some(mut keys) = YamlKeys::of(draft, source, "storage", value) else { return };
     let name = keys.read(draft, "name", text).unwrap_or_default();
     if !matches!(name.as_str(), "" | "memory") {
         let text = "swarms are kept in memory; each tracker has its own";
         draft.note("storage.name", text);
     }
     let config = keys.take("config");
-    if let Some(mut config) = Keys::of(draft, source, "storage.config", config) {
+    if let Some(mut config) = YamlKeys::of(draft, source, "storage.config", config) {
         if let Some(lifetime) = config.read(draft, "peer_lifetime", duration) {
             draft.peer_lifetime = lifetime;
         }
@@ -287,7 +295,7 @@ fn read_storage(draft: &mut Draft, source: &str, value: Option<Value>) {
 
 const HOOKS: [&str; 4] = ["jwt", "client approval", "torrent approval", "interval variation"];
 
-fn read_hooks(draft: &mut Draft, source: &str, value: Option<Value>) {
+fn read_hooks(draft: &mut ImportDraft, source: &str, value: Option<Value>) {
     let hooks = match value {
         None => return,
         Some(Value::Sequence(hooks)) => hooks,
@@ -304,7 +312,7 @@ fn read_hooks(draft: &mut Draft, source: &str, value: Option<Value>) {
             draft.undecided(&here, &text);
             continue;
         };
-        let mut keys = Keys { text: source, path: path.clone(), keys, known: Vec::new() };
+        let mut keys = YamlKeys { text: source, path: path.clone(), keys, known: Vec::new() };
         let name = keys.read(draft, "name", text).unwrap_or_default();
         let options = match keys.take("options") {
             Some(Value::Mapping(options)) => options,
@@ -317,7 +325,7 @@ fn read_hooks(draft: &mut Draft, source: &str, value: Option<Value>) {
         };
         keys.end(draft, |_| true);
         let path = format!("{path}.options");
-        let mut options = Keys { text: source, path, keys: options, known: Vec::new() };
+        let mut options = YamlKeys { text: source, path, keys: options, known: Vec::new() };
         match name.as_str() {
             "jwt" => jwt(draft, &here, &mut options),
             "client approval" => approval(draft, &mut options, &name, "clients", "clients"),
@@ -339,7 +347,7 @@ fn read_hooks(draft: &mut Draft, source: &str, value: Option<Value>) {
     }
 }
 
-fn jwt(draft: &mut Draft, here: &str, options: &mut Keys<'_>) {
+fn jwt(draft: &mut ImportDraft, here: &str, options: &mut YamlKeys<'_>) {
     let Some(url) = options.read(draft, "jwk_set_url", text) else {
         return draft.undecided(here, "jwt has no jwk_set_url, which says whose tokens are good");
     };
@@ -358,7 +366,13 @@ fn jwt(draft: &mut Draft, here: &str, options: &mut Keys<'_>) {
     draft.hook("jwt", from, &ours);
 }
 
-fn approval(draft: &mut Draft, options: &mut Keys<'_>, name: &str, hook: &str, key: &str) {
+fn approval(
+    draft: &mut ImportDraft,
+    options: &mut YamlKeys<'_>,
+    name: &str,
+    hook: &str,
+    key: &str,
+) {
     for (list_key, mode) in [("whitelist", "allow"), ("blacklist", "deny")] {
         let here = options.place(list_key);
         let listed = match options.take(list_key) {
@@ -372,7 +386,7 @@ fn approval(draft: &mut Draft, options: &mut Keys<'_>, name: &str, hook: &str, k
         };
         let fits = |text: &str| match key {
             "clients" => crate::policy::clients::parse_prefix(text).is_some(),
-            _ => crate::policy::access_list::parse_hash(text).is_some(),
+            _ => crate::hex::parse_info_hash(text).is_some(),
         };
         let (good, bad): (Vec<_>, Vec<_>) =
             listed.into_iter().partition(|value| value.as_str().is_some_and(fits));
@@ -389,7 +403,7 @@ fn approval(draft: &mut Draft, options: &mut Keys<'_>, name: &str, hook: &str, k
     }
 }
 
-fn variation(draft: &mut Draft, options: &mut Keys<'_>) {
+fn variation(draft: &mut ImportDraft, options: &mut YamlKeys<'_>) {
     let mut ours = Vec::new();
     let probability = options.read(draft, "modify_response_probability", Value::as_f64);
     ours.extend(probability.map(|share| ("probability", share.clamp(0.001, 1.0).to_string())));

@@ -1,6 +1,6 @@
 //! opentracker's config, line by line; and what was compiled into it.
 
-use super::{Draft, addresses, list, quoted, suggestion};
+use super::draft::{ImportDraft, addresses, list, quoted, suggestion};
 use crate::policy::networks::parse_network;
 use ipnet::IpNet;
 use std::net::SocketAddr;
@@ -25,7 +25,7 @@ fn lines(text: &str) -> impl Iterator<Item = (usize, &str, &str)> {
 
 /// What the lines of a config list
 #[derive(Default)]
-struct Listed<'t> {
+struct OpentrackerLists<'t> {
     udp: Vec<SocketAddr>,
     tcp: Vec<SocketAddr>,
     proxies: Vec<IpNet>,
@@ -34,8 +34,8 @@ struct Listed<'t> {
     has_fifo: bool,
 }
 
-impl<'t> Listed<'t> {
-    fn read_line(&mut self, draft: &mut Draft, place: &str, (key, value): (&str, &'t str)) {
+impl<'t> OpentrackerLists<'t> {
+    fn read_line(&mut self, draft: &mut ImportDraft, place: &str, (key, value): (&str, &'t str)) {
         match key {
             "listen.tcp_udp" | "listen.tcp" | "listen.udp" => match addresses(value) {
                 Some(found) => {
@@ -73,18 +73,18 @@ impl<'t> Listed<'t> {
     }
 }
 
-pub(super) fn read(text: &str) -> Draft {
-    let mut draft = Draft {
+pub(super) fn read(text: &str) -> ImportDraft {
+    let mut draft = ImportDraft {
         interval: Duration::from_secs(1_620),
         variation: Duration::from_secs(360),
         peer_lifetime: Duration::from_secs(2_700),
-        ..Draft::default()
+        ..ImportDraft::default()
     };
-    let mut listed = Listed::default();
+    let mut listed = OpentrackerLists::default();
     for (number, key, value) in lines(text) {
         listed.read_line(&mut draft, &format!("line {number}: {key}"), (key, value));
     }
-    let Listed { mut udp, mut tcp, proxies, lists, has_fifo } = listed;
+    let OpentrackerLists { mut udp, mut tcp, proxies, lists, has_fifo } = listed;
     if udp.is_empty() && tcp.is_empty() {
         // What it does without any.
         udp.push(([0, 0, 0, 0], 6969).into());

@@ -1,6 +1,5 @@
 //! Sets of public keys (RFC 7517), from a file or a server.
 
-use super::KeySource;
 use crate::lines;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
@@ -8,43 +7,50 @@ use std::path::PathBuf;
 use std::time::Duration;
 use thiserror::Error;
 
-/// Longer key sets are not read
+/// Source of a key set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeySource {
+    /// URL of a server, HTTP or HTTPS.
+    Url(String),
+    /// Path of a file.
+    File(PathBuf),
+}
+
+/// Maximum bytes of a key set.
 const SET_LEN_MAX: u64 = 1 << 20;
 
-/// How long a server may take
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Timeout of a request to a key server.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The largest RSA modulus, in characters of base64: 4,096 bits. Each larger key would take a shard longer
+/// Maximum length of an RSA modulus in base64 characters: 4,096 bits. A larger key would take too long to verify with.
 const RSA_LEN_MAX: usize = 684;
 
-/// Why there are no keys
+/// Reason why a key set cannot be used.
 #[derive(Debug, Error)]
 pub enum KeysError {
-    /// The file cannot be read
-    #[error("cannot read {0}: {1}; give a file that this user may read")]
+    /// The file cannot be read.
+    #[error("cannot read {0}: {1}; check the path and its permissions")]
     Unreadable(PathBuf, #[source] std::io::Error),
-    /// The server does not answer as it should
-    #[error("cannot fetch {0}: {1}; see that this machine reaches the server")]
+    /// The server cannot be reached, or returns an error.
+    #[error("cannot fetch {0}: {1}; check that this machine can reach the server")]
     Unreachable(String, String),
-    /// It is no key set
-    #[error("{0}: is no JWK set: {1}; give JSON with a list of keys (RFC 7517)")]
+    /// The text is not a key set.
+    #[error("{0}: is not a JWK set: {1}; use JSON with a list `keys` (RFC 7517)")]
     BadSet(String, String),
-    /// It has no key that can be used
-    #[error(
-        "{0}: has no key that can be used; give RSA (2,048 to 4,096 bits), P-256 or Ed25519 keys for signatures"
-    )]
+    /// The key set has no usable key.
+    #[error("{0}: has no usable key; add RSA (2,048 to 4,096 bits), P-256 or Ed25519 keys")]
     NoKey(String),
 }
 
-/// Keys by their ids
+/// The usable keys of a key set, by id.
 #[derive(Clone, Default)]
 pub struct KeySet {
     keys: Vec<(Option<String>, Algorithm, DecodingKey)>,
-    /// What each was read from, to tell whether it is the same
+    /// JSON of each key, by which key sets are compared.
     texts: Vec<serde_json::Value>,
 }
 
-/// Key sets are the same if the same keys stand in them in the same order
+/// Two key sets are equal if they have the same keys in the same order.
 impl PartialEq for KeySet {
     fn eq(&self, other: &Self) -> bool {
         self.texts == other.texts
@@ -58,7 +64,7 @@ impl std::fmt::Debug for KeySet {
 }
 
 impl KeySet {
-    /// Reads or fetches a key set; this takes as long as the server does, up to ten seconds
+    /// Reads or fetches a key set. A fetch blocks for up to ten seconds.
     pub fn load(source: &KeySource) -> Result<Self, KeysError> {
         let (name, text) = match source {
             KeySource::File(path) => {
@@ -71,7 +77,7 @@ impl KeySet {
         Self::parse(&name, text)
     }
 
-    /// Reads a key set; keys that cannot be used are left out
+    /// Parses a key set; keys that cannot be used are skipped.
     pub fn parse(name: &str, text: Vec<u8>) -> Result<Self, KeysError> {
         #[derive(serde::Deserialize)]
         struct Set {
@@ -79,7 +85,7 @@ impl KeySet {
         }
         let set: Set = serde_json::from_slice(&text)
             .map_err(|error| KeysError::BadSet(name.to_owned(), error.to_string()))?;
-        // One key of a kind that the library does not know is no reason to refuse the others.
+        // A key of a kind that the library does not know is skipped: the others can still be used.
         let read = |text: serde_json::Value| {
             let key = serde_json::from_value::<Jwk>(text.clone()).ok()?;
             Some((usable(&key)?, text))
@@ -91,32 +97,33 @@ impl KeySet {
         Ok(Self { keys, texts })
     }
 
-    /// Whether all keys of another are among these
+    /// Returns whether all keys of another set are in this one.
     pub fn has_all_of(&self, other: &Self) -> bool {
         other.texts.iter().all(|key| self.texts.contains(key))
     }
 
-    /// How many keys can be used
+    /// Returns the number of usable keys.
     pub fn len(&self) -> usize {
         self.keys.len()
     }
 
-    /// Whether there are none
+    /// Returns whether there are no usable keys.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
 
-    /// The key of this id; without an id the only one there is
+    /// Returns the key with this id. Without an id, the key for the algorithm if there is exactly one.
     pub(super) fn find(&self, id: Option<&str>, algorithm: Algorithm) -> Option<&DecodingKey> {
-        let mut fitting = self.keys.iter().filter(|(_, of, _)| *of == algorithm);
+        let mut candidates = self.keys.iter().filter(|(_, of, _)| *of == algorithm);
         let found = match id {
-            Some(id) => fitting.find(|(found, ..)| found.as_deref() == Some(id)),
-            None => fitting.next().filter(|_| fitting.next().is_none()),
+            Some(id) => candidates.find(|(found, ..)| found.as_deref() == Some(id)),
+            None => candidates.next().filter(|_| candidates.next().is_none()),
         };
         found.map(|(.., key)| key)
     }
 }
 
+/// Returns the id, the algorithm and the key of a JWK, unless the tracker cannot use it.
 fn usable(jwk: &Jwk) -> Option<(Option<String>, Algorithm, DecodingKey)> {
     let algorithm = match &jwk.algorithm {
         AlgorithmParameters::RSA(rsa) if rsa.n.len() <= RSA_LEN_MAX => Algorithm::RS256,
@@ -129,12 +136,12 @@ fn usable(jwk: &Jwk) -> Option<(Option<String>, Algorithm, DecodingKey)> {
         _ => return None,
     };
     let common = &jwk.common;
-    let is_for_this =
+    let fits_algorithm =
         common.key_algorithm.is_none_or(|of| of.to_string() == format!("{algorithm:?}"));
     let is_for_signatures =
         common.public_key_use.as_ref().is_none_or(|it| *it == PublicKeyUse::Signature);
     let key = DecodingKey::from_jwk(jwk).ok()?;
-    (is_for_this && is_for_signatures).then(|| (common.key_id.clone(), algorithm, key))
+    (fits_algorithm && is_for_signatures).then(|| (common.key_id.clone(), algorithm, key))
 }
 
 fn fetch(url: &str) -> Result<Vec<u8>, KeysError> {
@@ -142,9 +149,9 @@ fn fetch(url: &str) -> Result<Vec<u8>, KeysError> {
     let unreachable =
         |error: &dyn std::fmt::Display| KeysError::Unreachable(url.to_owned(), error.to_string());
     let mut config = ureq::Agent::config_builder()
-        .timeout_global(Some(PATIENCE))
+        .timeout_global(Some(FETCH_TIMEOUT))
         .max_redirects(3)
-        // Nobody on the way shall send the tracker elsewhere.
+        // A redirect must not downgrade the connection to HTTP, which an attacker could tamper with.
         .https_only(url.starts_with("https:"))
         .user_agent(concat!("tsubame/", env!("CARGO_PKG_VERSION")));
     if url.starts_with("https:") {

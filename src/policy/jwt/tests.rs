@@ -1,7 +1,7 @@
-//! Tokens that are good, and all kinds that are not.
+//! Tests with valid and with hostile tokens.
 
 use super::*;
-use crate::policy::Told;
+use crate::policy::Intervals;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{EncodingKey, Header};
@@ -11,14 +11,14 @@ use tsubame_storage::Seconds;
 
 const NOW: u64 = 2_000_000;
 
-/// Judges a token as that of an announce
+/// Checks a token as that of an announce.
 fn approve(jwt: &mut Jwt, now: Now, token: &str, hash: &InfoHash) -> Result<(), Refusal> {
     let query = format!("jwt={token}");
     let parameters = Parameters { key: None, query: &query };
     let source = IpAddr::from([192, 0, 2, 1]);
-    let told = Told::default();
-    let judged = jwt.judge(now, source, hash, &parameters, false);
-    judged.map_err(|stop| stop.at(Paused { hook: 0, generation: 0, told }).refusal())
+    let intervals = Intervals::default();
+    let outcome = jwt.check(now, source, hash, &parameters, false);
+    outcome.map_err(|stop| stop.at(PausedRequest { hook: 0, generation: 0, intervals }).refusal())
 }
 
 fn now() -> Now {
@@ -33,7 +33,7 @@ fn b64(bytes: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// Keys of each kind: to sign with, and as a set has them
+/// Keys of each algorithm: the private keys, and the public key set.
 struct Keys {
     signing: [(Algorithm, EncodingKey); 3],
     set: Value,
@@ -75,8 +75,8 @@ impl Keys {
     }
 }
 
-fn terms() -> JwtTerms {
-    JwtTerms {
+fn settings() -> JwtSettings {
+    JwtSettings {
         issuer: Some("i".to_owned()),
         audience: Some("a".to_owned()),
         keys: KeySource::Url(String::new()),
@@ -91,9 +91,9 @@ fn claims() -> Value {
     json!({"iss": "i", "aud": ["b", "a"], "infohash": "07".repeat(20), "exp": NOW + 600, "nbf": NOW - 600})
 }
 
-/// What a fresh tracker makes of a token for a torrent
-fn judged(keys: &Keys, terms: JwtTerms, token: &str) -> Result<(), Outcome> {
-    let mut jwt = Jwt::new(Arc::new(terms), keys.set(), 1);
+/// Returns the outcome of a token for a torrent on a new tracker.
+fn outcome(keys: &Keys, settings: JwtSettings, token: &str) -> Result<(), Outcome> {
+    let mut jwt = Jwt::new(Arc::new(settings), keys.set(), 1);
     approve(&mut jwt, now(), token, &hash(7)).map_err(|refusal| refusal.outcome)
 }
 
@@ -102,24 +102,28 @@ fn tokens_of_each_algorithm_approve_their_torrent() {
     let keys = keys("k");
     for (which, kind) in ["EdDSA", "ES256", "RS256"].into_iter().enumerate() {
         let token = keys.sign(which, Some(&format!("k-{kind}")), &claims());
-        assert_eq!(judged(&keys, terms(), &token), Ok(()), "{kind}");
-        // The only key of its kind need not be named.
-        assert_eq!(judged(&keys, terms(), &keys.sign(which, None, &claims())), Ok(()), "{kind}");
+        assert_eq!(outcome(&keys, settings(), &token), Ok(()), "{kind}");
+        // A token need not name the only key for its algorithm.
+        assert_eq!(
+            outcome(&keys, settings(), &keys.sign(which, None, &claims())),
+            Ok(()),
+            "{kind}"
+        );
         let other = keys.sign(which, Some("k-gone"), &claims());
-        assert_eq!(judged(&keys, terms(), &other), Err(Outcome::UnknownTokenKey));
-        let mut jwt = Jwt::new(Arc::new(terms()), keys.set(), 1);
+        assert_eq!(outcome(&keys, settings(), &other), Err(Outcome::UnknownTokenKey));
+        let mut jwt = Jwt::new(Arc::new(settings()), keys.set(), 1);
         let refusal = approve(&mut jwt, now(), &token, &hash(8)).unwrap_err();
-        assert_eq!(refusal.outcome, Outcome::TokenOfAnother);
+        assert_eq!(refusal.outcome, Outcome::TokenOfAnotherTorrent);
     }
 }
 
 #[test]
-fn claims_are_what_they_must_be() {
+fn claims_are_checked() {
     let keys = keys("k");
-    let judge = |terms: JwtTerms, change: &dyn Fn(&mut Value)| {
+    let check = |settings: JwtSettings, change: &dyn Fn(&mut Value)| {
         let mut claims = claims();
         change(&mut claims);
-        judged(&keys, terms, &keys.sign(0, Some("k-EdDSA"), &claims))
+        outcome(&keys, settings, &keys.sign(0, Some("k-EdDSA"), &claims))
     };
     let bad = Err(Outcome::BadToken);
     for (key, value, expected) in [
@@ -146,11 +150,11 @@ fn claims_are_what_they_must_be() {
         ("infohash", json!(null), bad),
         ("infohash", json!(7), bad),
     ] {
-        let judged = judge(terms(), &|claims| claims[key] = value.clone());
-        assert_eq!(judged, expected, "{key}: {value}");
+        let outcome = check(settings(), &|claims| claims[key] = value.clone());
+        assert_eq!(outcome, expected, "{key}: {value}");
     }
-    let lenient = JwtTerms { issuer: None, audience: None, require_exp: false, ..terms() };
-    let bare = judge(lenient, &|claims| *claims = json!({"infohash": "07".repeat(20)}));
+    let lenient = JwtSettings { issuer: None, audience: None, require_exp: false, ..settings() };
+    let bare = check(lenient, &|claims| *claims = json!({"infohash": "07".repeat(20)}));
     assert_eq!(bare, Ok(()));
 }
 
@@ -164,7 +168,7 @@ fn hostile_tokens_are_refused() {
     let secret = EncodingKey::from_secret(include_str!("test_keys/rsa.n").as_bytes());
     let confused = Header { kid: Some("k-RS256".to_owned()), ..Header::new(Algorithm::HS256) };
     let confused = jsonwebtoken::encode(&confused, &claims(), &secret).unwrap();
-    let others = self::keys("k");
+    let impostor = self::keys("k");
     for token in [
         ".".to_owned(),
         "..".to_owned(),
@@ -184,43 +188,43 @@ fn hostile_tokens_are_refused() {
         format!("{head} .{body}.{signature}"),
         "\u{0}\u{7f}é.é.é".to_owned(),
         confused,
-        // Another key that calls itself the same.
-        others.sign(1, Some("k-ES256"), &claims()),
+        // Another key with the same id.
+        impostor.sign(1, Some("k-ES256"), &claims()),
     ] {
-        let judged = judged(&keys, terms(), &token);
+        let outcome = outcome(&keys, settings(), &token);
         let shown: String = token.chars().take(60).collect();
-        assert_eq!(judged, Err(Outcome::BadToken), "{shown}");
+        assert_eq!(outcome, Err(Outcome::BadToken), "{shown}");
     }
-    assert_eq!(judged(&keys, terms(), &good), Ok(()));
+    assert_eq!(outcome(&keys, settings(), &good), Ok(()));
 }
 
 #[test]
-fn so_many_signatures_a_turn_and_what_is_known_costs_none() {
+fn signature_checks_per_turn_are_limited_and_cached_results_are_free() {
     let keys = keys("k");
-    let mut jwt = Jwt::new(Arc::new(terms()), keys.set(), 1);
+    let mut jwt = Jwt::new(Arc::new(settings()), keys.set(), 1);
     let good = keys.sign(0, None, &claims());
     let approve = |jwt: &mut Jwt, token: &str| {
         approve(jwt, now(), token, &hash(7)).map_err(|refusal| refusal.outcome)
     };
     assert_eq!(approve(&mut jwt, &good), Ok(()));
-    // What a signature is not needed to refuse takes none of the checks.
+    // Tokens that are refused before verification use none of the checks.
     for junk in ["x", "a.b.c", &keys.sign(0, Some("k-gone"), &claims())] {
         assert!(approve(&mut jwt, junk).is_err());
     }
     let forged = |number: u32| format!("{good}{number}");
     let outcomes: Vec<_> = (0..10).map(|number| approve(&mut jwt, &forged(number))).collect();
     let checked = outcomes.iter().filter(|it| **it == Err(Outcome::BadToken)).count();
-    let put_off = outcomes.iter().filter(|it| **it == Err(Outcome::TokenNotChecked)).count();
-    assert_eq!((checked, put_off), (1, 9));
-    assert_eq!(approve(&mut jwt, &good), Ok(()), "it is known");
-    assert_eq!(approve(&mut jwt, &forged(0)), Err(Outcome::BadToken), "so is this");
+    let delayed = outcomes.iter().filter(|it| **it == Err(Outcome::TokenNotChecked)).count();
+    assert_eq!((checked, delayed), (1, 9));
+    assert_eq!(approve(&mut jwt, &good), Ok(()), "the result is cached");
+    assert_eq!(approve(&mut jwt, &forged(0)), Err(Outcome::BadToken), "the refusal is cached");
     jwt.begin_turn();
     assert_eq!(approve(&mut jwt, &forged(5)), Err(Outcome::BadToken));
     let mut old = claims();
     old["exp"] = json!(NOW - 5_000);
     let old = keys.sign(0, None, &old);
     for _ in 0..3 {
-        assert_eq!(approve(&mut jwt, &old), Err(Outcome::ExpiredToken), "looked at once");
+        assert_eq!(approve(&mut jwt, &old), Err(Outcome::ExpiredToken), "verified once");
     }
 }
 
@@ -229,7 +233,7 @@ fn keys_rotate_without_a_gap() {
     let (old, new) = (keys("old"), keys("new"));
     let token = |keys: &Keys, name: &str| keys.sign(0, Some(name), &claims());
     let (first, second) = (token(&old, "old-EdDSA"), token(&new, "new-EdDSA"));
-    let mut jwt = Jwt::new(Arc::new(terms()), old.set(), 1);
+    let mut jwt = Jwt::new(Arc::new(settings()), old.set(), 1);
     let unknown = approve(&mut jwt, now(), &second, &hash(7)).unwrap_err();
     assert_eq!(unknown.outcome, Outcome::UnknownTokenKey);
     assert_eq!(approve(&mut jwt, now(), &first, &hash(7)), Ok(()));
@@ -237,39 +241,33 @@ fn keys_rotate_without_a_gap() {
     let more = new.set["keys"].as_array().unwrap().clone();
     both["keys"].as_array_mut().unwrap().extend(more);
     let set = Arc::new(KeySet::parse("both", both.to_string().into_bytes()).unwrap());
-    let mut after = Jwt::new(Arc::new(terms()), set, 2);
+    let mut after = Jwt::new(Arc::new(settings()), set, 2);
     after.inherit(&mut jwt);
     after.checks_left = 0;
-    assert_eq!(approve(&mut after, now(), &first, &hash(7)), Ok(()), "its key is still there");
+    assert_eq!(approve(&mut after, now(), &first, &hash(7)), Ok(()), "its key is still in the set");
     after.begin_turn();
-    assert_eq!(
-        approve(&mut after, now(), &second, &hash(7)),
-        Ok(()),
-        "what was refused is not remembered"
-    );
-    let mut last = Jwt::new(Arc::new(terms()), new.set(), 3);
+    assert_eq!(approve(&mut after, now(), &second, &hash(7)), Ok(()), "the missing key was added");
+    let mut last = Jwt::new(Arc::new(settings()), new.set(), 3);
     last.inherit(&mut after);
     let unknown = approve(&mut last, now(), &first, &hash(7)).unwrap_err();
-    assert_eq!(unknown.outcome, Outcome::UnknownTokenKey, "its key was taken away");
-    let mut same = Jwt::new(Arc::new(terms()), new.set(), 4);
+    assert_eq!(unknown.outcome, Outcome::UnknownTokenKey, "its key was removed");
+    let mut same = Jwt::new(Arc::new(settings()), new.set(), 4);
     assert_eq!(approve(&mut last, now(), &second, &hash(7)), Ok(()));
     same.inherit(&mut last);
     same.checks_left = 0;
-    assert_eq!(approve(&mut same, now(), &second, &hash(7)), Ok(()), "with the same keys it is");
+    assert_eq!(approve(&mut same, now(), &second, &hash(7)), Ok(()), "the keys are unchanged");
 }
 
 #[test]
-fn what_is_no_key_set_is_told() {
+fn invalid_key_sets_are_refused() {
     let parse = |text: &str| KeySet::parse("u", text.as_bytes().to_vec()).unwrap_err().to_string();
-    assert!(parse("<html>").contains("u: is no JWK set"));
-    assert!(parse("[]").contains("u: is no JWK set"));
-    assert!(parse(r#"{"keys": 5}"#).contains("u: is no JWK set"));
-    assert!(parse(r#"{"keys": []}"#).contains("u: has no key that can be used"));
-    assert!(
-        parse(r#"{"keys": [{"kty": "oct", "k": "AAAA"}]}"#).contains("no key that can be used")
-    );
+    assert!(parse("<html>").contains("u: is not a JWK set"));
+    assert!(parse("[]").contains("u: is not a JWK set"));
+    assert!(parse(r#"{"keys": 5}"#).contains("u: is not a JWK set"));
+    assert!(parse(r#"{"keys": []}"#).contains("u: has no usable key"));
+    assert!(parse(r#"{"keys": [{"kty": "oct", "k": "AAAA"}]}"#).contains("no usable key"));
     let huge = json!({"keys": [{"kty": "RSA", "e": "AQAB", "n": "A".repeat(685)}]}).to_string();
-    assert!(parse(&huge).contains("no key that can be used"));
+    assert!(parse(&huge).contains("no usable key"));
     assert_eq!(keys("k").set().len(), 3);
     let absent = KeySet::load(&KeySource::File("/nowhere/keys".into())).unwrap_err();
     assert!(absent.to_string().contains("cannot read /nowhere/keys"));

@@ -1,4 +1,4 @@
-//! A table with one swarm, and announces to it.
+//! Helpers for tests of the swarm table: settings, and announces to one torrent.
 
 #![allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part")]
 
@@ -22,7 +22,7 @@ pub(crate) fn settings(seed: u64) -> TableSettings {
     }
 }
 
-/// Announces, and returns the peers of the announcer's family
+/// Announces to `TORRENT`, and returns the peers of the requester's family.
 pub(crate) fn announce(
     swarms: &mut Swarms,
     endpoint: Endpoint,

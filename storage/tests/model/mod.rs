@@ -1,4 +1,4 @@
-//! A naive swarm table, and operations that hold the real one against it. Also driven by the fuzzer.
+//! A simple model of the swarm table, and operations that compare the table with it. Also used by the fuzzer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -15,9 +15,10 @@ const LIFETIME_TICKS: u64 = 60;
 const PERIOD: u64 = LIFETIME as u64 / 4;
 const KEEP_COMPLETED: u32 = 12_000;
 
-/// Preferred prefixes, if any are; and up to so many peers all neighbours are sure to come first
-const NEAR: [&[u8]; 2] = [&[20, 17], &[124, 48]];
-const ALL_LOOKED_AT: usize = 48;
+/// Prefix lengths of the subnet preference for IPv4 and IPv6, if one is set.
+const PREFIX_LENGTHS: [&[u8]; 2] = [&[20, 17], &[124, 48]];
+/// Maximum number of peers of a family up to which the table is sure to find all subnet peers.
+const FULL_SEARCH_PEERS: usize = 48;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Operation {
@@ -48,21 +49,21 @@ struct Swarm {
     emptied: u64,
 }
 
-/// The table under test beside the naive one
+/// The table under test and its model.
 pub(crate) struct Checker {
     swarms: Swarms,
     model: BTreeMap<InfoHash, Swarm>,
     caps: Caps,
-    prefers: bool,
+    prefers_subnets: bool,
     now: u64,
-    /// Seconds in which nobody swept
+    /// Number of seconds that passed without a sweep.
     frozen: u64,
-    /// Peers are drawn from so many: few make small swarms, many large ones
+    /// Number of different peers: a small number makes small swarms, a large number large ones.
     pub(crate) peers: u16,
 }
 
 fn endpoint_of(peer: u16) -> Endpoint {
-    // Families, scopes, and several ports on one address or /64.
+    // Both families, all scopes, and several ports on one address or /64.
     let [high, low] = peer.to_be_bytes();
     let address: IpAddr = match peer % 8 {
         0..=3 => [93, high, low & 0xf0, 7].into(),
@@ -74,7 +75,7 @@ fn endpoint_of(peer: u16) -> Endpoint {
     Endpoint::new(address, 1_000 + peer)
 }
 
-fn share_cap(a: Endpoint, b: Endpoint) -> bool {
+fn share_address_cap(a: Endpoint, b: Endpoint) -> bool {
     match (a.address(), b.address()) {
         (IpAddr::V4(a), IpAddr::V4(b)) => a == b,
         (IpAddr::V6(a), IpAddr::V6(b)) => a.segments()[..4] == b.segments()[..4],
@@ -82,29 +83,29 @@ fn share_cap(a: Endpoint, b: Endpoint) -> bool {
     }
 }
 
-/// The place of the first prefix that two endpoints share; behind all of them if they share none
+/// Returns the index of the first prefix length that two endpoints share, or the number of lengths if they share none.
 fn distance(a: Endpoint, b: Endpoint) -> usize {
     let bits = |endpoint: Endpoint| match endpoint.address() {
         IpAddr::V4(address) => u128::from(address.to_bits()) << 96,
         IpAddr::V6(address) => address.to_bits(),
     };
-    let lengths = NEAR[a.family() as usize];
+    let lengths = PREFIX_LENGTHS[a.family() as usize];
     let shares = |length: &u8| (bits(a) ^ bits(b)).leading_zeros() >= u32::from(*length);
     let shared = lengths.iter().position(shares).filter(|_| a.family() == b.family());
     shared.unwrap_or(lengths.len())
 }
 
-/// Nobody is handed out before somebody nearer
-fn check_nearness(asker: Endpoint, usable: &BTreeSet<Endpoint>, handed: &[u8]) {
+/// Checks that the peers are returned in the order of the prefix lengths that they share with the requester.
+fn check_subnet_order(requester: Endpoint, usable: &BTreeSet<Endpoint>, returned: &[u8]) {
     let len = if usable.first().is_some_and(|peer| peer.family() == Family::V6) { 18 } else { 6 };
-    let handed: Vec<_> = handed.chunks(len).filter_map(Endpoint::from_compact).collect();
-    let far: Vec<_> = handed.iter().map(|peer| distance(asker, *peer)).collect();
+    let returned: Vec<_> = returned.chunks(len).filter_map(Endpoint::from_compact).collect();
+    let far: Vec<_> = returned.iter().map(|peer| distance(requester, *peer)).collect();
     assert!(far.is_sorted(), "{far:?}");
-    let left_out = usable.iter().filter(|peer| !handed.contains(peer));
+    let left_out = usable.iter().filter(|peer| !returned.contains(peer));
     if let (Some(farthest), Some(nearest)) =
-        (far.last(), left_out.map(|peer| distance(asker, *peer)).min())
+        (far.last(), left_out.map(|peer| distance(requester, *peer)).min())
     {
-        assert!(*farthest <= nearest, "{asker} got {handed:?} of {usable:?}");
+        assert!(*farthest <= nearest, "{requester} got {returned:?} of {usable:?}");
     }
 }
 
@@ -121,14 +122,14 @@ impl Checker {
             seed,
         };
         let (swarms, model) = (Swarms::new(settings), BTreeMap::new());
-        Self { swarms, model, caps, prefers: false, now: 1_000_000, frozen: 0, peers }
+        Self { swarms, model, caps, prefers_subnets: false, now: 1_000_000, frozen: 0, peers }
     }
 
-    /// Has neighbours handed out first, or nobody
-    pub(crate) fn set_subnet_preference(&mut self, prefers: bool) {
-        self.prefers = prefers;
-        let [v4, v6] = NEAR.map(|near| PrefixLengths::new(near).unwrap());
-        let subnets = if prefers {
+    /// Sets a subnet preference, or removes it.
+    pub(crate) fn set_subnet_preference(&mut self, prefers_subnets: bool) {
+        self.prefers_subnets = prefers_subnets;
+        let [v4, v6] = PREFIX_LENGTHS.map(|lengths| PrefixLengths::new(lengths).unwrap());
+        let subnets = if prefers_subnets {
             SubnetPreference { v4, v6, at_random_percent: 0 }
         } else {
             SubnetPreference::default()
@@ -136,7 +137,7 @@ impl Checker {
         self.swarms.set_subnet_preference(subnets);
     }
 
-    /// Does one operation to both tables and compares what can be seen
+    /// Applies an operation to the table and the model, and compares the results.
     pub(crate) fn apply(&mut self, operation: Operation) {
         match operation.kind % 16 {
             0..=12 => self.announce(operation),
@@ -166,19 +167,19 @@ impl Checker {
         let announce = SwarmAnnounce { info_hash, endpoint, role, event };
         let wanted = usize::from(operation.detail / 16) * 9;
         let (mut v4, mut v6) = (vec![0; wanted * 6], vec![0; wanted * 18]);
-        // Room for all of both, or for as many of them together.
+        // A limit for both families together, or none.
         let peers_max = if operation.detail & 1 == 0 { wanted } else { usize::MAX };
         let before = self.bounds(info_hash);
         let prefetch = self.swarms.prefetch_index(&info_hash);
         self.swarms.prefetch_entry(&prefetch);
         let output = PeerOutput { v4: &mut v4, v6: &mut v6, peers_max };
         let announced = self.swarms.announce(Seconds(self.now), prefetch, &announce, output);
-        self.enter(&announce, &announced);
-        let handed = [&v4[..announced.v4_len], &v6[..announced.v6_len]];
-        self.check_peers(&announce, [wanted, wanted, peers_max], handed);
+        self.record_announce(&announce, &announced);
+        let returned = [&v4[..announced.v4_len], &v6[..announced.v6_len]];
+        self.check_peers(&announce, [wanted, wanted, peers_max], returned);
         let mut counts = announced.counts;
         if let SwarmChange::Refused(_) = announced.change {
-            // The announcer is counted though it is not stored.
+            // The requester is counted although it is not stored.
             match announce.role {
                 Role::Seeder => counts.seeders -= 1,
                 Role::Leecher | Role::PartialSeed => counts.leechers -= 1,
@@ -191,7 +192,7 @@ impl Checker {
         self.now / TICK - peer.announced / TICK <= LIFETIME_TICKS
     }
 
-    fn enter(&mut self, announce: &SwarmAnnounce, announced: &AnnounceOutcome) {
+    fn record_announce(&mut self, announce: &SwarmAnnounce, announced: &AnnounceOutcome) {
         let known =
             self.model.get(&announce.info_hash).and_then(|s| s.peers.get(&announce.endpoint));
         let known = known.copied();
@@ -203,7 +204,7 @@ impl Checker {
         let abandoned = self.is_abandoned(announce.info_hash);
         let swarm = self.model.entry(announce.info_hash).or_default();
         if abandoned && announced.counts.completed == 0 {
-            // The torrent was forgotten and begins anew.
+            // The torrent was removed and is new again.
             swarm.completed = 0;
         }
         let mut peer = Peer { role: announce.role, announced: self.now, completed: false };
@@ -222,8 +223,10 @@ impl Checker {
         match announced.change {
             SwarmChange::Refused(refusal) => {
                 assert_eq!(expected, SwarmChange::Joined);
-                let sharing =
-                    swarm.peers.keys().filter(|other| share_cap(**other, announce.endpoint));
+                let sharing = swarm
+                    .peers
+                    .keys()
+                    .filter(|other| share_address_cap(**other, announce.endpoint));
                 match refusal {
                     JoinRefusal::SwarmCap => {
                         assert!(
@@ -246,7 +249,7 @@ impl Checker {
         peer.completed |= completes;
         if announce.event == AnnounceEvent::Stopped {
             swarm.peers.remove(&announce.endpoint);
-            // One that had expired may have been gone from the table for long.
+            // An expired peer may have been removed from the table long ago.
             if previous.is_some() {
                 swarm.emptied = self.now;
             }
@@ -256,11 +259,12 @@ impl Checker {
         }
     }
 
-    /// No more living peers than the caps permit, after one has joined
+    /// Checks that a swarm has no more living peers than the caps permit after one has joined.
     fn check_caps(&self, joined: &SwarmAnnounce) {
         let peers = &self.model[&joined.info_hash].peers;
         let living = peers.iter().filter(|(_, peer)| self.is_alive(peer));
-        let sharing = living.clone().filter(|(other, _)| share_cap(**other, joined.endpoint));
+        let sharing =
+            living.clone().filter(|(other, _)| share_address_cap(**other, joined.endpoint));
         let address_cap = match joined.endpoint.family() {
             Family::V4 => self.caps.per_ipv4,
             Family::V6 => self.caps.per_ipv6_64,
@@ -270,7 +274,7 @@ impl Checker {
         }
     }
 
-    /// Whether nobody has been in a swarm for as long as its count of downloads is kept
+    /// Returns whether a swarm has had no peer for as long as its number of downloads is kept.
     fn is_abandoned(&self, info_hash: InfoHash) -> bool {
         self.model.get(&info_hash).is_some_and(|swarm| {
             let expired = |peer: &Peer| peer.announced + u64::from(LIFETIME);
@@ -279,23 +283,24 @@ impl Checker {
         })
     }
 
-    /// Checks the peers of both families, of which so many were wanted of each and of all
-    fn check_peers(&self, announce: &SwarmAnnounce, wanted: [usize; 3], handed: [&[u8]; 2]) {
+    /// Checks the peers of both families. `wanted` has the maximum number of IPv4 peers, of IPv6 peers, and of both
+    /// together.
+    fn check_peers(&self, announce: &SwarmAnnounce, wanted: [usize; 3], returned: [&[u8]; 2]) {
         let [v4, v6, peers_max] = wanted;
         let swarm = &self.model[&announce.info_hash].peers;
         let enough = peers_max >= swarm.len();
         for (family, wanted) in [(Family::V4, v4), (Family::V6, v6)] {
             let others = |endpoint: &&Endpoint| endpoint.family() != family;
-            // What the other family leaves; it may have fewer to give than it counts.
+            // The other family may have fewer usable peers than it counts, so only a quarter is certain.
             let least = match swarm.keys().filter(others).count() {
                 _ if enough => wanted,
                 0 => wanted.min(peers_max),
                 _ => wanted.min(peers_max / 4),
             };
-            self.check_family(announce, family, least..=wanted, handed[family as usize]);
+            self.check_family(announce, family, least..=wanted, returned[family as usize]);
         }
-        let [v4, v6] = [handed[0].len() / 6, handed[1].len() / 18];
-        assert!(v4 + v6 <= peers_max, "{v4} and {v6} peers where {peers_max} were wanted");
+        let [v4, v6] = [returned[0].len() / 6, returned[1].len() / 18];
+        assert!(v4 + v6 <= peers_max, "{v4} and {v6} peers exceed the maximum of {peers_max}");
     }
 
     fn check_family(
@@ -303,13 +308,13 @@ impl Checker {
         announce: &SwarmAnnounce,
         family: Family,
         wanted: RangeInclusive<usize>,
-        handed: &[u8],
+        returned: &[u8],
     ) {
         let len = family.compact_len();
-        assert_eq!(handed.len() % len, 0);
+        assert_eq!(returned.len() % len, 0);
         let peers: BTreeSet<Endpoint> =
-            handed.chunks(len).map(|bytes| Endpoint::from_compact(bytes).unwrap()).collect();
-        assert_eq!(peers.len(), handed.len() / len, "a peer was handed out twice");
+            returned.chunks(len).map(|bytes| Endpoint::from_compact(bytes).unwrap()).collect();
+        assert_eq!(peers.len(), returned.len() / len, "a peer was returned twice");
         let usable: BTreeSet<Endpoint> = self.model[&announce.info_hash]
             .peers
             .iter()
@@ -331,26 +336,30 @@ impl Checker {
         assert!(peers.is_subset(&usable), "{:?}", peers.difference(&usable));
         let swarm = &self.model[&announce.info_hash].peers;
         let of_family = swarm.keys().filter(|peer| peer.family() == family);
-        if self.prefers && of_family.count() <= ALL_LOOKED_AT {
-            check_nearness(announce.endpoint, &usable, handed);
+        if self.prefers_subnets && of_family.count() <= FULL_SEARCH_PEERS {
+            check_subnet_order(announce.endpoint, &usable, returned);
         }
         if *wanted.start() >= swarm.len() {
-            assert_eq!(peers, usable, "not everybody was handed out for {announce:?}");
+            assert_eq!(peers, usable, "not all usable peers were returned for {announce:?}");
         }
-        // As many as were wanted, if nobody had to be passed over.
-        let passed_over = swarm.iter().any(|(endpoint, peer)| {
+        // The requested number, if no candidate had to be skipped.
+        let has_skipped = swarm.iter().any(|(endpoint, peer)| {
             endpoint.family() == family
                 && *endpoint != announce.endpoint
                 && !usable.contains(endpoint)
                 && (announce.role == Role::Leecher || peer.role != Role::Seeder)
         });
-        if !passed_over {
+        if !has_skipped {
             let least = usable.len().min(*wanted.start());
-            assert!((least..=*wanted.end()).contains(&peers.len()), "too few for {announce:?}");
+            assert!(
+                (least..=*wanted.end()).contains(&peers.len()),
+                "wrong number of peers for {announce:?}"
+            );
         }
     }
 
-    /// The fewest and the most peers a swarm may count: those alive, and those who may not be swept yet
+    /// Returns the minimum and maximum number of peers that a swarm may count: living peers, and those plus peers that
+    /// may not have been swept yet.
     fn bounds(&self, info_hash: InfoHash) -> (u32, u32) {
         let Some(swarm) = self.model.get(&info_hash) else { return (0, 0) };
         let alive = swarm.peers.values().filter(|peer| self.is_alive(peer)).count();
@@ -387,7 +396,7 @@ impl Checker {
         }
     }
 
-    /// Has one torrent in four go, in steps between which the sweep moves others about
+    /// Removes one torrent in four, in steps with sweeps between them, which move other torrents.
     fn purge(&mut self, which: u8) {
         let serves = |hash: &InfoHash| !(hash.0[0] ^ which).is_multiple_of(4);
         let mut purge = TableCursor::default();
@@ -399,7 +408,7 @@ impl Checker {
         for torrent in (0..=255).filter(|torrent| !serves(&InfoHash([*torrent; 20]))) {
             self.scrape(torrent);
         }
-        self.forget();
+        self.expire_in_model();
     }
 
     fn scrape(&mut self, torrent: u8) {
@@ -409,36 +418,36 @@ impl Checker {
         self.check_counts(info_hash, counts, (0, 0));
     }
 
-    /// Lets time pass with the sweep running as it does in a shard
+    /// Advances the time, with sweeps as in a shard.
     pub(crate) fn wait(&mut self, seconds: u64) {
         let end = self.now + seconds;
         while self.now < end {
             self.now = end.min(self.now + PERIOD / 8);
             while self.swarms.sweep(Seconds(self.now)) {}
         }
-        self.forget();
+        self.expire_in_model();
     }
 
-    /// Lets time pass without anybody looking, as when the process is stopped
+    /// Advances the time without sweeps, as when the process is stopped.
     pub(crate) fn freeze(&mut self, seconds: u64) {
         self.now += seconds;
         self.frozen += seconds;
         while self.swarms.sweep(Seconds(self.now)) {}
     }
 
-    /// After so long without an announce a peer is gone, and swept
+    /// Returns the number of seconds without an announce after which a peer must have been swept.
     fn grace(&self) -> u64 {
         u64::from(LIFETIME) + 2 * PERIOD + 2 * TICK + self.frozen
     }
 
-    /// Drops from the model what the table must have dropped, too
-    fn forget(&mut self) {
+    /// Removes from the model the peers and counts that the table must have removed, too.
+    fn expire_in_model(&mut self) {
         let grace = self.grace();
         for swarm in self.model.values_mut() {
             let last = swarm.peers.values().map(|peer| peer.announced).max();
             swarm.peers.retain(|_, peer| self.now - peer.announced <= grace);
             if let Some(last) = last.filter(|_| swarm.peers.is_empty()) {
-                // Then or a little later; the earliest is the safe assumption for what must be kept.
+                // At this time or a little later. The earliest time is the safe bound for how long counts must be kept.
                 swarm.emptied = last + u64::from(LIFETIME);
             }
             if swarm.peers.is_empty()
@@ -449,7 +458,7 @@ impl Checker {
         }
     }
 
-    /// Everything at once: both tables agree on every swarm, and after a lifetime nobody is left
+    /// Checks that table and model agree on every swarm, and that after a lifetime no peer is left.
     pub(crate) fn finish(mut self) {
         self.wait(1);
         for torrent in 0..=255 {

@@ -1,4 +1,4 @@
-// What is imported of webrtc-polyfill; no test uses WebRTC.
+// Stubs for the imports from webrtc-polyfill. No test uses WebRTC.
 export const RTCPeerConnection = undefined
 export const RTCSessionDescription = undefined
 export const RTCIceCandidate = undefined

@@ -1,4 +1,5 @@
-//! Calls into the kernel: to submit, to run what it has deferred to this thread, and to wait a little.
+//! Enters the kernel: to submit operations, to run the work that it deferred to this thread, and to wait for a short
+//! time.
 
 #![expect(unsafe_code, reason = "operations handed to the kernel")]
 
@@ -8,28 +9,29 @@ use io_uring::{EnterFlags, squeue};
 use std::io;
 use std::time::Duration;
 
-/// Datagrams for which a patient turn does not wait any longer
-const WORTH_A_TURN: usize = 32;
+/// Number of completions at which a turn with a timeout stops waiting.
+const COMPLETIONS_WANTED: usize = 32;
 
-/// Calls into the kernel for one submission, before it is given up
+/// Maximum number of system calls to submit one operation.
 const PUSHES_MAX: u32 = 1_000;
 
 impl Ring {
+    /// Queues an operation; submits the queued ones if the queue is full.
     pub(super) fn push(&mut self, entry: squeue::Entry) -> io::Result<()> {
-        // The kernel takes submissions each time it is entered, or says why not.
+        // The kernel accepts submissions each time it is entered, or returns an error.
         for _ in 0..PUSHES_MAX {
-            // SAFETY: what the entry points to (messages, buffers, slots) is owned by this ring and is
-            // neither freed nor used otherwise before its completion.
+            // SAFETY: the memory that the entry points to (messages, buffers, slots) is owned by this ring, and is
+            // neither freed nor used otherwise before the completion.
             let pushed = unsafe { self.ring.submission().push(&entry) };
             if pushed.is_ok() {
                 return Ok(());
             }
             self.enter()?;
         }
-        Err(io::Error::other("the kernel takes no submissions"))
+        Err(io::Error::other("the kernel accepts no submissions"))
     }
 
-    /// One call into the kernel: submits what was pushed, and runs what it has deferred
+    /// Enters the kernel once, to submit queued operations and to run deferred work; does nothing if there is none.
     pub(super) fn enter(&mut self) -> io::Result<()> {
         let submission = self.ring.submission();
         let pushed = submission.len() as u32;
@@ -40,41 +42,42 @@ impl Ring {
         }
         self.state.counts.turns += 1;
         let submitter = self.ring.submitter();
-        // SAFETY: no argument is passed, and the number of entries is that of those pushed.
+        // SAFETY: no argument is passed, and the number of entries is the number of queued ones.
         let entered = unsafe {
             submitter.enter::<libc::sigset_t>(pushed, 0, EnterFlags::GETEVENTS.bits(), None)
         };
         self.entered(entered)
     }
 
-    /// As [`Self::enter`], but returns only when a turn's worth of completions is there, or after `patience`
+    /// Does what [`Self::enter`] does, and waits until a full batch of completions is there, or for `timeout`.
     ///
-    /// The kernel counts a socket with datagrams as one until they are taken, so a wait that has begun mostly lasts
-    /// its full time.
-    pub(super) fn enter_and_wait(&mut self, patience: Duration) -> io::Result<()> {
+    /// The kernel counts a socket with datagrams as one completion until they are read, so a wait mostly lasts its full
+    /// time.
+    pub(super) fn enter_and_wait(&mut self, timeout: Duration) -> io::Result<()> {
         let sending = self.ring.submission().len();
         self.state.counts.turns += 1;
-        let timeout = Timespec::from(patience);
+        let timeout = Timespec::from(timeout);
         let arguments = SubmitArgs::new().timespec(&timeout);
-        // Each reply completes at once and is not what is waited for.
-        let wanted = (sending + WORTH_A_TURN) as u32;
+        // Each reply completes at once, so it must not count towards the batch.
+        let wanted = (sending + COMPLETIONS_WANTED) as u32;
         let mut flags = EnterFlags::EXT_ARG | EnterFlags::GETEVENTS;
         if self.ring.params().is_feature_no_iowait() {
-            // Else operators would see the core wait for disks.
+            // Otherwise the wait would be accounted as waiting for disks.
             flags |= EnterFlags::NO_IOWAIT;
         }
         let submitter = self.ring.submitter();
-        // SAFETY: the argument is what EXT_ARG announces and outlives the call, as does the time it points to; the
-        // number of entries is that of those pushed.
+        // SAFETY: the argument has the type that EXT_ARG requires; it and the time that it points to outlive the call.
+        // The number of entries is the number of queued ones.
         let entered =
             unsafe { submitter.enter(sending as u32, wanted, flags.bits(), Some(&arguments)) };
         self.entered(entered)
     }
 
+    /// Handles the result of a system call: a timeout or an interruption is not an error.
     fn entered(&mut self, result: io::Result<usize>) -> io::Result<()> {
         let Err(error) = result else { return Ok(()) };
         match error.raw_os_error() {
-            // The time is up, a signal came, or completions must be reaped first: the next turn goes on.
+            // The timeout has passed, a signal arrived, or completions must be handled first: the next turn continues.
             Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY) => {
                 self.reap();
                 Ok(())
@@ -83,6 +86,7 @@ impl Ring {
         }
     }
 
+    /// Handles all completions that are there.
     pub(super) fn reap(&mut self) {
         for completion in self.ring.completion() {
             self.state.complete(&completion);

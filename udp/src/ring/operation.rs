@@ -1,8 +1,8 @@
-//! What the kernel is asked to do with a datagram: the operations of a ring, with the memory they point to.
+//! The operations of a ring that receive and send datagrams, and the memory that they point to.
 
 #![expect(unsafe_code, reason = "memory handed to the kernel")]
 
-use super::memory::{REPLY_LEN_MAX, Slot};
+use super::memory::{REPLY_LEN_MAX, ReplySlot};
 use super::packet::{self, CONTROL_LEN, NAME_LEN};
 use super::socket::UdpSocket;
 use io_uring::types::Fixed;
@@ -10,39 +10,39 @@ use io_uring::{opcode, squeue};
 use std::net::{IpAddr, SocketAddr};
 use std::ptr::NonNull;
 
-/// The header a multishot receive reads how much room to leave from: the name's and the control data's
+/// Returns the header of a multishot receive, which defines the space for the source address and control messages.
 pub(super) fn receive_message(socket: &UdpSocket) -> libc::msghdr {
-    // SAFETY: a message header of zeros is valid: null pointers with lengths of zero.
+    // SAFETY: a message header of zeros is valid: it has null pointers with lengths of zero.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_namelen = NAME_LEN as u32;
     message.msg_controllen = if socket.reports_local() { CONTROL_LEN } else { 0 };
     message
 }
 
-/// Where a reply goes
-pub(super) enum To {
-    /// To where the kernel has written that the datagram came from
+/// Destination of a reply.
+pub(super) enum ReplyDestination {
+    /// The source address as the kernel wrote it for the received datagram.
     Name(NonNull<u8>),
-    /// To this address, which is written into the slot
+    /// An address, which is written into the slot.
     Address(SocketAddr),
 }
 
-/// The operation that sends the first bytes of a slot
+/// Returns the operation that sends the first `len` bytes of a slot.
 ///
-/// It never waits: with the send buffer full, a reply is lost as it would be on the way, and its slot is
-/// free for somebody else.
+/// The operation never waits: if the send buffer is full, the reply is lost like a packet in the network, and its slot
+/// is free again.
 pub(super) fn reply_entry(
-    mut slot: NonNull<Slot>,
-    to: To,
+    mut slot: NonNull<ReplySlot>,
+    to: ReplyDestination,
     socket: u16,
     len: usize,
     local: Option<(IpAddr, u32)>,
 ) -> squeue::Entry {
-    // SAFETY: the caller holds the slot; the reference ends before the kernel reads it.
+    // SAFETY: the caller has exclusive access to the slot; the reference ends before the kernel reads it.
     let slot = unsafe { slot.as_mut() };
     let (name, name_len) = match to {
-        To::Name(name) => (name.as_ptr(), NAME_LEN as u32),
-        To::Address(address) => {
+        ReplyDestination::Name(name) => (name.as_ptr(), NAME_LEN as u32),
+        ReplyDestination::Address(address) => {
             let len = packet::write_name(&mut slot.name, address);
             (slot.name.as_mut_ptr(), len)
         }
@@ -57,10 +57,10 @@ pub(super) fn reply_entry(
             .build();
     };
     let control_len = packet::write_control(&mut slot.control, local, interface);
-    slot.part = libc::iovec { iov_base: slot.reply.as_mut_ptr().cast(), iov_len: len };
+    slot.vector = libc::iovec { iov_base: slot.reply.as_mut_ptr().cast(), iov_len: len };
     slot.message.msg_name = name.cast();
     slot.message.msg_namelen = name_len;
-    slot.message.msg_iov = &raw mut slot.part;
+    slot.message.msg_iov = &raw mut slot.vector;
     slot.message.msg_iovlen = 1;
     slot.message.msg_control = slot.control.as_mut_ptr().cast();
     slot.message.msg_controllen = control_len;

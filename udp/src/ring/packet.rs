@@ -1,13 +1,13 @@
-//! What the kernel writes around a datagram, and what it wants to read beside a reply, as plain bytes:
-//! the header of a multishot receive, socket addresses, and control messages with the local address.
+//! Structures that the kernel writes before a datagram or reads with a reply, as plain bytes: the header of a multishot
+//! receive, socket addresses, and control messages with the local address.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
-/// Bytes of `struct io_uring_recvmsg_out`
+/// Bytes of `struct io_uring_recvmsg_out`.
 pub(super) const HEADER_LEN: usize = 16;
-/// Bytes of a socket address, of either family
+/// Bytes of a socket address of either family.
 pub(super) const NAME_LEN: usize = size_of::<libc::sockaddr_in6>();
-/// Bytes of one control message with `struct in6_pktinfo`, the longer one
+/// Bytes of one control message with `struct in6_pktinfo`, the longer of the two types.
 pub(super) const CONTROL_LEN: usize = (CMSG_HEADER_LEN + PKTINFO_V6_LEN).next_multiple_of(8);
 
 const NAME_LEN_V4: usize = size_of::<libc::sockaddr_in>();
@@ -18,18 +18,18 @@ const PKTINFO_V6_LEN: usize = size_of::<libc::in6_pktinfo>();
 const _: () = assert!(NAME_LEN == 28 && NAME_LEN_V4 == 16 && CMSG_HEADER_LEN == 16);
 const _: () = assert!(PKTINFO_V4_LEN == 12 && PKTINFO_V6_LEN == 20 && CONTROL_LEN == 40);
 
-/// A received datagram as it lies in its buffer
+/// A parsed receive buffer.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Parsed<'a> {
+pub(super) struct ReceivedPacket<'a> {
     pub(super) source: SocketAddr,
-    /// Where it was sent to and over which interface, if the socket reports it
+    /// Destination address and interface of the datagram, if the socket reports them.
     pub(super) local: Option<(IpAddr, u32)>,
     pub(super) payload: &'a [u8],
     pub(super) truncated: bool,
 }
 
-/// Reads what a multishot receive wrote; `None` if that is not a UDP datagram
-pub(super) fn parse(buffer: &[u8], control_len: usize) -> Option<Parsed<'_>> {
+/// Parses the bytes that a multishot receive wrote; returns `None` if they are not a UDP datagram.
+pub(super) fn parse(buffer: &[u8], control_len: usize) -> Option<ReceivedPacket<'_>> {
     let (header, rest) = buffer.split_first_chunk::<HEADER_LEN>()?;
     let word = |index: usize| {
         let bytes = header.as_chunks::<4>().0.get(index).copied();
@@ -37,9 +37,9 @@ pub(super) fn parse(buffer: &[u8], control_len: usize) -> Option<Parsed<'_>> {
     };
     let (name, rest) = rest.split_at_checked(NAME_LEN)?;
     let (control, payload) = rest.split_at_checked(control_len)?;
-    // The header's length is that of the datagram, even where it was cut.
+    // The length in the header is that of the datagram, even if it was truncated.
     let payload = payload.get(..word(2) as usize).unwrap_or(payload);
-    Some(Parsed {
+    Some(ReceivedPacket {
         source: read_name(name)?,
         local: control.get(..word(1) as usize).and_then(read_control),
         payload,
@@ -47,7 +47,7 @@ pub(super) fn parse(buffer: &[u8], control_len: usize) -> Option<Parsed<'_>> {
     })
 }
 
-/// Reads a socket address; an IPv4-mapped one stays as it is, for the kernel wants it so
+/// Parses a socket address. An IPv4-mapped address stays mapped, as the kernel requires it to reply.
 pub(super) fn read_name(name: &[u8]) -> Option<SocketAddr> {
     let (family, rest) = name.split_first_chunk::<2>()?;
     let (port, rest) = rest.split_first_chunk::<2>()?;
@@ -67,7 +67,7 @@ pub(super) fn read_name(name: &[u8]) -> Option<SocketAddr> {
     }
 }
 
-/// Writes a socket address; returns how many of the bytes it takes
+/// Writes a socket address; returns its length in bytes.
 pub(super) fn write_name(name: &mut [u8; NAME_LEN], address: SocketAddr) -> u32 {
     *name = [0; NAME_LEN];
     let (family, len) = match address {
@@ -86,7 +86,7 @@ pub(super) fn write_name(name: &mut [u8; NAME_LEN], address: SocketAddr) -> u32 
     len as u32
 }
 
-/// Reads the local address from the first control message
+/// Parses the local address and interface of the first control message.
 fn read_control(control: &[u8]) -> Option<(IpAddr, u32)> {
     let (head, info) = control.split_at_checked(CMSG_HEADER_LEN)?;
     let (_len, kind) = head.split_first_chunk::<8>()?;
@@ -95,7 +95,7 @@ fn read_control(control: &[u8]) -> Option<(IpAddr, u32)> {
     match (i32::from_ne_bytes(*level), kind) {
         (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
             let (interface, info) = info.split_first_chunk::<4>()?;
-            // The local address (ipi_spec_dst), not the header's: a broadcast has no host to answer from.
+            // The local address (ipi_spec_dst), not the destination: a reply cannot be sent from a broadcast address.
             let octets: [u8; 4] = *info.first_chunk()?;
             Some((octets.into(), u32::from_ne_bytes(*interface)))
         }
@@ -108,9 +108,9 @@ fn read_control(control: &[u8]) -> Option<(IpAddr, u32)> {
     }
 }
 
-/// Writes the control message that has a reply leave from `local`; returns its length
+/// Writes the control message that sets the source address of a reply; returns its length in bytes.
 ///
-/// The interface is left to the routes, save for link-local addresses, which mean nothing without.
+/// The routing table selects the interface, except for link-local addresses, which are ambiguous without one.
 pub(super) fn write_control(
     control: &mut [u8; CONTROL_LEN],
     local: IpAddr,
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_read_back() {
+    fn written_socket_addresses_are_parsed() {
         for address in ["192.0.2.7:6969", "[2001:db8::7]:6969", "[fe80::1%3]:1"] {
             let address: SocketAddr = address.parse().unwrap();
             let mut name = [0xff; NAME_LEN];
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn control_messages_are_read_back() {
+    fn written_control_messages_are_parsed() {
         let mut control = [0xff; CONTROL_LEN];
         let len = write_control(&mut control, "127.0.0.5".parse().unwrap(), 4);
         assert_eq!(read_control(&control[..len]), Some(("127.0.0.5".parse().unwrap(), 0)));
@@ -164,12 +164,12 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_of_any_bytes_is_read_without_panic() {
+    fn any_bytes_are_parsed_without_panic() {
         let mut rng = fastrand::Rng::with_seed(5);
         for round in 0..if cfg!(miri) { 200 } else { 20_000 } {
             let mut bytes = vec![0; rng.usize(..160)];
             rng.fill(&mut bytes);
-            // A family and a kind that exist, or nothing behind them would be read.
+            // Without a valid family and type the parser would not reach the fields after them.
             let plausible: [(usize, i32); 3] = [
                 (HEADER_LEN, *rng.choice(&[libc::AF_INET, libc::AF_INET6]).unwrap()),
                 (

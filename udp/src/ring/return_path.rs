@@ -1,31 +1,35 @@
-//! Where a reply goes and leaves from, small enough to cross to another thread.
+//! The path of a reply: its destination, source address and socket, small enough to be sent to another thread.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
-/// Where the reply to a datagram goes and leaves from, for another shard's ring to use
+/// Destination, source address and socket of the reply to a datagram, for the ring of another shard.
 ///
-/// Sockets have the same numbers in all rings of a process. 40 bytes: two IPv6 addresses, two ports' worth
-/// of numbers and an interface.
+/// Sockets have the same numbers in all rings of a process. A path has 40 bytes: two addresses, an interface, a port
+/// and the number of the socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReturnPath {
     peer: [u8; 16],
     local: [u8; 16],
-    /// Of the peer's scope or the local address's interface: where both matter they are the same
+    /// Scope of the peer or interface of the local address; if both matter, they are the same.
     interface: u32,
     port: u16,
-    /// Socket number, and in the highest bits: peer is IPv4, local is known
+    /// Number of the socket; the highest two bits are `PATH_IS_V4` and `PATH_HAS_LOCAL`.
     socket: u16,
 }
 
 const _: () = assert!(size_of::<ReturnPath>() == 40);
 
+/// Bit that is set if the peer has an IPv4 address.
 const PATH_IS_V4: u16 = 1 << 15;
+/// Bit that is set if the local address is known.
 const PATH_HAS_LOCAL: u16 = 1 << 14;
+/// Mask of the number of the socket.
 const PATH_SOCKET: u16 = PATH_HAS_LOCAL - 1;
 
 impl ReturnPath {
-    /// Returns the path of the replies to `peer` from a socket, by its number; `local` is the address and interface
-    /// they leave from, where the socket serves several.
+    /// Returns the path of replies to `peer` from a socket, by its number.
+    ///
+    /// `local` is the source address and interface of the replies; `None` if the socket is bound to one address.
     pub fn new(socket: u16, peer: SocketAddr, local: Option<(IpAddr, u32)>) -> Self {
         let wide = |address: IpAddr| match address {
             IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
@@ -46,11 +50,12 @@ impl ReturnPath {
         }
     }
 
-    /// The socket's number
+    /// Returns the number of the socket.
     pub(super) fn socket(&self) -> u16 {
         self.socket & PATH_SOCKET
     }
 
+    /// Returns an address from its bytes.
     fn address(&self, bytes: [u8; 16]) -> IpAddr {
         let [.., a, b, c, d] = bytes;
         if self.socket & PATH_IS_V4 != 0 {
@@ -60,7 +65,7 @@ impl ReturnPath {
         }
     }
 
-    /// Returns where replies go.
+    /// Returns the destination of the reply.
     pub fn peer(&self) -> SocketAddr {
         match self.address(self.peer) {
             IpAddr::V4(peer) => SocketAddr::new(peer.into(), self.port),
@@ -71,6 +76,7 @@ impl ReturnPath {
         }
     }
 
+    /// Returns the source address and interface of the reply, if they are known.
     pub(super) fn local(&self) -> Option<(IpAddr, u32)> {
         (self.socket & PATH_HAS_LOCAL != 0).then(|| (self.address(self.local), self.interface))
     }
@@ -81,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_read_back() {
+    fn the_parts_of_a_path_are_returned() {
         for (peer, local) in [
             ("192.0.2.1:7", None),
             ("192.0.2.1:7", Some(("127.0.0.5", 0))),

@@ -1,4 +1,4 @@
-//! Creates the kernel's side of a ring, and says what is missing if it cannot.
+//! Creates an io_uring, and explains what is missing if that fails.
 
 use io_uring::opcode;
 use io_uring::register::Probe;
@@ -6,57 +6,60 @@ use io_uring::{IoUring, squeue};
 use std::io;
 use thiserror::Error;
 
-/// The oldest kernel with all that the ring needs
-pub const KERNEL_OLDEST: &str = "6.1";
+/// Oldest Linux kernel that has all features of io_uring that the ring needs.
+pub const KERNEL_MIN: &str = "6.1";
 
-/// Why there is no ring
+/// Maximum number of sockets of a ring.
+pub const SOCKETS_MAX: usize = 1_024;
+
+/// Reason for which a ring cannot be created.
 #[derive(Debug, Error)]
 pub enum SetupError {
-    /// The kernel has no io_uring
+    /// The kernel has no io_uring.
     #[error(
-        "this kernel has no io_uring; Linux {KERNEL_OLDEST} or newer is needed, built with CONFIG_IO_URING"
+        "this kernel has no io_uring; Linux {KERNEL_MIN} or newer is needed, built with CONFIG_IO_URING"
     )]
     Missing,
-    /// A sysctl forbids it
+    /// A sysctl disables io_uring; contains its value.
     #[error(
-        "io_uring is switched off by the sysctl kernel.io_uring_disabled = {0}; \
+        "io_uring is disabled by the sysctl kernel.io_uring_disabled = {0}; \
          set it to 0 (sysctl -w kernel.io_uring_disabled=0)"
     )]
     SwitchedOff(String),
-    /// Something else forbids it
+    /// The system call is not permitted, probably by a seccomp filter.
     #[error(
-        "io_uring is refused (permission denied) though kernel.io_uring_disabled permits it: most likely \
-         by a seccomp filter, as container runtimes set by default; permit the io_uring_* system calls \
-         (docker run --security-opt seccomp=unconfined, or a profile of your own)"
+        "io_uring is refused (permission denied) although kernel.io_uring_disabled permits it, probably by \
+         a seccomp filter, which container runtimes set by default; permit the io_uring_* system calls \
+         (docker run --security-opt seccomp=unconfined, or a custom seccomp profile)"
     )]
     Forbidden,
-    /// Too little memory may be locked
+    /// The limit on locked memory is too low; contains the limit.
     #[error(
-        "the ring's memory is refused; raise the limit on locked memory (now {0}), \
-         with LimitMEMLOCK=infinity in the unit or ulimit -l unlimited"
+        "the kernel refuses memory for io_uring; raise the limit on locked memory (now {0}): \
+         set LimitMEMLOCK=infinity in the systemd unit, or run ulimit -l unlimited"
     )]
     Memory(String),
-    /// The kernel is too old
-    #[error("this kernel's io_uring lacks {0}; Linux {KERNEL_OLDEST} or newer is needed")]
+    /// The kernel is too old; contains the missing feature.
+    #[error("this kernel's io_uring lacks {0}; Linux {KERNEL_MIN} or newer is needed")]
     Lacking(&'static str),
-    /// More addresses than a ring serves
-    #[error("{0} addresses are to be served and a shard has room for {max}; list fewer", max = super::SOCKETS_MAX)]
+    /// There are more sockets than a ring supports; contains their number.
+    #[error("{0} UDP addresses are configured, but a shard supports at most {max}; list fewer", max = SOCKETS_MAX)]
     Sockets(usize),
-    /// Anything else
+    /// Another error; contains the step that failed.
     #[error("io_uring failed to {0}: {1}")]
     Failed(&'static str, #[source] io::Error),
 }
 
-/// Entries for operations not yet submitted: what is more is submitted on the way
+/// Number of entries of the submission queue. When it is full, the entries are submitted to make space.
 pub(super) const SUBMISSIONS: u32 = 128;
-/// Entries for completions not yet looked at
+/// Number of entries of the completion queue.
 pub(super) const COMPLETIONS: u32 = 4096;
 
-/// Memory of both queues
+/// Bytes of memory of both queues.
 pub(super) const RING_BYTES: usize = SUBMISSIONS as usize * (size_of::<squeue::Entry>() + 4)
     + COMPLETIONS as usize * size_of::<io_uring::cqueue::Entry>();
 
-/// Creates the ring; it belongs to the calling thread from then on
+/// Creates an io_uring, which belongs to the calling thread, and checks that it has all needed operations.
 pub(super) fn create() -> Result<IoUring, SetupError> {
     let ring = IoUring::<squeue::Entry>::builder()
         .setup_cqsize(COMPLETIONS)
@@ -69,7 +72,7 @@ pub(super) fn create() -> Result<IoUring, SetupError> {
     let mut probe = Probe::new();
     ring.submitter()
         .register_probe(&mut probe)
-        .map_err(|error| explain("be asked for its operations", error))?;
+        .map_err(|error| explain("report its operations", error))?;
     let needed = [
         (opcode::RecvMsgMulti::CODE, "recvmsg"),
         (opcode::Send::CODE, "send"),
@@ -82,7 +85,7 @@ pub(super) fn create() -> Result<IoUring, SetupError> {
     }
 }
 
-/// Turns an error of the kernel into its likely cause
+/// Converts an error of the kernel to its probable cause; `what` is the step that failed.
 pub(super) fn explain(what: &'static str, error: io::Error) -> SetupError {
     match error.raw_os_error() {
         Some(libc::ENOSYS) => SetupError::Missing,
@@ -94,7 +97,7 @@ pub(super) fn explain(what: &'static str, error: io::Error) -> SetupError {
             }
         }
         Some(libc::ENOMEM) => SetupError::Memory(memlock()),
-        // Flags of setup that an old kernel does not know.
+        // An old kernel does not know the setup flags.
         Some(libc::EINVAL) if what == "create a ring" => {
             SetupError::Lacking("SINGLE_ISSUER and DEFER_TASKRUN")
         }
@@ -103,6 +106,7 @@ pub(super) fn explain(what: &'static str, error: io::Error) -> SetupError {
     }
 }
 
+/// Returns the limit on locked memory as text.
 fn memlock() -> String {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock);
     limit.current.map_or_else(|| "unlimited".to_owned(), |bytes| format!("{} KiB", bytes / 1024))

@@ -1,31 +1,33 @@
-//! UDP sockets as the ring wants them.
+//! UDP sockets with the options that the ring needs.
 
-#![expect(unsafe_code, reason = "setsockopt for options no crate offers")]
+#![expect(unsafe_code, reason = "setsockopt for options that no crate offers")]
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-/// A bound UDP socket
+/// A bound UDP socket.
 #[derive(Debug)]
 pub struct UdpSocket {
     socket: Socket,
+    /// Address to which the socket is bound.
     address: SocketAddr,
+    /// Bytes of the receive buffer, without the bookkeeping of the kernel.
     receive_buffer: usize,
 }
 
 impl UdpSocket {
-    /// Binds one of the sockets that share an address (SO_REUSEPORT), with a receive buffer of so many
-    /// bytes if the kernel permits
+    /// Binds one of the sockets that share an address (SO_REUSEPORT).
     ///
-    /// IPv6 sockets take IPv6 only; each family has its own. A wildcard socket learns where each datagram
-    /// was sent to, so that the reply leaves from there.
+    /// `receive_buffer` is the wanted size of the receive buffer in bytes; the kernel may limit it. IPv6 sockets
+    /// receive only IPv6, as each family has its own sockets. A wildcard socket reports the destination of each
+    /// datagram, so that the reply is sent from there.
     pub fn bind_shared(address: SocketAddr, receive_buffer: usize) -> io::Result<Self> {
         let socket = Self::open(address)?;
         socket.set_reuse_port(true)?;
-        // Replies are small and must arrive: the default would forbid routers to fragment them, and
-        // tunnels would lose them silently.
+        // Replies must arrive: by default, routers must not fragment them, and tunnels with a smaller MTU would drop
+        // them silently.
         if address.is_ipv4() {
             let omit = libc::IP_PMTUDISC_OMIT;
             set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, omit)?;
@@ -37,7 +39,7 @@ impl UdpSocket {
             };
             set_option(socket.as_fd(), level, option, 1)?;
         }
-        // With the privilege beyond the limit, else up to it; what came of it is reported, not demanded.
+        // With CAP_NET_ADMIN the size may exceed the limit of the sysctl. The actual size is reported, not enforced.
         if rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, receive_buffer).is_err()
         {
             socket.set_recv_buffer_size(receive_buffer)?;
@@ -46,13 +48,18 @@ impl UdpSocket {
         Self::bound(socket, address)
     }
 
-    /// Binds an address alone: fails if anybody else has it, also with SO_REUSEPORT
+    /// Binds an address exclusively.
+    ///
+    /// # Errors
+    ///
+    /// If another socket uses the address, even with SO_REUSEPORT.
     pub fn bind_alone(address: SocketAddr) -> io::Result<Self> {
         let socket = Self::open(address)?;
         socket.bind(&SockAddr::from(address))?;
         Self::bound(socket, address)
     }
 
+    /// Creates a socket that is not bound.
     fn open(address: SocketAddr) -> io::Result<Socket> {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
         if address.is_ipv6() {
@@ -61,24 +68,25 @@ impl UdpSocket {
         Ok(socket)
     }
 
+    /// Wraps a socket that was bound to the address `wanted`.
     fn bound(socket: Socket, wanted: SocketAddr) -> io::Result<Self> {
         let address = socket.local_addr()?.as_socket().unwrap_or(wanted);
-        // The kernel reports twice what it gives: half is for its own bookkeeping.
+        // The kernel reports twice the size: half of it is for its bookkeeping.
         let receive_buffer = socket.recv_buffer_size()? / 2;
         Ok(Self { socket, address, receive_buffer })
     }
 
-    /// Where it is bound, with the port that was taken
+    /// Returns the address to which the socket is bound, with the actual port.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Bytes of datagrams the kernel keeps for it, bookkeeping left out
+    /// Returns the bytes of the receive buffer, without the bookkeeping of the kernel.
     pub fn receive_buffer(&self) -> usize {
         self.receive_buffer
     }
 
-    /// Datagrams the kernel has dropped at this socket, modulo 2^32, if it says
+    /// Returns the number of datagrams that the kernel dropped at this socket, modulo 2^32; `None` if it is unknown.
     pub(super) fn drops(&self) -> Option<u32> {
         let mut words = [0_u32; 9];
         let mut len = size_of_val(&words) as libc::socklen_t;
@@ -96,7 +104,7 @@ impl UdpSocket {
         (result == 0).then_some(words[8])
     }
 
-    /// Whether datagrams come with the address they were sent to
+    /// Returns whether the socket reports the destination address of each datagram.
     pub(super) fn reports_local(&self) -> bool {
         self.address.ip().is_unspecified()
     }
@@ -108,7 +116,7 @@ impl AsFd for UdpSocket {
     }
 }
 
-/// Sets a socket option whose value is a C int
+/// Sets a socket option whose value is a C int.
 pub(crate) fn set_option(
     socket: BorrowedFd<'_>,
     level: libc::c_int,
@@ -119,7 +127,7 @@ pub(crate) fn set_option(
     unsafe { set_raw_option(socket, level, option, &value) }
 }
 
-/// Attaches a classic BPF program that chooses among the sockets of a SO_REUSEPORT group
+/// Attaches a classic BPF program that selects among the sockets of an SO_REUSEPORT group.
 pub(crate) fn set_reuseport_program(
     socket: BorrowedFd<'_>,
     instructions: &mut [libc::sock_filter],
@@ -132,19 +140,19 @@ pub(crate) fn set_reuseport_program(
     unsafe { set_raw_option(socket, libc::SOL_SOCKET, option, &program) }
 }
 
-/// Sets a socket option
+/// Sets a socket option.
 ///
 /// # Safety
 ///
-/// The option must take a value of this type, and all that its pointers point to must be there during the call.
-// SAFETY: callers keep the section above.
+/// The option must take a value of this type, and all that its pointers point to must be valid during the call.
+// SAFETY: callers must fulfil the section above.
 unsafe fn set_raw_option<T>(
     socket: BorrowedFd<'_>,
     level: libc::c_int,
     option: libc::c_int,
     value: &T,
 ) -> io::Result<()> {
-    // SAFETY: pointer and length describe `value`, which outlives the call; the rest is the caller's promise.
+    // SAFETY: pointer and length describe `value`, which outlives the call; the caller guarantees the rest.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),

@@ -1,19 +1,22 @@
-//! The options behind an announce (BEP 41).
+//! The options after an announce request (BEP 41).
 
+/// Type of the option that ends the options.
 const END_OF_OPTIONS: u8 = 0;
+/// Type of the option without length and meaning, for padding.
 const NOP: u8 = 1;
+/// Type of the option that contains a piece of the URL.
 const URL_DATA: u8 = 2;
 
-/// The pieces of an announce URL's path and query; to be read one behind the other
+/// Iterator over the pieces of the path and query of an announce URL, which must be concatenated.
 #[derive(Clone, Copy, Debug)]
 pub struct UrlData<'a> {
     options: &'a [u8],
 }
 
-/// Reads the options behind an announce
+/// Reads the options after an announce request.
 ///
-/// Options of unknown types are skipped by their length. One that is cut off ends the options, and so the
-/// URL data: the announce itself stands.
+/// Options of unknown types are skipped by their length. A truncated option ends the options, and with them the URL
+/// data; the announce stays valid.
 pub fn url_data(options: &[u8]) -> UrlData<'_> {
     UrlData { options }
 }

@@ -1,4 +1,4 @@
-//! Replies: written into the caller's slice, which is the transmit buffer.
+//! Writers of replies. They write into a slice of the caller, which is the send buffer.
 
 use super::layout::{
     ACTION_ANNOUNCE, ACTION_ANNOUNCE_V6, ACTION_CONNECT, ACTION_ERROR, ACTION_SCRAPE,
@@ -7,7 +7,7 @@ use super::layout::{
 use super::request::TransactionId;
 use tsubame_storage::SwarmCounts;
 
-/// Writes a connect reply; returns its length, 0 if it does not fit
+/// Writes a connect reply; returns its length, or 0 if it does not fit.
 pub fn write_connect(reply: &mut [u8], transaction_id: TransactionId, connection_id: u64) -> usize {
     let Some(reply) = reply.first_chunk_mut::<CONNECT_REPLY_LEN>() else { return 0 };
     let [a, b, c, d] = ACTION_CONNECT.to_be_bytes();
@@ -17,14 +17,14 @@ pub fn write_connect(reply: &mut [u8], transaction_id: TransactionId, connection
     CONNECT_REPLY_LEN
 }
 
-/// Writes an error reply with as much of the text as fits; returns its length, 0 if nothing fits
+/// Writes an error reply with as much of the text as fits; returns its length, or 0 if no reply fits.
 ///
-/// No NUL ends the text: BEP 15 has none.
+/// The text does not end with NUL, as BEP 15 defines none.
 pub fn write_error(reply: &mut [u8], transaction_id: TransactionId, text: &str) -> usize {
     let Some((head, rest)) = reply.split_first_chunk_mut() else { return 0 };
     write_head(head, ACTION_ERROR, transaction_id);
     let len = rest.len().min(text.len());
-    // Cut between characters.
+    // Truncated between characters, not within one.
     let len = (0..=len).rev().find(|len| text.is_char_boundary(*len)).unwrap_or(0);
     for (to, from) in rest.iter_mut().zip(text.bytes().take(len)) {
         *to = from;
@@ -32,14 +32,14 @@ pub fn write_error(reply: &mut [u8], transaction_id: TransactionId, text: &str) 
     ERROR_REPLY_LEN + len
 }
 
-/// Writes what stands before a scrape reply's rows; returns its length, 0 if it does not fit
+/// Writes a scrape reply without rows; returns its length, or 0 if it does not fit.
 pub fn write_scrape_header(reply: &mut [u8], transaction_id: TransactionId) -> usize {
     let Some(head) = reply.first_chunk_mut() else { return 0 };
     write_head(head, ACTION_SCRAPE, transaction_id);
     SCRAPE_REPLY_LEN
 }
 
-/// Writes the row of a scrape reply; false if it does not fit
+/// Writes the row number `row` of a scrape reply; returns false if it does not fit.
 pub fn write_scrape_row(reply: &mut [u8], row: usize, counts: SwarmCounts) -> bool {
     let rows = reply.get_mut(SCRAPE_REPLY_LEN..).unwrap_or_default();
     let (rows, _) = rows.as_chunks_mut::<SCRAPE_ROW_LEN>();
@@ -52,7 +52,7 @@ pub fn write_scrape_row(reply: &mut [u8], row: usize, counts: SwarmCounts) -> bo
     true
 }
 
-/// An announce reply in the making: the peers are written first, in place
+/// Writer of an announce reply: the peers are written first, directly into the reply.
 #[derive(Debug)]
 pub struct AnnounceReply<'a> {
     head: &'a mut [u8; ANNOUNCE_REPLY_LEN],
@@ -61,26 +61,26 @@ pub struct AnnounceReply<'a> {
 }
 
 impl<'a> AnnounceReply<'a> {
-    /// Begins a reply in a slice; `None` if not even a reply without peers fits
+    /// Begins a reply in a slice; returns `None` if not even a reply without peers fits.
     pub fn begin(reply: &'a mut [u8]) -> Option<Self> {
         let (head, peers) = reply.split_first_chunk_mut()?;
         Some(Self { head, peers, action: ACTION_ANNOUNCE })
     }
 
-    /// Answers an announce with room for an IPv6 address by its own action
+    /// Sets whether the reply has the action of an announce with an IPv6 address.
     #[must_use]
     pub fn with_v6_action(self, is_v6: bool) -> Self {
         Self { action: if is_v6 { ACTION_ANNOUNCE_V6 } else { ACTION_ANNOUNCE }, ..self }
     }
 
-    /// Where the peers go in compact form, as many bytes as there are
+    /// Returns the bytes into which peers are written in compact form.
     pub fn peers(&mut self) -> &mut [u8] {
         self.peers
     }
 
-    /// Completes the reply with so many bytes of peers; returns its length
+    /// Completes a reply with `peers_len` bytes of peers; returns its length.
     ///
-    /// Leechers stand before seeders here, but behind them in a scrape (BEP 15).
+    /// Leechers precede seeders here, and follow them in a scrape reply (BEP 15).
     pub fn finish(
         self,
         transaction_id: TransactionId,
@@ -100,6 +100,7 @@ impl<'a> AnnounceReply<'a> {
     }
 }
 
+/// Writes the action and the transaction id.
 fn write_head(head: &mut [u8; 8], action: u32, transaction_id: TransactionId) {
     let [a, b, c, d] = action.to_be_bytes();
     let TransactionId([e, f, g, h]) = transaction_id;

@@ -1,4 +1,4 @@
-//! Requests: views over the bytes of a datagram.
+//! Requests: views of the bytes of a datagram.
 
 use super::layout::{
     ACTION_ANNOUNCE, ACTION_ANNOUNCE_V6, ACTION_CONNECT, ACTION_SCRAPE, CONNECT_LEN,
@@ -9,138 +9,149 @@ use std::net::IpAddr;
 use std::ops::Range;
 use tsubame_storage::{AnnounceEvent, InfoHash, PeerId};
 
-/// A client's number for a request, echoed in the reply; opaque
+/// Number that a client chose for a request; it is copied to the reply and has no meaning here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TransactionId(pub [u8; 4]);
 
-/// A request, told apart by its action
+/// A parsed request.
 #[derive(Clone, Copy, Debug)]
-pub enum Request<'a> {
-    /// Asks for a connection id
-    Connect(Connect),
-    /// Enters a swarm and asks for peers
-    Announce(Announce<'a>),
-    /// Asks for the figures of swarms
-    Scrape(Scrape<'a>),
+pub enum UdpRequest<'a> {
+    /// Requests a connection id.
+    Connect(ConnectRequest),
+    /// Announces a peer to a swarm and requests other peers.
+    Announce(AnnounceRequest<'a>),
+    /// Requests the counts of swarms.
+    Scrape(ScrapeRequest<'a>),
 }
 
-/// Why bytes are not a request
+/// Reason for which bytes are not a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Malformed {
-    /// Shorter than the shortest request of its action
+pub enum RequestError {
+    /// The datagram is shorter than the shortest request of its action.
     TooShort,
-    /// An action BEP 15 does not define for requests. Replies, too, end here, so that two trackers
-    /// cannot be made to answer each other.
+    /// The action is not that of a request. Replies are refused by this, so that two trackers cannot be made to answer
+    /// each other.
     UnknownAction,
-    /// A connect without the magic number
+    /// A connect request lacks the magic number.
     BadMagic,
 }
 
-/// A connect request
+/// A connect request.
 #[derive(Clone, Copy, Debug)]
-pub struct Connect {
+pub struct ConnectRequest {
     transaction_id: TransactionId,
 }
 
-/// An announce request
+/// An announce request.
 #[derive(Clone, Copy, Debug)]
-pub struct Announce<'a> {
-    /// All before the address
+pub struct AnnounceRequest<'a> {
+    /// Bytes before the address.
     fixed: &'a [u8; announce::IP.start],
-    /// All from the address on, the fields behind it at least
+    /// Bytes from the address on; at least all fixed fields.
     rest: &'a [u8],
+    /// Whether the address field has 16 bytes.
     is_v6: bool,
 }
 
-/// A scrape request of at least one info hash
+/// A scrape request of at least one info hash.
 #[derive(Clone, Copy, Debug)]
-pub struct Scrape<'a> {
+pub struct ScrapeRequest<'a> {
     header: &'a [u8; scrape::INFO_HASHES],
     info_hashes: &'a [[u8; 20]],
 }
 
-impl<'a> Request<'a> {
-    /// Reads a datagram; bytes behind what an action defines are ignored (BEP 15: "do not expect packets
-    /// to be exactly of a certain size")
+impl<'a> UdpRequest<'a> {
+    /// Parses a datagram.
+    ///
+    /// Bytes after the fields of an action are ignored (BEP 15: "do not expect packets to be exactly of a certain
+    /// size").
     #[inline]
-    pub fn parse(datagram: &'a [u8]) -> Result<Self, Malformed> {
-        let (head, _) = datagram.split_first_chunk::<CONNECT_LEN>().ok_or(Malformed::TooShort)?;
+    pub fn parse(datagram: &'a [u8]) -> Result<Self, RequestError> {
+        let (head, _) =
+            datagram.split_first_chunk::<CONNECT_LEN>().ok_or(RequestError::TooShort)?;
         match u32::from_be_bytes(field(head, header::ACTION)) {
             ACTION_CONNECT => {
                 if u64::from_be_bytes(field(head, connect::MAGIC)) != PROTOCOL_MAGIC {
-                    return Err(Malformed::BadMagic);
+                    return Err(RequestError::BadMagic);
                 }
-                Ok(Self::Connect(Connect { transaction_id: transaction_id(head) }))
+                Ok(Self::Connect(ConnectRequest { transaction_id: transaction_id(head) }))
             }
             action @ (ACTION_ANNOUNCE | ACTION_ANNOUNCE_V6) => {
                 let is_v6 = action == ACTION_ANNOUNCE_V6;
-                Announce::parse(datagram, is_v6).map(Self::Announce).ok_or(Malformed::TooShort)
+                AnnounceRequest::parse(datagram, is_v6)
+                    .map(Self::Announce)
+                    .ok_or(RequestError::TooShort)
             }
-            ACTION_SCRAPE => Scrape::parse(datagram).map(Self::Scrape).ok_or(Malformed::TooShort),
-            _ => Err(Malformed::UnknownAction),
+            ACTION_SCRAPE => {
+                ScrapeRequest::parse(datagram).map(Self::Scrape).ok_or(RequestError::TooShort)
+            }
+            _ => Err(RequestError::UnknownAction),
         }
     }
 }
 
-impl Connect {
-    /// The client's number for this request
+impl ConnectRequest {
+    /// Returns the transaction id.
     pub fn transaction_id(&self) -> TransactionId {
         self.transaction_id
     }
 }
 
-impl<'a> Announce<'a> {
+impl<'a> AnnounceRequest<'a> {
+    /// Parses an announce request; returns `None` if it is too short.
     fn parse(datagram: &'a [u8], is_v6: bool) -> Option<Self> {
         let (fixed, rest) = datagram.split_first_chunk()?;
         let announce = Self { fixed, rest, is_v6 };
         (rest.len() >= announce.ip_len() + announce::TAIL_LEN).then_some(announce)
     }
 
+    /// Returns the length of the address field in bytes.
     fn ip_len(&self) -> usize {
         if self.is_v6 { 16 } else { 4 }
     }
 
-    /// Whether it has room for an IPv6 address, as before BEP 15 had announces over IPv6
+    /// Returns whether the request has an IPv6 address: the action 4 of opentracker.
     pub fn is_v6(&self) -> bool {
         self.is_v6
     }
 
-    /// What the client was given at connect
+    /// Returns the connection id.
     pub fn connection_id(&self) -> u64 {
         u64::from_be_bytes(field(self.fixed, header::CONNECTION_ID))
     }
 
-    /// The client's number for this request
+    /// Returns the transaction id.
     pub fn transaction_id(&self) -> TransactionId {
         transaction_id(self.fixed)
     }
 
-    /// The torrent
+    /// Returns the info hash of the torrent.
     pub fn info_hash(&self) -> InfoHash {
         InfoHash(field(self.fixed, announce::INFO_HASH))
     }
 
-    /// What the client calls itself
+    /// Returns the peer id, which the client chose.
     pub fn peer_id(&self) -> PeerId {
         PeerId(field(self.fixed, announce::PEER_ID))
     }
 
-    /// Bytes downloaded since `started`, by the client's account
+    /// Returns the number of bytes downloaded since `started`, as reported by the client.
     pub fn downloaded(&self) -> u64 {
         u64::from_be_bytes(field(self.fixed, announce::DOWNLOADED))
     }
 
-    /// Bytes the client lacks; any value but 0 may stand for "unknown"
+    /// Returns the number of bytes that the client lacks; any value except 0 may mean "unknown".
     pub fn left(&self) -> u64 {
         u64::from_be_bytes(field(self.fixed, announce::LEFT))
     }
 
-    /// Bytes uploaded since `started`, by the client's account
+    /// Returns the number of bytes uploaded since `started`, as reported by the client.
     pub fn uploaded(&self) -> u64 {
         u64::from_be_bytes(field(self.fixed, announce::UPLOADED))
     }
 
-    /// Why it announces; values BEP 15 does not define count as none, 4 is libtorrent's `paused` (BEP 21)
+    /// Returns the reason of the announce. Values that BEP 15 does not define count as none, except 4: `paused` of
+    /// libtorrent (BEP 21).
     pub fn event(&self) -> AnnounceEvent {
         match u32::from_be_bytes(field(self.fixed, announce::EVENT)) {
             1 => AnnounceEvent::Completed,
@@ -151,7 +162,7 @@ impl<'a> Announce<'a> {
         }
     }
 
-    /// The address the client asks to be stored under, if any: an IPv4 one, or an IPv6 one if [`Self::is_v6`]
+    /// Returns the address that the client claims to have, if any: of IPv6 if [`Self::is_v6`], else of IPv4.
     pub fn ip(&self) -> Option<IpAddr> {
         let ip = match self.is_v6 {
             true => IpAddr::from(field::<16>(self.rest, 0..16)),
@@ -160,31 +171,33 @@ impl<'a> Announce<'a> {
         Some(ip).filter(|ip| !ip.is_unspecified())
     }
 
-    /// Peers wanted; `None` for a negative number, "as you like"
+    /// Returns the number of wanted peers; `None` for a negative number, which leaves it to the tracker.
     pub fn num_want(&self) -> Option<u32> {
-        let wanted = i32::from_be_bytes(self.field_behind_ip(announce::NUM_WANT));
+        let wanted = i32::from_be_bytes(self.field_after_ip(announce::NUM_WANT));
         u32::try_from(wanted).ok()
     }
 
-    /// Where the client listens
+    /// Returns the port on which the client listens.
     pub fn port(&self) -> u16 {
-        u16::from_be_bytes(self.field_behind_ip(announce::PORT))
+        u16::from_be_bytes(self.field_after_ip(announce::PORT))
     }
 
-    /// Path and query of the announce URL (BEP 41), in pieces
+    /// Returns the pieces of the path and query of the announce URL (BEP 41).
     pub fn url_data(&self) -> UrlData<'a> {
         url_data(self.rest.get(self.ip_len() + announce::TAIL_LEN..).unwrap_or_default())
     }
 
-    /// A field that stands behind the address
-    fn field_behind_ip<const N: usize>(&self, range: Range<usize>) -> [u8; N] {
+    /// Returns a field after the address; `range` is its position behind an IPv4 address.
+    fn field_after_ip<const N: usize>(&self, range: Range<usize>) -> [u8; N] {
         let start = range.start - announce::IP.end + self.ip_len();
         field(self.rest, start..start + N)
     }
 }
 
-impl<'a> Scrape<'a> {
-    /// Info hashes that arrived whole, up to [`SCRAPE_HASHES_MAX`]; `None` without any
+impl<'a> ScrapeRequest<'a> {
+    /// Parses a scrape request with up to [`SCRAPE_HASHES_MAX`] info hashes; returns `None` without any.
+    ///
+    /// A truncated info hash is ignored.
     fn parse(datagram: &'a [u8]) -> Option<Self> {
         const { assert!(SCRAPE_LEN_MIN == scrape::INFO_HASHES + 20) };
         let (header, rest) = datagram.split_first_chunk()?;
@@ -193,27 +206,28 @@ impl<'a> Scrape<'a> {
         (!info_hashes.is_empty()).then_some(Self { header, info_hashes })
     }
 
-    /// What the client was given at connect
+    /// Returns the connection id.
     pub fn connection_id(&self) -> u64 {
         u64::from_be_bytes(field(self.header, header::CONNECTION_ID))
     }
 
-    /// The client's number for this request
+    /// Returns the transaction id.
     pub fn transaction_id(&self) -> TransactionId {
         transaction_id(self.header)
     }
 
-    /// The torrents, in the order asked, with duplicates
+    /// Returns the info hashes in the order of the request, with duplicates.
     pub fn info_hashes(&self) -> impl ExactSizeIterator<Item = InfoHash> + use<'a> {
         self.info_hashes.iter().copied().map(InfoHash)
     }
 }
 
+/// Returns the transaction id of a request.
 fn transaction_id(bytes: &[u8]) -> TransactionId {
     TransactionId(field(bytes, header::TRANSACTION_ID))
 }
 
-/// The bytes of a field; zeros if they are not there, which callers rule out by length
+/// Returns the bytes of a field, or zeros if they are missing, which callers exclude by checking the length.
 fn field<const N: usize>(bytes: &[u8], range: Range<usize>) -> [u8; N] {
     bytes.get(range).and_then(|bytes| bytes.try_into().ok()).unwrap_or([0; N])
 }

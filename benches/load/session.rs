@@ -1,0 +1,181 @@
+//! State of a run that does not depend on the protocol: the population, the unanswered requests and the statistics.
+
+use crate::check::check;
+use crate::in_flight::{Arrival, InFlight, RequestKind, SentRequest};
+use crate::options::RunOptions;
+use crate::population::{PeerStep, Population, info_hash};
+use crate::protocol::{LoadAnnounce, TrackerReply};
+use crate::run_stats::RunStats;
+use fastrand::Rng;
+use std::time::Instant;
+
+/// State of a run.
+pub(crate) struct Session<'a> {
+    /// Options of the run.
+    pub(crate) run: &'a RunOptions,
+    start: Instant,
+    pub(crate) population: Population,
+    pub(crate) in_flight: InFlight,
+    pub(crate) rng: Rng,
+    pub(crate) run_stats: RunStats,
+    /// Lost requests, each with whether its transport must be notified.
+    given_up: Vec<(SentRequest, bool)>,
+}
+
+impl<'a> Session<'a> {
+    /// Starts the clock of a run.
+    #[expect(clippy::disallowed_methods, reason = "the generator's clock")]
+    pub(crate) fn new(run: &'a RunOptions, population: Population) -> Self {
+        Self {
+            run,
+            start: Instant::now(),
+            population,
+            in_flight: InFlight::new(),
+            rng: Rng::with_seed(run.seed),
+            run_stats: RunStats::begin("start", None, run.in_flight, 0),
+            given_up: Vec::new(),
+        }
+    }
+
+    /// Returns the time since the start of the run, in nanoseconds.
+    #[expect(clippy::disallowed_methods, reason = "the generator's clock")]
+    pub(crate) fn now_ns(&self) -> u64 {
+        Instant::now().duration_since(self.start).as_nanos() as u64
+    }
+
+    /// Returns the time after which an unanswered request is lost, in nanoseconds.
+    pub(crate) fn timeout_ns(&self) -> u64 {
+        self.run.timeout.as_nanos() as u64
+    }
+
+    /// Draws a peer group with the probability of its share of the peers.
+    pub(crate) fn draw_group(&mut self) -> usize {
+        let first = self.population.groups[0].peers();
+        let has_two_groups = self.population.groups.len() > 1;
+        usize::from(has_two_groups && self.rng.u32(..self.population.peers()) >= first)
+    }
+
+    /// Creates a request that is sent now. `due_ns` is the time for which it was scheduled.
+    pub(crate) fn request(
+        &self,
+        kind: RequestKind,
+        group: usize,
+        source: u32,
+        due_ns: u64,
+    ) -> SentRequest {
+        let sent_ns = self.now_ns();
+        let due_ns = due_ns.min(sent_ns);
+        SentRequest { kind, group: group as u8, wanted: 0, source, subject: 0, due_ns, sent_ns }
+    }
+
+    /// Registers a request that could have been sent at `ready_ns` if a connection had been free; returns its
+    /// transaction id.
+    pub(crate) fn enter(&mut self, request: SentRequest, ready_ns: u64) -> u32 {
+        self.run_stats.sent(&request, ready_ns);
+        let (transaction, given_up) = self.in_flight.depart(request);
+        if let Some(given_up) = given_up {
+            self.give_up(given_up, request.sent_ns, true);
+        }
+        transaction
+    }
+
+    /// Returns the announce of a peer for its step.
+    pub(crate) fn announce(&self, group: usize, peer: u32, step: PeerStep) -> LoadAnnounce {
+        let group = &self.population.groups[group];
+        LoadAnnounce {
+            info_hash: info_hash(group.torrent_of(peer)),
+            peer,
+            left: step.left,
+            event: step.event,
+            num_want: self.run.numwant.into(),
+            port: group.port_of(peer),
+        }
+    }
+
+    /// Returns the info hashes of a scrape that begins with the torrent `first`.
+    pub(crate) fn scraped(&self, first: u32) -> impl Iterator<Item = [u8; 20]> {
+        let torrents = self.population.torrents();
+        let numbers = (first..).take(usize::from(self.run.scrape_torrents));
+        numbers.map(move |torrent| info_hash(torrent % torrents))
+    }
+
+    /// Processes a reply that came from the target of a peer group. Returns its request, and whether its content was
+    /// checked.
+    pub(crate) fn answered(
+        &mut self,
+        transaction: u32,
+        group: usize,
+        reply: &TrackerReply<'_>,
+        now_ns: u64,
+    ) -> Option<(SentRequest, bool)> {
+        let (request, number) = match self.in_flight.arrive(transaction) {
+            Arrival::Expected(request, number) => (request, number),
+            Arrival::Late => {
+                self.run_stats.step.late += 1;
+                return None;
+            }
+            Arrival::Unknown => {
+                self.run_stats.wrong("transaction id");
+                return None;
+            }
+        };
+        let others_due = self.in_flight.waiting() > 0;
+        self.run_stats.answered(reply.name(), &request, now_ns, others_due);
+        if usize::from(request.group) != group {
+            self.run_stats.wrong("family");
+        }
+        self.record_announce_reply(&request, reply);
+        let one_in = u64::from(self.run.check);
+        let is_checked = one_in > 0 && number.is_multiple_of(one_in);
+        if is_checked {
+            self.run_stats.step.checked += 1;
+            let is_exclusive = !self.run.shared;
+            if let Err(problem) = check(&self.population, &request, number, reply, is_exclusive) {
+                self.run_stats.wrong(problem);
+            }
+        }
+        Some((request, is_checked))
+    }
+
+    /// Counts the peers of a reply, and notes that a stopped peer is gone.
+    fn record_announce_reply(&mut self, request: &SentRequest, reply: &TrackerReply<'_>) {
+        let (RequestKind::Announce { stopped }, TrackerReply::Announce { peers, others, .. }) =
+            (request.kind, reply)
+        else {
+            return;
+        };
+        let group = usize::from(request.group);
+        let own_len = self.population.groups[group].compact_len();
+        let other_len = if own_len == 6 { 18 } else { 6 };
+        self.run_stats.step.peers += (peers.len() / own_len + others.len() / other_len) as u64;
+        if stopped {
+            let departed = self.in_flight.departed();
+            self.population.confirm_gone(group, request.subject, departed);
+        }
+    }
+
+    /// Gives up the requests that exceed the timeout.
+    pub(crate) fn expire(&mut self, now_ns: u64) {
+        let before_ns = now_ns.saturating_sub(self.timeout_ns());
+        while let Some(request) = self.in_flight.expire(before_ns) {
+            self.give_up(request, now_ns, true);
+        }
+    }
+
+    /// Gives up a request that cannot be answered any more; its transport knows it.
+    pub(crate) fn abandon(&mut self, transaction: u32, now_ns: u64) {
+        if let Arrival::Expected(request, _) = self.in_flight.arrive(transaction) {
+            self.give_up(request, now_ns, false);
+        }
+    }
+
+    fn give_up(&mut self, request: SentRequest, now_ns: u64, notify_transport: bool) {
+        self.run_stats.lost(now_ns);
+        self.given_up.push((request, notify_transport));
+    }
+
+    /// Returns the next lost request, and whether its transport must be notified.
+    pub(crate) fn next_given_up(&mut self) -> Option<(SentRequest, bool)> {
+        self.given_up.pop()
+    }
+}

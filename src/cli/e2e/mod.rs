@@ -1,0 +1,103 @@
+//! `tsubame e2e`: asks a running tracker what a client would ask, and says what it saw.
+
+mod client;
+mod http;
+mod udp;
+
+pub use client::E2eError;
+
+use client::{AnnounceResult, E2eEvent, ScrapeResult, TestClient, expect};
+use std::fmt;
+use std::io;
+use std::net::ToSocketAddrs;
+use tsubame_storage::Endpoint;
+
+/// Where the two clients pretend to listen
+const PORTS: [u16; 2] = [10_001, 10_002];
+
+/// Asks every address behind a URL, and prints each step; fails with the first error if any address has one
+pub fn check(url: &str, entropy: u64, out: &mut impl fmt::Write) -> Result<(), E2eError> {
+    let bad_url = || E2eError::Url(url.to_owned());
+    let (scheme, rest) = url.split_once("://").ok_or_else(bad_url)?;
+    let (authority, path) = rest.find(['/', '?']).map_or((rest, ""), |at| rest.split_at(at));
+    let authority = match (scheme, authority) {
+        (_, "") => return Err(bad_url()),
+        ("udp", authority) => authority.to_owned(),
+        ("http", authority) => with_port(authority, 80),
+        ("https", authority) => with_port(authority, 443),
+        _ => return Err(bad_url()),
+    };
+    let addresses = authority.to_socket_addrs().map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidInput => bad_url(),
+        _ => E2eError::Name(authority.clone(), error),
+    })?;
+    let mut failed = None;
+    // A tracker's addresses may be one host's: each is asked for a torrent of its own.
+    for (address, number) in addresses.zip(0_u64..) {
+        // Nobody reads this but a person: a failure to print is not a failure of the tracker.
+        let _ = writeln!(out, "{url} at {address}");
+        let entropy = entropy.wrapping_add(number);
+        let checked = match scheme {
+            "udp" => udp::UdpTestClient::new(address, entropy).and_then(|mut it| run(&mut it, out)),
+            _ => http::HttpTestClient::new(address, scheme, (&authority, path), entropy)
+                .and_then(|mut it| run(&mut it, out)),
+        };
+        if let Err(error) = checked {
+            let _ = writeln!(out, "  failed    {error}");
+            failed.get_or_insert(error);
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+fn with_port(authority: &str, port: u16) -> String {
+    // The colons of an IPv6 address stand in brackets.
+    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
+    if has_port { authority.to_owned() } else { format!("{authority}:{port}") }
+}
+
+/// A seeder and a leecher meet, are counted, and leave
+fn run(client: &mut impl TestClient, out: &mut impl fmt::Write) -> Result<(), E2eError> {
+    if let Some(line) = client.prepare()? {
+        let _ = writeln!(out, "  {line}");
+    }
+    let tracker = client.tracker();
+    let first = client.announce(PORTS[0], E2eEvent::Started, 0)?;
+    show(out, "announce  a seeder starts", &first);
+    expect(tracker, first.peers.is_empty(), "announce", || {
+        format!("a new swarm has {} peers for its first", first.peers.len())
+    })?;
+    let second = client.announce(PORTS[1], E2eEvent::Started, 100)?;
+    show(out, "announce  a leecher starts", &second);
+    expect(tracker, second.peers.iter().any(|peer| peer.port() == PORTS[0]), "announce", || {
+        "the leecher is not given the seeder".to_owned()
+    })?;
+    expect(tracker, second.peers.iter().all(|peer| peer.port() != PORTS[1]), "announce", || {
+        "the leecher is given itself".to_owned()
+    })?;
+    let ScrapeResult { seeders, completed, leechers } = client.scrape()?;
+    let _ =
+        writeln!(out, "  scrape    {seeders} seeders, {leechers} leechers, {completed} completed");
+    expect(tracker, (seeders, leechers) == (1, 1), "scrape", || {
+        format!("{seeders} seeders and {leechers} leechers, where one of each announced")
+    })?;
+    for (port, left) in [(PORTS[0], 0), (PORTS[1], 100)] {
+        client.announce(port, E2eEvent::Stopped, left)?;
+    }
+    let ScrapeResult { seeders, leechers, .. } = client.scrape()?;
+    expect(tracker, (seeders, leechers) == (0, 0), "scrape", || {
+        format!("{seeders} seeders and {leechers} leechers are left after both stopped")
+    })?;
+    let _ = writeln!(out, "  stopped   both peers are gone; all is well");
+    Ok(())
+}
+
+fn show(out: &mut impl fmt::Write, step: &str, announced: &AnnounceResult) {
+    let AnnounceResult { interval, leechers, seeders, peers } = announced;
+    let peers: Vec<_> = peers.iter().map(Endpoint::to_string).collect();
+    let _ = writeln!(
+        out,
+        "  {step}: interval {interval} s, {seeders} seeders, {leechers} leechers, peers [{}]",
+        peers.join(", ")
+    );
+}

@@ -1,0 +1,172 @@
+//! The command line: see `tsubame --help`.
+
+pub mod e2e;
+
+use crate::config::{self, Config};
+use crate::policy::custom::{CustomHookKind, install};
+use crate::process::error::RunError;
+use crate::process::run::run;
+use crate::process::supervisor::{EXIT_DONE, EXIT_SHARD, EXIT_START, EXIT_USAGE, end_on_panic};
+use crate::process::{check as config_check, log, memory};
+use bytesize::ByteSize;
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::exit;
+
+/// A BitTorrent tracker for large public swarms
+///
+/// Without a command it runs with the default config: an open tracker on UDP and HTTP port 6969, IPv4
+/// and IPv6.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<CliCommand>,
+}
+
+#[derive(Subcommand)]
+enum CliCommand {
+    /// Run the tracker (the default)
+    Run {
+        /// The config file; every key is optional, and so is the file
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Check a config file and tell every mistake
+    Check {
+        /// The config file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Print the default config with comments
+    Config,
+    /// Print a config made from one of Chihaya or opentracker, and tell what has no counterpart
+    Import {
+        /// chihaya.yaml or opentracker.conf
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Check a running tracker as a client would
+    E2e {
+        /// Where it is: udp://host:6969, http://host:6969/announce, https://...
+        #[arg(required = true, value_name = "URL")]
+        urls: Vec<String>,
+    },
+}
+
+/// Does what the arguments say and ends the process; configs may have these hooks beside those of this crate
+pub fn main(custom_hooks: &'static [CustomHookKind]) -> ! {
+    install(custom_hooks);
+    let cli = Cli::try_parse().unwrap_or_else(|error| {
+        let _ = error.print();
+        exit(if error.use_stderr() { EXIT_USAGE } else { EXIT_DONE });
+    });
+    let code = match cli.command.unwrap_or(CliCommand::Run { config: None }) {
+        CliCommand::Run { config } => run_tracker(config.as_deref()),
+        CliCommand::Check { config } => check(&config),
+        CliCommand::Config => {
+            print!("{}", config::DEFAULT_YAML);
+            EXIT_DONE
+        }
+        CliCommand::Import { file } => import(&file),
+        CliCommand::E2e { urls } => check_trackers(&urls),
+    };
+    exit(code);
+}
+
+fn run_tracker(path: Option<&std::path::Path>) -> i32 {
+    let config = match Config::load(path) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{error}");
+            return EXIT_USAGE;
+        }
+    };
+    log::start(&config.log);
+    end_on_panic();
+    match run(&config, path) {
+        Ok(()) => EXIT_DONE,
+        Err(error) => {
+            tracing::error!("{error}");
+            match error {
+                RunError::ShardDied(..) => EXIT_SHARD,
+                RunError::Policy(_) => EXIT_USAGE,
+                _ => EXIT_START,
+            }
+        }
+    }
+}
+
+fn check(path: &std::path::Path) -> i32 {
+    let (config, in_text) = match Config::load_all(path) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            eprintln!("{error}");
+            return EXIT_USAGE;
+        }
+    };
+    in_text.iter().for_each(|mistake| eprintln!("{mistake}"));
+    let named = |text: &String| format!("{}: {text}", path.display());
+    for warning in config_check::warnings(&config) {
+        eprintln!("warning: {}", named(&warning));
+    }
+    let mistakes = config_check::mistakes(&config);
+    mistakes.iter().for_each(|mistake| eprintln!("{}", named(mistake)));
+    if !in_text.is_empty() || !mistakes.is_empty() {
+        return EXIT_USAGE;
+    }
+    let memory_limit = memory::limit(config.storage.memory);
+    let bytes = ByteSize(memory_limit.bytes as u64).display().iec();
+    println!(
+        "{}: no mistakes; swarms may hold {bytes}, by {}",
+        path.display(),
+        memory_limit.origin
+    );
+    EXIT_DONE
+}
+
+fn import(path: &std::path::Path) -> i32 {
+    let named = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let imported = std::fs::read_to_string(path)
+        .map_err(|error| {
+            named(&format!("cannot be read: {error}; give a file that this user may read"))
+        })
+        .and_then(|text| {
+            let name = path.display().to_string();
+            config::import(&name, &text).map_err(|error| named(&error))
+        });
+    match imported {
+        Ok(imported) => {
+            print!("{}", imported.config);
+            imported.notes.iter().for_each(|note| eprintln!("{}: {note}", path.display()));
+            if imported.is_complete {
+                return EXIT_DONE;
+            }
+            eprintln!(
+                "{}: access rules could not be carried over; the config does not start until you have decided about \
+                 each (look for {})",
+                path.display(),
+                config::UNDECIDED
+            );
+            EXIT_USAGE
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            EXIT_USAGE
+        }
+    }
+}
+
+fn check_trackers(urls: &[String]) -> i32 {
+    for url in urls {
+        let mut seen = String::new();
+        // A torrent nobody else has; if two checks met, they would see each other's peers.
+        let checked = e2e::check(url, getrandom::u64().unwrap_or_default(), &mut seen);
+        print!("{seen}");
+        if let Err(error) = checked {
+            eprintln!("{error}");
+            return EXIT_USAGE;
+        }
+    }
+    EXIT_DONE
+}

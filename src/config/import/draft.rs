@@ -1,0 +1,168 @@
+//! A config that is being made from one of another tracker.
+
+use crate::config::hooks::UNDECIDED;
+use std::fmt::Write;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+/// A config, and what it does not have of the other
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Imported {
+    /// YAML with comments
+    pub config: String,
+    /// Mistakes, and what has no counterpart or another meaning: a line each
+    pub notes: Vec<String>,
+    /// Whether all access rules were carried over
+    pub is_complete: bool,
+}
+
+/// A key with its value, and what it was made from
+#[derive(Debug)]
+pub(super) struct ImportedLine {
+    pub(super) section: &'static str,
+    pub(super) key: &'static str,
+    pub(super) value: String,
+    pub(super) from: String,
+}
+
+/// A config in the making
+#[derive(Debug, Default)]
+pub(super) struct ImportDraft {
+    pub(super) lines: Vec<ImportedLine>,
+    pub(super) hooks: Vec<String>,
+    pub(super) notes: Vec<String>,
+    /// Access rules that could not be carried over
+    pub(super) undecided: usize,
+    pub(super) interval: Duration,
+    /// What hooks may add to it
+    pub(super) variation: Duration,
+    pub(super) peer_lifetime: Duration,
+}
+
+impl ImportDraft {
+    pub(super) fn set(
+        &mut self,
+        section: &'static str,
+        key: &'static str,
+        value: String,
+        from: &str,
+    ) {
+        self.lines.push(ImportedLine { section, key, value, from: from.to_owned() });
+    }
+
+    /// Notes what has no counterpart, or another meaning
+    pub(super) fn note(&mut self, place: &str, text: &str) {
+        self.notes.push(printable(&format!("without counterpart: {place}: {text}")));
+    }
+
+    /// Notes a mistake in the other config
+    pub(super) fn mistake(&mut self, place: &str, text: &str) {
+        self.notes.push(printable(&format!("mistake: {place}: {text}")));
+    }
+
+    /// Has a hook that keeps the tracker from starting stand for an access rule
+    pub(super) fn undecided(&mut self, place: &str, text: &str) {
+        let note = printable(&format!("access rule not carried over: {place}: {text}"));
+        self.hooks.push(format!("  # {note}\n  - name: {UNDECIDED}\n"));
+        self.notes.push(note);
+        self.undecided += 1;
+    }
+
+    /// A hook of options, each with its value
+    pub(super) fn hook(&mut self, name: &str, from: &str, options: &[(&str, String)]) {
+        let mut text = format!("  # {from}\n  - name: {name}\n    options:\n");
+        for (key, value) in options {
+            _ = writeln!(text, "      {key}: {value}");
+        }
+        self.hooks.push(text);
+    }
+
+    pub(super) fn finish(mut self, name: &str) -> Imported {
+        let least = (self.interval + self.variation) * 3 / 2;
+        let lifetime = self.peer_lifetime.max(least);
+        let from = match lifetime > self.peer_lifetime {
+            true => "at least 1.5 times the longest interval",
+            false => "how long a peer was kept",
+        };
+        let lifetime = humantime::format_duration(lifetime).to_string().replace(' ', "");
+        self.set("announce", "peer_lifetime", lifetime, from);
+        let name = quoted(name);
+        let mut config =
+            format!("# Made from {name}; behind each value stands what it was made from.\n");
+        for note in &self.notes {
+            _ = writeln!(config, "# {note}");
+        }
+        for section in ["udp", "http", "announce", "control"] {
+            let lines: Vec<_> = self.lines.iter().filter(|line| line.section == section).collect();
+            if lines.is_empty() {
+                continue;
+            }
+            _ = writeln!(config, "\n{section}:");
+            for ImportedLine { key, value, from, .. } in lines {
+                _ = writeln!(config, "  {key}: {value}  # {from}");
+            }
+        }
+        if !self.hooks.is_empty() {
+            _ = write!(config, "\nhooks:\n{}", self.hooks.join("\n"));
+        }
+        Imported { config, notes: self.notes, is_complete: self.undecided == 0 }
+    }
+}
+
+/// A text that becomes a comment, which must not end where the other config says
+pub(super) fn printable(text: &str) -> String {
+    let plain = |character: char| match character {
+        ' '..='~' => character,
+        letter if letter.is_alphanumeric() => letter,
+        _ => '?',
+    };
+    text.chars().map(plain).collect()
+}
+
+/// The known name that is most like a misspelt one, as a question
+pub(super) fn suggestion(name: &str, known: &[&str]) -> String {
+    let near = known.iter().map(|known| (strsim::damerau_levenshtein(known, name), known)).min();
+    match near.filter(|(distance, _)| *distance <= name.len().div_ceil(3).max(1)) {
+        Some((_, known)) => format!("; did you mean {known}?"),
+        None => String::new(),
+    }
+}
+
+/// Values as a YAML list
+pub(super) fn list<T: std::fmt::Display>(values: &[T]) -> String {
+    let quoted: Vec<_> = values.iter().map(|value| quoted(&value.to_string())).collect();
+    format!("[{}]", quoted.join(", "))
+}
+
+/// A text as a YAML string: whatever stands in it
+pub(super) fn quoted(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => quoted.extend(['\\', character]),
+            plain if plain == ' ' || plain.is_ascii_graphic() => quoted.push(plain),
+            other => _ = write!(quoted, "\\U{:08x}", u32::from(other)),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+pub(super) fn shown(duration: Duration) -> String {
+    humantime::format_duration(Duration::from_secs(duration.as_secs().max(1)))
+        .to_string()
+        .replace(' ', "")
+}
+
+/// An address as the other trackers write it: without a port it is the usual one, without an address any
+pub(super) fn addresses(text: &str) -> Option<Vec<SocketAddr>> {
+    const PORT: u16 = 6969;
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Some(vec![address]);
+    }
+    if let Ok(address) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
+        return Some(vec![SocketAddr::new(address, PORT)]);
+    }
+    let port = text.strip_prefix(':').unwrap_or(text).parse().ok()?;
+    Some(vec![([0, 0, 0, 0], port).into(), ([0_u16; 8], port).into()])
+}

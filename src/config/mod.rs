@@ -1,0 +1,22 @@
+//! The config: read from YAML once, checked as a whole, and from then on plain values.
+//!
+//! Nothing outside this module uses YAML. Every key is optional. `deploy/tsubame.yaml` documents each key with its
+//! default; `tsubame config` prints it.
+
+mod hooks;
+mod http;
+mod import;
+mod read;
+mod root;
+mod sections;
+mod values;
+
+pub use hooks::UNDECIDED;
+pub use http::{HttpConfig, HttpLimitsConfig, TlsConfig};
+pub use import::{ImportError, Imported, import};
+pub use read::Mistake;
+pub use root::{Config, ConfigError, DEFAULT_YAML};
+pub use sections::{
+    AnnounceConfig, ControlConfig, CpuSelection, LogConfig, LogFormat, LogLevel, SteeringMode,
+    StorageConfig, UdpConfig,
+};

@@ -1,0 +1,291 @@
+//! The sections of a config that are not in files of their own.
+
+use super::read::Section;
+use super::values;
+use crate::sizes::{NUMWANT_LIMIT, REPLY_LEN_DEFAULT, REPLY_LEN_LIMIT, REPLY_LEN_MIN};
+use ipnet::IpNet;
+use serde_yaml::Value;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use tsubame_storage::Caps;
+use tsubame_udp::connection_id::{ConnectionIdKey, LIFETIME_SECS_MAX};
+use tsubame_udp::steering::SHARDS_MAX;
+use values::DAY;
+
+/// The most peers of one address that can be permitted: an announce looks at each of them
+const ADDRESS_CAP_MAX: u32 = 256;
+
+/// Peers of one address in a swarm, unless configured: a household or a seedbox, and few of a flood
+const ADDRESS_CAP: u32 = 16;
+
+/// Which cores get a shard
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CpuSelection {
+    /// One shard for each physical core this process may run on
+    Auto,
+    /// One for each of these
+    List(Vec<usize>),
+}
+
+/// Whether the kernel steers announces to their owner
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SteeringMode {
+    /// If it can
+    Auto,
+    /// Else do not start
+    On,
+    /// No: everything crosses the mesh
+    Off,
+}
+
+/// Keys under `udp`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UdpConfig {
+    /// Addresses to serve
+    pub listen: Vec<SocketAddr>,
+    /// How long a connection id is accepted
+    pub connection_id_lifetime: Duration,
+    /// Secrets that connection ids are made with; drawn at start if there are none
+    pub connection_id_keys: Vec<ConnectionIdKey>,
+    /// Answer a wrong connection id with an error
+    pub explain_wrong_connection_id: bool,
+    /// Whether the kernel steers
+    pub steering: SteeringMode,
+    /// Bytes the kernel may keep for each socket
+    pub receive_buffer: usize,
+    /// Bytes of an announce reply
+    pub max_reply_size: usize,
+}
+
+/// Keys under `announce`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AnnounceConfig {
+    /// Between a client's announces
+    pub interval: Duration,
+    /// The least a client is asked to wait, over HTTP
+    pub min_interval: Duration,
+    /// How long a peer is kept after its last announce
+    pub peer_lifetime: Duration,
+    /// Peers for a client that does not say how many it wants
+    pub numwant_default: u32,
+    /// Peers for a client that wants many
+    pub numwant_max: u32,
+    /// Networks whose clients may say which address they announce for
+    pub trust_client_ip: Vec<IpNet>,
+    /// Hand out private peers like public ones
+    pub allow_private: bool,
+}
+
+/// Keys under `storage`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StorageConfig {
+    /// Bytes all swarm tables may hold together; `None` is 70 % of what there is
+    pub memory: Option<usize>,
+    /// How long a torrent without peers keeps its count of completed downloads
+    pub keep_completed: Duration,
+    /// Limits within a swarm
+    pub caps: Caps,
+    /// Share of the memory, in ten-thousandths, that one source's peers may take while memory is short
+    pub source_share_per_10_000: u32,
+}
+
+/// Keys under `control`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlConfig {
+    /// Address it listens on; none if empty
+    pub listen: Option<SocketAddr>,
+    /// Path of the unix socket it listens on; none if empty
+    pub socket: Option<PathBuf>,
+    /// Names of this host, beside its addresses, that requests may be sent to
+    pub hosts: Vec<String>,
+}
+
+/// Keys under `log`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// The least severe events that are written
+    pub level: LogLevel,
+    /// How they are written
+    pub format: LogFormat,
+}
+
+/// How severe an event is
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Something failed
+    Error,
+    /// Something will hurt
+    Warn,
+    /// What an operator wants to know
+    Info,
+    /// What a developer wants to know
+    Debug,
+}
+
+/// How log events are written
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text, coloured on a terminal
+    Auto,
+    /// Text without colours
+    Text,
+    /// An object a line
+    Json,
+}
+
+/// The addresses both listeners have unless configured: clients that know a tracker by one protocol try the other
+/// on the same port
+pub(super) fn both_families() -> Vec<SocketAddr> {
+    vec![([0, 0, 0, 0], 6969).into(), ([0_u16; 8], 6969).into()]
+}
+
+impl UdpConfig {
+    pub(super) fn read(mut section: Section<'_>) -> Self {
+        let udp = Self {
+            listen: section.value("listen", both_families(), values::addresses),
+            connection_id_lifetime: section.value(
+                "connection_id_lifetime",
+                Duration::from_secs(120),
+                |value| {
+                    let longest = Duration::from_secs(LIFETIME_SECS_MAX);
+                    values::duration(value, Duration::from_secs(60), longest)
+                },
+            ),
+            connection_id_keys: section.value("connection_id_keys", Vec::new(), values::keys),
+            explain_wrong_connection_id: section.value("wrong_connection_id", false, |value| {
+                values::choice(value, &[("drop", false), ("error", true)])
+            }),
+            steering: section.value("steering", SteeringMode::Auto, |value| {
+                let all = [
+                    ("auto", SteeringMode::Auto),
+                    ("on", SteeringMode::On),
+                    ("off", SteeringMode::Off),
+                ];
+                values::choice(value, &all)
+            }),
+            receive_buffer: section
+                .value("receive_buffer", 8 << 20, |value| values::size(value, 64 << 10, 1 << 30)),
+            max_reply_size: section.value("max_reply_size", REPLY_LEN_DEFAULT, |value| {
+                values::size(value, REPLY_LEN_MIN, REPLY_LEN_LIMIT)
+            }),
+        };
+        section.end();
+        udp
+    }
+}
+
+impl AnnounceConfig {
+    pub(super) fn read(mut section: Section<'_>) -> Self {
+        let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
+        let span = |value: &_| values::duration(value, Duration::from_secs(1), DAY);
+        let interval = section.value("interval", minutes(30), span);
+        let min_interval = section.value("min_interval", minutes(15).min(interval), span);
+        let peer_lifetime = section.value("peer_lifetime", minutes(45), span);
+        let mut numwant = section.section("numwant");
+        let numwant_max =
+            numwant.value("max", 200, |value| values::number(value, 1, NUMWANT_LIMIT));
+        let numwant_default = numwant
+            .value("default", 50.min(numwant_max), |value| values::number(value, 0, NUMWANT_LIMIT));
+        numwant.end();
+        let trust_client_ip = section.value("trust_client_ip", Vec::new(), values::networks);
+        let allow_private = section.value("allow_private", false, values::boolean);
+        section.end();
+        Self {
+            interval,
+            min_interval,
+            peer_lifetime,
+            numwant_default,
+            numwant_max,
+            trust_client_ip,
+            allow_private,
+        }
+    }
+}
+
+impl StorageConfig {
+    pub(super) fn read(mut section: Section<'_>) -> Self {
+        let memory = section.value("memory", None, |value| {
+            values::auto_or(value, |value| values::size(value, 16 << 20, 1 << 46))
+        });
+        let keep_completed = section.value("keep_completed", DAY, |value| {
+            values::duration(value, Duration::from_secs(1), DAY * 366)
+        });
+        let mut caps = section.section("caps");
+        let mut cap =
+            |key, default, most| caps.value(key, default, |value| values::number(value, 0, most));
+        let swarm = cap("swarm", 0, u32::MAX);
+        let per_ipv4 = cap("per_ipv4", ADDRESS_CAP, ADDRESS_CAP_MAX);
+        let per_ipv6_64 = cap("per_ipv6_64", ADDRESS_CAP, ADDRESS_CAP_MAX);
+        caps.end();
+        let share = section.value("source_share", 0.02, values::share);
+        section.end();
+        let caps = Caps { swarm, per_ipv4, per_ipv6_64 };
+        // At most 10,000.
+        let source_share_per_10_000 = (share * 10_000.0).round() as u32;
+        Self { memory, keep_completed, caps, source_share_per_10_000 }
+    }
+}
+
+impl ControlConfig {
+    pub(super) fn read(section: &mut Section<'_>) -> Self {
+        let default = Some(SocketAddr::from(([127, 0, 0, 1], 6880)));
+        let path = |value: &_| {
+            values::path(value).map(|it| Some(it).filter(|it| !it.as_os_str().is_empty()))
+        };
+        Self {
+            listen: section.value("listen", default, values::optional_address),
+            socket: section.value("socket", None, path),
+            hosts: section.value("hosts", Vec::new(), |value| {
+                values::texts(value, |text| Ok(text.to_ascii_lowercase()))
+            }),
+        }
+    }
+}
+
+impl LogConfig {
+    pub(super) fn read(mut section: Section<'_>) -> Self {
+        let levels = [
+            ("error", LogLevel::Error),
+            ("warn", LogLevel::Warn),
+            ("info", LogLevel::Info),
+            ("debug", LogLevel::Debug),
+        ];
+        let formats =
+            [("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
+        let level = section.value("level", LogLevel::Info, |value| values::choice(value, &levels));
+        let format =
+            section.value("format", LogFormat::Auto, |value| values::choice(value, &formats));
+        section.end();
+        Self { level, format }
+    }
+}
+
+/// `auto`, or cores as in `2-11` or `0,2,4-7` or a list
+pub(super) fn read_cpus(value: &Value) -> values::Read<CpuSelection> {
+    if value.as_str() == Some("auto") {
+        return Ok(CpuSelection::Auto);
+    }
+    let cpus: Vec<usize> = values::list(value, cpu_ranges)?.into_iter().flatten().collect();
+    if cpus.is_empty() || cpus.len() > usize::from(SHARDS_MAX) {
+        return Err(format!("names {} cores; give 1 to {SHARDS_MAX}, or auto", cpus.len()));
+    }
+    Ok(CpuSelection::List(cpus))
+}
+
+fn cpu_ranges(value: &Value) -> values::Read<Vec<usize>> {
+    let text = values::text(value)?;
+    let mut cpus = Vec::new();
+    for range in text.split(',').map(str::trim) {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        match (first.trim().parse::<usize>(), last.trim().parse::<usize>()) {
+            (Ok(first), Ok(last)) if first <= last && last < 4096 => cpus.extend(first..=last),
+            _ => {
+                return Err(format!(
+                    "{text:?} are no cores; write auto, or cores as in 2-11 or 0,2,4"
+                ));
+            }
+        }
+    }
+    Ok(cpus)
+}

@@ -1,0 +1,96 @@
+//! What is wrong with a config on this machine, beyond what its text says: files, cores, addresses, memory.
+
+use crate::config::{Config, CpuSelection};
+use crate::http::Certificate;
+use crate::policy::jwt::KeySource;
+use crate::policy::{CompiledPolicy, HookConfig, ReadMode};
+use crate::process::{cpus, memory};
+use bytesize::ByteSize;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
+
+/// Announce intervals below this get a warning
+const INTERVAL_USUAL_MIN: Duration = Duration::from_secs(60);
+
+/// Returns everything that keeps a tracker from starting with this config on this machine.
+pub fn mistakes(config: &Config) -> Vec<String> {
+    let tls = &config.http.tls;
+    let certificate =
+        (!tls.listen.is_empty()).then(|| Certificate::load(&tls.certificate, &tls.key));
+    let certificate = certificate.and_then(Result::err).map(|error| error.to_string());
+    let cores = match &config.cpus {
+        CpuSelection::Auto => None,
+        list => cpus::choose(list).err().map(|error| error.to_string()),
+    };
+    // Of a passkey hook without a file it is known already that it is mistaken.
+    let has_file = |hook: &&HookConfig| match hook {
+        HookConfig::Passkey { file, .. } => !file.as_os_str().is_empty(),
+        _ => true,
+    };
+    let hooks: Vec<HookConfig> = config.hooks.iter().filter(has_file).cloned().collect();
+    let hooks = CompiledPolicy::load(&hooks, &CompiledPolicy::default(), 0, ReadMode::Check).err();
+    let hooks: Vec<String> = hooks.iter().flat_map(|it| lines(&it.to_string())).collect();
+    let listen = [
+        ("udp.listen", &config.udp.listen),
+        ("http.listen", &config.http.listen),
+        ("http.tls.listen", &tls.listen),
+    ];
+    let control: Vec<SocketAddr> = config.control.listen.into_iter().collect();
+    let foreign = listen
+        .into_iter()
+        .chain([("control.listen", &control)])
+        .flat_map(|(key, addresses)| addresses.iter().filter_map(move |it| foreign(key, *it)));
+    cores.into_iter().chain(foreign).chain(certificate).chain(hooks).collect()
+}
+
+/// Returns what an operator should know before starting with this config.
+pub fn warnings(config: &Config) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let memory_limit = memory::limit(config.storage.memory).bytes;
+    if let Some(ram) = memory::available().filter(|(available, _)| memory_limit > *available) {
+        let shown = |bytes: usize| ByteSize(bytes as u64).display().iec();
+        let (available, name) = ram;
+        warnings.push(format!(
+            "storage.memory: {} are more than {name} has ({}), so the kernel will end the process before; make it \
+             less, or auto",
+            shown(memory_limit),
+            shown(available)
+        ));
+    }
+    let interval = config.announce.interval;
+    if interval < INTERVAL_USUAL_MIN {
+        warnings.push(format!(
+            "announce.interval: {} has clients announce all the time; trackers use 15m to 1h",
+            humantime::format_duration(interval)
+        ));
+    }
+    for hook in &config.hooks {
+        if let HookConfig::Jwt(terms) = hook
+            && let KeySource::Url(url) = &terms.keys
+            && url.starts_with("http://")
+        {
+            warnings.push(format!(
+                "hooks: jwt: jwk_set_url: {url} is not encrypted: whoever is on the way to it can approve torrents; \
+                 use https"
+            ));
+        }
+    }
+    warnings
+}
+
+fn lines(text: &str) -> Vec<String> {
+    text.lines().map(str::to_owned).collect()
+}
+
+/// Returns an error text if this machine does not have an address
+fn foreign(key: &str, address: SocketAddr) -> Option<String> {
+    if address.ip().is_unspecified() {
+        return None;
+    }
+    let mut any_port = address;
+    any_port.set_port(0);
+    let error = UdpSocket::bind(any_port).err()?;
+    (error.kind() == std::io::ErrorKind::AddrNotAvailable).then(|| {
+        format!("{key}: {address} is not an address of this machine (ip address shows them); choose another")
+    })
+}

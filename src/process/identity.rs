@@ -1,0 +1,79 @@
+//! All that is drawn at start, in one value: a new version that takes over from a running one, or a node
+//! that restarts from a snapshot, must go on with the same.
+
+use serde::{Deserialize, Serialize};
+use tsubame_udp::connection_id::ConnectionIdKey;
+use tsubame_udp::steering::{KEY_WORDS, SteeringKeys};
+
+/// Random keys and numbers of this process
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    connection_id_key: [u8; 16],
+    steering_words: [u32; KEY_WORDS],
+    table_hash_key: (u64, u64),
+    seed: u64,
+    policy_key: (u64, u64),
+    /// How many shards own the info hashes
+    pub shards: u16,
+}
+
+/// Keys do not show in logs
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity").field("shards", &self.shards).finish_non_exhaustive()
+    }
+}
+
+impl Identity {
+    /// Draws everything from the kernel's randomness
+    pub fn draw(shards: u16) -> Result<Self, getrandom::Error> {
+        let mut connection_id_key = [0; 16];
+        getrandom::fill(&mut connection_id_key)?;
+        let mut steering_words = [0; KEY_WORDS];
+        for word in &mut steering_words {
+            *word = getrandom::u32()?;
+        }
+        let table_hash_key = (getrandom::u64()?, getrandom::u64()?);
+        let seed = getrandom::u64()?;
+        let policy_key = (getrandom::u64()?, getrandom::u64()?);
+        Ok(Self { connection_id_key, steering_words, table_hash_key, seed, policy_key, shards })
+    }
+
+    /// The key for connection ids where none is configured
+    pub fn connection_id_key(&self) -> ConnectionIdKey {
+        ConnectionIdKey(self.connection_id_key)
+    }
+
+    /// Decides which shard owns an info hash
+    pub fn steering_keys(&self) -> SteeringKeys {
+        SteeringKeys::new(self.steering_words)
+    }
+
+    /// Keys the hash tables
+    pub fn table_hash_key(&self) -> (u64, u64) {
+        self.table_hash_key
+    }
+
+    /// Keys the seeds of what policy draws
+    pub fn policy_key(&self) -> (u64, u64) {
+        self.policy_key
+    }
+
+    /// Starts a shard's generator for picking peers
+    pub fn seed(&self, shard: u16) -> u64 {
+        self.seed.wrapping_add(u64::from(shard))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_outlives_its_process() {
+        let identity = Identity::draw(3).unwrap();
+        let written = serde_json::to_string(&identity).unwrap();
+        assert_eq!(serde_json::from_str::<Identity>(&written).unwrap(), identity);
+        assert_ne!(Identity::draw(3).unwrap(), identity);
+    }
+}

@@ -1,0 +1,127 @@
+//! How much memory there is.
+
+use bytesize::ByteSize;
+use std::fs;
+use std::path::Path;
+
+/// What `storage.memory: auto` takes: the rest is for sockets' buffers, the page cache and everybody else
+const SHARE_PERCENT: usize = 70;
+
+/// What is assumed where the kernel does not say
+const UNKNOWN_BYTES: usize = 1 << 30;
+
+/// How much memory the tracker may use, and why so much.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryLimit {
+    /// Bytes for all swarm tables, the rings between shards included
+    pub bytes: usize,
+    /// What it was derived from, as `70 % of RAM (24.0 GiB)`
+    pub origin: String,
+}
+
+/// Returns the configured ceiling, or 70 % of the smaller of RAM and the limits of this process's control groups.
+pub fn limit(configured: Option<usize>) -> MemoryLimit {
+    if let Some(bytes) = configured {
+        return MemoryLimit { bytes, origin: "storage.memory".to_owned() };
+    }
+    let (limit, name) =
+        available().unwrap_or((UNKNOWN_BYTES, "an unknown amount of RAM".to_owned()));
+    let shown = ByteSize(limit as u64).display().iec().to_string();
+    let bytes = limit / 100 * SHARE_PERCENT;
+    MemoryLimit { bytes, origin: format!("{SHARE_PERCENT} % of {name} ({shown})") }
+}
+
+/// Returns the smaller of RAM and the limits of this process's control groups, and which that is.
+pub fn available() -> Option<(usize, String)> {
+    let ram = fs::read_to_string("/proc/meminfo").ok().and_then(|text| total_ram(&text));
+    let ram = ram.map(|bytes| (bytes, "RAM".to_owned()));
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let cgroup = cgroup_limit(&own, Path::new("/sys/fs/cgroup"));
+    [ram, cgroup].into_iter().flatten().min_by_key(|(bytes, _)| *bytes)
+}
+
+/// Bytes this process holds in RAM, as the kernel counts them
+pub fn resident_bytes() -> Option<usize> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    kibibytes_of(&status, "VmRSS:")
+}
+
+fn total_ram(meminfo: &str) -> Option<usize> {
+    kibibytes_of(meminfo, "MemTotal:")
+}
+
+fn kibibytes_of(text: &str, key: &str) -> Option<usize> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    let kibibytes: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+/// The smallest memory limit of this process's control groups and all above them, of version 2 or 1, and its file
+fn cgroup_limit(own: &str, root: &Path) -> Option<(usize, String)> {
+    let groups = own.lines().filter_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        match rest.split_once(":/")? {
+            ("", path) => Some((root.to_owned(), path, "memory.max")),
+            (controllers, path) if controllers.split(',').any(|it| it == "memory") => {
+                Some((root.join("memory"), path, "memory.limit_in_bytes"))
+            }
+            _ => None,
+        }
+    });
+    let limits = groups.flat_map(|(root, path, file)| limits_of(&root, path, file));
+    limits.min_by_key(|(bytes, _)| *bytes)
+}
+
+/// The limits of a control group and all above it, as far as they are limits
+fn limits_of(root: &Path, path: &str, file: &str) -> Vec<(usize, String)> {
+    let group = root.join(path);
+    let files = group.ancestors().take_while(|group| group.starts_with(root));
+    let limit = |group: &Path| {
+        let file = group.join(file);
+        let bytes: usize = fs::read_to_string(&file).ok()?.trim().parse().ok()?;
+        // Version 1 writes "no limit" as the largest multiple of a page.
+        (bytes < 1 << 62).then(|| (bytes, format!("the limit in {}", file.display())))
+    };
+    files.filter_map(limit).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tightest_limit_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let group = root.path().join("system.slice/tsubame.service");
+        fs::create_dir_all(&group).unwrap();
+        fs::write(group.join("memory.max"), "max\n").unwrap();
+        let own = "0::/system.slice/tsubame.service\n";
+        let limit = |own: &str| cgroup_limit(own, root.path()).map(|(bytes, _)| bytes);
+        assert_eq!(limit(own), None);
+        fs::write(root.path().join("system.slice/memory.max"), "1000000\n").unwrap();
+        assert_eq!(limit(own), Some(1_000_000));
+        fs::write(group.join("memory.max"), "500\n").unwrap();
+        let (_, name) = cgroup_limit(own, root.path()).unwrap();
+        assert!(name.ends_with("tsubame.service/memory.max"), "{name}");
+        assert_eq!(limit("1:cpu:/x\n"), None);
+        // Version 1, whose controllers have hierarchies of their own; a container may not see its own path.
+        let memory = root.path().join("memory");
+        fs::create_dir_all(memory.join("docker/abc")).unwrap();
+        fs::write(memory.join("memory.limit_in_bytes"), "9223372036854771712\n").unwrap();
+        let own = "9:cpu,memory:/docker/abc\n1:name=systemd:/x\n";
+        assert_eq!(limit(own), None);
+        fs::write(memory.join("docker/abc/memory.limit_in_bytes"), "700000\n").unwrap();
+        assert_eq!(limit(own), Some(700_000));
+        fs::write(memory.join("memory.limit_in_bytes"), "600000\n").unwrap();
+        assert_eq!(limit("9:memory:/not/seen\n"), Some(600_000));
+    }
+
+    #[test]
+    fn what_is_configured_is_taken() {
+        assert_eq!(limit(Some(5)).bytes, 5);
+        assert_eq!(total_ram("MemTotal:       24684096 kB\nMemFree: 1 kB"), Some(24_684_096 << 10));
+        let found = limit(None);
+        assert!(found.bytes > 0 && found.origin.starts_with("70 % of "), "{found:?}");
+        assert!(resident_bytes().unwrap() > 0);
+    }
+}

@@ -1,0 +1,16 @@
+//! The process: starts shards and control plane, supervises them, reloads, and stops.
+
+pub mod check;
+pub mod cpus;
+pub mod error;
+pub mod identity;
+pub mod listen;
+pub mod log;
+pub mod memory;
+pub mod monitor;
+pub mod reload;
+pub mod report;
+pub mod run;
+pub mod settings;
+pub mod steering;
+pub mod supervisor;

@@ -1,0 +1,283 @@
+//! The control plane's loop: signals, reloads, steering, warnings.
+
+use crate::control::monitored::Monitored;
+use crate::control::server::{self, ControlListeners};
+use crate::process::error::RunError;
+use crate::process::reload::{ReloadCommand, ReloadJob, Reloader};
+use crate::process::steering::{ShardLoad, Steering};
+use crate::process::supervisor::{ShardExit, Supervisor};
+use crate::process::{cpus, memory, report};
+use crate::shard::mesh::MeshEndpoint;
+use crate::shard::message::Message;
+use crate::shard::update::ShardUpdate;
+use crate::stats::shard_stats::ShardStats;
+use crate::stats::shared_stats::SharedStats;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+/// How long shards may take to stop
+const STOP_TIMEOUT: Duration = Duration::from_millis(900);
+
+/// How often the control plane looks at shards and files, and how many looks there are between two of warnings
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const LOOKS_PER_REPORT: u32 = 10;
+
+/// A running tracker, with what the control plane needs to watch it
+pub(crate) struct RunningTracker {
+    pub(crate) supervisor: Supervisor,
+    pub(crate) control: MeshEndpoint,
+    pub(crate) monitored: Monitored,
+    pub(crate) steering: Steering,
+    pub(crate) reloads: Reloader,
+    /// Policies that no shard goes by any more
+    pub(crate) to_free: UnboundedReceiver<Box<ShardUpdate>>,
+}
+
+/// Serves the control plane on this thread until the end; `started` is called once signals are heard
+pub(crate) fn control_plane(
+    runtime: &Runtime,
+    (running, signals): (RunningTracker, Signals),
+    listeners: ControlListeners,
+    started: impl FnOnce(&ControlListeners),
+) -> Result<(), RunError> {
+    cpus::step_back();
+    runtime.block_on(async {
+        let stop = |kind| signal(kind).map_err(RunError::Runtime);
+        let stop = (stop(SignalKind::interrupt())?, stop(SignalKind::terminate())?);
+        started(&listeners);
+        let socket = listeners.unix.as_ref().map(|(_, path)| path.clone());
+        let (ask, commands) = unbounded_channel();
+        let hosts = running.reloads.config().control.hosts.clone();
+        let monitored = running.monitored.clone();
+        tokio::spawn(async move {
+            if let Err(error) = server::serve(listeners, hosts, monitored, ask).await {
+                tracing::error!("control: cannot be served: {error}; restart the tracker");
+            }
+        });
+        let ended = watch(running, stop, signals, commands).await;
+        if let Some(socket) = socket {
+            // It may be gone already.
+            let _ = std::fs::remove_file(socket);
+        }
+        ended
+    })
+}
+
+/// The signals that do not end the process; they are handled before anything is read
+pub(crate) struct Signals {
+    hangup: Signal,
+    user1: Signal,
+    user2: Signal,
+    /// Signals that are ignored, whose default action ends the process
+    ignored: [Signal; 6],
+}
+
+impl Signals {
+    /// Handles them from now on, in the runtime that the caller has entered
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            user1: signal(SignalKind::user_defined1())?,
+            user2: signal(SignalKind::user_defined2())?,
+            ignored: [
+                signal(SignalKind::alarm())?,
+                signal(SignalKind::io())?,
+                signal(SignalKind::pipe())?,
+                // These have no names there.
+                signal(SignalKind::from_raw(libc::SIGVTALRM))?,
+                signal(SignalKind::from_raw(libc::SIGPROF))?,
+                signal(SignalKind::from_raw(libc::SIGPWR))?,
+            ],
+        })
+    }
+}
+
+/// Waits for a signal that is ignored; returns its name
+async fn ignored(
+    [alarm, io, pipe, virtual_alarm, profile, power]: &mut [Signal; 6],
+) -> &'static str {
+    tokio::select! {
+        _ = alarm.recv() => "SIGALRM",
+        _ = io.recv() => "SIGIO",
+        _ = pipe.recv() => "SIGPIPE",
+        _ = virtual_alarm.recv() => "SIGVTALRM",
+        _ = profile.recv() => "SIGPROF",
+        _ = power.recv() => "SIGPWR",
+    }
+}
+
+async fn watch(
+    mut running: RunningTracker,
+    (mut interrupt, mut terminate): (Signal, Signal),
+    signals: Signals,
+    mut commands: UnboundedReceiver<ReloadCommand>,
+) -> Result<(), RunError> {
+    let Signals { mut hangup, mut user1, mut user2, ignored: mut others } = signals;
+    let mut look = tokio::time::interval(LOOK_INTERVAL);
+    let mut looks = ShardMonitor::new(&running);
+    let signal = loop {
+        tokio::select! {
+            _ = interrupt.recv() => break "SIGINT",
+            _ = terminate.recv() => break "SIGTERM",
+            _ = hangup.recv() => running.reloads.ask((ReloadJob::Config, None)),
+            _ = user1.recv() => running.reloads.ask((ReloadJob::Config, None)),
+            _ = user2.recv() => {
+                tracing::info!("SIGUSR2 is ignored: it is reserved for a later version");
+            }
+            name = ignored(&mut others) => tracing::debug!("{name} is ignored"),
+            Some(command) = commands.recv() => running.reloads.ask(command),
+            updates = running.reloads.done() => send(&mut running.control, updates).await,
+            Some(retired) = running.to_free.recv() => free(retired),
+            _ = look.tick() => looks.look(&mut running),
+            ended = running.supervisor.ended.recv() => return Err(died(ended)),
+        }
+    };
+    tracing::info!("{signal}: stopping");
+    for shard in 0..running.monitored.shared_stats.len() {
+        running.control.send(shard, Message::Stop);
+    }
+    running.control.notify();
+    let ended = running.supervisor.all_ended(STOP_TIMEOUT).await;
+    report::stopped(
+        &sum(&running.monitored.shared_stats),
+        running.monitored.clock.elapsed(),
+        ended,
+    );
+    Ok(())
+}
+
+/// State of the shards when the control plane last looked at them
+struct ShardMonitor {
+    count: u32,
+    /// By shard: when it published, and what
+    shards: Vec<(u64, ShardStats)>,
+    reported: ShardStats,
+    episodes: u64,
+    stuck: Vec<String>,
+    /// UDP ports, until it is known that the kernel tracks connections to one
+    untracked_ports: Vec<u16>,
+}
+
+impl ShardMonitor {
+    fn new(running: &RunningTracker) -> Self {
+        let read =
+            |shared_stats: &Arc<SharedStats>| (shared_stats.last_update().0, shared_stats.read());
+        let shards = running.monitored.shared_stats.iter().map(read).collect();
+        Self {
+            count: 0,
+            shards,
+            reported: ShardStats::default(),
+            episodes: 0,
+            stuck: Vec::new(),
+            untracked_ports: running.reloads.udp_ports(),
+        }
+    }
+
+    fn look(&mut self, running: &mut RunningTracker) {
+        running.reloads.look();
+        self.look_at_steering(running);
+        self.look_at_reads(running);
+        let monitored = &running.monitored;
+        let stats = sum(&monitored.shared_stats);
+        let memory_limit = memory::limit(running.reloads.config().storage.memory);
+        monitored.process.memory_ceiling_bytes.store(memory_limit.bytes as u64, Ordering::Relaxed);
+        if stats.table.evicted.episodes > self.episodes && stats.table.top_sources[0].is_some() {
+            self.episodes = stats.table.evicted.episodes;
+            report::pressure(&stats);
+        }
+        self.count += 1;
+        if self.count.is_multiple_of(LOOKS_PER_REPORT) {
+            report::monitored(&self.reported, &stats, running.steering.is_attached());
+            self.reported = stats;
+            if report::connection_tracking(&self.untracked_ports) {
+                self.untracked_ports.clear();
+            }
+        }
+    }
+
+    /// Switches steering off where one shard is overloaded while others idle, and on again
+    fn look_at_steering(&mut self, running: &mut RunningTracker) {
+        let monitored = &running.monitored;
+        let read =
+            |shared_stats: &Arc<SharedStats>| (shared_stats.last_update().0, shared_stats.read());
+        let shards: Vec<(u64, ShardStats)> = monitored.shared_stats.iter().map(read).collect();
+        // Shards publish once a second, each at its own time: two looks may fall between the same.
+        let both = self.shards.iter().zip(&shards);
+        if both.clone().any(|((before, _), (now, _))| before >= now) {
+            return;
+        }
+        let load =
+            |((before_secs, before), (now_secs, now)): (&(u64, ShardStats), &(u64, ShardStats))| {
+                let seconds = (now_secs - before_secs) as f64;
+                let busy = now.busy_us.saturating_sub(before.busy_us) as f64 / 1e6 / seconds;
+                let dropped = now.ring.dropped_by_kernel - before.ring.dropped_by_kernel;
+                let waited = now.ring.out_of_buffers - before.ring.out_of_buffers;
+                ShardLoad { busy, dropped, waited }
+            };
+        let loads: Vec<ShardLoad> = both.map(load).collect();
+        self.shards = shards;
+        report::steering(running.steering.observe(monitored.clock.elapsed(), &loads));
+        let process = &monitored.process;
+        process.steering_attached.store(running.steering.is_attached(), Ordering::Relaxed);
+        process.steering_detached.store(running.steering.detached(), Ordering::Relaxed);
+    }
+
+    /// Says which reads of files take too long, once each
+    fn look_at_reads(&mut self, running: &RunningTracker) {
+        let stuck = running.monitored.slow_reads.stuck();
+        for (name, since) in stuck.iter().filter(|(name, _)| !self.stuck.contains(name)) {
+            tracing::error!(
+                "reading {name} takes longer than {} s; see that its file system answers. What was read before is used",
+                since.as_secs()
+            );
+        }
+        self.stuck = stuck.into_iter().map(|(name, _)| name).collect();
+    }
+}
+
+/// Sends each shard what changes for it, waiting for room if need be
+async fn send(control: &mut MeshEndpoint, updates: Vec<ShardUpdate>) {
+    for (shard, update) in updates.into_iter().enumerate() {
+        // A shard that is stuck for so long ends the process soon, or is ended by who watches.
+        for _ in 0..1_000 {
+            if control.has_room(shard) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        if !control.send(shard, Message::Update(Box::new(update))) {
+            tracing::error!(
+                "shard {shard} takes no messages and goes by the settings before; restart the tracker"
+            );
+        }
+    }
+    control.notify();
+}
+
+/// Frees a policy where nobody waits
+fn free(retired: Box<ShardUpdate>) {
+    tokio::task::spawn_blocking(move || drop(retired));
+}
+
+fn died(ended: Option<ShardExit>) -> RunError {
+    match ended {
+        Some(ShardExit { number, result: Err(error) }) => {
+            RunError::ShardDied(number, error.to_string())
+        }
+        Some(ShardExit { number, result: Ok(()) }) => {
+            RunError::ShardDied(number, "it ended without being told to".to_owned())
+        }
+        None => RunError::ShardDied(0, "all shards have ended".to_owned()),
+    }
+}
+
+fn sum(shared_stats: &[Arc<SharedStats>]) -> ShardStats {
+    let mut sum = ShardStats::default();
+    shared_stats.iter().for_each(|shared_stats| sum.add(&shared_stats.read()));
+    sum
+}

@@ -1,0 +1,264 @@
+//! Starts the tracker, says what it serves, and ends it.
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::control::monitored::{Monitored, ProcessStats};
+use crate::control::server::ControlListeners;
+use crate::http::{Certificate, FullScrapes, HttpResources, Tls, TlsError};
+use crate::policy::seeds::SeedSequence;
+use crate::policy::{CompiledPolicy, LoadedPolicy, PolicyError, ReadMode};
+use crate::process::cpus;
+use crate::process::error::RunError;
+use crate::process::identity::Identity;
+use crate::process::listen::http::{HttpListeners, bind as bind_http};
+use crate::process::listen::udp::{ListenKey, UdpListeners};
+use crate::process::monitor::{self, RunningTracker, Signals};
+use crate::process::reload::{self, Reloader};
+use crate::process::settings::{StartupState, files_for_connections};
+use crate::process::steering::Steering;
+use crate::process::supervisor::{ShardError, Supervisor};
+use crate::process::{memory, report};
+use crate::shard::mesh::{MeshEndpoint, memory_bytes as mesh_memory_bytes, mesh};
+use crate::shard::node::NodeResources;
+use crate::shard::update::{ShardSettings, ShardUpdate};
+use crate::shard::{Shard, ShardResources};
+use crate::slow_reads::SlowReads;
+use crate::stats::shared_stats::SharedStats;
+use crate::tracker::Tracker;
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::{Handle, Runtime};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tsubame_storage::Swarms;
+use tsubame_udp::ring::{Ring, UdpSocket};
+use tsubame_udp::steering::SteeringKeys;
+
+/// Entries of each shard's tokio-uring ring, which carries HTTP: what is asked of the kernel in one call
+const RUNTIME_RING_ENTRIES: u32 = 256;
+
+/// How long reads of files at run time are waited for, before what was read last is used
+const SLOW_READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Permits this process as many files as it may have at all
+///
+/// Each shard has a socket for each local address: the usual soft limit of 1,024 is soon reached.
+pub fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // Where that is refused, a message names the limit if it is ever reached.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+}
+
+/// Runs the tracker until it is told to stop by SIGINT or SIGTERM
+///
+/// `path` is where the config was read from, to be read again when it changes.
+pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
+    let clock = Clock::new();
+    raise_file_limit();
+    let cores = cpus::choose(&config.cpus)?;
+    let shards = cores.len() as u16;
+    let (runtime, signals) = control_runtime(shards)?;
+    let identity = Identity::draw(shards).map_err(RunError::Randomness)?;
+    let stamps = reload::stamps(config, None);
+    let mut seeds = SeedSequence::new(identity.policy_key());
+    let LoadedPolicy { policy, warnings } = load_policy(config, seeds.draw())?;
+    let keys = identity.steering_keys();
+    let mut listeners = UdpListeners::bind(&config.udp, &keys, shards, &clock)?;
+    let mut http = bind_http(ListenKey::Http, &config.http.listen, shards, &clock)?;
+    let mut https = bind_http(ListenKey::Https, &config.http.tls.listen, shards, &clock)?;
+    let (certificate, tls) = tls(config, &runtime)?.unzip();
+    let control = ControlListeners::bind(&config.control)?;
+    let addresses = [&listeners.addresses, &http.addresses, &https.addresses].map(Vec::clone);
+    let files_for_connections = files_for_connections(shards);
+    let config_then = Arc::new(config.clone());
+    let startup = StartupState { config: config_then, identity, addresses, files_for_connections };
+    let startup = Arc::new(startup);
+    let (retired, to_free) = unbounded_channel();
+    let mut endpoints = mesh(shards);
+    let control_endpoint = endpoints.pop().expect("a mesh has an endpoint for the control plane");
+    let shared_stats: Arc<[Arc<SharedStats>]> = (0..shards).map(|_| Arc::default()).collect();
+    let template = ShardTemplate {
+        config,
+        startup: &startup,
+        policy: &policy,
+        keys,
+        clock,
+        tls,
+        full_scrapes: Arc::default(),
+        helpers: runtime.handle().clone(),
+        retired,
+        shared_stats: &shared_stats,
+    };
+    let sockets = shard_sockets(&mut listeners, &mut http, &mut https);
+    let supervisor = template.start(&cores, &mut seeds, sockets.zip(endpoints))?;
+    let monitored = monitored(shared_stats, clock, shards);
+    let slow_reads = monitored.slow_reads.clone();
+    let groups = std::mem::take(&mut listeners.steered_groups);
+    let steering = Steering::new(groups, keys, shards);
+    let summary = policy.summary(config.hooks.len());
+    let (path, drawn) = (path.map(Path::to_owned), (seeds, slow_reads, clock));
+    let reloads = Reloader::new(path, (startup, stamps), policy, certificate, drawn);
+    let running = RunningTracker {
+        supervisor,
+        control: control_endpoint,
+        monitored,
+        steering,
+        reloads,
+        to_free,
+    };
+    let memory_limit = memory::limit(config.storage.memory);
+    let ended = monitor::control_plane(&runtime, (running, signals), control, |control| {
+        report::started(
+            config,
+            (&listeners, &http, &https),
+            &cores,
+            (&memory_limit, &summary),
+            control,
+        );
+        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    });
+    // A helper may be waiting for a server or a file system that does not answer.
+    runtime.shutdown_background();
+    ended
+}
+
+fn load_policy(config: &Config, seed: u64) -> Result<LoadedPolicy, PolicyError> {
+    CompiledPolicy::load(&config.hooks, &CompiledPolicy::default(), seed, ReadMode::AtStart)
+}
+
+/// Returns the sockets of each shard.
+fn shard_sockets(
+    udp: &mut UdpListeners,
+    http: &mut HttpListeners,
+    https: &mut HttpListeners,
+) -> impl Iterator<Item = ShardSockets> + use<> {
+    let plain = std::mem::take(&mut http.shards).into_iter();
+    let encrypted = std::mem::take(&mut https.shards);
+    std::mem::take(&mut udp.shards).into_iter().zip(plain.zip(encrypted))
+}
+
+/// What the shards have in common when they start.
+struct ShardTemplate<'a> {
+    config: &'a Config,
+    startup: &'a StartupState,
+    policy: &'a CompiledPolicy,
+    keys: SteeringKeys,
+    clock: Clock,
+    tls: Option<Tls>,
+    full_scrapes: Arc<FullScrapes>,
+    helpers: Handle,
+    retired: UnboundedSender<Box<ShardUpdate>>,
+    shared_stats: &'a [Arc<SharedStats>],
+}
+
+/// UDP sockets of a shard, and its listening sockets of HTTP and HTTPS.
+type ShardSockets = (Vec<UdpSocket>, (Vec<TcpListener>, Vec<TcpListener>));
+
+impl ShardTemplate<'_> {
+    /// Starts the threads of all shards.
+    fn start(
+        &self,
+        cores: &[usize],
+        seeds: &mut SeedSequence,
+        shards: impl Iterator<Item = (ShardSockets, MeshEndpoint)>,
+    ) -> Result<Supervisor, RunError> {
+        let bodies = shards.zip(0_u16..).map(|((sockets, endpoint), number)| {
+            (cores[usize::from(number)], self.body(number, seeds.draw(), sockets, endpoint))
+        });
+        Supervisor::start(bodies.collect()).map_err(RunError::Shards)
+    }
+
+    /// Returns the body of the thread of a shard.
+    fn body(
+        &self,
+        number: u16,
+        seed: u64,
+        (sockets, (plain, encrypted)): ShardSockets,
+        endpoint: MeshEndpoint,
+    ) -> impl FnOnce(&dyn Fn()) -> Result<(), ShardError> + Send + use<> {
+        let shards = self.startup.identity.shards;
+        let ShardSettings { ids, announce, table, http } =
+            self.startup.shard_settings(self.config, number);
+        let mut tracker = Tracker::new(ids, announce, Swarms::new(table));
+        tracker.exchange_policy(self.clock.now(), &mut self.policy.policy(shards, seed));
+        let http = HttpResources {
+            plain,
+            encrypted,
+            settings: http,
+            tls: self.tls.clone(),
+            full_scrapes: self.full_scrapes.clone(),
+            helpers: self.helpers.clone(),
+        };
+        let node = NodeResources {
+            number,
+            shards,
+            keys: self.keys,
+            tracker,
+            endpoint,
+            retired: self.retired.clone(),
+            shared_stats: self.shared_stats[usize::from(number)].clone(),
+            clock: self.clock,
+        };
+        move |ready: &dyn Fn()| {
+            let datapath = Ring::new(sockets)?;
+            serve_shard(ShardResources { node, datapath }, http, ready)
+        }
+    }
+}
+
+/// The certificate and how TLS is served with it, if it is
+fn tls(config: &Config, runtime: &Runtime) -> Result<Option<(Arc<Certificate>, Tls)>, TlsError> {
+    let paths = &config.http.tls;
+    if paths.listen.is_empty() {
+        return Ok(None);
+    }
+    let certificate = Arc::new(Certificate::load(&paths.certificate, &paths.key)?);
+    let tls = Tls::new(certificate.clone(), runtime.handle().clone())?;
+    Ok(Some((certificate, tls)))
+}
+
+fn monitored(shared_stats: Arc<[Arc<SharedStats>]>, clock: Clock, shards: u16) -> Monitored {
+    let mesh_bytes = mesh_memory_bytes(shards) as u64;
+    let process = Arc::new(ProcessStats { mesh_bytes, ..ProcessStats::default() });
+    Monitored { shared_stats, clock, slow_reads: SlowReads::new(clock, SLOW_READ_TIMEOUT), process }
+}
+
+/// The runtime of the control plane, whose helper threads do what would hold up a shard
+///
+/// Signals that would end the process are handled from then on.
+fn control_runtime(shards: u16) -> Result<(Runtime, Signals), RunError> {
+    let everywhere = cpus::affinity();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Two may be held up for long, by a list that is read and a key server that does not answer.
+        .max_blocking_threads(usize::from(shards) + 2)
+        // A shard that asks for one starts it on its own core, where it must not stay.
+        .on_thread_start(move || {
+            cpus::spread(&everywhere);
+            cpus::step_back();
+        })
+        .build()
+        .map_err(RunError::Runtime)?;
+    let entered = runtime.enter();
+    let signals = Signals::new().map_err(RunError::Runtime)?;
+    drop(entered);
+    Ok((runtime, signals))
+}
+
+/// The body of a shard's thread
+fn serve_shard(
+    resources: ShardResources,
+    http: HttpResources,
+    ready: &dyn Fn(),
+) -> Result<(), ShardError> {
+    let mut builder = tokio_uring::builder();
+    builder.entries(RUNTIME_RING_ENTRIES);
+    let runtime = tokio_uring::Runtime::new(&builder).map_err(ShardError::Start)?;
+    ready();
+    let ended = runtime.block_on(Shard::new(resources).run(http)).map_err(ShardError::Ring);
+    // It would wait for connections whose clients have not noticed the end.
+    std::mem::forget(runtime);
+    ended
+}

@@ -1,0 +1,164 @@
+//! Settings of the shards, made from the config: at start, and again at each reload.
+
+use crate::config::Config;
+use crate::http::settings::HttpSettings;
+use crate::policy::Intervals;
+use crate::process::identity::Identity;
+use crate::process::memory;
+use crate::shard::mesh;
+use crate::shard::update::ShardSettings;
+use crate::tracker::AnnounceSettings;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tsubame_storage::{TableSettings, longest_lifetime_secs, source_counts_bytes};
+use tsubame_udp::connection_id::ConnectionIds;
+
+/// What is decided at start and stays the same until the process ends.
+#[derive(Clone, Debug)]
+pub struct StartupState {
+    /// The config the process was started with
+    pub config: Arc<Config>,
+    /// Random keys of this process
+    pub identity: Identity,
+    /// Addresses that are served over UDP, HTTP and HTTPS, with their ports
+    pub addresses: [Vec<SocketAddr>; 3],
+    /// Files that may be open for connections over HTTP: others are kept for the control plane and for reloads
+    pub files_for_connections: usize,
+}
+
+impl StartupState {
+    /// Returns the settings of a shard by a config, of which addresses and cores are those of the start.
+    pub fn shard_settings(&self, config: &Config, shard: u16) -> ShardSettings {
+        let (udp, announce) = (&config.udp, &config.announce);
+        let drawn = self.identity.connection_id_key();
+        let (first, others) = udp.connection_id_keys.split_first().unwrap_or((&drawn, &[]));
+        let shards = self.identity.shards;
+        ShardSettings {
+            ids: ConnectionIds::new(*first, others, udp.connection_id_lifetime.as_secs()),
+            announce: AnnounceSettings {
+                intervals: Intervals {
+                    interval_secs: announce.interval.as_secs() as u32,
+                    min_interval_secs: announce.min_interval.as_secs() as u32,
+                },
+                numwant_default: announce.numwant_default,
+                numwant_max: announce.numwant_max,
+                reply_len_max: udp.max_reply_size,
+                trust_client_ip: announce.trust_client_ip.clone(),
+                explain_wrong_connection_id: udp.explain_wrong_connection_id,
+            },
+            table: TableSettings {
+                peer_lifetime_secs: announce.peer_lifetime.as_secs() as u32,
+                keep_completed_secs: config.storage.keep_completed.as_secs() as u32,
+                memory_bytes: table_bytes(config, shards),
+                source_share_per_10_000: config.storage.source_share_per_10_000,
+                caps: config.storage.caps,
+                allow_private: announce.allow_private,
+                hash_key: self.identity.table_hash_key(),
+                seed: self.identity.seed(shard),
+            },
+            http: Arc::new(self.http_settings(config)),
+        }
+    }
+
+    /// Returns the keys whose values differ from those of the start and are used only at the next start.
+    pub fn needs_restart(&self, config: &Config) -> Vec<&'static str> {
+        let (old, new) = (&*self.config, config);
+        // The lifetimes a table can be changed to depend on those it was made with.
+        let fits = |old: std::time::Duration, new: std::time::Duration| {
+            new.as_secs() <= u64::from(longest_lifetime_secs(old.as_secs() as u32))
+        };
+        let keys = [
+            ("cpus", old.cpus == new.cpus),
+            ("udp.listen", old.udp.listen == new.udp.listen),
+            ("udp.steering", old.udp.steering == new.udp.steering),
+            ("udp.receive_buffer", old.udp.receive_buffer == new.udp.receive_buffer),
+            ("http.listen", old.http.listen == new.http.listen),
+            ("http.tls.listen", old.http.tls.listen == new.http.tls.listen),
+            (
+                "announce.peer_lifetime",
+                fits(old.announce.peer_lifetime, new.announce.peer_lifetime),
+            ),
+            (
+                "storage.keep_completed",
+                fits(old.storage.keep_completed, new.storage.keep_completed),
+            ),
+            ("control", old.control == new.control),
+            ("log.format", old.log.format == new.log.format),
+        ];
+        keys.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
+    }
+
+    fn http_settings(&self, config: &Config) -> HttpSettings {
+        let limits = config.http.limits;
+        let connections = (limits.connections as usize).min(self.files_for_connections);
+        let connections = connections.div_ceil(self.identity.shards.into());
+        HttpSettings {
+            paths: config.http.paths.clone(),
+            trusted_proxies: config.http.trusted_proxies.clone(),
+            client_address_header: config.http.proxy_header,
+            connections_max: connections,
+            requests_max: limits.requests,
+            idle_timeout_secs: limits.idle_timeout.as_secs(),
+            request_timeout_secs: limits.request_timeout.as_secs(),
+            connections_per_source_max: share_of(connections, limits.per_source_percent),
+            full_scrape_networks: config.http.full_scrape_networks.clone(),
+            full_scrape_interval_secs: config.http.full_scrape_interval.as_secs(),
+            urls: self.announce_urls(config),
+        }
+    }
+
+    /// Announce URLs over UDP, HTTP and HTTPS without the host, each port and path once
+    fn announce_urls(&self, config: &Config) -> Vec<(&'static str, String)> {
+        let [udp, http, https] = &self.addresses;
+        let over_udp = udp.iter().map(|address| ("udp", format!(":{}/announce", address.port())));
+        let mut urls: Vec<_> = over_udp.collect();
+        for (scheme, addresses) in [("http", http), ("https", https)] {
+            for address in addresses {
+                let paths = config.http.paths.announce.iter();
+                urls.extend(paths.map(|path| (scheme, format!(":{}{path}", address.port()))));
+            }
+        }
+        // Both families have mostly the same port.
+        let mut seen = BTreeSet::new();
+        urls.retain(|url| seen.insert(url.clone()));
+        urls
+    }
+}
+
+/// Files that are kept for the control plane, lists, key sets and snapshots
+const RESERVED_FILES: usize = 160;
+
+/// Files that each shard may open in addition to those it has at start: its rings, and connections that are accepted
+/// before others are ended for them
+const RESERVED_FILES_PER_SHARD: usize = 48;
+
+/// Connections that are served however few files may be open
+const CONNECTIONS_MIN: usize = 16;
+
+/// Returns the number of files that may be open for connections over HTTP, of those the process may open now.
+pub fn files_for_connections(shards: u16) -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    let reserved = RESERVED_FILES + usize::from(shards) * RESERVED_FILES_PER_SHARD;
+    let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+    limit.saturating_sub(open + reserved).max(CONNECTIONS_MIN)
+}
+
+/// Connections that a source may hold where there are few in all: a browser opens as many
+const CONNECTIONS_PER_SOURCE_MIN: usize = 8;
+
+/// A part of a number of connections
+fn share_of(connections: usize, percent: u32) -> usize {
+    (connections * percent as usize / 100).max(CONNECTIONS_PER_SOURCE_MIN)
+}
+
+/// Returns the memory that the swarm table of one of so many shards may hold.
+///
+/// `storage.memory` is for the rings between shards and the counts by source, too; of a small one half is left for the
+/// tables.
+pub fn table_bytes(config: &Config, shards: u16) -> usize {
+    let all = memory::limit(config.storage.memory).bytes;
+    let fixed = mesh::memory_bytes(shards) + usize::from(shards) * source_counts_bytes();
+    all.saturating_sub(fixed).max(all / 2) / usize::from(shards.max(1))
+}

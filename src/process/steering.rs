@@ -1,0 +1,216 @@
+//! Switches the kernel's steering off while it does harm, and on again.
+//!
+//! The steering program sends every announce of an info hash to its owner before the connection id is checked. So a
+//! flood of forged announces for one info hash overloads one shard while others idle. Without the program the kernel
+//! spreads datagrams by address and port: all shards check connection ids, and only announces with a good one cross the
+//! mesh.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+use tsubame_udp::steering::{SteeringKeys, attach, detach};
+
+/// Busy share of a shard above which it is overloaded, and of another below which it idles
+const OVERLOADED: f64 = 0.9;
+const IDLE: f64 = 0.6;
+
+/// Datagrams a second that the kernel drops at one shard's sockets for want of room, where that is overload
+const DROPPED_PER_SECOND: u64 = 100;
+
+/// Times a second that datagrams wait for receive buffers, where the shard is overloaded if it is busy, too
+const WAITED_PER_SECOND: u64 = 100;
+
+/// Seconds in a row of overload before steering is switched off
+const SECONDS_BEFORE_DETACH: u32 = 2;
+
+/// How long steering stays off at least; doubled each time that overload is back at once
+const OFF_MIN: Duration = Duration::from_secs(30);
+const OFF_MAX: Duration = Duration::from_secs(480);
+
+/// Seconds in a row in which no shard was overloaded before steering is switched on
+const CALM_SECONDS: u32 = 5;
+
+/// What a shard did in the last second
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ShardLoad {
+    /// Share of the second that its thread used of a processor
+    pub busy: f64,
+    /// Datagrams the kernel dropped at its sockets
+    pub dropped: u64,
+    /// Times that datagrams had to wait in its sockets as all of its receive buffers were in use
+    pub waited: u64,
+}
+
+impl ShardLoad {
+    fn is_overloaded(self) -> bool {
+        // A shard that is busy with something else, as eviction, has free buffers when it looks for datagrams.
+        let is_behind = self.busy >= OVERLOADED && self.waited >= WAITED_PER_SECOND;
+        is_behind || self.dropped >= DROPPED_PER_SECOND
+    }
+}
+
+/// A change of steering
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SteeringChange {
+    /// Switched off, for the overload of this shard
+    Detached(usize),
+    /// Switched on again
+    Attached,
+}
+
+/// Decides when steering is switched off and on.
+#[derive(Debug)]
+struct SteeringDecision {
+    attached: bool,
+    overloaded_seconds: u32,
+    calm_seconds: u32,
+    changed_at: Duration,
+    off_for: Duration,
+}
+
+impl SteeringDecision {
+    fn new() -> Self {
+        Self {
+            attached: true,
+            overloaded_seconds: 0,
+            calm_seconds: 0,
+            changed_at: Duration::ZERO,
+            off_for: OFF_MIN,
+        }
+    }
+
+    /// Takes what shards did in the last second
+    fn observe(&mut self, now: Duration, loads: &[ShardLoad]) -> Option<SteeringChange> {
+        let overloaded = loads.iter().position(|load| load.is_overloaded());
+        if !self.attached {
+            self.calm_seconds = if overloaded.is_none() { self.calm_seconds + 1 } else { 0 };
+            let is_due = now - self.changed_at >= self.off_for && self.calm_seconds >= CALM_SECONDS;
+            return is_due.then(|| {
+                (self.attached, self.changed_at, self.overloaded_seconds) = (true, now, 0);
+                SteeringChange::Attached
+            });
+        }
+        let others_idle = loads.iter().any(|load| load.busy <= IDLE && load.dropped == 0);
+        let shard = overloaded.filter(|_| others_idle);
+        self.overloaded_seconds = shard.map_or(0, |_| self.overloaded_seconds + 1);
+        if self.overloaded_seconds < SECONDS_BEFORE_DETACH {
+            return None;
+        }
+        // Overload that is back soon after steering was switched on has not ended.
+        let soon = self.changed_at > Duration::ZERO && now - self.changed_at < OFF_MIN;
+        self.off_for = if soon { (self.off_for * 2).min(OFF_MAX) } else { OFF_MIN };
+        (self.attached, self.changed_at, self.calm_seconds) = (false, now, 0);
+        shard.map(SteeringChange::Detached)
+    }
+}
+
+/// The steering program of all groups of sockets.
+#[derive(Debug)]
+pub struct Steering {
+    /// A socket of each group
+    groups: Vec<OwnedFd>,
+    keys: SteeringKeys,
+    shards: u16,
+    decision: SteeringDecision,
+    /// Times it was switched off
+    detached: u64,
+}
+
+impl Steering {
+    /// Takes over groups to which the program is attached.
+    pub fn new(groups: Vec<OwnedFd>, keys: SteeringKeys, shards: u16) -> Self {
+        Self { groups, keys, shards, decision: SteeringDecision::new(), detached: 0 }
+    }
+
+    /// Whether the kernel steers at the moment
+    pub fn is_attached(&self) -> bool {
+        self.decision.attached && !self.groups.is_empty()
+    }
+
+    /// Number of times it was switched off
+    pub fn detached(&self) -> u64 {
+        self.detached
+    }
+
+    /// Takes what shards did in the last second, and switches steering off or on where that is better.
+    pub fn observe(
+        &mut self,
+        now: Duration,
+        loads: &[ShardLoad],
+    ) -> io::Result<Option<SteeringChange>> {
+        if self.groups.is_empty() {
+            return Ok(None);
+        }
+        let change = self.decision.observe(now, loads);
+        let done = match change {
+            Some(SteeringChange::Detached(_)) => self.each_group(|group| detach(group.as_fd())),
+            Some(SteeringChange::Attached) => {
+                self.each_group(|group| attach(group.as_fd(), &self.keys, self.shards))
+            }
+            None => Ok(()),
+        };
+        if let Err(error) = done {
+            // It is decided again, as before.
+            self.decision.attached = !self.decision.attached;
+            return Err(error);
+        }
+        self.detached += u64::from(matches!(change, Some(SteeringChange::Detached(_))));
+        Ok(change)
+    }
+
+    /// Applies a change to every group; returns the first error after all were tried
+    fn each_group(&self, change: impl Fn(&OwnedFd) -> io::Result<()>) -> io::Result<()> {
+        self.groups.iter().map(change).fold(Ok(()), io::Result::and)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(
+        decision: &mut SteeringDecision,
+        from: u64,
+        count: u64,
+        loads: [f64; 2],
+    ) -> Vec<(u64, SteeringChange)> {
+        // Those with much to do are behind, too.
+        let waited = |busy| if busy > IDLE { 1_000 } else { 0 };
+        let loads = loads.map(|busy| ShardLoad { busy, dropped: 0, waited: waited(busy) });
+        let each = (from..from + count).filter_map(|second| {
+            decision.observe(Duration::from_secs(second), &loads).map(|change| (second, change))
+        });
+        each.collect()
+    }
+
+    #[test]
+    fn steering_is_off_while_one_shard_is_overloaded_and_others_idle() {
+        use SteeringChange::{Attached, Detached};
+        let mut decision = SteeringDecision::new();
+        assert_eq!(seconds(&mut decision, 1, 50, [0.5, 0.2]), []);
+        assert_eq!(seconds(&mut decision, 51, 50, [1.0, 0.8]), [], "both have much to do");
+        assert_eq!(seconds(&mut decision, 101, 1, [0.1, 1.0]), [], "one second is nothing");
+        assert_eq!(seconds(&mut decision, 102, 50, [0.1, 0.1]), []);
+        assert_eq!(seconds(&mut decision, 152, 40, [0.1, 1.0]), [(153, Detached(1))]);
+        assert_eq!(
+            seconds(&mut decision, 192, 20, [0.7, 0.7]),
+            [(196, Attached)],
+            "spread, and then over"
+        );
+        // It is back at once: the next time steering stays off for longer.
+        assert_eq!(seconds(&mut decision, 212, 10, [1.0, 0.1]), [(213, Detached(0))]);
+        assert_eq!(seconds(&mut decision, 222, 60, [0.2, 0.2]), [(273, Attached)]);
+        assert_eq!(seconds(&mut decision, 400, 2, [1.0, 0.1]), [(401, Detached(0))]);
+        assert_eq!(seconds(&mut decision, 402, 40, [0.2, 0.2]), [(431, Attached)]);
+        let idle = ShardLoad { busy: 0.1, dropped: 0, waited: 0 };
+        let dropping = [ShardLoad { busy: 0.5, dropped: 5_000, ..idle }, idle];
+        assert_eq!(decision.observe(Duration::from_secs(600), &dropping), None);
+        assert_eq!(decision.observe(Duration::from_secs(601), &dropping), Some(Detached(0)));
+        let mut decision = SteeringDecision::new();
+        let evicting = [ShardLoad { busy: 1.0, ..idle }, idle];
+        for second in 0..10 {
+            let change = decision.observe(Duration::from_secs(second), &evicting);
+            assert_eq!(change, None, "no datagram waits");
+        }
+    }
+}

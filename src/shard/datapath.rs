@@ -1,0 +1,124 @@
+//! The interface between a shard and its datapath, which receives datagrams and sends replies.
+
+use std::io;
+use std::time::Duration;
+use tsubame_udp::ring::{Datagram, ForwardSlot, ReceivedDatagram, ReturnPath, Ring, RingCounts};
+
+/// Receives datagrams and sends replies, in batches and without blocking.
+///
+/// A received datagram comes with a slot for its reply. Its bytes stay valid until the reply is sent or the datagram is
+/// released. A datagram that is neither sent nor released occupies its buffer forever.
+pub trait Datapath {
+    /// A datagram that was received and has not been answered.
+    type Received;
+    /// A slot for the reply to a datagram that another shard received.
+    type Slot;
+
+    /// Submits replies and collects received datagrams; returns how many wait in [`Self::take`].
+    ///
+    /// With a timeout, it waits up to that long for a full batch of datagrams.
+    fn turn(&mut self, timeout: Option<Duration>) -> io::Result<usize>;
+
+    /// Returns the next datagram.
+    fn take(&mut self) -> Option<Self::Received>;
+
+    /// Returns the contents of a datagram and its reply slot; `None` if the received bytes cannot be parsed.
+    fn open<'a>(&'a mut self, received: &Self::Received) -> Option<(Datagram<'a>, &'a mut [u8])>;
+
+    /// Sends the first `len` bytes of the reply slot to the source of the datagram.
+    fn send(&mut self, received: Self::Received, len: usize) -> io::Result<()>;
+
+    /// Releases a datagram without a reply.
+    fn release(&mut self, received: Self::Received);
+
+    /// Returns the path of the reply to a datagram, so that another shard can send it.
+    fn return_path(&self, received: &Self::Received) -> Option<ReturnPath>;
+
+    /// Returns a free slot for the reply to another shard's datagram; `None` while all slots are in use.
+    fn forward_slot(&mut self) -> Option<Self::Slot>;
+
+    /// Returns the bytes of a slot.
+    fn forward_reply(&mut self, slot: &Self::Slot) -> &mut [u8];
+
+    /// Sends the first `len` bytes of a slot along a return path.
+    fn send_forward(&mut self, slot: Self::Slot, path: &ReturnPath, len: usize) -> io::Result<()>;
+
+    /// Releases a slot without a reply.
+    fn release_forward(&mut self, slot: Self::Slot);
+
+    /// Enables or disables the event that wakes the shard when [`Self::turn`] would find work.
+    fn ask_for_event(&mut self, enabled: bool);
+
+    /// Reads how many datagrams the kernel dropped before they were received. May take a system call for each socket.
+    fn count_drops(&mut self);
+
+    /// Returns the counters of the datapath.
+    fn counts(&self) -> RingCounts;
+
+    /// Cancels all operations and waits up to `timeout` for their end; returns whether none is in flight any more.
+    fn stop(&mut self, timeout: Duration) -> bool;
+}
+
+impl Datapath for Ring {
+    type Received = ReceivedDatagram;
+    type Slot = ForwardSlot;
+
+    fn turn(&mut self, timeout: Option<Duration>) -> io::Result<usize> {
+        match timeout {
+            Some(timeout) => self.turn_with_timeout(timeout),
+            None => Self::turn(self),
+        }
+    }
+
+    fn take(&mut self) -> Option<ReceivedDatagram> {
+        Self::take(self)
+    }
+
+    fn open<'a>(&'a mut self, received: &ReceivedDatagram) -> Option<(Datagram<'a>, &'a mut [u8])> {
+        Self::open(self, received)
+    }
+
+    fn send(&mut self, received: ReceivedDatagram, len: usize) -> io::Result<()> {
+        Self::send(self, received, len)
+    }
+
+    fn release(&mut self, received: ReceivedDatagram) {
+        Self::release(self, received);
+    }
+
+    fn return_path(&self, received: &ReceivedDatagram) -> Option<ReturnPath> {
+        Self::return_path(self, received)
+    }
+
+    fn forward_slot(&mut self) -> Option<ForwardSlot> {
+        Self::forward_slot(self)
+    }
+
+    fn forward_reply(&mut self, slot: &ForwardSlot) -> &mut [u8] {
+        Self::forward_reply(self, slot)
+    }
+
+    fn send_forward(&mut self, slot: ForwardSlot, path: &ReturnPath, len: usize) -> io::Result<()> {
+        Self::send_forward(self, slot, path, len)
+    }
+
+    fn release_forward(&mut self, slot: ForwardSlot) {
+        Self::release_forward(self, slot);
+    }
+
+    fn ask_for_event(&mut self, enabled: bool) {
+        Self::ask_for_event(self, enabled);
+    }
+
+    fn count_drops(&mut self) {
+        Self::count_drops(self);
+    }
+
+    fn counts(&self) -> RingCounts {
+        Self::counts(self)
+    }
+
+    fn stop(&mut self, timeout: Duration) -> bool {
+        Self::stop(self, timeout)
+    }
+}

@@ -1,0 +1,308 @@
+//! The mesh: a lock-free queue from each shard to each other shard, and from the control plane to each shard.
+//!
+//! The nodes of the mesh are the shards, and the control plane as the last one. Nothing blocks and nothing grows: a
+//! full queue refuses a message, and the sender counts it. A node announces that it will sleep and then checks its
+//! queues once more; a sender wakes it only if it has announced that, once for a batch.
+
+use super::message::Message;
+use rtrb::{Consumer, Producer, RingBuffer};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use tokio::sync::Notify;
+
+/// Memory of all queues together, with up to 148 shards.
+const MEMORY_BYTES: usize = 64 << 20;
+
+/// Minimum number of messages of a queue between shards.
+const MESSAGES_MIN: usize = 16;
+/// Maximum number of messages of a queue between shards. A longer queue would only be a longer delay.
+const MESSAGES_MAX: usize = 1024;
+
+/// Number of messages of the queue from the control plane to a shard.
+const CONTROL_MESSAGES: usize = 64;
+
+/// Maximum number of messages that are received in a turn: fewer than there are slots for replies, and about the work
+/// of a batch.
+const MESSAGES_PER_TURN: usize = 128;
+
+/// Wakes a node.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct NodeWakeup {
+    /// A bit for each node that has sent a message.
+    ready: Box<[ReadyBits]>,
+    sleeping: AtomicBool,
+    notify: Notify,
+}
+
+/// On cache lines of its own: read by one node, written by others.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct ReadyBits(AtomicU64);
+
+/// The end of a node: its queues to and from all other nodes.
+#[derive(Debug)]
+pub struct MeshEndpoint {
+    node: usize,
+    receivers: Vec<Option<Consumer<Message>>>,
+    senders: Vec<Option<Producer<Message>>>,
+    /// Nodes to which messages were sent since the last [`MeshEndpoint::notify`].
+    notified: Vec<bool>,
+    wakeups: Arc<[NodeWakeup]>,
+    /// Rotates the order in which nodes are served.
+    next: u32,
+}
+
+/// Returns the number of messages of each queue between shards.
+fn messages_per_queue(shards: u16) -> usize {
+    let nodes = usize::from(shards) + 1;
+    (MEMORY_BYTES / (nodes * nodes) / size_of::<Message>()).clamp(MESSAGES_MIN, MESSAGES_MAX)
+}
+
+/// Returns the memory of all queues in bytes.
+pub fn memory_bytes(shards: u16) -> usize {
+    let shards_len = usize::from(shards);
+    let between = shards_len * shards_len.saturating_sub(1) * messages_per_queue(shards);
+    (between + shards_len * CONTROL_MESSAGES) * size_of::<Message>()
+}
+
+/// Creates the endpoints of `shards` shards, and that of the control plane as the last one.
+///
+/// The control plane sends and does not receive: it has queues in one direction only.
+pub fn mesh(shards: u16) -> Vec<MeshEndpoint> {
+    let nodes = usize::from(shards) + 1;
+    let control = nodes - 1;
+    let words = nodes.div_ceil(64);
+    let waker = |_| NodeWakeup {
+        ready: (0..words).map(|_| ReadyBits::default()).collect(),
+        ..NodeWakeup::default()
+    };
+    let wakeups: Arc<[NodeWakeup]> = (0..nodes).map(waker).collect();
+    let mut endpoints: Vec<MeshEndpoint> = (0..nodes)
+        .map(|node| MeshEndpoint {
+            node,
+            receivers: (0..nodes).map(|_| None).collect(),
+            senders: (0..nodes).map(|_| None).collect(),
+            notified: vec![false; nodes],
+            wakeups: wakeups.clone(),
+            next: 0,
+        })
+        .collect();
+    let messages = messages_per_queue(shards);
+    for from in 0..nodes {
+        for to in (0..control).filter(|to| *to != from) {
+            let messages = match from == control {
+                true => CONTROL_MESSAGES,
+                false => messages,
+            };
+            let (producer, consumer) = RingBuffer::new(messages);
+            endpoints[from].senders[to] = Some(producer);
+            endpoints[to].receivers[from] = Some(consumer);
+        }
+    }
+    endpoints
+}
+
+impl MeshEndpoint {
+    /// Returns the number of this node.
+    pub(super) fn node(&self) -> usize {
+        self.node
+    }
+
+    /// Adds a message to the queue of another node; returns false if it is full.
+    ///
+    /// The other node is woken by the next [`Self::notify`].
+    pub fn send(&mut self, to: usize, message: Message) -> bool {
+        let Some(sender) = &mut self.senders[to] else { return false };
+        let sent = sender.push(message).is_ok();
+        // Also if the queue is full: its node may not know yet that it has messages.
+        self.notified[to] = true;
+        sent
+    }
+
+    /// Returns whether the queue of another node has room for a message.
+    pub fn has_room(&self, to: usize) -> bool {
+        self.senders[to].as_ref().is_some_and(|sender| !sender.is_full())
+    }
+
+    /// Wakes the nodes that messages were sent to.
+    pub fn notify(&mut self) {
+        for (to, notified) in
+            self.notified.iter_mut().enumerate().filter(|(_, notified)| **notified)
+        {
+            *notified = false;
+            let wakeup = &self.wakeups[to];
+            wakeup.ready[self.node / 64].0.fetch_or(1 << (self.node % 64), Ordering::SeqCst);
+            if wakeup.sleeping.swap(false, Ordering::SeqCst) {
+                wakeup.notify.notify_one();
+            }
+        }
+    }
+
+    /// Wakes this node: another task of its thread has work for it.
+    pub fn notify_self(&self) {
+        self.wakeups[self.node].notify.notify_one();
+    }
+
+    /// Receives a bounded number of messages; returns how many.
+    pub fn receive(&mut self, mut take: impl FnMut(usize, Message)) -> usize {
+        let Self { wakeups, receivers, node, next, .. } = self;
+        let mut left = MESSAGES_PER_TURN;
+        for (word, ready) in wakeups[*node].ready.iter().enumerate() {
+            if ready.0.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            let bits = ready.0.swap(0, Ordering::SeqCst);
+            // Each turn starts with another node, so that none is always served last.
+            let turn = *next % 64;
+            let in_turn = (turn..64).chain(0..turn).filter(|bit| bits >> bit & 1 == 1);
+            for bit in in_turn {
+                let Some(receiver) = &mut receivers[word * 64 + bit as usize] else { continue };
+                for _ in 0..left.min(receiver.slots()) {
+                    let Ok(message) = receiver.pop() else { break };
+                    left -= 1;
+                    take(word * 64 + bit as usize, message);
+                }
+                if !receiver.is_empty() {
+                    ready.0.fetch_or(1 << bit, Ordering::SeqCst);
+                }
+            }
+        }
+        *next = next.wrapping_add(1);
+        MESSAGES_PER_TURN - left
+    }
+
+    /// Returns the maximum number of messages that [`Self::receive`] returns.
+    pub const fn messages_per_turn() -> usize {
+        MESSAGES_PER_TURN
+    }
+
+    /// Announces that this node will sleep; returns false if it has messages and must not.
+    pub fn prepare_sleep(&self) -> bool {
+        let wakeup = &self.wakeups[self.node];
+        wakeup.sleeping.store(true, Ordering::SeqCst);
+        let quiet = wakeup.ready.iter().all(|ready| ready.0.load(Ordering::SeqCst) == 0);
+        if !quiet {
+            self.end_sleep();
+        }
+        quiet
+    }
+
+    /// Announces that this node is awake.
+    pub fn end_sleep(&self) {
+        self.wakeups[self.node].sleeping.store(false, Ordering::SeqCst);
+    }
+
+    /// Returns a handle to wait on until this node is woken.
+    pub fn waker(&self) -> Waker {
+        Waker { wakeups: self.wakeups.clone(), node: self.node }
+    }
+}
+
+/// Waits until a node is woken.
+#[derive(Debug)]
+pub struct Waker {
+    wakeups: Arc<[NodeWakeup]>,
+    node: usize,
+}
+
+impl Waker {
+    /// Waits until another node sends a message.
+    pub async fn notified(&self) {
+        self.wakeups[self.node].notify.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::message::ScrapeRows;
+    use tsubame_storage::InfoHash;
+
+    fn message(request_id: u32) -> Message {
+        Message::ScrapeRequest(ScrapeRows::new(request_id, InfoHash([0; 20])))
+    }
+
+    #[test]
+    fn messages_arrive_in_order_and_a_full_ring_refuses() {
+        let mut endpoints = mesh(2);
+        let sent =
+            (0..5_000).take_while(|request_id| endpoints[0].send(1, message(*request_id))).count();
+        assert_eq!(sent, MESSAGES_MAX);
+        let mut seen = Vec::new();
+        let mut take = |endpoint: &mut MeshEndpoint| {
+            endpoint.receive(|from, message| {
+                assert_eq!(from, 0);
+                if let Message::ScrapeRequest(rows) = message {
+                    seen.push(rows.request_id);
+                }
+            })
+        };
+        assert_eq!(take(&mut endpoints[1]), 0, "no notification yet");
+        endpoints[0].notify();
+        while take(&mut endpoints[1]) > 0 {}
+        assert_eq!(seen, (0..sent as u32).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn memory_is_bounded_and_known() {
+        for shards in [1, 2, 16, 128] {
+            assert!(memory_bytes(shards) <= MEMORY_BYTES + (2 << 20), "{shards}");
+        }
+        let mut endpoints = mesh(3);
+        let fill = |endpoint: &mut MeshEndpoint, to| {
+            (0..5_000).take_while(|it| endpoint.send(to, message(*it))).count()
+        };
+        let all: usize = (0..4)
+            .flat_map(|from| (0..3).map(move |to| (from, to)))
+            .map(|(from, to)| fill(&mut endpoints[from], to))
+            .sum();
+        assert_eq!(all * size_of::<Message>(), memory_bytes(3));
+    }
+
+    #[test]
+    fn a_node_with_messages_does_not_sleep() {
+        let mut endpoints = mesh(1);
+        assert!(endpoints[0].prepare_sleep());
+        endpoints[0].end_sleep();
+        endpoints[1].send(0, Message::Stop);
+        endpoints[1].notify();
+        assert!(!endpoints[0].prepare_sleep());
+        assert_eq!(endpoints[0].receive(|from, _| assert_eq!(from, 1)), 1);
+        assert!(endpoints[0].prepare_sleep());
+    }
+
+    #[test]
+    fn a_sleeping_node_misses_no_message() {
+        const MESSAGES: u32 = if cfg!(miri) { 20 } else { 20_000 };
+        let mut endpoints = mesh(2);
+        endpoints.pop();
+        let (mut receiver, mut sender) = (endpoints.pop().unwrap(), endpoints.pop().unwrap());
+        let waker = receiver.waker();
+        let thread = std::thread::spawn(move || {
+            for request_id in 0..MESSAGES {
+                while !sender.send(1, message(request_id)) {
+                    sender.notify();
+                    std::thread::yield_now();
+                }
+                if request_id % 7 == 0 {
+                    sender.notify();
+                }
+            }
+            sender.notify();
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut seen = 0;
+            while seen < MESSAGES {
+                let taken = receiver.receive(|_, _| seen += 1);
+                if taken == 0 && receiver.prepare_sleep() {
+                    let timeout = std::time::Duration::from_secs(10);
+                    tokio::time::timeout(timeout, waker.notified()).await.expect("missed");
+                    receiver.end_sleep();
+                }
+            }
+        });
+        thread.join().unwrap();
+    }
+}

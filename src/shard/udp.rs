@@ -1,0 +1,307 @@
+//! UDP requests of a shard: received, admitted and answered in batches.
+
+use super::datapath::Datapath;
+use super::message::{Message, ScrapeRows};
+use super::node::Node;
+use super::pending_scrapes::{PendingScrape, PendingScrapes, SCRAPE_REPLY_LEN_MAX};
+use crate::clock::Now;
+use crate::stats::outcome::Outcome;
+use crate::stats::shard_stats::Protocol;
+use crate::tracker::{AdmittedAnnounce, AdmittedRequest, AdmittedScrape, UdpReply};
+use std::io;
+use std::time::Duration;
+use tsubame_storage::{Family, Prefetch, Seconds, SwarmStats};
+use tsubame_udp::ring::ReturnPath;
+use tsubame_udp::wire::{SCRAPE_ROW_LEN, TransactionId};
+
+/// Maximum number of datagrams that are answered together. Larger batches would delay replies: with clients that wait
+/// for a reply before their next request, tracker and clients would take turns working.
+const BATCH_MAX: usize = 64;
+
+/// The datapath of a shard, and the UDP requests in progress.
+#[derive(Debug)]
+pub(super) struct UdpRequests<D: Datapath> {
+    pub(super) datapath: D,
+    batch: Vec<BatchItem<D::Received>>,
+    /// Spare vector for the requests of a batch that policy permits
+    permitted: Vec<BatchItem<D::Received>>,
+    pending_scrapes: PendingScrapes,
+}
+
+/// A request in a batch.
+#[derive(Debug)]
+struct BatchItem<R> {
+    received: R,
+    family: Family,
+    request: AdmittedRequest,
+    prefetch: Prefetch,
+}
+
+impl<D: Datapath> UdpRequests<D> {
+    pub(super) fn new(datapath: D) -> Self {
+        let batch = Vec::with_capacity(BATCH_MAX);
+        let permitted = Vec::with_capacity(BATCH_MAX);
+        Self { datapath, batch, permitted, pending_scrapes: PendingScrapes::new() }
+    }
+
+    /// Returns the memory that a shard allocates for pending requests at start.
+    pub(super) const fn bytes() -> usize {
+        PendingScrapes::bytes()
+    }
+
+    /// Sends replies, receives datagrams and answers a batch of them; returns its size. With `timeout` it waits at most
+    /// that long for datagrams.
+    pub(super) fn turn(
+        &mut self,
+        node: &mut Node,
+        timeout: Option<Duration>,
+    ) -> io::Result<(Now, usize)> {
+        let available = self.datapath.turn(timeout)?.min(BATCH_MAX);
+        node.begin_turn();
+        let now = node.clock.now();
+        if available > 0 {
+            node.stats.count_batch(available);
+            let mut batch = std::mem::take(&mut self.batch);
+            self.admit(node, now, available, &mut batch)?;
+            for item in batch.drain(..) {
+                self.answer(node, now, item)?;
+            }
+            self.batch = batch;
+        }
+        Ok((now, available))
+    }
+
+    /// Receives and admits a number of datagrams; refused ones are answered here.
+    fn admit(
+        &mut self,
+        node: &mut Node,
+        now: Now,
+        count: usize,
+        batch: &mut Vec<BatchItem<D::Received>>,
+    ) -> io::Result<()> {
+        for _ in 0..count {
+            let Some(received) = self.datapath.take() else { break };
+            let Some((datagram, reply)) = self.datapath.open(&received) else {
+                count_outcome(node, Family::V4, Outcome::Unreadable);
+                self.datapath.release(received);
+                continue;
+            };
+            let family = Family::of(datagram.source.ip());
+            match node.tracker.prove(now, datagram.source, datagram.payload, reply) {
+                Ok(request) => {
+                    let prefetch = node.tracker.prefetch_index(&request.info_hash());
+                    batch.push(BatchItem { received, family, request, prefetch });
+                }
+                Err(refused) => self.finish(node, received, family, refused)?,
+            }
+        }
+        // The entries of the whole batch are read before the first is needed, so that cache misses overlap.
+        let entries = batch.iter().map(|item| node.tracker.prefetch_entry(&item.prefetch));
+        std::hint::black_box(entries.fold(0, u8::wrapping_add));
+        if node.tracker.policy().has_hooks() {
+            self.check_policy(node, now, batch)?;
+        }
+        Ok(())
+    }
+
+    /// Has the hooks check the requests of the batch, and answers those that they refuse.
+    fn check_policy(
+        &mut self,
+        node: &mut Node,
+        now: Now,
+        batch: &mut Vec<BatchItem<D::Received>>,
+    ) -> io::Result<()> {
+        let mut proven = std::mem::replace(batch, std::mem::take(&mut self.permitted));
+        for mut item in proven.drain(..) {
+            let BatchItem { received, request, prefetch, .. } = &mut item;
+            let checked = match self.datapath.open(received) {
+                Some((datagram, reply)) => {
+                    let (source, payload) = (datagram.source.ip(), datagram.payload);
+                    node.tracker.check_policy(now, source, request, prefetch, payload, reply)
+                }
+                None => Err(UdpReply::none(Outcome::Unreadable)),
+            };
+            match checked {
+                Ok(()) => batch.push(item),
+                Err(refused) => self.finish(node, item.received, item.family, refused)?,
+            }
+        }
+        self.permitted = proven;
+        Ok(())
+    }
+
+    /// Answers an admitted request, or forwards it to the shard that owns the torrent.
+    fn answer(
+        &mut self,
+        node: &mut Node,
+        now: Now,
+        item: BatchItem<D::Received>,
+    ) -> io::Result<()> {
+        let BatchItem { received, family, request, prefetch } = item;
+        let is_owner = node.owns(&request.info_hash());
+        match &request {
+            AdmittedRequest::Announce(announce, transaction_id) if !is_owner => {
+                self.forward(node, received, family, announce, *transaction_id);
+                return Ok(());
+            }
+            AdmittedRequest::Scrape(scrape) if !is_owner || scrape.rows > 1 && node.shards > 1 => {
+                return self.scrape_shards(node, now, received, family, scrape);
+            }
+            AdmittedRequest::Announce(..) | AdmittedRequest::Scrape(_) => {}
+        }
+        let reply = match self.datapath.open(&received) {
+            Some((datagram, reply)) => {
+                node.tracker.answer(now, prefetch, &request, datagram.payload, reply)
+            }
+            None => UdpReply::none(Outcome::Unreadable),
+        };
+        self.finish(node, received, family, reply)
+    }
+
+    /// Counts a request and sends its reply, if there is one.
+    fn finish(
+        &mut self,
+        node: &mut Node,
+        received: D::Received,
+        family: Family,
+        reply: UdpReply,
+    ) -> io::Result<()> {
+        count_outcome(node, family, reply.outcome);
+        match reply.len {
+            0 => self.datapath.release(received),
+            len => self.datapath.send(received, len)?,
+        }
+        Ok(())
+    }
+
+    /// Sends an announce to the shard that owns the torrent, which replies from its own socket.
+    fn forward(
+        &mut self,
+        node: &mut Node,
+        received: D::Received,
+        family: Family,
+        announce: &AdmittedAnnounce,
+        transaction_id: TransactionId,
+    ) {
+        let owner = usize::from(node.owner(&announce.info_hash));
+        let is_sent = self.datapath.return_path(&received).is_some_and(|path| {
+            node.endpoint.send(owner, Message::Announce(*announce, transaction_id, path))
+        });
+        let outcome = if is_sent { Outcome::Forwarded } else { Outcome::ShedMesh };
+        count_outcome(node, family, outcome);
+        self.datapath.release(received);
+    }
+
+    /// Answers an announce that another shard forwarded.
+    pub(super) fn answer_forwarded(
+        &mut self,
+        node: &mut Node,
+        now: Now,
+        (announce, transaction_id): (&AdmittedAnnounce, TransactionId),
+        path: &ReturnPath,
+        prefetch: Prefetch,
+    ) -> io::Result<()> {
+        let Some(slot) = self.forward_slot()? else {
+            count_outcome(node, announce.family, Outcome::ShedSlots);
+            return Ok(());
+        };
+        let out = self.datapath.forward_reply(&slot);
+        let reply = node.tracker.answer_announce(now, prefetch, announce, transaction_id, out);
+        count_outcome(node, announce.family, reply.outcome);
+        match reply.len {
+            0 => self.datapath.release_forward(slot),
+            len => self.datapath.send_forward(slot, path, len)?,
+        }
+        Ok(())
+    }
+
+    /// Returns a slot for the reply to a datagram that another shard received, or `None` if all are in use.
+    fn forward_slot(&mut self) -> io::Result<Option<D::Slot>> {
+        if let Some(slot) = self.datapath.forward_slot() {
+            return Ok(Some(slot));
+        }
+        // Slots of replies that the kernel has taken become free.
+        self.datapath.turn(None)?;
+        Ok(self.datapath.forward_slot())
+    }
+
+    /// Answers a scrape of torrents that several shards own: requests the rows of other shards, and keeps the reply
+    /// until they arrive.
+    fn scrape_shards(
+        &mut self,
+        node: &mut Node,
+        now: Now,
+        received: D::Received,
+        family: Family,
+        scrape: &AdmittedScrape,
+    ) -> io::Result<()> {
+        let (id, path) = (self.pending_scrapes.next_id(), self.datapath.return_path(&received));
+        let (Some(id), Some(path)) = (id, path) else {
+            return self.finish(node, received, family, UdpReply::none(Outcome::ShedScrape));
+        };
+        let (mut missing, mut reply_len, mut all_sent) = (0, 0, true);
+        let mut reply = [0; SCRAPE_REPLY_LEN_MAX];
+        node.scrape_requests.begin(id);
+        if let Some((datagram, _)) = self.datapath.open(&received) {
+            reply_len = scrape.begin_reply(&mut reply);
+            for (number, info_hash) in scrape.info_hashes(datagram.payload).enumerate() {
+                reply_len += SCRAPE_ROW_LEN;
+                let owner = node.owner(&info_hash);
+                if owner == node.number {
+                    scrape.write_row(&mut reply, number, node.tracker.scrape(&info_hash));
+                    continue;
+                }
+                missing += 1;
+                let Node { scrape_requests, endpoint, .. } = &mut *node;
+                all_sent &=
+                    scrape_requests.add(endpoint, usize::from(owner), number as u8, info_hash);
+            }
+        }
+        let Node { scrape_requests, endpoint, .. } = &mut *node;
+        all_sent &= scrape_requests.flush(endpoint);
+        if !all_sent {
+            // A reply with false zeros would be worse than none.
+            return self.finish(node, received, family, UdpReply::none(Outcome::ShedMesh));
+        }
+        if missing == 0 {
+            if let Some((_, out)) = self.datapath.open(&received) {
+                out[..reply_len].copy_from_slice(&reply[..reply_len]);
+            }
+            let reply = UdpReply { outcome: Outcome::Scraped, len: reply_len };
+            return self.finish(node, received, family, reply);
+        }
+        let scrape = *scrape;
+        let pending = PendingScrape { path, family, scrape, missing, reply_len, reply };
+        self.pending_scrapes.add(id, now.monotonic, pending);
+        self.datapath.release(received);
+        Ok(())
+    }
+
+    /// Adds rows of another shard to a scrape, and sends the reply if it is complete.
+    pub(super) fn add_rows(
+        &mut self,
+        node: &mut Node,
+        rows: &ScrapeRows<SwarmStats>,
+    ) -> io::Result<()> {
+        let Some(complete) = self.pending_scrapes.add_rows(rows) else { return Ok(()) };
+        let Some(slot) = self.forward_slot()? else {
+            count_outcome(node, complete.family, Outcome::ShedSlots);
+            return Ok(());
+        };
+        count_outcome(node, complete.family, Outcome::Scraped);
+        let reply = &complete.reply[..complete.reply_len];
+        self.datapath.forward_reply(&slot)[..reply.len()].copy_from_slice(reply);
+        self.datapath.send_forward(slot, &complete.path, reply.len())
+    }
+
+    /// Drops scrapes whose rows did not arrive in time.
+    pub(super) fn drop_late_scrapes(&mut self, node: &mut Node, now: Seconds) {
+        while let Some(late) = self.pending_scrapes.remove_late(now) {
+            count_outcome(node, late.family, Outcome::ShedScrape);
+        }
+    }
+}
+
+fn count_outcome(node: &mut Node, family: Family, outcome: Outcome) {
+    node.stats.count(Protocol::Udp, family, outcome);
+}
