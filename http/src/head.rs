@@ -31,7 +31,7 @@ pub struct RequestHead<'a> {
     pub accepts: AcceptedEncodings,
     /// Name or address of the tracker in the Host header, without the port; `None` if it is missing or invalid.
     pub host: Option<&'a str>,
-    /// Whether the client asks for the connection to be closed.
+    /// Whether the client requests that the connection is closed.
     closes: bool,
     forwarded: ForwardedHeaders<'a>,
 }

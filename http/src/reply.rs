@@ -278,8 +278,8 @@ mod tests {
         assert!(body.ends_with("5:peers6:abcdef6:peers618:abcdefghijklmnopqre"), "{body}");
         let warned = AnnounceResponse { v4: b"", warning: Some("later"), ..ANNOUNCE };
         assert!(text(|out| warned.write(out)).ends_with("5:peers0:15:warning message5:latere"));
-        let nobody = AnnounceResponse { v4: b"", ..ANNOUNCE };
-        assert!(text(|out| nobody.write(out)).ends_with("5:peers0:e"));
+        let without_peers = AnnounceResponse { v4: b"", ..ANNOUNCE };
+        assert!(text(|out| without_peers.write(out)).ends_with("5:peers0:e"));
     }
 
     #[test]

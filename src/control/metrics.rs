@@ -1,7 +1,4 @@
-//! `/metrics`: what the shards count, in the text format of Prometheus or as OpenMetrics.
-//!
-//! Each figure is a shard's own, so that one shard in trouble does not hide behind the others. Values are
-//! read from the boards when somebody asks; nothing is kept here.
+//! `/metrics`: the statistics of all shards, in the text format of Prometheus or as OpenMetrics.
 
 use crate::control::monitored::Monitored;
 use crate::process::memory;
@@ -73,7 +70,7 @@ const PROTOCOLS: [(Protocol, &str); 2] = [(Protocol::Udp, "udp"), (Protocol::Htt
 
 const FAMILIES: [(Family, &str); 2] = [(Family::V4, "ipv4"), (Family::V6, "ipv6")];
 
-/// All metrics as of now
+/// Returns all metrics.
 pub fn text(monitored: &Monitored, format: Format) -> String {
     let now = monitored.clock.now().monotonic;
     let shards =
@@ -93,7 +90,7 @@ pub fn text(monitored: &Monitored, format: Format) -> String {
     if format == Format::Text { to_text_format(&text) } else { text }
 }
 
-/// A shard's figures at one moment
+/// Statistics of a shard at one moment.
 #[derive(Debug)]
 struct ShardSnapshot {
     label: String,
@@ -101,7 +98,7 @@ struct ShardSnapshot {
     silent_secs: u64,
 }
 
-/// All that is exported
+/// Everything that is exported.
 #[derive(Debug)]
 struct MetricsSnapshot {
     shards: Vec<ShardSnapshot>,
@@ -137,40 +134,42 @@ impl Collector for MetricsSnapshot {
 type CounterMetric = (&'static str, &'static str, fn(&ShardStats) -> u64);
 
 const COUNTERS: [CounterMetric; 12] = [
-    ("replies_sent", "Replies the kernel took", |stats| stats.ring.sent),
+    ("replies_sent", "Replies that the kernel accepted", |stats| stats.ring.sent),
     (
         "replies_failed",
-        "Replies the kernel refused: a full send buffer, or no way to the destination",
+        "Replies that the kernel refused: the send buffer was full, or there is no route",
         |stats| stats.ring.send_failed,
     ),
     (
         "kernel_dropped",
-        "Datagrams the kernel dropped, mostly for a full receive buffer; the tracker never saw them",
+        "Datagrams that the kernel dropped, mostly because a receive buffer was full",
         |stats| stats.ring.dropped_by_kernel,
     ),
-    ("io_uring_enters", "Calls into the kernel to send and receive", |stats| stats.ring.turns),
+    ("io_uring_enters", "System calls to send and receive", |stats| stats.ring.turns),
     (
         "out_of_buffers",
-        "Times datagrams had to wait in the kernel as all of a shard's buffers were in use",
+        "Times that datagrams waited in the kernel because all receive buffers were in use",
         |stats| stats.ring.out_of_buffers,
     ),
-    ("receives_failed", "Receives that failed and were begun anew", |stats| {
+    ("receives_failed", "Receives that failed and were started again", |stats| {
         stats.ring.receive_failed
     }),
     ("memory_pressure_episodes", "Times that memory has become short", |stats| {
         stats.table.evicted.episodes
     }),
     ("http_accepted", "Connections that were accepted", |stats| stats.http.accepted),
-    ("http_timed_out", "Connections ended as they were idle or too slow", |stats| {
+    ("http_timed_out", "Connections that were ended because they were idle or too slow", |stats| {
         stats.http.timed_out
     }),
-    ("http_evicted", "Connections ended to make room for others", |stats| stats.http.evicted),
-    ("http_tls_failed", "Connections that broke TLS, most in their handshake", |stats| {
+    ("http_evicted", "Connections that were ended or refused to limit their number", |stats| {
+        stats.http.evicted
+    }),
+    ("http_tls_failed", "Connections with TLS errors, mostly in the handshake", |stats| {
         stats.http.tls_failed
     }),
     (
         "http_accept_failed",
-        "Accepts that failed: as many files are open as may be (ulimit -n)",
+        "Accepts that failed because too many files were open (ulimit -n)",
         |stats| stats.http.accept_failed,
     ),
 ];
@@ -178,19 +177,21 @@ const COUNTERS: [CounterMetric; 12] = [
 type GaugeMetric = (&'static str, &'static str, fn(&ShardSnapshot) -> u64);
 
 const GAUGES: [GaugeMetric; 5] = [
-    ("torrents", "Torrents in the table, those included that only keep their downloads", |shard| {
+    ("torrents", "Torrents in the table, including those without peers", |shard| {
         shard.stats.table.torrents as u64
     }),
-    ("empty_torrents", "Torrents without peers, which keep their downloads for a while", |shard| {
-        shard.stats.table.empty_torrents as u64
-    }),
+    (
+        "empty_torrents",
+        "Torrents without peers, which keep their count of downloads for a while",
+        |shard| shard.stats.table.empty_torrents as u64,
+    ),
     ("http_connections", "Connections that are open", |shard| shard.stats.http.open),
     ("table_bytes", "Memory of the swarm table, by its own accounting", |shard| {
         shard.stats.table.bytes as u64
     }),
     (
         "shard_last_update_age_seconds",
-        "Time since the shard last published; above 5 it is stuck",
+        "Time since the shard last published its statistics; above 5 it is stuck",
         |shard| shard.silent_secs,
     ),
 ];
@@ -199,7 +200,7 @@ impl MetricsSnapshot {
     fn process(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         encoder
-            .encode_descriptor("build", "Which version runs", None, MetricType::Info)?
+            .encode_descriptor("build", "Version of the program", None, MetricType::Info)?
             .encode_info(&version)?;
         let resident = memory::resident_bytes().map(|bytes| bytes as f64);
         let process = &self.monitored.process;
@@ -209,17 +210,21 @@ impl MetricsSnapshot {
         let gauges = [
             (
                 "steering_attached",
-                "Whether the kernel steers announces to their shard: 1 or 0",
+                "Whether the kernel steers announces to the shard that owns the torrent: 1 or 0",
                 Some(attached),
             ),
-            ("mesh_bytes", "Memory of the rings between shards", Some(process.mesh_bytes as f64)),
-            ("memory_ceiling_bytes", "Memory that swarms and rings may hold", Some(ceiling)),
+            ("mesh_bytes", "Memory of the queues between shards", Some(process.mesh_bytes as f64)),
+            (
+                "memory_ceiling_bytes",
+                "Memory limit of swarms and queues between shards",
+                Some(ceiling),
+            ),
             ("stuck_reads", "Reads of files that take too long", Some(stuck)),
             ("uptime_seconds", "Time since the start", Some(self.uptime_secs)),
             ("resident_bytes", "Resident memory of the process", resident),
             (
                 "fixed_bytes_per_shard",
-                "Buffers and queues that a shard has from the start",
+                "Memory of buffers and queues that a shard allocates at start",
                 Some(FIXED_BYTES as f64),
             ),
         ];
@@ -230,7 +235,7 @@ impl MetricsSnapshot {
                     .encode_gauge(&value)?;
             }
         }
-        let help = "Times that steering was switched off for the overload of one shard";
+        let help = "Times that steering was switched off because one shard was overloaded";
         let detached = process.steering_detached.load(Ordering::Relaxed);
         let counter =
             encoder.encode_descriptor("steering_detached", help, None, MetricType::Counter)?;
@@ -252,7 +257,7 @@ impl MetricsSnapshot {
     }
 
     fn evicted(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Torrents without peers, and peers of networks that held most, removed as memory was short";
+        let help = "Torrents without peers, and peers of the largest networks, that were removed because memory was short";
         let mut metric = encoder.encode_descriptor("evicted", help, None, MetricType::Counter)?;
         for ShardSnapshot { label, stats, .. } in &self.shards {
             let evicted = &stats.table.evicted;
@@ -263,7 +268,8 @@ impl MetricsSnapshot {
                 count(metric.encode_family(&labels)?, value)?;
             }
         }
-        let help = "How short memory is: 0 while there is enough, 1 where new torrents are refused";
+        let help =
+            "Memory pressure: 0 while enough memory is free, 1 when new torrents are refused";
         let mut metric =
             encoder.encode_descriptor("memory_pressure", help, None, MetricType::Gauge)?;
         for ShardSnapshot { label, stats, .. } in &self.shards {
@@ -274,7 +280,8 @@ impl MetricsSnapshot {
     }
 
     fn requests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Requests by what became of them; forwarded ones are counted again by the shard that answers";
+        let help =
+            "Requests by outcome; forwarded ones are counted again by the shard that answers";
         let mut metric = encoder.encode_descriptor("requests", help, None, MetricType::Counter)?;
         for ShardSnapshot { label, stats, .. } in &self.shards {
             let origins = PROTOCOLS
@@ -298,7 +305,7 @@ impl MetricsSnapshot {
     }
 
     fn batches(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Datagrams answered together; more wait where batches are of 64";
+        let help = "Datagrams that were answered together; more are waiting if batches have 64";
         let mut metric =
             encoder.encode_descriptor("batch_datagrams", help, None, MetricType::Histogram)?;
         for ShardSnapshot { label, stats, .. } in &self.shards {

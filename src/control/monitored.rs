@@ -6,36 +6,37 @@ use crate::stats::shared_stats::SharedStats;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-/// A shard publishes each second; one that has not for so long is stuck
+/// Seconds after which a shard that has not published its statistics is reported as stuck. Shards publish each second.
 const STUCK_SECS: u64 = 5;
 
-/// What the control plane watches
+/// What the control plane reports about.
 #[derive(Clone, Debug)]
 pub struct Monitored {
-    /// A board for each shard
+    /// Statistics of each shard.
     pub shared_stats: Arc<[Arc<SharedStats>]>,
-    /// Tells how old they are
+    /// The clock by which statistics age.
     pub clock: Clock,
-    /// Reads of files that take too long
+    /// Reads of files that take too long.
     pub slow_reads: SlowReads,
-    /// State of the process beside that of the shards
+    /// State of the process as a whole.
     pub process: Arc<ProcessStats>,
 }
 
-/// What is known of the process as a whole.
+/// State of the process as a whole.
 #[derive(Debug, Default)]
 pub struct ProcessStats {
-    /// Whether the kernel steers announces to their owners at the moment
+    /// Whether the kernel steers announces at the moment.
     pub steering_attached: AtomicBool,
-    /// Times that steering was switched off for overload
+    /// Number of times that steering was switched off for overload.
     pub steering_detached: AtomicU64,
-    /// Memory of the rings between shards
+    /// Memory of the queues between shards.
     pub mesh_bytes: u64,
-    /// Memory that all swarm tables may hold
+    /// Memory limit of all swarm tables and the queues between shards.
     pub memory_ceiling_bytes: AtomicU64,
 }
 
 impl Monitored {
+    /// Returns the numbers of the shards that are stuck.
     pub(super) fn stuck_shards(&self) -> Vec<usize> {
         let now = self.clock.now().monotonic.0;
         let is_stuck = |shared_stats: &SharedStats| {

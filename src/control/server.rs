@@ -1,7 +1,7 @@
-//! The control plane's HTTP server: health, metrics, and changes by the operator.
+//! The HTTP server of the control plane: health, metrics, and changes by the operator.
 //!
-//! It is served by one ordinary thread, over TCP and a unix socket. What a client can make it hold is bounded:
-//! connections, the size of a head, the time for a head and for a whole exchange; each connection is for one request.
+//! One thread serves it over TCP and a unix socket. What a client can make it hold is bounded: connections, the size of
+//! a request head, the time of the head and of the whole exchange. Each connection is for one request.
 
 use super::metrics;
 use super::monitored::Monitored;
@@ -30,47 +30,49 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Semaphore, oneshot};
 
-/// Connections that are served at once, over TCP and over the unix socket; others wait in the kernel
+/// Maximum number of connections over TCP; others wait in the kernel.
 const CONNECTIONS_MAX: usize = 64;
+/// Maximum number of connections over the unix socket.
 const LOCAL_CONNECTIONS_MAX: usize = 16;
 
-/// How long a client may take to send its request, and for all of an exchange: a reload may read large lists
+/// How long a client may take to send its request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a whole exchange may take: a reload may read large lists.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Bytes of a request's head
+/// Maximum bytes of a request head.
 const HEAD_LEN_MAX: usize = 16 << 10;
 
-/// Why the control plane could not be opened
+/// Why the control plane cannot be opened.
 #[derive(Debug, Error)]
 pub enum ControlError {
-    /// Another process has the address
+    /// Another process uses the address.
     #[error(
         "control.listen: {0} is taken by another process; choose another, or \"\" to switch it off"
     )]
     Taken(SocketAddr),
-    /// Anything else about the address
+    /// The address cannot be bound for another reason.
     #[error("control.listen: cannot bind {0}: {1}; choose another, or \"\" to switch it off")]
     Failed(SocketAddr, #[source] io::Error),
-    /// Another process listens on the socket
+    /// Another process listens on the socket.
     #[error("control.socket: another process listens on {0}; stop that, or choose another path")]
     SocketTaken(PathBuf),
-    /// Anything else about the socket
+    /// The socket cannot be opened for another reason.
     #[error("control.socket: cannot listen on {0}: {1}; choose a path that this user may write")]
     SocketFailed(PathBuf, #[source] io::Error),
 }
 
-/// The control plane's listening sockets
+/// The listening sockets of the control plane.
 #[derive(Debug, Default)]
 pub struct ControlListeners {
-    /// Over TCP
+    /// The TCP socket.
     pub tcp: Option<TcpListener>,
-    /// Over a unix socket, with its path
+    /// The unix socket and its path.
     pub unix: Option<(UnixListener, PathBuf)>,
 }
 
 impl ControlListeners {
-    /// Binds what is configured.
+    /// Binds the configured sockets.
     pub fn bind(control: &ControlConfig) -> Result<Self, ControlError> {
         let tcp = control.listen.map(bind_tcp).transpose()?;
         let unix = control.socket.as_deref().map(bind_unix).transpose()?;
@@ -89,7 +91,7 @@ fn bind_tcp(address: SocketAddr) -> Result<TcpListener, ControlError> {
 
 fn bind_unix(path: &Path) -> Result<UnixListener, ControlError> {
     let failed = |error| ControlError::SocketFailed(path.to_owned(), error);
-    // One that a process left behind when it was killed is in the way.
+    // A process that was killed leaves its socket behind.
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|it| it.file_type().is_socket());
     if is_socket {
         if UnixStream::connect(path).is_ok() {
@@ -98,13 +100,13 @@ fn bind_unix(path: &Path) -> Result<UnixListener, ControlError> {
         std::fs::remove_file(path).map_err(failed)?;
     }
     let listener = UnixListener::bind(path).map_err(failed)?;
-    // The user and its group: whoever can connect can change what is served.
+    // For the user and the group only: a client that connects can change what is served.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     Ok(listener)
 }
 
-/// Where a request came from
+/// Where a request came from.
 #[derive(Clone, Copy, Debug)]
 enum RequestOrigin {
     Address(IpAddr),
@@ -115,11 +117,11 @@ enum RequestOrigin {
 struct ControlState {
     monitored: Monitored,
     commands: UnboundedSender<ReloadCommand>,
-    /// Names of this host
+    /// Names of this host.
     hosts: Arc<[String]>,
 }
 
-/// Serves until it is dropped; changes are asked of whoever receives `commands`.
+/// Serves requests until it is dropped; changes are sent to `commands`.
 pub async fn serve(
     listeners: ControlListeners,
     hosts: Vec<String>,
@@ -159,7 +161,7 @@ pub async fn serve(
     Ok(())
 }
 
-/// Serves connections as they are accepted, at most so many at a time
+/// Serves connections as they are accepted, a limited number at a time.
 async fn serve_each<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     connections_max: usize,
     mut accept: impl FnMut(&mut Context<'_>) -> Poll<io::Result<(S, RequestOrigin)>>,
@@ -185,7 +187,7 @@ async fn pause_after_failed_accept() {
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 
-/// Serves one request
+/// Serves one request.
 async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: RequestOrigin,
@@ -198,12 +200,12 @@ async fn exchange(
         .max_buf_size(HEAD_LEN_MAX)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    // However it ends, there is nobody to tell.
+    // However it ends, there is nothing to do.
     let _ = tokio::time::timeout(EXCHANGE_TIMEOUT, connection).await;
 }
 
-/// Refuses web pages that are open in a browser here: they name themselves as origin, or reach this by a name of
-/// their own (DNS rebinding)
+/// Refuses requests of web pages in a browser on this machine: they have an Origin header, or use a host name of their
+/// own (DNS rebinding).
 async fn check_origin(State(state): State<ControlState>, request: Request, next: Next) -> Response {
     if request.headers().contains_key(header::ORIGIN) {
         return (StatusCode::FORBIDDEN, "not for web pages\n").into_response();
@@ -220,7 +222,7 @@ async fn check_origin(State(state): State<ControlState>, request: Request, next:
     }
 }
 
-/// Whether a host header names this host: by any address, as `localhost`, or by a configured name
+/// Returns whether a Host header names this host: by an address, as `localhost`, or by a configured name.
 fn is_own_host(host: &str, names: &[String]) -> bool {
     if host.parse::<IpAddr>().is_ok() {
         return true;
@@ -234,7 +236,7 @@ fn is_own_host(host: &str, names: &[String]) -> bool {
     bare.parse::<IpAddr>().is_ok() || is_name("localhost") || names.iter().any(|it| is_name(it))
 }
 
-/// Permits changes from this machine alone
+/// Permits changes from this machine only.
 async fn permit_changes(
     Extension(peer): Extension<RequestOrigin>,
     request: Request,
@@ -248,20 +250,20 @@ async fn permit_changes(
     }
 }
 
-/// `POST /v1/reload`: 200 and what was read, or 422 and why nothing has changed
+/// `POST /v1/reload`: 200 and what was read, or 422 and why nothing has changed.
 async fn reload(State(state): State<ControlState>) -> (StatusCode, String) {
-    have_done(&state.commands, ReloadJob::Config).await
+    run_job(&state.commands, ReloadJob::Config).await
 }
 
-/// `POST /v1/evict`: removes all torrents without peers
+/// `POST /v1/evict`: removes all torrents without peers.
 async fn evict(State(state): State<ControlState>) -> (StatusCode, String) {
     let shared_stats = state.monitored.shared_stats.iter();
     let count: usize =
         shared_stats.map(|shared_stats| shared_stats.read().table.empty_torrents).sum();
-    have_done(&state.commands, ReloadJob::Evict(count)).await
+    run_job(&state.commands, ReloadJob::Evict(count)).await
 }
 
-/// `PUT /v1/access_list/HASH`: puts a torrent on the access list, over a restart
+/// `PUT /v1/access_list/HASH`: adds a torrent to the access list, persistently.
 async fn list(
     State(state): State<ControlState>,
     UrlPath(info_hash): UrlPath<String>,
@@ -269,7 +271,7 @@ async fn list(
     change(&state.commands, &info_hash, true).await
 }
 
-/// `DELETE /v1/access_list/HASH`: takes a torrent off the access list, over a restart
+/// `DELETE /v1/access_list/HASH`: removes a torrent from the access list, persistently.
 async fn unlist(
     State(state): State<ControlState>,
     UrlPath(info_hash): UrlPath<String>,
@@ -283,7 +285,7 @@ async fn change(
     on: bool,
 ) -> (StatusCode, String) {
     match parse_info_hash(info_hash) {
-        Some(info_hash) => have_done(commands, ReloadJob::Change(info_hash, on)).await,
+        Some(info_hash) => run_job(commands, ReloadJob::Change(info_hash, on)).await,
         None => {
             let text =
                 format!("{info_hash:?} is not an info hash; give 40 or 64 hexadecimal digits\n");
@@ -292,7 +294,7 @@ async fn change(
     }
 }
 
-async fn have_done(
+async fn run_job(
     commands: &UnboundedSender<ReloadCommand>,
     job: ReloadJob,
 ) -> (StatusCode, String) {
@@ -300,13 +302,13 @@ async fn have_done(
     // Fails only when the tracker stops.
     let _ = commands.send((job, Some(reply)));
     match done.await {
-        Ok(Ok(said)) => (StatusCode::OK, format!("{said}\n")),
+        Ok(Ok(message)) => (StatusCode::OK, format!("{message}\n")),
         Ok(Err(error)) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{error}\n")),
         Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the tracker stops\n".to_owned()),
     }
 }
 
-/// `GET /healthz`: 200 `ok`, or 503 and the shards that are stuck; reads of files that are stuck are named with either
+/// `GET /healthz`: 200 `ok`, or 503 and the shards that are stuck; both name reads of files that take too long.
 async fn health(State(state): State<ControlState>) -> (StatusCode, String) {
     let stuck = state.monitored.stuck_shards();
     let reads = state.monitored.slow_reads.stuck();
@@ -322,7 +324,7 @@ async fn health(State(state): State<ControlState>) -> (StatusCode, String) {
     (StatusCode::SERVICE_UNAVAILABLE, text)
 }
 
-/// `GET /metrics`: all metrics of all shards, in the text format of Prometheus or, where it is accepted, OpenMetrics
+/// `GET /metrics`: all metrics, in the text format of Prometheus or, if it is accepted, as OpenMetrics.
 async fn metrics(State(state): State<ControlState>, headers: HeaderMap) -> impl IntoResponse {
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|it| it.to_str().ok());
     let format = metrics::Format::accepted(accepted);

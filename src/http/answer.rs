@@ -1,4 +1,5 @@
-//! Answers HTTP requests: has policy check them, asks the owner of the torrent, and writes the response.
+//! Answers HTTP requests: has policy check them, forwards them to the shard that owns the torrent, and writes the
+//! response.
 
 use super::full_scrape::ContentCoding;
 use super::full_scrape_limit::FullScrapePermit;

@@ -1,4 +1,4 @@
-//! What is wrong with a config on this machine, beyond what its text says: files, cores, addresses, memory.
+//! Checks of a config that depend on this machine.
 
 use crate::config::{Config, CpuSelection};
 use crate::http::Certificate;

@@ -1,4 +1,4 @@
-//! Which cores shards run on.
+//! The cores that shards run on.
 
 use crate::config::CpuSelection;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -6,28 +6,28 @@ use std::collections::BTreeSet;
 use std::io;
 use thiserror::Error;
 
-/// Why no cores could be chosen
+/// Why no cores can be chosen.
 #[derive(Debug, Error)]
 pub enum CpuError {
-    /// A core was named that this process may not use
+    /// The config names a core that this process may not use.
     #[error(
         "cpus: core {wanted} is not one this process may run on ({available}); name some of those, or auto"
     )]
     NotAvailable {
-        /// The core
+        /// The core.
         wanted: usize,
-        /// Those it may run on
+        /// Cores that this process may use.
         available: String,
     },
-    /// The kernel does not say
+    /// The kernel does not tell which cores this process may use.
     #[error("cpus: cannot ask which cores this process may run on: {0}")]
     Unknown(#[source] io::Error),
 }
 
-/// One core for each shard, in order
+/// Returns a core for each shard, in order.
 ///
-/// Of cores that share a physical one, `auto` takes the first: two trackers on one core's caches are slower
-/// than one.
+/// With `auto`, one of the hardware threads of each physical core is used: two shards that share the caches of a core
+/// are slower than one.
 pub fn choose(cpus: &CpuSelection) -> Result<Vec<usize>, CpuError> {
     let affinity = sched_getaffinity(None).map_err(|error| CpuError::Unknown(error.into()))?;
     let available: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|cpu| affinity.is_set(*cpu)).collect();
@@ -49,13 +49,13 @@ fn first_of_siblings(available: &[usize], siblings: impl Fn(usize) -> String) ->
     available.iter().copied().filter(|cpu| seen.insert(siblings(*cpu))).collect()
 }
 
-/// The threads of a core, as the kernel lists them; the core itself where it does not
+/// Returns the hardware threads of the core, as the kernel lists them, or the number itself if it does not.
 fn siblings(cpu: usize) -> String {
     let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
     std::fs::read_to_string(path).unwrap_or_else(|_| cpu.to_string()).trim().to_owned()
 }
 
-/// Keeps the calling thread on one core
+/// Pins the calling thread to one core.
 pub fn pin(cpu: usize) -> io::Result<()> {
     if cpu >= CpuSet::MAX_CPU {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
@@ -65,20 +65,20 @@ pub fn pin(cpu: usize) -> io::Result<()> {
     Ok(sched_setaffinity(None, &only)?)
 }
 
-/// The cores this process may run on
+/// Returns the cores that this process may use.
 pub fn affinity() -> CpuSet {
     sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new())
 }
 
-/// Lets the calling thread run on all of these cores
+/// Lets the calling thread run on all of these cores.
 pub fn spread(cores: &CpuSet) {
-    // Where that is refused it stays where it is, and is slow.
+    // If that fails, the thread stays on its core and is slow.
     let _ = sched_setaffinity(None, cores);
 }
 
-/// Lets the calling thread step back behind the shards
+/// Lowers the priority of the calling thread below that of the shards.
 pub fn step_back() {
-    // A nicety: where it is refused, the thread is as important as the shards.
+    // If that fails, the thread competes with the shards.
     let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 10);
 }
 

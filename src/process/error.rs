@@ -9,34 +9,34 @@ use crate::process::supervisor::ShardError;
 use std::io;
 use thiserror::Error;
 
-/// Why the tracker did not start or did not go on
+/// Why the tracker did not start, or did not continue.
 #[derive(Debug, Error)]
 pub enum RunError {
-    /// No cores
+    /// No cores can be used.
     #[error(transparent)]
     Cpus(#[from] CpuError),
-    /// No sockets
+    /// A socket cannot be bound.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// No control plane
+    /// The control plane cannot be opened.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// No certificate
+    /// The certificate cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// No policy
+    /// The hooks cannot be used.
     #[error(transparent)]
     Policy(#[from] PolicyError),
-    /// No shards
+    /// A shard cannot start.
     #[error(transparent)]
     Shards(ShardError),
-    /// No keys
+    /// The kernel returns no random numbers.
     #[error("cannot draw keys from the kernel: {0}; getrandom(2) must be permitted")]
     Randomness(getrandom::Error),
-    /// No signals, or no thread for them
+    /// The runtime of the control plane cannot start.
     #[error("cannot start the control plane: {0}; raise the limit on files (ulimit -n)")]
     Runtime(#[source] io::Error),
-    /// A shard ended by itself
+    /// A shard ended without being stopped.
     #[error("shard {0} has died: {1}")]
     ShardDied(u16, String),
 }

@@ -1,11 +1,11 @@
-//! All that is drawn at start, in one value: a new version that takes over from a running one, or a node
-//! that restarts from a snapshot, must go on with the same.
+//! Everything that is drawn at random at start, in one value: a new version that takes over from a running one, or a
+//! node that restarts from a snapshot, must continue with the same.
 
 use serde::{Deserialize, Serialize};
 use tsubame_udp::connection_id::ConnectionIdKey;
 use tsubame_udp::steering::{KEY_WORDS, SteeringKeys};
 
-/// Random keys and numbers of this process
+/// Random keys and seeds of this process.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     connection_id_key: [u8; 16],
@@ -13,7 +13,7 @@ pub struct Identity {
     table_hash_key: (u64, u64),
     seed: u64,
     policy_key: (u64, u64),
-    /// How many shards own the info hashes
+    /// Number of shards that own the info hashes.
     pub shards: u16,
 }
 
@@ -25,7 +25,7 @@ impl std::fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// Draws everything from the kernel's randomness
+    /// Draws everything from the random numbers of the kernel.
     pub fn draw(shards: u16) -> Result<Self, getrandom::Error> {
         let mut connection_id_key = [0; 16];
         getrandom::fill(&mut connection_id_key)?;
@@ -39,27 +39,27 @@ impl Identity {
         Ok(Self { connection_id_key, steering_words, table_hash_key, seed, policy_key, shards })
     }
 
-    /// The key for connection ids where none is configured
+    /// Returns the key of connection ids, for configs without keys.
     pub fn connection_id_key(&self) -> ConnectionIdKey {
         ConnectionIdKey(self.connection_id_key)
     }
 
-    /// Decides which shard owns an info hash
+    /// Returns the keys of the function that decides which shard owns an info hash.
     pub fn steering_keys(&self) -> SteeringKeys {
         SteeringKeys::new(self.steering_words)
     }
 
-    /// Keys the hash tables
+    /// Returns the key of the hash tables.
     pub fn table_hash_key(&self) -> (u64, u64) {
         self.table_hash_key
     }
 
-    /// Keys the seeds of what policy draws
+    /// Returns the key of the seeds of policy.
     pub fn policy_key(&self) -> (u64, u64) {
         self.policy_key
     }
 
-    /// Starts a shard's generator for picking peers
+    /// Returns the seed of the generator that selects peers.
     pub fn seed(&self, shard: u16) -> u64 {
         self.seed.wrapping_add(u64::from(shard))
     }

@@ -1,4 +1,4 @@
-//! Where log events go: standard error, as text or JSON. Packets never get here.
+//! The log: standard error, as text or JSON. Requests are never logged.
 
 use crate::config::{LogConfig, LogFormat, LogLevel};
 use std::io::IsTerminal;
@@ -8,12 +8,12 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{fmt, reload};
 
-/// Changes the level of the log that was started
+/// Changes the level of the log.
 type SetLevel = Box<dyn Fn(LevelFilter) + Send + Sync>;
 
 static SET_LEVEL: OnceLock<SetLevel> = OnceLock::new();
 
-/// Starts logging; called once, before anything is logged
+/// Starts the log; called once, before anything is logged.
 pub fn start(log: &LogConfig) {
     let (level, handle) = reload::Layer::new(filter(log.level));
     let events = fmt::layer().with_target(false).with_writer(std::io::stderr);
@@ -29,7 +29,7 @@ pub fn start(log: &LogConfig) {
     let _ = SET_LEVEL.set(Box::new(move |level| _ = handle.reload(level)));
 }
 
-/// Changes which events are written from now on
+/// Changes the level of events that are logged.
 pub fn set_level(level: LogLevel) {
     if let Some(set_level) = SET_LEVEL.get() {
         set_level(filter(level));

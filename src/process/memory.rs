@@ -1,4 +1,4 @@
-//! How much memory there is.
+//! The memory of this machine and of the process.
 
 use bytesize::ByteSize;
 use std::fs;
@@ -13,13 +13,13 @@ const UNKNOWN_BYTES: usize = 1 << 30;
 /// How much memory the tracker may use, and why so much.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryLimit {
-    /// Bytes for all swarm tables, the rings between shards included
+    /// Bytes for all swarm tables and the queues between shards.
     pub bytes: usize,
     /// What it was derived from, as `70 % of RAM (24.0 GiB)`
     pub origin: String,
 }
 
-/// Returns the configured ceiling, or 70 % of the smaller of RAM and the limits of this process's control groups.
+/// Returns the configured limit, or 70 % of the smaller of RAM and the limits of the control groups of this process.
 pub fn limit(configured: Option<usize>) -> MemoryLimit {
     if let Some(bytes) = configured {
         return MemoryLimit { bytes, origin: "storage.memory".to_owned() };
@@ -40,7 +40,7 @@ pub fn available() -> Option<(usize, String)> {
     [ram, cgroup].into_iter().flatten().min_by_key(|(bytes, _)| *bytes)
 }
 
-/// Bytes this process holds in RAM, as the kernel counts them
+/// Returns the resident memory of this process in bytes.
 pub fn resident_bytes() -> Option<usize> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     kibibytes_of(&status, "VmRSS:")

@@ -1,4 +1,4 @@
-//! The control plane's loop: signals, reloads, steering, warnings.
+//! The loop of the control plane: signals, reloads, steering and warnings.
 
 use crate::control::monitored::Monitored;
 use crate::control::server::{self, ControlListeners};
@@ -20,25 +20,26 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-/// How long shards may take to stop
+/// How long shards may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_millis(900);
 
-/// How often the control plane looks at shards and files, and how many looks there are between two of warnings
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-const LOOKS_PER_REPORT: u32 = 10;
+/// Interval at which the control plane checks shards and files.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Number of checks between two reports of warnings.
+const CHECKS_PER_REPORT: u32 = 10;
 
-/// A running tracker, with what the control plane needs to watch it
+/// A running tracker, with what the control plane needs to monitor it.
 pub(crate) struct RunningTracker {
     pub(crate) supervisor: Supervisor,
     pub(crate) control: MeshEndpoint,
     pub(crate) monitored: Monitored,
     pub(crate) steering: Steering,
     pub(crate) reloads: Reloader,
-    /// Policies that no shard goes by any more
+    /// Receives updates whose replaced policies and settings are to be freed.
     pub(crate) to_free: UnboundedReceiver<Box<ShardUpdate>>,
 }
 
-/// Serves the control plane on this thread until the end; `started` is called once signals are heard
+/// Runs the control plane on this thread until the tracker stops; `started` is called once signals are handled.
 pub(crate) fn control_plane(
     runtime: &Runtime,
     (running, signals): (RunningTracker, Signals),
@@ -59,26 +60,26 @@ pub(crate) fn control_plane(
                 tracing::error!("control: cannot be served: {error}; restart the tracker");
             }
         });
-        let ended = watch(running, stop, signals, commands).await;
+        let ended = handle_events(running, stop, signals, commands).await;
         if let Some(socket) = socket {
-            // It may be gone already.
+            // It may have been removed already.
             let _ = std::fs::remove_file(socket);
         }
         ended
     })
 }
 
-/// The signals that do not end the process; they are handled before anything is read
+/// Signals that do not end the process; they are handled before anything is read.
 pub(crate) struct Signals {
     hangup: Signal,
     user1: Signal,
     user2: Signal,
-    /// Signals that are ignored, whose default action ends the process
+    /// Signals that are ignored, although their default action ends the process.
     ignored: [Signal; 6],
 }
 
 impl Signals {
-    /// Handles them from now on, in the runtime that the caller has entered
+    /// Handles the signals from now on; the caller must have entered the runtime.
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
             hangup: signal(SignalKind::hangup())?,
@@ -88,7 +89,7 @@ impl Signals {
                 signal(SignalKind::alarm())?,
                 signal(SignalKind::io())?,
                 signal(SignalKind::pipe())?,
-                // These have no names there.
+                // tokio has no names for these.
                 signal(SignalKind::from_raw(libc::SIGVTALRM))?,
                 signal(SignalKind::from_raw(libc::SIGPROF))?,
                 signal(SignalKind::from_raw(libc::SIGPWR))?,
@@ -97,7 +98,7 @@ impl Signals {
     }
 }
 
-/// Waits for a signal that is ignored; returns its name
+/// Waits for a signal that is ignored; returns its name.
 async fn ignored(
     [alarm, io, pipe, virtual_alarm, profile, power]: &mut [Signal; 6],
 ) -> &'static str {
@@ -111,29 +112,30 @@ async fn ignored(
     }
 }
 
-async fn watch(
+/// Handles events until a signal stops the tracker or a shard ends.
+async fn handle_events(
     mut running: RunningTracker,
     (mut interrupt, mut terminate): (Signal, Signal),
     signals: Signals,
     mut commands: UnboundedReceiver<ReloadCommand>,
 ) -> Result<(), RunError> {
     let Signals { mut hangup, mut user1, mut user2, ignored: mut others } = signals;
-    let mut look = tokio::time::interval(LOOK_INTERVAL);
-    let mut looks = ShardMonitor::new(&running);
+    let mut check = tokio::time::interval(CHECK_INTERVAL);
+    let mut monitor = ShardMonitor::new(&running);
     let signal = loop {
         tokio::select! {
             _ = interrupt.recv() => break "SIGINT",
             _ = terminate.recv() => break "SIGTERM",
-            _ = hangup.recv() => running.reloads.ask((ReloadJob::Config, None)),
-            _ = user1.recv() => running.reloads.ask((ReloadJob::Config, None)),
+            _ = hangup.recv() => running.reloads.enqueue((ReloadJob::Config, None)),
+            _ = user1.recv() => running.reloads.enqueue((ReloadJob::Config, None)),
             _ = user2.recv() => {
                 tracing::info!("SIGUSR2 is ignored: it is reserved for a later version");
             }
             name = ignored(&mut others) => tracing::debug!("{name} is ignored"),
-            Some(command) = commands.recv() => running.reloads.ask(command),
-            updates = running.reloads.done() => send(&mut running.control, updates).await,
+            Some(command) = commands.recv() => running.reloads.enqueue(command),
+            updates = running.reloads.next_update() => send(&mut running.control, updates).await,
             Some(retired) = running.to_free.recv() => free(retired),
-            _ = look.tick() => looks.look(&mut running),
+            _ = check.tick() => monitor.check(&mut running),
             ended = running.supervisor.ended.recv() => return Err(died(ended)),
         }
     };
@@ -151,15 +153,15 @@ async fn watch(
     Ok(())
 }
 
-/// State of the shards when the control plane last looked at them
+/// State of the shards at the last check.
 struct ShardMonitor {
     count: u32,
-    /// By shard: when it published, and what
+    /// By shard: when it published its statistics, and the statistics.
     shards: Vec<(u64, ShardStats)>,
     reported: ShardStats,
     episodes: u64,
     stuck: Vec<String>,
-    /// UDP ports, until it is known that the kernel tracks connections to one
+    /// UDP ports, until it is known that the kernel tracks connections to one of them.
     untracked_ports: Vec<u16>,
 }
 
@@ -178,10 +180,10 @@ impl ShardMonitor {
         }
     }
 
-    fn look(&mut self, running: &mut RunningTracker) {
-        running.reloads.look();
-        self.look_at_steering(running);
-        self.look_at_reads(running);
+    fn check(&mut self, running: &mut RunningTracker) {
+        running.reloads.check_files();
+        self.check_steering(running);
+        self.check_slow_reads(running);
         let monitored = &running.monitored;
         let stats = sum(&monitored.shared_stats);
         let memory_limit = memory::limit(running.reloads.config().storage.memory);
@@ -191,8 +193,8 @@ impl ShardMonitor {
             report::pressure(&stats);
         }
         self.count += 1;
-        if self.count.is_multiple_of(LOOKS_PER_REPORT) {
-            report::monitored(&self.reported, &stats, running.steering.is_attached());
+        if self.count.is_multiple_of(CHECKS_PER_REPORT) {
+            report::warn_of_changes(&self.reported, &stats, running.steering.is_attached());
             self.reported = stats;
             if report::connection_tracking(&self.untracked_ports) {
                 self.untracked_ports.clear();
@@ -200,13 +202,13 @@ impl ShardMonitor {
         }
     }
 
-    /// Switches steering off where one shard is overloaded while others idle, and on again
-    fn look_at_steering(&mut self, running: &mut RunningTracker) {
+    /// Switches steering off while one shard is overloaded and others are idle, and on again.
+    fn check_steering(&mut self, running: &mut RunningTracker) {
         let monitored = &running.monitored;
         let read =
             |shared_stats: &Arc<SharedStats>| (shared_stats.last_update().0, shared_stats.read());
         let shards: Vec<(u64, ShardStats)> = monitored.shared_stats.iter().map(read).collect();
-        // Shards publish once a second, each at its own time: two looks may fall between the same.
+        // Shards publish once a second at different times: two checks may see the same statistics.
         let both = self.shards.iter().zip(&shards);
         if both.clone().any(|((before, _), (now, _))| before >= now) {
             return;
@@ -227,8 +229,8 @@ impl ShardMonitor {
         process.steering_detached.store(running.steering.detached(), Ordering::Relaxed);
     }
 
-    /// Says which reads of files take too long, once each
-    fn look_at_reads(&mut self, running: &RunningTracker) {
+    /// Logs reads of files that take too long, once each.
+    fn check_slow_reads(&mut self, running: &RunningTracker) {
         let stuck = running.monitored.slow_reads.stuck();
         for (name, since) in stuck.iter().filter(|(name, _)| !self.stuck.contains(name)) {
             tracing::error!(
@@ -240,10 +242,10 @@ impl ShardMonitor {
     }
 }
 
-/// Sends each shard what changes for it, waiting for room if need be
+/// Sends each shard its update; waits while a queue is full.
 async fn send(control: &mut MeshEndpoint, updates: Vec<ShardUpdate>) {
     for (shard, update) in updates.into_iter().enumerate() {
-        // A shard that is stuck for so long ends the process soon, or is ended by who watches.
+        // A shard that is stuck for longer is reported as unhealthy.
         for _ in 0..1_000 {
             if control.has_room(shard) {
                 break;
@@ -252,18 +254,19 @@ async fn send(control: &mut MeshEndpoint, updates: Vec<ShardUpdate>) {
         }
         if !control.send(shard, Message::Update(Box::new(update))) {
             tracing::error!(
-                "shard {shard} takes no messages and goes by the settings before; restart the tracker"
+                "shard {shard} does not take messages and keeps its old settings; restart the tracker"
             );
         }
     }
     control.notify();
 }
 
-/// Frees a policy where nobody waits
+/// Frees what an update replaced on a thread where nobody waits.
 fn free(retired: Box<ShardUpdate>) {
     tokio::task::spawn_blocking(move || drop(retired));
 }
 
+/// Returns the error for a shard that ended.
 fn died(ended: Option<ShardExit>) -> RunError {
     match ended {
         Some(ShardExit { number, result: Err(error) }) => {
@@ -276,6 +279,7 @@ fn died(ended: Option<ShardExit>) -> RunError {
     }
 }
 
+/// Returns the sum of the statistics of all shards.
 fn sum(shared_stats: &[Arc<SharedStats>]) -> ShardStats {
     let mut sum = ShardStats::default();
     shared_stats.iter().for_each(|shared_stats| sum.add(&shared_stats.read()));

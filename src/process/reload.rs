@@ -1,7 +1,7 @@
-//! Changes at run time: the config, hooks with their lists, and the certificate.
+//! Changes at run time: the config, the hooks with their lists, and the certificate.
 //!
-//! Files are read and lists built by a helper thread, one job at a time; then every shard is sent its policy and its
-//! settings, which take the place of those it has between two batches. What cannot be read changes nothing.
+//! A helper thread reads files and compiles the policy, one job at a time. Then each shard is sent its policy and
+//! settings, which replace the old ones between two batches. A file that cannot be read changes nothing.
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -27,49 +27,50 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinHandle};
 use tsubame_storage::InfoHash;
 
-/// When a key set is fetched again that could not be
-const KEYS_AGAIN: Duration = Duration::from_secs(10);
+/// Time after which a key set is fetched again that could not be fetched.
+const KEYS_RETRY: Duration = Duration::from_secs(10);
 
-/// Looks take up to one part in so many of a helper's time: a directory may hold a hundred thousand torrents
-const LOOKS_SHARE: u32 = 10;
+/// Checks of files take at most this part of the time of a helper thread: a directory may have a hundred thousand
+/// torrents.
+const CHECK_TIME_DIVISOR: u32 = 10;
 
-/// Looks that find something else each time, until lists are read all the same: somebody adds to them all the time
-const RESTLESS_LOOKS: u32 = 5;
+/// Number of checks that each find another change, after which lists are read although files are still changing.
+const CHANGING_CHECKS_MAX: u32 = 5;
 
-/// Jobs that may wait while another is done
-const JOBS_WAITING_MAX: usize = 64;
+/// Maximum number of jobs that wait for another one.
+const QUEUED_JOBS_MAX: usize = 64;
 
-/// What is to change
+/// A change to be made.
 #[derive(Debug)]
 pub enum ReloadJob {
-    /// All that can: the config, its lists, the certificate
+    /// Reads everything that can change again: the config, its lists and the certificate.
     Config,
-    /// The lists of the hooks there are
+    /// Reads the lists of the current hooks again.
     Lists,
-    /// A torrent is put on the access list, or taken off
+    /// Adds a torrent to the access list, or removes it.
     Change(InfoHash, bool),
-    /// Torrents without peers are removed, of which there are so many
+    /// Removes torrents without peers; this is their number.
     Evict(usize),
-    /// Nothing: a look at whether files have changed
-    Look,
-    /// Key sets that were fetched take the place of those before
+    /// Checks whether files have changed.
+    CheckFiles,
+    /// Uses key sets that were fetched.
     Keys(Vec<FetchedKeys>),
 }
 
-/// What came of fetching a key set
+/// Result of fetching a key set.
 pub type FetchedKeys = (KeySource, Result<KeySet, KeysError>);
 
-/// Who asked for a job, and wants to know what came of it
+/// Where the result of a job is sent.
 pub type JobReply = oneshot::Sender<Result<String, String>>;
 
-/// A job and who waits for it
+/// A job, and where its result is sent.
 pub type ReloadCommand = (ReloadJob, Option<JobReply>);
 
-/// When a file was written, its length and its number, or of a directory what stands for those of all in it; none if it
-/// is not there
+/// Modification time, length and inode number of a file; for a directory, a digest of those of its files. `None` if it
+/// does not exist.
 pub type FileStamp = Option<(SystemTime, u64, u64)>;
 
-/// What is served now, as far as it can change
+/// What is served now, as far as it can change.
 #[derive(Clone, Debug)]
 struct ServedState {
     path: Option<PathBuf>,
@@ -79,21 +80,21 @@ struct ServedState {
     startup: Arc<StartupState>,
     slow_reads: SlowReads,
     clock: Clock,
-    /// Of the keys of lists, and of what policies draw
+    /// Seeds of the keys of lists, and of the random numbers of policies.
     seeds: SeedSequence,
-    /// Of the files that the plan was made from
-    stamps: Vec<FileStamp>,
-    /// What a look has found since, which may still be being written
-    seen: Vec<FileStamp>,
-    /// How many looks in a row have found something else
-    restless: u32,
-    /// When to look again
-    look_due: Duration,
-    /// When key sets are to be fetched
+    /// Stamps of the files that the policy was made from.
+    file_stamps: Vec<FileStamp>,
+    /// Stamps at the last check; a file that has changed since may still be being written.
+    last_seen: Vec<FileStamp>,
+    /// Number of checks in a row that found another change.
+    changing_checks: u32,
+    /// Time of the next check.
+    check_due: Duration,
+    /// Time at which key sets are to be fetched.
     keys_due: Option<Duration>,
 }
 
-/// What a job changes for the shards
+/// What a job changes for the shards.
 #[derive(Clone, Copy, Debug, Default)]
 struct ShardChanges {
     policy: bool,
@@ -107,32 +108,32 @@ impl ShardChanges {
     }
 }
 
-/// A job that is done
+/// Result of a job.
 #[derive(Debug)]
 struct JobResult {
     current: ServedState,
-    said: Result<String, String>,
-    /// For each shard, unless nothing changes for them
+    message: Result<String, String>,
+    /// An update for each shard, or none if nothing changes for them.
     updates: Vec<ShardUpdate>,
-    /// What is to be done next
+    /// Job that must follow.
     next: Option<ReloadJob>,
 }
 
-/// Changes, one after the other
+/// Makes changes, one after the other.
 #[derive(Debug)]
 pub struct Reloader {
     current: ServedState,
-    waiting: VecDeque<ReloadCommand>,
+    queued: VecDeque<ReloadCommand>,
     running: Option<(JoinHandle<JobResult>, Option<JobReply>)>,
-    /// Beside the others, which a server that does not answer is not to hold up
+    /// Fetches key sets, independent of jobs: a server that does not answer must not block them.
     fetching: Option<JoinHandle<Vec<FetchedKeys>>>,
 }
 
 impl Reloader {
-    /// Nothing has changed yet since the start
+    /// Creates a reloader with the state at start.
     pub fn new(
         path: Option<PathBuf>,
-        (startup, stamps): (Arc<StartupState>, Vec<FileStamp>),
+        (startup, file_stamps): (Arc<StartupState>, Vec<FileStamp>),
         policy: CompiledPolicy,
         certificate: Option<Arc<Certificate>>,
         (seeds, slow_reads, clock): (SeedSequence, SlowReads, Clock),
@@ -148,43 +149,43 @@ impl Reloader {
             slow_reads,
             clock,
             seeds,
-            seen: stamps.clone(),
-            stamps,
-            restless: 0,
-            look_due: Duration::ZERO,
+            last_seen: file_stamps.clone(),
+            file_stamps,
+            changing_checks: 0,
+            check_due: Duration::ZERO,
         };
-        Self { current, waiting: VecDeque::new(), running: None, fetching: None }
+        Self { current, queued: VecDeque::new(), running: None, fetching: None }
     }
 
-    /// The ports that are served over UDP
+    /// Returns the UDP ports that are served.
     pub fn udp_ports(&self) -> Vec<u16> {
         self.current.startup.addresses[0].iter().map(SocketAddr::port).collect()
     }
 
-    /// The config that is in use now
+    /// Returns the current config.
     pub fn config(&self) -> &Config {
         &self.current.config
     }
 
-    /// Adds a job to the queue; if the queue is full, answers with an error instead
-    pub fn ask(&mut self, (job, reply): ReloadCommand) {
-        if self.waiting.len() >= JOBS_WAITING_MAX {
-            let text = format!("{JOBS_WAITING_MAX} changes wait already; try again later");
+    /// Adds a job to the queue; if the queue is full, replies with an error.
+    pub fn enqueue(&mut self, (job, reply): ReloadCommand) {
+        if self.queued.len() >= QUEUED_JOBS_MAX {
+            let text = format!("{QUEUED_JOBS_MAX} changes are queued already; try again later");
             // Whoever asked may have gone.
             let _ = reply.map(|reply| reply.send(Err(text)));
             return;
         }
-        self.waiting.push_back((job, reply));
-        self.begin();
+        self.queued.push_back((job, reply));
+        self.start_next();
     }
 
-    /// Has somebody look whether files have changed, unless they are busy, and fetch key sets that are due
-    pub fn look(&mut self) {
+    /// Checks whether files have changed unless a job is running, and fetches key sets that are due.
+    pub fn check_files(&mut self) {
         let now = self.current.clock.elapsed();
-        if self.running.is_none() && self.current.look_due <= now {
+        if self.running.is_none() && self.current.check_due <= now {
             // What took too long to read and has been read since is taken.
             let late = self.current.slow_reads.has_new_results();
-            self.ask((if late { ReloadJob::Lists } else { ReloadJob::Look }, None));
+            self.enqueue((if late { ReloadJob::Lists } else { ReloadJob::CheckFiles }, None));
         }
         if self.fetching.is_none() && self.current.keys_due.is_some_and(|due| due <= now) {
             // Until it is known what came of it.
@@ -197,58 +198,58 @@ impl Reloader {
         }
     }
 
-    fn begin(&mut self) {
+    fn start_next(&mut self) {
         if self.running.is_none()
-            && let Some((job, reply)) = self.waiting.pop_front()
+            && let Some((job, reply)) = self.queued.pop_front()
         {
             let current = self.current.clone();
-            let job = tokio::task::spawn_blocking(move || current.work(job));
+            let job = tokio::task::spawn_blocking(move || current.run(job));
             self.running = Some((job, reply));
         }
     }
 
-    /// Waits for the job that is being done; returns what changes for each shard, nothing if all stays as it is
-    pub async fn done(&mut self) -> Vec<ShardUpdate> {
+    /// Waits for the current job; returns an update for each shard, or none if nothing changes for them.
+    pub async fn next_update(&mut self) -> Vec<ShardUpdate> {
         let (running, fetching) = (&mut self.running, &mut self.fetching);
-        let done = tokio::select! {
-            done = ended(running.as_mut().map(|(job, _)| job)) => done,
+        let next_update = tokio::select! {
+            next_update = ended(running.as_mut().map(|(job, _)| job)) => next_update,
             fetched = ended(fetching.as_mut()) => {
                 *fetching = None;
                 // Without a helper's answer there is nothing to take over.
                 let fetched = fetched.unwrap_or_default();
-                self.waiting.push_back((ReloadJob::Keys(fetched), None));
-                self.begin();
+                self.queued.push_back((ReloadJob::Keys(fetched), None));
+                self.start_next();
                 return Vec::new();
             }
         };
         let reply = self.running.take().and_then(|(_, reply)| reply);
-        let (said, updates) = match done {
-            Ok(JobResult { current, said, updates, next }) => {
+        let (message, updates) = match next_update {
+            Ok(JobResult { current, message, updates, next }) => {
                 self.current = current;
-                self.waiting.extend(next.map(|job| (job, None)));
-                match &said {
-                    Ok(said) if said.is_empty() => {}
-                    Ok(said) => tracing::info!("{said}"),
+                self.queued.extend(next.map(|job| (job, None)));
+                match &message {
+                    Ok(message) if message.is_empty() => {}
+                    Ok(message) => tracing::info!("{message}"),
                     Err(error) => tracing::error!("{error}; everything stays as it was"),
                 }
-                (said, updates)
+                (message, updates)
             }
             Err(error) => {
-                let said = format!("a helper thread has ended: {error}; ask again");
-                tracing::error!("{said}");
-                (Err(said), Vec::new())
+                let message = format!("a helper thread has ended: {error}; try again");
+                tracing::error!("{message}");
+                (Err(message), Vec::new())
             }
         };
         if let Some(reply) = reply {
             // Whoever asked may have gone.
-            let _ = reply.send(said);
+            let _ = reply.send(message);
         }
-        self.begin();
+        self.start_next();
         updates
     }
 }
 
-/// Waits for the end of a task, for ever if there is none
+/// Waits for the end of a task, forever if there is none.
 async fn ended<T>(task: Option<&mut JoinHandle<T>>) -> Result<T, JoinError> {
     match task {
         Some(task) => task.await,
@@ -257,11 +258,11 @@ async fn ended<T>(task: Option<&mut JoinHandle<T>>) -> Result<T, JoinError> {
 }
 
 impl ServedState {
-    /// Does a job; this takes as long as the disk does
-    fn work(mut self, job: ReloadJob) -> JobResult {
+    /// Does a job, which takes as long as the file system does.
+    fn run(mut self, job: ReloadJob) -> JobResult {
         let (mut next, mut changes) =
             (None, ShardChanges { policy: true, ..ShardChanges::default() });
-        let said = match job {
+        let message = match job {
             ReloadJob::Config => {
                 changes.settings = true;
                 // What was read too slowly before is older than this.
@@ -269,41 +270,44 @@ impl ServedState {
                 self.read_config()
             }
             ReloadJob::Lists => {
-                self.stamps = stamps(&self.config, Some(&self.slow_reads));
+                self.file_stamps = file_stamps(&self.config, Some(&self.slow_reads));
                 self.read_lists("a list has changed")
             }
             ReloadJob::Evict(torrents) => {
                 changes = ShardChanges { evict: true, ..ShardChanges::default() };
                 Ok(format!("{torrents} torrents without peers are being removed"))
             }
-            ReloadJob::Change(hash, on) => self.change(hash, on),
-            ReloadJob::Look => {
+            ReloadJob::Change(hash, on) => self.change_list(hash, on),
+            ReloadJob::CheckFiles => {
                 changes = ShardChanges::default();
                 let began = self.clock.elapsed();
-                let found = stamps(&self.config, Some(&self.slow_reads));
+                let found = file_stamps(&self.config, Some(&self.slow_reads));
                 let ended = self.clock.elapsed();
-                self.look_due = ended + (ended - began) * LOOKS_SHARE;
+                self.check_due = ended + (ended - began) * CHECK_TIME_DIVISOR;
                 // Twice the same: nobody is writing it any more.
-                self.restless = if found == self.seen { 0 } else { self.restless + 1 };
-                let is_time = self.restless == 0 || self.restless >= RESTLESS_LOOKS;
-                if found != self.stamps && is_time {
-                    self.restless = 0;
+                self.changing_checks =
+                    if found == self.last_seen { 0 } else { self.changing_checks + 1 };
+                let is_time =
+                    self.changing_checks == 0 || self.changing_checks >= CHANGING_CHECKS_MAX;
+                if found != self.file_stamps && is_time {
+                    self.changing_checks = 0;
                     next = Some(ReloadJob::Lists);
                 }
-                self.seen = found;
+                self.last_seen = found;
                 Ok(String::new())
             }
             ReloadJob::Keys(fetched) => {
-                changes.policy = self.take_keys(fetched);
+                changes.policy = self.apply_keys(fetched);
                 Ok(String::new())
             }
         };
-        let shards = if said.is_ok() && changes.any() { self.startup.identity.shards } else { 0 };
+        let shards =
+            if message.is_ok() && changes.any() { self.startup.identity.shards } else { 0 };
         let updates = (0..shards).map(|shard| self.update(shard, changes)).collect();
-        JobResult { current: self, said, updates, next }
+        JobResult { current: self, message, updates, next }
     }
 
-    /// What a shard is sent
+    /// Returns the update of a shard.
     fn update(&mut self, shard: u16, changes: ShardChanges) -> ShardUpdate {
         let shards = self.startup.identity.shards;
         ShardUpdate {
@@ -320,10 +324,10 @@ impl ServedState {
             .run(&name, move || Config::load(path.as_deref()).map_err(|error| error.to_string()))
             .unwrap_or_else(|| Err(format!("reading {name} takes too long")))?;
         let restart = self.startup.needs_restart(&new);
-        let stamps = stamps(&new, Some(&self.slow_reads));
+        let file_stamps = file_stamps(&new, Some(&self.slow_reads));
         let before = std::mem::replace(&mut self.config, Arc::new(new));
         let before_plan = self.policy.clone();
-        let read = self.read_lists("read again").and_then(|said| {
+        let read = self.read_lists("read again").and_then(|message| {
             let tls = &self.config.http.tls;
             let renewed = match &self.certificate {
                 Some(certificate) if !tls.listen.is_empty() => {
@@ -331,20 +335,20 @@ impl ServedState {
                 }
                 _ => Ok(()),
             };
-            renewed.map(|()| said).map_err(|error| error.to_string())
+            renewed.map(|()| message).map_err(|error| error.to_string())
         });
-        let said = match read {
-            Ok(said) => said,
+        let message = match read {
+            Ok(message) => message,
             Err(error) => {
                 (self.config, self.policy) = (before, before_plan);
                 return Err(error);
             }
         };
-        self.stamps = stamps;
+        self.file_stamps = file_stamps;
         log::set_level(self.config.log.level);
         match restart.is_empty() {
-            true => Ok(said),
-            false => Ok(format!("{said}; restart the tracker for: {}", restart.join(", "))),
+            true => Ok(message),
+            false => Ok(format!("{message}; restart the tracker for: {}", restart.join(", "))),
         }
     }
 
@@ -364,11 +368,11 @@ impl ServedState {
         Ok(format!("{why}: {policy}{certificate}"))
     }
 
-    /// Goes by key sets that were fetched; what could not be fetched keeps its keys and is tried again soon. True if
-    /// there are others now
-    fn take_keys(&mut self, mut fetched: Vec<FetchedKeys>) -> bool {
+    /// Uses key sets that were fetched. One that could not be fetched stays as it was and is fetched again soon.
+    /// Returns whether a key set has changed.
+    fn apply_keys(&mut self, mut fetched: Vec<FetchedKeys>) -> bool {
         let servers = self.policy.key_servers().map(|(source, every)| (source.clone(), every));
-        let (mut changed, mut again) = (false, None);
+        let (mut changed, mut retry) = (false, None);
         for (source, every) in servers.collect::<Vec<_>>() {
             let found = fetched.iter().position(|(of, _)| *of == source);
             let after = match found.map(|at| fetched.swap_remove(at).1) {
@@ -382,18 +386,18 @@ impl ServedState {
                 }
                 Some(Err(error)) => {
                     tracing::error!("hooks: jwt: {error}; tokens are checked with the keys before");
-                    every.min(KEYS_AGAIN)
+                    every.min(KEYS_RETRY)
                 }
                 // It is of a config that was read meanwhile, or the helper has ended.
                 None => Duration::ZERO,
             };
-            again = Some(again.map_or(after, |other: Duration| other.min(after)));
+            retry = Some(retry.map_or(after, |other: Duration| other.min(after)));
         }
-        self.keys_due = again.map(|after| self.clock.elapsed() + after);
+        self.keys_due = retry.map(|after| self.clock.elapsed() + after);
         changed
     }
 
-    fn change(&mut self, hash: InfoHash, on: bool) -> Result<String, String> {
+    fn change_list(&mut self, hash: InfoHash, on: bool) -> Result<String, String> {
         let mut policy = self.policy.clone();
         if !policy.change_list(hash, on, self.seeds.draw()) {
             return Err("there must be exactly one access_list among the hooks".to_owned());
@@ -422,7 +426,7 @@ fn overrides_file(config: &Config) -> Option<&Path> {
 /// Stamps of all files that the hooks are read from: to be taken before those are read
 ///
 /// With `slow_reads`, a file that takes too long to look at has no stamp.
-pub fn stamps(config: &Config, slow_reads: Option<&SlowReads>) -> Vec<FileStamp> {
+pub fn file_stamps(config: &Config, slow_reads: Option<&SlowReads>) -> Vec<FileStamp> {
     let files = config.hooks.iter().flat_map(HookConfig::files);
     let stamp = |path: &Path| match slow_reads {
         None => stamp(path),

@@ -1,4 +1,4 @@
-//! What the operator is told: at start, while serving, at the end.
+//! Log messages for the operator: at start, while serving, and at the end.
 
 use crate::config::Config;
 use crate::control::server::ControlListeners;
@@ -19,14 +19,14 @@ use std::time::Duration;
 use tracing::{debug, info, warn};
 use tsubame_storage::Family;
 
-/// What a datagram of a tracker costs in a receive buffer: the kernel counts the memory it lies in, which is
-/// a page fragment of the network card, not its length
+/// Bytes that a datagram takes in a receive buffer: the kernel counts the page fragment of the network card that it is
+/// in, not its length.
 const DATAGRAM_COST_BYTES: usize = 2304;
 
-/// The rate a receive buffer is measured against
+/// Rate that the time of a receive buffer is given for.
 const DATAGRAMS_PER_MS: usize = 100;
 
-/// Says what is served, and what will hurt
+/// Logs what is served, and warnings about settings that cost performance.
 pub fn started(
     config: &Config,
     (listeners, http, https): (&UdpListeners, &HttpListeners, &HttpListeners),
@@ -48,7 +48,7 @@ pub fn started(
     let steering = match &listeners.steered {
         Ok(true) => "announces steered to their shard by the kernel",
         _ if cores.len() == 1 => "no steering needed",
-        _ => "announces passed on among shards",
+        _ => "announces forwarded between shards",
     };
     info!(
         "tsubame {version}: {} on {} {}, {steering}",
@@ -58,11 +58,11 @@ pub fn started(
     );
     info!(
         "io_uring: multishot receive, buffer rings, fixed files, DEFER_TASKRUN; {} local addresses \
-         with sockets of their own",
+         have their own sockets",
         listeners.local_addresses
     );
     info!(
-        "swarms may hold {} in all ({} a shard), by {}; connection ids live {}",
+        "memory limit {} for all swarms ({} per shard), by {}; connection ids are valid for {}",
         iec(memory_limit.bytes),
         iec(table_bytes(config, cores.len() as u16)),
         memory_limit.origin,
@@ -73,7 +73,7 @@ pub fn started(
         info!(
             "a receive buffer of {} holds {} ms of {},000 datagrams a second",
             iec(buffer),
-            // Twice: the kernel gives as much again for its own bookkeeping, which is counted here.
+            // Twice, as the kernel doubles the size for its overhead, which is included here.
             2 * buffer / DATAGRAM_COST_BYTES / DATAGRAMS_PER_MS,
             DATAGRAMS_PER_MS
         );
@@ -136,17 +136,17 @@ fn warnings(config: &Config, listeners: &UdpListeners, cores: &[usize]) {
     distinct.sort_unstable();
     distinct.dedup();
     if distinct.len() < cores.len() {
-        warn!("cpus: a core is listed more than once; its shards will wait for each other");
+        warn!("cpus: a core is listed more than once; its shards compete for it");
     }
 }
 
-/// Warns of what has begun to go wrong since the last look, and goes on doing so only while it does
-pub fn monitored(before: &ShardStats, now: &ShardStats, steered: bool) {
+/// Logs a warning for each error counter that has increased between `before` and `now`.
+pub fn warn_of_changes(before: &ShardStats, now: &ShardStats, steered: bool) {
     let more = |outcome| now.of(outcome) - before.of(outcome);
     if steered && more(Outcome::Forwarded) > 0 {
         warn!(
-            "{} announces arrived at another shard than their own though the kernel steers; that costs \
-             time, please report it",
+            "{} announces arrived at a shard that does not own the torrent although the kernel steers; please \
+             report it",
             more(Outcome::Forwarded)
         );
     }
@@ -175,15 +175,21 @@ pub fn monitored(before: &ShardStats, now: &ShardStats, steered: bool) {
     }
     let waited = now.ring.out_of_buffers - before.ring.out_of_buffers;
     if waited > 0 {
-        warn!("{waited} times a shard was so busy that datagrams had to wait in the kernel");
+        warn!(
+            "{waited} times datagrams waited in the kernel because all receive buffers of a shard were in use"
+        );
     }
     let receives = now.ring.receive_failed - before.ring.receive_failed;
     if receives > 0 {
-        warn!("{receives} receives failed and were begun anew; is an interface going up and down?");
+        warn!(
+            "{receives} receives failed and were started again; check whether an interface goes up and down"
+        );
     }
     let failed = now.ring.send_failed - before.ring.send_failed;
     if failed > 0 {
-        warn!("{failed} replies were not taken by the kernel: a full send buffer, or no route");
+        warn!(
+            "{failed} replies were refused by the kernel: the send buffer was full, or there is no route"
+        );
     }
     for (outcome, why) in [
         (Outcome::RefusedMemory, "peers were not stored as storage.memory is reached"),
@@ -200,10 +206,10 @@ pub fn monitored(before: &ShardStats, now: &ShardStats, steered: bool) {
     debug!("{}", line(now));
 }
 
-/// Bytes of the kernel's table of connections that are looked at
+/// Bytes of the connection tracking table that are read.
 const CONNTRACK_LEN_MAX: u64 = 1 << 20;
 
-/// Warns if the kernel tracks connections to one of these UDP ports; true if it does
+/// Logs a warning if the kernel tracks connections to one of these UDP ports; returns whether it does.
 pub fn connection_tracking(ports: &[u16]) -> bool {
     let mut table = String::new();
     let read = File::open("/proc/net/nf_conntrack")
@@ -223,7 +229,7 @@ pub fn connection_tracking(ports: &[u16]) -> bool {
                 "udp.listen: port {port} is tracked by the kernel's connection tracking (nf_conntrack); {cure}"
             );
         }
-        // Only root may read it.
+        // Only root may read the table.
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
             let Some(entries) = entries() else { return false };
             warn!(
@@ -236,16 +242,16 @@ pub fn connection_tracking(ports: &[u16]) -> bool {
     true
 }
 
-/// Whether a table of connections has a UDP one to a port
+/// Returns whether the connection tracking table has a UDP connection to a port.
 fn is_tracked(table: &str, port: u16) -> bool {
     let field = format!("dport={port}");
-    // The first such field is of the direction in which the connection began.
+    // The first such field is that of the original direction.
     let is_to =
         |line: &str| line.split(' ').find(|it| it.starts_with("dport=")) == Some(field.as_str());
     table.lines().any(|line| line.split_ascii_whitespace().any(|word| word == "udp") && is_to(line))
 }
 
-/// Says that memory has become short, and which networks hold most
+/// Logs that memory has become short, and which networks have the most peers.
 pub fn pressure(now: &ShardStats) {
     let table = &now.table;
     let top: Vec<_> = table
@@ -262,7 +268,7 @@ pub fn pressure(now: &ShardStats) {
     );
 }
 
-/// Says that steering was switched off or on
+/// Logs that steering was switched off or on.
 pub fn steering(change: std::io::Result<Option<SteeringChange>>) {
     match change {
         Ok(None) => {}
@@ -277,18 +283,18 @@ pub fn steering(change: std::io::Result<Option<SteeringChange>>) {
     }
 }
 
-/// The last line of figures
+/// Logs the last statistics.
 pub fn stopped(stats: &ShardStats, uptime: Duration, ended: bool) {
     let uptime = humantime::format_duration(Duration::from_secs(uptime.as_secs()));
     info!("stopped after {uptime}: {}", line(stats));
     if !ended {
-        warn!("a shard did not end in time; its sockets close with the process");
+        warn!("a shard did not end in time; its sockets are closed with the process");
     }
 }
 
 fn line(stats: &ShardStats) -> String {
     let resident = memory::resident_bytes().map_or_else(|| "?".to_owned(), iec);
-    // What was passed on is counted by the shard that answers it.
+    // Forwarded requests are counted by the shard that answers them.
     let ends = Outcome::ALL.into_iter().filter(|outcome| *outcome != Outcome::Forwarded);
     let [over_udp, over_http] = Protocol::ALL.map(|protocol| {
         Family::ALL.map(|family| {

@@ -1,4 +1,4 @@
-//! Starts the tracker, says what it serves, and ends it.
+//! Starts the tracker, runs it, and stops it.
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -35,25 +35,25 @@ use tsubame_storage::Swarms;
 use tsubame_udp::ring::{Ring, UdpSocket};
 use tsubame_udp::steering::SteeringKeys;
 
-/// Entries of each shard's tokio-uring ring, which carries HTTP: what is asked of the kernel in one call
+/// Entries of the tokio-uring ring of each shard, which serves HTTP: operations that are submitted in one call.
 const RUNTIME_RING_ENTRIES: u32 = 256;
 
-/// How long reads of files at run time are waited for, before what was read last is used
+/// How long a read of a file at run time may take, before the last contents are used instead.
 const SLOW_READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Permits this process as many files as it may have at all
+/// Raises the limit on open files to its maximum.
 ///
-/// Each shard has a socket for each local address: the usual soft limit of 1,024 is soon reached.
+/// Each shard has a socket for each local address, so the usual soft limit of 1,024 is soon reached.
 pub fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    // Where that is refused, a message names the limit if it is ever reached.
+    // If that fails, an error names the limit when it is reached.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
-/// Runs the tracker until it is told to stop by SIGINT or SIGTERM
+/// Runs the tracker until SIGINT or SIGTERM.
 ///
-/// `path` is where the config was read from, to be read again when it changes.
+/// `path` is the file of the config, which a reload reads again.
 pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let clock = Clock::new();
     raise_file_limit();
@@ -61,7 +61,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let shards = cores.len() as u16;
     let (runtime, signals) = control_runtime(shards)?;
     let identity = Identity::draw(shards).map_err(RunError::Randomness)?;
-    let stamps = reload::stamps(config, None);
+    let stamps = reload::file_stamps(config, None);
     let mut seeds = SeedSequence::new(identity.policy_key());
     let LoadedPolicy { policy, warnings } = load_policy(config, seeds.draw())?;
     let keys = identity.steering_keys();
@@ -119,11 +119,12 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
         );
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     });
-    // A helper may be waiting for a server or a file system that does not answer.
+    // A helper thread may wait for a server or a file system that does not answer.
     runtime.shutdown_background();
     ended
 }
 
+/// Reads the files of the hooks.
 fn load_policy(config: &Config, seed: u64) -> Result<LoadedPolicy, PolicyError> {
     CompiledPolicy::load(&config.hooks, &CompiledPolicy::default(), seed, ReadMode::AtStart)
 }
@@ -208,7 +209,7 @@ impl ShardTemplate<'_> {
     }
 }
 
-/// The certificate and how TLS is served with it, if it is
+/// Loads the certificate, if HTTPS is configured.
 fn tls(config: &Config, runtime: &Runtime) -> Result<Option<(Arc<Certificate>, Tls)>, TlsError> {
     let paths = &config.http.tls;
     if paths.listen.is_empty() {
@@ -219,22 +220,23 @@ fn tls(config: &Config, runtime: &Runtime) -> Result<Option<(Arc<Certificate>, T
     Ok(Some((certificate, tls)))
 }
 
+/// Returns what the control plane reports about.
 fn monitored(shared_stats: Arc<[Arc<SharedStats>]>, clock: Clock, shards: u16) -> Monitored {
     let mesh_bytes = mesh_memory_bytes(shards) as u64;
     let process = Arc::new(ProcessStats { mesh_bytes, ..ProcessStats::default() });
     Monitored { shared_stats, clock, slow_reads: SlowReads::new(clock, SLOW_READ_TIMEOUT), process }
 }
 
-/// The runtime of the control plane, whose helper threads do what would hold up a shard
+/// Creates the runtime of the control plane, whose helper threads do what would block a shard.
 ///
-/// Signals that would end the process are handled from then on.
+/// From then on, signals that would end the process are handled.
 fn control_runtime(shards: u16) -> Result<(Runtime, Signals), RunError> {
     let everywhere = cpus::affinity();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        // Two may be held up for long, by a list that is read and a key server that does not answer.
+        // Two may be blocked for long, by a list that is read and a key server that does not answer.
         .max_blocking_threads(usize::from(shards) + 2)
-        // A shard that asks for one starts it on its own core, where it must not stay.
+        // A thread that a shard starts inherits its core, which belongs to the shard.
         .on_thread_start(move || {
             cpus::spread(&everywhere);
             cpus::step_back();
@@ -247,7 +249,7 @@ fn control_runtime(shards: u16) -> Result<(Runtime, Signals), RunError> {
     Ok((runtime, signals))
 }
 
-/// The body of a shard's thread
+/// Runs a shard on its thread.
 fn serve_shard(
     resources: ShardResources,
     http: HttpResources,
@@ -258,7 +260,7 @@ fn serve_shard(
     let runtime = tokio_uring::Runtime::new(&builder).map_err(ShardError::Start)?;
     ready();
     let ended = runtime.block_on(Shard::new(resources).run(http)).map_err(ShardError::Ring);
-    // It would wait for connections whose clients have not noticed the end.
+    // Dropping it would wait for connections whose clients have not closed them.
     std::mem::forget(runtime);
     ended
 }

@@ -1,4 +1,4 @@
-//! Settings of the shards, made from the config: at start, and again at each reload.
+//! The settings of shards, made from the config at start and again at each reload.
 
 use crate::config::Config;
 use crate::http::settings::HttpSettings;
@@ -17,18 +17,18 @@ use tsubame_udp::connection_id::ConnectionIds;
 /// What is decided at start and stays the same until the process ends.
 #[derive(Clone, Debug)]
 pub struct StartupState {
-    /// The config the process was started with
+    /// The config at start.
     pub config: Arc<Config>,
-    /// Random keys of this process
+    /// Random keys of this process.
     pub identity: Identity,
-    /// Addresses that are served over UDP, HTTP and HTTPS, with their ports
+    /// Addresses that are served over UDP, HTTP and HTTPS, with their ports.
     pub addresses: [Vec<SocketAddr>; 3],
-    /// Files that may be open for connections over HTTP: others are kept for the control plane and for reloads
+    /// Maximum number of open files of HTTP connections; others are reserved for the control plane and for reloads.
     pub files_for_connections: usize,
 }
 
 impl StartupState {
-    /// Returns the settings of a shard by a config, of which addresses and cores are those of the start.
+    /// Returns the settings of a shard by a config; addresses and cores are those of the start.
     pub fn shard_settings(&self, config: &Config, shard: u16) -> ShardSettings {
         let (udp, announce) = (&config.udp, &config.announce);
         let drawn = self.identity.connection_id_key();
@@ -61,10 +61,10 @@ impl StartupState {
         }
     }
 
-    /// Returns the keys whose values differ from those of the start and are used only at the next start.
+    /// Returns the keys whose values differ from those at start and need a restart.
     pub fn needs_restart(&self, config: &Config) -> Vec<&'static str> {
         let (old, new) = (&*self.config, config);
-        // The lifetimes a table can be changed to depend on those it was made with.
+        // The lifetimes that a table can be changed to depend on those it was created with.
         let fits = |old: std::time::Duration, new: std::time::Duration| {
             new.as_secs() <= u64::from(longest_lifetime_secs(old.as_secs() as u32))
         };
@@ -108,7 +108,7 @@ impl StartupState {
         }
     }
 
-    /// Announce URLs over UDP, HTTP and HTTPS without the host, each port and path once
+    /// Returns the announce URLs over UDP, HTTP and HTTPS without the host, each port and path once.
     fn announce_urls(&self, config: &Config) -> Vec<(&'static str, String)> {
         let [udp, http, https] = &self.addresses;
         let over_udp = udp.iter().map(|address| ("udp", format!(":{}/announce", address.port())));
@@ -119,24 +119,24 @@ impl StartupState {
                 urls.extend(paths.map(|path| (scheme, format!(":{}{path}", address.port()))));
             }
         }
-        // Both families have mostly the same port.
+        // Both families usually have the same port.
         let mut seen = BTreeSet::new();
         urls.retain(|url| seen.insert(url.clone()));
         urls
     }
 }
 
-/// Files that are kept for the control plane, lists, key sets and snapshots
+/// Number of files that are reserved for the control plane, lists, key sets and snapshots.
 const RESERVED_FILES: usize = 160;
 
-/// Files that each shard may open in addition to those it has at start: its rings, and connections that are accepted
-/// before others are ended for them
+/// Number of files that each shard may open in addition to those it has at start: its rings, and connections that are
+/// accepted before others are ended for them.
 const RESERVED_FILES_PER_SHARD: usize = 48;
 
-/// Connections that are served however few files may be open
+/// Number of connections that are served however few files may be open.
 const CONNECTIONS_MIN: usize = 16;
 
-/// Returns the number of files that may be open for connections over HTTP, of those the process may open now.
+/// Returns the number of files that may be open for HTTP connections, by the current limit.
 pub fn files_for_connections(shards: u16) -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
@@ -145,18 +145,18 @@ pub fn files_for_connections(shards: u16) -> usize {
     limit.saturating_sub(open + reserved).max(CONNECTIONS_MIN)
 }
 
-/// Connections that a source may hold where there are few in all: a browser opens as many
+/// Minimum number of connections of a source: as many as a browser opens.
 const CONNECTIONS_PER_SOURCE_MIN: usize = 8;
 
-/// A part of a number of connections
+/// Returns a share of a number of connections.
 fn share_of(connections: usize, percent: u32) -> usize {
     (connections * percent as usize / 100).max(CONNECTIONS_PER_SOURCE_MIN)
 }
 
-/// Returns the memory that the swarm table of one of so many shards may hold.
+/// Returns the memory limit of the swarm table of one of `shards` shards.
 ///
-/// `storage.memory` is for the rings between shards and the counts by source, too; of a small one half is left for the
-/// tables.
+/// `storage.memory` is for the queues between shards and the counts by source as well; of a small one, half is left for
+/// the tables.
 pub fn table_bytes(config: &Config, shards: u16) -> usize {
     let all = memory::limit(config.storage.memory).bytes;
     let fixed = mesh::memory_bytes(shards) + usize::from(shards) * source_counts_bytes();

@@ -1,60 +1,64 @@
-//! Switches the kernel's steering off while it does harm, and on again.
+//! Switches steering off while it does harm, and on again.
 //!
-//! The steering program sends every announce of an info hash to its owner before the connection id is checked. So a
-//! flood of forged announces for one info hash overloads one shard while others idle. Without the program the kernel
-//! spreads datagrams by address and port: all shards check connection ids, and only announces with a good one cross the
-//! mesh.
+//! The steering program sends every announce of an info hash to the shard that owns it, before the connection id is
+//! checked. So a flood of forged announces for one info hash overloads one shard while others are idle. Without the
+//! program the kernel distributes datagrams by address and port: all shards check connection ids, and only announces
+//! with a valid one are forwarded.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 use tsubame_udp::steering::{SteeringKeys, attach, detach};
 
-/// Busy share of a shard above which it is overloaded, and of another below which it idles
+/// Busy share above which a shard is overloaded.
 const OVERLOADED: f64 = 0.9;
+
+/// Busy share below which a shard is idle.
 const IDLE: f64 = 0.6;
 
-/// Datagrams a second that the kernel drops at one shard's sockets for want of room, where that is overload
+/// Number of datagrams per second that the kernel drops at the sockets of a shard, from which the shard is overloaded.
 const DROPPED_PER_SECOND: u64 = 100;
 
-/// Times a second that datagrams wait for receive buffers, where the shard is overloaded if it is busy, too
+/// Number of times per second that datagrams wait for receive buffers, from which a busy shard is overloaded.
 const WAITED_PER_SECOND: u64 = 100;
 
-/// Seconds in a row of overload before steering is switched off
+/// Seconds of overload before steering is switched off.
 const SECONDS_BEFORE_DETACH: u32 = 2;
 
-/// How long steering stays off at least; doubled each time that overload is back at once
+/// Minimum time that steering stays off. It is doubled each time that overload returns at once.
 const OFF_MIN: Duration = Duration::from_secs(30);
+
+/// Maximum time that steering stays off.
 const OFF_MAX: Duration = Duration::from_secs(480);
 
-/// Seconds in a row in which no shard was overloaded before steering is switched on
+/// Seconds without overload before steering is switched on.
 const CALM_SECONDS: u32 = 5;
 
-/// What a shard did in the last second
+/// Load of a shard in the last second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ShardLoad {
-    /// Share of the second that its thread used of a processor
+    /// Share of the second that its thread used of a processor.
     pub busy: f64,
-    /// Datagrams the kernel dropped at its sockets
+    /// Number of datagrams that the kernel dropped at its sockets.
     pub dropped: u64,
-    /// Times that datagrams had to wait in its sockets as all of its receive buffers were in use
+    /// Number of times that datagrams waited because all receive buffers were in use.
     pub waited: u64,
 }
 
 impl ShardLoad {
     fn is_overloaded(self) -> bool {
-        // A shard that is busy with something else, as eviction, has free buffers when it looks for datagrams.
+        // A shard that is busy with something else, such as eviction, does not run out of buffers.
         let is_behind = self.busy >= OVERLOADED && self.waited >= WAITED_PER_SECOND;
         is_behind || self.dropped >= DROPPED_PER_SECOND
     }
 }
 
-/// A change of steering
+/// A change of steering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SteeringChange {
-    /// Switched off, for the overload of this shard
+    /// Steering was switched off because this shard was overloaded.
     Detached(usize),
-    /// Switched on again
+    /// Steering was switched on again.
     Attached,
 }
 
@@ -79,7 +83,7 @@ impl SteeringDecision {
         }
     }
 
-    /// Takes what shards did in the last second
+    /// Takes the loads of the last second; returns a change if one is due.
     fn observe(&mut self, now: Duration, loads: &[ShardLoad]) -> Option<SteeringChange> {
         let overloaded = loads.iter().position(|load| load.is_overloaded());
         if !self.attached {
@@ -96,7 +100,7 @@ impl SteeringDecision {
         if self.overloaded_seconds < SECONDS_BEFORE_DETACH {
             return None;
         }
-        // Overload that is back soon after steering was switched on has not ended.
+        // Overload that returns soon after steering was switched on had not ended.
         let soon = self.changed_at > Duration::ZERO && now - self.changed_at < OFF_MIN;
         self.off_for = if soon { (self.off_for * 2).min(OFF_MAX) } else { OFF_MIN };
         (self.attached, self.changed_at, self.calm_seconds) = (false, now, 0);
@@ -107,12 +111,12 @@ impl SteeringDecision {
 /// The steering program of all groups of sockets.
 #[derive(Debug)]
 pub struct Steering {
-    /// A socket of each group
+    /// A socket of each group.
     groups: Vec<OwnedFd>,
     keys: SteeringKeys,
     shards: u16,
     decision: SteeringDecision,
-    /// Times it was switched off
+    /// Number of times that steering was switched off.
     detached: u64,
 }
 
@@ -122,17 +126,17 @@ impl Steering {
         Self { groups, keys, shards, decision: SteeringDecision::new(), detached: 0 }
     }
 
-    /// Whether the kernel steers at the moment
+    /// Returns whether the kernel steers at the moment.
     pub fn is_attached(&self) -> bool {
         self.decision.attached && !self.groups.is_empty()
     }
 
-    /// Number of times it was switched off
+    /// Returns the number of times that steering was switched off.
     pub fn detached(&self) -> u64 {
         self.detached
     }
 
-    /// Takes what shards did in the last second, and switches steering off or on where that is better.
+    /// Takes the loads of the last second, and switches steering off or on if that is due.
     pub fn observe(
         &mut self,
         now: Duration,
@@ -150,7 +154,7 @@ impl Steering {
             None => Ok(()),
         };
         if let Err(error) = done {
-            // It is decided again, as before.
+            // The decision is undone and will be made again.
             self.decision.attached = !self.decision.attached;
             return Err(error);
         }
@@ -158,7 +162,7 @@ impl Steering {
         Ok(change)
     }
 
-    /// Applies a change to every group; returns the first error after all were tried
+    /// Applies a change to every group; returns the first error after all were tried.
     fn each_group(&self, change: impl Fn(&OwnedFd) -> io::Result<()>) -> io::Result<()> {
         self.groups.iter().map(change).fold(Ok(()), io::Result::and)
     }

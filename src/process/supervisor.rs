@@ -1,7 +1,7 @@
-//! Threads of shards: started together, watched, ended together.
+//! The threads of the shards: started together, supervised, and ended together.
 //!
-//! A shard that ends alone leaves its sockets in their groups, and the kernel would go on filling them: a
-//! part of all torrents would be dark. So the end of one is the end of the process.
+//! If one shard ended alone, its sockets would stay in their groups, and the kernel would deliver datagrams to them
+//! that nobody answers. So the process ends with it.
 
 use crate::process::cpus;
 use std::io;
@@ -12,53 +12,53 @@ use thiserror::Error;
 use tokio::sync::mpsc as notices;
 use tsubame_udp::ring::SetupError;
 
-/// Exit code when everything was done
+/// Exit code of success.
 pub const EXIT_DONE: i32 = 0;
-/// Exit code for a mistaken config or command line
+/// Exit code of a mistake in the config or on the command line.
 pub const EXIT_USAGE: i32 = 1;
-/// Exit code when the tracker could not start
+/// Exit code when the tracker could not start.
 pub const EXIT_START: i32 = 2;
-/// Exit code when a shard has died
+/// Exit code when a shard has died.
 pub const EXIT_SHARD: i32 = 3;
 
-/// Why a shard could not start or did not go on
+/// Why a shard could not start, or did not continue.
 #[derive(Debug, Error)]
 pub enum ShardError {
-    /// No ring
+    /// The io_uring cannot be created.
     #[error(transparent)]
     Setup(#[from] SetupError),
-    /// The core is not to be had
+    /// The core cannot be used.
     #[error("cpus: cannot run on core {0}: {1}; name other cores, or auto")]
     Pin(usize, #[source] io::Error),
-    /// No thread, or no runtime on it
+    /// The thread or its runtime cannot be started.
     #[error("cannot start: {0}; raise the limits on threads (ulimit -u) and files (ulimit -n)")]
     Start(#[source] io::Error),
-    /// The ring failed while serving
+    /// The io_uring failed while serving.
     #[error("the ring failed: {0}")]
     Ring(#[source] io::Error),
 }
 
-/// A shard that has ended, well or not
+/// The end of a shard.
 #[derive(Debug)]
 pub struct ShardExit {
-    /// Its number
+    /// Number of the shard.
     pub number: u16,
-    /// How
+    /// Why it ended.
     pub result: Result<(), ShardError>,
 }
 
-/// Running shards
+/// The running shards.
 #[derive(Debug)]
 pub struct Supervisor {
     threads: Vec<JoinHandle<()>>,
-    /// Tells of shards that end
+    /// Receives the ends of shards.
     pub ended: notices::UnboundedReceiver<ShardExit>,
 }
 
 impl Supervisor {
-    /// Starts a thread for each core, and waits until every one has called its `ready`
+    /// Starts a thread for each core, and waits until each body has called `ready`.
     ///
-    /// A body does its setup, calls `ready`, and serves until it is told to stop.
+    /// A body does its setup, calls `ready`, and serves until it is stopped.
     pub fn start<B>(bodies: Vec<(usize, B)>) -> Result<Self, ShardError>
     where
         B: FnOnce(&dyn Fn()) -> Result<(), ShardError> + Send + 'static,
@@ -76,9 +76,9 @@ impl Supervisor {
                 };
                 let pinned = cpus::pin(cpu).map_err(|error| ShardError::Pin(cpu, error));
                 let result = pinned.and_then(|()| body(&tell_ready));
-                // Nobody listens any more only when the process is about to end anyway.
+                // Fails only when the process is about to end.
                 let _ = tell.send(ShardExit { number, result });
-                // One that has ended is not waited for, either.
+                // A shard that has ended must not be waited for.
                 tell_ready();
             });
             supervisor.threads.push(spawned.map_err(ShardError::Start)?);
@@ -93,7 +93,7 @@ impl Supervisor {
         }
     }
 
-    /// Waits until all shards have ended, for so long; true if they have
+    /// Waits at most `timeout` until all shards have ended; returns whether they have.
     pub async fn all_ended(&mut self, timeout: Duration) -> bool {
         let count = self.threads.len();
         let all = async {
@@ -106,7 +106,7 @@ impl Supervisor {
         let ended = tokio::time::timeout(timeout, all).await.is_ok();
         if ended {
             for thread in self.threads.drain(..) {
-                // A panic has ended the process already.
+                // A panic would have ended the process.
                 let _ = thread.join();
             }
         }
@@ -114,9 +114,9 @@ impl Supervisor {
     }
 }
 
-/// Ends the process with one line when any thread panics
+/// Ends the process with a log message when any thread panics.
 ///
-/// Also in builds that would unwind: a shard that is gone must not go unnoticed.
+/// That is needed in builds that unwind: a shard that has ended must not go unnoticed.
 pub fn end_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();

@@ -1,4 +1,4 @@
-//! What became of a request. Each outcome is a counter: the network writes statistics, never the log.
+//! The outcome of a request. Each outcome is a counter: requests are counted and never logged.
 
 use tsubame_storage::{JoinRefusal, SwarmChange};
 use tsubame_udp::wire::RequestError;
@@ -132,7 +132,7 @@ outcomes! {
 }
 
 impl Outcome {
-    /// What was asked, as far as that was looked at
+    /// Returns the kind of request, as far as it was parsed.
     pub fn kind(self) -> &'static str {
         match self {
             Self::Connected => "connect",

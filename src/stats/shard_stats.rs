@@ -1,4 +1,4 @@
-//! What a shard counts, and the board on which others read it.
+//! The counters of a shard.
 
 use super::outcome::Outcome;
 use tsubame_storage::{
@@ -12,55 +12,55 @@ const TABLE: usize = 11 + 2 * TOP_SOURCES;
 const HTTP: usize = 6;
 pub(super) const CELLS: usize = 2 * 2 * OUTCOMES + RING + BATCH_SIZES + 2 + TABLE + HTTP;
 
-/// Classes of batches: of 1 datagram, 2 to 3, 4 to 7, and so on; the last is of full ones
+/// Number of classes of batch sizes: 1 datagram, 2 to 3, 4 to 7, and so on; the last is that of full batches.
 pub const BATCH_SIZES: usize = 7;
 
-/// What a request came over
+/// Protocol of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
-    /// A datagram
+    /// UDP.
     Udp,
-    /// A connection, encrypted or not
+    /// HTTP or HTTPS.
     Http,
 }
 
 impl Protocol {
-    /// Both, in the order of their counters
+    /// Both protocols, in the order of their counters.
     pub const ALL: [Self; 2] = [Self::Udp, Self::Http];
 }
 
-/// What became of connections
+/// Counters of HTTP connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HttpStats {
-    /// Connections that are open
+    /// Connections that are open.
     pub open: u64,
-    /// Connections that were accepted
+    /// Connections that were accepted.
     pub accepted: u64,
-    /// Connections that were ended as they were idle, or too slow
+    /// Connections that were ended because they were idle or too slow.
     pub timed_out: u64,
-    /// Connections that were ended, or not begun, for want of room
+    /// Connections that were ended or refused to limit their number.
     pub evicted: u64,
-    /// Connections whose bytes were not TLS as it should be, most in their handshake
+    /// Connections with TLS errors, mostly in the handshake.
     pub tls_failed: u64,
-    /// Accepts that failed, as no more files may be open
+    /// Accepts that failed because too many files were open.
     pub accept_failed: u64,
 }
 
-/// A shard's figures at one moment
+/// Statistics of a shard at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShardStats {
     outcomes: [[[u64; OUTCOMES]; 2]; 2],
-    /// What became of operations on the ring
+    /// Counters of the io_uring.
     pub ring: RingCounts,
-    /// Turns by the class of how many datagrams they took; those that took none are left out
+    /// Number of turns by the class of their batch size, without empty turns.
     pub batches: [u64; BATCH_SIZES],
-    /// Datagrams taken in turns
+    /// Number of datagrams in these batches.
     pub arrived: u64,
-    /// Processor time of the shard's thread in microseconds, as of the second it last published
+    /// Processor time of the thread of the shard in microseconds, updated each second.
     pub busy_us: u64,
-    /// What the swarm table holds
+    /// Statistics of the swarm table.
     pub table: TableStats,
-    /// What became of connections
+    /// Counters of HTTP connections.
     pub http: HttpStats,
 }
 
@@ -74,29 +74,29 @@ impl Default for ShardStats {
 }
 
 impl ShardStats {
-    /// Counts a request
+    /// Counts a request.
     pub fn count(&mut self, protocol: Protocol, family: Family, outcome: Outcome) {
         self.outcomes[protocol as usize][family as usize][outcome as usize] += 1;
     }
 
-    /// Counts a turn that took so many datagrams, at least one
+    /// Counts a batch of at least one datagram.
     pub fn count_batch(&mut self, arrived: usize) {
         let class = arrived.max(1).ilog2() as usize;
         self.batches[class.min(BATCH_SIZES - 1)] += 1;
         self.arrived += arrived as u64;
     }
 
-    /// How many requests ended so
+    /// Returns the number of requests with an outcome.
     pub fn of(&self, outcome: Outcome) -> u64 {
         self.outcomes.iter().flatten().map(|outcomes| outcomes[outcome as usize]).sum()
     }
 
-    /// How many requests of a protocol and a family ended so
+    /// Returns the number of requests of a protocol and a family with an outcome.
     pub fn of_family(&self, protocol: Protocol, family: Family, outcome: Outcome) -> u64 {
         self.outcomes[protocol as usize][family as usize][outcome as usize]
     }
 
-    /// Announces that were answered, whatever they changed
+    /// Returns the number of announces that were answered, whatever they changed.
     pub fn announces(&self) -> u64 {
         use Outcome::{
             Completed, Joined, NotStored, Refreshed, RefusedAddressCap, RefusedMemory,
@@ -117,7 +117,7 @@ impl ShardStats {
         answered.iter().map(|outcome| self.of(*outcome)).sum()
     }
 
-    /// Requests that were dropped or refused for what they were
+    /// Returns the number of invalid requests.
     pub fn rejected(&self) -> u64 {
         use Outcome::{
             BadMagic, BadQuery, BadRequest, BrokenProxyHeader, HeadTooLong, MethodNotAllowed,
@@ -140,7 +140,7 @@ impl ShardStats {
         rejected.iter().map(|outcome| self.of(*outcome)).sum()
     }
 
-    /// Requests that hooks have refused
+    /// Returns the number of requests that hooks refused.
     pub fn refused_by_policy(&self) -> u64 {
         use Outcome::{
             BadToken, CustomHook, EarlyToken, ExpiredToken, ForbiddenClient, ForbiddenNetwork,
@@ -169,18 +169,18 @@ impl ShardStats {
         refused.iter().map(|outcome| self.of(*outcome)).sum()
     }
 
-    /// Requests that were dropped or refused because a queue was full
+    /// Returns the number of requests that were dropped or refused because a queue was full.
     pub fn shed(&self) -> u64 {
         let shed = [Outcome::ShedMesh, Outcome::ShedSlots, Outcome::ShedScrape, Outcome::ShedLate];
         shed.iter().map(|outcome| self.of(*outcome)).sum()
     }
 
-    /// Peers in all swarms
+    /// Returns the number of peers in all swarms.
     pub fn peers(&self) -> u64 {
         self.table.seeders.iter().chain(&self.table.leechers).sum()
     }
 
-    /// Adds another shard's figures
+    /// Adds the statistics of another shard.
     pub fn add(&mut self, other: &Self) {
         let mut cells = self.cells();
         for (cell, value) in cells.iter_mut().zip(other.cells()) {
@@ -188,7 +188,7 @@ impl ShardStats {
         }
         let (pressure, top) = (self.table.pressure_per_1_000, self.table.top_sources);
         *self = Self::of_cells(&cells);
-        // Of these there is no sum: the worst shard counts, and each has sources of its own.
+        // These are not sums: the highest pressure counts, and sources are merged.
         self.table.pressure_per_1_000 = pressure.max(other.table.pressure_per_1_000);
         self.table.top_sources = merged(top, other.table.top_sources);
     }
@@ -247,7 +247,7 @@ impl ShardStats {
     }
 }
 
-/// The sources that hold most of two shards' together: each shard has a part of a source's peers
+/// Returns the largest sources of two shards together: each shard has a part of the peers of a source.
 fn merged(
     a: [Option<SourceCount>; TOP_SOURCES],
     b: [Option<SourceCount>; TOP_SOURCES],
@@ -270,7 +270,7 @@ fn table_cells(table: &TableStats) -> [u64; TABLE] {
     let (torrents, empty, bytes) = (torrents as u64, empty_torrents as u64, bytes as u64);
     let pressure = table.pressure_per_1_000.into();
     let numbers = [torrents, empty, sa, sb, la, lb, bytes, pressure, episodes, evicted_torrents];
-    // No source has no peers.
+    // A source has at least one peer; 0 stands for none.
     let top =
         table.top_sources.map(|top| top.map_or([0; 2], |it| [it.source.number(), it.peers.into()]));
     let mut cells = [0; TABLE];

@@ -4,9 +4,9 @@ use super::shard_stats::{CELLS, ShardStats};
 use std::sync::atomic::{AtomicU64, Ordering};
 use tsubame_storage::Seconds;
 
-/// Where a shard publishes its figures; read by the control plane
+/// Where a shard publishes its statistics; read by the control plane.
 ///
-/// Each cell is whole, all of them together need not be of one moment.
+/// Each value is consistent; all of them together need not be of the same moment.
 #[derive(Debug)]
 pub struct SharedStats {
     cells: [AtomicU64; CELLS],
@@ -20,7 +20,7 @@ impl Default for SharedStats {
 }
 
 impl SharedStats {
-    /// Writes the figures of this moment
+    /// Writes the statistics.
     pub fn publish(&self, stats: &ShardStats, now: Seconds) {
         self.last_update.store(now.0, Ordering::Relaxed);
         for (cell, value) in self.cells.iter().zip(stats.cells()) {
@@ -28,12 +28,12 @@ impl SharedStats {
         }
     }
 
-    /// When the shard last published: it does so each second, also when there is nothing to do
+    /// Returns when the shard last published: it does so each second, even if it is idle.
     pub fn last_update(&self) -> Seconds {
         Seconds(self.last_update.load(Ordering::Relaxed))
     }
 
-    /// Reads the figures
+    /// Reads the statistics.
     pub fn read(&self) -> ShardStats {
         let mut cells = [0; CELLS];
         for (value, cell) in cells.iter_mut().zip(&self.cells) {

@@ -1,4 +1,5 @@
-//! Binds the listening sockets of all shards: for each address a group that the kernel spreads connections over.
+//! Binds the listening sockets of HTTP: for each address a group of one socket per shard, among which the kernel
+//! distributes connections.
 
 use crate::clock::Clock;
 use crate::process::listen::udp::{ListenError, ListenKey, claimed, explain};
@@ -7,28 +8,29 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
-/// Connections that may wait to be accepted; the kernel cuts it to net.core.somaxconn
+/// Maximum number of connections that wait to be accepted; the kernel limits it to net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 
-/// Bytes of replies and of requests that the kernel holds for a connection; it takes as much again for itself
+/// Bytes of replies that the kernel buffers for a connection, in addition to its own overhead.
 const SEND_BUFFER: usize = 32 << 10;
+/// Bytes of requests that the kernel buffers for a connection.
 const RECEIVE_BUFFER: usize = 8 << 10;
 
-/// How long bytes that were sent may stay unacknowledged, or untaken by a client whose window is closed
+/// How long sent bytes may stay unacknowledged, or unread by a client whose window is closed.
 const UNTAKEN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What was bound
+/// The listening sockets.
 #[derive(Debug, Default)]
 pub struct HttpListeners {
-    /// The sockets of each shard
+    /// Sockets of each shard.
     pub shards: Vec<Vec<TcpListener>>,
-    /// The configured addresses, with the ports that were taken
+    /// Configured addresses, with the ports that were assigned.
     pub addresses: Vec<SocketAddr>,
-    /// Addresses left out because this machine lacks their family
+    /// Addresses that were left out because this machine does not support their family.
     pub left_out: Vec<SocketAddr>,
 }
 
-/// Binds all addresses for so many shards
+/// Binds all addresses, with a socket for each shard.
 pub fn bind(
     key: ListenKey,
     addresses: &[SocketAddr],

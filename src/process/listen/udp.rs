@@ -1,5 +1,7 @@
-//! Binds the UDP sockets of all shards, in one place and in shard order: the kernel numbers the sockets of a
-//! group by the order of their binding, and steers by that number.
+//! Binds the UDP sockets of all shards.
+//!
+//! They are bound in the order of the shards: the kernel numbers the sockets of a group in the order in which they were
+//! bound, and the steering program selects them by that number.
 
 use crate::clock::Clock;
 use crate::config::{SteeringMode, UdpConfig};
@@ -12,15 +14,15 @@ use thiserror::Error;
 use tsubame_udp::ring::UdpSocket;
 use tsubame_udp::steering::{self, SteeringKeys};
 
-/// How long a predecessor that is just ending may still hold its ports: a ring's end takes the kernel tens
-/// of milliseconds after the process is gone
+/// How long a previous process that is ending may still have the ports: the kernel needs tens of milliseconds to end an
+/// io_uring after its process has ended.
 const PREDECESSOR: Duration = Duration::from_secs(2);
 
-/// Sockets a shard has for one wildcard address: a machine with more addresses is served by the wildcard
-/// socket beyond that
+/// Maximum number of sockets of a shard for a wildcard address. Further addresses of the machine are served by the
+/// wildcard socket.
 const LOCAL_ADDRESSES_MAX: usize = 32;
 
-/// Which key of the config an address stands under
+/// Config key of an address to listen on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListenKey {
     /// `udp.listen`
@@ -42,43 +44,43 @@ impl fmt::Display for ListenKey {
 }
 
 impl ListenKey {
-    /// The option of `ss` that shows such sockets
+    /// Returns the option of `ss` that shows such sockets.
     fn letter(self) -> char {
         if self == Self::Udp { 'u' } else { 't' }
     }
 }
 
-/// Why an address could not be bound
+/// Why an address cannot be bound.
 #[derive(Debug, Error)]
 pub enum ListenError {
-    /// Somebody has it
+    /// Another process uses the address.
     #[error(
         "{0}: {1} is taken by another process (ss -{letter}lpn 'sport = {port}' shows which); stop that, \
          or choose another port", letter = .0.letter(), port = .1.port()
     )]
     Taken(ListenKey, SocketAddr),
-    /// A privilege is missing
+    /// A privilege is missing.
     #[error(
         "{0}: no permission to bind {1}; ports below 1024 need CAP_NET_BIND_SERVICE \
          (AmbientCapabilities in the unit), or choose another port"
     )]
     Denied(ListenKey, SocketAddr),
-    /// Not ours
+    /// It is not an address of this machine.
     #[error("{0}: {1} is not an address of this machine (ip address shows them); choose another")]
     NotLocal(ListenKey, SocketAddr),
-    /// The kernel does not speak the family
+    /// This machine does not support the address family.
     #[error("{0}: this machine has no IPv6, so {1} cannot be bound; leave it out")]
     NoFamily(ListenKey, SocketAddr),
-    /// The BPF program was refused though demanded
+    /// The kernel refuses the steering program, and the config requires it.
     #[error("udp.steering: is on, but the kernel refuses the program: {0}; set it to auto or off")]
     Steering(#[source] io::Error),
-    /// Too many descriptors
+    /// The limit on open files is reached.
     #[error(
         "{0}: no file descriptors are left at {1}; raise the limit (ulimit -n, LimitNOFILE in the \
          unit): each shard needs one for each address it listens on"
     )]
     Files(ListenKey, SocketAddr),
-    /// Anything else
+    /// Any other error.
     #[error(
         "{0}: cannot bind {1}: {2}; an IPv6 link-local address is written with its interface's \
          number, as [fe80::1%2]:6969"
@@ -86,27 +88,27 @@ pub enum ListenError {
     Failed(ListenKey, SocketAddr, #[source] io::Error),
 }
 
-/// What was bound
+/// The UDP sockets.
 #[derive(Debug)]
 pub struct UdpListeners {
-    /// The sockets of each shard, in the same order in all
+    /// Sockets of each shard, in the same order for all shards.
     pub shards: Vec<Vec<UdpSocket>>,
-    /// The configured addresses, with the ports that were taken
+    /// Configured addresses, with the ports that were assigned.
     pub addresses: Vec<SocketAddr>,
-    /// Local addresses bound for themselves in place of a wildcard
+    /// Number of local addresses that have a socket of their own in addition to a wildcard.
     pub local_addresses: usize,
-    /// Whether the kernel steers; why not, if it should
+    /// Whether the kernel steers, or why it does not although it should.
     pub steered: Result<bool, io::Error>,
-    /// A socket of each group that is steered
+    /// A socket of each group that is steered.
     pub steered_groups: Vec<OwnedFd>,
-    /// Bytes of the smallest receive buffer
+    /// Bytes of the smallest receive buffer.
     pub receive_buffer: usize,
-    /// Addresses left out because this machine lacks their family
+    /// Addresses that were left out because this machine does not support their family.
     pub left_out: Vec<SocketAddr>,
 }
 
 impl UdpListeners {
-    /// Binds all configured addresses for so many shards
+    /// Binds all configured addresses, with a socket for each shard.
     pub fn bind(
         udp: &UdpConfig,
         keys: &SteeringKeys,
@@ -122,7 +124,7 @@ impl UdpListeners {
             receive_buffer: usize::MAX,
             left_out: Vec::new(),
         };
-        // All are claimed before any is bound: ours would be in each other's way.
+        // All are claimed before any is bound: otherwise our own sockets would conflict.
         let claim = |address| UdpSocket::bind_alone(address).map(|socket| socket.address());
         let (claimed, left_out) = claimed(ListenKey::Udp, &udp.listen, clock, claim)?;
         listeners.left_out = left_out;
@@ -135,7 +137,7 @@ impl UdpListeners {
         Ok(listeners)
     }
 
-    /// Whether the kernel brings announces to their shard
+    /// Returns whether the kernel delivers announces to the shard that owns the torrent.
     pub fn is_steered(&self) -> bool {
         matches!(self.steered, Ok(true))
     }
@@ -147,7 +149,7 @@ impl UdpListeners {
     ) -> Result<(), ListenError> {
         if address.ip().is_unspecified() {
             for local in local_addresses(address) {
-                // An address may be gone or not ready yet; the wildcard takes its datagrams.
+                // An address may have been removed or not be ready yet; the wildcard socket receives its datagrams.
                 if self.has(local) {
                     continue;
                 }
@@ -171,7 +173,7 @@ impl UdpListeners {
         self.shards[0].iter().any(|socket| socket.address() == address)
     }
 
-    /// Binds one address once for each shard
+    /// Binds an address once for each shard.
     fn bind_group(
         &mut self,
         address: SocketAddr,
@@ -189,9 +191,9 @@ impl UdpListeners {
         self.steer_last(binding)
     }
 
-    /// Has the kernel steer the group bound last, as soon as it is there
+    /// Attaches the steering program to the group that was bound last.
     ///
-    /// All groups or none: a half-steered tracker is hard to understand.
+    /// All groups are steered or none: a tracker that is steered in part would be hard to understand.
     fn steer_last(&mut self, binding: &GroupBinding<'_>) -> Result<(), ListenError> {
         let Some(socket) = self.shards[0].last().filter(|_| matches!(self.steered, Ok(true)))
         else {
@@ -218,7 +220,7 @@ impl UdpListeners {
     }
 }
 
-/// What all groups are bound by
+/// What all groups have in common.
 struct GroupBinding<'a> {
     udp: &'a UdpConfig,
     keys: &'a SteeringKeys,
@@ -226,11 +228,11 @@ struct GroupBinding<'a> {
     steering: SteeringMode,
 }
 
-/// Makes sure that nobody else has these addresses, and takes ports where none are given; also those left out
-/// because this machine lacks their family
+/// Checks that no other process has these addresses, and assigns ports where none are given. Returns the addresses, and
+/// those that were left out because this machine does not support their family.
 ///
-/// SO_REUSEPORT would let a second process of the same user into the group unnoticed, and part of the
-/// datagrams with it. So each address is first bound without.
+/// SO_REUSEPORT would let a second process of the same user join a group unnoticed and receive a part of the datagrams.
+/// So each address is first bound without it.
 pub(crate) fn claimed(
     key: ListenKey,
     addresses: &[SocketAddr],
@@ -283,16 +285,17 @@ pub(crate) fn explain(key: ListenKey, address: SocketAddr, error: io::Error) -> 
             ListenError::NoFamily(key, address)
         }
         io::ErrorKind::AddrNotAvailable => ListenError::NotLocal(key, address),
-        // These have no kind of their own.
+        // These have no `ErrorKind`.
         _ if errno == Some(Errno::AFNOSUPPORT) => ListenError::NoFamily(key, address),
         _ if errno == Some(Errno::MFILE) => ListenError::Files(key, address),
         _ => ListenError::Failed(key, address, error),
     }
 }
 
-/// The addresses of this machine that a wildcard stands for
+/// Returns the addresses of this machine that a wildcard stands for.
 ///
-/// A socket bound to one of them answers from it without being told, which is faster than the wildcard's way.
+/// A socket that is bound to one address sends replies from it without control messages, which is faster than the
+/// wildcard socket.
 fn local_addresses(wildcard: SocketAddr) -> Vec<SocketAddr> {
     let mut addresses = BTreeSet::new();
     for interface in if_addrs::get_if_addrs().unwrap_or_default() {
