@@ -32,7 +32,7 @@ enum CliCommand {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
-    /// Check a config file and tell every mistake
+    /// Check a config file and report every error
     Check {
         /// The config file
         #[arg(long, value_name = "FILE")]
@@ -40,7 +40,7 @@ enum CliCommand {
     },
     /// Print the default config with comments
     Config,
-    /// Print a config made from one of Chihaya or opentracker, and tell what has no counterpart
+    /// Convert a config of Chihaya or opentracker and print it; report what cannot be converted
     Import {
         /// chihaya.yaml or opentracker.conf
         #[arg(value_name = "FILE")]
@@ -48,13 +48,14 @@ enum CliCommand {
     },
     /// Check a running tracker as a client would
     E2e {
-        /// Where it is: udp://host:6969, http://host:6969/announce, https://...
+        /// URL of the tracker: udp://host:6969, http://host:6969/announce, https://...
         #[arg(required = true, value_name = "URL")]
         urls: Vec<String>,
     },
 }
 
-/// Does what the arguments say and ends the process; configs may have these hooks beside those of this crate
+/// Executes the command line and ends the process. `custom_hooks` are hooks that configs can use in addition to the
+/// built-in ones.
 pub fn main(custom_hooks: &'static [CustomHookKind]) -> ! {
     install(custom_hooks);
     let cli = Cli::try_parse().unwrap_or_else(|error| {

@@ -1,4 +1,4 @@
-//! `hooks`: the operator's policy, in order.
+//! `hooks`: the operator's policy, in the order in which it is applied.
 
 use super::read::Section;
 use super::values;
@@ -17,13 +17,13 @@ use std::sync::Arc;
 use std::time::Duration;
 use tsubame_storage::{PREFIX_LENGTHS_MAX, PrefixLengths, SubnetPreference};
 
-/// Name of a hook in an imported config that stands for an access rule which could not be carried over
+/// Name of the hook that an imported config has for an access rule that could not be converted.
 pub const UNDECIDED: &str = "decide_before_start";
 
-/// Said to clients that ask for a torrent that is not served
+/// Error text for clients that request a torrent that is not served.
 const NOT_SERVED: &str = "this torrent is not served by this tracker";
 
-/// The longest time that a client can be asked to stay away
+/// Longest time that a client can be asked to wait.
 const LONGEST: Duration = Duration::from_secs(7 * 86_400);
 
 pub(super) const NAMES: [&str; 9] = [
@@ -38,7 +38,7 @@ pub(super) const NAMES: [&str; 9] = [
     "subnet_preference",
 ];
 
-/// Reads all hooks; what is mistaken is left out
+/// Reads all hooks, and omits invalid ones.
 pub(super) fn read(root: &mut Section<'_>) -> Vec<HookConfig> {
     let mut hooks = Vec::new();
     root.each("hooks", |mut hook| {
@@ -75,7 +75,7 @@ pub(super) fn read(root: &mut Section<'_>) -> Vec<HookConfig> {
     hooks
 }
 
-/// A hook of one's own, whose options only its maker knows
+/// A custom hook, whose options are read by the code that registered it.
 fn custom_hook(kind: &CustomHookKind, hook: &mut Section<'_>) -> Option<HookConfig> {
     let options = hook.value("options", serde_json::Value::Null, |value| {
         serde_json::to_value(value).map_err(|error| format!("{error}; write keys with values"))
@@ -96,7 +96,7 @@ fn prefers_subnets(hook: &HookConfig) -> bool {
     matches!(hook, HookConfig::SubnetPreference(_))
 }
 
-/// What Chihaya calls a hook of ours
+/// Returns the name of the built-in hook that replaces a hook of Chihaya.
 fn counterpart(name: &str) -> Option<&'static str> {
     match name {
         "torrent approval" => Some("access_list"),
@@ -246,7 +246,7 @@ fn jwt(options: &mut Section<'_>) -> HookConfig {
     }))
 }
 
-/// Whether a URL is encrypted, or does not leave this host
+/// Whether a URL uses HTTPS or refers to this host.
 fn is_private_to_host(url: &str) -> bool {
     let Some(rest) = url.strip_prefix("http://") else { return true };
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
@@ -340,7 +340,7 @@ fn seconds(value: &Value, longest: Duration) -> Result<u32, String> {
     values::duration(value, Duration::from_secs(1), longest).map(|it| it.as_secs() as u32)
 }
 
-/// The longest interval that hooks hand out to peers that are stored, where the configured one is this
+/// The longest interval that hooks give to stored peers, if the configured interval is `interval`.
 pub(super) fn longest_interval(hooks: &[HookConfig], interval: Duration) -> Duration {
     hooks.iter().fold(interval, |longest, hook| match hook {
         HookConfig::IntervalVariation(variation) => {

@@ -10,50 +10,50 @@ use std::path::PathBuf;
 use std::time::Duration;
 use tsubame_http::head::ClientAddressHeader;
 
-/// Keys under `http`
+/// Keys under `http`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpConfig {
-    /// Addresses to serve
+    /// Addresses to listen on.
     pub listen: Vec<SocketAddr>,
-    /// HTTPS
+    /// HTTPS listener.
     pub tls: TlsConfig,
-    /// Where announces and scrapes go
+    /// Paths of announce and scrape.
     pub paths: Paths,
-    /// Networks of proxies that are believed when they say whom they speak for
+    /// Networks of reverse proxies whose client address headers are trusted.
     pub trusted_proxies: Vec<IpNet>,
-    /// Where they say that
+    /// Header or protocol in which trusted proxies pass the client address.
     pub proxy_header: ClientAddressHeader,
-    /// What a client can make the tracker hold
+    /// Limits on connections and requests.
     pub limits: HttpLimitsConfig,
-    /// Networks that may have the list of all torrents
+    /// Networks that may request the scrape of all torrents.
     pub full_scrape_networks: Vec<IpNet>,
-    /// How long until an address may have it again
+    /// Minimum time between two full scrapes of one address.
     pub full_scrape_interval: Duration,
 }
 
-/// Keys under `http.tls`
+/// Keys under `http.tls`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsConfig {
-    /// Addresses to serve
+    /// Addresses to listen on.
     pub listen: Vec<SocketAddr>,
-    /// The file with the certificate and those that vouch for it
+    /// File with the certificate chain.
     pub certificate: PathBuf,
-    /// The file with its private key
+    /// File with the private key of the certificate.
     pub key: PathBuf,
 }
 
-/// Keys under `http.limits`
+/// Keys under `http.limits`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HttpLimitsConfig {
-    /// Connections in all
+    /// Maximum number of open connections.
     pub connections: u32,
-    /// Requests of a connection
+    /// Maximum number of requests on a connection.
     pub requests: u32,
-    /// Between a client's requests
+    /// Maximum idle time between two requests.
     pub idle_timeout: Duration,
-    /// For a request to arrive
+    /// Maximum time for a request to arrive completely.
     pub request_timeout: Duration,
-    /// Share of the connections, in percent, that one source may hold once half of all are taken
+    /// Share of the connections, in percent, that one source may hold while more than half of all are in use.
     pub per_source_percent: u32,
 }
 
@@ -102,7 +102,7 @@ impl HttpConfig {
         }
     }
 
-    /// What no key can say alone
+    /// Checks conditions that involve more than one key.
     pub(super) fn check(&self, udp: &UdpConfig, reader: &mut Reader) {
         let Self { listen, tls, .. } = self;
         if udp.listen.is_empty() && listen.is_empty() && tls.listen.is_empty() {
@@ -157,7 +157,7 @@ impl HttpLimitsConfig {
     }
 }
 
-/// Whether two listeners cannot have these addresses
+/// Whether two listeners cannot both bind these addresses.
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     let wildcard = a.ip().is_unspecified() || b.ip().is_unspecified();
     let same_place = a.is_ipv4() == b.is_ipv4() && (wildcard || a.ip() == b.ip());

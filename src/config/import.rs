@@ -1,8 +1,8 @@
-//! Makes a config of another tracker's.
+//! Converts configs of other trackers.
 //!
-//! What it means is kept, not how it was written: each line says which key it was made from. Mistakes in the other
-//! config and what has no counterpart are reported. An access rule that cannot be carried over is never left out
-//! silently: a hook stands for it that keeps the tracker from starting.
+//! The result keeps the meaning of the original; a comment on each line names the key that it was made from. Invalid
+//! values and keys without counterpart are reported. An access rule that cannot be converted is replaced by a hook that
+//! keeps the tracker from starting, so that it is never silently lost.
 
 mod chihaya;
 mod draft;
@@ -13,20 +13,20 @@ pub use draft::Imported;
 use super::read::check_bounds;
 use thiserror::Error;
 
-/// Why nothing can be made of a file
+/// Error of [`import`].
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum ImportError {
-    /// It is of neither
+    /// The file is the config of neither tracker.
     #[error(
         "is neither a Chihaya config (YAML below chihaya:) nor an opentracker one (lines such as listen.udp ADDRESS)"
     )]
     Unknown,
-    /// It is Chihaya's, and broken
+    /// The file is a Chihaya config with syntax errors.
     #[error("is not YAML: {0}")]
     Broken(String),
 }
 
-/// Makes a config of the text of a Chihaya or an opentracker one; `name` is what the result calls it
+/// Converts the text of a Chihaya or opentracker config; the result refers to the file as `name`.
 pub fn import(name: &str, text: &str) -> Result<Imported, ImportError> {
     check_bounds(text).map_err(|(_, message)| ImportError::Broken(message))?;
     let draft = match serde_yaml::from_str::<serde_yaml::Value>(text) {
@@ -154,7 +154,7 @@ mod tests {
         }
     }
 
-    /// A rule that cannot be carried over does not become an open tracker
+    /// An access rule that cannot be converted does not result in an open tracker.
     #[test]
     fn access_rules_are_never_left_out() {
         for text in [

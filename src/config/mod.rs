@@ -1,7 +1,7 @@
-//! The config: read from YAML once, checked as a whole, and from then on plain values.
+//! The config: read from YAML and validated as a whole.
 //!
-//! Nothing outside this module uses YAML. Every key is optional. `deploy/tsubame.yaml` documents each key with its
-//! default; `tsubame config` prints it.
+//! No other module uses YAML. Every key is optional. `deploy/tsubame.yaml` documents each key with its default;
+//! `tsubame config` prints it.
 
 mod hooks;
 mod http;

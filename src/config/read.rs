@@ -1,12 +1,12 @@
-//! Walks a YAML document key by key and collects every mistake, with the line it stands on.
+//! Reads a YAML document key by key and collects all errors with their line numbers.
 
 use serde_yaml::{Mapping, Value};
 use std::fmt;
 
-/// Mistakes of a config that are reported; the others are left out
+/// Maximum number of errors that are reported.
 const MISTAKES_MAX: usize = 100;
 
-/// Something wrong with a config
+/// An error in a config.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
     file: String,
@@ -28,17 +28,17 @@ impl fmt::Display for Mistake {
     }
 }
 
-/// A document being read
+/// A YAML document, with the errors found in it so far.
 pub(super) struct Reader {
     file: String,
     source: String,
     root: Mapping,
     mistakes: Vec<Mistake>,
-    /// Every key that was asked for
+    /// Every key that has been read.
     known: Vec<String>,
 }
 
-/// A mapping being read
+/// A mapping of a YAML document.
 pub(super) struct Section<'r> {
     reader: &'r mut Reader,
     path: String,
@@ -82,12 +82,12 @@ impl Reader {
         Section { reader: self, path: String::new(), keys, known: Vec::new() }
     }
 
-    /// Writes down a mistake about a key, which need not stand in the document
+    /// Records an error about a key, which may be absent from the document.
     pub(super) fn mistake(&mut self, key: &str, message: String) {
         self.mistake_at(key, key, message);
     }
 
-    /// Writes down a mistake about a key, on the line of another
+    /// Records an error about a key, with the line number of another.
     fn mistake_at(&mut self, key: &str, place: &str, message: String) {
         // Each is looked up in the whole text.
         if self.mistakes.len() >= MISTAKES_MAX {
@@ -99,7 +99,7 @@ impl Reader {
         self.mistakes.push(Mistake { file: self.file.clone(), line, key: key.to_owned(), message });
     }
 
-    /// Keys that were asked for and do not stand in the document
+    /// Returns the keys that were read but are absent from the document.
     #[cfg(test)]
     pub(super) fn absent(&self) -> Vec<&str> {
         let absent = |key: &&String| line_of(&self.source, key).is_none();
@@ -112,7 +112,7 @@ impl Reader {
 }
 
 impl Section<'_> {
-    /// The value of a key, or its default; a mistaken value counts as the default, for what follows
+    /// Returns the value of a key, or its default if the key is absent or its value invalid.
     pub(super) fn value<T>(
         &mut self,
         key: &'static str,
@@ -129,7 +129,7 @@ impl Section<'_> {
         }
     }
 
-    /// The keys below a key
+    /// Returns the mapping that is the value of a key.
     pub(super) fn section(&mut self, key: &'static str) -> Section<'_> {
         self.know(key);
         let path = self.path_of(key);
@@ -144,7 +144,7 @@ impl Section<'_> {
         Section { reader: &mut *self.reader, path, keys, known: Vec::new() }
     }
 
-    /// The sections of a list, one after the other
+    /// Returns the mappings of a list, in order.
     pub(super) fn each(&mut self, key: &'static str, mut read: impl FnMut(Section<'_>)) {
         self.know(key);
         let path = self.path_of(key);
@@ -170,23 +170,23 @@ impl Section<'_> {
         }
     }
 
-    /// Whether a key is there
+    /// Whether a key is present.
     pub(super) fn has(&self, key: &str) -> bool {
         self.keys.contains_key(key)
     }
 
-    /// Writes down a mistake about a key of this section
+    /// Records an error about a key of this section.
     pub(super) fn mistake(&mut self, key: &str, message: String) {
         let path = self.path_of(key);
         self.reader.mistake(&path, message);
     }
 
-    /// Writes down that a key is not there; a cure follows
+    /// Records that a key is missing; `cure` says what to add.
     pub(super) fn missing(&mut self, key: &str, cure: &str) {
         self.reader.mistake_at(&self.path_of(key), &self.path, format!("is missing; {cure}"));
     }
 
-    /// What is left is nothing this version knows
+    /// Records an error for each key that has not been read.
     pub(super) fn end(self) {
         for key in self.keys.keys() {
             let name = match key {
@@ -219,11 +219,11 @@ impl Section<'_> {
     }
 }
 
-/// Bytes and nesting of a config that are read: the YAML library takes very long for very deep ones
+/// Maximum size in bytes and maximum nesting depth of a config: the YAML library is very slow on deeply nested ones.
 const SOURCE_LEN_MAX: usize = 16 << 20;
 const NESTING_MAX: usize = 64;
 
-/// Refuses what is too long or too deeply nested; with the line, if there is one
+/// Returns an error, with its line number if there is one, for text that is too long or too deeply nested.
 pub(super) fn check_bounds(source: &str) -> Result<(), (Option<usize>, String)> {
     if source.len() > SOURCE_LEN_MAX {
         let (len, most) = (source.len(), SOURCE_LEN_MAX);
@@ -250,14 +250,14 @@ pub(super) fn check_bounds(source: &str) -> Result<(), (Option<usize>, String)> 
     Ok(())
 }
 
-/// The last line up to an error that is indented with a tab
+/// Returns the last line up to the line of an error that is indented with a tab.
 fn tab_before(source: &str, line: Option<usize>) -> Option<usize> {
     let lines = source.lines().zip(1..).take_while(|(_, number)| *number <= line.unwrap_or(0));
     let is_tab = |text: &str| text[..text.len() - text.trim_start().len()].contains('\t');
     lines.filter(|(text, _)| is_tab(text)).map(|(_, number)| number).last()
 }
 
-/// What stands on a line, by its indentation: the dash of an item, and what follows
+/// Splits a line into its list dashes and key, each with its indentation.
 fn keys_and_dashes((number, line): (usize, &str)) -> impl Iterator<Item = (usize, usize, &str)> {
     let text = line.trim_start();
     let indent = line.len() - text.len();
@@ -271,10 +271,10 @@ fn keys_and_dashes((number, line): (usize, &str)) -> impl Iterator<Item = (usize
     dash.into_iter().chain((!rest.is_empty()).then_some(key))
 }
 
-/// The line a key stands on, by its path: the YAML library keeps none for values
+/// Returns the line number of a key, given its path; the YAML library does not keep those of values.
 ///
-/// Follows indentation, as configs are written; within `{...}`, the line of what opened it. `None` for a key
-/// that is not there.
+/// Follows indentation. For a key within `{...}`, returns the line of the opening brace. Returns `None` for a key
+/// that is absent.
 pub(super) fn line_of(source: &str, path: &str) -> Option<usize> {
     let mut parts = path.split('.').peekable();
     let mut outer_indent = None;

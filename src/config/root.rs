@@ -11,45 +11,45 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// The commented default, as `tsubame config` prints it
+/// Default config with comments, as printed by `tsubame config`.
 pub const DEFAULT_YAML: &str = include_str!("../../deploy/tsubame.yaml");
 
-/// Bytes of the longest config that is read
+/// Maximum size in bytes of a config.
 const CONFIG_LEN_MAX: u64 = 64 << 20;
 
-/// Everything that can be configured
+/// The config of a tracker.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Which cores get a shard
+    /// Cores that run a shard.
     pub cpus: CpuSelection,
-    /// The UDP listener
+    /// UDP listener.
     pub udp: UdpConfig,
-    /// The HTTP listener
+    /// HTTP listener.
     pub http: HttpConfig,
-    /// What announces are answered with
+    /// Intervals, lifetimes and sizes of announce responses.
     pub announce: AnnounceConfig,
-    /// The swarm table
+    /// Swarm table.
     pub storage: StorageConfig,
-    /// The policy, in order
+    /// Hooks of the policy, in order.
     pub hooks: Vec<HookConfig>,
-    /// The control plane
+    /// Control listener.
     pub control: ControlConfig,
-    /// The log
+    /// Log.
     pub log: LogConfig,
 }
 
-/// Why there is no config
+/// Error of reading a config.
 #[derive(Debug, Error)]
 pub enum ConfigError {
-    /// The file cannot be read
+    /// The file cannot be read.
     #[error("cannot read the config {path}: {source}; give a readable file with --config")]
     Unreadable {
-        /// The file
+        /// Path of the file.
         path: PathBuf,
-        /// Why
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// The file can be read but not used
+    /// The file has syntax errors or invalid values.
     #[error("{}", listed(.0))]
     Mistaken(Vec<Mistake>),
 }
@@ -62,24 +62,24 @@ fn unmistaken((config, mistakes): (Config, Vec<Mistake>)) -> Result<Config, Conf
     if mistakes.is_empty() { Ok(config) } else { Err(ConfigError::Mistaken(mistakes)) }
 }
 
-/// Reads a config, which may come from a pipe
+/// Reads a config from a file, which may be a pipe.
 fn read_text(path: &Path) -> std::io::Result<String> {
     std::io::read_to_string(std::fs::File::open(path)?.take(CONFIG_LEN_MAX))
 }
 
 impl Config {
-    /// Reads a config file; without one, the default
+    /// Reads a config file; returns the default config if `path` is `None`.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         path.map_or_else(|| Self::parse_all("default", ""), Self::load_all).and_then(unmistaken)
     }
 
-    /// Reads a config from text; `name` is what mistakes name as its file
+    /// Parses a config; `name` is the file name in errors.
     pub fn parse(name: &str, source: &str) -> Result<Self, ConfigError> {
         Self::parse_all(name, source).and_then(unmistaken)
     }
 
-    /// Reads a config file and returns the config with all mistakes of its text. A mistaken value has its default in
-    /// the config.
+    /// Reads a config file and returns the config with all errors of its text. Keys with invalid values have their
+    /// default in the config.
     pub fn load_all(path: &Path) -> Result<(Self, Vec<Mistake>), ConfigError> {
         let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
         let text = read_text(path).map_err(unreadable)?;
@@ -109,7 +109,7 @@ impl Config {
         Self { cpus, udp, http, announce, storage, hooks, control, log }
     }
 
-    /// Whether peers are kept for long enough for every interval that is handed out
+    /// Checks that peers are stored for longer than every announce interval.
     pub fn check_intervals(&self) -> Result<(), String> {
         let AnnounceConfig { interval, peer_lifetime, .. } = &self.announce;
         let longest = hooks::longest_interval(&self.hooks, *interval);
@@ -128,7 +128,7 @@ impl Config {
         ))
     }
 
-    /// What no key can say alone
+    /// Checks conditions that involve more than one key.
     fn check(&self, reader: &mut Reader) {
         let AnnounceConfig { interval, min_interval, .. } = &self.announce;
         if let Err(mistake) = self.check_intervals() {

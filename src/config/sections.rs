@@ -1,4 +1,4 @@
-//! The sections of a config that are not in files of their own.
+//! Sections of the config that have no file of their own.
 
 use super::read::Section;
 use super::values;
@@ -13,129 +13,130 @@ use tsubame_udp::connection_id::{ConnectionIdKey, LIFETIME_SECS_MAX};
 use tsubame_udp::steering::SHARDS_MAX;
 use values::DAY;
 
-/// The most peers of one address that can be permitted: an announce looks at each of them
+/// Maximum of the caps per address: an announce compares its address with as many peers.
 const ADDRESS_CAP_MAX: u32 = 256;
 
-/// Peers of one address in a swarm, unless configured: a household or a seedbox, and few of a flood
+/// Default number of peers of one address in a swarm: enough for a household or a seedbox, and few enough to bound a
+/// flood.
 const ADDRESS_CAP: u32 = 16;
 
-/// Which cores get a shard
+/// Cores that run a shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CpuSelection {
-    /// One shard for each physical core this process may run on
+    /// One shard for each physical core that the process may run on.
     Auto,
-    /// One for each of these
+    /// One shard for each of these cores.
     List(Vec<usize>),
 }
 
-/// Whether the kernel steers announces to their owner
+/// Whether the kernel sends each announce to the shard that owns its torrent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SteeringMode {
-    /// If it can
+    /// Steer if the kernel supports it.
     Auto,
-    /// Else do not start
+    /// Fail at startup if the kernel does not support it.
     On,
-    /// No: everything crosses the mesh
+    /// Do not steer: shards forward requests to the owner.
     Off,
 }
 
-/// Keys under `udp`
+/// Keys under `udp`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UdpConfig {
-    /// Addresses to serve
+    /// Addresses to listen on.
     pub listen: Vec<SocketAddr>,
-    /// How long a connection id is accepted
+    /// How long a connection id is accepted.
     pub connection_id_lifetime: Duration,
-    /// Secrets that connection ids are made with; drawn at start if there are none
+    /// Keys of connection ids; random if empty.
     pub connection_id_keys: Vec<ConnectionIdKey>,
-    /// Answer a wrong connection id with an error
+    /// Whether to reply to an invalid connection id with an error.
     pub explain_wrong_connection_id: bool,
-    /// Whether the kernel steers
+    /// Whether the kernel steers announces.
     pub steering: SteeringMode,
-    /// Bytes the kernel may keep for each socket
+    /// Size in bytes of each socket's receive buffer.
     pub receive_buffer: usize,
-    /// Bytes of an announce reply
+    /// Maximum size in bytes of an announce response.
     pub max_reply_size: usize,
 }
 
-/// Keys under `announce`
+/// Keys under `announce`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AnnounceConfig {
-    /// Between a client's announces
+    /// Interval between the announces of a client.
     pub interval: Duration,
-    /// The least a client is asked to wait, over HTTP
+    /// Minimum interval, sent over HTTP.
     pub min_interval: Duration,
-    /// How long a peer is kept after its last announce
+    /// How long a peer is stored after its last announce.
     pub peer_lifetime: Duration,
-    /// Peers for a client that does not say how many it wants
+    /// Number of peers for a client that does not send `numwant`.
     pub numwant_default: u32,
-    /// Peers for a client that wants many
+    /// Maximum number of peers in a response.
     pub numwant_max: u32,
-    /// Networks whose clients may say which address they announce for
+    /// Networks whose clients may announce for another address.
     pub trust_client_ip: Vec<IpNet>,
-    /// Hand out private peers like public ones
+    /// Whether private addresses are given to all clients like public ones.
     pub allow_private: bool,
 }
 
-/// Keys under `storage`
+/// Keys under `storage`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StorageConfig {
-    /// Bytes all swarm tables may hold together; `None` is 70 % of what there is
+    /// Maximum size in bytes of all swarm tables together; `None` is 70 % of the available memory.
     pub memory: Option<usize>,
-    /// How long a torrent without peers keeps its count of completed downloads
+    /// How long a torrent without peers keeps its count of completed downloads.
     pub keep_completed: Duration,
-    /// Limits within a swarm
+    /// Maximum numbers of peers within a swarm.
     pub caps: Caps,
-    /// Share of the memory, in ten-thousandths, that one source's peers may take while memory is short
+    /// Share of the memory, in ten-thousandths, that the peers of one source may use while memory is short.
     pub source_share_per_10_000: u32,
 }
 
-/// Keys under `control`
+/// Keys under `control`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControlConfig {
-    /// Address it listens on; none if empty
+    /// TCP address to listen on; none if empty.
     pub listen: Option<SocketAddr>,
-    /// Path of the unix socket it listens on; none if empty
+    /// Path of the unix socket to listen on; none if empty.
     pub socket: Option<PathBuf>,
-    /// Names of this host, beside its addresses, that requests may be sent to
+    /// Host names that are accepted in requests, in addition to this host's addresses.
     pub hosts: Vec<String>,
 }
 
-/// Keys under `log`
+/// Keys under `log`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogConfig {
-    /// The least severe events that are written
+    /// Minimum severity of logged events.
     pub level: LogLevel,
-    /// How they are written
+    /// Format of log lines.
     pub format: LogFormat,
 }
 
-/// How severe an event is
+/// Severity of a log event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogLevel {
-    /// Something failed
+    /// A failure.
     Error,
-    /// Something will hurt
+    /// A condition that will cause problems.
     Warn,
-    /// What an operator wants to know
+    /// Information for operators.
     Info,
-    /// What a developer wants to know
+    /// Information for developers.
     Debug,
 }
 
-/// How log events are written
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// Text, coloured on a terminal
+    /// Text, coloured on a terminal.
     Auto,
-    /// Text without colours
+    /// Text without colours.
     Text,
-    /// An object a line
+    /// One JSON object per line.
     Json,
 }
 
-/// The addresses both listeners have unless configured: clients that know a tracker by one protocol try the other
-/// on the same port
+/// Default addresses of both listeners. They have the same port because clients that know a tracker by one protocol try
+/// the other on the same port.
 pub(super) fn both_families() -> Vec<SocketAddr> {
     vec![([0, 0, 0, 0], 6969).into(), ([0_u16; 8], 6969).into()]
 }
@@ -261,7 +262,7 @@ impl LogConfig {
     }
 }
 
-/// `auto`, or cores as in `2-11` or `0,2,4-7` or a list
+/// Reads `auto` or a set of cores: `2-11`, `0,2,4-7` or a list.
 pub(super) fn read_cpus(value: &Value) -> values::Read<CpuSelection> {
     if value.as_str() == Some("auto") {
         return Ok(CpuSelection::Auto);

@@ -1,4 +1,4 @@
-//! Reads single values. Errors name the value and the cure; the key and the line are added by the caller.
+//! Reads single values. Errors name the value and the cure; the caller adds the key and the line number.
 
 use crate::hex;
 use crate::http::paths::PathPattern;
@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tsubame_udp::connection_id::ConnectionIdKey;
 
-/// The longest interval or lifetime: a tick of the swarm table is one byte
+/// Maximum of intervals and lifetimes: a tick of the swarm table is stored in one byte.
 pub(super) const DAY: Duration = Duration::from_secs(86_400);
 
 pub(super) type Read<T> = Result<T, String>;
 
-/// A value as the operator wrote it, near enough
+/// Formats a value for an error text, close to how it was written.
 fn shown(value: &Value) -> String {
     match value {
         Value::String(text) => format!("{text:?}"),
@@ -27,7 +27,7 @@ fn shown(value: &Value) -> String {
     }
 }
 
-/// The text of a scalar: numbers need no quotes
+/// Returns the text of a scalar: numbers need no quotes.
 fn plain(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.trim().to_owned()),
@@ -41,7 +41,7 @@ pub(super) fn text(value: &Value) -> Read<String> {
     plain(value).ok_or_else(|| format!("{} is not a single value", shown(value)))
 }
 
-/// One value or a list of them
+/// Reads a value or a list of values.
 pub(super) fn list<T>(value: &Value, one: impl Fn(&Value) -> Read<T>) -> Read<Vec<T>> {
     match value {
         Value::Sequence(values) => values.iter().map(one).collect(),
@@ -88,7 +88,7 @@ pub(super) fn size(value: &Value, least: usize, most: usize) -> Read<usize> {
         .ok_or_else(|| format!("{text} is out of range; give {} to {}", exact(least), exact(most)))
 }
 
-/// A size as it is written in a config: in the largest unit that it is a whole number of
+/// Formats a size in the largest unit of which it is a multiple.
 fn exact(bytes: usize) -> String {
     let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
     let fits = |(shift, _): &&(u32, &str)| bytes > 0 && bytes.is_multiple_of(1 << shift);
@@ -165,7 +165,7 @@ pub(super) fn networks(value: &Value) -> Read<Vec<IpNet>> {
     list(value, network)
 }
 
-/// A list of keys, or the path of a file with one a line
+/// Reads a list of keys, or the path of a file with one key per line.
 pub(super) fn keys(value: &Value) -> Read<Vec<ConnectionIdKey>> {
     match value {
         Value::Sequence(values) => {
@@ -177,7 +177,7 @@ pub(super) fn keys(value: &Value) -> Read<Vec<ConnectionIdKey>> {
     }
 }
 
-/// Bytes of a file of connection id keys
+/// Maximum size in bytes of a file of connection id keys.
 const KEY_FILE_LEN_MAX: u64 = 1 << 16;
 
 fn keys_of_file(path: &Path) -> Read<Vec<ConnectionIdKey>> {
@@ -197,13 +197,13 @@ fn keys_of_file(path: &Path) -> Read<Vec<ConnectionIdKey>> {
     Ok(keys)
 }
 
-/// The value is a secret, so errors do not show it
+/// Replaces an error text that would show a secret.
 fn key(text: &str) -> Result<ConnectionIdKey, &'static str> {
     const WRONG: &str = "a key is not 32 hexadecimal digits; make one with: openssl rand -hex 16";
     hex::decode(text).map(ConnectionIdKey).ok_or(WRONG)
 }
 
-/// A share: 0 to 1, or 0 % to 100 %
+/// Reads a share: 0 to 1, or 0 % to 100 %.
 pub(super) fn share(value: &Value) -> Read<f64> {
     let percent =
         |text: &str| Some(text.trim().strip_suffix('%')?.trim().parse::<f64>().ok()? / 100.0);
@@ -214,7 +214,7 @@ pub(super) fn share(value: &Value) -> Read<f64> {
     })
 }
 
-/// Texts of which each is read as something
+/// Parses each text of a list.
 pub(super) fn texts<T>(value: &Value, read: impl Fn(&str) -> Read<T>) -> Read<Vec<T>> {
     list(value, |value| read(&text(value)?))
 }
@@ -223,7 +223,7 @@ pub(super) fn path_list(value: &Value) -> Read<Vec<PathBuf>> {
     list(value, path)
 }
 
-/// The path of a file, which is looked for when it is needed
+/// Reads the path of a file. Whether the file exists is checked when it is opened.
 pub(super) fn path(value: &Value) -> Read<PathBuf> {
     match value {
         Value::String(text) => Ok(PathBuf::from(text)),

@@ -257,7 +257,7 @@ impl MetricsSnapshot {
     }
 
     fn evicted(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Torrents without peers, and peers of the largest networks, that were removed because memory was short";
+        let help = "Torrents without peers, and peers of the largest networks, removed because memory was short";
         let mut metric = encoder.encode_descriptor("evicted", help, None, MetricType::Counter)?;
         for ShardSnapshot { label, stats, .. } in &self.shards {
             let evicted = &stats.table.evicted;

@@ -102,7 +102,7 @@ impl Tracker {
         prepare: impl FnOnce(Command) -> Command,
     ) -> Self {
         let mut tracker = Self::spawn(config, prepare);
-        tracker.wait_for("swarms may hold");
+        tracker.wait_for("memory limit");
         tracker
     }
 

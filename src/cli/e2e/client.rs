@@ -1,4 +1,4 @@
-//! What the test clients of all protocols have in common.
+//! Code that the test clients of all protocols share.
 
 use std::io;
 use std::net::SocketAddr;
@@ -6,47 +6,47 @@ use std::time::Duration;
 use thiserror::Error;
 use tsubame_storage::Endpoint;
 
-/// How long to wait for each reply, and how often to ask
+/// Time to wait for each reply, and number of attempts.
 pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
 pub(super) const ATTEMPTS: usize = 3;
 
-/// What did not go as a client needs it
+/// Error of a test client.
 #[derive(Debug, Error)]
 pub enum E2eError {
-    /// Not a tracker this can ask
+    /// The URL is not that of a UDP or HTTP tracker.
     #[error(
         "{0:?} is not the URL of a tracker; write it as udp://host:6969, http://host:6969/announce or https://..."
     )]
     Url(String),
-    /// No address for the name
+    /// The host name has no address.
     #[error("{0} has no address: {1}")]
     Name(String, #[source] io::Error),
-    /// The socket failed
+    /// A socket operation failed.
     #[error("cannot send to {0}: {1}; is anything listening there?")]
     Socket(SocketAddr, #[source] io::Error),
-    /// No encrypted connection
+    /// The TLS handshake failed.
     #[error(
         "{0} cannot be reached over TLS: {1}; is the certificate of this name, and of an authority this machine trusts?"
     )]
     Tls(SocketAddr, String),
-    /// Nothing came back
+    /// There was no reply.
     #[error(
         "{0} does not answer a {1}; is it running, and does a firewall let it through both ways?"
     )]
     Silence(SocketAddr, &'static str),
-    /// An error came back
+    /// The tracker replied with an error.
     #[error("{0} refuses a {1}: {2:?}")]
     Refused(SocketAddr, &'static str, String),
-    /// The reply is not what the BEPs say
+    /// The reply violates a BEP.
     #[error("{0} answers a {1} wrongly: {2}")]
     Wrong(SocketAddr, &'static str, String),
 }
 
-/// What both protocols can ask
+/// Requests that a test client of either protocol can send.
 pub(super) trait TestClient {
     fn tracker(&self) -> SocketAddr;
 
-    /// What comes before the first announce, if anything does; what to say of it
+    /// Performs the step before the first announce, if there is one, and describes its result.
     fn prepare(&mut self) -> Result<Option<String>, E2eError>;
 
     fn announce(
@@ -59,14 +59,14 @@ pub(super) trait TestClient {
     fn scrape(&mut self) -> Result<ScrapeResult, E2eError>;
 }
 
-/// Why the pretended clients announce
+/// Event of an announce.
 #[derive(Clone, Copy)]
 pub(super) enum E2eEvent {
     Started,
     Stopped,
 }
 
-/// An announce reply, read
+/// A parsed announce reply.
 pub(super) struct AnnounceResult {
     pub(super) interval: u32,
     pub(super) leechers: u32,
@@ -74,7 +74,7 @@ pub(super) struct AnnounceResult {
     pub(super) peers: Vec<Endpoint>,
 }
 
-/// A scrape reply, read
+/// A parsed scrape reply.
 pub(super) struct ScrapeResult {
     pub(super) seeders: u32,
     pub(super) completed: u32,
@@ -90,7 +90,7 @@ pub(super) fn expect(
     if holds { Ok(()) } else { Err(E2eError::Wrong(tracker, what, otherwise())) }
 }
 
-/// A torrent nobody else has
+/// Returns a random info hash, which no other client announces.
 pub(super) fn info_hash(entropy: u64) -> [u8; 20] {
     let mut info_hash = [0x7e; 20];
     info_hash[..8].copy_from_slice(&entropy.to_be_bytes());

@@ -1,4 +1,4 @@
-//! Over HTTP and HTTPS (BEP 3, 7, 23, 48): a connection for each request, as most clients do it.
+//! HTTP and HTTPS test client (BEP 3, 7, 23, 48): one connection per request, as most clients do.
 
 use super::client::{
     AnnounceResult, E2eError, E2eEvent, REPLY_TIMEOUT, ScrapeResult, TestClient, expect, info_hash,
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use tsubame_http::bencode::Value;
 use tsubame_storage::Endpoint;
 
-/// The longest reply that is read: 200 peers of either family are some 5 KiB
+/// Maximum size in bytes of a response: 200 peers of either family take about 5 KiB.
 const REPLY_LEN_MAX: u64 = 1 << 20;
 
 pub(super) struct HttpTestClient {
@@ -20,12 +20,12 @@ pub(super) struct HttpTestClient {
     authority: String,
     announce_path: String,
     info_hash: [u8; 20],
-    /// For whom the certificate must be, and what else TLS needs
+    /// Name in the certificate, and the TLS settings.
     tls: Option<(ServerName<'static>, Arc<ClientConfig>)>,
 }
 
 impl HttpTestClient {
-    /// Asks a tracker at a path, which is `/announce` if it is empty
+    /// Creates a client for a tracker at a path; an empty path is `/announce`.
     pub(super) fn new(
         tracker: SocketAddr,
         scheme: &str,
@@ -50,7 +50,7 @@ impl HttpTestClient {
         })
     }
 
-    /// The body of the reply to a request
+    /// Sends a request and returns the body of the response.
     fn get(&self, target: &str, what: &'static str) -> Result<Vec<u8>, E2eError> {
         let request = format!(
             "GET {target} HTTP/1.0\r\nHost: {}\r\nUser-Agent: tsubame-e2e\r\n\r\n",
@@ -102,7 +102,7 @@ impl HttpTestClient {
         Ok(body)
     }
 
-    /// Reads a body as a dictionary that is no failure
+    /// Parses a body as a dictionary without `failure reason`.
     fn read<'a>(&self, body: &'a [u8], what: &'static str) -> Result<Value<'a>, E2eError> {
         let shown = || body.escape_ascii().to_string();
         let value = Value::parse(body).map_err(|error| {
@@ -117,7 +117,7 @@ impl HttpTestClient {
         }
     }
 
-    /// A number that must be there
+    /// Returns the value of a mandatory integer key.
     fn number(&self, value: &Value<'_>, key: &str, what: &'static str) -> Result<u32, E2eError> {
         let number = value.get(key).and_then(Value::integer);
         number.and_then(|number| u32::try_from(number).ok()).ok_or_else(|| {
@@ -130,7 +130,7 @@ impl HttpTestClient {
     }
 }
 
-/// Sends a request and reads until the connection ends
+/// Sends a request and reads until the connection is closed.
 fn exchange(mut stream: impl Read + Write, request: &[u8]) -> io::Result<Vec<u8>> {
     stream.write_all(request)?;
     let mut reply = Vec::new();
@@ -138,7 +138,7 @@ fn exchange(mut stream: impl Read + Write, request: &[u8]) -> io::Result<Vec<u8>
     Ok(reply)
 }
 
-/// What TLS needs to reach an authority, trusting whom this machine trusts
+/// Returns TLS settings for a host, with the root certificates of this machine.
 fn tls(authority: &str) -> Result<(ServerName<'static>, Arc<ClientConfig>), String> {
     let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
@@ -154,7 +154,7 @@ fn tls(authority: &str) -> Result<(ServerName<'static>, Arc<ClientConfig>), Stri
     Ok((name, Arc::new(config)))
 }
 
-/// A target with one more parameter
+/// Adds a parameter to a request target.
 fn with(target: &str, parameters: &str) -> String {
     let separator = if target.contains('?') { '&' } else { '?' };
     format!("{target}{separator}{parameters}")

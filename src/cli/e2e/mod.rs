@@ -1,4 +1,4 @@
-//! `tsubame e2e`: asks a running tracker what a client would ask, and says what it saw.
+//! `tsubame e2e`: sends the requests of a client to a running tracker and prints the results.
 
 mod client;
 mod http;
@@ -12,10 +12,10 @@ use std::io;
 use std::net::ToSocketAddrs;
 use tsubame_storage::Endpoint;
 
-/// Where the two clients pretend to listen
+/// Ports in the announces of the two test clients.
 const PORTS: [u16; 2] = [10_001, 10_002];
 
-/// Asks every address behind a URL, and prints each step; fails with the first error if any address has one
+/// Tests every address of a URL and prints each step; returns the first error.
 pub fn check(url: &str, entropy: u64, out: &mut impl fmt::Write) -> Result<(), E2eError> {
     let bad_url = || E2eError::Url(url.to_owned());
     let (scheme, rest) = url.split_once("://").ok_or_else(bad_url)?;
@@ -56,7 +56,7 @@ fn with_port(authority: &str, port: u16) -> String {
     if has_port { authority.to_owned() } else { format!("{authority}:{port}") }
 }
 
-/// A seeder and a leecher meet, are counted, and leave
+/// A seeder and a leecher receive each other's address, are counted, and leave.
 fn run(client: &mut impl TestClient, out: &mut impl fmt::Write) -> Result<(), E2eError> {
     if let Some(line) = client.prepare()? {
         let _ = writeln!(out, "  {line}");

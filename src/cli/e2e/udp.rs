@@ -1,4 +1,4 @@
-//! Over UDP (BEP 15).
+//! UDP test client (BEP 15).
 
 use super::client::{
     ATTEMPTS, AnnounceResult, E2eError, E2eEvent, REPLY_TIMEOUT, ScrapeResult, TestClient, expect,
@@ -37,7 +37,7 @@ impl UdpTestClient {
         Ok(Self { tracker, socket, info_hash, transactions: entropy as u32, connection_id: 0 })
     }
 
-    /// Sends a request until its reply comes
+    /// Sends a request until its reply arrives.
     fn ask(
         &mut self,
         id: u64,

@@ -1,4 +1,4 @@
-//! Chihaya's config, key by key.
+//! Converts the config of Chihaya.
 
 use super::draft::{ImportDraft, addresses, list, quoted, shown, suggestion};
 use crate::config::read::line_of;
@@ -6,19 +6,19 @@ use serde_yaml::{Mapping, Value};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// What Chihaya keeps a peer for unless told otherwise
+/// Chihaya's default peer lifetime.
 const PEER_LIFETIME: Duration = Duration::from_secs(1_800);
 
-/// Keys of a section, of which those that nobody takes are mistakes
+/// Keys of a section; those that are left at the end are reported.
 struct YamlKeys<'t> {
-    /// The whole file, to say on which line a key stands
+    /// Text of the whole file, for line numbers.
     text: &'t str,
     path: String,
     keys: Mapping,
     known: Vec<String>,
 }
 
-/// A key with its line, as `line 5: udp.addr`
+/// Formats a key with its line number, as in `line 5: udp.addr`.
 fn place(text: &str, path: &str) -> String {
     let whole = if path.is_empty() { "chihaya".to_owned() } else { format!("chihaya.{path}") };
     match line_of(text, &whole) {
@@ -27,7 +27,7 @@ fn place(text: &str, path: &str) -> String {
     }
 }
 
-/// A value as it was written, near enough
+/// Formats a value close to how it was written.
 fn shown_value(value: &Value) -> String {
     let text = serde_json::to_string(value).unwrap_or_default();
     text.chars().take(80).collect()
@@ -57,7 +57,7 @@ impl<'t> YamlKeys<'t> {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
 
-    /// A key with its line
+    /// Formats a key with its line number.
     fn place(&self, key: &str) -> String {
         place(self.text, &self.path(key))
     }
@@ -67,7 +67,7 @@ impl<'t> YamlKeys<'t> {
         self.keys.remove(key).filter(|value| !value.is_null())
     }
 
-    /// A value as something; one that it cannot be is a mistake
+    /// Reads and converts a value, and reports an error if it is invalid.
     fn read<T>(
         &mut self,
         draft: &mut ImportDraft,
@@ -91,7 +91,7 @@ impl<'t> YamlKeys<'t> {
         }
     }
 
-    /// What is left is nothing that Chihaya knows; `is_rule` if it may be an access rule
+    /// Reports all remaining keys as unknown; `is_rule` says whether they may be access rules.
     fn end(self, draft: &mut ImportDraft, is_rule: impl Fn(&str) -> bool) {
         let known: Vec<&str> = self.known.iter().map(String::as_str).collect();
         for key in self.keys.keys() {
@@ -113,7 +113,7 @@ fn texts(value: &Value) -> Option<Vec<String>> {
     value.as_sequence()?.iter().map(text).collect()
 }
 
-/// A duration as Go writes it, in whole seconds
+/// Parses a Go duration; the result is in whole seconds.
 fn duration(value: &Value) -> Option<Duration> {
     let duration = humantime::parse_duration(value.as_str()?).ok()?;
     (duration.as_secs() > 0).then(|| Duration::from_secs(duration.as_secs()))
@@ -169,7 +169,7 @@ pub(super) fn read(source: &str, root: &Value) -> ImportDraft {
 
 type Numwant = (Option<u64>, Option<u64>);
 
-/// Numwant and what both protocols have besides
+/// Converts `numwant` and the other keys that both protocols have.
 fn read_common(draft: &mut ImportDraft, keys: &mut YamlKeys<'_>, numwant: &mut Numwant) {
     let (default, most) = numwant;
     *default = (*default).max(keys.read(draft, "default_numwant", Value::as_u64));
@@ -256,7 +256,7 @@ fn read_http(draft: &mut ImportDraft, keys: Option<YamlKeys<'_>>, numwant: &mut 
     keys.end(draft, |_| false);
 }
 
-/// A path of a route, in which one segment may have a name
+/// Parses the path of a route, in which one segment may be a parameter.
 fn path(draft: &mut ImportDraft, key: &str, route: &str) -> Option<String> {
     let segment = |segment: &str| match segment.strip_prefix(':') {
         Some(_) => "{key}".to_owned(),

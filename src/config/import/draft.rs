@@ -1,22 +1,22 @@
-//! A config that is being made from one of another tracker.
+//! The output of a config conversion while it is being built.
 
 use crate::config::hooks::UNDECIDED;
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-/// A config, and what it does not have of the other
+/// A converted config, with what could not be converted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Imported {
-    /// YAML with comments
+    /// YAML with comments.
     pub config: String,
-    /// Mistakes, and what has no counterpart or another meaning: a line each
+    /// Errors, and keys without counterpart or with another meaning, one per line.
     pub notes: Vec<String>,
-    /// Whether all access rules were carried over
+    /// Whether all access rules were converted.
     pub is_complete: bool,
 }
 
-/// A key with its value, and what it was made from
+/// A key with its value and the key that it was made from.
 #[derive(Debug)]
 pub(super) struct ImportedLine {
     pub(super) section: &'static str,
@@ -25,16 +25,16 @@ pub(super) struct ImportedLine {
     pub(super) from: String,
 }
 
-/// A config in the making
+/// A config that is being built.
 #[derive(Debug, Default)]
 pub(super) struct ImportDraft {
     pub(super) lines: Vec<ImportedLine>,
     pub(super) hooks: Vec<String>,
     pub(super) notes: Vec<String>,
-    /// Access rules that could not be carried over
+    /// Access rules that could not be converted.
     pub(super) undecided: usize,
     pub(super) interval: Duration,
-    /// What hooks may add to it
+    /// Intervals that hooks may add to the announce interval.
     pub(super) variation: Duration,
     pub(super) peer_lifetime: Duration,
 }
@@ -50,17 +50,17 @@ impl ImportDraft {
         self.lines.push(ImportedLine { section, key, value, from: from.to_owned() });
     }
 
-    /// Notes what has no counterpart, or another meaning
+    /// Records a key without counterpart or with another meaning.
     pub(super) fn note(&mut self, place: &str, text: &str) {
         self.notes.push(printable(&format!("without counterpart: {place}: {text}")));
     }
 
-    /// Notes a mistake in the other config
+    /// Records an error in the original config.
     pub(super) fn mistake(&mut self, place: &str, text: &str) {
         self.notes.push(printable(&format!("mistake: {place}: {text}")));
     }
 
-    /// Has a hook that keeps the tracker from starting stand for an access rule
+    /// Adds a hook that keeps the tracker from starting, in place of an access rule.
     pub(super) fn undecided(&mut self, place: &str, text: &str) {
         let note = printable(&format!("access rule not carried over: {place}: {text}"));
         self.hooks.push(format!("  # {note}\n  - name: {UNDECIDED}\n"));
@@ -68,7 +68,7 @@ impl ImportDraft {
         self.undecided += 1;
     }
 
-    /// A hook of options, each with its value
+    /// Adds a hook with options.
     pub(super) fn hook(&mut self, name: &str, from: &str, options: &[(&str, String)]) {
         let mut text = format!("  # {from}\n  - name: {name}\n    options:\n");
         for (key, value) in options {
@@ -109,7 +109,7 @@ impl ImportDraft {
     }
 }
 
-/// A text that becomes a comment, which must not end where the other config says
+/// Escapes a text for use in a YAML comment, so that it cannot end the comment.
 pub(super) fn printable(text: &str) -> String {
     let plain = |character: char| match character {
         ' '..='~' => character,
@@ -119,7 +119,7 @@ pub(super) fn printable(text: &str) -> String {
     text.chars().map(plain).collect()
 }
 
-/// The known name that is most like a misspelt one, as a question
+/// Formats the known name most similar to a misspelt one as a question.
 pub(super) fn suggestion(name: &str, known: &[&str]) -> String {
     let near = known.iter().map(|known| (strsim::damerau_levenshtein(known, name), known)).min();
     match near.filter(|(distance, _)| *distance <= name.len().div_ceil(3).max(1)) {
@@ -128,13 +128,13 @@ pub(super) fn suggestion(name: &str, known: &[&str]) -> String {
     }
 }
 
-/// Values as a YAML list
+/// Formats values as a YAML list.
 pub(super) fn list<T: std::fmt::Display>(values: &[T]) -> String {
     let quoted: Vec<_> = values.iter().map(|value| quoted(&value.to_string())).collect();
     format!("[{}]", quoted.join(", "))
 }
 
-/// A text as a YAML string: whatever stands in it
+/// Formats any text as a YAML string.
 pub(super) fn quoted(text: &str) -> String {
     let mut quoted = String::from("\"");
     for character in text.chars() {
@@ -154,7 +154,7 @@ pub(super) fn shown(duration: Duration) -> String {
         .replace(' ', "")
 }
 
-/// An address as the other trackers write it: without a port it is the usual one, without an address any
+/// Parses an address in the notation of other trackers: port 6969 and all addresses are the defaults.
 pub(super) fn addresses(text: &str) -> Option<Vec<SocketAddr>> {
     const PORT: u16 = 6969;
     if let Ok(address) = text.parse::<SocketAddr>() {

@@ -1,4 +1,4 @@
-//! opentracker's config, line by line; and what was compiled into it.
+//! Converts the config of opentracker, including the features it was compiled with.
 
 use super::draft::{ImportDraft, addresses, list, quoted, suggestion};
 use crate::policy::networks::parse_network;
@@ -6,15 +6,15 @@ use ipnet::IpNet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// Beginnings of its keys
+/// Prefixes of opentracker's keys.
 const KEYS: [&str; 5] = ["listen.", "access.", "livesync.", "batchsync.", "tracker."];
 
-/// Whether a text looks like one
+/// Whether a text looks like a config of opentracker.
 pub(super) fn is_one(text: &str) -> bool {
     lines(text).any(|(_, key, _)| KEYS.iter().any(|known| key.starts_with(known)))
 }
 
-/// Lines with their numbers, keys and values
+/// Returns the line number, key and value of each line.
 fn lines(text: &str) -> impl Iterator<Item = (usize, &str, &str)> {
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
     lines.zip(1..).filter(|(line, _)| !line.is_empty()).map(|(line, number)| {
@@ -23,13 +23,13 @@ fn lines(text: &str) -> impl Iterator<Item = (usize, &str, &str)> {
     })
 }
 
-/// What the lines of a config list
+/// Values that a config collects over several lines.
 #[derive(Default)]
 struct OpentrackerLists<'t> {
     udp: Vec<SocketAddr>,
     tcp: Vec<SocketAddr>,
     proxies: Vec<IpNet>,
-    /// Access lists with their mode
+    /// Access lists with their mode.
     lists: Vec<(&'static str, &'t str)>,
     has_fifo: bool,
 }
@@ -123,7 +123,7 @@ pub(super) fn read(text: &str) -> ImportDraft {
     draft
 }
 
-/// All of its keys
+/// All keys of opentracker.
 const ALL_KEYS: [&str; 17] = [
     "listen.tcp_udp",
     "listen.tcp",
@@ -144,7 +144,7 @@ const ALL_KEYS: [&str; 17] = [
     "tracker.redirect_url",
 ];
 
-/// Why a key of its own has no counterpart; `None` for one that it does not know
+/// Returns why a key of opentracker has no counterpart; `None` for an unknown key.
 fn without_counterpart(key: &str) -> Option<&'static str> {
     match key {
         "listen.udp.workers" => Some("each core has a shard of its own (cpus)"),
