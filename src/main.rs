@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-/// Gives memory back after a flood: benches/README.md has the figures
+/// Returns memory to the kernel after a flood; benches/README.md has the figures.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -14,7 +14,7 @@ fuzz_target!(|text: &str| {
         Ok(Config { udp, http, .. }) => {
             assert!([udp.listen, http.listen, http.tls.listen].iter().any(|list| !list.is_empty()));
         }
-        Err(ConfigError::Mistaken(mistakes)) => {
+        Err(ConfigError::Invalid(mistakes)) => {
             assert!(!mistakes.is_empty());
             assert!(mistakes.iter().all(|mistake| mistake.to_string().starts_with("fuzz.yaml")));
         }

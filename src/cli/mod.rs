@@ -161,7 +161,7 @@ fn import(path: &std::path::Path) -> i32 {
 fn check_trackers(urls: &[String]) -> i32 {
     for url in urls {
         let mut seen = String::new();
-        // A torrent nobody else has; if two checks met, they would see each other's peers.
+        // Two checks at the same time must not receive each other's peers.
         let checked = e2e::check(url, getrandom::u64().unwrap_or_default(), &mut seen);
         print!("{seen}");
         if let Err(error) = checked {

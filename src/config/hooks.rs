@@ -349,7 +349,7 @@ pub(super) fn longest_interval(hooks: &[HookConfig], interval: Duration) -> Dura
         HookConfig::IntervalLoad(by_load) => {
             longest.max(Duration::from_secs(by_load.max_interval_secs.into()))
         }
-        // Who asks too much may have a peer in the swarm, which is to stay there.
+        // A client that exceeds the limit may have a stored peer, which must not expire meanwhile.
         HookConfig::Limits(LimitSettings { excess: ExcessReply::Empty(secs), .. }) => {
             longest.max(Duration::from_secs((*secs).into()))
         }

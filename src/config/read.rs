@@ -89,11 +89,11 @@ impl Reader {
 
     /// Records an error about a key, with the line number of another.
     fn mistake_at(&mut self, key: &str, place: &str, message: String) {
-        // Each is looked up in the whole text.
+        // Finding the line of each error searches the whole text.
         if self.mistakes.len() >= MISTAKES_MAX {
             return;
         }
-        // Of what is not there, the line of what it should stand in.
+        // For an absent key, the line of the section that it belongs to.
         let ends = place.match_indices('.').map(|(at, _)| at).chain([place.len()]);
         let line = ends.rev().find_map(|end| line_of(&self.source, &place[..end]));
         self.mistakes.push(Mistake { file: self.file.clone(), line, key: key.to_owned(), message });
@@ -233,7 +233,7 @@ pub(super) fn check_bounds(source: &str) -> Result<(), (Option<usize>, String)> 
     for (line, number) in source.lines().zip(1..) {
         let code = line.split(" #").next().unwrap_or_default();
         let code = if code.trim_start().starts_with('#') { "" } else { code };
-        // Dashes of lists within lists on one line nest, too.
+        // Dashes of nested lists can be on one line.
         let dashes = code.trim_start().split(' ').take_while(|it| *it == "-").count();
         for byte in code.bytes() {
             match byte {
@@ -263,7 +263,7 @@ fn keys_and_dashes((number, line): (usize, &str)) -> impl Iterator<Item = (usize
     let indent = line.len() - text.len();
     let text = if text.starts_with('#') { "" } else { text };
     let (dash, rest) = match text.strip_prefix("- ") {
-        // A dash may stand as far left as the key of its list.
+        // A dash may have the same indentation as the key of its list.
         Some(rest) => (Some((number, indent + 1, "-")), rest),
         None => (None, text),
     };

@@ -51,15 +51,15 @@ pub enum ConfigError {
     },
     /// The file has syntax errors or invalid values.
     #[error("{}", listed(.0))]
-    Mistaken(Vec<Mistake>),
+    Invalid(Vec<Mistake>),
 }
 
 fn listed(mistakes: &[Mistake]) -> String {
     mistakes.iter().map(Mistake::to_string).collect::<Vec<_>>().join("\n")
 }
 
-fn unmistaken((config, mistakes): (Config, Vec<Mistake>)) -> Result<Config, ConfigError> {
-    if mistakes.is_empty() { Ok(config) } else { Err(ConfigError::Mistaken(mistakes)) }
+fn reject_mistakes((config, mistakes): (Config, Vec<Mistake>)) -> Result<Config, ConfigError> {
+    if mistakes.is_empty() { Ok(config) } else { Err(ConfigError::Invalid(mistakes)) }
 }
 
 /// Reads a config from a file, which may be a pipe.
@@ -70,12 +70,13 @@ fn read_text(path: &Path) -> std::io::Result<String> {
 impl Config {
     /// Reads a config file; returns the default config if `path` is `None`.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        path.map_or_else(|| Self::parse_all("default", ""), Self::load_all).and_then(unmistaken)
+        path.map_or_else(|| Self::parse_all("default", ""), Self::load_all)
+            .and_then(reject_mistakes)
     }
 
     /// Parses a config; `name` is the file name in errors.
     pub fn parse(name: &str, source: &str) -> Result<Self, ConfigError> {
-        Self::parse_all(name, source).and_then(unmistaken)
+        Self::parse_all(name, source).and_then(reject_mistakes)
     }
 
     /// Reads a config file and returns the config with all errors of its text. Keys with invalid values have their
@@ -87,7 +88,7 @@ impl Config {
     }
 
     fn parse_all(name: &str, source: &str) -> Result<(Self, Vec<Mistake>), ConfigError> {
-        let mut reader = Reader::new(name, source).map_err(ConfigError::Mistaken)?;
+        let mut reader = Reader::new(name, source).map_err(ConfigError::Invalid)?;
         let config = Self::read(&mut reader);
         config.check(&mut reader);
         Ok((config, reader.into_mistakes()))

@@ -13,17 +13,17 @@ use std::fmt::{self, Write};
 use std::sync::atomic::Ordering;
 use tsubame_storage::Family;
 
-/// Formats that metrics can have
+/// Formats that metrics can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// The text format of Prometheus, version 0.0.4
+    /// The text format of Prometheus, version 0.0.4.
     Text,
-    /// OpenMetrics text, version 1.0.0
+    /// OpenMetrics text, version 1.0.0.
     OpenMetrics,
 }
 
 impl Format {
-    /// Returns the format for a client that accepts these: OpenMetrics where it is asked for
+    /// Returns the format for a client with these `Accept` headers: OpenMetrics if it is listed, else text.
     pub fn accepted<'a>(mut headers: impl Iterator<Item = &'a str>) -> Self {
         match headers.any(|header| header.contains("application/openmetrics-text")) {
             true => Self::OpenMetrics,

@@ -58,15 +58,15 @@ pub struct HttpService {
     pub(super) full_scrapes: Arc<FullScrapes>,
     pub(super) helpers: Handle,
     connections: RefCell<ConnectionTable<Rc<TcpStream>>>,
-    /// Number of connections by source, without those of trusted proxies
+    /// Number of connections by source, without those of trusted proxies.
     sources: RefCell<HashMap<IpAddr, usize>>,
     buffers: RefCell<Vec<Vec<u8>>>,
     #[expect(clippy::vec_box, reason = "they are sent to other shards and returned as they are")]
     lists: RefCell<Vec<Box<PeerList>>>,
     handshakes: Cell<usize>,
-    /// The time of timeouts, updated each second: reading the clock for each change of state would cost more
+    /// Time for timeouts, updated once per second because reading the clock at each change of state would cost more.
     second: Cell<Seconds>,
-    /// Duplicates of the listening sockets, to shut them down while accepts wait on them
+    /// Duplicates of the listening sockets, to shut them down while accepts wait on them.
     listeners: Vec<TcpListener>,
     stopped_at: Cell<Option<Duration>>,
 }
@@ -272,7 +272,7 @@ impl Drop for HandshakePermit {
 pub(super) struct ConnectionGuard {
     pub(super) service: Rc<HttpService>,
     number: usize,
-    /// Source that the connection is counted for, unless it is that of a trusted proxy
+    /// Source that the connection is counted for, unless it is that of a trusted proxy.
     source: Option<IpAddr>,
 }
 

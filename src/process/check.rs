@@ -9,7 +9,7 @@ use bytesize::ByteSize;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-/// Announce intervals below this get a warning
+/// Announce intervals below this cause a warning.
 const INTERVAL_USUAL_MIN: Duration = Duration::from_secs(60);
 
 /// Returns everything that keeps a tracker from starting with this config on this machine.
@@ -82,7 +82,7 @@ fn lines(text: &str) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-/// Returns an error text if this machine does not have an address
+/// Returns an error text if this machine does not have an address.
 fn foreign(key: &str, address: SocketAddr) -> Option<String> {
     if address.ip().is_unspecified() {
         return None;

@@ -17,7 +17,7 @@ pub struct Identity {
     pub shards: u16,
 }
 
-/// Keys do not show in logs
+/// Omits the keys, so that they do not appear in logs.
 impl std::fmt::Debug for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Identity").field("shards", &self.shards).finish_non_exhaustive()

@@ -4,10 +4,11 @@ use bytesize::ByteSize;
 use std::fs;
 use std::path::Path;
 
-/// What `storage.memory: auto` takes: the rest is for sockets' buffers, the page cache and everybody else
+/// Share of the available memory that `storage.memory: auto` uses. The rest is for socket buffers, the page cache and
+/// other processes.
 const SHARE_PERCENT: usize = 70;
 
-/// What is assumed where the kernel does not say
+/// Available memory that is assumed if the kernel does not report it.
 const UNKNOWN_BYTES: usize = 1 << 30;
 
 /// How much memory the tracker may use, and why so much.
@@ -56,7 +57,8 @@ fn kibibytes_of(text: &str, key: &str) -> Option<usize> {
     Some(kibibytes * 1024)
 }
 
-/// The smallest memory limit of this process's control groups and all above them, of version 2 or 1, and its file
+/// Returns the smallest memory limit of the control groups (version 1 or 2) of this process and of their parents, with
+/// the file that it was read from.
 fn cgroup_limit(own: &str, root: &Path) -> Option<(usize, String)> {
     let groups = own.lines().filter_map(|line| {
         let (_, rest) = line.split_once(':')?;
@@ -72,7 +74,7 @@ fn cgroup_limit(own: &str, root: &Path) -> Option<(usize, String)> {
     limits.min_by_key(|(bytes, _)| *bytes)
 }
 
-/// The limits of a control group and all above it, as far as they are limits
+/// Returns the limits of a control group and of its parents, without those that are `max`.
 fn limits_of(root: &Path, path: &str, file: &str) -> Vec<(usize, String)> {
     let group = root.join(path);
     let files = group.ancestors().take_while(|group| group.starts_with(root));

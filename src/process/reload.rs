@@ -415,7 +415,7 @@ impl ServedState {
     }
 }
 
-/// Where overrides of the access list are kept
+/// Returns the path of the file with the overrides of the access list.
 fn overrides_file(config: &Config) -> Option<&Path> {
     config.hooks.iter().find_map(|hook| match hook {
         HookConfig::AccessList { sources, .. } => sources.overrides.as_deref(),
@@ -444,19 +444,19 @@ fn stamp(path: &Path) -> FileStamp {
     Some((data.modified().ok()?, contents, data.ino()))
 }
 
-/// What changes when a file of a directory comes, goes or is written: the directory itself does not when a file that is
-/// there already gets its end
+/// Returns a hash of names, sizes and times of the .torrent files of a directory: the modification time of a directory
+/// does not change when one of its files is written.
 fn contents(directory: &Path) -> Option<u64> {
     let mut sum = 0_u64;
     for file in fs::read_dir(directory).ok()?.map_while(Result::ok) {
-        // As they are read; one that has gone since is not there.
+        // A file that has been removed meanwhile is omitted.
         let path = file.path();
         let Some(data) = is_torrent_file(&path).then(|| fs::metadata(&path).ok()).flatten() else {
             continue;
         };
         let mut hasher = DefaultHasher::new();
         (file.file_name(), data.modified().ok(), data.len(), data.ino()).hash(&mut hasher);
-        // In whatever order they come.
+        // The sum does not depend on the order of the files.
         sum = sum.wrapping_add(hasher.finish());
     }
     Some(sum)

@@ -67,7 +67,7 @@ pub struct Shard<D: Datapath = Ring> {
     udp: UdpRequests<D>,
     inbox: Vec<(usize, Message)>,
     prefetches: Vec<Option<Prefetch>>,
-    /// Number of datagrams since the last wait or sleep
+    /// Number of datagrams since the last wait or sleep.
     datagrams_since_wait: usize,
 }
 

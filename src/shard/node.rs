@@ -70,9 +70,9 @@ pub struct Node {
     pending_replies: PendingReplies,
     page_scans: PageScans,
     pub(super) scrape_requests: ScrapeRequests,
-    /// Requests over HTTP that wait until a token may be checked
+    /// Requests over HTTP that wait until a token may be checked.
     token_queue: TokenQueue,
-    /// New settings of HTTP, until the HTTP service takes them
+    /// New settings of HTTP, until the HTTP service takes them.
     new_http_settings: Option<Arc<HttpSettings>>,
     retired: UnboundedSender<Box<ShardUpdate>>,
     pub(super) stats: ShardStats,

@@ -13,7 +13,7 @@ pub(super) struct PageScans(VecDeque<PageJob>);
 
 #[derive(Debug)]
 struct PageJob {
-    /// Node that the page is for
+    /// Node that the page is for.
     node: usize,
     request: PageRequest,
     scan: Option<PageScan>,

@@ -20,7 +20,7 @@ enum PendingReply {
     Page(Sender<Box<PageReply>>),
     Scrape {
         rows: Vec<SwarmStats>,
-        /// Number of rows that have not arrived
+        /// Number of rows that have not arrived.
         missing: usize,
         sender: Sender<Vec<SwarmStats>>,
     },

@@ -26,7 +26,7 @@ pub(super) struct PendingScrape {
     pub(super) path: ReturnPath,
     pub(super) family: Family,
     pub(super) scrape: AdmittedScrape,
-    /// Number of rows that have not arrived
+    /// Number of rows that have not arrived.
     pub(super) missing: u8,
     pub(super) reply_len: usize,
     pub(super) reply: [u8; SCRAPE_REPLY_LEN_MAX],
@@ -37,9 +37,9 @@ pub(super) struct PendingScrape {
 pub(super) struct PendingScrapes {
     slots: Vec<Option<(u32, PendingScrape)>>,
     free: Vec<u32>,
-    /// Request ids in the order of their deadlines, including some of scrapes that were completed
+    /// Request ids in the order of their deadlines, including some of scrapes that were completed.
     deadlines: VecDeque<(Seconds, u32)>,
-    /// Number of request ids that were issued
+    /// Number of request ids that were issued.
     issued: u32,
 }
 

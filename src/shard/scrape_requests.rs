@@ -8,7 +8,7 @@ use tsubame_storage::InfoHash;
 #[derive(Debug)]
 pub(super) struct ScrapeRequests {
     request_id: u32,
-    /// By owner
+    /// By owner.
     rows: Vec<ScrapeRows<InfoHash>>,
 }
 

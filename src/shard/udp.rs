@@ -23,7 +23,7 @@ const BATCH_MAX: usize = 64;
 pub(super) struct UdpRequests<D: Datapath> {
     pub(super) datapath: D,
     batch: Vec<BatchItem<D::Received>>,
-    /// Spare vector for the requests of a batch that policy permits
+    /// Spare vector for the requests of a batch that policy permits.
     permitted: Vec<BatchItem<D::Received>>,
     pending_scrapes: PendingScrapes,
 }

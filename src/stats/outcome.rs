@@ -3,20 +3,20 @@
 use tsubame_storage::{JoinRefusal, SwarmChange};
 use tsubame_udp::wire::RequestError;
 
-/// Declares the outcomes with the name each has in metrics
+/// Declares the outcomes with their names in metrics.
 macro_rules! outcomes {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
-        /// How a request ended
+        /// The outcome of a request.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Outcome {
             $($(#[$doc])* $variant,)*
         }
 
         impl Outcome {
-            /// All, in the order of their counters
+            /// All outcomes, in the order of their counters.
             pub const ALL: [Self; [$($name),*].len()] = [$(Self::$variant),*];
 
-            /// Its name in metrics
+            /// Returns the name in metrics.
             pub fn name(self) -> &'static str {
                 match self {
                     $(Self::$variant => $name,)*
@@ -27,107 +27,107 @@ macro_rules! outcomes {
 }
 
 outcomes! {
-    /// A connect was answered
+    /// A connect was answered.
     Connected = "connected",
-    /// An announce was answered; a new peer is in the swarm
+    /// An announce was answered and a new peer was stored.
     Joined = "joined",
-    /// An announce was answered; a known peer is fresh again
+    /// An announce was answered and the lifetime of a stored peer was renewed.
     Refreshed = "refreshed",
-    /// An announce was answered; a known peer has finished its download
+    /// An announce was answered and a stored peer became a seeder.
     Completed = "completed",
-    /// An announce was answered; the peer is gone
+    /// An announce was answered and the peer was removed.
     Stopped = "stopped",
-    /// An announce was answered; there was nothing to store: it left without being there, or its port
-    /// cannot be connected to
+    /// An announce was answered and there was nothing to store: it was `stopped` for a peer that was not stored, or its
+    /// port cannot be connected to.
     NotStored = "not_stored",
-    /// An announce was answered but not stored: the memory ceiling is near
+    /// An announce was answered but not stored: the memory ceiling is almost reached.
     RefusedMemory = "refused_memory",
-    /// An announce was answered but not stored: the torrent is new and the memory ceiling is near
+    /// An announce was answered but not stored: the torrent is new and the memory ceiling is almost reached.
     RefusedNewTorrent = "refused_new_torrent",
-    /// An announce was answered but not stored: memory is short, and its network has its share of it
+    /// An announce was answered but not stored: memory is short and its network has used its share.
     RefusedSource = "refused_source",
-    /// An announce was answered but not stored: the swarm is at its cap
+    /// An announce was answered but not stored: the swarm has reached its cap.
     RefusedSwarmCap = "refused_swarm_cap",
-    /// An announce was answered but not stored: its address has as many peers in the swarm as it may
+    /// An announce was answered but not stored: its address has reached the cap within the swarm.
     RefusedAddressCap = "refused_address_cap",
-    /// A scrape was answered
+    /// A scrape was answered.
     Scraped = "scraped",
-    /// Dropped: shorter than any request of its action. Anybody can send these
+    /// Dropped: shorter than any request with its action. The source may be forged.
     TooShort = "too_short",
-    /// Dropped: no action of a request. Anybody can send these
+    /// Dropped: unknown action. The source may be forged.
     UnknownAction = "unknown_action",
-    /// Dropped: a connect without the magic number. Anybody can send these
+    /// Dropped: a connect without the protocol id of BEP 15. The source may be forged.
     BadMagic = "bad_magic",
-    /// Dropped or refused: a connection id that this source was not given, or too long ago. Forged
-    /// sources end here, and clients that keep ids for too long
+    /// Dropped or refused: the connection id was not issued to this source, or has expired. The source may be forged,
+    /// or the client keeps ids for too long.
     WrongConnectionId = "wrong_connection_id",
-    /// Dropped: from port 0, where no reply can go. Only forged datagrams come from there
+    /// Dropped: the source port is 0, to which no reply can be sent. Such datagrams are forged.
     SourcePortZero = "source_port_zero",
-    /// Dropped: the kernel's account of the datagram could not be read
+    /// Dropped: the message header of the datagram could not be read.
     Unreadable = "unreadable",
-    /// Passed on to the shard that owns the info hash, which counts the answer
+    /// Forwarded to the shard that owns the info hash, which counts the outcome.
     Forwarded = "forwarded",
-    /// Dropped, or over HTTP refused: the ring to the shard that owns the info hash is full
+    /// Dropped, or refused over HTTP: the queue to the shard that owns the info hash is full.
     ShedMesh = "shed_mesh",
-    /// Dropped: no slot for the reply to another shard's datagram
+    /// Dropped: no free slot for the reply to another shard's datagram.
     ShedSlots = "shed_slots",
-    /// Dropped: a scrape over several shards of which a part was late or too many wait already
+    /// Dropped: a scrape over several shards of which a part was late, or too many such scrapes are pending.
     ShedScrape = "shed_scrape",
-    /// Refused: another shard has not answered a request over HTTP in time
+    /// Refused: another shard did not answer an HTTP request in time.
     ShedLate = "shed_late",
-    /// Ended: a PROXY header that is broken
+    /// The connection was closed: its PROXY header is invalid.
     BrokenProxyHeader = "broken_proxy_header",
-    /// Refused with 400: bytes that are no HTTP request
+    /// Refused with 400: not an HTTP request.
     BadRequest = "bad_request",
-    /// Refused with 431: a request whose head is too long
+    /// Refused with 431: the request head is too long.
     HeadTooLong = "head_too_long",
-    /// Refused with 405: neither `GET` nor `HEAD`
+    /// Refused with 405: neither `GET` nor `HEAD`.
     MethodNotAllowed = "method_not_allowed",
-    /// Refused with 404: a path that is not served
+    /// Refused with 404: the path is not served.
     NotFound = "not_found",
-    /// Answered with a failure: an announce or scrape that lacks something, or has it wrong
+    /// Answered with `failure reason`: a parameter of an announce or scrape is missing or invalid.
     BadQuery = "bad_query",
-    /// The list of all torrents was sent
+    /// A full scrape was sent.
     FullScrape = "full_scrape",
-    /// Refused with 403: the list of all torrents, to a network that may not have it
+    /// Refused with 403: a full scrape from a network that may not request it.
     FullScrapeForbidden = "full_scrape_forbidden",
-    /// Refused with 429: the list of all torrents, too soon after the last or while another is sent
+    /// Refused with 429: a full scrape too soon after the last one, or while another is sent.
     FullScrapeTooSoon = "full_scrape_too_soon",
-    /// Ended early: the list of all torrents, which was not made or taken in time
+    /// A full scrape was ended early, because a shard or the client was too slow.
     FullScrapeBroken = "full_scrape_broken",
-    /// Refused: a torrent that an access list does not permit
+    /// Refused: an access list does not permit the torrent.
     ForbiddenTorrent = "forbidden_torrent",
-    /// Refused: a client that is not permitted
+    /// Refused: the client program is not permitted.
     ForbiddenClient = "forbidden_client",
-    /// Dropped: from a network that is not permitted
+    /// Dropped: the network is not permitted.
     ForbiddenNetwork = "forbidden_network",
-    /// Refused: an announce without a passkey
+    /// Refused: an announce without a passkey.
     NoPasskey = "no_passkey",
-    /// Refused: an announce with a passkey that nobody has
+    /// Refused: an announce with an unknown passkey.
     WrongPasskey = "wrong_passkey",
-    /// Refused: a request without a token
+    /// Refused: a request without a token.
     NoToken = "no_token",
-    /// Refused: a token that is none of the issuer for this tracker, or whose signature is wrong
+    /// Refused: the token has another issuer or audience, or an invalid signature.
     BadToken = "bad_token",
-    /// Refused: a token whose key is not known
+    /// Refused: the key of the token is unknown.
     UnknownTokenKey = "unknown_token_key",
-    /// Refused: a token whose time is over
+    /// Refused: the token has expired.
     ExpiredToken = "expired_token",
-    /// Refused: a token whose time has not come
+    /// Refused: the token is not yet valid.
     EarlyToken = "token_not_yet_valid",
-    /// Refused: a token for another torrent
+    /// Refused: the token is for another torrent.
     TokenOfAnotherTorrent = "token_of_another_torrent",
-    /// Dropped, or over HTTP refused: too many new tokens in a turn to check this one
+    /// Dropped, or refused over HTTP: too many new tokens arrived in one turn to check this one.
     TokenNotChecked = "token_not_checked",
-    /// Refused: a scrape over UDP, which can carry neither passkey nor token
+    /// Refused: a scrape over UDP, which can carry neither passkey nor token.
     ScrapeWithoutProof = "scrape_without_proof",
-    /// Refused: more announces from one source than are permitted
+    /// Refused: the source exceeded its rate of announces.
     TooManyAnnounces = "too_many_announces",
-    /// Refused: announces of more torrents from one source than are permitted
+    /// Refused: the source exceeded its rate of different torrents.
     TooManyTorrents = "too_many_torrents",
-    /// Refused: by a hook that this program brings along beside those of the tracker
+    /// Refused by a custom hook.
     CustomHook = "custom_hook",
-    /// The page at `/` was shown
+    /// The page at `/` was sent.
     PageShown = "page_shown",
 }
 

@@ -35,7 +35,7 @@ pub struct Tracker {
     settings: AnnounceSettings,
     policy: Policy,
     swarms: Swarms,
-    /// Progress of removing the torrents that the current policy forbids
+    /// Progress of removing the torrents that the current policy forbids.
     purge: Purge,
 }
 

@@ -49,10 +49,10 @@ enum Phase {
 pub(crate) struct Eviction {
     phase: Phase,
     cursor: TableCursor,
-    /// Progress of removing all torrents without peers on request, whether memory is short or not
+    /// Progress of removing all torrents without peers on request, whether memory is short or not.
     requested: Option<TableCursor>,
     counts: EvictionCounts,
-    /// Sources with the most peers in the last sample, largest first once sampling has ended
+    /// Sources with the most peers in the last sample, largest first once sampling has ended.
     top_sources: [Option<SourceCount>; TOP_SOURCES],
 }
 

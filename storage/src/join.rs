@@ -17,7 +17,7 @@ const UNCAPPED_ADDRESS_PEERS_MAX: u32 = 256;
 /// What an announce did to the peers of its family.
 #[derive(Clone, Copy, Debug)]
 struct JoinOutcome {
-    /// Position of the peer's record
+    /// Position of the peer's record.
     own: Option<usize>,
     change: SwarmChange,
     previous: Option<Role>,

@@ -24,7 +24,7 @@ pub(crate) struct LargeSwarm<const N: usize> {
 }
 
 impl<const N: usize> LargeSwarm<N> {
-    /// Returns the memory held.
+    /// Returns the allocated memory in bytes.
     pub(crate) fn bytes(&self) -> usize {
         let subnet_index =
             self.subnet_index.as_ref().map_or(0, |subnet_index| subnet_index.bytes());
@@ -179,7 +179,7 @@ impl<const N: usize> LargeSwarms<N> {
         Self { swarms: Chunks::new(), bytes: 0 }
     }
 
-    /// Memory held
+    /// Memory held.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes + self.swarms.bytes()
     }

@@ -105,7 +105,7 @@ impl EndpointKey {
 pub(crate) struct RecordContext {
     pub(crate) key: EndpointKey,
     pub(crate) ticks: Ticks,
-    /// Tick of now
+    /// The current tick.
     pub(crate) tick: u8,
 }
 

@@ -31,11 +31,11 @@ impl WorkBudget {
 /// Which of the visited peers are removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Removal {
-    /// Peers that have not announced for their lifetime
+    /// Peers that have not announced for their lifetime.
     Expired,
-    /// Peers of sources with more than this number of peers
+    /// Peers of sources with more than this number of peers.
     AboveSourceLimit(u32),
-    /// All peers, and the torrent
+    /// All peers, and the torrent.
     All,
 }
 
@@ -45,9 +45,9 @@ pub(crate) type RecordCursor = (Family, usize);
 /// Position of a walk over the table that removes torrents or peers.
 #[derive(Clone, Copy, Debug)]
 pub struct TableCursor {
-    /// Number of entries that are still to be visited
+    /// Number of entries that are still to be visited.
     left: usize,
-    /// The torrent behind those, if a part of its records is still to be visited
+    /// The torrent behind those, if a part of its records is still to be visited.
     inside: Option<(InfoHash, RecordCursor)>,
 }
 

@@ -57,7 +57,7 @@ impl std::fmt::Display for SourceNetwork {
 /// A source and how many peers of it are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceCount {
-    /// The source
+    /// The source.
     pub source: SourceNetwork,
     /// Number of stored peers: exact or too large.
     pub peers: u32,

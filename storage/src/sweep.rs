@@ -13,15 +13,15 @@ const PASSES_PER_LIFETIME: u64 = 4;
 /// Position of the sweep.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SweepCursor {
-    /// Number of entries that are still to be visited in this pass
+    /// Number of entries that are still to be visited in this pass.
     left: usize,
-    /// Where to continue within the entry behind those
+    /// Position within the entry at which to continue.
     inside: Option<RecordCursor>,
-    /// Number of entries when the pass began
+    /// Number of entries when the pass began.
     entries: usize,
-    /// When the pass began
+    /// Time at which the pass began.
     began: Seconds,
-    /// When the last complete pass began: everything was visited since
+    /// Time at which the last complete pass began: every entry was visited since.
     complete_since: Seconds,
 }
 

@@ -27,11 +27,11 @@ pub(crate) struct Table {
     pub(crate) store: TorrentStore,
     index: PositionIndex,
     pub(crate) context: RecordContext,
-    /// Ticks by which torrents without peers expire
+    /// Ticks by which torrents without peers expire.
     idle_ticks: Ticks,
     pub(crate) subnets: SubnetPreference,
     pub(crate) now: Seconds,
-    /// Number of peers that a source may have at the moment; `u32::MAX` is no limit
+    /// Number of peers that a source may have at the moment; `u32::MAX` is no limit.
     pub(crate) source_limit: u32,
     stats: TableStats,
     pub(crate) rng: fastrand::Rng,

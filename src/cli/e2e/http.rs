@@ -69,7 +69,7 @@ impl HttpTestClient {
             }
         };
         let reply = ask().map_err(|error: io::Error| match error.kind() {
-            // What the library has against the other side comes as this.
+            // The TLS library reports protocol errors of the server as this kind.
             io::ErrorKind::InvalidData => E2eError::Tls(self.tracker, error.to_string()),
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
                 E2eError::Silence(self.tracker, what)
@@ -95,7 +95,7 @@ impl HttpTestClient {
             let (name, value) = line.split_once(':')?;
             name.eq_ignore_ascii_case("content-length").then(|| value.trim().to_owned())
         });
-        // A proxy in front of it may leave the length out and end the connection instead.
+        // A proxy may omit the length and close the connection instead.
         if length.is_some() && length.as_deref() != Some(body.len().to_string().as_str()) {
             return Err(wrong(format!("{} bytes where its head says {length:?}", body.len())));
         }

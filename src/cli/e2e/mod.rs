@@ -32,9 +32,9 @@ pub fn check(url: &str, entropy: u64, out: &mut impl fmt::Write) -> Result<(), E
         _ => E2eError::Name(authority.clone(), error),
     })?;
     let mut failed = None;
-    // A tracker's addresses may be one host's: each is asked for a torrent of its own.
+    // Several addresses may belong to one tracker, so each is tested with its own torrent.
     for (address, number) in addresses.zip(0_u64..) {
-        // Nobody reads this but a person: a failure to print is not a failure of the tracker.
+        // A failure to print is not a failure of the tracker.
         let _ = writeln!(out, "{url} at {address}");
         let entropy = entropy.wrapping_add(number);
         let checked = match scheme {
@@ -51,7 +51,7 @@ pub fn check(url: &str, entropy: u64, out: &mut impl fmt::Write) -> Result<(), E
 }
 
 fn with_port(authority: &str, port: u16) -> String {
-    // The colons of an IPv6 address stand in brackets.
+    // IPv6 addresses with colons are in brackets.
     let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
     if has_port { authority.to_owned() } else { format!("{authority}:{port}") }
 }

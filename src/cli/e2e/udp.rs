@@ -27,7 +27,7 @@ impl UdpTestClient {
         };
         let open = || {
             let socket = UdpSocket::bind(any)?;
-            // Replies from elsewhere are dropped then, as clients do.
+            // A connected socket drops replies from other addresses, as clients do.
             socket.connect(tracker)?;
             socket.set_read_timeout(Some(REPLY_TIMEOUT))?;
             Ok(socket)

@@ -135,7 +135,7 @@ pub(super) fn read(source: &str, root: &Value) -> ImportDraft {
     let metrics = keys.read(&mut draft, "metrics_addr", |value| addresses(value.as_str()?));
     match metrics.as_deref() {
         Some([address, ..]) => {
-            // Chihaya's has metrics alone; ours permits changes to whoever is on this machine.
+            // Chihaya's serves metrics only; the control listener accepts changes from this machine.
             let address = SocketAddr::from(([127, 0, 0, 1], address.port()));
             let from = "metrics_addr, for this machine alone";
             draft.set("control", "listen", quoted(&address.to_string()), from);
@@ -162,7 +162,7 @@ pub(super) fn read(source: &str, root: &Value) -> ImportDraft {
         let place = place(source, &format!("posthooks.{at}"));
         draft.note(&place, "nothing is done after a reply; it is left out");
     }
-    // Misspelt, it would be the access rules.
+    // A misspelt key may be that of the access rules.
     keys.end(&mut draft, |name| strsim::damerau_levenshtein(name, "prehooks") <= 3);
     draft
 }
@@ -395,7 +395,7 @@ fn approval(
             draft.undecided(&here, &format!("{} is {what}", shown_value(value)));
         }
         let good: Vec<_> = good.iter().filter_map(Value::as_str).collect();
-        // An empty white list permitted everything.
+        // An empty whitelist permits every torrent in Chihaya.
         if !good.is_empty() {
             let ours = [("mode", mode.to_owned()), (key, list(&good))];
             draft.hook(hook, &format!("prehook {name}, {list_key}"), &ours);

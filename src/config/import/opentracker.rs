@@ -62,7 +62,7 @@ impl<'t> OpentrackerLists<'t> {
                 Some(why) => draft.note(place, why),
                 None => {
                     let text = format!("{value}: is not a key{}", suggestion(other, &ALL_KEYS));
-                    // Misspelt, it would be an access rule.
+                    // A misspelt key may be an access rule.
                     match other.starts_with("access") {
                         true => draft.undecided(place, &text),
                         false => draft.mistake(place, &text),
@@ -86,7 +86,7 @@ pub(super) fn read(text: &str) -> ImportDraft {
     }
     let OpentrackerLists { mut udp, mut tcp, proxies, lists, has_fifo } = listed;
     if udp.is_empty() && tcp.is_empty() {
-        // What it does without any.
+        // The default of opentracker.
         udp.push(([0, 0, 0, 0], 6969).into());
         tcp.push(([0, 0, 0, 0], 6969).into());
     }
