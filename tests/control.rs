@@ -147,7 +147,10 @@ fn other_hosts_cannot_make_changes() {
         ("DELETE", "/v1/access_list/0123456789abcdef0123456789abcdef01234567"),
     ] {
         let (status, body) = from_elsewhere(method, path);
-        assert_eq!((status, body.as_str()), (403, "changes are made from this machine alone\n"));
+        assert_eq!(
+            (status, body.as_str()),
+            (403, "changes are permitted from this machine only\n")
+        );
     }
     let here = SocketAddr::from(([127, 0, 0, 1], port));
     assert_eq!(request_over_tcp(here, "POST", "/v1/reload", "Host: localhost\r\n").0, 200);

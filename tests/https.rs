@@ -89,7 +89,7 @@ fn a_certificate_is_renewed_while_connections_stay_open() {
     let good = std::fs::read(directory.path().join("key.pem")).unwrap();
     std::fs::write(directory.path().join("key.pem"), "not a key").unwrap();
     tracker.signal("HUP");
-    tracker.wait_for("everything stays as it was");
+    tracker.wait_for("nothing was changed");
     std::fs::write(directory.path().join("key.pem"), good).unwrap();
     let mut again = Connection::over(connect(b"").unwrap());
     again.send(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n");

@@ -421,7 +421,7 @@ fn health_is_served() {
     assert!(page.starts_with("HTTP/1.1 200") && page.ends_with("ok\n"), "{page}");
     assert!(http_get(address, "/").starts_with("HTTP/1.1 404"));
     tracker.signal("HUP");
-    tracker.wait_for("read again: 0 hooks");
+    tracker.wait_for("reloaded: 0 hooks");
     tracker.signal("INT");
     assert_eq!(tracker.wait().code(), Some(0));
 }

@@ -48,10 +48,7 @@ fn lists_are_reloaded_and_invalid_lists_are_refused() {
     // A mistake is reported with its line.
     fs::write(&list, "no hash\n").unwrap();
     let message = world.tracker.wait_for("is not an info hash");
-    assert!(
-        message.contains("list:1:") && message.contains("everything stays as it was"),
-        "{message}"
-    );
+    assert!(message.contains("list:1:") && message.contains("nothing was changed"), "{message}");
     let (status, message) = world.ask("POST", "/v1/reload");
     assert!(
         status == 422 && message.contains("list:1: \"no hash\" is not an info hash"),
@@ -60,7 +57,7 @@ fn lists_are_reloaded_and_invalid_lists_are_refused() {
     assert_eq!(world.both(2, CLIENT, ""), [error(NOT_SERVED), error(NOT_SERVED)]);
     fs::write(&list, "").unwrap();
     let (status, message) = world.ask("POST", "/v1/reload");
-    assert_eq!((status, message.as_str()), (200, "read again: 1 hook, 0 info hashes listed"));
+    assert_eq!((status, message.as_str()), (200, "reloaded: 1 hook, 0 info hashes listed"));
     wait_until(|| served(&world.both(2, CLIENT, "")));
     assert_eq!(
         world.udp.scrape(&[info_hash_of(3)]),
@@ -71,9 +68,9 @@ fn lists_are_reloaded_and_invalid_lists_are_refused() {
     let config = config(2, "").replace("peer_lifetime: 2h", "peer_lifetime: 24h");
     world.tracker.write_config(&config.replace("hooks:", "hooks: []"));
     world.tracker.signal("HUP");
-    world
-        .tracker
-        .wait_for("0 hooks, 0 info hashes listed; restart the tracker for: announce.peer_lifetime");
+    world.tracker.wait_for(
+        "0 hooks, 0 info hashes listed; restart the tracker to apply: announce.peer_lifetime",
+    );
     let long_interval = "  - {name: interval_load, options: {max_interval: 20h}}\n";
     let longer = config.replace("hooks:", &format!("hooks:\n{long_interval}"));
     world.tracker.write_config(&longer);
@@ -286,7 +283,7 @@ fn settings_are_reloaded() {
     world.tracker.write_config(&changed);
     let (status, message) = world.ask("POST", "/v1/reload");
     // The config had port 0 at start and has the actual ports now, which counts as a change.
-    let expected = "read again: 0 hooks, 0 info hashes listed; restart the tracker for: udp.listen, http.listen";
+    let expected = "reloaded: 0 hooks, 0 info hashes listed; restart the tracker to apply: udp.listen, http.listen";
     assert_eq!((status, message.as_str()), (200, expected));
     wait_until(|| world.both(1, CLIENT, "") == [Swarm(0, 1, 1_200), Swarm(0, 1, 1_200)]);
     // With a cap of 2, the third peer of an address is not stored.

@@ -1,4 +1,7 @@
-//! `/metrics`: the statistics of all shards, in the text format of Prometheus or as OpenMetrics.
+//! The page `/metrics`: the statistics of all shards, in the text format of Prometheus or of OpenMetrics.
+//!
+//! Statistics are labelled by shard, so that a problem of one shard is visible beside the others. They are read when
+//! the page is requested; nothing is stored here.
 
 use crate::control::monitored::Monitored;
 use crate::process::memory;
@@ -13,17 +16,17 @@ use std::fmt::{self, Write};
 use std::sync::atomic::Ordering;
 use tsubame_storage::Family;
 
-/// Formats that metrics can have.
+/// Formats of the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// The text format of Prometheus, version 0.0.4.
     Text,
-    /// OpenMetrics text, version 1.0.0.
+    /// The text format of OpenMetrics, version 1.0.0.
     OpenMetrics,
 }
 
 impl Format {
-    /// Returns the format for a client with these `Accept` headers: OpenMetrics if it is listed, else text.
+    /// Returns the format for a client with these `Accept` headers: OpenMetrics if they contain it.
     pub fn accepted<'a>(mut headers: impl Iterator<Item = &'a str>) -> Self {
         match headers.any(|header| header.contains("application/openmetrics-text")) {
             true => Self::OpenMetrics,
@@ -31,7 +34,7 @@ impl Format {
         }
     }
 
-    /// Returns its media type.
+    /// Returns the media type of the format.
     pub fn content_type(self) -> &'static str {
         match self {
             Self::Text => "text/plain; version=0.0.4; charset=utf-8",
@@ -40,13 +43,14 @@ impl Format {
     }
 }
 
-/// Turns OpenMetrics text into the text format: counters are named with their suffix, and there is no type `info`
+/// Converts OpenMetrics text to the text format of Prometheus: the suffix of a counter is a part of its name, and the
+/// type `info` does not exist.
 fn to_text_format(open_metrics: &str) -> String {
     let mut text = String::with_capacity(open_metrics.len());
     let mut help = None;
     for line in open_metrics.lines() {
-        if let Some(described) = line.strip_prefix("# HELP ") {
-            help = described.split_once(' ');
+        if let Some(name_and_help) = line.strip_prefix("# HELP ") {
+            help = name_and_help.split_once(' ');
         } else if let Some((name, kind)) =
             line.strip_prefix("# TYPE ").and_then(|it| it.split_once(' '))
         {
@@ -70,14 +74,14 @@ const PROTOCOLS: [(Protocol, &str); 2] = [(Protocol::Udp, "udp"), (Protocol::Htt
 
 const FAMILIES: [(Family, &str); 2] = [(Family::V4, "ipv4"), (Family::V6, "ipv6")];
 
-/// Returns all metrics.
+/// Returns the page with the current values of all metrics.
 pub fn text(monitored: &Monitored, format: Format) -> String {
     let now = monitored.clock.now().monotonic;
     let shards =
         monitored.shared_stats.iter().zip(0_u16..).map(|(shared_stats, number)| ShardSnapshot {
             label: number.to_string(),
             stats: shared_stats.read(),
-            silent_secs: now.0.saturating_sub(shared_stats.last_update().0),
+            last_update_age_secs: now.0.saturating_sub(shared_stats.last_update().0),
         });
     let uptime_secs = monitored.clock.elapsed().as_secs_f64();
     let snapshot =
@@ -85,20 +89,20 @@ pub fn text(monitored: &Monitored, format: Format) -> String {
     let mut registry = Registry::with_prefix("tsubame");
     registry.register_collector(Box::new(snapshot));
     let mut text = String::new();
-    // Writing to a string does not fail.
+    // Writing to a string cannot fail.
     let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
     if format == Format::Text { to_text_format(&text) } else { text }
 }
 
-/// Statistics of a shard at one moment.
+/// The statistics of a shard at one moment.
 #[derive(Debug)]
 struct ShardSnapshot {
     label: String,
     stats: ShardStats,
-    silent_secs: u64,
+    last_update_age_secs: u64,
 }
 
-/// Everything that is exported.
+/// All values of the page.
 #[derive(Debug)]
 struct MetricsSnapshot {
     shards: Vec<ShardSnapshot>,
@@ -131,13 +135,14 @@ impl Collector for MetricsSnapshot {
     }
 }
 
+/// Name and help text of a counter, and the function that reads its value.
 type CounterMetric = (&'static str, &'static str, fn(&ShardStats) -> u64);
 
 const COUNTERS: [CounterMetric; 12] = [
     ("replies_sent", "Replies that the kernel accepted", |stats| stats.ring.sent),
     (
         "replies_failed",
-        "Replies that the kernel refused: the send buffer was full, or there is no route",
+        "Replies that the kernel refused: a send buffer was full, or there was no route",
         |stats| stats.ring.send_failed,
     ),
     (
@@ -145,39 +150,44 @@ const COUNTERS: [CounterMetric; 12] = [
         "Datagrams that the kernel dropped, mostly because a receive buffer was full",
         |stats| stats.ring.dropped_by_kernel,
     ),
-    ("io_uring_enters", "System calls to send and receive", |stats| stats.ring.turns),
+    ("io_uring_enters", "System calls to send and receive datagrams", |stats| stats.ring.turns),
     (
         "out_of_buffers",
-        "Times that datagrams waited in the kernel because all receive buffers were in use",
+        "Times that datagrams waited in the kernel because all receive buffers of the shard were in use",
         |stats| stats.ring.out_of_buffers,
     ),
     ("receives_failed", "Receives that failed and were started again", |stats| {
         stats.ring.receive_failed
     }),
-    ("memory_pressure_episodes", "Times that memory has become short", |stats| {
+    ("memory_pressure_episodes", "Times that memory became short", |stats| {
         stats.table.evicted.episodes
     }),
-    ("http_accepted", "Connections that were accepted", |stats| stats.http.accepted),
-    ("http_timed_out", "Connections that were ended because they were idle or too slow", |stats| {
-        stats.http.timed_out
-    }),
-    ("http_evicted", "Connections that were ended or refused to limit their number", |stats| {
-        stats.http.evicted
-    }),
-    ("http_tls_failed", "Connections with TLS errors, mostly in the handshake", |stats| {
+    ("http_accepted", "HTTP connections that were accepted", |stats| stats.http.accepted),
+    (
+        "http_timed_out",
+        "HTTP connections that were closed because they were idle or too slow",
+        |stats| stats.http.timed_out,
+    ),
+    (
+        "http_evicted",
+        "HTTP connections that were closed or refused to limit their number",
+        |stats| stats.http.evicted,
+    ),
+    ("http_tls_failed", "HTTP connections with TLS errors, mostly in the handshake", |stats| {
         stats.http.tls_failed
     }),
     (
         "http_accept_failed",
-        "Accepts that failed because too many files were open (ulimit -n)",
+        "HTTP connections that could not be accepted because too many files were open (ulimit -n)",
         |stats| stats.http.accept_failed,
     ),
 ];
 
+/// Name and help text of a gauge, and the function that reads its value.
 type GaugeMetric = (&'static str, &'static str, fn(&ShardSnapshot) -> u64);
 
 const GAUGES: [GaugeMetric; 5] = [
-    ("torrents", "Torrents in the table, including those without peers", |shard| {
+    ("torrents", "Torrents in the swarm table, including those without peers", |shard| {
         shard.stats.table.torrents as u64
     }),
     (
@@ -185,14 +195,14 @@ const GAUGES: [GaugeMetric; 5] = [
         "Torrents without peers, which keep their count of downloads for a while",
         |shard| shard.stats.table.empty_torrents as u64,
     ),
-    ("http_connections", "Connections that are open", |shard| shard.stats.http.open),
-    ("table_bytes", "Memory of the swarm table, by its own accounting", |shard| {
+    ("http_connections", "HTTP connections that are open", |shard| shard.stats.http.open),
+    ("table_bytes", "Bytes of the swarm table, by its own accounting", |shard| {
         shard.stats.table.bytes as u64
     }),
     (
         "shard_last_update_age_seconds",
-        "Time since the shard last published its statistics; above 5 it is stuck",
-        |shard| shard.silent_secs,
+        "Seconds since the last update of the statistics of the shard; above 5 the shard is stuck",
+        |shard| shard.last_update_age_secs,
     ),
 ];
 
@@ -200,7 +210,7 @@ impl MetricsSnapshot {
     fn process(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         encoder
-            .encode_descriptor("build", "Version of the program", None, MetricType::Info)?
+            .encode_descriptor("build", "Version of the tracker", None, MetricType::Info)?
             .encode_info(&version)?;
         let resident = memory::resident_bytes().map(|bytes| bytes as f64);
         let process = &self.monitored.process;
@@ -213,18 +223,18 @@ impl MetricsSnapshot {
                 "Whether the kernel steers announces to the shard that owns the torrent: 1 or 0",
                 Some(attached),
             ),
-            ("mesh_bytes", "Memory of the queues between shards", Some(process.mesh_bytes as f64)),
+            ("mesh_bytes", "Bytes of the queues between shards", Some(process.mesh_bytes as f64)),
             (
                 "memory_ceiling_bytes",
-                "Memory limit of swarms and queues between shards",
+                "Maximum bytes of the swarm tables and of the queues between shards",
                 Some(ceiling),
             ),
-            ("stuck_reads", "Reads of files that take too long", Some(stuck)),
-            ("uptime_seconds", "Time since the start", Some(self.uptime_secs)),
-            ("resident_bytes", "Resident memory of the process", resident),
+            ("stuck_reads", "Reads of files that have not ended in time", Some(stuck)),
+            ("uptime_seconds", "Seconds since the start of the process", Some(self.uptime_secs)),
+            ("resident_bytes", "Bytes of resident memory of the process", resident),
             (
                 "fixed_bytes_per_shard",
-                "Memory of buffers and queues that a shard allocates at start",
+                "Bytes of the buffers and queues that a shard allocates at start",
                 Some(FIXED_BYTES as f64),
             ),
         ];
@@ -243,7 +253,7 @@ impl MetricsSnapshot {
     }
 
     fn busy(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Processor time of the shard's thread";
+        let help = "Processor time of the thread of the shard, including time in the kernel";
         let mut metric =
             encoder.encode_descriptor("busy_seconds", help, None, MetricType::Counter)?;
         for ShardSnapshot { label, stats, .. } in &self.shards {
@@ -280,8 +290,7 @@ impl MetricsSnapshot {
     }
 
     fn requests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help =
-            "Requests by outcome; forwarded ones are counted again by the shard that answers";
+        let help = "Requests by outcome; a forwarded request is counted again by the shard that answers it";
         let mut metric = encoder.encode_descriptor("requests", help, None, MetricType::Counter)?;
         for ShardSnapshot { label, stats, .. } in &self.shards {
             let origins = PROTOCOLS
@@ -296,8 +305,8 @@ impl MetricsSnapshot {
                         ("kind", outcome.kind()),
                         ("outcome", outcome.name()),
                     ];
-                    let ended_so = stats.of_family(*protocol, *family, outcome);
-                    count(metric.encode_family(&labels)?, ended_so)?;
+                    let requests = stats.of_family(*protocol, *family, outcome);
+                    count(metric.encode_family(&labels)?, requests)?;
                 }
             }
         }
@@ -305,7 +314,8 @@ impl MetricsSnapshot {
     }
 
     fn batches(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Datagrams that were answered together; more are waiting if batches have 64";
+        let help =
+            "Datagrams that were answered together; batches of 64 mean that more were waiting";
         let mut metric =
             encoder.encode_descriptor("batch_datagrams", help, None, MetricType::Histogram)?;
         for ShardSnapshot { label, stats, .. } in &self.shards {
@@ -355,7 +365,7 @@ mod tests {
     use tsubame_storage::{Seconds, TableStats};
 
     #[test]
-    fn figures_are_told_by_shard_family_kind_and_outcome() {
+    fn metrics_are_labelled_by_shard_family_kind_and_outcome() {
         let shared_stats: [Arc<SharedStats>; 2] = std::array::from_fn(|_| Arc::default());
         let mut stats = ShardStats::default();
         stats.count(Protocol::Http, Family::V6, Outcome::Joined);

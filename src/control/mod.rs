@@ -1,4 +1,4 @@
-//! The control plane: health, metrics and changes by the operator, over HTTP.
+//! The control plane over HTTP: health, metrics, and changes by the operator.
 
 pub mod metrics;
 pub mod monitored;

@@ -1,4 +1,4 @@
-//! What the control plane reports about.
+//! The state of the process that the control plane reports.
 
 use crate::clock::Clock;
 use crate::slow_reads::SlowReads;
@@ -6,32 +6,32 @@ use crate::stats::shared_stats::SharedStats;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-/// Seconds after which a shard that has not published its statistics is reported as stuck. Shards publish each second.
+/// Number of seconds without an update after which a shard is stuck. Shards publish once a second.
 const STUCK_SECS: u64 = 5;
 
-/// What the control plane reports about.
+/// State of the process and of all shards that the control plane reports.
 #[derive(Clone, Debug)]
 pub struct Monitored {
     /// Statistics of each shard.
     pub shared_stats: Arc<[Arc<SharedStats>]>,
-    /// The clock by which statistics age.
+    /// Clock from which the age of the statistics is determined.
     pub clock: Clock,
     /// Reads of files that take too long.
     pub slow_reads: SlowReads,
-    /// State of the process as a whole.
+    /// Statistics of the process.
     pub process: Arc<ProcessStats>,
 }
 
-/// State of the process as a whole.
+/// Statistics of the process that belong to no shard.
 #[derive(Debug, Default)]
 pub struct ProcessStats {
-    /// Whether the kernel steers announces at the moment.
+    /// Whether the kernel steers announces now.
     pub steering_attached: AtomicBool,
-    /// Number of times that steering was switched off for overload.
+    /// Number of times that steering was switched off because of overload.
     pub steering_detached: AtomicU64,
-    /// Memory of the queues between shards.
+    /// Bytes of the queues between shards.
     pub mesh_bytes: u64,
-    /// Memory limit of all swarm tables and the queues between shards.
+    /// Maximum bytes of all swarm tables and of the queues between shards.
     pub memory_ceiling_bytes: AtomicU64,
 }
 

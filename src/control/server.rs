@@ -1,7 +1,7 @@
 //! The HTTP server of the control plane: health, metrics, and changes by the operator.
 //!
-//! One thread serves it over TCP and a unix socket. What a client can make it hold is bounded: connections, the size of
-//! a request head, the time of the head and of the whole exchange. Each connection is for one request.
+//! It runs on one thread, over TCP and a unix socket. The resources of clients are bounded: the number of connections,
+//! the size of a request head, and the time for a head and for a whole exchange. Each connection serves one request.
 
 use super::metrics;
 use super::monitored::Monitored;
@@ -30,35 +30,37 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Semaphore, oneshot};
 
-/// Maximum number of connections over TCP; others wait in the kernel.
+/// Maximum number of connections over TCP that are served at a time. Further connections wait in the kernel.
 const CONNECTIONS_MAX: usize = 64;
-/// Maximum number of connections over the unix socket.
+/// Maximum number of connections over the unix socket that are served at a time.
 const LOCAL_CONNECTIONS_MAX: usize = 16;
 
-/// How long a client may take to send its request.
+/// Time that a client may take to send a request head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a whole exchange may take: a reload may read large lists.
+/// Time for a whole exchange. A reload may read large lists.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Maximum bytes of a request head.
 const HEAD_LEN_MAX: usize = 16 << 10;
 
-/// Why the control plane cannot be opened.
+/// Reason why the control plane could not listen.
 #[derive(Debug, Error)]
 pub enum ControlError {
     /// Another process uses the address.
     #[error(
-        "control.listen: {0} is taken by another process; choose another, or \"\" to switch it off"
+        "control.listen: {0} is taken by another process; choose another address, or \"\" to disable it"
     )]
     Taken(SocketAddr),
-    /// The address cannot be bound for another reason.
-    #[error("control.listen: cannot bind {0}: {1}; choose another, or \"\" to switch it off")]
+    /// The address could not be bound for another reason.
+    #[error("control.listen: cannot bind {0}: {1}; choose another address, or \"\" to disable it")]
     Failed(SocketAddr, #[source] io::Error),
-    /// Another process listens on the socket.
-    #[error("control.socket: another process listens on {0}; stop that, or choose another path")]
+    /// Another process listens on the unix socket.
+    #[error("control.socket: another process listens on {0}; stop it, or choose another path")]
     SocketTaken(PathBuf),
-    /// The socket cannot be opened for another reason.
-    #[error("control.socket: cannot listen on {0}: {1}; choose a path that this user may write")]
+    /// The unix socket could not be created for another reason.
+    #[error(
+        "control.socket: cannot listen on {0}: {1}; choose a directory that this user may write to"
+    )]
     SocketFailed(PathBuf, #[source] io::Error),
 }
 
@@ -73,6 +75,10 @@ pub struct ControlListeners {
 
 impl ControlListeners {
     /// Binds the configured sockets.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if one of them cannot be bound, for example because another process uses it.
     pub fn bind(control: &ControlConfig) -> Result<Self, ControlError> {
         let tcp = control.listen.map(bind_tcp).transpose()?;
         let unix = control.socket.as_deref().map(bind_unix).transpose()?;
@@ -100,13 +106,13 @@ fn bind_unix(path: &Path) -> Result<UnixListener, ControlError> {
         std::fs::remove_file(path).map_err(failed)?;
     }
     let listener = UnixListener::bind(path).map_err(failed)?;
-    // For the user and the group only: a client that connects can change what is served.
+    // For the user and the group only: every client of the socket may change what is served.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     Ok(listener)
 }
 
-/// Where a request came from.
+/// Origin of a request.
 #[derive(Clone, Copy, Debug)]
 enum RequestOrigin {
     Address(IpAddr),
@@ -117,11 +123,11 @@ enum RequestOrigin {
 struct ControlState {
     monitored: Monitored,
     commands: UnboundedSender<ReloadCommand>,
-    /// Names of this host.
+    /// Configured names of this host.
     hosts: Arc<[String]>,
 }
 
-/// Serves requests until it is dropped; changes are sent to `commands`.
+/// Serves requests until the future is dropped. Changes are sent to `commands`.
 pub async fn serve(
     listeners: ControlListeners,
     hosts: Vec<String>,
@@ -132,7 +138,7 @@ pub async fn serve(
     let changes = Router::new()
         .route("/v1/reload", post(reload))
         .route("/v1/evict", post(evict))
-        .route("/v1/access_list/{info_hash}", put(list).delete(unlist))
+        .route("/v1/access_list/{info_hash}", put(add_to_list).delete(remove_from_list))
         .layer(from_fn_with_state(state.clone(), permit_changes));
     let router = Router::new()
         .route("/healthz", get(health))
@@ -145,8 +151,8 @@ pub async fn serve(
     let serve_tcp = async {
         let Some(listener) = tcp else { return };
         let accept = |context: &mut Context<'_>| {
-            let peer = |address: SocketAddr| RequestOrigin::Address(address.ip().to_canonical());
-            listener.poll_accept(context).map_ok(|(stream, address)| (stream, peer(address)))
+            let origin = |address: SocketAddr| RequestOrigin::Address(address.ip().to_canonical());
+            listener.poll_accept(context).map_ok(|(stream, address)| (stream, origin(address)))
         };
         serve_each(CONNECTIONS_MAX, accept, router.clone()).await;
     };
@@ -161,7 +167,7 @@ pub async fn serve(
     Ok(())
 }
 
-/// Serves connections as they are accepted, a limited number at a time.
+/// Serves connections as they are accepted, at most `connections_max` at a time.
 async fn serve_each<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     connections_max: usize,
     mut accept: impl FnMut(&mut Context<'_>) -> Poll<io::Result<(S, RequestOrigin)>>,
@@ -170,8 +176,8 @@ async fn serve_each<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let connections = Arc::new(Semaphore::new(connections_max));
     while let Ok(permit) = connections.clone().acquire_owned().await {
         match poll_fn(&mut accept).await {
-            Ok((stream, peer)) => {
-                let exchange = exchange(stream, peer, router.clone());
+            Ok((stream, origin)) => {
+                let exchange = exchange(stream, origin, router.clone());
                 tokio::spawn(async move {
                     exchange.await;
                     drop(permit);
@@ -182,7 +188,7 @@ async fn serve_each<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     }
 }
 
-/// Waits before the next accept: what made the last one fail, as a lack of descriptors, takes a moment to end.
+/// Waits before the next accept, as the cause of a failed one, such as too many open files, persists for a moment.
 async fn pause_after_failed_accept() {
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
@@ -190,29 +196,29 @@ async fn pause_after_failed_accept() {
 /// Serves one request.
 async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    peer: RequestOrigin,
+    origin: RequestOrigin,
     router: Router,
 ) {
-    let service = TowerToHyperService::new(router.layer(Extension(peer)));
+    let service = TowerToHyperService::new(router.layer(Extension(origin)));
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(HEAD_LEN_MAX)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    // However it ends, there is nothing to do.
+    // An error concerns only the client, which is disconnected.
     let _ = tokio::time::timeout(EXCHANGE_TIMEOUT, connection).await;
 }
 
-/// Refuses requests of web pages in a browser on this machine: they have an Origin header, or use a host name of their
-/// own (DNS rebinding).
+/// Refuses requests of web pages in a browser on this machine: they have an `Origin` header, or another host name that
+/// resolves to this machine (DNS rebinding).
 async fn check_origin(State(state): State<ControlState>, request: Request, next: Next) -> Response {
     if request.headers().contains_key(header::ORIGIN) {
-        return (StatusCode::FORBIDDEN, "not for web pages\n").into_response();
+        return (StatusCode::FORBIDDEN, "requests of web pages are refused\n").into_response();
     }
     let host = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or_default());
     match host.or(request.uri().host()) {
-        Some(host) if !is_own_host(host, &state.hosts) => {
+        Some(host) if !is_this_host(host, &state.hosts) => {
             let text = format!(
                 "{host:?} is not a name of this host; use its address, or add the name to control.hosts\n"
             );
@@ -222,8 +228,8 @@ async fn check_origin(State(state): State<ControlState>, request: Request, next:
     }
 }
 
-/// Returns whether a Host header names this host: by an address, as `localhost`, or by a configured name.
-fn is_own_host(host: &str, names: &[String]) -> bool {
+/// Returns whether a `Host` header names this host: by any address, as `localhost`, or by a configured name.
+fn is_this_host(host: &str, names: &[String]) -> bool {
     if host.parse::<IpAddr>().is_ok() {
         return true;
     }
@@ -238,24 +244,25 @@ fn is_own_host(host: &str, names: &[String]) -> bool {
 
 /// Permits changes from this machine only.
 async fn permit_changes(
-    Extension(peer): Extension<RequestOrigin>,
+    Extension(origin): Extension<RequestOrigin>,
     request: Request,
     next: Next,
 ) -> Response {
-    match peer {
+    match origin {
         RequestOrigin::Address(address) if !address.is_loopback() => {
-            (StatusCode::FORBIDDEN, "changes are made from this machine alone\n").into_response()
+            (StatusCode::FORBIDDEN, "changes are permitted from this machine only\n")
+                .into_response()
         }
         RequestOrigin::Address(_) | RequestOrigin::UnixSocket => next.run(request).await,
     }
 }
 
-/// `POST /v1/reload`: 200 and what was read, or 422 and why nothing has changed.
+/// Handles `POST /v1/reload`: replies 200 with a summary, or 422 with the reason why nothing was changed.
 async fn reload(State(state): State<ControlState>) -> (StatusCode, String) {
     run_job(&state.commands, ReloadJob::Config).await
 }
 
-/// `POST /v1/evict`: removes all torrents without peers.
+/// Handles `POST /v1/evict`: removes all torrents without peers.
 async fn evict(State(state): State<ControlState>) -> (StatusCode, String) {
     let shared_stats = state.monitored.shared_stats.iter();
     let count: usize =
@@ -263,23 +270,23 @@ async fn evict(State(state): State<ControlState>) -> (StatusCode, String) {
     run_job(&state.commands, ReloadJob::Evict(count)).await
 }
 
-/// `PUT /v1/access_list/HASH`: adds a torrent to the access list, persistently.
-async fn list(
+/// Handles `PUT /v1/access_list/HASH`: adds a torrent to the access list. The change survives a restart.
+async fn add_to_list(
     State(state): State<ControlState>,
     UrlPath(info_hash): UrlPath<String>,
 ) -> (StatusCode, String) {
-    change(&state.commands, &info_hash, true).await
+    change_list(&state.commands, &info_hash, true).await
 }
 
-/// `DELETE /v1/access_list/HASH`: removes a torrent from the access list, persistently.
-async fn unlist(
+/// Handles `DELETE /v1/access_list/HASH`: removes a torrent from the access list. The change survives a restart.
+async fn remove_from_list(
     State(state): State<ControlState>,
     UrlPath(info_hash): UrlPath<String>,
 ) -> (StatusCode, String) {
-    change(&state.commands, &info_hash, false).await
+    change_list(&state.commands, &info_hash, false).await
 }
 
-async fn change(
+async fn change_list(
     commands: &UnboundedSender<ReloadCommand>,
     info_hash: &str,
     on: bool,
@@ -294,27 +301,30 @@ async fn change(
     }
 }
 
+/// Runs a job and returns its result.
 async fn run_job(
     commands: &UnboundedSender<ReloadCommand>,
     job: ReloadJob,
 ) -> (StatusCode, String) {
-    let (reply, done) = oneshot::channel();
-    // Fails only when the tracker stops.
+    let (reply, result) = oneshot::channel();
+    // Sending fails only while the tracker is stopping.
     let _ = commands.send((job, Some(reply)));
-    match done.await {
+    match result.await {
         Ok(Ok(message)) => (StatusCode::OK, format!("{message}\n")),
         Ok(Err(error)) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{error}\n")),
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the tracker stops\n".to_owned()),
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the tracker is stopping\n".to_owned()),
     }
 }
 
-/// `GET /healthz`: 200 `ok`, or 503 and the shards that are stuck; both name reads of files that take too long.
+/// Handles `GET /healthz`: replies 200 `ok`, or 503 with the stuck shards. Both name reads of files that take too long.
 async fn health(State(state): State<ControlState>) -> (StatusCode, String) {
     let stuck = state.monitored.stuck_shards();
     let reads = state.monitored.slow_reads.stuck();
     let reads: String = reads
         .iter()
-        .map(|(name, since)| format!("stuck for {} s: reading {name}\n", since.as_secs()))
+        .map(|(name, since)| {
+            format!("reading {name} takes too long: {} s so far\n", since.as_secs())
+        })
         .collect();
     if stuck.is_empty() {
         return (StatusCode::OK, format!("ok\n{reads}"));
@@ -324,7 +334,8 @@ async fn health(State(state): State<ControlState>) -> (StatusCode, String) {
     (StatusCode::SERVICE_UNAVAILABLE, text)
 }
 
-/// `GET /metrics`: all metrics, in the text format of Prometheus or, if it is accepted, as OpenMetrics.
+/// Handles `GET /metrics`: replies with all metrics, in the text format of Prometheus, or in that of OpenMetrics if the
+/// client accepts it.
 async fn metrics(State(state): State<ControlState>, headers: HeaderMap) -> impl IntoResponse {
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|it| it.to_str().ok());
     let format = metrics::Format::accepted(accepted);
@@ -348,12 +359,12 @@ mod tests {
             "192.0.2.1:1",
             "Tracker.Example:80",
         ] {
-            assert!(is_own_host(host, &names), "{host}");
+            assert!(is_this_host(host, &names), "{host}");
         }
         for host in
             ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:6880", "", "x:y"]
         {
-            assert!(!is_own_host(host, &names), "{host}");
+            assert!(!is_this_host(host, &names), "{host}");
         }
     }
 }

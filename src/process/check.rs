@@ -1,4 +1,4 @@
-//! Checks of a config that depend on this machine.
+//! Checks of a config that depend on this machine: its files, cores, addresses and memory.
 
 use crate::config::{Config, CpuSelection};
 use crate::http::Certificate;
@@ -9,10 +9,10 @@ use bytesize::ByteSize;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-/// Announce intervals below this cause a warning.
+/// Announce interval below which a warning is returned.
 const INTERVAL_USUAL_MIN: Duration = Duration::from_secs(60);
 
-/// Returns everything that keeps a tracker from starting with this config on this machine.
+/// Returns the mistakes that prevent a start with this config on this machine.
 pub fn mistakes(config: &Config) -> Vec<String> {
     let tls = &config.http.tls;
     let certificate =
@@ -22,7 +22,7 @@ pub fn mistakes(config: &Config) -> Vec<String> {
         CpuSelection::Auto => None,
         list => cpus::choose(list).err().map(|error| error.to_string()),
     };
-    // Of a passkey hook without a file it is known already that it is mistaken.
+    // The check of the config text reports a passkey hook without a file.
     let has_file = |hook: &&HookConfig| match hook {
         HookConfig::Passkey { file, .. } => !file.as_os_str().is_empty(),
         _ => true,
@@ -43,7 +43,7 @@ pub fn mistakes(config: &Config) -> Vec<String> {
     cores.into_iter().chain(foreign).chain(certificate).chain(hooks).collect()
 }
 
-/// Returns what an operator should know before starting with this config.
+/// Returns warnings about settings that work but are probably not intended.
 pub fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
     let memory_limit = memory::limit(config.storage.memory).bytes;
@@ -51,8 +51,8 @@ pub fn warnings(config: &Config) -> Vec<String> {
         let shown = |bytes: usize| ByteSize(bytes as u64).display().iec();
         let (available, name) = ram;
         warnings.push(format!(
-            "storage.memory: {} are more than {name} has ({}), so the kernel will end the process before; make it \
-             less, or auto",
+            "storage.memory: {} exceeds {name} ({}), so that the kernel may kill the process; lower it, or set it to \
+             auto",
             shown(memory_limit),
             shown(available)
         ));
@@ -60,18 +60,18 @@ pub fn warnings(config: &Config) -> Vec<String> {
     let interval = config.announce.interval;
     if interval < INTERVAL_USUAL_MIN {
         warnings.push(format!(
-            "announce.interval: {} has clients announce all the time; trackers use 15m to 1h",
+            "announce.interval: {} makes clients announce very often; most trackers use 15m to 1h",
             humantime::format_duration(interval)
         ));
     }
     for hook in &config.hooks {
-        if let HookConfig::Jwt(terms) = hook
-            && let KeySource::Url(url) = &terms.keys
+        if let HookConfig::Jwt(settings) = hook
+            && let KeySource::Url(url) = &settings.keys
             && url.starts_with("http://")
         {
             warnings.push(format!(
-                "hooks: jwt: jwk_set_url: {url} is not encrypted: whoever is on the way to it can approve torrents; \
-                 use https"
+                "hooks: jwt: jwk_set_url: {url} is not encrypted: an attacker on the network can replace the keys and \
+                 issue tokens; use https"
             ));
         }
     }
@@ -82,7 +82,7 @@ fn lines(text: &str) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-/// Returns an error text if this machine does not have an address.
+/// Returns an error text if this machine does not have the address.
 fn foreign(key: &str, address: SocketAddr) -> Option<String> {
     if address.ip().is_unspecified() {
         return None;
@@ -91,6 +91,8 @@ fn foreign(key: &str, address: SocketAddr) -> Option<String> {
     any_port.set_port(0);
     let error = UdpSocket::bind(any_port).err()?;
     (error.kind() == std::io::ErrorKind::AddrNotAvailable).then(|| {
-        format!("{key}: {address} is not an address of this machine (ip address shows them); choose another")
+        format!(
+            "{key}: {address} is not an address of this machine; choose one that `ip address` lists"
+        )
     })
 }

@@ -1,4 +1,4 @@
-//! The cores that shards run on.
+//! Selection of the cores that shards run on, and affinity and priority of threads.
 
 use crate::config::CpuSelection;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -6,28 +6,32 @@ use std::collections::BTreeSet;
 use std::io;
 use thiserror::Error;
 
-/// Why no cores can be chosen.
+/// Reason why no cores could be chosen.
 #[derive(Debug, Error)]
 pub enum CpuError {
-    /// The config names a core that this process may not use.
+    /// The config lists a core that this process may not use.
     #[error(
-        "cpus: core {wanted} is not one this process may run on ({available}); name some of those, or auto"
+        "cpus: core {wanted} is not available to this process; choose from {available}, or auto"
     )]
     NotAvailable {
-        /// The core.
+        /// Number of the core.
         wanted: usize,
-        /// Cores that this process may use.
+        /// Cores that this process may use, separated by commas.
         available: String,
     },
-    /// The kernel does not tell which cores this process may use.
-    #[error("cpus: cannot ask which cores this process may run on: {0}")]
+    /// The kernel does not report which cores this process may use.
+    #[error("cpus: cannot read which cores this process may use: {0}; permit sched_getaffinity(2)")]
     Unknown(#[source] io::Error),
 }
 
-/// Returns a core for each shard, in order.
+/// Returns the core of each shard, in the order of the shards.
 ///
-/// With `auto`, one of the hardware threads of each physical core is used: two shards that share the caches of a core
-/// are slower than one.
+/// Of the hardware threads of a physical core, `auto` takes the first: two shards that share the caches of one core are
+/// slower than one.
+///
+/// # Errors
+///
+/// Returns an error if a listed core is not available to this process.
 pub fn choose(cpus: &CpuSelection) -> Result<Vec<usize>, CpuError> {
     let affinity = sched_getaffinity(None).map_err(|error| CpuError::Unknown(error.into()))?;
     let available: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|cpu| affinity.is_set(*cpu)).collect();
@@ -49,7 +53,7 @@ fn first_of_siblings(available: &[usize], siblings: impl Fn(usize) -> String) ->
     available.iter().copied().filter(|cpu| seen.insert(siblings(*cpu))).collect()
 }
 
-/// Returns the hardware threads of the core, as the kernel lists them, or the number itself if it does not.
+/// Returns the hardware threads of the core of `cpu` as the kernel lists them, or `cpu` alone if it does not.
 fn siblings(cpu: usize) -> String {
     let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
     std::fs::read_to_string(path).unwrap_or_else(|_| cpu.to_string()).trim().to_owned()
@@ -70,7 +74,7 @@ pub fn affinity() -> CpuSet {
     sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new())
 }
 
-/// Lets the calling thread run on all of these cores.
+/// Permits the calling thread to run on all of these cores.
 pub fn spread(cores: &CpuSet) {
     // If that fails, the thread stays on its core and is slow.
     let _ = sched_setaffinity(None, cores);
@@ -87,14 +91,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_two_threads_of_a_core_one_is_taken() {
+    fn auto_takes_one_thread_of_each_physical_core() {
         let siblings = |cpu: usize| format!("{},{}", cpu % 4, cpu % 4 + 4);
         assert_eq!(first_of_siblings(&[0, 1, 2, 3, 4, 5, 6, 7], siblings), [0, 1, 2, 3]);
         assert_eq!(first_of_siblings(&[2, 5, 6], siblings), [2, 5]);
     }
 
     #[test]
-    fn a_core_that_is_not_there_is_named() {
+    fn the_error_names_a_core_that_is_not_available() {
         let error = choose(&CpuSelection::List(vec![0, 1023])).unwrap_err().to_string();
         assert!(error.contains("cpus: core 1023"), "{error}");
     }

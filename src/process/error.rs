@@ -1,4 +1,4 @@
-//! Why the tracker did not start or did not continue.
+//! Errors that prevent the start of the tracker or end it.
 
 use crate::control::server::ControlError;
 use crate::http::TlsError;
@@ -9,34 +9,34 @@ use crate::process::supervisor::ShardError;
 use std::io;
 use thiserror::Error;
 
-/// Why the tracker did not start, or did not continue.
+/// Reason why the tracker could not start or has failed.
 #[derive(Debug, Error)]
 pub enum RunError {
-    /// No cores can be used.
+    /// The cores could not be chosen.
     #[error(transparent)]
     Cpus(#[from] CpuError),
-    /// A socket cannot be bound.
+    /// A socket could not be bound.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The control plane cannot be opened.
+    /// The control plane could not listen.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// The certificate cannot be used.
+    /// The certificate could not be loaded.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The hooks cannot be used.
+    /// The hooks or their lists could not be loaded.
     #[error(transparent)]
     Policy(#[from] PolicyError),
-    /// A shard cannot start.
+    /// A shard could not start.
     #[error(transparent)]
     Shards(ShardError),
-    /// The kernel returns no random numbers.
-    #[error("cannot draw keys from the kernel: {0}; getrandom(2) must be permitted")]
+    /// The kernel returned no random numbers.
+    #[error("cannot read random keys from the kernel: {0}; permit getrandom(2)")]
     Randomness(getrandom::Error),
-    /// The runtime of the control plane cannot start.
-    #[error("cannot start the control plane: {0}; raise the limit on files (ulimit -n)")]
+    /// The runtime of the control plane or its signal handlers could not be started.
+    #[error("cannot start the control plane: {0}; raise the limit on open files (ulimit -n)")]
     Runtime(#[source] io::Error),
-    /// A shard ended without being stopped.
+    /// A shard ended although the tracker was not stopped.
     #[error("shard {0} has died: {1}")]
     ShardDied(u16, String),
 }

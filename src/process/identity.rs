@@ -1,5 +1,7 @@
-//! Everything that is drawn at random at start, in one value: a new version that takes over from a running one, or a
-//! node that restarts from a snapshot, must continue with the same.
+//! Random keys and seeds of the process, in one value.
+//!
+//! It can be serialized: a process that takes over from a running one, or restarts from a snapshot, needs the same
+//! keys.
 
 use serde::{Deserialize, Serialize};
 use tsubame_udp::connection_id::ConnectionIdKey;
@@ -13,7 +15,7 @@ pub struct Identity {
     table_hash_key: (u64, u64),
     seed: u64,
     policy_key: (u64, u64),
-    /// Number of shards that own the info hashes.
+    /// Number of shards among which the info hashes are divided.
     pub shards: u16,
 }
 
@@ -25,7 +27,11 @@ impl std::fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// Draws everything from the random numbers of the kernel.
+    /// Creates an identity with random numbers from the kernel.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if getrandom(2) fails.
     pub fn draw(shards: u16) -> Result<Self, getrandom::Error> {
         let mut connection_id_key = [0; 16];
         getrandom::fill(&mut connection_id_key)?;
@@ -39,12 +45,12 @@ impl Identity {
         Ok(Self { connection_id_key, steering_words, table_hash_key, seed, policy_key, shards })
     }
 
-    /// Returns the key of connection ids, for configs without keys.
+    /// Returns the key of connection ids, for use if none is configured.
     pub fn connection_id_key(&self) -> ConnectionIdKey {
         ConnectionIdKey(self.connection_id_key)
     }
 
-    /// Returns the keys of the function that decides which shard owns an info hash.
+    /// Returns the keys of the function that assigns info hashes to shards.
     pub fn steering_keys(&self) -> SteeringKeys {
         SteeringKeys::new(self.steering_words)
     }
@@ -54,12 +60,12 @@ impl Identity {
         self.table_hash_key
     }
 
-    /// Returns the key of the seeds of policy.
+    /// Returns the key from which the seeds of the policy are derived.
     pub fn policy_key(&self) -> (u64, u64) {
         self.policy_key
     }
 
-    /// Returns the seed of the generator that selects peers.
+    /// Returns the seed of the random generator with which a shard selects peers.
     pub fn seed(&self, shard: u16) -> u64 {
         self.seed.wrapping_add(u64::from(shard))
     }
@@ -70,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_identity_outlives_its_process() {
+    fn an_identity_survives_serialization() {
         let identity = Identity::draw(3).unwrap();
         let written = serde_json::to_string(&identity).unwrap();
         assert_eq!(serde_json::from_str::<Identity>(&written).unwrap(), identity);

@@ -1,4 +1,4 @@
-//! The process: starts shards and control plane, supervises them, reloads, and stops.
+//! The process: starts the shards and the control plane, supervises, reloads and stops them.
 
 pub mod check;
 pub mod cpus;

@@ -1,4 +1,4 @@
-//! The loop of the control plane: signals, reloads, steering and warnings.
+//! The main loop of the control plane: signals, reloads, steering and warnings.
 
 use crate::control::monitored::Monitored;
 use crate::control::server::{self, ControlListeners};
@@ -20,7 +20,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-/// How long shards may take to stop.
+/// Time that the shards may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_millis(900);
 
 /// Interval at which the control plane checks shards and files.
@@ -28,18 +28,19 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Number of checks between two reports of warnings.
 const CHECKS_PER_REPORT: u32 = 10;
 
-/// A running tracker, with what the control plane needs to monitor it.
+/// A running tracker, with everything that the control plane needs to monitor it.
 pub(crate) struct RunningTracker {
     pub(crate) supervisor: Supervisor,
     pub(crate) control: MeshEndpoint,
     pub(crate) monitored: Monitored,
     pub(crate) steering: Steering,
-    pub(crate) reloads: Reloader,
-    /// Receives updates whose replaced policies and settings are to be freed.
+    pub(crate) reloader: Reloader,
+    /// Receives replaced policies and settings, which are freed outside the shards.
     pub(crate) to_free: UnboundedReceiver<Box<ShardUpdate>>,
 }
 
-/// Runs the control plane on this thread until the tracker stops; `started` is called once signals are handled.
+/// Runs the control plane on this thread until the tracker ends. `started` is called once SIGINT and SIGTERM are
+/// handled.
 pub(crate) fn control_plane(
     runtime: &Runtime,
     (running, signals): (RunningTracker, Signals),
@@ -52,12 +53,14 @@ pub(crate) fn control_plane(
         let stop = (stop(SignalKind::interrupt())?, stop(SignalKind::terminate())?);
         started(&listeners);
         let socket = listeners.unix.as_ref().map(|(_, path)| path.clone());
-        let (ask, commands) = unbounded_channel();
-        let hosts = running.reloads.config().control.hosts.clone();
+        let (command_sender, commands) = unbounded_channel();
+        let hosts = running.reloader.config().control.hosts.clone();
         let monitored = running.monitored.clone();
         tokio::spawn(async move {
-            if let Err(error) = server::serve(listeners, hosts, monitored, ask).await {
-                tracing::error!("control: cannot be served: {error}; restart the tracker");
+            if let Err(error) = server::serve(listeners, hosts, monitored, command_sender).await {
+                tracing::error!(
+                    "control: the control plane has failed: {error}; restart the tracker"
+                );
             }
         });
         let ended = handle_events(running, stop, signals, commands).await;
@@ -69,17 +72,17 @@ pub(crate) fn control_plane(
     })
 }
 
-/// Signals that do not end the process; they are handled before anything is read.
+/// Handlers of the signals that do not end the process. They are installed before the lists are read.
 pub(crate) struct Signals {
     hangup: Signal,
     user1: Signal,
     user2: Signal,
-    /// Signals that are ignored, although their default action ends the process.
+    /// Signals that are ignored, although their default action would end the process.
     ignored: [Signal; 6],
 }
 
 impl Signals {
-    /// Handles the signals from now on; the caller must have entered the runtime.
+    /// Installs the handlers. The caller must have entered the runtime.
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
             hangup: signal(SignalKind::hangup())?,
@@ -98,7 +101,7 @@ impl Signals {
     }
 }
 
-/// Waits for a signal that is ignored; returns its name.
+/// Waits for an ignored signal and returns its name.
 async fn ignored(
     [alarm, io, pipe, virtual_alarm, profile, power]: &mut [Signal; 6],
 ) -> &'static str {
@@ -126,17 +129,17 @@ async fn handle_events(
         tokio::select! {
             _ = interrupt.recv() => break "SIGINT",
             _ = terminate.recv() => break "SIGTERM",
-            _ = hangup.recv() => running.reloads.enqueue((ReloadJob::Config, None)),
-            _ = user1.recv() => running.reloads.enqueue((ReloadJob::Config, None)),
+            _ = hangup.recv() => running.reloader.enqueue((ReloadJob::Config, None)),
+            _ = user1.recv() => running.reloader.enqueue((ReloadJob::Config, None)),
             _ = user2.recv() => {
                 tracing::info!("SIGUSR2 is ignored: it is reserved for a later version");
             }
             name = ignored(&mut others) => tracing::debug!("{name} is ignored"),
-            Some(command) = commands.recv() => running.reloads.enqueue(command),
-            updates = running.reloads.next_update() => send(&mut running.control, updates).await,
+            Some(command) = commands.recv() => running.reloader.enqueue(command),
+            updates = running.reloader.next_update() => send(&mut running.control, updates).await,
             Some(retired) = running.to_free.recv() => free(retired),
             _ = check.tick() => monitor.check(&mut running),
-            ended = running.supervisor.ended.recv() => return Err(died(ended)),
+            exit = running.supervisor.exits.recv() => return Err(shard_error(exit)),
         }
     };
     tracing::info!("{signal}: stopping");
@@ -153,15 +156,15 @@ async fn handle_events(
     Ok(())
 }
 
-/// State of the shards at the last check.
+/// State of the shards at the last check of the control plane.
 struct ShardMonitor {
     count: u32,
-    /// By shard: when it published its statistics, and the statistics.
+    /// For each shard, the second of its last update and its statistics then.
     shards: Vec<(u64, ShardStats)>,
     reported: ShardStats,
     episodes: u64,
     stuck: Vec<String>,
-    /// UDP ports, until it is known that the kernel tracks connections to one of them.
+    /// UDP ports that are checked for connection tracking; empty once a warning was logged.
     untracked_ports: Vec<u16>,
 }
 
@@ -176,17 +179,17 @@ impl ShardMonitor {
             reported: ShardStats::default(),
             episodes: 0,
             stuck: Vec::new(),
-            untracked_ports: running.reloads.udp_ports(),
+            untracked_ports: running.reloader.udp_ports(),
         }
     }
 
     fn check(&mut self, running: &mut RunningTracker) {
-        running.reloads.check_files();
+        running.reloader.check_files();
         self.check_steering(running);
         self.check_slow_reads(running);
         let monitored = &running.monitored;
         let stats = sum(&monitored.shared_stats);
-        let memory_limit = memory::limit(running.reloads.config().storage.memory);
+        let memory_limit = memory::limit(running.reloader.config().storage.memory);
         monitored.process.memory_ceiling_bytes.store(memory_limit.bytes as u64, Ordering::Relaxed);
         if stats.table.evicted.episodes > self.episodes && stats.table.top_sources[0].is_some() {
             self.episodes = stats.table.evicted.episodes;
@@ -202,7 +205,7 @@ impl ShardMonitor {
         }
     }
 
-    /// Switches steering off while one shard is overloaded and others are idle, and on again.
+    /// Switches steering off while one shard is overloaded and others are idle, and on again after that.
     fn check_steering(&mut self, running: &mut RunningTracker) {
         let monitored = &running.monitored;
         let read =
@@ -229,12 +232,12 @@ impl ShardMonitor {
         process.steering_detached.store(running.steering.detached(), Ordering::Relaxed);
     }
 
-    /// Logs reads of files that take too long, once each.
+    /// Logs each read of a file that takes too long, once.
     fn check_slow_reads(&mut self, running: &RunningTracker) {
         let stuck = running.monitored.slow_reads.stuck();
         for (name, since) in stuck.iter().filter(|(name, _)| !self.stuck.contains(name)) {
             tracing::error!(
-                "reading {name} takes longer than {} s; see that its file system answers. What was read before is used",
+                "reading {name} takes longer than {} s; check its file system; the data read before stays in use",
                 since.as_secs()
             );
         }
@@ -242,10 +245,10 @@ impl ShardMonitor {
     }
 }
 
-/// Sends each shard its update; waits while a queue is full.
+/// Sends each shard its update, and waits while its queue is full.
 async fn send(control: &mut MeshEndpoint, updates: Vec<ShardUpdate>) {
     for (shard, update) in updates.into_iter().enumerate() {
-        // A shard that is stuck for longer is reported as unhealthy.
+        // A queue that is full for a second means that the shard is stuck, which `/healthz` reports.
         for _ in 0..1_000 {
             if control.has_room(shard) {
                 break;
@@ -254,26 +257,26 @@ async fn send(control: &mut MeshEndpoint, updates: Vec<ShardUpdate>) {
         }
         if !control.send(shard, Message::Update(Box::new(update))) {
             tracing::error!(
-                "shard {shard} does not take messages and keeps its old settings; restart the tracker"
+                "shard {shard} accepts no messages and keeps its previous settings; restart the tracker"
             );
         }
     }
     control.notify();
 }
 
-/// Frees what an update replaced on a thread where nobody waits.
+/// Frees a replaced policy on a helper thread, where it delays nothing.
 fn free(retired: Box<ShardUpdate>) {
     tokio::task::spawn_blocking(move || drop(retired));
 }
 
-/// Returns the error for a shard that ended.
-fn died(ended: Option<ShardExit>) -> RunError {
-    match ended {
+/// Returns the error for the exit of a shard.
+fn shard_error(exit: Option<ShardExit>) -> RunError {
+    match exit {
         Some(ShardExit { number, result: Err(error) }) => {
             RunError::ShardDied(number, error.to_string())
         }
         Some(ShardExit { number, result: Ok(()) }) => {
-            RunError::ShardDied(number, "it ended without being told to".to_owned())
+            RunError::ShardDied(number, "it ended although the tracker was not stopped".to_owned())
         }
         None => RunError::ShardDied(0, "all shards have ended".to_owned()),
     }

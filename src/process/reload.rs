@@ -1,7 +1,7 @@
 //! Changes at run time: the config, the hooks with their lists, and the certificate.
 //!
 //! A helper thread reads files and compiles the policy, one job at a time. Then each shard is sent its policy and
-//! settings, which replace the old ones between two batches. A file that cannot be read changes nothing.
+//! settings, which it applies between two batches. If a file cannot be read, nothing changes.
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -27,50 +27,51 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinHandle};
 use tsubame_storage::InfoHash;
 
-/// Time after which a key set is fetched again that could not be fetched.
+/// Time after which fetching a key set is retried.
 const KEYS_RETRY: Duration = Duration::from_secs(10);
 
-/// Checks of files take at most this part of the time of a helper thread: a directory may have a hundred thousand
-/// torrents.
-const CHECK_TIME_DIVISOR: u32 = 10;
+/// Pause between two checks of the files, as a multiple of the duration of a check: a directory may have a hundred
+/// thousand torrents.
+const CHECK_PAUSE_FACTOR: u32 = 10;
 
-/// Number of checks that each find another change, after which lists are read although files are still changing.
+/// Number of consecutive checks with different results after which lists are read although files are still changing:
+/// some process may write to them all the time.
 const CHANGING_CHECKS_MAX: u32 = 5;
 
-/// Maximum number of jobs that wait for another one.
+/// Maximum number of jobs that wait while another runs.
 const QUEUED_JOBS_MAX: usize = 64;
 
-/// A change to be made.
+/// A job of the helper thread.
 #[derive(Debug)]
 pub enum ReloadJob {
-    /// Reads everything that can change again: the config, its lists and the certificate.
+    /// Reads the config, its lists and the certificate again.
     Config,
-    /// Reads the lists of the current hooks again.
+    /// Reads the lists of the configured hooks again.
     Lists,
     /// Adds a torrent to the access list, or removes it.
     Change(InfoHash, bool),
-    /// Removes torrents without peers; this is their number.
+    /// Removes all torrents without peers. The number of them is for the reply.
     Evict(usize),
     /// Checks whether files have changed.
     CheckFiles,
-    /// Uses key sets that were fetched.
+    /// Replaces key sets by those that were fetched.
     Keys(Vec<FetchedKeys>),
 }
 
-/// Result of fetching a key set.
+/// A key source and the result of fetching its key set.
 pub type FetchedKeys = (KeySource, Result<KeySet, KeysError>);
 
-/// Where the result of a job is sent.
+/// Channel for the result of a job: a summary, or an error text.
 pub type JobReply = oneshot::Sender<Result<String, String>>;
 
-/// A job, and where its result is sent.
+/// A job, and the channel for its result if somebody waits for it.
 pub type ReloadCommand = (ReloadJob, Option<JobReply>);
 
-/// Modification time, length and inode number of a file; for a directory, a digest of those of its files. `None` if it
-/// does not exist.
+/// Modification time, length and inode number of a file, or `None` if the file does not exist. For a directory, a
+/// digest of its torrents replaces the length.
 pub type FileStamp = Option<(SystemTime, u64, u64)>;
 
-/// What is served now, as far as it can change.
+/// The state that is served now and can change at run time.
 #[derive(Clone, Debug)]
 struct ServedState {
     path: Option<PathBuf>,
@@ -82,19 +83,19 @@ struct ServedState {
     clock: Clock,
     /// Seeds of the keys of lists, and of the random numbers of policies.
     seeds: SeedSequence,
-    /// Stamps of the files that the policy was made from.
+    /// Stamps of the files that the policy was read from.
     file_stamps: Vec<FileStamp>,
-    /// Stamps at the last check; a file that has changed since may still be being written.
+    /// Stamps at the last check, of files that may still be being written.
     last_seen: Vec<FileStamp>,
-    /// Number of checks in a row that found another change.
+    /// Number of consecutive checks that found different stamps.
     changing_checks: u32,
     /// Time of the next check.
     check_due: Duration,
-    /// Time at which key sets are to be fetched.
+    /// Time at which key sets are fetched next, if there are any.
     keys_due: Option<Duration>,
 }
 
-/// What a job changes for the shards.
+/// The parts of a shard that a job changes.
 #[derive(Clone, Copy, Debug, Default)]
 struct ShardChanges {
     policy: bool,
@@ -113,19 +114,19 @@ impl ShardChanges {
 struct JobResult {
     current: ServedState,
     message: Result<String, String>,
-    /// An update for each shard, or none if nothing changes for them.
+    /// Update of each shard; empty if nothing changes.
     updates: Vec<ShardUpdate>,
     /// Job that must follow.
     next: Option<ReloadJob>,
 }
 
-/// Makes changes, one after the other.
+/// Runs jobs one after the other, and keeps the state that they change.
 #[derive(Debug)]
 pub struct Reloader {
     current: ServedState,
     queued: VecDeque<ReloadCommand>,
     running: Option<(JoinHandle<JobResult>, Option<JobReply>)>,
-    /// Fetches key sets, independent of jobs: a server that does not answer must not block them.
+    /// Fetches key sets beside the jobs, so that a server that does not answer delays no job.
     fetching: Option<JoinHandle<Vec<FetchedKeys>>>,
 }
 
@@ -167,11 +168,11 @@ impl Reloader {
         &self.current.config
     }
 
-    /// Adds a job to the queue; if the queue is full, replies with an error.
+    /// Adds a job to the queue. If the queue is full, an error is sent as its result.
     pub fn enqueue(&mut self, (job, reply): ReloadCommand) {
         if self.queued.len() >= QUEUED_JOBS_MAX {
             let text = format!("{QUEUED_JOBS_MAX} changes are queued already; try again later");
-            // Whoever asked may have gone.
+            // The receiver may have gone.
             let _ = reply.map(|reply| reply.send(Err(text)));
             return;
         }
@@ -179,16 +180,16 @@ impl Reloader {
         self.start_next();
     }
 
-    /// Checks whether files have changed unless a job is running, and fetches key sets that are due.
+    /// Starts a check of the files if one is due and no job runs, and fetches key sets that are due.
     pub fn check_files(&mut self) {
         let now = self.current.clock.elapsed();
         if self.running.is_none() && self.current.check_due <= now {
-            // What took too long to read and has been read since is taken.
+            // A read that took too long may have ended since: its result is applied now.
             let late = self.current.slow_reads.has_new_results();
             self.enqueue((if late { ReloadJob::Lists } else { ReloadJob::CheckFiles }, None));
         }
         if self.fetching.is_none() && self.current.keys_due.is_some_and(|due| due <= now) {
-            // Until it is known what came of it.
+            // No second fetch starts before this one has ended.
             self.current.keys_due = None;
             let servers = self.current.policy.key_servers().map(|(source, _)| source.clone());
             let servers: Vec<_> = servers.collect();
@@ -208,14 +209,14 @@ impl Reloader {
         }
     }
 
-    /// Waits for the current job; returns an update for each shard, or none if nothing changes for them.
+    /// Waits for the end of the running job. Returns the update of each shard, or nothing if the job changes nothing.
     pub async fn next_update(&mut self) -> Vec<ShardUpdate> {
         let (running, fetching) = (&mut self.running, &mut self.fetching);
-        let next_update = tokio::select! {
-            next_update = ended(running.as_mut().map(|(job, _)| job)) => next_update,
-            fetched = ended(fetching.as_mut()) => {
+        let result = tokio::select! {
+            result = finished(running.as_mut().map(|(job, _)| job)) => result,
+            fetched = finished(fetching.as_mut()) => {
                 *fetching = None;
-                // Without a helper's answer there is nothing to take over.
+                // If the helper thread failed, there are no keys to apply.
                 let fetched = fetched.unwrap_or_default();
                 self.queued.push_back((ReloadJob::Keys(fetched), None));
                 self.start_next();
@@ -223,25 +224,25 @@ impl Reloader {
             }
         };
         let reply = self.running.take().and_then(|(_, reply)| reply);
-        let (message, updates) = match next_update {
+        let (message, updates) = match result {
             Ok(JobResult { current, message, updates, next }) => {
                 self.current = current;
                 self.queued.extend(next.map(|job| (job, None)));
                 match &message {
                     Ok(message) if message.is_empty() => {}
                     Ok(message) => tracing::info!("{message}"),
-                    Err(error) => tracing::error!("{error}; everything stays as it was"),
+                    Err(error) => tracing::error!("{error}; nothing was changed"),
                 }
                 (message, updates)
             }
             Err(error) => {
-                let message = format!("a helper thread has ended: {error}; try again");
+                let message = format!("a helper thread failed: {error}; try again");
                 tracing::error!("{message}");
                 (Err(message), Vec::new())
             }
         };
         if let Some(reply) = reply {
-            // Whoever asked may have gone.
+            // The receiver may have gone.
             let _ = reply.send(message);
         }
         self.start_next();
@@ -250,7 +251,7 @@ impl Reloader {
 }
 
 /// Waits for the end of a task, forever if there is none.
-async fn ended<T>(task: Option<&mut JoinHandle<T>>) -> Result<T, JoinError> {
+async fn finished<T>(task: Option<&mut JoinHandle<T>>) -> Result<T, JoinError> {
     match task {
         Some(task) => task.await,
         None => pending().await,
@@ -258,14 +259,14 @@ async fn ended<T>(task: Option<&mut JoinHandle<T>>) -> Result<T, JoinError> {
 }
 
 impl ServedState {
-    /// Does a job, which takes as long as the file system does.
+    /// Runs a job. It blocks for as long as its reads take.
     fn run(mut self, job: ReloadJob) -> JobResult {
         let (mut next, mut changes) =
             (None, ShardChanges { policy: true, ..ShardChanges::default() });
         let message = match job {
             ReloadJob::Config => {
                 changes.settings = true;
-                // What was read too slowly before is older than this.
+                // Results of slow reads that started earlier are outdated.
                 self.slow_reads.forget_results();
                 self.read_config()
             }
@@ -283,13 +284,13 @@ impl ServedState {
                 let began = self.clock.elapsed();
                 let found = file_stamps(&self.config, Some(&self.slow_reads));
                 let ended = self.clock.elapsed();
-                self.check_due = ended + (ended - began) * CHECK_TIME_DIVISOR;
-                // Twice the same: nobody is writing it any more.
+                self.check_due = ended + (ended - began) * CHECK_PAUSE_FACTOR;
+                // Equal stamps at two checks: nothing is being written any more.
                 self.changing_checks =
                     if found == self.last_seen { 0 } else { self.changing_checks + 1 };
-                let is_time =
+                let is_due =
                     self.changing_checks == 0 || self.changing_checks >= CHANGING_CHECKS_MAX;
-                if found != self.file_stamps && is_time {
+                if found != self.file_stamps && is_due {
                     self.changing_checks = 0;
                     next = Some(ReloadJob::Lists);
                 }
@@ -319,15 +320,17 @@ impl ServedState {
 
     fn read_config(&mut self) -> Result<String, String> {
         let (path, slow_reads) = (self.path.clone(), self.slow_reads.clone());
-        let name = format!("the config {}", path.as_deref().unwrap_or(Path::new("")).display());
+        let name = format!("config {}", path.as_deref().unwrap_or(Path::new("")).display());
         let new = slow_reads
             .run(&name, move || Config::load(path.as_deref()).map_err(|error| error.to_string()))
-            .unwrap_or_else(|| Err(format!("reading {name} takes too long")))?;
+            .unwrap_or_else(|| {
+                Err(format!("reading {name} takes too long; check its file system"))
+            })?;
         let restart = self.startup.needs_restart(&new);
         let file_stamps = file_stamps(&new, Some(&self.slow_reads));
-        let before = std::mem::replace(&mut self.config, Arc::new(new));
-        let before_plan = self.policy.clone();
-        let read = self.read_lists("read again").and_then(|message| {
+        let old_config = std::mem::replace(&mut self.config, Arc::new(new));
+        let old_policy = self.policy.clone();
+        let read = self.read_lists("reloaded").and_then(|message| {
             let tls = &self.config.http.tls;
             let renewed = match &self.certificate {
                 Some(certificate) if !tls.listen.is_empty() => {
@@ -340,7 +343,7 @@ impl ServedState {
         let message = match read {
             Ok(message) => message,
             Err(error) => {
-                (self.config, self.policy) = (before, before_plan);
+                (self.config, self.policy) = (old_config, old_policy);
                 return Err(error);
             }
         };
@@ -348,7 +351,7 @@ impl ServedState {
         log::set_level(self.config.log.level);
         match restart.is_empty() {
             true => Ok(message),
-            false => Ok(format!("{message}; restart the tracker for: {}", restart.join(", "))),
+            false => Ok(format!("{message}; restart the tracker to apply: {}", restart.join(", "))),
         }
     }
 
@@ -360,7 +363,7 @@ impl ServedState {
         self.policy = policy;
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         if self.policy.key_servers().next().is_some() {
-            // New servers may be among them.
+            // There may be new key servers.
             self.keys_due = Some(self.clock.elapsed());
         }
         let policy = self.policy.summary(self.config.hooks.len());
@@ -368,8 +371,8 @@ impl ServedState {
         Ok(format!("{why}: {policy}{certificate}"))
     }
 
-    /// Uses key sets that were fetched. One that could not be fetched stays as it was and is fetched again soon.
-    /// Returns whether a key set has changed.
+    /// Applies fetched key sets and schedules the next fetch. A source that failed keeps its keys and is retried soon.
+    /// Returns whether any key set has changed.
     fn apply_keys(&mut self, mut fetched: Vec<FetchedKeys>) -> bool {
         let servers = self.policy.key_servers().map(|(source, every)| (source.clone(), every));
         let (mut changed, mut retry) = (false, None);
@@ -380,15 +383,15 @@ impl ServedState {
                     let keys = Arc::new(keys);
                     if self.policy.set_keys(&source, &keys) {
                         changed = true;
-                        tracing::info!("hooks: jwt: a new key set of {} keys", keys.len());
+                        tracing::info!("hooks: jwt: loaded a new key set of {} keys", keys.len());
                     }
                     every
                 }
                 Some(Err(error)) => {
-                    tracing::error!("hooks: jwt: {error}; tokens are checked with the keys before");
+                    tracing::error!("hooks: jwt: {error}; the previous keys stay in use");
                     every.min(KEYS_RETRY)
                 }
-                // It is of a config that was read meanwhile, or the helper has ended.
+                // The source is new since the fetch started, or the helper thread failed.
                 None => Duration::ZERO,
             };
             retry = Some(retry.map_or(after, |other: Duration| other.min(after)));
@@ -400,22 +403,23 @@ impl ServedState {
     fn change_list(&mut self, hash: InfoHash, on: bool) -> Result<String, String> {
         let mut policy = self.policy.clone();
         if !policy.change_list(hash, on, self.seeds.draw()) {
-            return Err("there must be exactly one access_list among the hooks".to_owned());
+            return Err("the config must have exactly one access_list hook".to_owned());
         }
         let Some(file) = overrides_file(&self.config) else {
-            let cure = "give the access_list a file for it (options: overrides_file: FILE)";
-            return Err(format!("it would not outlast a restart; {cure}"));
+            let cure = "set overrides_file in the options of access_list";
+            return Err(format!("the change would be lost at a restart; {cure}"));
         };
-        overrides::append(file, &hash, on)
-            .map_err(|error| format!("cannot write {}: {error}", file.display()))?;
-        // A read that is still going on may have seen the file as it was.
+        overrides::append(file, &hash, on).map_err(|error| {
+            format!("cannot write {}: {error}; permit this user to write it", file.display())
+        })?;
+        // A slow read that has not ended may return the file without this change.
         self.slow_reads.make_stale();
         self.policy = policy;
         Ok(format!("{hash} is {} the access list", if on { "on" } else { "off" }))
     }
 }
 
-/// Returns the path of the file with the overrides of the access list.
+/// Returns the file that keeps changes of the access list by requests.
 fn overrides_file(config: &Config) -> Option<&Path> {
     config.hooks.iter().find_map(|hook| match hook {
         HookConfig::AccessList { sources, .. } => sources.overrides.as_deref(),
@@ -423,15 +427,15 @@ fn overrides_file(config: &Config) -> Option<&Path> {
     })
 }
 
-/// Stamps of all files that the hooks are read from: to be taken before those are read
+/// Returns the stamps of all files of the hooks. They must be taken before the files are read.
 ///
-/// With `slow_reads`, a file that takes too long to look at has no stamp.
+/// With `slow_reads`, a file whose metadata takes too long to read has no stamp.
 pub fn file_stamps(config: &Config, slow_reads: Option<&SlowReads>) -> Vec<FileStamp> {
     let files = config.hooks.iter().flat_map(HookConfig::files);
     let stamp = |path: &Path| match slow_reads {
         None => stamp(path),
         Some(slow_reads) => {
-            let (name, path) = (format!("the age of {}", path.display()), path.to_owned());
+            let (name, path) = (format!("metadata of {}", path.display()), path.to_owned());
             slow_reads.run(&name, move || stamp(&path)).flatten()
         }
     };
@@ -440,13 +444,13 @@ pub fn file_stamps(config: &Config, slow_reads: Option<&SlowReads>) -> Vec<FileS
 
 fn stamp(path: &Path) -> FileStamp {
     let data = fs::metadata(path).ok()?;
-    let contents = if data.is_dir() { contents(path)? } else { data.len() };
-    Some((data.modified().ok()?, contents, data.ino()))
+    let length = if data.is_dir() { directory_digest(path)? } else { data.len() };
+    Some((data.modified().ok()?, length, data.ino()))
 }
 
-/// Returns a hash of names, sizes and times of the .torrent files of a directory: the modification time of a directory
-/// does not change when one of its files is written.
-fn contents(directory: &Path) -> Option<u64> {
+/// Returns a digest of the names and metadata of the torrents in a directory. The metadata of the directory itself does
+/// not change when a file in it is written.
+fn directory_digest(directory: &Path) -> Option<u64> {
     let mut sum = 0_u64;
     for file in fs::read_dir(directory).ok()?.map_while(Result::ok) {
         // A file that has been removed meanwhile is omitted.

@@ -19,11 +19,11 @@ use std::time::Duration;
 use tracing::{debug, info, warn};
 use tsubame_storage::Family;
 
-/// Bytes that a datagram takes in a receive buffer: the kernel counts the page fragment of the network card that it is
-/// in, not its length.
+/// Bytes that a datagram takes in a receive buffer. The kernel does not count its length but its memory, a page
+/// fragment of the network card.
 const DATAGRAM_COST_BYTES: usize = 2304;
 
-/// Rate that the time of a receive buffer is given for.
+/// Rate of datagrams for which the capacity of a receive buffer is logged.
 const DATAGRAMS_PER_MS: usize = 100;
 
 /// Logs what is served, and warnings about settings that cost performance.
@@ -46,23 +46,23 @@ pub fn started(
     }
     let names: Vec<_> = cores.iter().map(usize::to_string).collect();
     let steering = match &listeners.steered {
-        Ok(true) => "announces steered to their shard by the kernel",
-        _ if cores.len() == 1 => "no steering needed",
-        _ => "announces forwarded between shards",
+        Ok(true) => "the kernel steers announces to their shard",
+        _ if cores.len() == 1 => "steering is not needed",
+        _ => "shards forward announces to each other",
     };
     info!(
-        "tsubame {version}: {} on {} {}, {steering}",
+        "tsubame {version}: {} on {} {}; {steering}",
         plural(cores.len(), "shard"),
         if cores.len() == 1 { "core" } else { "cores" },
         names.join(", ")
     );
     info!(
-        "io_uring: multishot receive, buffer rings, fixed files, DEFER_TASKRUN; {} local addresses \
-         have their own sockets",
+        "io_uring: multishot receive, buffer rings, fixed files, DEFER_TASKRUN; local addresses \
+         with their own sockets: {}",
         listeners.local_addresses
     );
     info!(
-        "memory limit {} for all swarms ({} per shard), by {}; connection ids are valid for {}",
+        "memory limit of all swarms: {} ({} per shard), derived from {}; connection ids are valid for {}",
         iec(memory_limit.bytes),
         iec(table_bytes(config, cores.len() as u16)),
         memory_limit.origin,
@@ -71,9 +71,9 @@ pub fn started(
     let buffer = listeners.receive_buffer;
     if !listeners.addresses.is_empty() {
         info!(
-            "a receive buffer of {} holds {} ms of {},000 datagrams a second",
+            "a receive buffer of {} holds {} ms of traffic at {},000 datagrams per second",
             iec(buffer),
-            // Twice, as the kernel doubles the size for its overhead, which is included here.
+            // The kernel doubles the size of a buffer for its overhead, which the cost of a datagram includes.
             2 * buffer / DATAGRAM_COST_BYTES / DATAGRAMS_PER_MS,
             DATAGRAMS_PER_MS
         );
@@ -86,7 +86,9 @@ pub fn started(
     let http = http.left_out.iter().map(|address| (ListenKey::Http, address));
     let https = https.left_out.iter().map(|address| (ListenKey::Https, address));
     for (key, address) in udp.chain(http).chain(https) {
-        warn!("{key}: {address} is left out, as this machine has no such address family");
+        warn!(
+            "{key}: {address} is skipped because this machine does not support its address family"
+        );
     }
     warnings(config, listeners, cores);
 }
@@ -96,8 +98,8 @@ fn control_listens(control: &ControlListeners) {
         info!("control plane on http://{address}/healthz and /metrics");
         if !address.ip().is_loopback() {
             warn!(
-                "control.listen: {address} can be reached from other hosts, which may read metrics; bind it to \
-                 127.0.0.1, or let a firewall permit your monitoring alone"
+                "control.listen: {address} can be reached from other hosts, which can read the metrics; listen on \
+                 127.0.0.1, or permit only the monitoring host in the firewall"
             );
         }
     }
@@ -111,16 +113,16 @@ fn warnings(config: &Config, listeners: &UdpListeners, cores: &[usize]) {
     let wanted = config.udp.receive_buffer;
     if listeners.receive_buffer < wanted {
         warn!(
-            "udp.receive_buffer: the kernel gives {} of {}, so bursts are lost sooner; set \
-             sysctl -w net.core.rmem_max={wanted}, or give CAP_NET_ADMIN",
+            "udp.receive_buffer: the kernel permits {} of {}, so that bursts of datagrams may be dropped; run \
+             sysctl -w net.core.rmem_max={wanted}, or grant CAP_NET_ADMIN",
             iec(listeners.receive_buffer),
             iec(wanted)
         );
     }
     if let Err(error) = &listeners.steered {
         warn!(
-            "udp.steering: the kernel refuses the program ({error}), so announces cross between shards; \
-             set it to off if that is meant"
+            "udp.steering: the kernel refuses the steering program ({error}), so that shards forward announces \
+             to each other; set udp.steering to off to accept that"
         );
     }
     let files = files_for_connections(cores.len() as u16);
@@ -128,15 +130,17 @@ fn warnings(config: &Config, listeners: &UdpListeners, cores: &[usize]) {
     let serves_http = !config.http.listen.is_empty() || !config.http.tls.listen.is_empty();
     if serves_http && files < connections {
         warn!(
-            "http.limits.connections: {connections} are permitted, but the limit on open files leaves \
-             room for {files}; raise it (ulimit -n, LimitNOFILE in the unit), or permit fewer"
+            "http.limits.connections: it is {connections}, but the limit on open files permits only {files}; \
+             raise that limit (ulimit -n, LimitNOFILE in the unit), or lower http.limits.connections"
         );
     }
     let mut distinct = cores.to_vec();
     distinct.sort_unstable();
     distinct.dedup();
     if distinct.len() < cores.len() {
-        warn!("cpus: a core is listed more than once; its shards compete for it");
+        warn!(
+            "cpus: a core is listed more than once, so that its shards compete for it; list each core once"
+        );
     }
 }
 
@@ -145,38 +149,38 @@ pub fn warn_of_changes(before: &ShardStats, now: &ShardStats, steered: bool) {
     let more = |outcome| now.of(outcome) - before.of(outcome);
     if steered && more(Outcome::Forwarded) > 0 {
         warn!(
-            "{} announces arrived at a shard that does not own the torrent although the kernel steers; please \
-             report it",
+            "{} announces arrived at a shard that does not own the torrent although the kernel steers; this \
+             is a bug, please report it",
             more(Outcome::Forwarded)
         );
     }
     if now.http.accept_failed > before.http.accept_failed {
         warn!(
-            "http: connections cannot be accepted, as no more files may be open; raise the limit (ulimit -n, \
+            "http: connections cannot be accepted because too many files are open; raise the limit (ulimit -n, \
              LimitNOFILE in the unit), or lower http.limits.connections"
         );
     }
     for (outcome, why) in [
-        (Outcome::ShedMesh, "a queue to another shard was full"),
-        (Outcome::ShedLate, "another shard did not answer in time"),
-        (Outcome::ShedSlots, "no slot was free for the reply"),
-        (Outcome::ShedScrape, "another shard's part was late, or too many were waiting"),
+        (Outcome::ShedMesh, "the queue to another shard was full"),
+        (Outcome::ShedLate, "another shard did not reply in time"),
+        (Outcome::ShedSlots, "no reply slot was free"),
+        (Outcome::ShedScrape, "another shard replied late, or too many scrapes were pending"),
     ] {
         if more(outcome) > 0 {
-            warn!("{} requests were dropped as {why}", more(outcome));
+            warn!("{} requests were dropped because {why}", more(outcome));
         }
     }
     let dropped = now.ring.dropped_by_kernel - before.ring.dropped_by_kernel;
     if dropped > 0 {
         warn!(
-            "{dropped} datagrams found the receive buffer full and were dropped by the kernel: a shard is \
-             overloaded, or udp.receive_buffer is small for its bursts"
+            "the kernel dropped {dropped} datagrams because a receive buffer was full: a shard is overloaded, or \
+             udp.receive_buffer is too small for bursts"
         );
     }
     let waited = now.ring.out_of_buffers - before.ring.out_of_buffers;
     if waited > 0 {
         warn!(
-            "{waited} times datagrams waited in the kernel because all receive buffers of a shard were in use"
+            "datagrams waited in the kernel {waited} times because all receive buffers of a shard were in use"
         );
     }
     let receives = now.ring.receive_failed - before.ring.receive_failed;
@@ -187,16 +191,17 @@ pub fn warn_of_changes(before: &ShardStats, now: &ShardStats, steered: bool) {
     }
     let failed = now.ring.send_failed - before.ring.send_failed;
     if failed > 0 {
-        warn!(
-            "{failed} replies were refused by the kernel: the send buffer was full, or there is no route"
-        );
+        warn!("the kernel refused {failed} replies: a send buffer was full, or there was no route");
     }
     for (outcome, why) in [
-        (Outcome::RefusedMemory, "peers were not stored as storage.memory is reached"),
-        (Outcome::RefusedNewTorrent, "new torrents were not stored as storage.memory is reached"),
+        (Outcome::RefusedMemory, "peers were not stored because storage.memory is reached"),
+        (
+            Outcome::RefusedNewTorrent,
+            "new torrents were not stored because storage.memory is nearly reached",
+        ),
         (
             Outcome::RefusedSource,
-            "peers were not stored as their network holds its share of storage.memory",
+            "peers were not stored because their network has reached its share of storage.memory",
         ),
     ] {
         if more(outcome) > 0 {
@@ -206,7 +211,7 @@ pub fn warn_of_changes(before: &ShardStats, now: &ShardStats, steered: bool) {
     debug!("{}", line(now));
 }
 
-/// Bytes of the connection tracking table that are read.
+/// Maximum bytes of the kernel's connection tracking table that are read.
 const CONNTRACK_LEN_MAX: u64 = 1 << 20;
 
 /// Logs a warning if the kernel tracks connections to one of these UDP ports; returns whether it does.
@@ -218,8 +223,8 @@ pub fn connection_tracking(ports: &[u16]) -> bool {
         let count = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").ok()?;
         count.trim().parse().ok().filter(|count| *count > 0)
     };
-    let cure = "exempt it (deploy/nftables.conf): its table fills up with clients, and the kernel then drops datagrams \
-                unseen";
+    let cure = "exempt the port (deploy/nftables.conf): clients fill up the connection table, and then the kernel \
+                drops datagrams silently";
     match read {
         Ok(_) => {
             let Some(port) = ports.iter().find(|port| is_tracked(&table, **port)) else {
@@ -245,13 +250,13 @@ pub fn connection_tracking(ports: &[u16]) -> bool {
 /// Returns whether the connection tracking table has a UDP connection to a port.
 fn is_tracked(table: &str, port: u16) -> bool {
     let field = format!("dport={port}");
-    // The first such field is that of the original direction.
+    // The first `dport` is that of the original direction, the second that of replies.
     let is_to =
         |line: &str| line.split(' ').find(|it| it.starts_with("dport=")) == Some(field.as_str());
     table.lines().any(|line| line.split_ascii_whitespace().any(|word| word == "udp") && is_to(line))
 }
 
-/// Logs that memory has become short, and which networks have the most peers.
+/// Logs that memory is short, and the networks with the most peers.
 pub fn pressure(now: &ShardStats) {
     let table = &now.table;
     let top: Vec<_> = table
@@ -261,8 +266,8 @@ pub fn pressure(now: &ShardStats) {
         .map(|top| format!("{} ({} peers)", top.source, top.peers))
         .collect();
     warn!(
-        "storage.memory: memory is short ({} held); torrents without peers are removed, and then peers of the networks \
-         that hold most: {}",
+        "storage.memory: memory is short ({} used); torrents without peers are removed, then peers of the networks \
+         with the most peers: {}",
         iec(table.bytes),
         top.join(", ")
     );
@@ -273,25 +278,26 @@ pub fn steering(change: std::io::Result<Option<SteeringChange>>) {
     match change {
         Ok(None) => {}
         Ok(Some(SteeringChange::Detached(shard))) => warn!(
-            "udp.steering: shard {shard} is overloaded while others idle; the kernel spreads announces over all shards \
-             until that is over"
+            "udp.steering: shard {shard} is overloaded while others idle; steering is switched off until the overload \
+             has ended, and shards forward announces to each other"
         ),
         Ok(Some(SteeringChange::Attached)) => {
-            info!("udp.steering: announces are steered to their shard by the kernel again");
+            info!("udp.steering: the kernel steers announces to their shard again");
         }
-        Err(error) => warn!("udp.steering: cannot be switched: {error}; restart the tracker"),
+        Err(error) => warn!("udp.steering: cannot switch steering: {error}; restart the tracker"),
     }
 }
 
-/// Logs the last statistics.
+/// Logs the statistics at the end.
 pub fn stopped(stats: &ShardStats, uptime: Duration, ended: bool) {
     let uptime = humantime::format_duration(Duration::from_secs(uptime.as_secs()));
     info!("stopped after {uptime}: {}", line(stats));
     if !ended {
-        warn!("a shard did not end in time; its sockets are closed with the process");
+        warn!("a shard did not stop in time; the kernel closes its sockets when the process exits");
     }
 }
 
+/// Returns the statistics as one line of text.
 fn line(stats: &ShardStats) -> String {
     let resident = memory::resident_bytes().map_or_else(|| "?".to_owned(), iec);
     // Forwarded requests are counted by the shard that answers them.
@@ -306,7 +312,7 @@ fn line(stats: &ShardStats) -> String {
     format!(
         "{} connects, {} announces, {} scrapes answered, {} rejected, {} refused by policy, {} shed; \
          {v6} over IPv6, {http} over HTTP, {} forwarded between shards; \
-         {} torrents, {} peers in {}, {resident} resident, {} fixed a shard",
+         {} torrents, {} peers in {}, {resident} resident, {} fixed per shard",
         stats.of(Outcome::Connected),
         stats.announces(),
         stats.of(Outcome::Scraped),
@@ -334,7 +340,7 @@ mod tests {
     use super::is_tracked;
 
     #[test]
-    fn connections_to_the_port_are_found() {
+    fn tracked_connections_to_a_port_are_detected() {
         let table = "ipv4     2 tcp      6 300 ESTABLISHED src=10.0.0.1 dst=10.0.0.2 \
                      sport=40000 dport=6969 src=10.0.0.2 dst=10.0.0.1 sport=6969 dport=40000 \
                      [ASSURED] mark=0 use=1\n\
@@ -342,7 +348,7 @@ mod tests {
                      sport=6881 dport=6970 src=10.0.0.2 dst=10.0.0.3 sport=6970 dport=6881 \
                      mark=0 use=1\n";
         assert!(is_tracked(table, 6970));
-        assert!(!is_tracked(table, 6969), "that is TCP");
-        assert!(!is_tracked(table, 6881), "that is a reply's direction");
+        assert!(!is_tracked(table, 6969), "a TCP connection does not count");
+        assert!(!is_tracked(table, 6881), "the port of the reply direction does not count");
     }
 }

@@ -1,4 +1,4 @@
-//! Starts the tracker, runs it, and stops it.
+//! Starts the tracker: binds the sockets, starts the shards, and runs the control plane until the end.
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -35,25 +35,29 @@ use tsubame_storage::Swarms;
 use tsubame_udp::ring::{Ring, UdpSocket};
 use tsubame_udp::steering::SteeringKeys;
 
-/// Entries of the tokio-uring ring of each shard, which serves HTTP: operations that are submitted in one call.
+/// Number of submission entries of the tokio-uring ring of each shard, which serves HTTP.
 const RUNTIME_RING_ENTRIES: u32 = 256;
 
-/// How long a read of a file at run time may take, before the last contents are used instead.
+/// Time that a read of a file at run time may take before the data read last is used instead.
 const SLOW_READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Raises the limit on open files to its maximum.
+/// Raises the soft limit on open files of this process to the hard limit.
 ///
-/// Each shard has a socket for each local address, so the usual soft limit of 1,024 is soon reached.
+/// Each shard has a socket for each local address, for which the usual soft limit of 1,024 may be too low.
 pub fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    // If that fails, an error names the limit when it is reached.
+    // If the kernel refuses, an error message names the limit when it is reached.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 /// Runs the tracker until SIGINT or SIGTERM.
 ///
 /// `path` is the file of the config, which a reload reads again.
+///
+/// # Errors
+///
+/// Returns an error if the tracker cannot start, or if a shard dies.
 pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let clock = Clock::new();
     raise_file_limit();
@@ -72,8 +76,8 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let control = ControlListeners::bind(&config.control)?;
     let addresses = [&listeners.addresses, &http.addresses, &https.addresses].map(Vec::clone);
     let files_for_connections = files_for_connections(shards);
-    let config_then = Arc::new(config.clone());
-    let startup = StartupState { config: config_then, identity, addresses, files_for_connections };
+    let start_config = Arc::new(config.clone());
+    let startup = StartupState { config: start_config, identity, addresses, files_for_connections };
     let startup = Arc::new(startup);
     let (retired, to_free) = unbounded_channel();
     let mut endpoints = mesh(shards);
@@ -98,14 +102,14 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let groups = std::mem::take(&mut listeners.steered_groups);
     let steering = Steering::new(groups, keys, shards);
     let summary = policy.summary(config.hooks.len());
-    let (path, drawn) = (path.map(Path::to_owned), (seeds, slow_reads, clock));
-    let reloads = Reloader::new(path, (startup, stamps), policy, certificate, drawn);
+    let (path, shared) = (path.map(Path::to_owned), (seeds, slow_reads, clock));
+    let reloader = Reloader::new(path, (startup, stamps), policy, certificate, shared);
     let running = RunningTracker {
         supervisor,
         control: control_endpoint,
         monitored,
         steering,
-        reloads,
+        reloader,
         to_free,
     };
     let memory_limit = memory::limit(config.storage.memory);
@@ -124,12 +128,12 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     ended
 }
 
-/// Reads the files of the hooks.
+/// Loads the hooks with their lists.
 fn load_policy(config: &Config, seed: u64) -> Result<LoadedPolicy, PolicyError> {
     CompiledPolicy::load(&config.hooks, &CompiledPolicy::default(), seed, ReadMode::AtStart)
 }
 
-/// Returns the sockets of each shard.
+/// Moves the sockets of each shard out of the listeners.
 fn shard_sockets(
     udp: &mut UdpListeners,
     http: &mut HttpListeners,
@@ -140,7 +144,7 @@ fn shard_sockets(
     std::mem::take(&mut udp.shards).into_iter().zip(plain.zip(encrypted))
 }
 
-/// What the shards have in common when they start.
+/// Resources that all shards share at start.
 struct ShardTemplate<'a> {
     config: &'a Config,
     startup: &'a StartupState,
@@ -154,7 +158,7 @@ struct ShardTemplate<'a> {
     shared_stats: &'a [Arc<SharedStats>],
 }
 
-/// UDP sockets of a shard, and its listening sockets of HTTP and HTTPS.
+/// UDP sockets of a shard, and its listening sockets for HTTP and for HTTPS.
 type ShardSockets = (Vec<UdpSocket>, (Vec<TcpListener>, Vec<TcpListener>));
 
 impl ShardTemplate<'_> {
@@ -171,7 +175,7 @@ impl ShardTemplate<'_> {
         Supervisor::start(bodies.collect()).map_err(RunError::Shards)
     }
 
-    /// Returns the body of the thread of a shard.
+    /// Returns the function that the thread of a shard runs.
     fn body(
         &self,
         number: u16,
@@ -209,7 +213,7 @@ impl ShardTemplate<'_> {
     }
 }
 
-/// Loads the certificate, if HTTPS is configured.
+/// Loads the certificate and creates the TLS settings if HTTPS is configured.
 fn tls(config: &Config, runtime: &Runtime) -> Result<Option<(Arc<Certificate>, Tls)>, TlsError> {
     let paths = &config.http.tls;
     if paths.listen.is_empty() {
@@ -220,36 +224,36 @@ fn tls(config: &Config, runtime: &Runtime) -> Result<Option<(Arc<Certificate>, T
     Ok(Some((certificate, tls)))
 }
 
-/// Returns what the control plane reports about.
+/// Returns the state that the control plane reports.
 fn monitored(shared_stats: Arc<[Arc<SharedStats>]>, clock: Clock, shards: u16) -> Monitored {
     let mesh_bytes = mesh_memory_bytes(shards) as u64;
     let process = Arc::new(ProcessStats { mesh_bytes, ..ProcessStats::default() });
     Monitored { shared_stats, clock, slow_reads: SlowReads::new(clock, SLOW_READ_TIMEOUT), process }
 }
 
-/// Creates the runtime of the control plane, whose helper threads do what would block a shard.
+/// Creates the runtime of the control plane. Its helper threads run tasks that would block a shard.
 ///
-/// From then on, signals that would end the process are handled.
+/// From then on, signals whose default action would end the process are handled.
 fn control_runtime(shards: u16) -> Result<(Runtime, Signals), RunError> {
-    let everywhere = cpus::affinity();
+    let all_cores = cpus::affinity();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        // Two may be blocked for long, by a list that is read and a key server that does not answer.
+        // Two may be blocked for long: by a file system and by a key server that do not answer.
         .max_blocking_threads(usize::from(shards) + 2)
         // A thread that a shard starts inherits its core, which belongs to the shard.
         .on_thread_start(move || {
-            cpus::spread(&everywhere);
+            cpus::spread(&all_cores);
             cpus::step_back();
         })
         .build()
         .map_err(RunError::Runtime)?;
-    let entered = runtime.enter();
+    let guard = runtime.enter();
     let signals = Signals::new().map_err(RunError::Runtime)?;
-    drop(entered);
+    drop(guard);
     Ok((runtime, signals))
 }
 
-/// Runs a shard on its thread.
+/// Runs a shard in the calling thread.
 fn serve_shard(
     resources: ShardResources,
     http: HttpResources,
@@ -260,7 +264,7 @@ fn serve_shard(
     let runtime = tokio_uring::Runtime::new(&builder).map_err(ShardError::Start)?;
     ready();
     let ended = runtime.block_on(Shard::new(resources).run(http)).map_err(ShardError::Ring);
-    // Dropping it would wait for connections whose clients have not closed them.
+    // Dropping it would wait until the clients have closed their connections.
     std::mem::forget(runtime);
     ended
 }

@@ -1,4 +1,4 @@
-//! The settings of shards, made from the config at start and again at each reload.
+//! Settings of the shards, derived from the config at start and at each reload.
 
 use crate::config::Config;
 use crate::http::settings::HttpSettings;
@@ -14,25 +14,25 @@ use std::sync::Arc;
 use tsubame_storage::{TableSettings, longest_lifetime_secs, source_counts_bytes};
 use tsubame_udp::connection_id::ConnectionIds;
 
-/// What is decided at start and stays the same until the process ends.
+/// State that is determined at start and does not change until the process ends.
 #[derive(Clone, Debug)]
 pub struct StartupState {
     /// The config at start.
     pub config: Arc<Config>,
     /// Random keys of this process.
     pub identity: Identity,
-    /// Addresses that are served over UDP, HTTP and HTTPS, with their ports.
+    /// Addresses that are served over UDP, HTTP and HTTPS, with the ports that were assigned.
     pub addresses: [Vec<SocketAddr>; 3],
-    /// Maximum number of open files of HTTP connections; others are reserved for the control plane and for reloads.
+    /// Maximum number of files for HTTP connections. Other files are reserved for the control plane and for reloads.
     pub files_for_connections: usize,
 }
 
 impl StartupState {
-    /// Returns the settings of a shard by a config; addresses and cores are those of the start.
+    /// Returns the settings of a shard for a config. Addresses and cores remain those of the start.
     pub fn shard_settings(&self, config: &Config, shard: u16) -> ShardSettings {
         let (udp, announce) = (&config.udp, &config.announce);
-        let drawn = self.identity.connection_id_key();
-        let (first, others) = udp.connection_id_keys.split_first().unwrap_or((&drawn, &[]));
+        let random_key = self.identity.connection_id_key();
+        let (first, others) = udp.connection_id_keys.split_first().unwrap_or((&random_key, &[]));
         let shards = self.identity.shards;
         ShardSettings {
             ids: ConnectionIds::new(*first, others, udp.connection_id_lifetime.as_secs()),
@@ -61,11 +61,11 @@ impl StartupState {
         }
     }
 
-    /// Returns the keys whose values differ from those at start and need a restart.
+    /// Returns the config keys whose values differ from those at start and take effect only after a restart.
     pub fn needs_restart(&self, config: &Config) -> Vec<&'static str> {
         let (old, new) = (&*self.config, config);
-        // The lifetimes that a table can be changed to depend on those it was created with.
-        let fits = |old: std::time::Duration, new: std::time::Duration| {
+        // The longest lifetime that a table can be changed to depends on its lifetime at start.
+        let is_within_limit = |old: std::time::Duration, new: std::time::Duration| {
             new.as_secs() <= u64::from(longest_lifetime_secs(old.as_secs() as u32))
         };
         let keys = [
@@ -77,11 +77,11 @@ impl StartupState {
             ("http.tls.listen", old.http.tls.listen == new.http.tls.listen),
             (
                 "announce.peer_lifetime",
-                fits(old.announce.peer_lifetime, new.announce.peer_lifetime),
+                is_within_limit(old.announce.peer_lifetime, new.announce.peer_lifetime),
             ),
             (
                 "storage.keep_completed",
-                fits(old.storage.keep_completed, new.storage.keep_completed),
+                is_within_limit(old.storage.keep_completed, new.storage.keep_completed),
             ),
             ("control", old.control == new.control),
             ("log.format", old.log.format == new.log.format),
@@ -108,7 +108,7 @@ impl StartupState {
         }
     }
 
-    /// Returns the announce URLs over UDP, HTTP and HTTPS without the host, each port and path once.
+    /// Returns the scheme, port and path of each announce URL over UDP, HTTP and HTTPS, without duplicates.
     fn announce_urls(&self, config: &Config) -> Vec<(&'static str, String)> {
         let [udp, http, https] = &self.addresses;
         let over_udp = udp.iter().map(|address| ("udp", format!(":{}/announce", address.port())));
@@ -129,14 +129,14 @@ impl StartupState {
 /// Number of files that are reserved for the control plane, lists, key sets and snapshots.
 const RESERVED_FILES: usize = 160;
 
-/// Number of files that each shard may open in addition to those it has at start: its rings, and connections that are
-/// accepted before others are ended for them.
+/// Number of files that are reserved for each shard in addition to those it has open at start: its rings, and
+/// connections that are accepted before others are closed in their place.
 const RESERVED_FILES_PER_SHARD: usize = 48;
 
-/// Number of connections that are served however few files may be open.
+/// Minimum number of connections that are served, however low the limit on open files is.
 const CONNECTIONS_MIN: usize = 16;
 
-/// Returns the number of files that may be open for HTTP connections, by the current limit.
+/// Returns the number of files that may be open for HTTP connections, from the limit on open files and those open now.
 pub fn files_for_connections(shards: u16) -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
@@ -145,18 +145,18 @@ pub fn files_for_connections(shards: u16) -> usize {
     limit.saturating_sub(open + reserved).max(CONNECTIONS_MIN)
 }
 
-/// Minimum number of connections of a source: as many as a browser opens.
+/// Minimum of the maximum number of connections per source. A browser opens as many at once.
 const CONNECTIONS_PER_SOURCE_MIN: usize = 8;
 
-/// Returns a share of a number of connections.
+/// Returns a percentage of a number of connections, at least [`CONNECTIONS_PER_SOURCE_MIN`].
 fn share_of(connections: usize, percent: u32) -> usize {
     (connections * percent as usize / 100).max(CONNECTIONS_PER_SOURCE_MIN)
 }
 
 /// Returns the memory limit of the swarm table of one of `shards` shards.
 ///
-/// `storage.memory` is for the queues between shards and the counts by source as well; of a small one, half is left for
-/// the tables.
+/// `storage.memory` also covers the queues between shards and the counts by source. If it is small, half of it remains
+/// for the tables.
 pub fn table_bytes(config: &Config, shards: u16) -> usize {
     let all = memory::limit(config.storage.memory).bytes;
     let fixed = mesh::memory_bytes(shards) + usize::from(shards) * source_counts_bytes();

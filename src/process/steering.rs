@@ -1,7 +1,7 @@
-//! Switches steering off while it does harm, and on again.
+//! Switches steering off while it overloads one shard, and on again.
 //!
-//! The steering program sends every announce of an info hash to the shard that owns it, before the connection id is
-//! checked. So a flood of forged announces for one info hash overloads one shard while others are idle. Without the
+//! The steering program delivers every announce of an info hash to the shard that owns it, before the connection id is
+//! checked. Thus a flood of forged announces for one info hash overloads one shard while others are idle. Without the
 //! program the kernel distributes datagrams by address and port: all shards check connection ids, and only announces
 //! with a valid one are forwarded.
 
@@ -10,10 +10,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 use tsubame_udp::steering::{SteeringKeys, attach, detach};
 
-/// Busy share above which a shard is overloaded.
+/// Busy share of a shard, from 0 to 1, from which it may be overloaded.
 const OVERLOADED: f64 = 0.9;
 
-/// Busy share below which a shard is idle.
+/// Busy share of a shard, from 0 to 1, up to which it counts as idle.
 const IDLE: f64 = 0.6;
 
 /// Number of datagrams per second that the kernel drops at the sockets of a shard, from which the shard is overloaded.
@@ -22,26 +22,26 @@ const DROPPED_PER_SECOND: u64 = 100;
 /// Number of times per second that datagrams wait for receive buffers, from which a busy shard is overloaded.
 const WAITED_PER_SECOND: u64 = 100;
 
-/// Seconds of overload before steering is switched off.
+/// Number of consecutive seconds of overload after which steering is switched off.
 const SECONDS_BEFORE_DETACH: u32 = 2;
 
-/// Minimum time that steering stays off. It is doubled each time that overload returns at once.
+/// Minimum time for which steering stays off. It is doubled each time that overload returns soon.
 const OFF_MIN: Duration = Duration::from_secs(30);
 
 /// Maximum time that steering stays off.
 const OFF_MAX: Duration = Duration::from_secs(480);
 
-/// Seconds without overload before steering is switched on.
+/// Number of consecutive seconds without overload before steering is switched on.
 const CALM_SECONDS: u32 = 5;
 
 /// Load of a shard in the last second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ShardLoad {
-    /// Share of the second that its thread used of a processor.
+    /// Processor time of the thread as a share of the second, from 0 to 1.
     pub busy: f64,
-    /// Number of datagrams that the kernel dropped at its sockets.
+    /// Number of datagrams that the kernel dropped at the sockets of the shard.
     pub dropped: u64,
-    /// Number of times that datagrams waited because all receive buffers were in use.
+    /// Number of times that datagrams waited in the kernel because all receive buffers of the shard were in use.
     pub waited: u64,
 }
 
@@ -69,7 +69,7 @@ struct SteeringDecision {
     overloaded_seconds: u32,
     calm_seconds: u32,
     changed_at: Duration,
-    off_for: Duration,
+    off_duration: Duration,
 }
 
 impl SteeringDecision {
@@ -79,16 +79,17 @@ impl SteeringDecision {
             overloaded_seconds: 0,
             calm_seconds: 0,
             changed_at: Duration::ZERO,
-            off_for: OFF_MIN,
+            off_duration: OFF_MIN,
         }
     }
 
-    /// Takes the loads of the last second; returns a change if one is due.
+    /// Evaluates the load of all shards in the last second, and returns a change that is due.
     fn observe(&mut self, now: Duration, loads: &[ShardLoad]) -> Option<SteeringChange> {
         let overloaded = loads.iter().position(|load| load.is_overloaded());
         if !self.attached {
             self.calm_seconds = if overloaded.is_none() { self.calm_seconds + 1 } else { 0 };
-            let is_due = now - self.changed_at >= self.off_for && self.calm_seconds >= CALM_SECONDS;
+            let is_due =
+                now - self.changed_at >= self.off_duration && self.calm_seconds >= CALM_SECONDS;
             return is_due.then(|| {
                 (self.attached, self.changed_at, self.overloaded_seconds) = (true, now, 0);
                 SteeringChange::Attached
@@ -102,7 +103,7 @@ impl SteeringDecision {
         }
         // Overload that returns soon after steering was switched on had not ended.
         let soon = self.changed_at > Duration::ZERO && now - self.changed_at < OFF_MIN;
-        self.off_for = if soon { (self.off_for * 2).min(OFF_MAX) } else { OFF_MIN };
+        self.off_duration = if soon { (self.off_duration * 2).min(OFF_MAX) } else { OFF_MIN };
         (self.attached, self.changed_at, self.calm_seconds) = (false, now, 0);
         shard.map(SteeringChange::Detached)
     }
@@ -121,12 +122,12 @@ pub struct Steering {
 }
 
 impl Steering {
-    /// Takes over groups to which the program is attached.
+    /// Creates the controller of groups to which the program is attached.
     pub fn new(groups: Vec<OwnedFd>, keys: SteeringKeys, shards: u16) -> Self {
         Self { groups, keys, shards, decision: SteeringDecision::new(), detached: 0 }
     }
 
-    /// Returns whether the kernel steers at the moment.
+    /// Returns whether the kernel steers now.
     pub fn is_attached(&self) -> bool {
         self.decision.attached && !self.groups.is_empty()
     }
@@ -136,7 +137,11 @@ impl Steering {
         self.detached
     }
 
-    /// Takes the loads of the last second, and switches steering off or on if that is due.
+    /// Evaluates the load of all shards in the last second, and switches steering off or on if that is due.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the kernel if the program could not be attached or detached; the next call tries again.
     pub fn observe(
         &mut self,
         now: Duration,
@@ -146,15 +151,15 @@ impl Steering {
             return Ok(None);
         }
         let change = self.decision.observe(now, loads);
-        let done = match change {
+        let result = match change {
             Some(SteeringChange::Detached(_)) => self.each_group(|group| detach(group.as_fd())),
             Some(SteeringChange::Attached) => {
                 self.each_group(|group| attach(group.as_fd(), &self.keys, self.shards))
             }
             None => Ok(()),
         };
-        if let Err(error) = done {
-            // The decision is undone and will be made again.
+        if let Err(error) = result {
+            // The state is restored, so that the next call decides again.
             self.decision.attached = !self.decision.attached;
             return Err(error);
         }
@@ -162,7 +167,7 @@ impl Steering {
         Ok(change)
     }
 
-    /// Applies a change to every group; returns the first error after all were tried.
+    /// Applies a change to every group, and returns the first error after all groups were tried.
     fn each_group(&self, change: impl Fn(&OwnedFd) -> io::Result<()>) -> io::Result<()> {
         self.groups.iter().map(change).fold(Ok(()), io::Result::and)
     }
@@ -172,13 +177,14 @@ impl Steering {
 mod tests {
     use super::*;
 
-    fn seconds(
+    /// Repeats the loads for `count` seconds, and returns the changes with their seconds.
+    fn observe_seconds(
         decision: &mut SteeringDecision,
         from: u64,
         count: u64,
         loads: [f64; 2],
     ) -> Vec<(u64, SteeringChange)> {
-        // Those with much to do are behind, too.
+        // In this test, datagrams wait at every shard that is not idle.
         let waited = |busy| if busy > IDLE { 1_000 } else { 0 };
         let loads = loads.map(|busy| ShardLoad { busy, dropped: 0, waited: waited(busy) });
         let each = (from..from + count).filter_map(|second| {
@@ -191,21 +197,25 @@ mod tests {
     fn steering_is_off_while_one_shard_is_overloaded_and_others_idle() {
         use SteeringChange::{Attached, Detached};
         let mut decision = SteeringDecision::new();
-        assert_eq!(seconds(&mut decision, 1, 50, [0.5, 0.2]), []);
-        assert_eq!(seconds(&mut decision, 51, 50, [1.0, 0.8]), [], "both have much to do");
-        assert_eq!(seconds(&mut decision, 101, 1, [0.1, 1.0]), [], "one second is nothing");
-        assert_eq!(seconds(&mut decision, 102, 50, [0.1, 0.1]), []);
-        assert_eq!(seconds(&mut decision, 152, 40, [0.1, 1.0]), [(153, Detached(1))]);
+        assert_eq!(observe_seconds(&mut decision, 1, 50, [0.5, 0.2]), []);
+        assert_eq!(observe_seconds(&mut decision, 51, 50, [1.0, 0.8]), [], "no shard is idle");
         assert_eq!(
-            seconds(&mut decision, 192, 20, [0.7, 0.7]),
-            [(196, Attached)],
-            "spread, and then over"
+            observe_seconds(&mut decision, 101, 1, [0.1, 1.0]),
+            [],
+            "one second of overload changes nothing"
         );
-        // It is back at once: the next time steering stays off for longer.
-        assert_eq!(seconds(&mut decision, 212, 10, [1.0, 0.1]), [(213, Detached(0))]);
-        assert_eq!(seconds(&mut decision, 222, 60, [0.2, 0.2]), [(273, Attached)]);
-        assert_eq!(seconds(&mut decision, 400, 2, [1.0, 0.1]), [(401, Detached(0))]);
-        assert_eq!(seconds(&mut decision, 402, 40, [0.2, 0.2]), [(431, Attached)]);
+        assert_eq!(observe_seconds(&mut decision, 102, 50, [0.1, 0.1]), []);
+        assert_eq!(observe_seconds(&mut decision, 152, 40, [0.1, 1.0]), [(153, Detached(1))]);
+        assert_eq!(
+            observe_seconds(&mut decision, 192, 20, [0.7, 0.7]),
+            [(196, Attached)],
+            "the overload has ended"
+        );
+        // The overload returns at once: steering stays off for longer.
+        assert_eq!(observe_seconds(&mut decision, 212, 10, [1.0, 0.1]), [(213, Detached(0))]);
+        assert_eq!(observe_seconds(&mut decision, 222, 60, [0.2, 0.2]), [(273, Attached)]);
+        assert_eq!(observe_seconds(&mut decision, 400, 2, [1.0, 0.1]), [(401, Detached(0))]);
+        assert_eq!(observe_seconds(&mut decision, 402, 40, [0.2, 0.2]), [(431, Attached)]);
         let idle = ShardLoad { busy: 0.1, dropped: 0, waited: 0 };
         let dropping = [ShardLoad { busy: 0.5, dropped: 5_000, ..idle }, idle];
         assert_eq!(decision.observe(Duration::from_secs(600), &dropping), None);
@@ -214,7 +224,7 @@ mod tests {
         let evicting = [ShardLoad { busy: 1.0, ..idle }, idle];
         for second in 0..10 {
             let change = decision.observe(Duration::from_secs(second), &evicting);
-            assert_eq!(change, None, "no datagram waits");
+            assert_eq!(change, None, "a busy shard without waiting datagrams is not overloaded");
         }
     }
 }

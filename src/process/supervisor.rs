@@ -1,7 +1,7 @@
-//! The threads of the shards: started together, supervised, and ended together.
+//! Threads of the shards: starts them, reports their exits, and waits for them at the end.
 //!
-//! If one shard ended alone, its sockets would stay in their groups, and the kernel would deliver datagrams to them
-//! that nobody answers. So the process ends with it.
+//! If one shard ended alone, its sockets would stay in their SO_REUSEPORT groups, and the kernel would deliver
+//! datagrams to them that nobody answers. Therefore the process ends when one shard ends.
 
 use crate::process::cpus;
 use std::io;
@@ -9,85 +9,92 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use thiserror::Error;
-use tokio::sync::mpsc as notices;
+use tokio::sync::mpsc as tokio_mpsc;
 use tsubame_udp::ring::SetupError;
 
-/// Exit code of success.
+/// Exit code for success.
 pub const EXIT_DONE: i32 = 0;
-/// Exit code of a mistake in the config or on the command line.
+/// Exit code for a mistake in the config or on the command line.
 pub const EXIT_USAGE: i32 = 1;
-/// Exit code when the tracker could not start.
+/// Exit code of a tracker that could not start.
 pub const EXIT_START: i32 = 2;
-/// Exit code when a shard has died.
+/// Exit code of a tracker of which a shard has died.
 pub const EXIT_SHARD: i32 = 3;
 
-/// Why a shard could not start, or did not continue.
+/// Reason why a shard could not start or has failed.
 #[derive(Debug, Error)]
 pub enum ShardError {
-    /// The io_uring cannot be created.
+    /// The io_uring could not be created.
     #[error(transparent)]
     Setup(#[from] SetupError),
-    /// The core cannot be used.
-    #[error("cpus: cannot run on core {0}: {1}; name other cores, or auto")]
+    /// The thread could not be pinned to its core.
+    #[error("cpus: cannot run on core {0}: {1}; choose other cores, or auto")]
     Pin(usize, #[source] io::Error),
-    /// The thread or its runtime cannot be started.
-    #[error("cannot start: {0}; raise the limits on threads (ulimit -u) and files (ulimit -n)")]
+    /// The thread or its runtime could not be started.
+    #[error(
+        "cannot start a shard: {0}; raise the limits on threads (ulimit -u) and open files (ulimit -n)"
+    )]
     Start(#[source] io::Error),
-    /// The io_uring failed while serving.
-    #[error("the ring failed: {0}")]
+    /// The io_uring failed while the shard was serving.
+    #[error("io_uring failed: {0}")]
     Ring(#[source] io::Error),
 }
 
-/// The end of a shard.
+/// The exit of a shard.
 #[derive(Debug)]
 pub struct ShardExit {
     /// Number of the shard.
     pub number: u16,
-    /// Why it ended.
+    /// Result of the thread of the shard.
     pub result: Result<(), ShardError>,
 }
 
-/// The running shards.
+/// The threads of all shards.
 #[derive(Debug)]
 pub struct Supervisor {
     threads: Vec<JoinHandle<()>>,
-    /// Receives the ends of shards.
-    pub ended: notices::UnboundedReceiver<ShardExit>,
+    /// Receives the exit of each shard that ends.
+    pub exits: tokio_mpsc::UnboundedReceiver<ShardExit>,
 }
 
 impl Supervisor {
-    /// Starts a thread for each core, and waits until each body has called `ready`.
+    /// Starts a pinned thread for each pair of core and body, and waits until each body has called `ready` or has
+    /// ended.
     ///
-    /// A body does its setup, calls `ready`, and serves until it is stopped.
+    /// A body sets up its shard, calls `ready`, and serves until the shard is stopped.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the first shard that failed to start.
     pub fn start<B>(bodies: Vec<(usize, B)>) -> Result<Self, ShardError>
     where
         B: FnOnce(&dyn Fn()) -> Result<(), ShardError> + Send + 'static,
     {
         let (ready, all_ready) = mpsc::channel();
-        let (tell, ended) = notices::unbounded_channel();
-        let mut supervisor = Self { threads: Vec::new(), ended };
+        let (exit_sender, exits) = tokio_mpsc::unbounded_channel();
+        let mut supervisor = Self { threads: Vec::new(), exits };
         for (number, (cpu, body)) in bodies.into_iter().enumerate() {
             let number = number as u16;
-            let (ready, tell) = (ready.clone(), tell.clone());
+            let (ready, exit_sender) = (ready.clone(), exit_sender.clone());
             let thread = std::thread::Builder::new().name(format!("shard-{number}"));
             let spawned = thread.spawn(move || {
-                let tell_ready = || {
+                let signal_ready = || {
                     let _ = ready.send(());
                 };
                 let pinned = cpus::pin(cpu).map_err(|error| ShardError::Pin(cpu, error));
-                let result = pinned.and_then(|()| body(&tell_ready));
+                let result = pinned.and_then(|()| body(&signal_ready));
                 // Fails only when the process is about to end.
-                let _ = tell.send(ShardExit { number, result });
-                // A shard that has ended must not be waited for.
-                tell_ready();
+                let _ = exit_sender.send(ShardExit { number, result });
+                // `start` must not wait for a shard that has ended.
+                signal_ready();
             });
             supervisor.threads.push(spawned.map_err(ShardError::Start)?);
         }
-        drop((ready, tell));
+        drop((ready, exit_sender));
         for _ in 0..supervisor.threads.len() {
             let _ = all_ready.recv();
         }
-        match supervisor.ended.try_recv() {
+        match supervisor.exits.try_recv() {
             Ok(ShardExit { result: Err(error), .. }) => Err(error),
             _ => Ok(supervisor),
         }
@@ -98,7 +105,7 @@ impl Supervisor {
         let count = self.threads.len();
         let all = async {
             for _ in 0..count {
-                if self.ended.recv().await.is_none() {
+                if self.exits.recv().await.is_none() {
                     break;
                 }
             }
@@ -114,9 +121,9 @@ impl Supervisor {
     }
 }
 
-/// Ends the process with a log message when any thread panics.
+/// Makes a panic in any thread end the process, with one line in the log.
 ///
-/// That is needed in builds that unwind: a shard that has ended must not go unnoticed.
+/// This also applies to builds that unwind: a shard that has died must not go unnoticed.
 pub fn end_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();

@@ -1,4 +1,4 @@
-//! Statistics: how requests ended, what each shard counts, and how other threads read it.
+//! Statistics: outcomes of requests, counters of each shard, and how other threads read them.
 
 pub mod outcome;
 pub mod shard_stats;

@@ -1,4 +1,4 @@
-//! The outcome of a request. Each outcome is a counter: requests are counted and never logged.
+//! Outcomes of requests. Each outcome is a counter; single requests are never logged.
 
 use tsubame_storage::{JoinRefusal, SwarmChange};
 use tsubame_udp::wire::RequestError;
@@ -6,7 +6,7 @@ use tsubame_udp::wire::RequestError;
 /// Declares the outcomes with their names in metrics.
 macro_rules! outcomes {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
-        /// The outcome of a request.
+        /// Outcome of a request.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Outcome {
             $($(#[$doc])* $variant,)*
@@ -16,7 +16,7 @@ macro_rules! outcomes {
             /// All outcomes, in the order of their counters.
             pub const ALL: [Self; [$($name),*].len()] = [$(Self::$variant),*];
 
-            /// Returns the name in metrics.
+            /// Returns the name of the outcome in metrics.
             pub fn name(self) -> &'static str {
                 match self {
                     $(Self::$variant => $name,)*
@@ -29,77 +29,79 @@ macro_rules! outcomes {
 outcomes! {
     /// A connect was answered.
     Connected = "connected",
-    /// An announce was answered and a new peer was stored.
+    /// An announce was answered; its peer was added to the swarm.
     Joined = "joined",
-    /// An announce was answered and the lifetime of a stored peer was renewed.
+    /// An announce was answered; its peer was in the swarm already.
     Refreshed = "refreshed",
-    /// An announce was answered and a stored peer became a seeder.
+    /// An announce was answered; its peer has completed its download.
     Completed = "completed",
-    /// An announce was answered and the peer was removed.
+    /// An announce was answered; its peer was removed.
     Stopped = "stopped",
-    /// An announce was answered and there was nothing to store: it was `stopped` for a peer that was not stored, or its
-    /// port cannot be connected to.
+    /// An announce was answered and changed nothing: an unknown peer stopped, or the port cannot be connected to.
     NotStored = "not_stored",
-    /// An announce was answered but not stored: the memory ceiling is almost reached.
+    /// An announce was answered; its peer was not stored because the memory limit is reached, or the swarm has the most
+    /// peers that the table supports.
     RefusedMemory = "refused_memory",
-    /// An announce was answered but not stored: the torrent is new and the memory ceiling is almost reached.
+    /// An announce was answered; its torrent is new and was not stored because the memory limit is nearly reached.
     RefusedNewTorrent = "refused_new_torrent",
-    /// An announce was answered but not stored: memory is short and its network has used its share.
+    /// An announce was answered; its peer was not stored because memory is short and the network of the source has its
+    /// share of the memory already.
     RefusedSource = "refused_source",
-    /// An announce was answered but not stored: the swarm has reached its cap.
+    /// An announce was answered; its peer was not stored because the swarm has its maximum number of peers.
     RefusedSwarmCap = "refused_swarm_cap",
-    /// An announce was answered but not stored: its address has reached the cap within the swarm.
+    /// An announce was answered; its peer was not stored because the swarm has the maximum number of peers of its
+    /// address.
     RefusedAddressCap = "refused_address_cap",
     /// A scrape was answered.
     Scraped = "scraped",
-    /// Dropped: shorter than any request with its action. The source may be forged.
+    /// Dropped: the datagram is shorter than any request of its action. Such datagrams may be forged.
     TooShort = "too_short",
-    /// Dropped: unknown action. The source may be forged.
+    /// Dropped: the action is not that of a request. Such datagrams may be forged.
     UnknownAction = "unknown_action",
-    /// Dropped: a connect without the protocol id of BEP 15. The source may be forged.
+    /// Dropped: a connect without the magic number. Such datagrams may be forged.
     BadMagic = "bad_magic",
-    /// Dropped or refused: the connection id was not issued to this source, or has expired. The source may be forged,
-    /// or the client keeps ids for too long.
+    /// Dropped or refused: the connection id was not issued to this source, or has expired. Requests from forged
+    /// sources end here, and those of clients that keep connection ids for too long.
     WrongConnectionId = "wrong_connection_id",
-    /// Dropped: the source port is 0, to which no reply can be sent. Such datagrams are forged.
+    /// Dropped: the source port is 0, to which no reply can be sent. Only forged datagrams have it.
     SourcePortZero = "source_port_zero",
-    /// Dropped: the message header of the datagram could not be read.
+    /// Dropped: the kernel's metadata of the datagram could not be parsed.
     Unreadable = "unreadable",
-    /// Forwarded to the shard that owns the info hash, which counts the outcome.
+    /// Forwarded to the shard that owns the info hash, which counts the answer.
     Forwarded = "forwarded",
-    /// Dropped, or refused over HTTP: the queue to the shard that owns the info hash is full.
+    /// Dropped, or over HTTP refused: the queue to the shard that owns the info hash is full.
     ShedMesh = "shed_mesh",
-    /// Dropped: no free slot for the reply to another shard's datagram.
+    /// Dropped: no slot was free for the reply to a datagram of another shard.
     ShedSlots = "shed_slots",
-    /// Dropped: a scrape over several shards of which a part was late, or too many such scrapes are pending.
+    /// Dropped: a scrape over several shards of which one replied late, or too many such scrapes were pending.
     ShedScrape = "shed_scrape",
-    /// Refused: another shard did not answer an HTTP request in time.
+    /// Refused: another shard did not reply in time to a request over HTTP.
     ShedLate = "shed_late",
-    /// The connection was closed: its PROXY header is invalid.
+    /// Disconnected: the PROXY header is malformed.
     BrokenProxyHeader = "broken_proxy_header",
-    /// Refused with 400: not an HTTP request.
+    /// Refused with 400: the bytes are not an HTTP request.
     BadRequest = "bad_request",
-    /// Refused with 431: the request head is too long.
+    /// Refused with 431: the head of the request is too long.
     HeadTooLong = "head_too_long",
-    /// Refused with 405: neither `GET` nor `HEAD`.
+    /// Refused with 405: the method is neither `GET` nor `HEAD`.
     MethodNotAllowed = "method_not_allowed",
     /// Refused with 404: the path is not served.
     NotFound = "not_found",
-    /// Answered with `failure reason`: a parameter of an announce or scrape is missing or invalid.
+    /// Answered with a failure: a parameter of an announce or scrape is missing or invalid.
     BadQuery = "bad_query",
-    /// A full scrape was sent.
+    /// The list of all torrents was sent.
     FullScrape = "full_scrape",
-    /// Refused with 403: a full scrape from a network that may not request it.
+    /// Refused with 403: the network of the source may not request the list of all torrents.
     FullScrapeForbidden = "full_scrape_forbidden",
-    /// Refused with 429: a full scrape too soon after the last one, or while another is sent.
+    /// Refused with 429: the list of all torrents was sent too recently, or is being sent.
     FullScrapeTooSoon = "full_scrape_too_soon",
-    /// A full scrape was ended early, because a shard or the client was too slow.
+    /// Ended early: the list of all torrents was not produced or read in time.
     FullScrapeBroken = "full_scrape_broken",
     /// Refused: an access list does not permit the torrent.
     ForbiddenTorrent = "forbidden_torrent",
-    /// Refused: the client program is not permitted.
+    /// Refused: the client software is not permitted.
     ForbiddenClient = "forbidden_client",
-    /// Dropped: the network is not permitted.
+    /// Dropped: the network of the source is not permitted.
     ForbiddenNetwork = "forbidden_network",
     /// Refused: an announce without a passkey.
     NoPasskey = "no_passkey",
@@ -107,32 +109,32 @@ outcomes! {
     WrongPasskey = "wrong_passkey",
     /// Refused: a request without a token.
     NoToken = "no_token",
-    /// Refused: the token has another issuer or audience, or an invalid signature.
+    /// Refused: the token is not one of the issuer for this tracker, or its signature is invalid.
     BadToken = "bad_token",
     /// Refused: the key of the token is unknown.
     UnknownTokenKey = "unknown_token_key",
     /// Refused: the token has expired.
     ExpiredToken = "expired_token",
-    /// Refused: the token is not yet valid.
+    /// Refused: the token is not valid yet.
     EarlyToken = "token_not_yet_valid",
     /// Refused: the token is for another torrent.
     TokenOfAnotherTorrent = "token_of_another_torrent",
-    /// Dropped, or refused over HTTP: too many new tokens arrived in one turn to check this one.
+    /// Dropped, or over HTTP refused: too many new tokens arrived in one turn to check this one.
     TokenNotChecked = "token_not_checked",
-    /// Refused: a scrape over UDP, which can carry neither passkey nor token.
+    /// Refused: a scrape over UDP, which can have neither a passkey nor a token.
     ScrapeWithoutProof = "scrape_without_proof",
-    /// Refused: the source exceeded its rate of announces.
+    /// Refused: the source exceeds its limit of announces.
     TooManyAnnounces = "too_many_announces",
-    /// Refused: the source exceeded its rate of different torrents.
+    /// Refused: the source exceeds its limit of torrents.
     TooManyTorrents = "too_many_torrents",
-    /// Refused by a custom hook.
+    /// Refused by a hook that is not part of this crate.
     CustomHook = "custom_hook",
     /// The page at `/` was sent.
     PageShown = "page_shown",
 }
 
 impl Outcome {
-    /// Returns the kind of request, as far as it was parsed.
+    /// Returns the kind of request in metrics: `connect`, `announce`, `scrape`, `page`, or `any` if it is not known.
     pub fn kind(self) -> &'static str {
         match self {
             Self::Connected => "connect",
@@ -190,8 +192,8 @@ impl Outcome {
 }
 
 impl From<RequestError> for Outcome {
-    fn from(malformed: RequestError) -> Self {
-        match malformed {
+    fn from(error: RequestError) -> Self {
+        match error {
             RequestError::TooShort => Self::TooShort,
             RequestError::UnknownAction => Self::UnknownAction,
             RequestError::BadMagic => Self::BadMagic,
@@ -222,7 +224,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn every_outcome_has_a_counter_and_a_name_of_its_own() {
+    fn every_outcome_has_its_own_counter_and_name() {
         let names: BTreeSet<_> = Outcome::ALL.iter().map(|outcome| outcome.name()).collect();
         assert_eq!(names.len(), Outcome::ALL.len());
         for (index, outcome) in Outcome::ALL.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! The counters of a shard.
+//! Statistics of a shard, and their conversion to counters that other threads can read.
 
 use super::outcome::Outcome;
 use tsubame_storage::{
@@ -18,9 +18,9 @@ pub const BATCH_SIZES: usize = 7;
 /// Protocol of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
-    /// UDP.
+    /// UDP datagrams.
     Udp,
-    /// HTTP or HTTPS.
+    /// HTTP, with or without TLS.
     Http,
 }
 
@@ -32,17 +32,17 @@ impl Protocol {
 /// Counters of HTTP connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HttpStats {
-    /// Connections that are open.
+    /// Number of open connections.
     pub open: u64,
-    /// Connections that were accepted.
+    /// Number of accepted connections.
     pub accepted: u64,
-    /// Connections that were ended because they were idle or too slow.
+    /// Number of connections that were closed because they were idle or too slow.
     pub timed_out: u64,
-    /// Connections that were ended or refused to limit their number.
+    /// Number of connections that were closed or refused to limit their number.
     pub evicted: u64,
-    /// Connections with TLS errors, mostly in the handshake.
+    /// Number of connections with TLS errors, mostly in the handshake.
     pub tls_failed: u64,
-    /// Accepts that failed because too many files were open.
+    /// Number of accepts that failed because too many files were open.
     pub accept_failed: u64,
 }
 
@@ -50,13 +50,13 @@ pub struct HttpStats {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShardStats {
     outcomes: [[[u64; OUTCOMES]; 2]; 2],
-    /// Counters of the io_uring.
+    /// Counters of the io_uring operations.
     pub ring: RingCounts,
-    /// Number of turns by the class of their batch size, without empty turns.
+    /// Number of turns by the class of their batch size. Turns without datagrams are not counted.
     pub batches: [u64; BATCH_SIZES],
     /// Number of datagrams in these batches.
     pub arrived: u64,
-    /// Processor time of the thread of the shard in microseconds, updated each second.
+    /// Processor time of the thread of the shard in microseconds, at its last update.
     pub busy_us: u64,
     /// Statistics of the swarm table.
     pub table: TableStats,
@@ -96,7 +96,7 @@ impl ShardStats {
         self.outcomes[protocol as usize][family as usize][outcome as usize]
     }
 
-    /// Returns the number of announces that were answered, whatever they changed.
+    /// Returns the number of announces that were answered, whether or not they were stored.
     pub fn announces(&self) -> u64 {
         use Outcome::{
             Completed, Joined, NotStored, Refreshed, RefusedAddressCap, RefusedMemory,
@@ -188,9 +188,9 @@ impl ShardStats {
         }
         let (pressure, top) = (self.table.pressure_per_1_000, self.table.top_sources);
         *self = Self::of_cells(&cells);
-        // These are not sums: the highest pressure counts, and sources are merged.
+        // These cannot be added: the pressure is that of the worst shard, and sources are merged.
         self.table.pressure_per_1_000 = pressure.max(other.table.pressure_per_1_000);
-        self.table.top_sources = merged(top, other.table.top_sources);
+        self.table.top_sources = merge_top_sources(top, other.table.top_sources);
     }
 
     pub(super) fn cells(&self) -> [u64; CELLS] {
@@ -247,8 +247,8 @@ impl ShardStats {
     }
 }
 
-/// Returns the largest sources of two shards together: each shard has a part of the peers of a source.
-fn merged(
+/// Returns the sources with the most peers of two shards together. Each shard has a part of the peers of a source.
+fn merge_top_sources(
     a: [Option<SourceCount>; TOP_SOURCES],
     b: [Option<SourceCount>; TOP_SOURCES],
 ) -> [Option<SourceCount>; TOP_SOURCES] {
@@ -270,7 +270,7 @@ fn table_cells(table: &TableStats) -> [u64; TABLE] {
     let (torrents, empty, bytes) = (torrents as u64, empty_torrents as u64, bytes as u64);
     let pressure = table.pressure_per_1_000.into();
     let numbers = [torrents, empty, sa, sb, la, lb, bytes, pressure, episodes, evicted_torrents];
-    // A source has at least one peer; 0 stands for none.
+    // A source has at least one peer, so that 0 represents no source.
     let top =
         table.top_sources.map(|top| top.map_or([0; 2], |it| [it.source.number(), it.peers.into()]));
     let mut cells = [0; TABLE];

@@ -1,12 +1,12 @@
-//! Statistics of a shard that other threads read.
+//! Statistics of a shard that other threads can read.
 
 use super::shard_stats::{CELLS, ShardStats};
 use std::sync::atomic::{AtomicU64, Ordering};
 use tsubame_storage::Seconds;
 
-/// Where a shard publishes its statistics; read by the control plane.
+/// Statistics that a shard publishes and the control plane reads.
 ///
-/// Each value is consistent; all of them together need not be of the same moment.
+/// Each counter is consistent; different counters may be of different moments.
 #[derive(Debug)]
 pub struct SharedStats {
     cells: [AtomicU64; CELLS],
@@ -20,7 +20,7 @@ impl Default for SharedStats {
 }
 
 impl SharedStats {
-    /// Writes the statistics.
+    /// Publishes the statistics of the shard.
     pub fn publish(&self, stats: &ShardStats, now: Seconds) {
         self.last_update.store(now.0, Ordering::Relaxed);
         for (cell, value) in self.cells.iter().zip(stats.cells()) {
@@ -28,12 +28,12 @@ impl SharedStats {
         }
     }
 
-    /// Returns when the shard last published: it does so each second, even if it is idle.
+    /// Returns the time of the last update. A shard publishes every second, also when it is idle.
     pub fn last_update(&self) -> Seconds {
         Seconds(self.last_update.load(Ordering::Relaxed))
     }
 
-    /// Reads the statistics.
+    /// Returns the statistics published last.
     pub fn read(&self) -> ShardStats {
         let mut cells = [0; CELLS];
         for (value, cell) in cells.iter_mut().zip(&self.cells) {
@@ -53,7 +53,7 @@ mod tests {
     };
 
     #[test]
-    fn what_is_published_is_read() {
+    fn published_statistics_are_read_back() {
         let mut stats = ShardStats::default();
         stats.count(Protocol::Udp, Family::V6, Outcome::ShedScrape);
         stats.count(Protocol::Http, Family::V4, Outcome::Joined);

@@ -2,7 +2,7 @@
 //! distributes connections.
 
 use crate::clock::Clock;
-use crate::process::listen::udp::{ListenError, ListenKey, claimed, explain};
+use crate::process::listen::udp::{ListenError, ListenKey, claim_addresses, explain};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -11,35 +11,40 @@ use std::time::Duration;
 /// Maximum number of connections that wait to be accepted; the kernel limits it to net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 
-/// Bytes of replies that the kernel buffers for a connection, in addition to its own overhead.
+/// Bytes of the send buffer of a connection. The kernel doubles them for its bookkeeping.
 const SEND_BUFFER: usize = 32 << 10;
-/// Bytes of requests that the kernel buffers for a connection.
+/// Bytes of the receive buffer of a connection. The kernel doubles them for its bookkeeping.
 const RECEIVE_BUFFER: usize = 8 << 10;
 
-/// How long sent bytes may stay unacknowledged, or unread by a client whose window is closed.
-const UNTAKEN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time after which the kernel closes a connection whose client does not acknowledge sent data, or keeps its receive
+/// window closed.
+const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The listening sockets.
+/// The bound TCP sockets.
 #[derive(Debug, Default)]
 pub struct HttpListeners {
     /// Sockets of each shard.
     pub shards: Vec<Vec<TcpListener>>,
     /// Configured addresses, with the ports that were assigned.
     pub addresses: Vec<SocketAddr>,
-    /// Addresses that were left out because this machine does not support their family.
+    /// Addresses that were skipped because this machine does not support their address family.
     pub left_out: Vec<SocketAddr>,
 }
 
-/// Binds all addresses, with a socket for each shard.
+/// Binds all addresses, once for each shard.
+///
+/// # Errors
+///
+/// Returns an error if an address cannot be bound, for example because another process uses it.
 pub fn bind(
     key: ListenKey,
     addresses: &[SocketAddr],
     shards: u16,
     clock: &Clock,
 ) -> Result<HttpListeners, ListenError> {
-    // Bound alone first: SO_REUSEPORT would let a second process take part of the connections unnoticed.
+    // Bound without SO_REUSEPORT first, which would let a second process take a part of the connections unnoticed.
     let claim = |address| listen(address, false)?.local_addr();
-    let (addresses, left_out) = claimed(key, addresses, clock, claim)?;
+    let (addresses, left_out) = claim_addresses(key, addresses, clock, claim)?;
     let mut shards: Vec<Vec<TcpListener>> = (0..shards).map(|_| Vec::new()).collect();
     for address in &addresses {
         for shard in &mut shards {
@@ -55,16 +60,15 @@ fn listen(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    // Connections of a predecessor that are still being closed do not keep the port.
+    // Connections of a previous process that are still being closed must not block the port.
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
-    // All of these are inherited by each connection: a reply is one write and not to wait for more; a client that sends
-    // requests and takes no replies makes the kernel hold little; and one that takes nothing for so long is gone, with
-    // what it was sent.
+    // Each connection inherits these options: a reply is one write that must not be delayed; a client that reads no
+    // replies makes the kernel buffer little; and a client that acknowledges nothing is disconnected.
     socket.set_tcp_nodelay(true)?;
     socket.set_send_buffer_size(SEND_BUFFER)?;
     socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
-    socket.set_tcp_user_timeout(Some(UNTAKEN_TIMEOUT))?;
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_TIMEOUT))?;
     socket.bind(&SockAddr::from(address))?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

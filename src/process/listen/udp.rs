@@ -14,22 +14,22 @@ use thiserror::Error;
 use tsubame_udp::ring::UdpSocket;
 use tsubame_udp::steering::{self, SteeringKeys};
 
-/// How long a previous process that is ending may still have the ports: the kernel needs tens of milliseconds to end an
-/// io_uring after its process has ended.
-const PREDECESSOR: Duration = Duration::from_secs(2);
+/// Time for which binding is retried while a previous process still has the port: the kernel releases the sockets of an
+/// io_uring tens of milliseconds after its process has ended.
+const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Maximum number of sockets of a shard for a wildcard address. Further addresses of the machine are served by the
-/// wildcard socket.
+/// Maximum number of local addresses that get sockets of their own for one wildcard address. The wildcard socket
+/// receives the datagrams of all others.
 const LOCAL_ADDRESSES_MAX: usize = 32;
 
 /// Config key of an address to listen on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListenKey {
-    /// `udp.listen`
+    /// `udp.listen`.
     Udp,
-    /// `http.listen`
+    /// `http.listen`.
     Http,
-    /// `http.tls.listen`
+    /// `http.tls.listen`.
     Https,
 }
 
@@ -44,51 +44,53 @@ impl fmt::Display for ListenKey {
 }
 
 impl ListenKey {
-    /// Returns the option of `ss` that shows such sockets.
+    /// Returns the option of `ss` that lists sockets of this protocol.
     fn letter(self) -> char {
         if self == Self::Udp { 'u' } else { 't' }
     }
 }
 
-/// Why an address cannot be bound.
+/// Reason why an address could not be bound.
 #[derive(Debug, Error)]
 pub enum ListenError {
     /// Another process uses the address.
     #[error(
-        "{0}: {1} is taken by another process (ss -{letter}lpn 'sport = {port}' shows which); stop that, \
-         or choose another port", letter = .0.letter(), port = .1.port()
+        "{0}: {1} is taken by another process (run ss -{letter}lpn 'sport = {port}' to find it); stop that \
+         process, or choose another port", letter = .0.letter(), port = .1.port()
     )]
     Taken(ListenKey, SocketAddr),
-    /// A privilege is missing.
+    /// The process lacks a privilege.
     #[error(
-        "{0}: no permission to bind {1}; ports below 1024 need CAP_NET_BIND_SERVICE \
+        "{0}: no permission to bind {1}; grant CAP_NET_BIND_SERVICE, which ports below 1024 require \
          (AmbientCapabilities in the unit), or choose another port"
     )]
     Denied(ListenKey, SocketAddr),
-    /// It is not an address of this machine.
-    #[error("{0}: {1} is not an address of this machine (ip address shows them); choose another")]
+    /// The machine does not have the address.
+    #[error("{0}: {1} is not an address of this machine; choose one that `ip address` lists")]
     NotLocal(ListenKey, SocketAddr),
-    /// This machine does not support the address family.
-    #[error("{0}: this machine has no IPv6, so {1} cannot be bound; leave it out")]
+    /// The machine does not support the address family.
+    #[error("{0}: cannot bind {1} because this machine has no IPv6; remove the address")]
     NoFamily(ListenKey, SocketAddr),
-    /// The kernel refuses the steering program, and the config requires it.
-    #[error("udp.steering: is on, but the kernel refuses the program: {0}; set it to auto or off")]
-    Steering(#[source] io::Error),
-    /// The limit on open files is reached.
+    /// The kernel refused the steering program, which the config requires.
     #[error(
-        "{0}: no file descriptors are left at {1}; raise the limit (ulimit -n, LimitNOFILE in the \
-         unit): each shard needs one for each address it listens on"
+        "udp.steering: is on, but the kernel refuses the steering program: {0}; set it to auto or off"
+    )]
+    Steering(#[source] io::Error),
+    /// Too many files are open.
+    #[error(
+        "{0}: cannot bind {1} because too many files are open; raise the limit (ulimit -n, LimitNOFILE \
+         in the unit): each shard opens one file for each address"
     )]
     Files(ListenKey, SocketAddr),
     /// Any other error.
     #[error(
-        "{0}: cannot bind {1}: {2}; an IPv6 link-local address is written with its interface's \
-         number, as [fe80::1%2]:6969"
+        "{0}: cannot bind {1}: {2}; an IPv6 link-local address needs the number of its interface, \
+         for example [fe80::1%2]:6969"
     )]
     Failed(ListenKey, SocketAddr, #[source] io::Error),
 }
 
-/// The UDP sockets.
+/// The bound UDP sockets.
 #[derive(Debug)]
 pub struct UdpListeners {
     /// Sockets of each shard, in the same order for all shards.
@@ -97,18 +99,22 @@ pub struct UdpListeners {
     pub addresses: Vec<SocketAddr>,
     /// Number of local addresses that have a socket of their own in addition to a wildcard.
     pub local_addresses: usize,
-    /// Whether the kernel steers, or why it does not although it should.
+    /// Whether the kernel steers, or its error if it refused the steering program.
     pub steered: Result<bool, io::Error>,
-    /// A socket of each group that is steered.
+    /// One socket of each group that is steered.
     pub steered_groups: Vec<OwnedFd>,
     /// Bytes of the smallest receive buffer.
     pub receive_buffer: usize,
-    /// Addresses that were left out because this machine does not support their family.
+    /// Addresses that were skipped because this machine does not support their address family.
     pub left_out: Vec<SocketAddr>,
 }
 
 impl UdpListeners {
-    /// Binds all configured addresses, with a socket for each shard.
+    /// Binds all configured addresses, once for each shard.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if an address cannot be bound, or if the steering program is required and refused.
     pub fn bind(
         udp: &UdpConfig,
         keys: &SteeringKeys,
@@ -124,9 +130,9 @@ impl UdpListeners {
             receive_buffer: usize::MAX,
             left_out: Vec::new(),
         };
-        // All are claimed before any is bound: otherwise our own sockets would conflict.
+        // All addresses are checked before any is bound: a wildcard would conflict with sockets of this process.
         let claim = |address| UdpSocket::bind_alone(address).map(|socket| socket.address());
-        let (claimed, left_out) = claimed(ListenKey::Udp, &udp.listen, clock, claim)?;
+        let (claimed, left_out) = claim_addresses(ListenKey::Udp, &udp.listen, clock, claim)?;
         listeners.left_out = left_out;
         let steering = if shards == 1 { SteeringMode::Off } else { udp.steering };
         let binding = GroupBinding { udp, keys, shards, steering };
@@ -137,7 +143,7 @@ impl UdpListeners {
         Ok(listeners)
     }
 
-    /// Returns whether the kernel delivers announces to the shard that owns the torrent.
+    /// Returns whether the kernel delivers each announce to the shard that owns its torrent.
     pub fn is_steered(&self) -> bool {
         matches!(self.steered, Ok(true))
     }
@@ -150,7 +156,7 @@ impl UdpListeners {
         if address.ip().is_unspecified() {
             for local in local_addresses(address) {
                 // An address may have been removed or not be ready yet; the wildcard socket receives its datagrams.
-                if self.has(local) {
+                if self.has_socket(local) {
                     continue;
                 }
                 match self.bind_group(local, binding) {
@@ -162,14 +168,14 @@ impl UdpListeners {
                 }
             }
         }
-        if !self.has(address) {
+        if !self.has_socket(address) {
             self.bind_group(address, binding)?;
         }
         self.addresses.push(address);
         Ok(())
     }
 
-    fn has(&self, address: SocketAddr) -> bool {
+    fn has_socket(&self, address: SocketAddr) -> bool {
         self.shards[0].iter().any(|socket| socket.address() == address)
     }
 
@@ -191,9 +197,10 @@ impl UdpListeners {
         self.steer_last(binding)
     }
 
-    /// Attaches the steering program to the group that was bound last.
+    /// Attaches the steering program to the group that was bound last, before datagrams arrive.
     ///
-    /// All groups are steered or none: a tracker that is steered in part would be hard to understand.
+    /// If the kernel refuses it for one group, it is detached from all: a tracker that is steered in part is hard to
+    /// understand.
     fn steer_last(&mut self, binding: &GroupBinding<'_>) -> Result<(), ListenError> {
         let Some(socket) = self.shards[0].last().filter(|_| matches!(self.steered, Ok(true)))
         else {
@@ -220,7 +227,7 @@ impl UdpListeners {
     }
 }
 
-/// What all groups have in common.
+/// Parameters that all socket groups share.
 struct GroupBinding<'a> {
     udp: &'a UdpConfig,
     keys: &'a SteeringKeys,
@@ -228,12 +235,12 @@ struct GroupBinding<'a> {
     steering: SteeringMode,
 }
 
-/// Checks that no other process has these addresses, and assigns ports where none are given. Returns the addresses, and
-/// those that were left out because this machine does not support their family.
+/// Checks that no other process uses these addresses, and assigns a port where port 0 is configured. Returns the
+/// addresses, and those that are skipped because this machine does not support their address family.
 ///
 /// SO_REUSEPORT would let a second process of the same user join a group unnoticed and receive a part of the datagrams.
 /// So each address is first bound without it.
-pub(crate) fn claimed(
+pub(crate) fn claim_addresses(
     key: ListenKey,
     addresses: &[SocketAddr],
     clock: &Clock,
@@ -243,7 +250,7 @@ pub(crate) fn claimed(
     for address in addresses {
         match claim(key, *address, clock, &bind_alone) {
             Ok(address) => claimed.push(address),
-            // One family is enough: many machines and containers have no IPv6.
+            // One address family is enough: many machines and containers have no IPv6.
             Err(ListenError::NoFamily(_, address)) if addresses.len() > 1 => left_out.push(address),
             Err(error) => return Err(error),
         }
@@ -266,7 +273,7 @@ fn claim(
             Ok(address) => return Ok(address),
             Err(error)
                 if error.kind() == io::ErrorKind::AddrInUse
-                    && clock.elapsed() - start < PREDECESSOR =>
+                    && clock.elapsed() - start < PREDECESSOR_TIMEOUT =>
             {
                 clock.pause_before_retry();
             }
@@ -292,9 +299,9 @@ pub(crate) fn explain(key: ListenKey, address: SocketAddr, error: io::Error) -> 
     }
 }
 
-/// Returns the addresses of this machine that a wildcard stands for.
+/// Returns the addresses of this machine that a wildcard address covers.
 ///
-/// A socket that is bound to one address sends replies from it without control messages, which is faster than the
+/// A socket that is bound to one address sends replies from it without control messages, which makes it faster than the
 /// wildcard socket.
 fn local_addresses(wildcard: SocketAddr) -> Vec<SocketAddr> {
     let mut addresses = BTreeSet::new();
