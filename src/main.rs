@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-/// Returns memory to the kernel after a flood; benches/README.md has the figures.
+/// Global allocator. mimalloc returns memory to the kernel after a flood; benches/README.md has the figures.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -150,7 +150,7 @@ fn invalid_clients_are_disconnected_and_e2e_verifies_the_certificate() {
     let certificate = directory.path().join("cert.pem");
     let known = check(Some(&certificate));
     let text = String::from_utf8_lossy(&known.stdout).into_owned();
-    assert!(text.contains("all is well"), "{text}{}", String::from_utf8_lossy(&known.stderr));
+    assert!(text.contains("the tracker works"), "{text}{}", String::from_utf8_lossy(&known.stderr));
     let unknown = check(None);
     let text = String::from_utf8_lossy(&unknown.stderr).into_owned();
     assert!(text.contains("cannot be reached over TLS"), "{text}");

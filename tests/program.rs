@@ -349,7 +349,10 @@ fn start_failures_are_explained() {
     let mut tracker = Tracker::spawn("udp: {lisen: []}\nlog: {level: loud}", |run| run);
     assert_eq!(tracker.wait().code(), Some(1));
     let log = tracker.log.join("\n");
-    assert!(log.contains("did you mean listen?") && log.contains("\"loud\" is none of"), "{log}");
+    assert!(
+        log.contains("did you mean listen?") && log.contains("\"loud\" is not one of"),
+        "{log}"
+    );
 }
 
 fn taken_tcp() -> (&'static std::net::TcpListener, SocketAddr) {
@@ -511,7 +514,7 @@ fn subcommands_report_results_and_exit_codes() {
     let tracker = Tracker::start(&config(BOTH, 2, "auto"));
     let urls: Vec<_> = tracker.addresses().iter().map(|a| format!("udp://{a}/announce")).collect();
     let (code, out, errors) = run(&["e2e", &urls[0], &urls[1]]);
-    assert!(code == 0 && out.matches("all is well").count() == 2, "{out}{errors}");
+    assert!(code == 0 && out.matches("the tracker works").count() == 2, "{out}{errors}");
     tracker.stop();
     for url in ["http://127.0.0.1:1", "udp://", "udp://127.0.0.1:1"] {
         let (code, _, errors) = run(&["e2e", url]);

@@ -81,7 +81,7 @@ fn lists_are_reloaded_and_invalid_lists_are_refused() {
     );
     world.tracker.write_config("hooks: [{name: nothing}]");
     let (status, message) = world.ask("POST", "/v1/reload");
-    assert!(status == 422 && message.contains("\"nothing\" is no hook"), "{status} {message}");
+    assert!(status == 422 && message.contains("\"nothing\" is not a hook"), "{status} {message}");
 }
 
 #[test]

@@ -15,8 +15,7 @@ use std::process::exit;
 
 /// A BitTorrent tracker for large public swarms
 ///
-/// Without a command it runs with the default config: an open tracker on UDP and HTTP port 6969, IPv4
-/// and IPv6.
+/// Without a command, it runs with the default config: an open tracker on port 6969, UDP and HTTP, IPv4 and IPv6.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -28,7 +27,7 @@ struct Cli {
 enum CliCommand {
     /// Run the tracker (the default)
     Run {
-        /// The config file; every key is optional, and so is the file
+        /// The config file, in which every key is optional; without it, the default config
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
@@ -42,7 +41,7 @@ enum CliCommand {
     Config,
     /// Convert a config of Chihaya or opentracker and print it; report what cannot be converted
     Import {
-        /// chihaya.yaml or opentracker.conf
+        /// Path of chihaya.yaml or opentracker.conf
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
@@ -99,27 +98,27 @@ fn run_tracker(path: Option<&std::path::Path>) -> i32 {
 }
 
 fn check(path: &std::path::Path) -> i32 {
-    let (config, in_text) = match Config::load_all(path) {
+    let (config, text_mistakes) = match Config::load_all(path) {
         Ok(loaded) => loaded,
         Err(error) => {
             eprintln!("{error}");
             return EXIT_USAGE;
         }
     };
-    in_text.iter().for_each(|mistake| eprintln!("{mistake}"));
+    text_mistakes.iter().for_each(|mistake| eprintln!("{mistake}"));
     let named = |text: &String| format!("{}: {text}", path.display());
     for warning in config_check::warnings(&config) {
         eprintln!("warning: {}", named(&warning));
     }
     let mistakes = config_check::mistakes(&config);
     mistakes.iter().for_each(|mistake| eprintln!("{}", named(mistake)));
-    if !in_text.is_empty() || !mistakes.is_empty() {
+    if !text_mistakes.is_empty() || !mistakes.is_empty() {
         return EXIT_USAGE;
     }
     let memory_limit = memory::limit(config.storage.memory);
     let bytes = ByteSize(memory_limit.bytes as u64).display().iec();
     println!(
-        "{}: no mistakes; swarms may hold {bytes}, by {}",
+        "{}: no mistakes; memory limit of swarms: {bytes} ({})",
         path.display(),
         memory_limit.origin
     );
@@ -144,8 +143,8 @@ fn import(path: &std::path::Path) -> i32 {
                 return EXIT_DONE;
             }
             eprintln!(
-                "{}: access rules could not be carried over; the config does not start until you have decided about \
-                 each (look for {})",
+                "{}: some access rules could not be converted; the tracker does not start until each hook {} in the \
+                 config is replaced or removed",
                 path.display(),
                 config::UNDECIDED
             );
@@ -160,10 +159,10 @@ fn import(path: &std::path::Path) -> i32 {
 
 fn check_trackers(urls: &[String]) -> i32 {
     for url in urls {
-        let mut seen = String::new();
+        let mut output = String::new();
         // Two checks at the same time must not receive each other's peers.
-        let checked = e2e::check(url, getrandom::u64().unwrap_or_default(), &mut seen);
-        print!("{seen}");
+        let checked = e2e::check(url, getrandom::u64().unwrap_or_default(), &mut output);
+        print!("{output}");
         if let Err(error) = checked {
             eprintln!("{error}");
             return EXIT_USAGE;

@@ -23,9 +23,10 @@ pub const UNDECIDED: &str = "decide_before_start";
 /// Error text for clients that request a torrent that is not served.
 const NOT_SERVED: &str = "this torrent is not served by this tracker";
 
-/// Longest time that a client can be asked to wait.
-const LONGEST: Duration = Duration::from_secs(7 * 86_400);
+/// Maximum interval in a reply to a refused request.
+const REFUSAL_INTERVAL_MAX: Duration = Duration::from_secs(7 * 86_400);
 
+/// Names of the built-in hooks.
 pub(super) const NAMES: [&str; 9] = [
     "access_list",
     "clients",
@@ -43,8 +44,8 @@ pub(super) fn read(root: &mut Section<'_>) -> Vec<HookConfig> {
     let mut hooks = Vec::new();
     root.each("hooks", |mut hook| {
         let name = hook.value("name", String::new(), values::text);
-        let is_own = |kind: &&CustomHookKind| kind.name == name && !NAMES.contains(&kind.name);
-        if let Some(kind) = custom::kinds().iter().find(is_own) {
+        let is_custom = |kind: &&CustomHookKind| kind.name == name && !NAMES.contains(&kind.name);
+        if let Some(kind) = custom::kinds().iter().find(is_custom) {
             hooks.extend(custom_hook(kind, &mut hook));
             hook.end();
             return;
@@ -64,10 +65,13 @@ pub(super) fn read(root: &mut Section<'_>) -> Vec<HookConfig> {
         };
         match read {
             Some(_) => options.end(),
-            None => hook.mistake("name", unknown(&name)),
+            None => hook.mistake("name", unknown_hook(&name)),
         }
         if read.iter().any(prefers_subnets) && hooks.iter().any(prefers_subnets) {
-            hook.mistake("name", "stands there twice; give all prefixes in one".to_owned());
+            hook.mistake(
+                "name",
+                "subnet_preference is configured twice; give all prefixes in one hook".to_owned(),
+            );
         }
         hook.end();
         hooks.extend(read);
@@ -75,7 +79,7 @@ pub(super) fn read(root: &mut Section<'_>) -> Vec<HookConfig> {
     hooks
 }
 
-/// A custom hook, whose options are read by the code that registered it.
+/// Creates a custom hook, whose options are read by the code that registered it.
 fn custom_hook(kind: &CustomHookKind, hook: &mut Section<'_>) -> Option<HookConfig> {
     let options = hook.value("options", serde_json::Value::Null, |value| {
         serde_json::to_value(value).map_err(|error| format!("{error}; write keys with values"))
@@ -97,7 +101,7 @@ fn prefers_subnets(hook: &HookConfig) -> bool {
 }
 
 /// Returns the name of the built-in hook that replaces a hook of Chihaya.
-fn counterpart(name: &str) -> Option<&'static str> {
+fn chihaya_counterpart(name: &str) -> Option<&'static str> {
     match name {
         "torrent approval" => Some("access_list"),
         "client approval" => Some("clients"),
@@ -106,27 +110,31 @@ fn counterpart(name: &str) -> Option<&'static str> {
     }
 }
 
-fn unknown(name: &str) -> String {
-    let own = custom::kinds().iter().map(|kind| kind.name);
-    let names: Vec<_> = NAMES.into_iter().chain(own).collect();
+/// Returns the error text for an unknown hook name.
+fn unknown_hook(name: &str) -> String {
+    let custom_names = custom::kinds().iter().map(|kind| kind.name);
+    let names: Vec<_> = NAMES.into_iter().chain(custom_names).collect();
     let near = |known: &&&str| strsim::damerau_levenshtein(known, name) <= 3;
-    let meant = counterpart(name).or_else(|| names.iter().find(near).copied());
+    let meant = chihaya_counterpart(name).or_else(|| names.iter().find(near).copied());
     match meant {
         _ if name == UNDECIDED => {
-            "stands for an access rule that could not be imported (the comment before it says \
-                                   which); write a hook in its place, or remove it"
+            "is a placeholder for an access rule that could not be imported (see the comment above it); \
+             replace it with a hook, or remove it"
                 .to_owned()
         }
         _ if name.is_empty() => format!("is missing; give one of {}", names.join(", ")),
-        Some(meant) => format!("{name:?} is no hook; did you mean {meant}?"),
-        None => format!("{name:?} is no hook; there are {}", names.join(", ")),
+        Some(meant) => format!("{name:?} is not a hook; did you mean {meant}?"),
+        None => format!("{name:?} is not a hook; the hooks are {}", names.join(", ")),
     }
 }
 
 fn mode(options: &mut Section<'_>) -> ListMode {
     let all = [("allow", ListMode::Allow), ("deny", ListMode::Deny)];
     if !options.has("mode") {
-        options.missing("mode", "give allow, for those listed alone, or deny, for all but those");
+        options.missing(
+            "mode",
+            "give allow to permit only what is listed, or deny to permit the rest",
+        );
     }
     options.value("mode", ListMode::Allow, |value| values::choice(value, &all))
 }
@@ -136,7 +144,7 @@ fn access_list(options: &mut Section<'_>) -> HookConfig {
     if !["files", "info_hashes", "torrents", "overrides_file"].iter().any(|key| options.has(key)) {
         options.missing(
             "files",
-            "give it, or info_hashes, torrents or overrides_file: where the list comes from",
+            "give at least one of files, info_hashes, torrents and overrides_file",
         );
     }
     let sources = ListSources {
@@ -144,14 +152,14 @@ fn access_list(options: &mut Section<'_>) -> HookConfig {
         info_hashes: options.value("info_hashes", Vec::new(), |value| {
             values::texts(value, |text| {
                 parse_info_hash(text).ok_or_else(|| {
-                    format!("{text:?} is not an info hash; write 40 hexadecimal digits")
+                    format!("{text:?} is not an info hash; write 40 or 64 hexadecimal digits")
                 })
             })
         }),
         torrents: options.value("torrents", Vec::new(), values::path_list),
         overrides: options.value("overrides_file", None, |value| values::path(value).map(Some)),
     };
-    let interval = options.value("interval", 86_400, |value| seconds(value, LONGEST));
+    let interval = options.value("interval", 86_400, |value| seconds(value, REFUSAL_INTERVAL_MAX));
     let replies = [
         ("error", RefusalReply::Error(NOT_SERVED)),
         ("empty", RefusalReply::Empty(interval)),
@@ -165,12 +173,14 @@ fn access_list(options: &mut Section<'_>) -> HookConfig {
 fn clients(options: &mut Section<'_>) -> HookConfig {
     let mode = mode(options);
     if !options.has("clients") {
-        options.missing("clients", "give beginnings of peer ids, as [-qB, M7-]");
+        options.missing("clients", "give peer id prefixes, such as [-qB, M7-]");
     }
     let prefixes = options.value("clients", Vec::new(), |value| {
         values::texts(value, |text| {
             parse_prefix(text).ok_or_else(|| {
-                format!("{text:?} is no beginning of a peer id; write up to 20 characters, as -qB or M7-")
+                format!(
+                    "{text:?} is not a peer id prefix; write 1 to 20 characters, such as -qB or M7-"
+                )
             })
         })
     });
@@ -180,8 +190,10 @@ fn clients(options: &mut Section<'_>) -> HookConfig {
 fn networks(options: &mut Section<'_>) -> HookConfig {
     let mode = mode(options);
     if !options.has("networks") && !options.has("files") {
-        options
-            .missing("networks", "give networks, as [10.0.0.0/8], or files with a network a line");
+        options.missing(
+            "networks",
+            "give networks, such as [10.0.0.0/8], or files with one network per line",
+        );
     }
     HookConfig::Networks {
         mode,
@@ -193,7 +205,7 @@ fn networks(options: &mut Section<'_>) -> HookConfig {
 fn passkey(options: &mut Section<'_>) -> HookConfig {
     let file = options.value("file", PathBuf::new(), values::path);
     if file.as_os_str().is_empty() {
-        options.missing("file", "give a file with a passkey a line");
+        options.missing("file", "give a file with one passkey per line");
     }
     let scrapes = options.value("scrapes", false, values::boolean);
     HookConfig::Passkey { file, scrapes }
@@ -204,12 +216,12 @@ fn jwt(options: &mut Section<'_>) -> HookConfig {
     let audience = options.value("audience", None, |value| values::text(value).map(Some));
     let url = options.value("jwk_set_url", None, |value| match values::text(value)? {
         url if url.starts_with("https://") || url.starts_with("http://") => Ok(Some(url)),
-        other => Err(format!("{other:?} is no URL; write it as https://host/jwks.json")),
+        other => Err(format!("{other:?} is not a URL; write it as https://host/jwks.json")),
     });
     let require_https = options.value("require_https", true, values::boolean);
     if let Some(url) = url.as_deref().filter(|url| require_https && !is_private_to_host(url)) {
         let text = format!(
-            "{url:?} is not encrypted: whoever is on the way to it could approve torrents; write https, or set \
+            "{url:?} is not encrypted: an attacker on the network path could approve torrents; use https, or set \
              require_https: false"
         );
         options.mistake("jwk_set_url", text);
@@ -219,11 +231,11 @@ fn jwt(options: &mut Section<'_>) -> HookConfig {
         (Some(url), None) => KeySource::Url(url),
         (None, Some(file)) => KeySource::File(file),
         (None, None) => {
-            options.missing("jwk_set_url", "give it, or jwk_set_file");
+            options.missing("jwk_set_url", "give jwk_set_url or jwk_set_file");
             KeySource::Url(String::new())
         }
         (Some(url), Some(_)) => {
-            let text = "is there beside jwk_set_url; leave one of them out".to_owned();
+            let text = "cannot be combined with jwk_set_url; remove one of them".to_owned();
             options.mistake("jwk_set_file", text);
             KeySource::Url(url)
         }
@@ -246,7 +258,7 @@ fn jwt(options: &mut Section<'_>) -> HookConfig {
     }))
 }
 
-/// Whether a URL uses HTTPS or refers to this host.
+/// Returns whether a URL uses HTTPS or refers to this host.
 fn is_private_to_host(url: &str) -> bool {
     let Some(rest) = url.strip_prefix("http://") else { return true };
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
@@ -265,20 +277,20 @@ fn limits(options: &mut Section<'_>) -> HookConfig {
     let burst = options.value("burst", announces_per_s.saturating_mul(10), count);
     if burst < announces_per_s {
         let found = format!("{burst} is less than announces_per_second ({announces_per_s})");
-        options.mistake(
-            "burst",
-            format!("{found}, which may all come at once; make it more or equal"),
-        );
+        options.mistake("burst", format!("{found}; increase it to at least that"));
     }
     let torrents_per_min = options.value("torrents_per_minute", 0, count);
     if announces_per_s == 0 && torrents_per_min == 0 {
-        options.missing("announces_per_second", "give it, or torrents_per_minute, or both");
+        options.missing(
+            "announces_per_second",
+            "give announces_per_second, torrents_per_minute, or both",
+        );
     }
-    let bits = |most: u32| move |value: &Value| values::number(value, 1, most).map(|it| it as u8);
+    let bits = |max: u32| move |value: &Value| values::number(value, 1, max).map(|it| it as u8);
     let ipv4_prefix = options.value("ipv4_prefix", 32, bits(32));
     let ipv6_prefix = options.value("ipv6_prefix", 64, bits(128));
     let exempt = options.value("exempt", Vec::new(), values::networks);
-    let interval = options.value("interval", 3_600, |value| seconds(value, LONGEST));
+    let interval = options.value("interval", 3_600, |value| seconds(value, REFUSAL_INTERVAL_MAX));
     let all = [("drop", ExcessReply::Drop), ("empty", ExcessReply::Empty(interval))];
     let excess = options.value("answer", ExcessReply::Drop, |value| values::choice(value, &all));
     HookConfig::Limits(LimitSettings {
@@ -308,14 +320,17 @@ fn interval_load(options: &mut Section<'_>) -> HookConfig {
     let max_interval_secs =
         options.value("max_interval", 3_600, |value| seconds(value, values::DAY));
     if to < from {
-        options.mistake("to", format!("{to} is less than from ({from}); make it more or equal"));
+        options.mistake(
+            "to",
+            format!("{to} is less than from ({from}); increase it to at least that"),
+        );
     }
     HookConfig::IntervalLoad(LoadBasedInterval { from, to: to.max(from), max_interval_secs })
 }
 
 fn subnet_preference(options: &mut Section<'_>) -> HookConfig {
     if !options.has("ipv4") && !options.has("ipv6") {
-        options.missing("ipv4", "give lengths of prefixes, as [24, 16], for it or ipv6 or both");
+        options.missing("ipv4", "give prefix lengths, such as [24, 16], for ipv4, ipv6, or both");
     }
     let v4 = options.value("ipv4", PrefixLengths::default(), |value| lengths(value, 32));
     let v6 = options.value("ipv6", PrefixLengths::default(), |value| lengths(value, 128));
@@ -325,12 +340,12 @@ fn subnet_preference(options: &mut Section<'_>) -> HookConfig {
     HookConfig::SubnetPreference(SubnetPreference { v4, v6, at_random_percent })
 }
 
-fn lengths(value: &Value, most: u32) -> Result<PrefixLengths, String> {
-    let one = |value: &Value| values::number(value, 1, most).map(|length| length as u8);
+fn lengths(value: &Value, max: u32) -> Result<PrefixLengths, String> {
+    let one = |value: &Value| values::number(value, 1, max).map(|length| length as u8);
     let all = values::list(value, one)?;
     PrefixLengths::new(&all).ok_or_else(|| {
         format!(
-            "{all:?} are not up to {PREFIX_LENGTHS_MAX} lengths, the longest first; write them as [24, 16]"
+            "{all:?} is not a list of up to {PREFIX_LENGTHS_MAX} prefix lengths, longest first; write it as [24, 16]"
         )
     })
 }
@@ -340,7 +355,7 @@ fn seconds(value: &Value, longest: Duration) -> Result<u32, String> {
     values::duration(value, Duration::from_secs(1), longest).map(|it| it.as_secs() as u32)
 }
 
-/// The longest interval that hooks give to stored peers, if the configured interval is `interval`.
+/// Returns the longest interval that hooks give to stored peers, if the configured interval is `interval`.
 pub(super) fn longest_interval(hooks: &[HookConfig], interval: Duration) -> Duration {
     hooks.iter().fold(interval, |longest, hook| match hook {
         HookConfig::IntervalVariation(variation) => {

@@ -60,8 +60,8 @@ pub struct HttpLimitsConfig {
 impl HttpConfig {
     pub(super) fn read(mut section: Section<'_>) -> Self {
         let listen = section.value("listen", both_families(), values::addresses);
-        let plain = PathPattern::parse("/announce").into_iter().collect();
-        let announce = section.value("announce_paths", plain, values::paths);
+        let default_paths = PathPattern::parse("/announce").into_iter().collect();
+        let announce = section.value("announce_paths", default_paths, values::paths);
         let derived = announce.iter().filter_map(PathPattern::scrape).collect();
         let scrape =
             section.value("scrape_paths", None, |value| values::auto_or(value, values::paths));
@@ -114,7 +114,7 @@ impl HttpConfig {
         }
         let paths = &self.paths;
         if let Some(path) = paths.scrape.iter().find(|path| paths.announce.contains(path)) {
-            let text = format!("{path} is one of announce_paths, too; give another");
+            let text = format!("{path} is also in announce_paths; choose another path");
             reader.mistake("http.scrape_paths", text);
         }
         if !tls.listen.is_empty() {
@@ -122,7 +122,7 @@ impl HttpConfig {
                 [("http.tls.certificate", &tls.certificate), ("http.tls.key", &tls.key)]
             {
                 if path.as_os_str().is_empty() {
-                    let message = "is empty, and http.tls.listen is not; give a file in PEM format";
+                    let message = "is empty although http.tls.listen is set; give a PEM file";
                     reader.mistake(key, message.to_owned());
                 }
             }
@@ -132,7 +132,7 @@ impl HttpConfig {
         if let Some(address) = listen.iter().find(both) {
             reader.mistake(
                 "http.tls.listen",
-                format!("{address} is http.listen's, too; choose another"),
+                format!("overlaps {address} of http.listen; choose another address"),
             );
         }
     }
@@ -157,9 +157,9 @@ impl HttpLimitsConfig {
     }
 }
 
-/// Whether two listeners cannot both bind these addresses.
+/// Returns whether two listeners cannot both bind these addresses.
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     let wildcard = a.ip().is_unspecified() || b.ip().is_unspecified();
-    let same_place = a.is_ipv4() == b.is_ipv4() && (wildcard || a.ip() == b.ip());
-    a.port() != 0 && a.port() == b.port() && same_place
+    let addresses_overlap = a.is_ipv4() == b.is_ipv4() && (wildcard || a.ip() == b.ip());
+    a.port() != 0 && a.port() == b.port() && addresses_overlap
 }

@@ -31,7 +31,7 @@ pub fn import(name: &str, text: &str) -> Result<Imported, ImportError> {
     check_bounds(text).map_err(|(_, message)| ImportError::Broken(message))?;
     let draft = match serde_yaml::from_str::<serde_yaml::Value>(text) {
         Ok(value) if value.get("chihaya").is_some() => chihaya::read(text, &value["chihaya"]),
-        _ if opentracker::is_one(text) => opentracker::read(text),
+        _ if opentracker::is_opentracker_config(text) => opentracker::read(text),
         Err(error) if text.lines().any(|line| line.starts_with("chihaya:")) => {
             return Err(ImportError::Broken(error.to_string()));
         }
@@ -48,15 +48,15 @@ mod tests {
     use crate::policy::HookConfig;
     use std::time::Duration;
 
-    fn made(text: &str) -> (Config, Imported) {
+    fn convert(text: &str) -> (Config, Imported) {
         let imported = import("the file", text).unwrap();
         let config = Config::parse("made", &imported.config);
         (config.unwrap_or_else(|error| panic!("{error}\n{}", imported.config)), imported)
     }
 
     #[test]
-    fn a_whole_config_of_chihaya_keeps_its_meaning() {
-        let (config, imported) = made(include_str!("../../tests/import/chihaya.yaml"));
+    fn a_full_chihaya_config_is_converted() {
+        let (config, imported) = convert(include_str!("../../tests/import/chihaya.yaml"));
         let notes = imported.notes.join("\n");
         assert_eq!(config.udp.listen, addresses("0.0.0.0:6969").unwrap());
         assert_eq!(config.http.listen, addresses(":6969").unwrap());
@@ -68,11 +68,11 @@ mod tests {
         assert_eq!(config.http.limits.requests, 1, "without keep-alive");
         assert_eq!(config.http.paths.announce.len(), 2);
         let control = config.control.listen.map(|it| it.to_string());
-        assert_eq!(control.as_deref(), Some("127.0.0.1:6880"), "for this machine alone");
+        assert_eq!(control.as_deref(), Some("127.0.0.1:6880"), "loopback only");
         assert!(imported.is_complete);
         let [jwt, clients, torrents, variation] = &config.hooks[..] else { panic!("{config:?}") };
         assert!(
-            matches!(jwt, HookConfig::Jwt(terms) if terms.issuer.as_deref() == Some("https://issuer.example"))
+            matches!(jwt, HookConfig::Jwt(settings) if settings.issuer.as_deref() == Some("https://issuer.example"))
         );
         assert!(matches!(clients, HookConfig::Clients(clients) if clients.prefixes.len() == 2));
         assert!(
@@ -96,8 +96,8 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_config_of_opentracker_keeps_its_meaning() {
-        let (config, imported) = made(include_str!("../../tests/import/opentracker.conf"));
+    fn a_full_opentracker_config_is_converted() {
+        let (config, imported) = convert(include_str!("../../tests/import/opentracker.conf"));
         assert!(imported.is_complete);
         let notes = imported.notes.join("\n");
         let expected = [addresses("0.0.0.0"), addresses("[::]:6969")].map(Option::unwrap).concat();
@@ -124,12 +124,12 @@ mod tests {
     }
 
     #[test]
-    fn little_is_enough_and_nothing_is_told_so() {
-        let (config, _) = made("chihaya: {udp: {addr: ':1234'}, announce_interval: 1h}");
+    fn minimal_configs_are_converted_and_unknown_formats_refused() {
+        let (config, _) = convert("chihaya: {udp: {addr: ':1234'}, announce_interval: 1h}");
         assert_eq!(config.udp.listen, addresses(":1234").unwrap());
-        assert!(config.http.listen.is_empty(), "it would not have served HTTP");
+        assert!(config.http.listen.is_empty(), "the other config does not serve HTTP");
         assert_eq!(config.announce.peer_lifetime, Duration::from_secs(5_400));
-        let (config, _) = made("access.blacklist /x \"y\"\n");
+        let (config, _) = convert("access.blacklist /x \"y\"\n");
         assert_eq!((config.udp.listen.len(), config.http.listen.len()), (1, 1));
         for none in ["", "hello", "udp: {}", "- 5"] {
             assert_eq!(import("x", none), Err(ImportError::Unknown), "{none}");
@@ -138,10 +138,10 @@ mod tests {
     }
 
     #[test]
-    fn values_of_the_wrong_kind_are_mistakes_and_left_out() {
+    fn values_of_a_wrong_type_are_reported_and_left_out() {
         let odd = "chihaya:\n  announce_interval: [1]\n  metrics_addr: nowhere\n  udp: {addr: {}}\n  \
                    storage: 5\n  http: {addr: ':80'}\n  announce_intervall: 5m\n";
-        let (_, imported) = made(odd);
+        let (_, imported) = convert(odd);
         let notes = imported.notes.join("\n");
         for note in [
             "mistake: line 2: announce_interval: ",

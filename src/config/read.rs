@@ -59,7 +59,7 @@ impl Reader {
             Ok(Value::Mapping(root)) => root,
             Ok(Value::Null) => Mapping::new(),
             Ok(_) => {
-                let message = "must be a list of keys with values, such as udp: {}".to_owned();
+                let message = "must be a mapping of keys to values, such as udp: {}".to_owned();
                 return Err(whole(Some(1), message));
             }
             Err(error) => {
@@ -119,7 +119,7 @@ impl Section<'_> {
         default: T,
         read: impl FnOnce(&Value) -> Result<T, String>,
     ) -> T {
-        self.know(key);
+        self.register(key);
         match self.keys.remove(key) {
             None | Some(Value::Null) => default,
             Some(value) => read(&value).unwrap_or_else(|message| {
@@ -131,28 +131,29 @@ impl Section<'_> {
 
     /// Returns the mapping that is the value of a key.
     pub(super) fn section(&mut self, key: &'static str) -> Section<'_> {
-        self.know(key);
+        self.register(key);
         let path = self.path_of(key);
         let keys = match self.keys.remove(key) {
             Some(Value::Mapping(keys)) => keys,
             None | Some(Value::Null) => Mapping::new(),
             Some(_) => {
-                self.reader.mistake(&path, "must hold keys of its own".to_owned());
+                self.reader.mistake(&path, "must contain keys".to_owned());
                 Mapping::new()
             }
         };
         Section { reader: &mut *self.reader, path, keys, known: Vec::new() }
     }
 
-    /// Returns the mappings of a list, in order.
+    /// Calls `read` for each mapping of a list, in order.
     pub(super) fn each(&mut self, key: &'static str, mut read: impl FnMut(Section<'_>)) {
-        self.know(key);
+        self.register(key);
         let path = self.path_of(key);
         let items = match self.keys.remove(key) {
             Some(Value::Sequence(items)) => items,
             None | Some(Value::Null) => Vec::new(),
             Some(_) => {
-                let message = "must be a list, each behind a dash; [] is none".to_owned();
+                let message = "must be a list of items that begin with a dash; [] is an empty list"
+                    .to_owned();
                 return self.reader.mistake(&path, message);
             }
         };
@@ -161,7 +162,7 @@ impl Section<'_> {
             let keys = match item {
                 Value::Mapping(keys) => keys,
                 _ => {
-                    let message = "must hold keys of its own, as name: and options:".to_owned();
+                    let message = "must contain keys, such as name: and options:".to_owned();
                     self.reader.mistake(&path, message);
                     continue;
                 }
@@ -170,7 +171,7 @@ impl Section<'_> {
         }
     }
 
-    /// Whether a key is present.
+    /// Returns whether a key is present.
     pub(super) fn has(&self, key: &str) -> bool {
         self.keys.contains_key(key)
     }
@@ -208,7 +209,7 @@ impl Section<'_> {
         }
     }
 
-    fn know(&mut self, key: &'static str) {
+    fn register(&mut self, key: &'static str) {
         self.known.push(key);
         let path = self.path_of(key);
         self.reader.known.push(path);
@@ -226,8 +227,11 @@ const NESTING_MAX: usize = 64;
 /// Returns an error, with its line number if there is one, for text that is too long or too deeply nested.
 pub(super) fn check_bounds(source: &str) -> Result<(), (Option<usize>, String)> {
     if source.len() > SOURCE_LEN_MAX {
-        let (len, most) = (source.len(), SOURCE_LEN_MAX);
-        return Err((None, format!("has {len} bytes; give at most {most}, and lists as files")));
+        let (len, max) = (source.len(), SOURCE_LEN_MAX);
+        return Err((
+            None,
+            format!("has {len} bytes, the maximum is {max}; move long lists to separate files"),
+        ));
     }
     let mut depth = 0_usize;
     for (line, number) in source.lines().zip(1..) {

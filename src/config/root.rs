@@ -50,11 +50,11 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file has syntax errors or invalid values.
-    #[error("{}", listed(.0))]
+    #[error("{}", join_mistakes(.0))]
     Invalid(Vec<Mistake>),
 }
 
-fn listed(mistakes: &[Mistake]) -> String {
+fn join_mistakes(mistakes: &[Mistake]) -> String {
     mistakes.iter().map(Mistake::to_string).collect::<Vec<_>>().join("\n")
 }
 
@@ -117,12 +117,12 @@ impl Config {
         if *peer_lifetime >= longest * 3 / 2 {
             return Ok(());
         }
-        let of = match longest > *interval {
+        let name = match longest > *interval {
             true => "the longest interval of hooks",
             false => "announce.interval",
         };
         Err(format!(
-            "{} is less than 1.5 times {of} ({}), so peers would expire between two announces; make it at least {}",
+            "{} is less than 1.5 times {name} ({}), so peers would expire between two announces; set it to at least {}",
             humantime::format_duration(*peer_lifetime),
             humantime::format_duration(longest),
             humantime::format_duration(longest * 3 / 2)
@@ -139,7 +139,7 @@ impl Config {
             reader.mistake(
                 "announce.min_interval",
                 format!(
-                    "{} is longer than announce.interval ({}); make it shorter or equal",
+                    "{} is longer than announce.interval ({}); reduce it to at most that",
                     humantime::format_duration(*min_interval),
                     humantime::format_duration(*interval)
                 ),
@@ -149,7 +149,7 @@ impl Config {
             reader.mistake(
                 "announce.numwant.default",
                 format!(
-                    "{} is more than announce.numwant.max ({}); make it less or equal",
+                    "{} is more than announce.numwant.max ({}); reduce it to at most that",
                     self.announce.numwant_default, self.announce.numwant_max
                 ),
             );
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn the_printed_default_is_the_default_and_names_every_key() {
+    fn the_printed_config_equals_the_default_and_documents_every_key() {
         let printed = Config::parse("default", DEFAULT_YAML).unwrap();
         assert_eq!(printed, Config::load(None).unwrap());
         let mut reader = Reader::new("default", DEFAULT_YAML).unwrap();
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn the_example_of_hooks_names_every_option() {
+    fn the_example_of_hooks_documents_every_option() {
         let example = include_str!("../../deploy/hooks.yaml");
         let config = Config::parse("hooks.yaml", example).unwrap();
         assert_eq!(config.hooks.len(), hooks::NAMES.len());
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn mistaken_hooks_are_named_with_their_lines() {
+    fn errors_in_hooks_are_reported_with_their_lines() {
         let text = mistakes(
             "\
 hooks:
@@ -216,16 +216,16 @@ hooks:
 ",
         );
         for expected in [
-            "t.yaml:2: hooks.0.name: \"acces_list\" is no hook; did you mean access_list?",
-            "t.yaml:3: hooks.1.name: \"torrent approval\" is no hook; did you mean access_list?",
-            "t.yaml:7: hooks.2.options.mode: \"permit\" is none of allow, deny",
+            "t.yaml:2: hooks.0.name: \"acces_list\" is not a hook; did you mean access_list?",
+            "t.yaml:3: hooks.1.name: \"torrent approval\" is not a hook; did you mean access_list?",
+            "t.yaml:7: hooks.2.options.mode: \"permit\" is not one of allow, deny",
             "t.yaml:8: hooks.2.options.info_hashes: \"12\" is not an info hash",
             "t.yaml:9: hooks.2.options.file: is not a key; did you mean files?",
             "t.yaml:11: hooks.3.options.mode: is missing; give allow",
-            "t.yaml:11: hooks.3.options.clients: \"\" is no beginning",
+            "t.yaml:11: hooks.3.options.clients: \"\" is not a peer id prefix",
             "t.yaml:12: hooks.4.options.announces_per_second: is missing",
             "t.yaml:16: hooks.5.options.to: 5 is less than from (10)",
-            "hooks.6: must hold keys",
+            "hooks.6: must contain keys",
             "t.yaml:19: hooks.7.name: is missing; give one of access_list,",
             "announce.peer_lifetime: 45m is less than 1.5 times the longest interval of hooks (2h)",
         ] {
@@ -234,7 +234,7 @@ hooks:
     }
 
     #[test]
-    fn every_mistake_is_told_at_once_with_line_key_value_and_cure() {
+    fn all_errors_are_reported_with_line_key_value_and_cure() {
         let source = "\
 udp:
   listen: [\"0.0.0.0\"]
@@ -264,7 +264,7 @@ udb: {}
     }
 
     #[test]
-    fn what_is_no_yaml_or_no_mapping_is_told() {
+    fn malformed_documents_and_conflicting_values_are_reported() {
         assert!(mistakes("udp: [").contains("t.yaml:"));
         assert!(
             mistakes(&"[".repeat(5_000_000)).contains("t.yaml:1: is nested more than 64 levels")
@@ -273,24 +273,24 @@ udb: {}
         assert!(mistakes("udp:\n\tlisten: []").contains("t.yaml:2: is indented with a tab"));
         assert!(mistakes("udp: {max_reply_size: 1B}").contains("give 548B to 1472B"));
         let same = "http: {announce_paths: [/x], scrape_paths: [/x]}";
-        assert!(mistakes(same).contains("http.scrape_paths: /x is one of announce_paths, too"));
-        assert!(mistakes("- 1").contains("a list of keys"));
-        assert!(mistakes("udp: 5").contains("t.yaml:1: udp: must hold keys"));
+        assert!(mistakes(same).contains("http.scrape_paths: /x is also in announce_paths"));
+        assert!(mistakes("- 1").contains("a mapping of keys"));
+        assert!(mistakes("udp: 5").contains("t.yaml:1: udp: must contain keys"));
         assert!(mistakes("hooks: 5").contains("t.yaml:1: hooks: must be a list"));
-        assert!(mistakes("hooks: [5]").contains("hooks.0: must hold keys"));
+        assert!(mistakes("hooks: [5]").contains("hooks.0: must contain keys"));
         let nothing = "udp: {listen: []}\nhttp: {listen: []}";
         assert!(mistakes(nothing).contains("give at least one address"));
         let keyless = "http: {tls: {listen: \"0.0.0.0:443\", certificate: c.pem}}";
         assert!(mistakes(keyless).contains("http.tls.key: is empty"));
         let twice = "http: {listen: \"[::]:443\", tls: {listen: \"[::1]:443\"}}";
-        assert!(mistakes(twice).contains("http.tls.listen: [::]:443 is http.listen's, too"));
+        assert!(mistakes(twice).contains("http.tls.listen: overlaps [::]:443 of http.listen"));
         let path = "http: {announce_paths: [announce]}";
         assert!(mistakes(path).contains("\"announce\" does not begin with a slash; write it as"));
         assert!(mistakes("cpus: 3-1").contains("cpus"));
     }
 
     #[test]
-    fn values_are_read() {
+    fn valid_values_are_parsed() {
         let config = Config::parse(
             "t",
             "
@@ -322,7 +322,7 @@ http: {listen: [], tls: {listen: \"0.0.0.0:443\", certificate: c.pem, key: k.pem
     }
 
     #[test]
-    fn keys_are_read_from_a_file() {
+    fn connection_id_keys_are_read_from_a_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("keys");
         let (new, old) = ("00112233445566778899aabbccddeeff", "ffeeddccbbaa99887766554433221100");
@@ -334,7 +334,7 @@ http: {listen: [], tls: {listen: \"0.0.0.0:443\", certificate: c.pem, key: k.pem
         std::fs::write(&path, "00112233445566778899aabbccddeeff\nshort\n").unwrap();
         let text = mistakes(&source(&path));
         assert!(text.contains("keys:2") && text.contains("32 hexadecimal digits"), "{text}");
-        assert!(!text.contains("short"), "a secret is told: {text}");
+        assert!(!text.contains("short"), "the error shows a secret: {text}");
         assert!(mistakes(&source(&directory.path().join("none"))).contains("cannot read"));
     }
 }

@@ -135,8 +135,8 @@ pub enum LogFormat {
     Json,
 }
 
-/// Default addresses of both listeners. They have the same port because clients that know a tracker by one protocol try
-/// the other on the same port.
+/// Returns the default addresses of both listeners. They have the same port because clients that know a tracker by one
+/// protocol try the other on the same port.
 pub(super) fn both_families() -> Vec<SocketAddr> {
     vec![([0, 0, 0, 0], 6969).into(), ([0_u16; 8], 6969).into()]
 }
@@ -149,8 +149,8 @@ impl UdpConfig {
                 "connection_id_lifetime",
                 Duration::from_secs(120),
                 |value| {
-                    let longest = Duration::from_secs(LIFETIME_SECS_MAX);
-                    values::duration(value, Duration::from_secs(60), longest)
+                    let max_lifetime = Duration::from_secs(LIFETIME_SECS_MAX);
+                    values::duration(value, Duration::from_secs(60), max_lifetime)
                 },
             ),
             connection_id_keys: section.value("connection_id_keys", Vec::new(), values::keys),
@@ -214,7 +214,7 @@ impl StorageConfig {
         });
         let mut caps = section.section("caps");
         let mut cap =
-            |key, default, most| caps.value(key, default, |value| values::number(value, 0, most));
+            |key, default, max| caps.value(key, default, |value| values::number(value, 0, max));
         let swarm = cap("swarm", 0, u32::MAX);
         let per_ipv4 = cap("per_ipv4", ADDRESS_CAP, ADDRESS_CAP_MAX);
         let per_ipv6_64 = cap("per_ipv6_64", ADDRESS_CAP, ADDRESS_CAP_MAX);
@@ -263,18 +263,18 @@ impl LogConfig {
 }
 
 /// Reads `auto` or a set of cores: `2-11`, `0,2,4-7` or a list.
-pub(super) fn read_cpus(value: &Value) -> values::Read<CpuSelection> {
+pub(super) fn read_cpus(value: &Value) -> values::ParseResult<CpuSelection> {
     if value.as_str() == Some("auto") {
         return Ok(CpuSelection::Auto);
     }
     let cpus: Vec<usize> = values::list(value, cpu_ranges)?.into_iter().flatten().collect();
     if cpus.is_empty() || cpus.len() > usize::from(SHARDS_MAX) {
-        return Err(format!("names {} cores; give 1 to {SHARDS_MAX}, or auto", cpus.len()));
+        return Err(format!("selects {} cores; select 1 to {SHARDS_MAX}, or auto", cpus.len()));
     }
     Ok(CpuSelection::List(cpus))
 }
 
-fn cpu_ranges(value: &Value) -> values::Read<Vec<usize>> {
+fn cpu_ranges(value: &Value) -> values::ParseResult<Vec<usize>> {
     let text = values::text(value)?;
     let mut cpus = Vec::new();
     for range in text.split(',').map(str::trim) {
@@ -283,7 +283,7 @@ fn cpu_ranges(value: &Value) -> values::Read<Vec<usize>> {
             (Ok(first), Ok(last)) if first <= last && last < 4096 => cpus.extend(first..=last),
             _ => {
                 return Err(format!(
-                    "{text:?} are no cores; write auto, or cores as in 2-11 or 0,2,4"
+                    "{text:?} is not a list of cores; write auto, or cores as in 2-11 or 0,2,4"
                 ));
             }
         }

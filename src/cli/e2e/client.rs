@@ -6,8 +6,9 @@ use std::time::Duration;
 use thiserror::Error;
 use tsubame_storage::Endpoint;
 
-/// Time to wait for each reply, and number of attempts.
+/// Time to wait for each reply.
 pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
+/// Number of times that a UDP request is sent.
 pub(super) const ATTEMPTS: usize = 3;
 
 /// Error of a test client.
@@ -19,26 +20,26 @@ pub enum E2eError {
     )]
     Url(String),
     /// The host name has no address.
-    #[error("{0} has no address: {1}")]
+    #[error("cannot resolve {0}: {1}")]
     Name(String, #[source] io::Error),
     /// A socket operation failed.
-    #[error("cannot send to {0}: {1}; is anything listening there?")]
+    #[error("cannot reach {0}: {1}; check that the tracker listens there")]
     Socket(SocketAddr, #[source] io::Error),
     /// The TLS handshake failed.
     #[error(
-        "{0} cannot be reached over TLS: {1}; is the certificate of this name, and of an authority this machine trusts?"
+        "{0} cannot be reached over TLS: {1}; check the name in the certificate and that its authority is trusted"
     )]
     Tls(SocketAddr, String),
     /// There was no reply.
     #[error(
-        "{0} does not answer a {1}; is it running, and does a firewall let it through both ways?"
+        "no reply from {0} to the {1}; check that the tracker is running and that firewalls pass both directions"
     )]
     Silence(SocketAddr, &'static str),
     /// The tracker replied with an error.
-    #[error("{0} refuses a {1}: {2:?}")]
+    #[error("{0} refused the {1}: {2:?}")]
     Refused(SocketAddr, &'static str, String),
     /// The reply violates a BEP.
-    #[error("{0} answers a {1} wrongly: {2}")]
+    #[error("invalid reply from {0} to the {1}: {2}")]
     Wrong(SocketAddr, &'static str, String),
 }
 
@@ -81,6 +82,7 @@ pub(super) struct ScrapeResult {
     pub(super) leechers: u32,
 }
 
+/// Returns an error about a reply, with the text of `otherwise`, unless `holds` is true.
 pub(super) fn expect(
     tracker: SocketAddr,
     holds: bool,

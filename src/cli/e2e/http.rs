@@ -56,7 +56,7 @@ impl HttpTestClient {
             "GET {target} HTTP/1.0\r\nHost: {}\r\nUser-Agent: tsubame-e2e\r\n\r\n",
             self.authority
         );
-        let ask = || {
+        let send_request = || {
             let stream = TcpStream::connect_timeout(&self.tracker, REPLY_TIMEOUT)?;
             stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
             match &self.tls {
@@ -68,7 +68,7 @@ impl HttpTestClient {
                 }
             }
         };
-        let reply = ask().map_err(|error: io::Error| match error.kind() {
+        let reply = send_request().map_err(|error: io::Error| match error.kind() {
             // The TLS library reports protocol errors of the server as this kind.
             io::ErrorKind::InvalidData => E2eError::Tls(self.tracker, error.to_string()),
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
@@ -83,12 +83,14 @@ impl HttpTestClient {
         let wrong = |why: String| E2eError::Wrong(self.tracker, what, why);
         let end = reply.windows(4).position(|four| four == b"\r\n\r\n");
         let end =
-            end.ok_or_else(|| wrong(format!("{} bytes without an end of the head", reply.len())))?;
+            end.ok_or_else(|| wrong(format!("{} bytes without the end of the head", reply.len())))?;
         let head = String::from_utf8_lossy(&reply[..end]).into_owned();
         let mut lines = head.split("\r\n");
         let status = lines.next().unwrap_or_default();
         if status.split(' ').nth(1) != Some("200") {
-            return Err(wrong(format!("with {status:?}, whose body clients do not read")));
+            return Err(wrong(format!(
+                "{status:?}, but clients read the body only with status 200"
+            )));
         }
         let body = reply[end + 4..].to_vec();
         let length = lines.find_map(|line| {
@@ -97,7 +99,10 @@ impl HttpTestClient {
         });
         // A proxy may omit the length and close the connection instead.
         if length.is_some() && length.as_deref() != Some(body.len().to_string().as_str()) {
-            return Err(wrong(format!("{} bytes where its head says {length:?}", body.len())));
+            return Err(wrong(format!(
+                "the body has {} bytes, but Content-Length is {length:?}",
+                body.len()
+            )));
         }
         Ok(body)
     }
@@ -106,7 +111,7 @@ impl HttpTestClient {
     fn read<'a>(&self, body: &'a [u8], what: &'static str) -> Result<Value<'a>, E2eError> {
         let shown = || body.escape_ascii().to_string();
         let value = Value::parse(body).map_err(|error| {
-            E2eError::Wrong(self.tracker, what, format!("bencode that {error}: {}", shown()))
+            E2eError::Wrong(self.tracker, what, format!("the bencode {error}: {}", shown()))
         })?;
         match value.get("failure reason").and_then(Value::bytes) {
             Some(reason) => {
@@ -120,9 +125,9 @@ impl HttpTestClient {
     /// Returns the value of a mandatory integer key.
     fn number(&self, value: &Value<'_>, key: &str, what: &'static str) -> Result<u32, E2eError> {
         let number = value.get(key).and_then(Value::integer);
-        number.and_then(|number| u32::try_from(number).ok()).ok_or_else(|| {
-            E2eError::Wrong(self.tracker, what, format!("without a number for {key:?}"))
-        })
+        number
+            .and_then(|number| u32::try_from(number).ok())
+            .ok_or_else(|| E2eError::Wrong(self.tracker, what, format!("no number for {key:?}")))
     }
 
     fn escaped_info_hash(&self) -> String {
@@ -189,10 +194,10 @@ impl TestClient for HttpTestClient {
         let compact = |key: &str, len: usize| -> Result<Vec<Endpoint>, E2eError> {
             let bytes = reply.get(key).and_then(Value::bytes);
             let bytes = bytes.or((key == "peers6").then_some(&[])).ok_or_else(|| {
-                E2eError::Wrong(self.tracker, "announce", format!("without compact {key}"))
+                E2eError::Wrong(self.tracker, "announce", format!("no compact {key}"))
             })?;
             expect(self.tracker, bytes.len() % len == 0, "announce", || {
-                format!("{} bytes of {key}, which are {len} each", bytes.len())
+                format!("{} bytes of {key}, which is not a multiple of {len}", bytes.len())
             })?;
             Ok(bytes.chunks(len).filter_map(Endpoint::from_compact).collect())
         };
@@ -211,8 +216,9 @@ impl TestClient for HttpTestClient {
         let (path, query) = self.announce_path.split_once('?').unwrap_or((&self.announce_path, ""));
         let path =
             PathPattern::parse(path).ok().and_then(|path| path.scrape()).ok_or_else(|| {
-                let why =
-                    format!("{path:?} has no scrape path (BEP 48): its last part is not announce");
+                let why = format!(
+                    "{path:?} has no scrape path: its last segment is not announce (BEP 48)"
+                );
                 E2eError::Wrong(self.tracker, "scrape", why)
             })?;
         let target = if query.is_empty() { path.to_string() } else { format!("{path}?{query}") };
@@ -226,7 +232,7 @@ impl TestClient for HttpTestClient {
         };
         let row = rows.iter().find(|(name, _)| *name == self.info_hash).map(|(_, row)| row);
         let row = row.ok_or_else(|| {
-            E2eError::Wrong(self.tracker, "scrape", "without the torrent".to_owned())
+            E2eError::Wrong(self.tracker, "scrape", "the torrent is missing".to_owned())
         })?;
         let number = |key| self.number(row, key, "scrape");
         Ok(ScrapeResult {

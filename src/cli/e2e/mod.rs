@@ -56,7 +56,7 @@ fn with_port(authority: &str, port: u16) -> String {
     if has_port { authority.to_owned() } else { format!("{authority}:{port}") }
 }
 
-/// A seeder and a leecher receive each other's address, are counted, and leave.
+/// Checks that a seeder and a leecher receive each other's address, are counted, and are removed when they stop.
 fn run(client: &mut impl TestClient, out: &mut impl fmt::Write) -> Result<(), E2eError> {
     if let Some(line) = client.prepare()? {
         let _ = writeln!(out, "  {line}");
@@ -65,30 +65,30 @@ fn run(client: &mut impl TestClient, out: &mut impl fmt::Write) -> Result<(), E2
     let first = client.announce(PORTS[0], E2eEvent::Started, 0)?;
     show(out, "announce  a seeder starts", &first);
     expect(tracker, first.peers.is_empty(), "announce", || {
-        format!("a new swarm has {} peers for its first", first.peers.len())
+        format!("the first peer of a new swarm got {} peers", first.peers.len())
     })?;
     let second = client.announce(PORTS[1], E2eEvent::Started, 100)?;
     show(out, "announce  a leecher starts", &second);
     expect(tracker, second.peers.iter().any(|peer| peer.port() == PORTS[0]), "announce", || {
-        "the leecher is not given the seeder".to_owned()
+        "the leecher did not get the seeder".to_owned()
     })?;
     expect(tracker, second.peers.iter().all(|peer| peer.port() != PORTS[1]), "announce", || {
-        "the leecher is given itself".to_owned()
+        "the leecher got itself".to_owned()
     })?;
     let ScrapeResult { seeders, completed, leechers } = client.scrape()?;
     let _ =
         writeln!(out, "  scrape    {seeders} seeders, {leechers} leechers, {completed} completed");
     expect(tracker, (seeders, leechers) == (1, 1), "scrape", || {
-        format!("{seeders} seeders and {leechers} leechers, where one of each announced")
+        format!("{seeders} seeders and {leechers} leechers after one of each announced")
     })?;
     for (port, left) in [(PORTS[0], 0), (PORTS[1], 100)] {
         client.announce(port, E2eEvent::Stopped, left)?;
     }
     let ScrapeResult { seeders, leechers, .. } = client.scrape()?;
     expect(tracker, (seeders, leechers) == (0, 0), "scrape", || {
-        format!("{seeders} seeders and {leechers} leechers are left after both stopped")
+        format!("{seeders} seeders and {leechers} leechers remain after both stopped")
     })?;
-    let _ = writeln!(out, "  stopped   both peers are gone; all is well");
+    let _ = writeln!(out, "  stopped   both peers are gone; the tracker works");
     Ok(())
 }
 

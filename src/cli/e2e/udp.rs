@@ -38,7 +38,7 @@ impl UdpTestClient {
     }
 
     /// Sends a request until its reply arrives.
-    fn ask(
+    fn exchange(
         &mut self,
         id: u64,
         action: u32,
@@ -63,10 +63,12 @@ impl UdpTestClient {
                         let text = String::from_utf8_lossy(&reply[8..]).into_owned();
                         Err(E2eError::Refused(self.tracker, what, text))
                     }
-                    answered if answered == action => Ok(reply),
-                    other => {
-                        Err(E2eError::Wrong(self.tracker, what, format!("with action {other}")))
-                    }
+                    received if received == action => Ok(reply),
+                    other => Err(E2eError::Wrong(
+                        self.tracker,
+                        what,
+                        format!("unexpected action {other}"),
+                    )),
                 };
             }
         }
@@ -80,12 +82,12 @@ impl TestClient for UdpTestClient {
     }
 
     fn prepare(&mut self) -> Result<Option<String>, E2eError> {
-        let reply = self.ask(PROTOCOL_MAGIC, ACTION_CONNECT, &[], "connect")?;
+        let reply = self.exchange(PROTOCOL_MAGIC, ACTION_CONNECT, &[], "connect")?;
         expect(self.tracker, reply.len() == CONNECT_REPLY_LEN, "connect", || {
             format!("{} bytes instead of 16", reply.len())
         })?;
         let id = reply.last_chunk().copied().map(u64::from_be_bytes).unwrap_or_default();
-        expect(self.tracker, id != 0, "connect", || "with connection id 0".to_owned())?;
+        expect(self.tracker, id != 0, "connect", || "connection id 0".to_owned())?;
         self.connection_id = id;
         Ok(Some(format!("connect   connection id {id:016x}")))
     }
@@ -106,14 +108,14 @@ impl TestClient for UdpTestClient {
         body.extend([0, left, 0].map(u64::to_be_bytes).as_flattened());
         body.extend([event, 0, u32::from(port), u32::MAX].map(u32::to_be_bytes).as_flattened());
         body.extend(port.to_be_bytes());
-        let reply = self.ask(self.connection_id, ACTION_ANNOUNCE, &body, "announce")?;
+        let reply = self.exchange(self.connection_id, ACTION_ANNOUNCE, &body, "announce")?;
         let family = Family::of(self.tracker.ip());
         let peers = reply.get(ANNOUNCE_REPLY_LEN..).ok_or_else(|| {
-            E2eError::Wrong(self.tracker, "announce", format!("{} bytes", reply.len()))
+            E2eError::Wrong(self.tracker, "announce", format!("only {} bytes", reply.len()))
         })?;
         let compact_len = family.compact_len();
         expect(self.tracker, peers.len() % compact_len == 0, "announce", || {
-            format!("{} bytes of peers, which are {compact_len} each", peers.len())
+            format!("{} bytes of peers, which is not a multiple of {compact_len}", peers.len())
         })?;
         let word = |index| word_at(&reply, index);
         Ok(AnnounceResult {
@@ -126,7 +128,7 @@ impl TestClient for UdpTestClient {
 
     fn scrape(&mut self) -> Result<ScrapeResult, E2eError> {
         let body = self.info_hash;
-        let reply = self.ask(self.connection_id, ACTION_SCRAPE, &body, "scrape")?;
+        let reply = self.exchange(self.connection_id, ACTION_SCRAPE, &body, "scrape")?;
         expect(self.tracker, reply.len() == SCRAPE_REPLY_LEN + SCRAPE_ROW_LEN, "scrape", || {
             format!("{} bytes instead of 20", reply.len())
         })?;

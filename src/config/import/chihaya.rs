@@ -1,6 +1,6 @@
 //! Converts the config of Chihaya.
 
-use super::draft::{ImportDraft, addresses, list, quoted, shown, suggestion};
+use super::draft::{ImportDraft, addresses, duration_text, list, quoted, suggestion};
 use crate::config::read::line_of;
 use serde_yaml::{Mapping, Value};
 use std::net::SocketAddr;
@@ -46,7 +46,7 @@ impl<'t> YamlKeys<'t> {
             }
             None | Some(Value::Null) => None,
             Some(other) => {
-                let found = format!("{}: must hold keys; it is left out", shown_value(&other));
+                let found = format!("{}: must contain keys; it is left out", shown_value(&other));
                 draft.mistake(&place(text, path), &found);
                 None
             }
@@ -62,6 +62,7 @@ impl<'t> YamlKeys<'t> {
         place(self.text, &self.path(key))
     }
 
+    /// Removes a key and returns its value.
     fn take(&mut self, key: &str) -> Option<Value> {
         self.known.push(key.to_owned());
         self.keys.remove(key).filter(|value| !value.is_null())
@@ -84,6 +85,7 @@ impl<'t> YamlKeys<'t> {
         found
     }
 
+    /// Notes that a key has no counterpart, if it is present.
     fn without(&mut self, draft: &mut ImportDraft, key: &str, why: &str) {
         let place = self.place(key);
         if self.take(key).is_some() {
@@ -126,18 +128,18 @@ pub(super) fn read(source: &str, root: &Value) -> ImportDraft {
     };
     if let Some(interval) = keys.read(&mut draft, "announce_interval", duration) {
         draft.interval = interval;
-        draft.set("announce", "interval", shown(interval), "announce_interval");
+        draft.set("announce", "interval", duration_text(interval), "announce_interval");
     }
     let minimum = keys.read(&mut draft, "min_announce_interval", duration);
     if let Some(minimum) = minimum.map(|minimum| minimum.min(draft.interval)) {
-        draft.set("announce", "min_interval", shown(minimum), "min_announce_interval");
+        draft.set("announce", "min_interval", duration_text(minimum), "min_announce_interval");
     }
     let metrics = keys.read(&mut draft, "metrics_addr", |value| addresses(value.as_str()?));
     match metrics.as_deref() {
         Some([address, ..]) => {
-            // Chihaya's serves metrics only; the control listener accepts changes from this machine.
+            // Chihaya serves only metrics there; the control listener accepts changes from this machine.
             let address = SocketAddr::from(([127, 0, 0, 1], address.port()));
-            let from = "metrics_addr, for this machine alone";
+            let from = "metrics_addr, on the loopback address only";
             draft.set("control", "listen", quoted(&address.to_string()), from);
         }
         _ => draft.set("control", "listen", quoted(""), "no metrics_addr"),
@@ -149,42 +151,39 @@ pub(super) fn read(source: &str, root: &Value) -> ImportDraft {
     read_udp(&mut draft, udp, &mut numwant);
     read_http(&mut draft, http, &mut numwant);
     if numwant != (None, None) {
-        let most = numwant.1.unwrap_or(100).clamp(1, 1_000);
-        let default = numwant.0.unwrap_or(50).min(most);
-        let value = format!("{{default: {default}, max: {most}}}");
+        let max = numwant.1.unwrap_or(100).clamp(1, 1_000);
+        let default = numwant.0.unwrap_or(50).min(max);
+        let value = format!("{{default: {default}, max: {max}}}");
         draft.set("announce", "numwant", value, "default_numwant, max_numwant");
     }
     let storage = keys.take("storage");
     read_storage(&mut draft, source, storage);
-    let (before, after) = (keys.take("prehooks"), keys.take("posthooks"));
-    read_hooks(&mut draft, source, before);
-    for at in 0..after.as_ref().and_then(Value::as_sequence).map_or(0, Vec::len) {
+    let (prehooks, posthooks) = (keys.take("prehooks"), keys.take("posthooks"));
+    read_hooks(&mut draft, source, prehooks);
+    for at in 0..posthooks.as_ref().and_then(Value::as_sequence).map_or(0, Vec::len) {
         let place = place(source, &format!("posthooks.{at}"));
-        draft.note(&place, "nothing is done after a reply; it is left out");
+        draft.note(&place, "hooks after the reply are not supported; it is left out");
     }
     // A misspelt key may be that of the access rules.
     keys.end(&mut draft, |name| strsim::damerau_levenshtein(name, "prehooks") <= 3);
     draft
 }
 
+/// Default and maximum number of peers in a reply.
 type Numwant = (Option<u64>, Option<u64>);
 
 /// Converts `numwant` and the other keys that both protocols have.
 fn read_common(draft: &mut ImportDraft, keys: &mut YamlKeys<'_>, numwant: &mut Numwant) {
-    let (default, most) = numwant;
+    let (default, max) = numwant;
     *default = (*default).max(keys.read(draft, "default_numwant", Value::as_u64));
-    *most = (*most).max(keys.read(draft, "max_numwant", Value::as_u64));
+    *max = (*max).max(keys.read(draft, "max_numwant", Value::as_u64));
     if keys.read(draft, "allow_ip_spoofing", Value::as_bool) == Some(true) {
-        let text = "anybody could enter anybody else; if only some clients need it, name their networks in \
+        let text = "any client could announce any address; to permit it to some clients, list their networks in \
                     announce.trust_client_ip";
         draft.note(&keys.place("allow_ip_spoofing"), text);
     }
-    keys.without(draft, "max_scrape_infohashes", "is 74 over UDP and 250 over HTTP");
-    keys.without(
-        draft,
-        "enable_request_timing",
-        "requests are not timed one by one; /metrics counts them",
-    );
+    keys.without(draft, "max_scrape_infohashes", "the maximum is 74 over UDP and 250 over HTTP");
+    keys.without(draft, "enable_request_timing", "/metrics counts requests and does not time them");
 }
 
 fn read_udp(draft: &mut ImportDraft, keys: Option<YamlKeys<'_>>, numwant: &mut Numwant) {
@@ -199,9 +198,13 @@ fn read_udp(draft: &mut ImportDraft, keys: Option<YamlKeys<'_>>, numwant: &mut N
     keys.without(
         draft,
         "private_key",
-        "makes other connection ids; nodes that share an address need the same udp.connection_id_keys",
+        "keys have another format; nodes that share an address need the same udp.connection_id_keys",
     );
-    keys.without(draft, "max_clock_skew", "ids from up to 64 s ahead are accepted");
+    keys.without(
+        draft,
+        "max_clock_skew",
+        "connection ids from up to 64 s in the future are accepted",
+    );
     keys.end(draft, |_| false);
 }
 
@@ -224,11 +227,13 @@ fn read_http(draft: &mut ImportDraft, keys: Option<YamlKeys<'_>>, numwant: &mut 
         let value = format!("{{listen: {listen}, certificate: {certificate}, key: {key}}}");
         draft.set("http", "tls", value, "http.https_addr, tls_cert_path, tls_key_path");
     }
-    for (key, ours) in [("announce_routes", "announce_paths"), ("scrape_routes", "scrape_paths")] {
+    for (key, converted) in
+        [("announce_routes", "announce_paths"), ("scrape_routes", "scrape_paths")]
+    {
         let routes = keys.read(draft, key, texts).unwrap_or_default();
         let paths: Vec<_> = routes.iter().filter_map(|route| path(draft, key, route)).collect();
         if !paths.is_empty() {
-            draft.set("http", ours, list(&paths), &format!("http.{key}"));
+            draft.set("http", converted, list(&paths), &format!("http.{key}"));
         }
     }
     if let Some(header) = keys.read(draft, "real_ip_header", text).filter(|it| !it.is_empty()) {
@@ -236,15 +241,17 @@ fn read_http(draft: &mut ImportDraft, keys: Option<YamlKeys<'_>>, numwant: &mut 
         if ["x-real-ip", "x-forwarded-for"].contains(&header.as_str()) {
             draft.set("http", "proxy_header", header, "http.real_ip_header");
         }
-        let text = "it was believed whoever sent it; name the networks of your proxies in http.trusted_proxies";
+        let text = "it was trusted from any client; list the networks of your proxies in http.trusted_proxies";
         draft.note("http.real_ip_header", text);
     }
     read_common(draft, &mut keys, numwant);
-    let idle = keys.read(draft, "idle_timeout", duration).map(shown);
-    let head = keys.read(draft, "read_timeout", duration).map(shown);
+    let idle_timeout = keys.read(draft, "idle_timeout", duration).map(duration_text);
+    let request_timeout = keys.read(draft, "read_timeout", duration).map(duration_text);
     let mut limits = Vec::new();
-    limits.extend(idle.map(|idle| format!("idle_timeout: {idle}")));
-    limits.extend(head.map(|head| format!("request_timeout: {head}")));
+    limits.extend(idle_timeout.map(|idle_timeout| format!("idle_timeout: {idle_timeout}")));
+    limits.extend(
+        request_timeout.map(|request_timeout| format!("request_timeout: {request_timeout}")),
+    );
     if keys.read(draft, "enable_keepalive", Value::as_bool) != Some(true) {
         limits.push("requests: 1".to_owned());
     }
@@ -252,7 +259,7 @@ fn read_http(draft: &mut ImportDraft, keys: Option<YamlKeys<'_>>, numwant: &mut 
         let value = format!("{{{}}}", limits.join(", "));
         draft.set("http", "limits", value, "idle_timeout, read_timeout, enable_keepalive");
     }
-    keys.without(draft, "write_timeout", "a client has 30 s to take its answer");
+    keys.without(draft, "write_timeout", "a client must read a reply within 30 s");
     keys.end(draft, |_| false);
 }
 
@@ -265,7 +272,7 @@ fn path(draft: &mut ImportDraft, key: &str, route: &str) -> Option<String> {
     let path = route.split('/').map(segment).collect::<Vec<_>>().join("/");
     if path.contains('*') || crate::http::paths::PathPattern::parse(&path).is_err() {
         let text =
-            format!("{route:?} has no counterpart: one segment may be a {{key}}; it is left out");
+            format!("{route:?} is left out; only one segment of a path may be variable ({{key}})");
         draft.note(&format!("http.{key}"), &text);
         return None;
     }
@@ -277,7 +284,7 @@ fn read_storage(draft: &mut ImportDraft, source: &str, value: Option<Value>) {
     let Some(mut keys) = YamlKeys::of(draft, source, "storage", value) else { return };
     let name = keys.read(draft, "name", text).unwrap_or_default();
     if !matches!(name.as_str(), "" | "memory") {
-        let text = "swarms are kept in memory; each tracker has its own";
+        let text = "swarms are kept in memory and not shared between trackers";
         draft.note("storage.name", text);
     }
     let config = keys.take("config");
@@ -293,6 +300,7 @@ fn read_storage(draft: &mut ImportDraft, source: &str, value: Option<Value>) {
     keys.end(draft, |_| false);
 }
 
+/// Names of the hooks of Chihaya.
 const HOOKS: [&str; 4] = ["jwt", "client approval", "torrent approval", "interval variation"];
 
 fn read_hooks(draft: &mut ImportDraft, source: &str, value: Option<Value>) {
@@ -318,7 +326,8 @@ fn read_hooks(draft: &mut ImportDraft, source: &str, value: Option<Value>) {
             Some(Value::Mapping(options)) => options,
             None => Mapping::new(),
             Some(other) => {
-                let text = format!("{name:?}: its options are {}", shown_value(&other));
+                let text =
+                    format!("{name:?}: the options must be a mapping, not {}", shown_value(&other));
                 draft.undecided(&here, &text);
                 continue;
             }
@@ -338,7 +347,8 @@ fn read_hooks(draft: &mut ImportDraft, source: &str, value: Option<Value>) {
                 continue;
             }
             _ => {
-                let text = format!("{name:?} is no hook of Chihaya's{}", suggestion(&name, &HOOKS));
+                let text =
+                    format!("{name:?} is not a hook of Chihaya{}", suggestion(&name, &HOOKS));
                 draft.undecided(&here, &text);
                 continue;
             }
@@ -349,21 +359,29 @@ fn read_hooks(draft: &mut ImportDraft, source: &str, value: Option<Value>) {
 
 fn jwt(draft: &mut ImportDraft, here: &str, options: &mut YamlKeys<'_>) {
     let Some(url) = options.read(draft, "jwk_set_url", text) else {
-        return draft.undecided(here, "jwt has no jwk_set_url, which says whose tokens are good");
+        return draft
+            .undecided(here, "jwt has no jwk_set_url, from which the keys of tokens are fetched");
     };
-    let mut ours = vec![("jwk_set_url", quoted(&url))];
+    let mut converted = vec![("jwk_set_url", quoted(&url))];
     for key in ["issuer", "audience"] {
         let has_value = options.keys.contains_key(key);
         let value = options.read(draft, key, text);
         if has_value && value.is_none() {
-            draft.undecided(&options.place(key), "is no text; any would be accepted");
+            draft.undecided(
+                &options.place(key),
+                "is not a text; without it any value would be accepted",
+            );
         }
-        ours.extend(value.map(|value| (key, quoted(&value))));
+        converted.extend(value.map(|value| (key, quoted(&value))));
     }
-    let every = options.read(draft, "jwk_set_update_interval", duration);
-    ours.extend(every.map(|every| ("jwk_set_update_interval", shown(every))));
-    let from = "prehook jwt; exp and nbf are checked now (without exp: require_exp: false)";
-    draft.hook("jwt", from, &ours);
+    let update_interval = options.read(draft, "jwk_set_update_interval", duration);
+    converted.extend(
+        update_interval
+            .map(|update_interval| ("jwk_set_update_interval", duration_text(update_interval))),
+    );
+    let from =
+        "prehook jwt; exp and nbf are also checked (for tokens without exp: require_exp: false)";
+    draft.hook("jwt", from, &converted);
 }
 
 fn approval(
@@ -388,34 +406,34 @@ fn approval(
             "clients" => crate::policy::clients::parse_prefix(text).is_some(),
             _ => crate::hex::parse_info_hash(text).is_some(),
         };
-        let (good, bad): (Vec<_>, Vec<_>) =
+        let (valid, invalid): (Vec<_>, Vec<_>) =
             listed.into_iter().partition(|value| value.as_str().is_some_and(fits));
-        for value in &bad {
-            let what = if key == "clients" { "no beginning of a peer id" } else { "no info hash" };
+        for value in &invalid {
+            let what = if key == "clients" { "not a peer id prefix" } else { "not an info hash" };
             draft.undecided(&here, &format!("{} is {what}", shown_value(value)));
         }
-        let good: Vec<_> = good.iter().filter_map(Value::as_str).collect();
+        let valid: Vec<_> = valid.iter().filter_map(Value::as_str).collect();
         // An empty whitelist permits every torrent in Chihaya.
-        if !good.is_empty() {
-            let ours = [("mode", mode.to_owned()), (key, list(&good))];
-            draft.hook(hook, &format!("prehook {name}, {list_key}"), &ours);
+        if !valid.is_empty() {
+            let converted = [("mode", mode.to_owned()), (key, list(&valid))];
+            draft.hook(hook, &format!("prehook {name}, {list_key}"), &converted);
         }
     }
 }
 
 fn variation(draft: &mut ImportDraft, options: &mut YamlKeys<'_>) {
-    let mut ours = Vec::new();
+    let mut converted = Vec::new();
     let probability = options.read(draft, "modify_response_probability", Value::as_f64);
-    ours.extend(probability.map(|share| ("probability", share.clamp(0.001, 1.0).to_string())));
+    converted.extend(probability.map(|share| ("probability", share.clamp(0.001, 1.0).to_string())));
     let increase = options.read(draft, "max_increase_delta", Value::as_u64);
     let increase = Duration::from_secs(increase.unwrap_or(60).clamp(1, 86_400));
     draft.variation = increase;
-    ours.push(("increase", shown(increase)));
+    converted.push(("increase", duration_text(increase)));
     let minimum = options.read(draft, "modify_min_interval", Value::as_bool);
-    ours.extend(minimum.map(|minimum| ("min_interval", minimum.to_string())));
+    converted.extend(minimum.map(|minimum| ("min_interval", minimum.to_string())));
     draft.hook(
         "interval_variation",
-        "prehook interval variation, drawn anew for each reply",
-        &ours,
+        "prehook interval variation; drawn for each reply",
+        &converted,
     );
 }

@@ -31,10 +31,10 @@ pub(super) struct ImportDraft {
     pub(super) lines: Vec<ImportedLine>,
     pub(super) hooks: Vec<String>,
     pub(super) notes: Vec<String>,
-    /// Access rules that could not be converted.
+    /// Number of access rules that could not be converted.
     pub(super) undecided: usize,
     pub(super) interval: Duration,
-    /// Intervals that hooks may add to the announce interval.
+    /// Maximum time that hooks add to the announce interval.
     pub(super) variation: Duration,
     pub(super) peer_lifetime: Duration,
 }
@@ -62,7 +62,7 @@ impl ImportDraft {
 
     /// Adds a hook that keeps the tracker from starting, in place of an access rule.
     pub(super) fn undecided(&mut self, place: &str, text: &str) {
-        let note = printable(&format!("access rule not carried over: {place}: {text}"));
+        let note = printable(&format!("access rule not converted: {place}: {text}"));
         self.hooks.push(format!("  # {note}\n  - name: {UNDECIDED}\n"));
         self.notes.push(note);
         self.undecided += 1;
@@ -78,17 +78,18 @@ impl ImportDraft {
     }
 
     pub(super) fn finish(mut self, name: &str) -> Imported {
-        let least = (self.interval + self.variation) * 3 / 2;
-        let lifetime = self.peer_lifetime.max(least);
+        let min_lifetime = (self.interval + self.variation) * 3 / 2;
+        let lifetime = self.peer_lifetime.max(min_lifetime);
         let from = match lifetime > self.peer_lifetime {
             true => "at least 1.5 times the longest interval",
-            false => "how long a peer was kept",
+            false => "lifetime of a peer",
         };
         let lifetime = humantime::format_duration(lifetime).to_string().replace(' ', "");
         self.set("announce", "peer_lifetime", lifetime, from);
         let name = quoted(name);
-        let mut config =
-            format!("# Made from {name}; behind each value stands what it was made from.\n");
+        let mut config = format!(
+            "# Converted from {name}. The comment after each value names what it was made from.\n"
+        );
         for note in &self.notes {
             _ = writeln!(config, "# {note}");
         }
@@ -109,7 +110,7 @@ impl ImportDraft {
     }
 }
 
-/// Escapes a text for use in a YAML comment, so that it cannot end the comment.
+/// Replaces control characters of a text for a YAML comment, so that it cannot end the comment.
 pub(super) fn printable(text: &str) -> String {
     let plain = |character: char| match character {
         ' '..='~' => character,
@@ -119,7 +120,7 @@ pub(super) fn printable(text: &str) -> String {
     text.chars().map(plain).collect()
 }
 
-/// Formats the known name most similar to a misspelt one as a question.
+/// Returns a question with the known name that is most similar to a misspelt one, or an empty text.
 pub(super) fn suggestion(name: &str, known: &[&str]) -> String {
     let near = known.iter().map(|known| (strsim::damerau_levenshtein(known, name), known)).min();
     match near.filter(|(distance, _)| *distance <= name.len().div_ceil(3).max(1)) {
@@ -148,7 +149,8 @@ pub(super) fn quoted(text: &str) -> String {
     quoted
 }
 
-pub(super) fn shown(duration: Duration) -> String {
+/// Formats a duration in whole seconds, at least one.
+pub(super) fn duration_text(duration: Duration) -> String {
     humantime::format_duration(Duration::from_secs(duration.as_secs().max(1)))
         .to_string()
         .replace(' ', "")

@@ -9,8 +9,8 @@ use std::time::Duration;
 /// Prefixes of opentracker's keys.
 const KEYS: [&str; 5] = ["listen.", "access.", "livesync.", "batchsync.", "tracker."];
 
-/// Whether a text looks like a config of opentracker.
-pub(super) fn is_one(text: &str) -> bool {
+/// Returns whether a text looks like a config of opentracker.
+pub(super) fn is_opentracker_config(text: &str) -> bool {
     lines(text).any(|(_, key, _)| KEYS.iter().any(|known| key.starts_with(known)))
 }
 
@@ -42,20 +42,24 @@ impl<'t> OpentrackerLists<'t> {
                     self.udp.extend(found.iter().filter(|_| key != "listen.tcp"));
                     self.tcp.extend(found.iter().filter(|_| key != "listen.udp"));
                 }
-                None => draft.mistake(place, &format!("{value:?} is no address, and is left out")),
+                None => {
+                    draft.mistake(place, &format!("{value:?} is not an address; it is left out"))
+                }
             },
             "access.whitelist" | "access.blacklist" if value.is_empty() => {
-                draft.undecided(place, "names no file");
+                draft.undecided(place, "no file is given");
             }
             "access.whitelist" => self.lists.push(("allow", value)),
             "access.blacklist" => self.lists.push(("deny", value)),
             "access.proxy" => match parse_network(value) {
                 Some(network) => self.proxies.push(network),
-                None => draft.mistake(place, &format!("{value:?} is no network, and is left out")),
+                None => {
+                    draft.mistake(place, &format!("{value:?} is not a network; it is left out"))
+                }
             },
             "access.fifo_add" | "access.fifo_delete" => {
                 self.has_fifo = true;
-                let text = "PUT and DELETE /v1/access_list/HASH at control.listen do this, kept in overrides_file";
+                let text = "use PUT and DELETE /v1/access_list/HASH at control.listen; changes go to overrides_file";
                 draft.note(place, text);
             }
             other => match without_counterpart(other) {
@@ -80,11 +84,11 @@ pub(super) fn read(text: &str) -> ImportDraft {
         peer_lifetime: Duration::from_secs(2_700),
         ..ImportDraft::default()
     };
-    let mut listed = OpentrackerLists::default();
+    let mut settings = OpentrackerLists::default();
     for (number, key, value) in lines(text) {
-        listed.read_line(&mut draft, &format!("line {number}: {key}"), (key, value));
+        settings.read_line(&mut draft, &format!("line {number}: {key}"), (key, value));
     }
-    let OpentrackerLists { mut udp, mut tcp, proxies, lists, has_fifo } = listed;
+    let OpentrackerLists { mut udp, mut tcp, proxies, lists, has_fifo } = settings;
     if udp.is_empty() && tcp.is_empty() {
         // The default of opentracker.
         udp.push(([0, 0, 0, 0], 6969).into());
@@ -103,7 +107,7 @@ pub(super) fn read(text: &str) -> ImportDraft {
         "announce",
         "interval",
         "27m".to_owned(),
-        "30m less 3m, to which a hook adds up to 6m",
+        "30m less 3m; the hook interval_variation adds up to 6m",
     );
     draft.set("announce", "min_interval", "15m".to_owned(), "half the interval");
     for (mode, file) in lists {
@@ -117,8 +121,8 @@ pub(super) fn read(text: &str) -> ImportDraft {
             &options,
         );
     }
-    draft.hook("interval_variation", "compiled in", &[("increase", "6m".to_owned())]);
-    let text = "/scrape without an info hash was for everybody; name the networks in http.full_scrape.networks";
+    draft.hook("interval_variation", "compiled into opentracker", &[("increase", "6m".to_owned())]);
+    let text = "any client could request /scrape without an info hash; list networks in http.full_scrape.networks";
     draft.note("full scrape", text);
     draft
 }
@@ -147,16 +151,16 @@ const ALL_KEYS: [&str; 17] = [
 /// Returns why a key of opentracker has no counterpart; `None` for an unknown key.
 fn without_counterpart(key: &str) -> Option<&'static str> {
     match key {
-        "listen.udp.workers" => Some("each core has a shard of its own (cpus)"),
+        "listen.udp.workers" => Some("there is one shard per core (see cpus)"),
         "access.stats" | "access.stats_path" => {
-            Some("metrics are at /metrics on control.listen; a firewall limits who can read them")
+            Some("metrics are at /metrics on control.listen; restrict access with a firewall")
         }
         "tracker.user" | "tracker.rootdir" => {
             Some("the service manager does this: deploy/tsubame.service")
         }
-        "tracker.redirect_url" => Some("/ is a page with the announce URLs"),
+        "tracker.redirect_url" => Some("/ serves a page with the announce URLs"),
         key if key.starts_with("livesync.") || key.starts_with("batchsync.") => {
-            Some("each tracker has swarms of its own")
+            Some("swarms are not shared between trackers")
         }
         _ => None,
     }
