@@ -2,7 +2,9 @@
 
 use std::io;
 use std::time::Duration;
-use tsubame_udp::ring::{Datagram, ForwardSlot, ReceivedDatagram, ReturnPath, Ring, RingCounts};
+use tsubame_udp::ring::{
+    Datagram, ForwardSlot, ReceivedDatagram, ReturnPath, Ring, RingCounts, UnreadableDatagram,
+};
 
 /// Receives datagrams and sends replies, in batches and without blocking.
 ///
@@ -19,11 +21,11 @@ pub trait Datapath {
     /// With a timeout, it waits up to that long for a full batch of datagrams.
     fn turn(&mut self, timeout: Option<Duration>) -> io::Result<usize>;
 
-    /// Returns the next datagram.
-    fn take(&mut self) -> Option<Self::Received>;
+    /// Returns the next datagram, whose header is parsed; one that cannot be read is released.
+    fn take(&mut self) -> Option<Result<Self::Received, UnreadableDatagram>>;
 
-    /// Returns the contents of a datagram and its reply slot; `None` if the received bytes cannot be parsed.
-    fn open<'a>(&'a mut self, received: &Self::Received) -> Option<(Datagram<'a>, &'a mut [u8])>;
+    /// Returns the contents of a datagram and its reply slot.
+    fn open<'a>(&'a mut self, received: &Self::Received) -> (Datagram<'a>, &'a mut [u8]);
 
     /// Sends the first `len` bytes of the reply slot to the source of the datagram.
     fn send(&mut self, received: Self::Received, len: usize) -> io::Result<()>;
@@ -32,7 +34,7 @@ pub trait Datapath {
     fn release(&mut self, received: Self::Received);
 
     /// Returns the path of the reply to a datagram, so that another shard can send it.
-    fn return_path(&self, received: &Self::Received) -> Option<ReturnPath>;
+    fn return_path(&self, received: &Self::Received) -> ReturnPath;
 
     /// Returns a free slot for the reply to another shard's datagram; `None` while all slots are in use.
     fn forward_slot(&mut self) -> Option<Self::Slot>;
@@ -70,11 +72,11 @@ impl Datapath for Ring {
         }
     }
 
-    fn take(&mut self) -> Option<ReceivedDatagram> {
+    fn take(&mut self) -> Option<Result<ReceivedDatagram, UnreadableDatagram>> {
         Self::take(self)
     }
 
-    fn open<'a>(&'a mut self, received: &ReceivedDatagram) -> Option<(Datagram<'a>, &'a mut [u8])> {
+    fn open<'a>(&'a mut self, received: &ReceivedDatagram) -> (Datagram<'a>, &'a mut [u8]) {
         Self::open(self, received)
     }
 
@@ -86,7 +88,7 @@ impl Datapath for Ring {
         Self::release(self, received);
     }
 
-    fn return_path(&self, received: &ReceivedDatagram) -> Option<ReturnPath> {
+    fn return_path(&self, received: &ReceivedDatagram) -> ReturnPath {
         Self::return_path(self, received)
     }
 

@@ -11,7 +11,7 @@ use crate::tracker::{AdmittedAnnounce, AdmittedRequest, AdmittedScrape, UdpReply
 use std::io;
 use std::time::Duration;
 use tsubame_storage::{Family, Prefetch, Seconds, SwarmStats};
-use tsubame_udp::ring::ReturnPath;
+use tsubame_udp::ring::{Datagram, ReturnPath};
 use tsubame_udp::wire::{SCRAPE_ROW_LEN, TransactionId};
 
 /// Maximum number of datagrams that are answered together. Larger batches would delay replies: with clients that wait
@@ -81,11 +81,11 @@ impl<D: Datapath> UdpRequests<D> {
     ) -> io::Result<()> {
         for _ in 0..count {
             let Some(received) = self.datapath.take() else { break };
-            let Some((datagram, reply)) = self.datapath.open(&received) else {
+            let Ok(received) = received else {
                 count_outcome(node, Family::V4, Outcome::Unreadable);
-                self.datapath.release(received);
                 continue;
             };
+            let (datagram, reply) = self.datapath.open(&received);
             let family = Family::of(datagram.source.ip());
             match node.tracker.prove(now, datagram.source, datagram.payload, reply) {
                 Ok(request) => {
@@ -114,14 +114,8 @@ impl<D: Datapath> UdpRequests<D> {
         let mut proven = std::mem::replace(batch, std::mem::take(&mut self.permitted));
         for mut item in proven.drain(..) {
             let BatchItem { received, request, prefetch, .. } = &mut item;
-            let checked = match self.datapath.open(received) {
-                Some((datagram, reply)) => {
-                    let (source, payload) = (datagram.source.ip(), datagram.payload);
-                    node.tracker.check_policy(now, source, request, prefetch, payload, reply)
-                }
-                None => Err(UdpReply::none(Outcome::Unreadable)),
-            };
-            match checked {
+            let (Datagram { source, payload, .. }, reply) = self.datapath.open(received);
+            match node.tracker.check_policy(now, source.ip(), request, prefetch, payload, reply) {
                 Ok(()) => batch.push(item),
                 Err(refused) => self.finish(node, item.received, item.family, refused)?,
             }
@@ -149,12 +143,8 @@ impl<D: Datapath> UdpRequests<D> {
             }
             AdmittedRequest::Announce(..) | AdmittedRequest::Scrape(_) => {}
         }
-        let reply = match self.datapath.open(&received) {
-            Some((datagram, reply)) => {
-                node.tracker.answer(now, prefetch, &request, datagram.payload, reply)
-            }
-            None => UdpReply::none(Outcome::Unreadable),
-        };
+        let (datagram, reply) = self.datapath.open(&received);
+        let reply = node.tracker.answer(now, prefetch, &request, datagram.payload, reply);
         self.finish(node, received, family, reply)
     }
 
@@ -184,9 +174,8 @@ impl<D: Datapath> UdpRequests<D> {
         transaction_id: TransactionId,
     ) {
         let owner = usize::from(node.owner(&announce.info_hash));
-        let is_sent = self.datapath.return_path(&received).is_some_and(|path| {
-            node.endpoint.send(owner, Message::Announce(*announce, transaction_id, path))
-        });
+        let path = self.datapath.return_path(&received);
+        let is_sent = node.endpoint.send(owner, Message::Announce(*announce, transaction_id, path));
         let outcome = if is_sent { Outcome::Forwarded } else { Outcome::ShedMesh };
         count_outcome(node, family, outcome);
         self.datapath.release(received);
@@ -235,27 +224,24 @@ impl<D: Datapath> UdpRequests<D> {
         family: Family,
         scrape: &AdmittedScrape,
     ) -> io::Result<()> {
-        let (id, path) = (self.pending_scrapes.next_id(), self.datapath.return_path(&received));
-        let (Some(id), Some(path)) = (id, path) else {
+        let Some(id) = self.pending_scrapes.next_id() else {
             return self.finish(node, received, family, UdpReply::none(Outcome::ShedScrape));
         };
-        let (mut missing, mut reply_len, mut all_sent) = (0, 0, true);
+        let (mut missing, mut all_sent) = (0, true);
         let mut reply = [0; SCRAPE_REPLY_LEN_MAX];
         node.scrape_requests.begin(id);
-        if let Some((datagram, _)) = self.datapath.open(&received) {
-            reply_len = scrape.begin_reply(&mut reply);
-            for (number, info_hash) in scrape.info_hashes(datagram.payload).enumerate() {
-                reply_len += SCRAPE_ROW_LEN;
-                let owner = node.owner(&info_hash);
-                if owner == node.number {
-                    scrape.write_row(&mut reply, number, node.tracker.scrape(&info_hash));
-                    continue;
-                }
-                missing += 1;
-                let Node { scrape_requests, endpoint, .. } = &mut *node;
-                all_sent &=
-                    scrape_requests.add(endpoint, usize::from(owner), number as u8, info_hash);
+        let mut reply_len = scrape.begin_reply(&mut reply);
+        let (datagram, _) = self.datapath.open(&received);
+        for (number, info_hash) in scrape.info_hashes(datagram.payload).enumerate() {
+            reply_len += SCRAPE_ROW_LEN;
+            let owner = node.owner(&info_hash);
+            if owner == node.number {
+                scrape.write_row(&mut reply, number, node.tracker.scrape(&info_hash));
+                continue;
             }
+            missing += 1;
+            let Node { scrape_requests, endpoint, .. } = &mut *node;
+            all_sent &= scrape_requests.add(endpoint, usize::from(owner), number as u8, info_hash);
         }
         let Node { scrape_requests, endpoint, .. } = &mut *node;
         all_sent &= scrape_requests.flush(endpoint);
@@ -264,13 +250,12 @@ impl<D: Datapath> UdpRequests<D> {
             return self.finish(node, received, family, UdpReply::none(Outcome::ShedMesh));
         }
         if missing == 0 {
-            if let Some((_, out)) = self.datapath.open(&received) {
-                out[..reply_len].copy_from_slice(&reply[..reply_len]);
-            }
+            let (_, out) = self.datapath.open(&received);
+            out[..reply_len].copy_from_slice(&reply[..reply_len]);
             let reply = UdpReply { outcome: Outcome::Scraped, len: reply_len };
             return self.finish(node, received, family, reply);
         }
-        let scrape = *scrape;
+        let (scrape, path) = (*scrape, self.datapath.return_path(&received));
         let pending = PendingScrape { path, family, scrape, missing, reply_len, reply };
         self.pending_scrapes.add(id, now.monotonic, pending);
         self.datapath.release(received);

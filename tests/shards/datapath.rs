@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 use tsubame::shard::datapath::Datapath;
-use tsubame_udp::ring::{Datagram, ReturnPath, RingCounts};
+use tsubame_udp::ring::{Datagram, ReturnPath, RingCounts, UnreadableDatagram};
 
 /// Number of receive buffers, few so that they run out.
 pub(crate) const BUFFERS: usize = 8;
@@ -148,14 +148,14 @@ impl Datapath for Model {
         Ok(self.arrived.len())
     }
 
-    fn take(&mut self) -> Option<Leased> {
-        self.arrived.pop_front()
+    fn take(&mut self) -> Option<Result<Leased, UnreadableDatagram>> {
+        self.arrived.pop_front().map(Ok)
     }
 
-    fn open<'a>(&'a mut self, received: &Leased) -> Option<(Datagram<'a>, &'a mut [u8])> {
+    fn open<'a>(&'a mut self, received: &Leased) -> (Datagram<'a>, &'a mut [u8]) {
         let Buffer { source, bytes, reply } = &mut self.buffers[received.0];
         let datagram = Datagram { source: *source, payload: bytes, truncated: false };
-        Some((datagram, reply))
+        (datagram, reply)
     }
 
     fn send(&mut self, received: Leased, len: usize) -> io::Result<()> {
@@ -170,8 +170,8 @@ impl Datapath for Model {
         self.publish();
     }
 
-    fn return_path(&self, received: &Leased) -> Option<ReturnPath> {
-        Some(ReturnPath::new(0, self.buffers[received.0].source, None))
+    fn return_path(&self, received: &Leased) -> ReturnPath {
+        ReturnPath::new(0, self.buffers[received.0].source, None)
     }
 
     fn forward_slot(&mut self) -> Option<usize> {

@@ -31,7 +31,7 @@ use io_uring::{IoUring, cqueue, opcode};
 use memory::{BUFFER_LEN, Buffers, Region, ReplySlot};
 use operation::{ReplyDestination, receive_message, reply_entry};
 use operation_id::OperationId;
-use packet::HEADER_LEN;
+use packet::{HEADER_LEN, PacketHeader};
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::VecDeque;
 use std::io;
@@ -69,11 +69,22 @@ const BUFFER_GROUP: u16 = 0;
 #[derive(Debug)]
 #[must_use = "a buffer that is neither sent nor released is lost"]
 pub struct ReceivedDatagram {
+    completed: CompletedReceive,
+    header: PacketHeader,
+}
+
+/// A receive buffer that the kernel has filled.
+#[derive(Clone, Copy, Debug)]
+struct CompletedReceive {
     ring: u32,
     buffer: u16,
     socket: u16,
     len: u32,
 }
+
+/// The bytes that the kernel wrote before a datagram cannot be parsed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnreadableDatagram;
 
 /// Contents of a received datagram.
 #[derive(Clone, Copy, Debug)]
@@ -134,7 +145,7 @@ struct RingState {
     /// Memory shared with the kernel; `None` only during `drop`.
     memory: Option<RingMemory>,
     /// Received datagrams that have not been taken.
-    arrived: VecDeque<ReceivedDatagram>,
+    arrived: VecDeque<CompletedReceive>,
     /// Number of buffers that the kernel may fill.
     free_buffers: u16,
     failures_in_a_row: u32,
@@ -302,57 +313,56 @@ impl Ring {
         }
     }
 
-    /// Returns the next datagram.
-    pub fn take(&mut self) -> Option<ReceivedDatagram> {
-        self.state.arrived.pop_front()
+    /// Returns the next datagram; one that cannot be read is released.
+    pub fn take(&mut self) -> Option<Result<ReceivedDatagram, UnreadableDatagram>> {
+        let completed = self.state.arrived.pop_front()?;
+        let control_len = self.state.control_len(completed.socket);
+        Some(match packet::parse(self.state.bytes(&completed), control_len) {
+            Some(header) => Ok(ReceivedDatagram { completed, header }),
+            None => {
+                self.state.provide(completed.buffer);
+                Err(UnreadableDatagram)
+            }
+        })
     }
 
     /// Returns the contents of a received datagram and the slot for its reply.
-    ///
-    /// Returns `None` if the bytes that the kernel wrote cannot be parsed.
-    pub fn open<'a>(
-        &'a mut self,
-        received: &ReceivedDatagram,
-    ) -> Option<(Datagram<'a>, &'a mut [u8])> {
-        let control_len = self.state.control_len(received);
-        let parsed = packet::parse(self.state.bytes(received), control_len)?;
-        let mut slot = self.state.memory_ref().slots.at(usize::from(received.buffer));
+    pub fn open<'a>(&'a mut self, received: &ReceivedDatagram) -> (Datagram<'a>, &'a mut [u8]) {
+        let ReceivedDatagram { completed, header } = received;
+        assert_eq!(completed.ring, self.state.number);
+        let payload = header.payload(self.state.bytes(completed));
+        let mut slot = self.state.memory_ref().slots.at(usize::from(completed.buffer));
         // SAFETY: the slot belongs to the buffer, and the holder of its `ReceivedDatagram` has exclusive access: no
         // reply is in flight from it. The received bytes lie in other memory.
         let slot = unsafe { slot.as_mut() };
-        let (source, payload) = (parsed.source, parsed.payload);
-        Some((Datagram { source, payload, truncated: parsed.truncated }, &mut slot.reply))
+        let datagram = Datagram { source: header.source, payload, truncated: header.truncated };
+        (datagram, &mut slot.reply)
     }
 
     /// Sends the first `len` bytes of the reply slot of a datagram to its source.
     pub fn send(&mut self, received: ReceivedDatagram, len: usize) -> io::Result<()> {
-        let ReceivedDatagram { buffer, socket, .. } = received;
-        let control_len = self.state.control_len(&received);
+        let CompletedReceive { ring, buffer, socket, .. } = received.completed;
+        assert_eq!(ring, self.state.number);
         let buffer_at = self.state.memory_ref().buffers.at(buffer).cast::<u8>();
         // SAFETY: the name follows the header and lies within the buffer.
         let name = unsafe { buffer_at.add(HEADER_LEN) };
-        let local = match control_len {
-            0 => None,
-            _ => packet::parse(self.state.bytes(&received), control_len)
-                .and_then(|parsed| parsed.local),
-        };
         let slot = self.state.memory_ref().slots.at(usize::from(buffer));
-        let entry = reply_entry(slot, ReplyDestination::Name(name), socket, len, local);
+        let entry =
+            reply_entry(slot, ReplyDestination::Name(name), socket, len, received.header.local);
         self.state.replies_in_flight += 1;
         self.push(entry.user_data(OperationId::Reply { buffer }.pack()))
     }
 
     /// Releases the buffer of a datagram without a reply.
     pub fn release(&mut self, received: ReceivedDatagram) {
-        assert_eq!(received.ring, self.state.number);
-        self.state.provide(received.buffer);
+        assert_eq!(received.completed.ring, self.state.number);
+        self.state.provide(received.completed.buffer);
     }
 
     /// Returns the address and socket of the reply to a datagram, so that another shard can send it.
-    pub fn return_path(&self, received: &ReceivedDatagram) -> Option<ReturnPath> {
-        let control_len = self.state.control_len(received);
-        let parsed = packet::parse(self.state.bytes(received), control_len)?;
-        Some(ReturnPath::new(received.socket, parsed.source, parsed.local))
+    pub fn return_path(&self, received: &ReceivedDatagram) -> ReturnPath {
+        let ReceivedDatagram { completed, header } = received;
+        ReturnPath::new(completed.socket, header.source, header.local)
     }
 
     /// Returns a free slot for the reply to another shard's datagram; `None` while all are in use.
@@ -406,8 +416,8 @@ impl Ring {
         let mut ended = self.cancel().is_ok();
         let slice = Duration::from_millis(10);
         for _ in 0..timeout.as_millis().div_ceil(slice.as_millis()).max(1) {
-            while let Some(received) = self.take() {
-                self.release(received);
+            while let Some(completed) = self.state.arrived.pop_front() {
+                self.state.provide(completed.buffer);
             }
             if self.state.is_quiet() {
                 break;
@@ -465,12 +475,12 @@ impl RingState {
     }
 
     /// Returns the bytes that the kernel wrote for a datagram.
-    fn bytes(&self, received: &ReceivedDatagram) -> &[u8] {
-        let buffer = self.memory_ref().buffers.at(received.buffer);
-        // SAFETY: the kernel has filled this buffer and does not access it again before it is provided again, which
-        // consumes the `ReceivedDatagram`.
+    fn bytes(&self, completed: &CompletedReceive) -> &[u8] {
+        let buffer = self.memory_ref().buffers.at(completed.buffer);
+        // SAFETY: the kernel has filled this buffer and does not access it again before it is provided again. That
+        // consumes the `ReceivedDatagram` that holds the `CompletedReceive`, or happens before there is one.
         let bytes: &[u8; BUFFER_LEN] = unsafe { buffer.as_ref() };
-        &bytes[..(received.len as usize).min(BUFFER_LEN)]
+        &bytes[..(completed.len as usize).min(BUFFER_LEN)]
     }
 
     /// Handles the completion of an operation.
@@ -502,7 +512,7 @@ impl RingState {
                 self.failures_in_a_row = 0;
                 self.free_buffers -= 1;
                 let (ring, len) = (self.number, result as u32);
-                self.arrived.push_back(ReceivedDatagram { ring, buffer, socket, len });
+                self.arrived.push_back(CompletedReceive { ring, buffer, socket, len });
             }
             (0.., None) => self.receive_failed(),
             (error, buffer) => {
@@ -530,10 +540,9 @@ impl RingState {
         self.free_buffers += 1;
     }
 
-    /// Returns the bytes reserved for control messages before the payload of a datagram.
-    fn control_len(&self, received: &ReceivedDatagram) -> usize {
-        assert_eq!(received.ring, self.number);
-        self.memory_ref().messages[usize::from(received.socket)].msg_controllen
+    /// Returns the bytes reserved for control messages before the payload of the datagrams of a socket.
+    fn control_len(&self, socket: u16) -> usize {
+        self.memory_ref().messages[usize::from(socket)].msg_controllen
     }
 
     fn count_sent(&mut self, result: i32) {

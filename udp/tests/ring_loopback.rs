@@ -43,8 +43,8 @@ fn arrivals(ring: &mut Ring) -> usize {
 
 /// Replies to all received datagrams; `answer` writes a reply and returns its length, or 0 for none.
 fn serve(ring: &mut Ring, mut answer: impl FnMut(&[u8], bool, &mut [u8]) -> usize) {
-    while let Some(received) = ring.take() {
-        let (datagram, reply) = ring.open(&received).unwrap();
+    while let Some(received) = ring.take().map(Result::unwrap) {
+        let (datagram, reply) = ring.open(&received);
         match answer(datagram.payload, datagram.truncated, reply) {
             0 => ring.release(received),
             len => ring.send(received, len).unwrap(),
@@ -130,8 +130,8 @@ fn a_turn_with_timeout_sends_first_and_gathers_datagrams() {
     let (first, second) = (client("127.0.0.1:0"), client("127.0.0.1:0"));
     first.send_to(b"one", server).unwrap();
     arrivals(&mut ring);
-    let received = ring.take().unwrap();
-    let len = echo(b"one", false, ring.open(&received).unwrap().1);
+    let received = ring.take().map(Result::unwrap).unwrap();
+    let len = echo(b"one", false, ring.open(&received).1);
     ring.send(received, len).unwrap();
     // More datagrams follow only after the reply to the first one: by then the turn already waits.
     let sender = std::thread::spawn(move || {
@@ -169,8 +169,8 @@ fn without_free_buffers_datagrams_wait() {
     let mut held = Vec::new();
     let mut numbers = BTreeSet::new();
     let mut take = |ring: &mut Ring, held: &mut Vec<_>| {
-        while let Some(received) = ring.take() {
-            let (datagram, _) = ring.open(&received).unwrap();
+        while let Some(received) = ring.take().map(Result::unwrap) {
+            let (datagram, _) = ring.open(&received);
             numbers.insert(u32::from_be_bytes(datagram.payload.try_into().unwrap()));
             held.push(received);
         }
@@ -220,8 +220,8 @@ fn another_ring_replies_along_the_return_path() {
             );
             for (number, ring) in rings.iter_mut().enumerate() {
                 ring.turn().unwrap();
-                if let Some(received) = ring.take() {
-                    path = ring.return_path(&received).map(|path| (number, path));
+                if let Some(received) = ring.take().map(Result::unwrap) {
+                    path = Some((number, ring.return_path(&received)));
                     ring.release(received);
                 }
             }
@@ -260,7 +260,7 @@ fn stopping_with_replies_in_flight_frees_the_port() {
             client.send_to(&[0; 98], server).unwrap();
         }
         arrivals(&mut ring);
-        while let Some(received) = ring.take() {
+        while let Some(received) = ring.take().map(Result::unwrap) {
             ring.send(received, 1_000).unwrap();
         }
         assert!(ring.stop(TIMEOUT));
@@ -281,7 +281,7 @@ fn a_full_submission_queue_is_submitted_without_a_turn() {
     let mut held = Vec::new();
     while held.len() < Ring::buffers_max() {
         arrivals(&mut ring);
-        held.extend(std::iter::from_fn(|| ring.take()));
+        held.extend(std::iter::from_fn(|| ring.take().map(Result::unwrap)));
     }
     // One reply for each buffer is more than the submission queue holds.
     let (count, turns) = (held.len() as u64, ring.counts().turns);

@@ -18,18 +18,28 @@ const PKTINFO_V6_LEN: usize = size_of::<libc::in6_pktinfo>();
 const _: () = assert!(NAME_LEN == 28 && NAME_LEN_V4 == 16 && CMSG_HEADER_LEN == 16);
 const _: () = assert!(PKTINFO_V4_LEN == 12 && PKTINFO_V6_LEN == 20 && CONTROL_LEN == 40);
 
-/// A parsed receive buffer.
+/// The parsed bytes before the payload in a receive buffer, and the place of the payload.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ReceivedPacket<'a> {
+pub(super) struct PacketHeader {
     pub(super) source: SocketAddr,
     /// Destination address and interface of the datagram, if the socket reports them.
     pub(super) local: Option<(IpAddr, u32)>,
-    pub(super) payload: &'a [u8],
+    /// Position of the payload in the buffer.
+    payload_start: u32,
+    payload_len: u32,
     pub(super) truncated: bool,
 }
 
+impl PacketHeader {
+    /// Returns the payload, given the buffer that the header was parsed from.
+    pub(super) fn payload<'a>(&self, buffer: &'a [u8]) -> &'a [u8] {
+        let (_, rest) = buffer.split_at_checked(self.payload_start as usize).unwrap_or_default();
+        rest.get(..self.payload_len as usize).unwrap_or_default()
+    }
+}
+
 /// Parses the bytes that a multishot receive wrote; returns `None` if they are not a UDP datagram.
-pub(super) fn parse(buffer: &[u8], control_len: usize) -> Option<ReceivedPacket<'_>> {
+pub(super) fn parse(buffer: &[u8], control_len: usize) -> Option<PacketHeader> {
     let (header, rest) = buffer.split_first_chunk::<HEADER_LEN>()?;
     let word = |index: usize| {
         let bytes = header.as_chunks::<4>().0.get(index).copied();
@@ -38,11 +48,12 @@ pub(super) fn parse(buffer: &[u8], control_len: usize) -> Option<ReceivedPacket<
     let (name, rest) = rest.split_at_checked(NAME_LEN)?;
     let (control, payload) = rest.split_at_checked(control_len)?;
     // The length in the header is that of the datagram, even if it was truncated.
-    let payload = payload.get(..word(2) as usize).unwrap_or(payload);
-    Some(ReceivedPacket {
+    let payload_len = (payload.len() as u32).min(word(2));
+    Some(PacketHeader {
         source: read_name(name)?,
         local: control.get(..word(1) as usize).and_then(read_control),
-        payload,
+        payload_start: (HEADER_LEN + NAME_LEN + control_len) as u32,
+        payload_len,
         truncated: word(3) & libc::MSG_TRUNC as u32 != 0,
     })
 }
@@ -193,6 +204,10 @@ mod tests {
                 let parsed = parse(&bytes, control_len);
                 let long_enough = bytes.len() >= HEADER_LEN + NAME_LEN + control_len;
                 assert_eq!(parsed.is_some(), long_enough, "round {round}");
+                if let Some(header) = parsed {
+                    let after = &bytes[HEADER_LEN + NAME_LEN + control_len..];
+                    assert!(after.starts_with(header.payload(&bytes)), "round {round}");
+                }
             }
         }
     }
