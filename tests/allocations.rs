@@ -164,7 +164,7 @@ fn shards(keys: &std::path::Path) -> Vec<Node> {
         keys.display()
     );
     let config = Arc::new(Config::parse("test", &source).unwrap());
-    let (identity, addresses) = (Identity::draw(2).unwrap(), [const { Vec::new() }; 3]);
+    let (identity, addresses) = (Identity::random(2).unwrap(), [const { Vec::new() }; 3]);
     let files_for_connections = 100;
     let startup =
         StartupState { config: config.clone(), identity, addresses, files_for_connections };

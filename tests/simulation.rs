@@ -259,20 +259,9 @@ impl World {
         let mut body = Vec::new();
         let PeerList { counts, ref v4, ref v6, .. } = list;
         let external_ip = client.address.ip();
-        let compact = query.compact;
-        let (interval, min_interval) =
-            (announce.intervals.interval_secs, announce.intervals.min_interval_secs);
-        reply::AnnounceResponse {
-            counts,
-            interval,
-            min_interval,
-            external_ip,
-            v4,
-            v6,
-            compact,
-            warning: None,
-        }
-        .write(&mut body);
+        let Intervals { interval_secs, min_interval_secs: min_interval } = announce.intervals;
+        let empty = reply::AnnounceResponse::empty(external_ip, interval_secs, query.compact);
+        reply::AnnounceResponse { counts, min_interval, v4, v6, ..empty }.write(&mut body);
         if self.rng.u8(..20) > 0 {
             self.client_receives_http(number, &body);
         }

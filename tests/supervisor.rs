@@ -26,7 +26,7 @@ fn a_shard_that_panics_ends_the_process_with_its_code_and_one_line() {
         };
         let mut shards = Supervisor::start(vec![(0, body(0)), (0, body(1))]).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(shards.all_ended(Duration::from_secs(20)));
+        runtime.block_on(shards.wait_for_exits(Duration::from_secs(20)));
         unreachable!("the process did not end");
     }
     let output = Command::new(std::env::current_exe().unwrap())

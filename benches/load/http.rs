@@ -197,10 +197,10 @@ fn unchunk(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, &'static str> {
 ///
 /// It is as tolerant as clients are: keys may have any order, and those with a default may be missing.
 pub(crate) fn read_announce(body: &[u8], is_ipv4: bool) -> Result<TrackerReply<'_>, &'static str> {
-    if bencode::raw(body, b"failure reason").is_some() {
+    if bencode::raw_value(body, b"failure reason").is_some() {
         return Ok(TrackerReply::Error);
     }
-    let list = |key: &[u8]| match bencode::raw(body, key) {
+    let list = |key: &[u8]| match bencode::raw_value(body, key) {
         Some(raw) => bytes_of(raw).ok_or("peers that are not compact"),
         None => Ok(&[][..]),
     };
@@ -221,13 +221,13 @@ pub(crate) fn read_scrape(
     body: &[u8],
     requested: impl Iterator<Item = [u8; 20]>,
 ) -> Result<Option<Vec<[u8; 12]>>, &'static str> {
-    if bencode::raw(body, b"failure reason").is_some() {
+    if bencode::raw_value(body, b"failure reason").is_some() {
         return Ok(None);
     }
-    let files = bencode::raw(body, b"files").ok_or("scrape without files")?;
+    let files = bencode::raw_value(body, b"files").ok_or("scrape without files")?;
     let row = |info_hash: [u8; 20]| {
         let mut row = [0; 12];
-        let file = bencode::raw(files, &info_hash).unwrap_or_default();
+        let file = bencode::raw_value(files, &info_hash).unwrap_or_default();
         let keys = [&b"complete"[..], b"downloaded", b"incomplete"];
         for (field, key) in row.chunks_exact_mut(4).zip(keys) {
             field.copy_from_slice(&number(file, key).unwrap_or(0).to_be_bytes());
@@ -254,7 +254,7 @@ fn bytes_of(raw: &[u8]) -> Option<&[u8]> {
 
 /// Returns an integer of a bencoded dictionary.
 fn number(dictionary: &[u8], key: &[u8]) -> Option<u32> {
-    let raw = bencode::raw(dictionary, key)?.strip_prefix(b"i")?.strip_suffix(b"e")?;
+    let raw = bencode::raw_value(dictionary, key)?.strip_prefix(b"i")?.strip_suffix(b"e")?;
     str::from_utf8(raw).ok()?.parse().ok()
 }
 

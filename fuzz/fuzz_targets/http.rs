@@ -17,7 +17,7 @@ fuzz_target!(|input: (u8, &[u8])| {
         assert_eq!(proxy::parse(&bytes[..end]), proxied, "more bytes change the result");
     }
     let bytes = match proxied {
-        proxy::ProxyProtocol::Yes { len, .. } => &bytes[len..],
+        proxy::ProxyProtocol::Header { len, .. } => &bytes[len..],
         _ => bytes,
     };
     let whole = requests(bytes, bytes.len());

@@ -6,23 +6,23 @@
 use thiserror::Error;
 
 /// Appends a byte string.
-pub fn bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+pub fn write_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     decimal(out, bytes.len() as u64);
     out.push(b':');
     out.extend_from_slice(bytes);
 }
 
 /// Appends an integer.
-pub fn integer(out: &mut Vec<u8>, value: u64) {
+pub fn write_integer(out: &mut Vec<u8>, value: u64) {
     out.push(b'i');
     decimal(out, value);
     out.push(b'e');
 }
 
 /// Appends a key and its integer value.
-pub fn entry(out: &mut Vec<u8>, key: &str, value: u64) {
-    bytes(out, key.as_bytes());
-    integer(out, value);
+pub fn write_entry(out: &mut Vec<u8>, key: &str, value: u64) {
+    write_bytes(out, key.as_bytes());
+    write_integer(out, value);
 }
 
 /// Appends a number in decimal digits.
@@ -63,10 +63,10 @@ pub enum Value<'a> {
 pub enum BencodeError {
     /// The bytes end within a value.
     #[error("ends within a value")]
-    Short,
+    Truncated,
     /// More bytes follow the value.
     #[error("has bytes after its end")]
-    Long,
+    TrailingBytes,
     /// The bytes have none of the four forms, a number is not written in its canonical form, or values are nested too
     /// deeply.
     #[error("malformed")]
@@ -80,12 +80,12 @@ impl<'a> Value<'a> {
     /// Parses one value, which must use all bytes.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, BencodeError> {
         let (value, rest) = Self::read(bytes, DEPTH_MAX)?;
-        if rest.is_empty() { Ok(value) } else { Err(BencodeError::Long) }
+        if rest.is_empty() { Ok(value) } else { Err(BencodeError::TrailingBytes) }
     }
 
     /// Parses one value that may contain `depth` levels; returns it with the bytes after it.
     fn read(bytes: &'a [u8], depth: usize) -> Result<(Self, &'a [u8]), BencodeError> {
-        let (first, mut rest) = bytes.split_first().ok_or(BencodeError::Short)?;
+        let (first, mut rest) = bytes.split_first().ok_or(BencodeError::Truncated)?;
         let depth = depth.checked_sub(1).ok_or(BencodeError::Malformed)?;
         match first {
             b'i' => {
@@ -140,7 +140,7 @@ impl<'a> Value<'a> {
 ///
 /// Returns `None` if the key is missing or the bytes before it are not valid bencode. Keys may be unsorted, as programs
 /// that make torrents do not all sort them.
-pub fn raw<'a>(dictionary: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
+pub fn raw_value<'a>(dictionary: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
     let mut rest = dictionary.strip_prefix(b"d")?;
     while rest.first() != Some(&b'e') {
         let (name, value) = byte_string(rest).ok()?;
@@ -180,7 +180,7 @@ fn skip(bytes: &[u8]) -> Option<&[u8]> {
 fn byte_string(bytes: &[u8]) -> Result<(&[u8], &[u8]), BencodeError> {
     let (len, rest) = number(bytes, b':')?;
     let len = usize::try_from(len).map_err(|_| BencodeError::Malformed)?;
-    rest.split_at_checked(len).ok_or(BencodeError::Short)
+    rest.split_at_checked(len).ok_or(BencodeError::Truncated)
 }
 
 /// Parses a number in canonical form up to the byte `end`; returns it with the bytes after `end`.
@@ -188,8 +188,11 @@ fn number(bytes: &[u8], end: u8) -> Result<(i64, &[u8]), BencodeError> {
     // The longest number, i64::MIN, has 20 characters.
     let mut parts = bytes.splitn(2, |byte| *byte == end);
     let (digits, rest) = (parts.next().unwrap_or_default(), parts.next());
-    let rest =
-        rest.ok_or(if digits.len() > 20 { BencodeError::Malformed } else { BencodeError::Short })?;
+    let rest = rest.ok_or(if digits.len() > 20 {
+        BencodeError::Malformed
+    } else {
+        BencodeError::Truncated
+    })?;
     let text = str::from_utf8(digits).map_err(|_| BencodeError::Malformed)?;
     let number: i64 = text.parse().map_err(|_| BencodeError::Malformed)?;
     if number.to_string() == text { Ok((number, rest)) } else { Err(BencodeError::Malformed) }
@@ -203,11 +206,11 @@ mod tests {
     fn values_are_written_in_bencode() {
         let mut out = Vec::new();
         for value in [0, 7, 10, 1_000, u64::MAX] {
-            integer(&mut out, value);
+            write_integer(&mut out, value);
         }
-        bytes(&mut out, b"spam");
-        bytes(&mut out, b"");
-        entry(&mut out, "a", 1);
+        write_bytes(&mut out, b"spam");
+        write_bytes(&mut out, b"");
+        write_entry(&mut out, "a", 1);
         assert_eq!(out, b"i0ei7ei10ei1000ei18446744073709551615e4:spam0:1:ai1e");
     }
 
@@ -221,12 +224,12 @@ mod tests {
         assert_eq!(dictionary.get("c"), None);
         assert_eq!(read("i-7e").unwrap().integer(), Some(-7));
         for (text, error) in [
-            ("", BencodeError::Short),
-            ("i5", BencodeError::Short),
-            ("5:spam", BencodeError::Short),
-            ("l", BencodeError::Short),
-            ("d1:a", BencodeError::Short),
-            ("i5ei6e", BencodeError::Long),
+            ("", BencodeError::Truncated),
+            ("i5", BencodeError::Truncated),
+            ("5:spam", BencodeError::Truncated),
+            ("l", BencodeError::Truncated),
+            ("d1:a", BencodeError::Truncated),
+            ("i5ei6e", BencodeError::TrailingBytes),
             ("i05e", BencodeError::Malformed),
             ("i-0e", BencodeError::Malformed),
             ("ie", BencodeError::Malformed),
@@ -244,7 +247,7 @@ mod tests {
     #[test]
     fn the_encoded_bytes_of_a_value_are_found() {
         let of = |bytes: &'static str| {
-            raw(bytes.as_bytes(), b"info").map(|raw| raw.escape_ascii().to_string())
+            raw_value(bytes.as_bytes(), b"info").map(|raw| raw.escape_ascii().to_string())
         };
         assert_eq!(
             of("d1:zi1e4:infod1:ai1e1:bl1:cdeee1:ali2eee").as_deref(),
@@ -256,6 +259,6 @@ mod tests {
         {
             assert_eq!(of(none), None, "{none}");
         }
-        assert_eq!(raw(format!("d4:info{}", "l".repeat(1 << 20)).as_bytes(), b"info"), None);
+        assert_eq!(raw_value(format!("d4:info{}", "l".repeat(1 << 20)).as_bytes(), b"info"), None);
     }
 }

@@ -26,7 +26,7 @@ pub struct RequestHead<'a> {
     /// Whether a body follows.
     pub has_body: bool,
     /// Whether the client accepts the chunked transfer coding: from HTTP/1.1 on.
-    pub takes_chunks: bool,
+    pub accepts_chunked: bool,
     /// Compressions that the client accepts.
     pub accepts: AcceptedEncodings,
     /// Name or address of the tracker in the Host header, without the port; `None` if it is missing or invalid.
@@ -114,7 +114,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(RequestHead<'_>, usize)>, HeadError
         // By default HTTP/1.1 keeps a connection open and HTTP/1.0 closes it (RFC 9112, section 9.3).
         keep_alive: request.version == Some(1),
         has_body: false,
-        takes_chunks: request.version == Some(1),
+        accepts_chunked: request.version == Some(1),
         accepts: AcceptedEncodings::default(),
         host: None,
         closes: false,

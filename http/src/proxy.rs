@@ -8,18 +8,18 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProxyProtocol {
     /// There is no PROXY header: the bytes come from the client.
-    No,
+    Absent,
     /// The bytes may be the beginning of a PROXY header.
     Partial,
     /// There is a complete PROXY header.
-    Yes {
+    Header {
         /// Length of the header in bytes.
         len: usize,
         /// Address of the client; `None` if the header has none, as when the balancer checks the health of the tracker.
         client: Option<IpAddr>,
     },
     /// The PROXY header is malformed.
-    Broken,
+    Malformed,
 }
 
 /// First bytes of version 2; no HTTP request and no TLS record begins with them.
@@ -47,7 +47,7 @@ pub fn parse(bytes: &[u8]) -> ProxyProtocol {
     } else if begins(PREFIX) {
         parse_line(bytes)
     } else {
-        ProxyProtocol::No
+        ProxyProtocol::Absent
     }
 }
 
@@ -58,7 +58,7 @@ fn parse_line(bytes: &[u8]) -> ProxyProtocol {
         return if bytes.len() < LINE_LEN_MAX {
             ProxyProtocol::Partial
         } else {
-            ProxyProtocol::Broken
+            ProxyProtocol::Malformed
         };
     };
     let line = head.get(PREFIX.len()..end).and_then(|line| str::from_utf8(line).ok());
@@ -67,11 +67,14 @@ fn parse_line(bytes: &[u8]) -> ProxyProtocol {
     let client = words.next().and_then(|source| source.parse::<IpAddr>().ok());
     let rest = words.count();
     match (family, client) {
-        (Some("UNKNOWN"), _) => ProxyProtocol::Yes { len: end + 2, client: None },
+        (Some("UNKNOWN"), _) => ProxyProtocol::Header { len: end + 2, client: None },
         (Some("TCP4"), Some(IpAddr::V4(_))) | (Some("TCP6"), Some(IpAddr::V6(_))) if rest == 3 => {
-            ProxyProtocol::Yes { len: end + 2, client: client.map(|client| client.to_canonical()) }
+            ProxyProtocol::Header {
+                len: end + 2,
+                client: client.map(|client| client.to_canonical()),
+            }
         }
-        _ => ProxyProtocol::Broken,
+        _ => ProxyProtocol::Malformed,
     }
 }
 
@@ -81,7 +84,7 @@ fn parse_binary(bytes: &[u8]) -> ProxyProtocol {
     let [.., version, family, high, low] = *head;
     let len = usize::from(u16::from_be_bytes([high, low]));
     if len > LEN_MAX {
-        return ProxyProtocol::Broken;
+        return ProxyProtocol::Malformed;
     }
     let Some(body) = rest.get(..len) else { return ProxyProtocol::Partial };
     let client = match (version, family) {
@@ -89,17 +92,17 @@ fn parse_binary(bytes: &[u8]) -> ProxyProtocol {
         (0x20, _) => None,
         (0x21, 0x11) => match body.first_chunk::<4>() {
             Some(source) if len >= 12 => Some(IpAddr::V4(Ipv4Addr::from(*source))),
-            _ => return ProxyProtocol::Broken,
+            _ => return ProxyProtocol::Malformed,
         },
         (0x21, 0x21) => match body.first_chunk::<16>() {
             Some(source) if len >= 36 => Some(IpAddr::V6(Ipv6Addr::from(*source))),
-            _ => return ProxyProtocol::Broken,
+            _ => return ProxyProtocol::Malformed,
         },
         // Unspecified families, datagrams and Unix sockets have no usable address.
         (0x21, _) => None,
-        _ => return ProxyProtocol::Broken,
+        _ => return ProxyProtocol::Malformed,
     };
-    ProxyProtocol::Yes { len: 16 + len, client: client.map(|client| client.to_canonical()) }
+    ProxyProtocol::Header { len: 16 + len, client: client.map(|client| client.to_canonical()) }
 }
 
 #[cfg(test)]
@@ -115,7 +118,7 @@ mod tests {
     }
 
     fn yes(len: usize, client: Option<&str>) -> ProxyProtocol {
-        ProxyProtocol::Yes { len, client: client.map(|client| client.parse().unwrap()) }
+        ProxyProtocol::Header { len, client: client.map(|client| client.parse().unwrap()) }
     }
 
     #[test]
@@ -125,18 +128,21 @@ mod tests {
             ("PROXY TCP6 2a00::1 ::1 1234 80\r\n", yes(32, Some("2a00::1"))),
             ("PROXY UNKNOWN\r\n", yes(15, None)),
             ("PROXY UNKNOWN a b c d\r\n", yes(23, None)),
-            ("PROXY TCP4 2a00::1 ::1 1234 80\r\n", ProxyProtocol::Broken),
-            ("PROXY TCP4 1.2.3.4 5.6.7.8 1234\r\n", ProxyProtocol::Broken),
-            ("PROXY TCP4 1.2.3.400 5.6.7.8 1234 80\r\n", ProxyProtocol::Broken),
-            ("PROXY \r\n", ProxyProtocol::Broken),
-            ("PROPFIND / HTTP/1.1\r\n", ProxyProtocol::No),
-            ("GET /announce HTTP/1.1\r\n\r\n", ProxyProtocol::No),
-            ("\x16\x03\x01", ProxyProtocol::No),
+            ("PROXY TCP4 2a00::1 ::1 1234 80\r\n", ProxyProtocol::Malformed),
+            ("PROXY TCP4 1.2.3.4 5.6.7.8 1234\r\n", ProxyProtocol::Malformed),
+            ("PROXY TCP4 1.2.3.400 5.6.7.8 1234 80\r\n", ProxyProtocol::Malformed),
+            ("PROXY \r\n", ProxyProtocol::Malformed),
+            ("PROPFIND / HTTP/1.1\r\n", ProxyProtocol::Absent),
+            ("GET /announce HTTP/1.1\r\n\r\n", ProxyProtocol::Absent),
+            ("\x16\x03\x01", ProxyProtocol::Absent),
         ];
         for (text, proxied) in expected {
             assert_eq!(parse(text.as_bytes()), proxied, "{text}");
         }
-        assert_eq!(parse(format!("PROXY {}", "a".repeat(200)).as_bytes()), ProxyProtocol::Broken);
+        assert_eq!(
+            parse(format!("PROXY {}", "a".repeat(200)).as_bytes()),
+            ProxyProtocol::Malformed
+        );
     }
 
     #[test]
@@ -151,9 +157,9 @@ mod tests {
         assert_eq!(parse(&binary(0x21, 0x21, &v6)), yes(52, Some("2a00::1")));
         assert_eq!(parse(&binary(0x20, 0, &[])), yes(16, None));
         assert_eq!(parse(&binary(0x21, 0x31, &[0; 216])), yes(232, None));
-        assert_eq!(parse(&binary(0x21, 0x11, &v4[..11])), ProxyProtocol::Broken);
-        assert_eq!(parse(&binary(0x31, 0x11, &v4)), ProxyProtocol::Broken);
-        assert_eq!(parse(&binary(0x21, 0x11, &[0; LEN_MAX + 1])), ProxyProtocol::Broken);
+        assert_eq!(parse(&binary(0x21, 0x11, &v4[..11])), ProxyProtocol::Malformed);
+        assert_eq!(parse(&binary(0x31, 0x11, &v4)), ProxyProtocol::Malformed);
+        assert_eq!(parse(&binary(0x21, 0x11, &[0; LEN_MAX + 1])), ProxyProtocol::Malformed);
     }
 
     #[test]

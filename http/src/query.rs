@@ -20,7 +20,7 @@ pub struct AnnounceQuery {
     pub uploaded: u64,
     /// `downloaded`: bytes, as reported by the client.
     pub downloaded: u64,
-    /// `left`: bytes that the client lacks; [`UNKNOWN`] if it is missing or not a number.
+    /// `left`: bytes that the client lacks; [`LEFT_UNKNOWN`] if it is missing or not a number.
     pub left: u64,
     /// `event`: the reason of the announce; undefined values count as none.
     pub event: AnnounceEvent,
@@ -33,7 +33,7 @@ pub struct AnnounceQuery {
 }
 
 /// Value of `left` if the client does not know it.
-pub const UNKNOWN: u64 = u64::MAX;
+pub const LEFT_UNKNOWN: u64 = u64::MAX;
 
 /// Error in a query; the text is shown to the user of the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -91,7 +91,7 @@ impl AnnounceQuery {
             port: port.and_then(|port| port.parse().ok()).ok_or(QueryError::Port)?,
             uploaded: amount(uploaded).unwrap_or(0),
             downloaded: amount(downloaded).unwrap_or(0),
-            left: amount(left).unwrap_or(UNKNOWN),
+            left: amount(left).unwrap_or(LEFT_UNKNOWN),
             event: match event {
                 Some("started") => AnnounceEvent::Started,
                 Some("completed") => AnnounceEvent::Completed,
@@ -109,7 +109,7 @@ impl AnnounceQuery {
     ///
     /// Clients announce over both families and claim an address of each, so an address of the family of `source` is
     /// preferred. A caller that believes untrusted clients lets them direct a swarm at any address.
-    pub fn claimed(&self, source: IpAddr) -> Option<IpAddr> {
+    pub fn claimed_address(&self, source: IpAddr) -> Option<IpAddr> {
         let claims = || self.claims.iter().flatten().copied();
         claims().find(|claim| claim.is_ipv4() == source.is_ipv4()).or_else(|| claims().next())
     }
@@ -209,7 +209,7 @@ mod tests {
         assert_eq!((announce.port, announce.uploaded, announce.downloaded), (6881, 7, 8));
         assert_eq!((announce.left, announce.event), (0, AnnounceEvent::Completed));
         assert_eq!(
-            (announce.numwant, announce.compact, announce.claimed(V4)),
+            (announce.numwant, announce.compact, announce.claimed_address(V4)),
             (Some(200), true, None)
         );
     }
@@ -219,18 +219,19 @@ mod tests {
         let announce = AnnounceQuery::parse(LEAST).unwrap();
         assert_eq!(
             (announce.left, announce.event, announce.numwant),
-            (UNKNOWN, AnnounceEvent::None, None)
+            (LEFT_UNKNOWN, AnnounceEvent::None, None)
         );
         assert!(announce.compact);
         let with = |more: &str| AnnounceQuery::parse(&format!("{LEAST}&{more}")).unwrap();
-        assert_eq!(with("left=-1").left, UNKNOWN);
+        assert_eq!(with("left=-1").left, LEFT_UNKNOWN);
         assert_eq!(with("numwant=-1").numwant, None);
         assert_eq!(with("numwant=99999999999999999999").numwant, Some(u32::MAX));
         assert_eq!(with("event=paused").event, AnnounceEvent::Paused);
         assert_eq!(with("event=empty").event, AnnounceEvent::None);
         assert!(!with("compact=0").compact);
         assert_eq!(with("left=3&left=4").left, 3);
-        let claims = |more: &str, source| with(more).claimed(source).map(|ip| ip.to_string());
+        let claims =
+            |more: &str, source| with(more).claimed_address(source).map(|ip| ip.to_string());
         let v6 = "2a00::9".parse().unwrap();
         assert_eq!(claims("ipv6=2a00%3A%3A1&ip=1.2.3.4", V4).unwrap(), "1.2.3.4");
         assert_eq!(claims("ipv6=2a00%3A%3A1&ip=1.2.3.4", v6).unwrap(), "2a00::1");

@@ -30,27 +30,41 @@ pub struct AnnounceResponse<'a> {
 }
 
 impl AnnounceResponse<'_> {
+    /// Creates the response of an empty swarm, whose two intervals are the same.
+    pub fn empty(external_ip: IpAddr, interval: u32, compact: bool) -> Self {
+        Self {
+            counts: SwarmCounts::default(),
+            interval,
+            min_interval: interval,
+            external_ip,
+            v4: &[],
+            v6: &[],
+            compact,
+            warning: None,
+        }
+    }
+
     /// Appends the body.
     ///
     /// `peers` is written even if it is empty: some clients treat a missing one as an error.
     pub fn write(&self, out: &mut Vec<u8>) {
         out.push(b'd');
-        bencode::entry(out, "complete", self.counts.seeders.into());
-        bencode::entry(out, "downloaded", self.counts.completed.into());
-        bencode::bytes(out, b"external ip");
+        bencode::write_entry(out, "complete", self.counts.seeders.into());
+        bencode::write_entry(out, "downloaded", self.counts.completed.into());
+        bencode::write_bytes(out, b"external ip");
         match self.external_ip {
-            IpAddr::V4(address) => bencode::bytes(out, &address.octets()),
-            IpAddr::V6(address) => bencode::bytes(out, &address.octets()),
+            IpAddr::V4(address) => bencode::write_bytes(out, &address.octets()),
+            IpAddr::V6(address) => bencode::write_bytes(out, &address.octets()),
         }
-        bencode::entry(out, "incomplete", self.counts.leechers.into());
-        bencode::entry(out, "interval", self.interval.into());
-        bencode::entry(out, "min interval", self.min_interval.into());
-        bencode::bytes(out, b"peers");
+        bencode::write_entry(out, "incomplete", self.counts.leechers.into());
+        bencode::write_entry(out, "interval", self.interval.into());
+        bencode::write_entry(out, "min interval", self.min_interval.into());
+        bencode::write_bytes(out, b"peers");
         if self.compact {
-            bencode::bytes(out, self.v4);
+            bencode::write_bytes(out, self.v4);
             if !self.v6.is_empty() {
-                bencode::bytes(out, b"peers6");
-                bencode::bytes(out, self.v6);
+                bencode::write_bytes(out, b"peers6");
+                bencode::write_bytes(out, self.v6);
             }
         } else {
             out.push(b'l');
@@ -60,8 +74,8 @@ impl AnnounceResponse<'_> {
             out.push(b'e');
         }
         if let Some(warning) = self.warning {
-            bencode::bytes(out, b"warning message");
-            bencode::bytes(out, warning.as_bytes());
+            bencode::write_bytes(out, b"warning message");
+            bencode::write_bytes(out, warning.as_bytes());
         }
         out.push(b'e');
     }
@@ -78,8 +92,8 @@ fn write_dictionary(out: &mut Vec<u8>, compact: &[u8]) {
     let unused = rest.len();
     let (address, _) = text.split_at(text.len() - unused);
     out.extend_from_slice(b"d2:ip");
-    bencode::bytes(out, address);
-    bencode::entry(out, "port", peer.port().into());
+    bencode::write_bytes(out, address);
+    bencode::write_entry(out, "port", peer.port().into());
     out.push(b'e');
 }
 
@@ -87,7 +101,7 @@ fn write_dictionary(out: &mut Vec<u8>, compact: &[u8]) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetryIn {
     /// The reply does not state it.
-    Unsaid,
+    Unspecified,
     /// Number of minutes.
     Minutes(u32),
     /// The client must not try again.
@@ -97,20 +111,20 @@ pub enum RetryIn {
 /// Appends a failure.
 pub fn write_failure(out: &mut Vec<u8>, reason: &str, retry: RetryIn) {
     out.push(b'd');
-    bencode::bytes(out, b"failure reason");
-    bencode::bytes(out, reason.as_bytes());
+    bencode::write_bytes(out, b"failure reason");
+    bencode::write_bytes(out, reason.as_bytes());
     match retry {
-        RetryIn::Unsaid => {}
+        RetryIn::Unspecified => {}
         RetryIn::Minutes(minutes) => {
             // For clients that do not support BEP 31.
-            bencode::entry(out, "interval", u64::from(minutes) * 60);
-            bencode::entry(out, "min interval", u64::from(minutes) * 60);
-            bencode::bytes(out, b"retry in");
-            bencode::bytes(out, minutes.to_string().as_bytes());
+            bencode::write_entry(out, "interval", u64::from(minutes) * 60);
+            bencode::write_entry(out, "min interval", u64::from(minutes) * 60);
+            bencode::write_bytes(out, b"retry in");
+            bencode::write_bytes(out, minutes.to_string().as_bytes());
         }
         RetryIn::Never => {
-            bencode::bytes(out, b"retry in");
-            bencode::bytes(out, b"never");
+            bencode::write_bytes(out, b"retry in");
+            bencode::write_bytes(out, b"never");
         }
     }
     out.push(b'e');
@@ -126,19 +140,19 @@ pub fn begin_scrape(out: &mut Vec<u8>) {
 /// `downloaders` are the leechers without partial seeds (BEP 21).
 pub fn write_row(out: &mut Vec<u8>, info_hash: &InfoHash, swarm_stats: SwarmStats) {
     let SwarmStats { counts, partial_seeds } = swarm_stats;
-    bencode::bytes(out, &info_hash.0);
+    bencode::write_bytes(out, &info_hash.0);
     out.push(b'd');
-    bencode::entry(out, "complete", counts.seeders.into());
-    bencode::entry(out, "downloaded", counts.completed.into());
-    bencode::entry(out, "downloaders", counts.leechers.saturating_sub(partial_seeds).into());
-    bencode::entry(out, "incomplete", counts.leechers.into());
+    bencode::write_entry(out, "complete", counts.seeders.into());
+    bencode::write_entry(out, "downloaded", counts.completed.into());
+    bencode::write_entry(out, "downloaders", counts.leechers.saturating_sub(partial_seeds).into());
+    bencode::write_entry(out, "incomplete", counts.leechers.into());
     out.push(b'e');
 }
 
 /// Appends the end of a scrape reply.
 pub fn end_scrape(out: &mut Vec<u8>, min_request_interval: u32) {
     out.extend_from_slice(b"e5:flagsd");
-    bencode::entry(out, "min_request_interval", min_request_interval.into());
+    bencode::write_entry(out, "min_request_interval", min_request_interval.into());
     out.extend_from_slice(b"ee");
 }
 
@@ -295,7 +309,7 @@ mod tests {
     #[test]
     fn failures_state_when_to_retry() {
         let failure = |retry| text(|out| write_failure(out, "no", retry));
-        assert_eq!(failure(RetryIn::Unsaid), "d14:failure reason2:noe");
+        assert_eq!(failure(RetryIn::Unspecified), "d14:failure reason2:noe");
         assert_eq!(failure(RetryIn::Never), "d14:failure reason2:no8:retry in5:nevere");
         assert_eq!(
             failure(RetryIn::Minutes(90)),

@@ -6,7 +6,7 @@ use crate::config::{self, Config};
 use crate::policy::custom::{CustomHookKind, install};
 use crate::process::error::RunError;
 use crate::process::run::run;
-use crate::process::supervisor::{EXIT_DONE, EXIT_SHARD, EXIT_START, EXIT_USAGE, end_on_panic};
+use crate::process::supervisor::{EXIT_SHARD, EXIT_START, EXIT_SUCCESS, EXIT_USAGE, end_on_panic};
 use crate::process::{check as config_check, log, memory};
 use bytesize::ByteSize;
 use clap::{Parser, Subcommand};
@@ -59,14 +59,14 @@ pub fn main(custom_hooks: &'static [CustomHookKind]) -> ! {
     install(custom_hooks);
     let cli = Cli::try_parse().unwrap_or_else(|error| {
         let _ = error.print();
-        exit(if error.use_stderr() { EXIT_USAGE } else { EXIT_DONE });
+        exit(if error.use_stderr() { EXIT_USAGE } else { EXIT_SUCCESS });
     });
     let code = match cli.command.unwrap_or(CliCommand::Run { config: None }) {
         CliCommand::Run { config } => run_tracker(config.as_deref()),
         CliCommand::Check { config } => check(&config),
         CliCommand::Config => {
             print!("{}", config::DEFAULT_YAML);
-            EXIT_DONE
+            EXIT_SUCCESS
         }
         CliCommand::Import { file } => import(&file),
         CliCommand::E2e { urls } => check_trackers(&urls),
@@ -85,7 +85,7 @@ fn run_tracker(path: Option<&std::path::Path>) -> i32 {
     log::start(&config.log);
     end_on_panic();
     match run(&config, path) {
-        Ok(()) => EXIT_DONE,
+        Ok(()) => EXIT_SUCCESS,
         Err(error) => {
             tracing::error!("{error}");
             match error {
@@ -122,7 +122,7 @@ fn check(path: &std::path::Path) -> i32 {
         path.display(),
         memory_limit.origin
     );
-    EXIT_DONE
+    EXIT_SUCCESS
 }
 
 fn import(path: &std::path::Path) -> i32 {
@@ -140,13 +140,13 @@ fn import(path: &std::path::Path) -> i32 {
             print!("{}", imported.config);
             imported.notes.iter().for_each(|note| eprintln!("{}: {note}", path.display()));
             if imported.is_complete {
-                return EXIT_DONE;
+                return EXIT_SUCCESS;
             }
             eprintln!(
                 "{}: some access rules could not be converted; the tracker does not start until each hook {} in the \
                  config is replaced or removed",
                 path.display(),
-                config::UNDECIDED
+                config::PLACEHOLDER_HOOK
             );
             EXIT_USAGE
         }
@@ -168,5 +168,5 @@ fn check_trackers(urls: &[String]) -> i32 {
             return EXIT_USAGE;
         }
     }
-    EXIT_DONE
+    EXIT_SUCCESS
 }

@@ -18,7 +18,7 @@ use std::time::Duration;
 use tsubame_storage::{PREFIX_LENGTHS_MAX, PrefixLengths, SubnetPreference};
 
 /// Name of the hook that an imported config has for an access rule that could not be converted.
-pub const UNDECIDED: &str = "decide_before_start";
+pub const PLACEHOLDER_HOOK: &str = "decide_before_start";
 
 /// Error text for clients that request a torrent that is not served.
 const NOT_SERVED: &str = "this torrent is not served by this tracker";
@@ -117,7 +117,7 @@ fn unknown_hook(name: &str) -> String {
     let near = |known: &&&str| strsim::damerau_levenshtein(known, name) <= 3;
     let meant = chihaya_counterpart(name).or_else(|| names.iter().find(near).copied());
     match meant {
-        _ if name == UNDECIDED => {
+        _ if name == PLACEHOLDER_HOOK => {
             "is a placeholder for an access rule that could not be imported (see the comment above it); \
              replace it with a hook, or remove it"
                 .to_owned()

@@ -23,17 +23,17 @@ pub enum ImportError {
     Unknown,
     /// The file is a Chihaya config with syntax errors.
     #[error("is not YAML: {0}")]
-    Broken(String),
+    InvalidYaml(String),
 }
 
 /// Converts the text of a Chihaya or opentracker config; the result refers to the file as `name`.
 pub fn import(name: &str, text: &str) -> Result<Imported, ImportError> {
-    check_bounds(text).map_err(|(_, message)| ImportError::Broken(message))?;
+    check_bounds(text).map_err(|(_, message)| ImportError::InvalidYaml(message))?;
     let draft = match serde_yaml::from_str::<serde_yaml::Value>(text) {
         Ok(value) if value.get("chihaya").is_some() => chihaya::read(text, &value["chihaya"]),
         _ if opentracker::is_opentracker_config(text) => opentracker::read(text),
         Err(error) if text.lines().any(|line| line.starts_with("chihaya:")) => {
-            return Err(ImportError::Broken(error.to_string()));
+            return Err(ImportError::InvalidYaml(error.to_string()));
         }
         _ => return Err(ImportError::Unknown),
     };
@@ -134,7 +134,7 @@ mod tests {
         for none in ["", "hello", "udp: {}", "- 5"] {
             assert_eq!(import("x", none), Err(ImportError::Unknown), "{none}");
         }
-        assert!(matches!(import("x", "chihaya:\n  - [\n"), Err(ImportError::Broken(_))));
+        assert!(matches!(import("x", "chihaya:\n  - [\n"), Err(ImportError::InvalidYaml(_))));
     }
 
     #[test]

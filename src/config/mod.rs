@@ -11,7 +11,7 @@ mod root;
 mod sections;
 mod values;
 
-pub use hooks::UNDECIDED;
+pub use hooks::PLACEHOLDER_HOOK;
 pub use http::{HttpConfig, HttpLimitsConfig, TlsConfig};
 pub use import::{ImportError, Imported, import};
 pub use read::Mistake;

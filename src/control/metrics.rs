@@ -150,7 +150,7 @@ const COUNTERS: [CounterMetric; 12] = [
         "Datagrams that the kernel dropped, mostly because a receive buffer was full",
         |stats| stats.ring.dropped_by_kernel,
     ),
-    ("io_uring_enters", "System calls to send and receive datagrams", |stats| stats.ring.turns),
+    ("io_uring_enters", "System calls to send and receive datagrams", |stats| stats.ring.enters),
     (
         "out_of_buffers",
         "Times that datagrams waited in the kernel because all receive buffers of the shard were in use",

@@ -13,8 +13,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 use tsubame_http::head::{HeadError, Method, RequestHead};
 use tsubame_http::query::{self, QueryError};
-use tsubame_http::reply::{self, BodyLength, ContentType, ResponseHead, RetryIn, StatusCode};
-use tsubame_storage::{Family, InfoHash, SwarmCounts, SwarmStats};
+use tsubame_http::reply::{
+    self, AnnounceResponse, BodyLength, ContentType, ResponseHead, RetryIn, StatusCode,
+};
+use tsubame_storage::{Family, InfoHash, SwarmStats};
 
 /// Maximum time that another shard may take to reply.
 const MESH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -146,8 +148,8 @@ fn begin_list(
 ) -> AfterAnswer {
     let coding = ContentCoding::choose(head.accepts);
     let (encoding, content) = (coding.name(), ContentType::Plain);
-    let length = if head.takes_chunks { BodyLength::Chunked } else { BodyLength::UntilClose };
-    let keep_alive = keep_alive && head.takes_chunks;
+    let length = if head.accepts_chunked { BodyLength::Chunked } else { BodyLength::UntilClose };
+    let keep_alive = keep_alive && head.accepts_chunked;
     ResponseHead { status: StatusCode::Ok, content, encoding, length, keep_alive }.write(out);
     AfterAnswer::List(coding, permit)
 }
@@ -176,7 +178,7 @@ fn failure(body: &mut Vec<u8>, reason: &str, retry: RetryIn, outcome: Outcome) -
 }
 
 fn query_error(body: &mut Vec<u8>, error: QueryError) -> HttpReply {
-    failure(body, &error.to_string(), RetryIn::Unsaid, Outcome::BadQuery)
+    failure(body, &error.to_string(), RetryIn::Unspecified, Outcome::BadQuery)
 }
 
 async fn announce(
@@ -199,29 +201,20 @@ async fn announce(
         Ok(announce) => announce,
         Err(refusal) => return refused_announce(body, refusal, external_ip, compact),
     };
-    let Intervals { interval_secs: interval, min_interval_secs: min_interval } = announce.intervals;
+    let Intervals { interval_secs, min_interval_secs: min_interval } = announce.intervals;
     let reply = service.node().announce(&announce, service.list());
     let list = match wait_for(service, reply).await {
         Ok(list) => list,
         Err(outcome) => return failure(body, BUSY, RetryIn::Minutes(1), outcome),
     };
     let PeerList { outcome, counts, ref v4, ref v6, .. } = *list;
+    let empty = AnnounceResponse::empty(external_ip, interval_secs, compact);
     let warning = matches!(
         outcome,
         Outcome::RefusedMemory | Outcome::RefusedNewTorrent | Outcome::RefusedSource
     )
     .then_some(NOT_STORED);
-    reply::AnnounceResponse {
-        counts,
-        interval,
-        min_interval,
-        external_ip,
-        v4,
-        v6,
-        compact,
-        warning,
-    }
-    .write(body);
+    AnnounceResponse { counts, min_interval, v4, v6, warning, ..empty }.write(body);
     service.recycle_list(list);
     HttpReply::plain(outcome)
 }
@@ -273,32 +266,20 @@ fn refused_announce(
 ) -> HttpReply {
     match reply {
         RefusalReply::Error(text) | RefusalReply::Silence(text) => {
-            failure(body, text, RetryIn::Unsaid, outcome)
+            failure(body, text, RetryIn::Unspecified, outcome)
         }
         RefusalReply::Gone(text) => {
             HttpReply { status: StatusCode::Gone, ..failure(body, text, RetryIn::Never, outcome) }
         }
         RefusalReply::Empty(secs) => {
-            let (counts, interval, min_interval) = (SwarmCounts::default(), secs, secs);
-            let (v4, v6, warning) = (&[], &[], None);
-            reply::AnnounceResponse {
-                counts,
-                interval,
-                min_interval,
-                external_ip,
-                v4,
-                v6,
-                compact,
-                warning,
-            }
-            .write(body);
+            AnnounceResponse::empty(external_ip, secs, compact).write(body);
             HttpReply::plain(outcome)
         }
     }
 }
 
 fn refused_scrape(body: &mut Vec<u8>, Refusal { outcome, reply }: Refusal) -> HttpReply {
-    failure(body, reply.text().unwrap_or(BUSY), RetryIn::Unsaid, outcome)
+    failure(body, reply.text().unwrap_or(BUSY), RetryIn::Unspecified, outcome)
 }
 
 async fn scrape(

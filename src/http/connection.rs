@@ -123,15 +123,15 @@ impl Connection {
     async fn client_address(&mut self, peer: IpAddr) -> Result<IpAddr, ConnectionEnd> {
         loop {
             match proxy::parse(&self.input) {
-                ProxyProtocol::No => return Ok(peer),
+                ProxyProtocol::Absent => return Ok(peer),
                 ProxyProtocol::Partial => self.read().await?,
-                ProxyProtocol::Broken => {
+                ProxyProtocol::Malformed => {
                     let family = Family::of(peer);
                     let mut node = self.guard.service.node();
                     node.count_request(family, Outcome::BrokenProxyHeader);
                     return Err(ConnectionEnd::Closed);
                 }
-                ProxyProtocol::Yes { len, client } => {
+                ProxyProtocol::Header { len, client } => {
                     self.input.drain(..len);
                     let is_trusted = self.guard.service.settings().trusts(peer.to_canonical());
                     return Ok(client.filter(|_| is_trusted).unwrap_or(peer));
@@ -172,7 +172,7 @@ impl Connection {
             let Some(source) = service.source(peer, &head) else {
                 break Err(ConnectionEnd::Closed);
             };
-            let (chunked, has_body) = (head.takes_chunks, head.has_body);
+            let (chunked, has_body) = (head.accepts_chunked, head.has_body);
             used += len;
             let rest = answer(&service, source, &head, !last, output).await;
             if let AfterAnswer::List(coding, permit) = rest {

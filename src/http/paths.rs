@@ -23,10 +23,10 @@ pub enum PatternError {
     Relative,
     /// The text has characters that are not allowed in a path.
     #[error("has characters that are not allowed in a path, such as ? or #")]
-    NotAPath,
+    InvalidCharacter,
     /// The placeholder is repeated or is not a whole segment.
     #[error("has {{key}} more than once, or not as a whole segment between slashes")]
-    Key,
+    InvalidKey,
 }
 
 impl PathPattern {
@@ -37,14 +37,14 @@ impl PathPattern {
         }
         let is_fit = |byte: u8| byte.is_ascii_graphic() && !b"?#\"<>".contains(&byte);
         if !text.bytes().all(is_fit) {
-            return Err(PatternError::NotAPath);
+            return Err(PatternError::InvalidCharacter);
         }
         let Some((before, after)) = text.split_once(KEY) else {
             return Ok(Self { before: text.to_owned(), after: None });
         };
         let whole = before.ends_with('/') && (after.is_empty() || after.starts_with('/'));
         if !whole || after.contains(KEY) {
-            return Err(PatternError::Key);
+            return Err(PatternError::InvalidKey);
         }
         Ok(Self { before: before.to_owned(), after: Some(after.to_owned()) })
     }
@@ -144,11 +144,11 @@ mod tests {
         for (text, error) in [
             ("announce", PatternError::Relative),
             ("", PatternError::Relative),
-            ("/announce?x", PatternError::NotAPath),
-            ("/an nounce", PatternError::NotAPath),
-            ("/x{key}/announce", PatternError::Key),
-            ("/{key}{key}", PatternError::Key),
-            ("/{key}/{key}", PatternError::Key),
+            ("/announce?x", PatternError::InvalidCharacter),
+            ("/an nounce", PatternError::InvalidCharacter),
+            ("/x{key}/announce", PatternError::InvalidKey),
+            ("/{key}{key}", PatternError::InvalidKey),
+            ("/{key}/{key}", PatternError::InvalidKey),
         ] {
             assert_eq!(PathPattern::parse(text), Err(error), "{text}");
         }

@@ -18,10 +18,10 @@ use tokio_uring::net::TcpStream;
 use tsubame_http::head::RequestHead;
 use tsubame_storage::Seconds;
 
-/// How long a shard without connections serves other shards after it was told to stop.
+/// Time for which a stopping shard without connections still answers messages of other shards.
 const MESH_TIME_AFTER_STOP: Duration = Duration::from_millis(50);
 
-/// How long connections may take to end after the shard was told to stop.
+/// Time that open connections of a stopping shard have to end.
 const STOP_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Maximum number of TLS handshakes of a shard that wait for helper threads.

@@ -30,10 +30,10 @@ pub enum TlsError {
     Empty(PathBuf),
     /// The key does not belong to the certificate, or its type is not supported.
     #[error("http.tls.key: {0} does not match {1}: {2}; give the key of that certificate")]
-    Unfit(PathBuf, PathBuf, #[source] rustls::Error),
+    KeyMismatch(PathBuf, PathBuf, #[source] rustls::Error),
     /// The TLS library refuses the configuration.
     #[error("http.tls: TLS setup failed: {0}; please report it")]
-    Refused(#[from] rustls::Error),
+    Setup(#[from] rustls::Error),
 }
 
 /// Maximum bytes of a PEM file.
@@ -87,7 +87,7 @@ fn read(certificate: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
         .and_then(|text| PrivateKeyDer::from_pem_slice(&text))
         .map_err(unreadable("key", key))?;
     CertifiedKey::from_der(chain, private, &ring::default_provider())
-        .map_err(|error| TlsError::Unfit(key.to_owned(), certificate.to_owned(), error))
+        .map_err(|error| TlsError::KeyMismatch(key.to_owned(), certificate.to_owned(), error))
 }
 
 /// Configuration of TLS; the same for all shards.

@@ -1,5 +1,5 @@
-//! `jwt`: requires a token that approves the torrent, signed by an issuer whom the operator trusts (RFC 7519). The
-//! claims are those of Chihaya's `jwt` hook.
+//! The hook `jwt`: refuses announces without a JSON web token (RFC 7519) for the torrent, signed by the configured
+//! issuer. The claims are those of Chihaya's `jwt` hook.
 //!
 //! An attacker can send forged tokens at any rate. Therefore the results of checks are cached, refusals too; a shard
 //! verifies a limited number of signatures per turn; and while there are more to verify, each source has a limit per

@@ -9,14 +9,14 @@ use tsubame_storage::InfoHash;
 ///
 /// An error says why the file is not a torrent file.
 pub fn info_hashes(bytes: &[u8]) -> Result<Vec<InfoHash>, &'static str> {
-    let info = bencode::raw(bytes, b"info").ok_or("it has no info dictionary")?;
+    let info = bencode::raw_value(bytes, b"info").ok_or("it has no info dictionary")?;
     if info.first() != Some(&b'd') {
         return Err("its info is not a dictionary");
     }
     let mut hashes = Vec::new();
-    let is_v2 = bencode::raw(info, b"meta version") == Some(b"i2e");
+    let is_v2 = bencode::raw_value(info, b"meta version") == Some(b"i2e");
     // A torrent of version 2 only has no `pieces`, which version 1 requires.
-    if !is_v2 || bencode::raw(info, b"pieces").is_some() {
+    if !is_v2 || bencode::raw_value(info, b"pieces").is_some() {
         hashes.push(InfoHash(Sha1::digest(info).into()));
     }
     if is_v2 {

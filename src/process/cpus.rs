@@ -75,13 +75,13 @@ pub fn affinity() -> CpuSet {
 }
 
 /// Permits the calling thread to run on all of these cores.
-pub fn spread(cores: &CpuSet) {
+pub fn allow_cores(cores: &CpuSet) {
     // If that fails, the thread stays on its core and is slow.
     let _ = sched_setaffinity(None, cores);
 }
 
 /// Lowers the priority of the calling thread below that of the shards.
-pub fn step_back() {
+pub fn lower_priority() {
     // If that fails, the thread competes with the shards.
     let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 10);
 }

@@ -32,7 +32,7 @@ impl Identity {
     /// # Errors
     ///
     /// Returns an error if getrandom(2) fails.
-    pub fn draw(shards: u16) -> Result<Self, getrandom::Error> {
+    pub fn random(shards: u16) -> Result<Self, getrandom::Error> {
         let mut connection_id_key = [0; 16];
         getrandom::fill(&mut connection_id_key)?;
         let mut steering_words = [0; KEY_WORDS];
@@ -77,9 +77,9 @@ mod tests {
 
     #[test]
     fn an_identity_survives_serialization() {
-        let identity = Identity::draw(3).unwrap();
+        let identity = Identity::random(3).unwrap();
         let written = serde_json::to_string(&identity).unwrap();
         assert_eq!(serde_json::from_str::<Identity>(&written).unwrap(), identity);
-        assert_ne!(Identity::draw(3).unwrap(), identity);
+        assert_ne!(Identity::random(3).unwrap(), identity);
     }
 }

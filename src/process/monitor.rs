@@ -47,7 +47,7 @@ pub(crate) fn control_plane(
     listeners: ControlListeners,
     started: impl FnOnce(&ControlListeners),
 ) -> Result<(), RunError> {
-    cpus::step_back();
+    cpus::lower_priority();
     runtime.block_on(async {
         let stop = |kind| signal(kind).map_err(RunError::Runtime);
         let stop = (stop(SignalKind::interrupt())?, stop(SignalKind::terminate())?);
@@ -147,7 +147,7 @@ async fn handle_events(
         running.control.send(shard, Message::Stop);
     }
     running.control.notify();
-    let ended = running.supervisor.all_ended(STOP_TIMEOUT).await;
+    let ended = running.supervisor.wait_for_exits(STOP_TIMEOUT).await;
     report::stopped(
         &sum(&running.monitored.shared_stats),
         running.monitored.clock.elapsed(),
@@ -197,7 +197,7 @@ impl ShardMonitor {
         }
         self.count += 1;
         if self.count.is_multiple_of(CHECKS_PER_REPORT) {
-            report::warn_of_changes(&self.reported, &stats, running.steering.is_attached());
+            report::warn_of_errors(&self.reported, &stats, running.steering.is_attached());
             self.reported = stats;
             if report::connection_tracking(&self.untracked_ports) {
                 self.untracked_ports.clear();

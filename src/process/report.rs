@@ -145,7 +145,7 @@ fn warnings(config: &Config, listeners: &UdpListeners, cores: &[usize]) {
 }
 
 /// Logs a warning for each error counter that has increased between `before` and `now`.
-pub fn warn_of_changes(before: &ShardStats, now: &ShardStats, steered: bool) {
+pub fn warn_of_errors(before: &ShardStats, now: &ShardStats, steered: bool) {
     let more = |outcome| now.of(outcome) - before.of(outcome);
     if steered && more(Outcome::Forwarded) > 0 {
         warn!(

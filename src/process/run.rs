@@ -64,7 +64,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let cores = cpus::choose(&config.cpus)?;
     let shards = cores.len() as u16;
     let (runtime, signals) = control_runtime(shards)?;
-    let identity = Identity::draw(shards).map_err(RunError::Randomness)?;
+    let identity = Identity::random(shards).map_err(RunError::Randomness)?;
     let stamps = reload::file_stamps(config, None);
     let mut seeds = SeedSequence::new(identity.policy_key());
     let LoadedPolicy { policy, warnings } = load_policy(config, seeds.draw())?;
@@ -242,8 +242,8 @@ fn control_runtime(shards: u16) -> Result<(Runtime, Signals), RunError> {
         .max_blocking_threads(usize::from(shards) + 2)
         // A thread that a shard starts inherits its core, which belongs to the shard.
         .on_thread_start(move || {
-            cpus::spread(&all_cores);
-            cpus::step_back();
+            cpus::allow_cores(&all_cores);
+            cpus::lower_priority();
         })
         .build()
         .map_err(RunError::Runtime)?;

@@ -13,7 +13,7 @@ use tokio::sync::mpsc as tokio_mpsc;
 use tsubame_udp::ring::SetupError;
 
 /// Exit code for success.
-pub const EXIT_DONE: i32 = 0;
+pub const EXIT_SUCCESS: i32 = 0;
 /// Exit code for a mistake in the config or on the command line.
 pub const EXIT_USAGE: i32 = 1;
 /// Exit code of a tracker that could not start.
@@ -101,7 +101,7 @@ impl Supervisor {
     }
 
     /// Waits at most `timeout` until all shards have ended; returns whether they have.
-    pub async fn all_ended(&mut self, timeout: Duration) -> bool {
+    pub async fn wait_for_exits(&mut self, timeout: Duration) -> bool {
         let count = self.threads.len();
         let all = async {
             for _ in 0..count {

@@ -49,7 +49,7 @@ pub trait Datapath {
     fn release_forward(&mut self, slot: Self::Slot);
 
     /// Enables or disables the event that wakes the shard when [`Self::turn`] would find work.
-    fn ask_for_event(&mut self, enabled: bool);
+    fn enable_event(&mut self, enabled: bool);
 
     /// Reads how many datagrams the kernel dropped before they were received. May take a system call for each socket.
     fn count_drops(&mut self);
@@ -108,8 +108,8 @@ impl Datapath for Ring {
         Self::release_forward(self, slot);
     }
 
-    fn ask_for_event(&mut self, enabled: bool) {
-        Self::ask_for_event(self, enabled);
+    fn enable_event(&mut self, enabled: bool) {
+        Self::enable_event(self, enabled);
     }
 
     fn count_drops(&mut self) {

@@ -120,7 +120,7 @@ impl MeshEndpoint {
         sent
     }
 
-    /// Returns whether the queue of another node has room for a message.
+    /// Returns whether the queue of another node can take a message: it exists and is not full.
     pub fn has_room(&self, to: usize) -> bool {
         self.senders[to].as_ref().is_some_and(|sender| !sender.is_full())
     }

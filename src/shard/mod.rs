@@ -88,7 +88,7 @@ pub enum NextStep {
     /// Wait for the event of the datapath, the waker of the mesh endpoint or the next second; then call
     /// [`Shard::wake_up`].
     Sleep,
-    /// The shard was told to stop.
+    /// Serve no more: the shard has received a stop message.
     Stop,
 }
 
@@ -181,18 +181,18 @@ impl<D: Datapath> Shard<D> {
         }
         // In this order, whatever arrives after the event and the waker are armed is either found by this turn or
         // triggers one of them.
-        self.udp.datapath.ask_for_event(true);
+        self.udp.datapath.enable_event(true);
         if self.turn(None)? == (0, 0) && self.node().endpoint.prepare_sleep() {
             return Ok(NextStep::Sleep);
         }
-        self.udp.datapath.ask_for_event(false);
+        self.udp.datapath.enable_event(false);
         Ok(NextStep::Continue)
     }
 
     /// Ends a sleep.
     pub fn wake_up(&mut self) {
         self.node().endpoint.end_sleep();
-        self.udp.datapath.ask_for_event(false);
+        self.udp.datapath.enable_event(false);
     }
 
     /// Takes turns until other tasks of the thread should run; returns whether there is nothing more to do.

@@ -196,7 +196,7 @@ impl ShardStats {
     pub(super) fn cells(&self) -> [u64; CELLS] {
         let mut cells = [0; CELLS];
         let RingCounts {
-            turns,
+            enters,
             sent,
             send_failed,
             out_of_buffers,
@@ -204,7 +204,7 @@ impl ShardStats {
             dropped_by_kernel,
         } = self.ring;
         let ring: [u64; RING] =
-            [turns, sent, send_failed, out_of_buffers, receive_failed, dropped_by_kernel];
+            [enters, sent, send_failed, out_of_buffers, receive_failed, dropped_by_kernel];
         let table = table_cells(&self.table);
         let HttpStats { open, accepted, timed_out, evicted, tls_failed, accept_failed } = self.http;
         let http: [u64; HTTP] = [open, accepted, timed_out, evicted, tls_failed, accept_failed];
@@ -224,7 +224,7 @@ impl ShardStats {
         let outcomes = stats.outcomes.iter_mut().flatten().flatten();
         outcomes.for_each(|outcome| *outcome = next());
         stats.ring = RingCounts {
-            turns: next(),
+            enters: next(),
             sent: next(),
             send_failed: next(),
             out_of_buffers: next(),

@@ -50,7 +50,7 @@ impl Tracker {
         let intervals = self.policy.check(&context, parameters, self.settings.intervals, paused)?;
         Ok(AdmittedAnnounce {
             info_hash,
-            endpoint: self.endpoint(source, || query.claimed(source), port),
+            endpoint: self.endpoint(source, || query.claimed_address(source), port),
             event,
             role: role_of(event, left),
             numwant: self.numwant(query.numwant),

@@ -3,7 +3,7 @@
 use crate::policy::Intervals;
 use ipnet::IpNet;
 
-/// What clients are told, and what they may ask for.
+/// Settings of announce replies, and the limits of what an announce may request.
 #[derive(Clone, Debug)]
 pub struct AnnounceSettings {
     /// Intervals of announce replies; over UDP, the minimum interval is not sent.

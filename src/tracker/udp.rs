@@ -187,8 +187,8 @@ impl Tracker {
             return UdpReply::none(Outcome::Unreadable);
         };
         reply = reply.with_v6_action(announce.is_v6_action);
-        let room = reply.peers().len() / announce.family.compact_len();
-        let peers_len = room.min(usize::from(announce.numwant)) * announce.family.compact_len();
+        let fitting = reply.peers().len() / announce.family.compact_len();
+        let peers_len = fitting.min(usize::from(announce.numwant)) * announce.family.compact_len();
         let output = PeerOutput::for_family(announce.family, &mut reply.peers()[..peers_len]);
         let AnnounceOutcome { counts, v4_len, v6_len, change, .. } =
             self.announce(now, prefetch, announce, output);
@@ -215,7 +215,7 @@ impl Tracker {
     #[inline(always)] // Called for announces over UDP only: a call and a copy are 4 % of their instructions.
     fn proven_announce(&self, source: IpAddr, request: &AnnounceRequest<'_>) -> AdmittedAnnounce {
         let family = Family::of(source);
-        // An announce over IPv6 (BEP 15) has no room for an IPv6 address: the field has something else.
+        // The address field of BEP 15 has 4 bytes. In an announce over IPv6 it is not an IPv6 address and is ignored.
         let claimed = || request.ip().filter(|ip| Family::of(*ip) == family);
         let (event, left) = (request.event(), request.left());
         let fitting = peers_fitting(family, self.settings.reply_len_max);

@@ -1,4 +1,4 @@
-//! What the swarm table is told by an announce, and what it returns.
+//! Input and result of an announce to the swarm table.
 
 use crate::types::{AnnounceEvent, Endpoint, InfoHash, Role, SwarmCounts};
 

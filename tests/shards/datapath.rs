@@ -129,7 +129,7 @@ impl Datapath for Model {
     type Slot = usize;
 
     fn turn(&mut self, _: Option<Duration>) -> io::Result<usize> {
-        self.counts.turns += 1;
+        self.counts.enters += 1;
         if !self.link.holds_sends.get() {
             self.finish_sends();
         }
@@ -193,7 +193,7 @@ impl Datapath for Model {
         self.publish();
     }
 
-    fn ask_for_event(&mut self, waits_for_event: bool) {
+    fn enable_event(&mut self, waits_for_event: bool) {
         self.link.waits_for_event.set(waits_for_event);
     }
 

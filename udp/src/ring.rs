@@ -112,7 +112,7 @@ pub struct ForwardSlot {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RingCounts {
     /// Number of system calls of turns.
-    pub turns: u64,
+    pub enters: u64,
     /// Number of replies that the kernel accepted.
     pub sent: u64,
     /// Number of replies that the kernel refused: the send buffer was full, or there was no route.
@@ -180,7 +180,7 @@ impl Ring {
     /// If there are too many sockets, or the kernel lacks or refuses io_uring.
     pub fn new(sockets: Vec<UdpSocket>) -> Result<Self, SetupError> {
         if sockets.len() > SOCKETS_MAX {
-            return Err(SetupError::Sockets(sockets.len()));
+            return Err(SetupError::TooManySockets(sockets.len()));
         }
         let ring = setup::create()?;
         let explain = |what| move |error| setup::explain(what, error);
@@ -222,7 +222,7 @@ impl Ring {
         };
         (0..BUFFERS).for_each(|buffer| state.provide(buffer));
         let mut ring = Self { ring, event, state };
-        ring.ask_for_event(false);
+        ring.enable_event(false);
         Ok(ring)
     }
 
@@ -235,7 +235,7 @@ impl Ring {
     ///
     /// To sleep, enable the event, call [`Self::turn`] until it finds nothing, then wait; in any other order a wake-up
     /// can be lost. The event may be readable once without work.
-    pub fn ask_for_event(&mut self, enabled: bool) {
+    pub fn enable_event(&mut self, enabled: bool) {
         let completions = self.ring.completion();
         match enabled {
             true => completions.enable_eventfd(),

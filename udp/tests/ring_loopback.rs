@@ -27,10 +27,10 @@ fn client(address: &str) -> Client {
 /// Takes turns until datagrams arrive, sleeping on the event of the ring as a shard does.
 fn arrivals(ring: &mut Ring) -> usize {
     loop {
-        ring.ask_for_event(true);
+        ring.enable_event(true);
         let arrived = ring.turn().unwrap();
         if arrived > 0 {
-            ring.ask_for_event(false);
+            ring.enable_event(false);
             return arrived;
         }
         let event = ring.event();
@@ -140,13 +140,13 @@ fn a_turn_with_timeout_sends_first_and_gathers_datagrams() {
             second.send_to(b"more", server).unwrap();
         }
     });
-    let (mut arrived, turns) = (0, ring.counts().turns);
+    let (mut arrived, turns) = (0, ring.counts().enters);
     while arrived < 3 {
         arrived = ring.turn_with_timeout(Duration::from_millis(50)).unwrap();
     }
     sender.join().unwrap();
     assert_eq!(arrived, 3);
-    let taken = ring.counts().turns - turns;
+    let taken = ring.counts().enters - turns;
     assert!(taken < 20, "{taken} system calls: the turns did not wait");
     serve(&mut ring, echo);
     assert_eq!(
@@ -265,7 +265,7 @@ fn stopping_with_replies_in_flight_frees_the_port() {
         }
         assert!(ring.stop(TIMEOUT));
         // The port is free at once, although the ring still exists.
-        UdpSocket::bind_alone(server).unwrap();
+        UdpSocket::bind_exclusive(server).unwrap();
     }
 }
 
@@ -284,9 +284,9 @@ fn a_full_submission_queue_is_submitted_without_a_turn() {
         held.extend(std::iter::from_fn(|| ring.take().map(Result::unwrap)));
     }
     // One reply for each buffer is more than the submission queue holds.
-    let (count, turns) = (held.len() as u64, ring.counts().turns);
+    let (count, turns) = (held.len() as u64, ring.counts().enters);
     held.drain(..).for_each(|received| ring.send(received, 20).unwrap());
-    assert!(ring.counts().turns > turns, "nothing was submitted before the turn");
+    assert!(ring.counts().enters > turns, "nothing was submitted before the turn");
     while ring.counts().sent < count {
         ring.turn().unwrap();
     }
@@ -300,7 +300,7 @@ fn a_ring_that_is_dropped_without_stop_frees_its_port() {
     let mut ring = Ring::new(vec![socket]).unwrap();
     ring.turn().unwrap();
     drop(ring);
-    UdpSocket::bind_alone(server).unwrap();
+    UdpSocket::bind_exclusive(server).unwrap();
 }
 
 /// The kernel and `SteeringKeys::owner` agree on every datagram with an info hash.

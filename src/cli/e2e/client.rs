@@ -21,7 +21,7 @@ pub enum E2eError {
     Url(String),
     /// The host name has no address.
     #[error("cannot resolve {0}: {1}")]
-    Name(String, #[source] io::Error),
+    Resolve(String, #[source] io::Error),
     /// A socket operation failed.
     #[error("cannot reach {0}: {1}; check that the tracker listens there")]
     Socket(SocketAddr, #[source] io::Error),
@@ -34,13 +34,13 @@ pub enum E2eError {
     #[error(
         "no reply from {0} to the {1}; check that the tracker is running and that firewalls pass both directions"
     )]
-    Silence(SocketAddr, &'static str),
+    NoReply(SocketAddr, &'static str),
     /// The tracker replied with an error.
     #[error("{0} refused the {1}: {2:?}")]
     Refused(SocketAddr, &'static str, String),
     /// The reply violates a BEP.
     #[error("invalid reply from {0} to the {1}: {2}")]
-    Wrong(SocketAddr, &'static str, String),
+    InvalidReply(SocketAddr, &'static str, String),
 }
 
 /// Requests that a test client of either protocol can send.
@@ -89,7 +89,7 @@ pub(super) fn expect(
     what: &'static str,
     otherwise: impl FnOnce() -> String,
 ) -> Result<(), E2eError> {
-    if holds { Ok(()) } else { Err(E2eError::Wrong(tracker, what, otherwise())) }
+    if holds { Ok(()) } else { Err(E2eError::InvalidReply(tracker, what, otherwise())) }
 }
 
 /// Returns a random info hash, which no other client announces.

@@ -72,7 +72,7 @@ impl HttpTestClient {
             // The TLS library reports protocol errors of the server as this kind.
             io::ErrorKind::InvalidData => E2eError::Tls(self.tracker, error.to_string()),
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                E2eError::Silence(self.tracker, what)
+                E2eError::NoReply(self.tracker, what)
             }
             _ => E2eError::Socket(self.tracker, error),
         })?;
@@ -80,7 +80,7 @@ impl HttpTestClient {
     }
 
     fn body_of(&self, reply: Vec<u8>, what: &'static str) -> Result<Vec<u8>, E2eError> {
-        let wrong = |why: String| E2eError::Wrong(self.tracker, what, why);
+        let wrong = |why: String| E2eError::InvalidReply(self.tracker, what, why);
         let end = reply.windows(4).position(|four| four == b"\r\n\r\n");
         let end =
             end.ok_or_else(|| wrong(format!("{} bytes without the end of the head", reply.len())))?;
@@ -111,7 +111,7 @@ impl HttpTestClient {
     fn read<'a>(&self, body: &'a [u8], what: &'static str) -> Result<Value<'a>, E2eError> {
         let shown = || body.escape_ascii().to_string();
         let value = Value::parse(body).map_err(|error| {
-            E2eError::Wrong(self.tracker, what, format!("the bencode {error}: {}", shown()))
+            E2eError::InvalidReply(self.tracker, what, format!("the bencode {error}: {}", shown()))
         })?;
         match value.get("failure reason").and_then(Value::bytes) {
             Some(reason) => {
@@ -125,9 +125,9 @@ impl HttpTestClient {
     /// Returns the value of a mandatory integer key.
     fn number(&self, value: &Value<'_>, key: &str, what: &'static str) -> Result<u32, E2eError> {
         let number = value.get(key).and_then(Value::integer);
-        number
-            .and_then(|number| u32::try_from(number).ok())
-            .ok_or_else(|| E2eError::Wrong(self.tracker, what, format!("no number for {key:?}")))
+        number.and_then(|number| u32::try_from(number).ok()).ok_or_else(|| {
+            E2eError::InvalidReply(self.tracker, what, format!("no number for {key:?}"))
+        })
     }
 
     fn escaped_info_hash(&self) -> String {
@@ -194,7 +194,7 @@ impl TestClient for HttpTestClient {
         let compact = |key: &str, len: usize| -> Result<Vec<Endpoint>, E2eError> {
             let bytes = reply.get(key).and_then(Value::bytes);
             let bytes = bytes.or((key == "peers6").then_some(&[])).ok_or_else(|| {
-                E2eError::Wrong(self.tracker, "announce", format!("no compact {key}"))
+                E2eError::InvalidReply(self.tracker, "announce", format!("no compact {key}"))
             })?;
             expect(self.tracker, bytes.len() % len == 0, "announce", || {
                 format!("{} bytes of {key}, which is not a multiple of {len}", bytes.len())
@@ -219,7 +219,7 @@ impl TestClient for HttpTestClient {
                 let why = format!(
                     "{path:?} has no scrape path: its last segment is not announce (BEP 48)"
                 );
-                E2eError::Wrong(self.tracker, "scrape", why)
+                E2eError::InvalidReply(self.tracker, "scrape", why)
             })?;
         let target = if query.is_empty() { path.to_string() } else { format!("{path}?{query}") };
         let info_hash = format!("info_hash={}", self.escaped_info_hash());
@@ -232,7 +232,7 @@ impl TestClient for HttpTestClient {
         };
         let row = rows.iter().find(|(name, _)| *name == self.info_hash).map(|(_, row)| row);
         let row = row.ok_or_else(|| {
-            E2eError::Wrong(self.tracker, "scrape", "the torrent is missing".to_owned())
+            E2eError::InvalidReply(self.tracker, "scrape", "the torrent is missing".to_owned())
         })?;
         let number = |key| self.number(row, key, "scrape");
         Ok(ScrapeResult {

@@ -29,7 +29,7 @@ pub fn check(url: &str, entropy: u64, out: &mut impl fmt::Write) -> Result<(), E
     };
     let addresses = authority.to_socket_addrs().map_err(|error| match error.kind() {
         io::ErrorKind::InvalidInput => bad_url(),
-        _ => E2eError::Name(authority.clone(), error),
+        _ => E2eError::Resolve(authority.clone(), error),
     })?;
     let mut failed = None;
     // Several addresses may belong to one tracker, so each is tested with its own torrent.

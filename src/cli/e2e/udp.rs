@@ -64,7 +64,7 @@ impl UdpTestClient {
                         Err(E2eError::Refused(self.tracker, what, text))
                     }
                     received if received == action => Ok(reply),
-                    other => Err(E2eError::Wrong(
+                    other => Err(E2eError::InvalidReply(
                         self.tracker,
                         what,
                         format!("unexpected action {other}"),
@@ -72,7 +72,7 @@ impl UdpTestClient {
                 };
             }
         }
-        Err(E2eError::Silence(self.tracker, what))
+        Err(E2eError::NoReply(self.tracker, what))
     }
 }
 
@@ -111,7 +111,7 @@ impl TestClient for UdpTestClient {
         let reply = self.exchange(self.connection_id, ACTION_ANNOUNCE, &body, "announce")?;
         let family = Family::of(self.tracker.ip());
         let peers = reply.get(ANNOUNCE_REPLY_LEN..).ok_or_else(|| {
-            E2eError::Wrong(self.tracker, "announce", format!("only {} bytes", reply.len()))
+            E2eError::InvalidReply(self.tracker, "announce", format!("only {} bytes", reply.len()))
         })?;
         let compact_len = family.compact_len();
         expect(self.tracker, peers.len() % compact_len == 0, "announce", || {

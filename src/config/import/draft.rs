@@ -1,6 +1,6 @@
 //! The output of a config conversion while it is being built.
 
-use crate::config::hooks::UNDECIDED;
+use crate::config::hooks::PLACEHOLDER_HOOK;
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -63,7 +63,7 @@ impl ImportDraft {
     /// Adds a hook that keeps the tracker from starting, in place of an access rule.
     pub(super) fn undecided(&mut self, place: &str, text: &str) {
         let note = printable(&format!("access rule not converted: {place}: {text}"));
-        self.hooks.push(format!("  # {note}\n  - name: {UNDECIDED}\n"));
+        self.hooks.push(format!("  # {note}\n  - name: {PLACEHOLDER_HOOK}\n"));
         self.notes.push(note);
         self.undecided += 1;
     }

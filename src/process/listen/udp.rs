@@ -131,7 +131,7 @@ impl UdpListeners {
             left_out: Vec::new(),
         };
         // All addresses are checked before any is bound: a wildcard would conflict with sockets of this process.
-        let claim = |address| UdpSocket::bind_alone(address).map(|socket| socket.address());
+        let claim = |address| UdpSocket::bind_exclusive(address).map(|socket| socket.address());
         let (claimed, left_out) = claim_addresses(ListenKey::Udp, &udp.listen, clock, claim)?;
         listeners.left_out = left_out;
         let steering = if shards == 1 { SteeringMode::Off } else { udp.steering };
@@ -244,11 +244,11 @@ pub(crate) fn claim_addresses(
     key: ListenKey,
     addresses: &[SocketAddr],
     clock: &Clock,
-    bind_alone: impl Fn(SocketAddr) -> io::Result<SocketAddr>,
+    bind_exclusive: impl Fn(SocketAddr) -> io::Result<SocketAddr>,
 ) -> Result<(Vec<SocketAddr>, Vec<SocketAddr>), ListenError> {
     let (mut claimed, mut left_out) = (Vec::new(), Vec::new());
     for address in addresses {
-        match claim(key, *address, clock, &bind_alone) {
+        match claim(key, *address, clock, &bind_exclusive) {
             Ok(address) => claimed.push(address),
             // One address family is enough: many machines and containers have no IPv6.
             Err(ListenError::NoFamily(_, address)) if addresses.len() > 1 => left_out.push(address),
@@ -265,11 +265,11 @@ fn claim(
     key: ListenKey,
     address: SocketAddr,
     clock: &Clock,
-    bind_alone: impl Fn(SocketAddr) -> io::Result<SocketAddr>,
+    bind_exclusive: impl Fn(SocketAddr) -> io::Result<SocketAddr>,
 ) -> Result<SocketAddr, ListenError> {
     let start = clock.elapsed();
     loop {
-        match bind_alone(address) {
+        match bind_exclusive(address) {
             Ok(address) => return Ok(address),
             Err(error)
                 if error.kind() == io::ErrorKind::AddrInUse

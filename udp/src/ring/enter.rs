@@ -40,7 +40,7 @@ impl Ring {
         if idle {
             return Ok(());
         }
-        self.state.counts.turns += 1;
+        self.state.counts.enters += 1;
         let submitter = self.ring.submitter();
         // SAFETY: no argument is passed, and the number of entries is the number of queued ones.
         let entered = unsafe {
@@ -55,7 +55,7 @@ impl Ring {
     /// time.
     pub(super) fn enter_and_wait(&mut self, timeout: Duration) -> io::Result<()> {
         let sending = self.ring.submission().len();
-        self.state.counts.turns += 1;
+        self.state.counts.enters += 1;
         let timeout = Timespec::from(timeout);
         let arguments = SubmitArgs::new().timespec(&timeout);
         // Each reply completes at once, so it must not count towards the batch.

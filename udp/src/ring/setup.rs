@@ -25,7 +25,7 @@ pub enum SetupError {
         "io_uring is disabled by the sysctl kernel.io_uring_disabled = {0}; \
          set it to 0 (sysctl -w kernel.io_uring_disabled=0)"
     )]
-    SwitchedOff(String),
+    Disabled(String),
     /// The system call is not permitted, probably by a seccomp filter.
     #[error(
         "io_uring is refused (permission denied) although kernel.io_uring_disabled permits it, probably by \
@@ -41,10 +41,10 @@ pub enum SetupError {
     Memory(String),
     /// The kernel is too old; contains the missing feature.
     #[error("this kernel's io_uring lacks {0}; Linux {KERNEL_MIN} or newer is needed")]
-    Lacking(&'static str),
+    MissingFeature(&'static str),
     /// There are more sockets than a ring supports; contains their number.
     #[error("{0} UDP addresses are configured, but a shard supports at most {max}; list fewer", max = SOCKETS_MAX)]
-    Sockets(usize),
+    TooManySockets(usize),
     /// Another error; contains the step that failed.
     #[error("io_uring failed to {0}: {1}")]
     Failed(&'static str, #[source] io::Error),
@@ -80,7 +80,7 @@ pub(super) fn create() -> Result<IoUring, SetupError> {
         (opcode::AsyncCancel2::CODE, "cancellation"),
     ];
     match needed.iter().find(|(code, _)| !probe.is_supported(*code)) {
-        Some((_, missing)) => Err(SetupError::Lacking(missing)),
+        Some((_, missing)) => Err(SetupError::MissingFeature(missing)),
         None => Ok(ring),
     }
 }
@@ -92,16 +92,18 @@ pub(super) fn explain(what: &'static str, error: io::Error) -> SetupError {
         Some(libc::EPERM | libc::EACCES) => {
             let path = "/proc/sys/kernel/io_uring_disabled";
             match std::fs::read_to_string(path).as_deref().map(str::trim) {
-                Ok(value) if value != "0" => SetupError::SwitchedOff(value.to_owned()),
+                Ok(value) if value != "0" => SetupError::Disabled(value.to_owned()),
                 _ => SetupError::Forbidden,
             }
         }
         Some(libc::ENOMEM) => SetupError::Memory(memlock()),
         // An old kernel does not know the setup flags.
         Some(libc::EINVAL) if what == "create a ring" => {
-            SetupError::Lacking("SINGLE_ISSUER and DEFER_TASKRUN")
+            SetupError::MissingFeature("SINGLE_ISSUER and DEFER_TASKRUN")
         }
-        Some(libc::EINVAL) => SetupError::Lacking("provided-buffer rings or multishot receive"),
+        Some(libc::EINVAL) => {
+            SetupError::MissingFeature("provided-buffer rings or multishot receive")
+        }
         _ => SetupError::Failed(what, error),
     }
 }

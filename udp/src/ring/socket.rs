@@ -53,7 +53,7 @@ impl UdpSocket {
     /// # Errors
     ///
     /// If another socket uses the address, even with SO_REUSEPORT.
-    pub fn bind_alone(address: SocketAddr) -> io::Result<Self> {
+    pub fn bind_exclusive(address: SocketAddr) -> io::Result<Self> {
         let socket = Self::open(address)?;
         socket.bind(&SockAddr::from(address))?;
         Self::bound(socket, address)
