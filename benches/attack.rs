@@ -96,13 +96,10 @@ impl Simulation {
     fn new(attack: Attack) -> Self {
         let table = Swarms::new(TableSettings {
             peer_lifetime_secs: LIFETIME_SECS as u32,
-            keep_completed_secs: 86_400,
             memory_bytes: attack.memory_bytes,
-            source_share_per_10_000: 200,
             caps: Caps { swarm: 0, per_ipv4: 16, per_ipv6_64: 16 },
-            allow_private: false,
             hash_key: (attack.seed, 7),
-            seed: attack.seed,
+            ..TableSettings::with_known_keys(attack.seed)
         });
         Self {
             rng: Rng::with_seed(attack.seed),

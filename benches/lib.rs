@@ -54,13 +54,11 @@ pub fn announce_of(torrent: u32, peer: u32) -> SwarmAnnounce {
 pub fn empty_table() -> Swarms {
     Swarms::new(TableSettings {
         peer_lifetime_secs: LIFETIME_SECS,
-        keep_completed_secs: 86_400,
         memory_bytes: 64 << 30,
-        source_share_per_10_000: 200,
         caps: Caps { swarm: 0, per_ipv4: 16, per_ipv6_64: 16 },
         allow_private: true,
         hash_key: (1, 2),
-        seed: 3,
+        ..TableSettings::with_known_keys(3)
     })
 }
 

@@ -29,7 +29,7 @@ use tsubame::stats::outcome::Outcome;
 use tsubame::stats::shard_stats::ShardStats;
 use tsubame::stats::shared_stats::SharedStats;
 use tsubame::tracker::{AnnounceSettings, Tracker};
-use tsubame_storage::{Caps, Seconds, Swarms, TableSettings};
+use tsubame_storage::{Seconds, Swarms, TableSettings};
 use tsubame_udp::connection_id::{ConnectionIdKey, ConnectionIds};
 
 /// Allocator that counts the allocations of each thread.
@@ -67,16 +67,7 @@ fn tracker() -> Tracker {
         trust_client_ip: Vec::new(),
         explain_wrong_connection_id: true,
     };
-    let swarms = Swarms::new(TableSettings {
-        peer_lifetime_secs: 2_700,
-        keep_completed_secs: 86_400,
-        memory_bytes: 1 << 30,
-        source_share_per_10_000: 200,
-        caps: Caps::default(),
-        allow_private: false,
-        hash_key: (1, 2),
-        seed: 3,
-    });
+    let swarms = Swarms::new(TableSettings::with_known_keys(3));
     Tracker::new(
         ConnectionIds::new(ConnectionIdKey([9; 16]), &[ConnectionIdKey([8; 16])], 120),
         settings,

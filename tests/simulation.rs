@@ -20,7 +20,7 @@ use tsubame::stats::outcome::Outcome;
 use tsubame::tracker::peer_list::PeerList;
 use tsubame::tracker::{AnnounceSettings, Tracker};
 use tsubame_http::{head, query, reply};
-use tsubame_storage::{Caps, Endpoint, Seconds, Swarms, TableSettings};
+use tsubame_storage::{Endpoint, Seconds, Swarms, TableSettings};
 use tsubame_udp::connection_id::{ConnectionIdKey, ConnectionIds};
 
 const TORRENTS: usize = 30;
@@ -108,13 +108,7 @@ impl World {
         };
         let swarms = Swarms::new(TableSettings {
             peer_lifetime_secs: LIFETIME as u32,
-            keep_completed_secs: 86_400,
-            memory_bytes: 1 << 30,
-            source_share_per_10_000: 200,
-            caps: Caps::default(),
-            allow_private: false,
-            hash_key: (seed, 1),
-            seed,
+            ..TableSettings::with_known_keys(seed)
         });
         Self {
             rng,

@@ -60,14 +60,9 @@ fn tracker(ids: ConnectionIds) -> Tracker {
         explain_wrong_connection_id: true,
     };
     let swarms = Swarms::new(TableSettings {
-        peer_lifetime_secs: 2_700,
-        keep_completed_secs: 86_400,
         memory_bytes: 1 << 26,
-        source_share_per_10_000: 200,
         caps: Caps { swarm: 100, per_ipv4: 5, per_ipv6_64: 3 },
-        allow_private: false,
-        hash_key: (1, 2),
-        seed: 3,
+        ..TableSettings::with_known_keys(3)
     });
     Tracker::new(ids, settings, swarms)
 }

@@ -242,11 +242,8 @@ mod tests {
             peer_lifetime_secs: 600,
             keep_completed_secs: 3_600,
             memory_bytes: 600 << 10,
-            source_share_per_10_000: 200,
             caps: Caps { swarm: 400, per_ipv4: 3, per_ipv6_64: 2 },
-            allow_private: false,
-            hash_key: (1, 2),
-            seed,
+            ..TableSettings::with_known_keys(seed)
         });
         let steps = if cfg!(miri) { 500 } else { 200_000 };
         for step in 0..steps {

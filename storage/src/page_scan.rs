@@ -121,7 +121,7 @@ mod tests {
     use super::*;
     use crate::announce::SwarmAnnounce;
     use crate::peer_output::PeerOutput;
-    use crate::settings::{Caps, TableSettings};
+    use crate::settings::TableSettings;
     use crate::time::Seconds;
     use crate::types::{AnnounceEvent, Endpoint, Family, Role};
     use std::collections::BTreeSet;
@@ -150,12 +150,7 @@ mod tests {
         let mut swarms = Swarms::new(TableSettings {
             peer_lifetime_secs: 1_200,
             keep_completed_secs: 1_200,
-            memory_bytes: 1 << 30,
-            source_share_per_10_000: 200,
-            caps: Caps::default(),
-            allow_private: false,
-            hash_key: (1, 2),
-            seed: 3,
+            ..TableSettings::with_known_keys(3)
         });
         // Every other one expires while the pages are made.
         let mut now = 10_000;

@@ -23,6 +23,24 @@ pub struct TableSettings {
     pub seed: u64,
 }
 
+impl TableSettings {
+    /// Returns default settings without caps and with known keys, for tests and benchmarks.
+    ///
+    /// A tracker must not use them: its keys have to be random and secret.
+    pub fn with_known_keys(seed: u64) -> Self {
+        Self {
+            peer_lifetime_secs: 2_700,
+            keep_completed_secs: 86_400,
+            memory_bytes: 1 << 30,
+            source_share_per_10_000: 200,
+            caps: Caps::default(),
+            allow_private: false,
+            hash_key: (seed, seed),
+            seed,
+        }
+    }
+}
+
 /// Limits on the number of peers in one swarm; 0 is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Caps {

@@ -50,7 +50,7 @@ mod tests {
     use super::*;
     use crate::index::SEGMENT_SLOTS_MAX;
     use crate::{
-        AnnounceEvent, Caps, Endpoint, Family, InfoHash, PeerOutput, PrefixLengths, Role, Seconds,
+        AnnounceEvent, Endpoint, Family, InfoHash, PeerOutput, PrefixLengths, Role, Seconds,
         SubnetPreference, SwarmAnnounce, Swarms, TableCursor, TableSettings,
     };
     use std::net::IpAddr;
@@ -85,16 +85,8 @@ mod tests {
 
     fn check_bound(indexes: usize, peers: u32, subnet: SubnetPreference) {
         let peers = if cfg!(miri) { 300 } else { peers };
-        let mut swarms = Swarms::new(TableSettings {
-            peer_lifetime_secs: 2_700,
-            keep_completed_secs: 86_400,
-            memory_bytes: 1 << 30,
-            source_share_per_10_000: 200,
-            caps: Caps::default(),
-            allow_private: true,
-            hash_key: (1, 2),
-            seed: 3,
-        });
+        let mut swarms =
+            Swarms::new(TableSettings { allow_private: true, ..TableSettings::with_known_keys(3) });
         swarms.set_subnet_preference(subnet);
         let mut reply = [0; 1_200];
         let mut announce = |swarms: &mut Swarms, now, torrent: u32, number, event| {

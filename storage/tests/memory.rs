@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{TORRENT, settings};
+use common::TORRENT;
 use tsubame_storage::{
     AnnounceEvent, AnnounceOutcome, Endpoint, Family, InfoHash, JoinRefusal, PeerOutput, Role,
     Seconds, SwarmAnnounce, SwarmChange, Swarms, TableSettings,
@@ -48,7 +48,10 @@ fn sweep(table: &mut Swarms) {
 /// If all sources have equal shares, new torrents are refused first, later all joins that need memory.
 #[test]
 fn the_memory_limit_refuses_new_torrents_first() {
-    let mut table = Swarms::new(TableSettings { memory_bytes: MEMORY_LIMIT, ..settings(1) });
+    let mut table = Swarms::new(TableSettings {
+        memory_bytes: MEMORY_LIMIT,
+        ..TableSettings::with_known_keys(1)
+    });
     let refused = (0..100_000).filter(|number| {
         let announced = announce_to(
             &mut table,
@@ -93,7 +96,10 @@ fn the_memory_limit_refuses_new_torrents_first() {
 /// Torrents without peers are evicted before any peer, and all of them at once on demand.
 #[test]
 fn torrents_without_peers_are_evicted_first() {
-    let mut table = Swarms::new(TableSettings { memory_bytes: MEMORY_LIMIT, ..settings(2) });
+    let mut table = Swarms::new(TableSettings {
+        memory_bytes: MEMORY_LIMIT,
+        ..TableSettings::with_known_keys(2)
+    });
     for number in 0..20_000 {
         announce_to(
             &mut table,
@@ -125,7 +131,10 @@ fn torrents_without_peers_are_evicted_first() {
 /// A source with more than its share is evicted down to it, is reported, and cannot join peers while memory is short.
 #[test]
 fn a_source_is_limited_to_its_share() {
-    let mut table = Swarms::new(TableSettings { memory_bytes: MEMORY_LIMIT, ..settings(3) });
+    let mut table = Swarms::new(TableSettings {
+        memory_bytes: MEMORY_LIMIT,
+        ..TableSettings::with_known_keys(3)
+    });
     for number in 0..20_000 {
         announce_to(
             &mut table,
@@ -164,13 +173,17 @@ fn a_source_is_limited_to_its_share() {
 /// The memory limit, the caps and the lifetime can be changed while the table is in use.
 #[test]
 fn settings_can_change_while_the_table_is_in_use() {
-    let mut table = Swarms::new(TableSettings { memory_bytes: MEMORY_LIMIT, ..settings(4) });
+    let mut table = Swarms::new(TableSettings {
+        memory_bytes: MEMORY_LIMIT,
+        ..TableSettings::with_known_keys(4)
+    });
     let many = |port: u16| Endpoint::new([9, 9, 9, 9].into(), port);
     (0..300).for_each(|port| {
         _ = announce_to(&mut table, torrent(1), many(2_000 + port), AnnounceEvent::Started)
     });
     let caps = tsubame_storage::Caps { swarm: 0, per_ipv4: 5, per_ipv6_64: 5 };
-    let capped = TableSettings { memory_bytes: MEMORY_LIMIT, caps, ..settings(4) };
+    let capped =
+        TableSettings { memory_bytes: MEMORY_LIMIT, caps, ..TableSettings::with_known_keys(4) };
     table.reconfigure(capped);
     for (port, expected) in (0..7).zip(
         [SwarmChange::Joined; 5]
@@ -190,7 +203,7 @@ fn settings_can_change_while_the_table_is_in_use() {
     table.reconfigure(TableSettings {
         peer_lifetime_secs: 60,
         memory_bytes: MEMORY_LIMIT,
-        ..settings(4)
+        ..TableSettings::with_known_keys(4)
     });
     while table.sweep(Seconds(400)) {}
     for second in 400..500 {

@@ -2,14 +2,14 @@
 
 mod common;
 
-use common::{TORRENT, settings};
+use common::TORRENT;
 use std::collections::BTreeMap;
 use tsubame_storage::{
     AnnounceEvent, Caps, Endpoint, PeerOutput, Role, Seconds, SwarmAnnounce, Swarms, TableSettings,
 };
 
 fn swarms(seed: u64) -> Swarms {
-    Swarms::new(settings(seed))
+    Swarms::new(TableSettings::with_known_keys(seed))
 }
 
 fn peer(number: u32) -> Endpoint {
@@ -112,7 +112,10 @@ fn the_other_family_fills_an_unused_share() {
 fn a_reply_has_few_peers_of_one_address() {
     for caps in [Caps::default(), Caps { swarm: 0, per_ipv4: 200, per_ipv6_64: 200 }] {
         for others in [20, 46, 300] {
-            let mut table = Swarms::new(TableSettings { caps, ..settings(others.into()) });
+            let mut table = Swarms::new(TableSettings {
+                caps,
+                ..TableSettings::with_known_keys(others.into())
+            });
             for port in 0..100 {
                 let endpoint = Endpoint::new([9, 9, 9, 9].into(), 2_000 + port);
                 announce(&mut table, endpoint, Role::Leecher, 0);

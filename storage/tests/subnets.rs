@@ -4,7 +4,6 @@
 
 mod common;
 
-use common::settings;
 use std::collections::{BTreeMap, BTreeSet};
 use tsubame_storage::{
     AnnounceEvent, Endpoint, Family, PrefixLengths, Role, Seconds, SubnetPreference, Swarms,
@@ -29,7 +28,8 @@ fn preference(v4: &[u8], at_random_percent: u8) -> SubnetPreference {
 }
 
 fn swarms(subnets: SubnetPreference) -> Swarms {
-    let mut swarms = Swarms::new(TableSettings { allow_private: true, ..settings(3) });
+    let mut swarms =
+        Swarms::new(TableSettings { allow_private: true, ..TableSettings::with_known_keys(3) });
     swarms.set_subnet_preference(subnets);
     swarms
 }

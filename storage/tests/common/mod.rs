@@ -3,24 +3,10 @@
 #![allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part")]
 
 use tsubame_storage::{
-    AnnounceEvent, Caps, Endpoint, InfoHash, PeerOutput, Role, Seconds, SwarmAnnounce, Swarms,
-    TableSettings,
+    AnnounceEvent, Endpoint, InfoHash, PeerOutput, Role, Seconds, SwarmAnnounce, Swarms,
 };
 
 pub(crate) const TORRENT: InfoHash = InfoHash([0x5a; 20]);
-
-pub(crate) fn settings(seed: u64) -> TableSettings {
-    TableSettings {
-        peer_lifetime_secs: 2_700,
-        keep_completed_secs: 86_400,
-        memory_bytes: 1 << 30,
-        source_share_per_10_000: 200,
-        caps: Caps::default(),
-        allow_private: false,
-        hash_key: (seed, seed),
-        seed,
-    }
-}
 
 /// Announces to `TORRENT`, and returns the peers of the requester's family.
 pub(crate) fn announce(

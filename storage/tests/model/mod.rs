@@ -114,12 +114,8 @@ impl Checker {
         let settings = TableSettings {
             peer_lifetime_secs: LIFETIME,
             keep_completed_secs: KEEP_COMPLETED,
-            memory_bytes: 1 << 30,
-            source_share_per_10_000: 200,
             caps,
-            allow_private: false,
-            hash_key: (seed, !seed),
-            seed,
+            ..TableSettings::with_known_keys(seed)
         };
         let (swarms, model) = (Swarms::new(settings), BTreeMap::new());
         Self { swarms, model, caps, prefers_subnets: false, now: 1_000_000, frozen: 0, peers }
