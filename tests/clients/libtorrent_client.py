@@ -22,6 +22,8 @@ session = libtorrent.session(
         "validate_https_trackers": False,
         # Its address is private, which libtorrent would refuse otherwise.
         "ssrf_mitigation": False,
+        # By default a peer is tried again only a minute or two after a failed connection.
+        "min_reconnect_time": 1,
         "alert_mask": libtorrent.alert.category_t.all_categories,
     }
 )
@@ -40,24 +42,24 @@ interrupts = []
 signal.signal(signal.SIGINT, lambda *_: interrupts.append(True))
 
 
-def show_tracker_alerts():
-    """Prints and counts the alerts about tracker requests and replies."""
+def show_alerts():
+    """Prints the alerts about the tracker and about connections to peers, and counts the former."""
     global announces, replies
     session.wait_for_alert(1000)
     for alert in session.pop_alerts():
-        if "tracker" in type(alert).__name__:
+        if type(alert).__name__.startswith(("tracker", "scrape", "peer_", "incoming_", "listen_")):
             print(time.monotonic(), alert.message(), flush=True)
         announces += isinstance(alert, libtorrent.tracker_announce_alert)
         replies += isinstance(alert, libtorrent.tracker_reply_alert)
 
 
 while not interrupts:
-    show_tracker_alerts()
+    show_alerts()
 # Sends the stopped event and waits for its reply. Counting alerts would not do, because on a busy
 # machine unrelated alerts may come first.
-show_tracker_alerts()
+show_alerts()
 before = announces
 session.pause()
 deadline = time.monotonic() + 20
 while (announces == before or replies < announces) and time.monotonic() < deadline:
-    show_tracker_alerts()
+    show_alerts()
