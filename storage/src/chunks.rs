@@ -101,8 +101,9 @@ impl<T, const CHUNK: usize> Chunks<T, CHUNK> {
         } else if position < FIRST {
             (0, position)
         } else {
-            let chunk = (position / FIRST).ilog2();
-            (chunk as usize + 1, position - (FIRST << chunk))
+            // The chunk that starts at the highest power of two in the position.
+            let start = position.ilog2();
+            (start as usize - FIRST.ilog2() as usize + 1, position - (1 << start))
         }
     }
 }

@@ -268,7 +268,7 @@ mod tests {
             swarms.sweep(now);
         }
         assert!(cfg!(miri) || swarms.stats().evicted.source_peers > 0, "nothing was evicted");
-        let mut expected = SourceCounts::new(swarms.table.context.key.hasher);
+        let mut expected = SourceCounts::new(swarms.table.context.hasher);
         let mut empty = 0;
         for position in 0..swarms.table.store.entries.len() as u32 {
             let v4 = swarms.table.store.family_peers::<V4>(position);

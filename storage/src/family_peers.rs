@@ -118,7 +118,7 @@ impl<const N: usize> FamilyPeers<'_, N> {
                 records[..self.roles.len()].iter().position(&mut matches)
             }
             RecordStorage::LargeSwarm(large_swarm) => {
-                large_swarm.find(sought, context.key, &mut matches)
+                large_swarm.find(sought, &context.hasher, &mut matches)
             }
         };
         FoundRecord { position, same_address }
@@ -190,7 +190,7 @@ impl<const N: usize> FamilyPeers<'_, N> {
         *self.at_mut(place) = record;
         self.count(&record);
         if let RecordStorage::LargeSwarm(large_swarm) = &mut self.records
-            && !large_swarm.index_record(place, context.key)
+            && !large_swarm.index_record(place, &context.hasher)
         {
             self.uncount(place);
             self.fill_gap(place, context);
@@ -224,7 +224,7 @@ impl<const N: usize> FamilyPeers<'_, N> {
         rng: &mut fastrand::Rng,
     ) {
         if let RecordStorage::LargeSwarm(large_swarm) = &mut self.records {
-            large_swarm.index_subnets(position, lengths, context.key, rng);
+            large_swarm.index_subnets(position, lengths, &context.hasher, rng);
         }
     }
 
@@ -248,7 +248,7 @@ impl<const N: usize> FamilyPeers<'_, N> {
         let records = match &self.records {
             RecordStorage::Slice(records) => &records[..self.roles.len()],
             RecordStorage::LargeSwarm(large_swarm) => {
-                return large_swarm.subnet_peers(lengths, level, record, context.key, rng);
+                return large_swarm.subnet_peers(lengths, level, record, &context.hasher, rng);
             }
         };
         let mut subnet_peers = SubnetPeers::EMPTY;
@@ -268,7 +268,9 @@ impl<const N: usize> FamilyPeers<'_, N> {
         work_counter::count_records(N);
         match &mut self.records {
             RecordStorage::Slice(records) => records[to] = records[from],
-            RecordStorage::LargeSwarm(large_swarm) => large_swarm.relocate(from, to, context.key),
+            RecordStorage::LargeSwarm(large_swarm) => {
+                large_swarm.relocate(from, to, &context.hasher)
+            }
         }
     }
 
@@ -276,7 +278,7 @@ impl<const N: usize> FamilyPeers<'_, N> {
         match &mut self.records {
             RecordStorage::Slice(_) => 0,
             RecordStorage::LargeSwarm(large_swarm) => {
-                large_swarm.unindex_record(position, context.key)
+                large_swarm.unindex_record(position, &context.hasher)
             }
         }
     }

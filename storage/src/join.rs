@@ -5,7 +5,7 @@ use crate::blocks::BLOCK_PEERS_MAX;
 use crate::family_peers::FamilyPeers;
 use crate::peer_output::{PeerOutput, cut, v4_share};
 use crate::placement::{PeerStores, RecordWidth};
-use crate::record::{RecordContext, V4, V6, flags, record_of, scope_flags};
+use crate::record::{EndpointKey, RecordContext, V4, V6, flags, record_of, scope_flags};
 use crate::select::{PER_ADDRESS_MAX, Requester, Selection, SubnetRequest, select};
 use crate::table::{Prefetch, Table};
 use crate::types::{AnnounceEvent, Family, Role, SwarmCounts};
@@ -104,18 +104,18 @@ impl Table {
         let flags = scope_flags(self.scope(endpoint)) | partial;
         let record = record_of::<N>(endpoint.address(), endpoint.port(), flags, self.context.tick);
         let Some(record) = record else { return JoinOutcome::default() };
-        let context = self.context_for::<N>();
+        let context = &self.context;
         let before = self.store.entry(position).roles(<PeerStores as RecordWidth<N>>::FAMILY);
         let rng = &mut self.rng;
         let (same_address, known) = self.store.change(position, |peers| {
-            let found = peers.find(&record, &context);
+            let found = peers.find(&record, context);
             let known = found.position.map(|own| match announce.event {
                 AnnounceEvent::Stopped => {
                     let previous = Some(role_at(peers, own));
-                    peers.remove(own, &context);
+                    peers.remove(own, context);
                     JoinOutcome { own: None, change: SwarmChange::Stopped, previous }
                 }
-                _ => refresh(peers, own, record, announce, &context, rng),
+                _ => refresh(peers, own, record, announce, context, rng),
             });
             (found.same_address, known)
         });
@@ -127,7 +127,7 @@ impl Table {
             (Some(refreshed), _) => refreshed,
             (None, AnnounceEvent::Stopped) => JoinOutcome::default(),
             (None, _) if !endpoint.is_listening() => JoinOutcome::default(),
-            (None, _) => self.join(position, record, announce, same_address, &context),
+            (None, _) => self.join(position, record, announce, same_address),
         };
         self.count_change(before, position, <PeerStores as RecordWidth<N>>::FAMILY);
         let lengths = self.prefix_lengths(<PeerStores as RecordWidth<N>>::FAMILY);
@@ -135,8 +135,8 @@ impl Table {
             && !lengths.is_empty()
             && !self.is_short_of_memory()
         {
-            let rng = &mut self.rng;
-            self.store.change(position, |peers| peers.index_subnets(own, lengths, &context, rng));
+            let (context, rng) = (&self.context, &mut self.rng);
+            self.store.change(position, |peers| peers.index_subnets(own, lengths, context, rng));
         }
         joined
     }
@@ -148,7 +148,6 @@ impl Table {
         record: [u8; N],
         announce: &SwarmAnnounce,
         same_address: u32,
-        context: &RecordContext,
     ) -> JoinOutcome
     where
         PeerStores: RecordWidth<N>,
@@ -178,20 +177,30 @@ impl Table {
         }
         // A large swarm always has room, but grows all the same.
         if (!has_room || stored >= BLOCK_PEERS_MAX)
-            && (self.is_out_of_memory() || !self.store.grow::<N>(position, context.key))
+            && (self.is_out_of_memory() || !self.grow::<N>(position))
         {
             return refused(JoinRefusal::Memory);
         }
         if shares_address && !self.store.entry(position).is_inline() {
             self.store.entry_mut(position).set_shares_addresses(true);
         }
-        let (rng, is_seeder) = (&mut self.rng, announce.role == Role::Seeder);
+        let (context, rng) = (&self.context, &mut self.rng);
+        let is_seeder = announce.role == Role::Seeder;
         match self.store.change(position, |peers| peers.insert(is_seeder, record, context, rng)) {
             Some(own) => {
                 JoinOutcome { own: Some(own), change: SwarmChange::Joined, previous: None }
             }
             None => refused(JoinRefusal::Memory),
         }
+    }
+
+    /// Makes room for one more peer of a family; returns whether there is any.
+    fn grow<const N: usize>(&mut self, position: u32) -> bool
+    where
+        PeerStores: RecordWidth<N>,
+    {
+        let capped = self.address_cap::<N>() > 0;
+        self.store.grow::<N>(position, EndpointKey { hasher: &self.context.hasher, capped })
     }
 
     /// Cuts the output for IPv4 peers to the share of IPv4 among the peers that the requester can use.
@@ -222,7 +231,6 @@ impl Table {
         if out.is_empty() {
             return 0;
         }
-        let context = self.context_for::<N>();
         let lengths = self.prefix_lengths(<PeerStores as RecordWidth<N>>::FAMILY);
         let (endpoint, at_random_percent) = (announce.endpoint, self.subnets.at_random_percent);
         let requester = Requester { role: announce.role, scope: self.scope(endpoint) };
@@ -233,7 +241,7 @@ impl Table {
         let limit_addresses = self.store.entry(position).shares_addresses();
         let peers = self.store.family_peers::<N>(position);
         let selection = Selection { requester, own, subnet: subnet.as_ref(), limit_addresses };
-        select(&peers, &selection, &context, &mut self.rng, out)
+        select(&peers, &selection, &self.context, &mut self.rng, out)
     }
 }
 

@@ -5,6 +5,7 @@ use crate::index::PositionIndex;
 use crate::record::EndpointKey;
 use crate::subnet::{PrefixLengths, SubnetPeers};
 use crate::subnet_index::{IndexedRecords, SubnetIndex};
+use siphasher::sip::SipHasher13;
 
 /// Records of a chunk: 16 KiB of IPv4, 40 KiB of IPv6.
 const CHUNK: usize = 2048;
@@ -31,13 +32,13 @@ impl<const N: usize> LargeSwarm<N> {
         size_of::<Self>() + self.records.bytes() + self.index.bytes() + subnet_index
     }
 
-    pub(crate) fn holding(records: &[[u8; N]], key: EndpointKey) -> Option<Self> {
+    pub(crate) fn holding(records: &[[u8; N]], key: EndpointKey<'_>) -> Option<Self> {
         let index = PositionIndex::new();
         let mut large_swarm =
             Self { records: Chunks::new(), index, capped: key.capped, subnet_index: None };
         for record in records {
             large_swarm.records.push(*record);
-            if !large_swarm.index_record(large_swarm.records.len() - 1, key) {
+            if !large_swarm.index_record(large_swarm.records.len() - 1, key.hasher) {
                 return None;
             }
         }
@@ -54,8 +55,8 @@ impl<const N: usize> LargeSwarm<N> {
     }
 
     /// Returns the key of the index of this swarm.
-    fn key_of_index(&self, key: EndpointKey) -> EndpointKey {
-        EndpointKey { capped: self.capped, ..key }
+    fn key<'a>(&self, hasher: &'a SipHasher13) -> EndpointKey<'a> {
+        EndpointKey { hasher, capped: self.capped }
     }
 
     pub(crate) fn at(&self, position: usize) -> &[u8; N] {
@@ -76,12 +77,12 @@ impl<const N: usize> LargeSwarm<N> {
     pub(crate) fn find(
         &self,
         record: &[u8; N],
-        key: EndpointKey,
+        hasher: &SipHasher13,
         mut matches: impl FnMut(&[u8; N]) -> bool,
     ) -> Option<usize> {
         let at = |position: u32| self.records.at(position as usize);
         self.index
-            .find(self.key_of_index(key).hash(record), |position| matches(at(position)))
+            .find(self.key(hasher).hash(record), |position| matches(at(position)))
             .map(|p| p as usize)
     }
 
@@ -95,22 +96,22 @@ impl<const N: usize> LargeSwarm<N> {
     }
 
     /// Adds the record at a position to the index; returns whether the index had room.
-    pub(crate) fn index_record(&mut self, position: usize, key: EndpointKey) -> bool {
-        let key = self.key_of_index(key);
+    pub(crate) fn index_record(&mut self, position: usize, hasher: &SipHasher13) -> bool {
+        let key = self.key(hasher);
         let records = &self.records;
         let hash_of = |position: u32| key.hash(records.at(position as usize));
         self.index.insert(hash_of(position as u32), position as u32, hash_of)
     }
 
     /// Removes the record at a position from the indexes; returns the number of slots that were visited.
-    pub(crate) fn unindex_record(&mut self, position: usize, key: EndpointKey) -> usize {
-        let key = self.key_of_index(key);
+    pub(crate) fn unindex_record(&mut self, position: usize, hasher: &SipHasher13) -> usize {
+        let key = self.key(hasher);
         let records = &self.records;
         let hash_of = |position: u32| key.hash(records.at(position as usize));
         let visited = self.index.remove(hash_of(position as u32), position as u32, hash_of);
         match &mut self.subnet_index {
             Some(subnet_index) => {
-                let peers = IndexedRecords { records, hasher: key.hasher };
+                let peers = IndexedRecords { records, hasher };
                 visited + subnet_index.remove(position as u32, &peers)
             }
             None => visited,
@@ -118,11 +119,11 @@ impl<const N: usize> LargeSwarm<N> {
     }
 
     /// Copies a record to a position whose record is not indexed any more.
-    pub(crate) fn relocate(&mut self, from: usize, to: usize, key: EndpointKey) {
+    pub(crate) fn relocate(&mut self, from: usize, to: usize, hasher: &SipHasher13) {
         let record = *self.records.at(from);
-        self.index.relocate(self.key_of_index(key).hash(&record), from as u32, to as u32);
+        self.index.relocate(self.key(hasher).hash(&record), from as u32, to as u32);
         if let Some(subnet_index) = &mut self.subnet_index {
-            let peers = IndexedRecords { records: &self.records, hasher: key.hasher };
+            let peers = IndexedRecords { records: &self.records, hasher };
             subnet_index.relocate(from as u32, to as u32, &peers);
         }
         *self.records.at_mut(to) = record;
@@ -133,11 +134,11 @@ impl<const N: usize> LargeSwarm<N> {
         &mut self,
         position: usize,
         lengths: PrefixLengths,
-        key: EndpointKey,
+        hasher: &SipHasher13,
         rng: &mut fastrand::Rng,
     ) {
         self.drop_other_subnet_index(lengths);
-        let peers = IndexedRecords { records: &self.records, hasher: key.hasher };
+        let peers = IndexedRecords { records: &self.records, hasher };
         let subnet_index = self
             .subnet_index
             .get_or_insert_with(|| Box::new(SubnetIndex::new(lengths, &peers, rng)));
@@ -156,10 +157,10 @@ impl<const N: usize> LargeSwarm<N> {
         lengths: PrefixLengths,
         level: usize,
         record: &[u8; N],
-        key: EndpointKey,
+        hasher: &SipHasher13,
         rng: &mut fastrand::Rng,
     ) -> SubnetPeers {
-        let peers = IndexedRecords { records: &self.records, hasher: key.hasher };
+        let peers = IndexedRecords { records: &self.records, hasher };
         let subnet_index = self.subnet_index.as_deref().filter(|it| it.lengths() == lengths);
         subnet_index.map_or(SubnetPeers::EMPTY, |it| it.subnet_peers(level, record, &peers, rng))
     }

@@ -138,13 +138,13 @@ impl TorrentStore {
         let before = large_swarm_bytes(&family_peers);
         let result = change(&mut family_peers);
         let (roles, more) = (family_peers.roles, family_peers.more_partial_seeds);
-        let entry = self.entry_mut(position);
+        let entry = self.entries.at_mut(position as usize);
         entry.set_roles(family, roles);
         if more != 0 {
             let partial_seeds = entry.partial_seeds_of(family);
             entry.set_partial_seeds(family, partial_seeds.saturating_add_signed(more));
         }
-        if let Placement::LargeSwarm(handle) = self.entry(position).placement(family) {
+        if let Placement::LargeSwarm(handle) = entry.placement(family) {
             self.peer_stores.swarm().account(before, handle);
         }
         result
@@ -160,7 +160,7 @@ impl TorrentStore {
 
     /// Moves the peers of one family to a placement with room for one more, if there is none. Returns whether there is
     /// room now.
-    pub(crate) fn grow<const N: usize>(&mut self, position: u32, key: EndpointKey) -> bool
+    pub(crate) fn grow<const N: usize>(&mut self, position: u32, key: EndpointKey<'_>) -> bool
     where
         PeerStores: RecordWidth<N>,
     {

@@ -89,21 +89,21 @@ pub(crate) fn cap_prefix<const N: usize>(record: &[u8; N]) -> &[u8] {
 /// cap then have the same hash, so a search for one of them passes all others and can count them. A large swarm keeps
 /// the variant it was created with.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct EndpointKey {
-    pub(crate) hasher: SipHasher13,
+pub(crate) struct EndpointKey<'a> {
+    pub(crate) hasher: &'a SipHasher13,
     pub(crate) capped: bool,
 }
 
-impl EndpointKey {
+impl EndpointKey<'_> {
     pub(crate) fn hash<const N: usize>(self, record: &[u8; N]) -> u64 {
         self.hasher.hash(if self.capped { cap_prefix(record) } else { compact(record) })
     }
 }
 
-/// The key with which records are found, and the time by which they expire.
-#[derive(Clone, Copy, Debug)]
+/// The hash function with which records are found, and the time by which they expire.
+#[derive(Clone, Debug)]
 pub(crate) struct RecordContext {
-    pub(crate) key: EndpointKey,
+    pub(crate) hasher: SipHasher13,
     pub(crate) ticks: Ticks,
     /// The current tick.
     pub(crate) tick: u8,

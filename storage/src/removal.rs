@@ -139,7 +139,7 @@ impl Table {
     where
         PeerStores: RecordWidth<N>,
     {
-        let context = self.context_for::<N>();
+        let context = &self.context;
         let before = self.store.entry(position).roles(<PeerStores as RecordWidth<N>>::FAMILY);
         let lengths = self.prefix_lengths(<PeerStores as RecordWidth<N>>::FAMILY);
         let left = self.store.change(position, |peers: &mut FamilyPeers<'_, N>| {
@@ -155,7 +155,7 @@ impl Table {
                     Removal::All => true,
                 };
                 if is_removed {
-                    let visited = peers.remove(left, &context);
+                    let visited = peers.remove(left, context);
                     budget.records = budget.records.saturating_sub(REMOVAL_RECORDS);
                     budget.slots = budget.slots.saturating_sub(visited);
                 }

@@ -26,11 +26,11 @@ pub(crate) struct SubnetIndex {
     levels: Vec<PositionIndex>,
 }
 
-/// The records of a swarm, and the key of the hash.
+/// The records of a swarm, and their hash function.
 #[derive(Debug)]
 pub(crate) struct IndexedRecords<'a, const N: usize, const CHUNK: usize> {
     pub(crate) records: &'a Chunks<[u8; N], CHUNK>,
-    pub(crate) hasher: SipHasher13,
+    pub(crate) hasher: &'a SipHasher13,
 }
 
 /// Returns the number of the bucket of a peer within its prefix.
@@ -194,7 +194,7 @@ mod tests {
             let record = record_of::<V4>([10, 0, high, low].into(), 7_000, 0, 0);
             records.push(record.expect("it is an IPv4 address"));
         }
-        let peers = IndexedRecords { records: &records, hasher: SipHasher13::new_with_keys(1, 2) };
+        let peers = IndexedRecords { records: &records, hasher: &SipHasher13::new_with_keys(1, 2) };
         let mut rng = fastrand::Rng::with_seed(3);
         let mut subnet_index = SubnetIndex::new(lengths, &peers, &mut rng);
         (0..3_072).for_each(|position| subnet_index.insert(position, &peers, &mut rng));

@@ -4,7 +4,7 @@ use crate::announce::{JoinRefusal, SwarmAnnounce};
 use crate::entry::Entry;
 use crate::index::{POSITIONS_MAX, PositionIndex};
 use crate::placement::TorrentStore;
-use crate::record::{EndpointKey, RecordContext, RoleCounts, V4, V6, record_of};
+use crate::record::{RecordContext, RoleCounts, V4, V6, record_of};
 use crate::settings::TableSettings;
 use crate::sources::SourceNetwork;
 use crate::stats::TableStats;
@@ -44,7 +44,7 @@ impl Table {
         Self {
             store: TorrentStore::new(hasher),
             index: PositionIndex::new(),
-            context: RecordContext { key: EndpointKey { hasher, capped: false }, ticks, tick: 0 },
+            context: RecordContext { hasher, ticks, tick: 0 },
             idle_ticks: Ticks::of_lifetime(settings.keep_completed_secs),
             subnets: SubnetPreference::default(),
             now: Seconds(0),
@@ -114,7 +114,7 @@ impl Table {
     }
 
     pub(crate) fn hash(&self, info_hash: &InfoHash) -> u64 {
-        self.context.key.hasher.hash(&info_hash.0)
+        self.context.hasher.hash(&info_hash.0)
     }
 
     /// Returns the seeders, leechers and completed downloads of the torrent at a position.
@@ -157,7 +157,7 @@ impl Table {
             return Err(JoinRefusal::NewTorrent);
         }
         self.store.entries.push(Entry::new(&announce.info_hash));
-        let (store, hasher) = (&self.store, self.context.key.hasher);
+        let (store, hasher) = (&self.store, &self.context.hasher);
         let hash_of = |position: u32| hasher.hash(&store.entry(position).info_hash().0);
         if self.index.insert(hash, position, hash_of) {
             self.stats.empty_torrents += 1;
@@ -170,7 +170,7 @@ impl Table {
     /// Removes a torrent without peers; returns the number of index slots that were visited.
     pub(crate) fn remove_torrent(&mut self, position: u32) -> usize {
         self.stats.empty_torrents -= 1;
-        let (store, hasher) = (&self.store, self.context.key.hasher);
+        let (store, hasher) = (&self.store, &self.context.hasher);
         let hash_of = |position: u32| hasher.hash(&store.entry(position).info_hash().0);
         let visited = self.index.remove(hash_of(position), position, hash_of);
         if let Some(from) = self.store.remove(position) {
@@ -218,12 +218,6 @@ impl Table {
             let tick = self.idle_ticks.at(self.now);
             self.store.entry_mut(position).set_tick(tick);
         }
-    }
-
-    /// Returns the context for records of one family.
-    pub(crate) fn context_for<const N: usize>(&self) -> RecordContext {
-        let capped = self.address_cap::<N>() > 0;
-        RecordContext { key: EndpointKey { capped, ..self.context.key }, ..self.context }
     }
 
     /// Returns the prefix lengths by which peers of a family are preferred.
