@@ -1,7 +1,7 @@
 //! Batches of datagrams over plain sockets, with `recvmmsg` and `sendmmsg`.
 //!
-//! The load generator and the reflector use them: a datapath that differs from the tracker's own cannot share its
-//! errors.
+//! The load generator and the reflector use these sockets instead of the tracker's io_uring datapath, so that they
+//! cannot have the same bugs.
 
 #![expect(unsafe_code, reason = "no crate sends batches with a source for each datagram")]
 
@@ -233,7 +233,7 @@ impl SendBatch {
 fn write_source(control: &mut [u8], source: IpAddr) -> usize {
     match source {
         IpAddr::V4(source) => {
-            // Interface 0 means by the routing table; then ipi_spec_dst, and a field that is ignored when sending.
+            // in_pktinfo: ipi_ifindex 0 (the routing table decides), ipi_spec_dst, ipi_addr (ignored when sending).
             let mut info = [0; 12];
             info[4..8].copy_from_slice(&source.octets());
             write_control(control, libc::IPPROTO_IP, libc::IP_PKTINFO, &info)
@@ -320,7 +320,7 @@ impl SocketName {
     pub fn is(&self, other: &Self) -> bool {
         let (a, b) = (&self.bytes, &other.bytes);
         let is_same_port = (a.sin6_family, a.sin6_port) == (b.sin6_family, b.sin6_port);
-        // An IPv4 address has the position of the IPv6 flow label.
+        // In sockaddr_in the address is at the offset of sin6_flowinfo.
         match i32::from(a.sin6_family) {
             libc::AF_INET => is_same_port && a.sin6_flowinfo == b.sin6_flowinfo,
             _ => is_same_port && a.sin6_addr.s6_addr == b.sin6_addr.s6_addr,

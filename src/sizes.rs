@@ -11,10 +11,10 @@ use tsubame_udp::wire::{
 /// or 74 IPv6 peers.
 pub const REPLY_LEN_DEFAULT: usize = 1352;
 
-/// Smallest value of the setting: the payload of a datagram that every IPv4 host must accept.
+/// Minimum of `udp.max_reply_size`: the UDP payload of a datagram that every IPv4 host must accept.
 pub const REPLY_LEN_MIN: usize = 548;
 
-/// Largest value of the setting: the payload of an Ethernet frame over IPv4.
+/// Maximum of `udp.max_reply_size`: the UDP payload of an IPv4 packet in an Ethernet frame (MTU 1500).
 pub const REPLY_LEN_LIMIT: usize = REPLY_LEN_MAX;
 
 /// Largest number of peers that a client can be permitted to request. Over UDP no more are returned than fit the reply.

@@ -113,13 +113,13 @@ fn http_announces_follow_the_specification() {
     assert_eq!(peers_for(&mut client, "x=y"), 50);
     assert_eq!(peers_for(&mut client, "numwant=100000"), 120);
     // Peers with port 0 or 1 cannot accept connections and are not stored.
-    let counts = |client: &mut Connection| client.scrape(&[info_hash_of(2)])[0].1[2];
-    let before = counts(&mut client);
+    let leechers = |client: &mut Connection| client.scrape(&[info_hash_of(2)])[0].1[2];
+    let before = leechers(&mut client);
     assert_eq!(client.announce(&Announce::of(2, 0, 1)).peers.len(), 50);
     client.announce(&Announce::of(2, 1, 1));
     // Addresses in parameters are ignored for sources that are not trusted.
     client.announce(&Announce::of(2, 9_999, 1).with("ip=8.8.8.8&ipv4=8.8.8.8&ipv6=2a00::1"));
-    assert_eq!(counts(&mut client), before);
+    assert_eq!(leechers(&mut client), before);
     let stopped = client.announce(&Announce::of(2, 9_999, 1).with("event=stopped&numwant=50"));
     assert_eq!((stopped.peers.len(), stopped.leechers), (0, before - 1));
     for (query, reason) in [
@@ -160,7 +160,7 @@ fn scrape_rows_of_all_shards_are_sorted() {
             client.announce(&Announce::of(torrent, 7_000 + port as u16, u64::from(port)));
         }
     }
-    // Also unknown torrents, some of them twice, in random order.
+    // Known and unknown torrents in random order, some of the known ones twice.
     let mut requested: Vec<u32> = (0..80).chain(10..20).collect();
     fastrand::Rng::with_seed(1).shuffle(&mut requested);
     let hashes: Vec<[u8; 20]> = requested.iter().map(|torrent| info_hash_of(*torrent)).collect();
@@ -477,7 +477,7 @@ fn full_scrapes_are_served_to_permitted_networks() {
     assert_eq!(rows_of(&plain.body), expected);
     client.send(b"HEAD /scrape HTTP/1.1\r\nX-Forwarded-For: 127.0.0.3\r\n\r\n");
     assert_eq!(client.reply_to("HEAD").unwrap().status, 200);
-    // Other networks are refused, and permitted ones may repeat it only after the interval.
+    // Other networks are refused, and a permitted address may repeat a full scrape only after the interval.
     assert_eq!(client.get_with("/scrape", &from("127.0.0.9", "")).status, 403);
     assert_eq!(client.get_with("/scrape", &from("127.0.0.1", "")).status, 429);
     let zstd = client.get_with("/scrape", &from("127.0.0.3", "gzip, zstd"));
@@ -491,7 +491,7 @@ fn full_scrapes_are_served_to_permitted_networks() {
     let mut decoder = flate2::read::GzDecoder::new(gzip.body.as_slice());
     std::io::Read::read_to_end(&mut decoder, &mut unpacked).unwrap();
     assert_eq!(rows_of(&unpacked), expected);
-    // The connection stays open, and scrapes of single torrents are open to all clients.
+    // The connection stays open, and scrapes of single torrents have no such interval.
     assert_eq!(client.scrape(&[info_hash_of(1)]).len(), 1);
     tracker.signal("TERM");
     assert_eq!(tracker.wait().code(), Some(0));

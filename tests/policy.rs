@@ -37,19 +37,34 @@ fn each_hook_refuses_over_both_protocols_and_is_counted() {
     for shards in [1, 2] {
         let world = World::new(shards, &hooks);
         let good = "/sesame/announce";
-        assert_eq!(world.both(1, CLIENT, good), [error(NOT_SERVED), error(NOT_SERVED)]);
+        assert_eq!(
+            world.announce_over_both(1, CLIENT, good),
+            [error(NOT_SERVED), error(NOT_SERVED)]
+        );
         let gone = Gone(NOT_SERVED.to_owned());
-        assert_eq!(world.both(2, CLIENT, good), [error(NOT_SERVED), gone]);
-        assert_eq!(world.both(3, CLIENT, good), [Swarm(0, 0, 7_200), Swarm(0, 0, 7_200)]);
+        assert_eq!(world.announce_over_both(2, CLIENT, good), [error(NOT_SERVED), gone]);
+        assert_eq!(
+            world.announce_over_both(3, CLIENT, good),
+            [Swarm(0, 0, 7_200), Swarm(0, 0, 7_200)]
+        );
         let text = "this client is not permitted on this tracker";
-        assert_eq!(world.both(4, b"-XX0001-abcdefghijkl", good), [error(text), error(text)]);
+        assert_eq!(
+            world.announce_over_both(4, b"-XX0001-abcdefghijkl", good),
+            [error(text), error(text)]
+        );
         let text = "no passkey in the announce URL";
-        assert_eq!(world.both(4, CLIENT, ""), [error(text), error(text)]);
+        assert_eq!(world.announce_over_both(4, CLIENT, ""), [error(text), error(text)]);
         let wrong = "unknown passkey";
-        assert_eq!(world.both(4, CLIENT, "/abracadabra/announce"), [error(wrong), error(wrong)]);
+        assert_eq!(
+            world.announce_over_both(4, CLIENT, "/abracadabra/announce"),
+            [error(wrong), error(wrong)]
+        );
         // The same peer over both protocols, so each reply counts one leecher. The interval is increased by a second.
-        assert_eq!(world.both(4, CLIENT, good), [Swarm(0, 1, 1_801), Swarm(0, 1, 1_801)]);
-        let by_parameter = world.both(5, CLIENT, "?passkey=sesame");
+        assert_eq!(
+            world.announce_over_both(4, CLIENT, good),
+            [Swarm(0, 1, 1_801), Swarm(0, 1, 1_801)]
+        );
+        let by_parameter = world.announce_over_both(5, CLIENT, "?passkey=sesame");
         assert_eq!(by_parameter, [Swarm(0, 1, 1_801), Swarm(0, 1, 1_801)]);
         for protocol in ["udp", "http"] {
             world.wait_for_metric("forbidden_torrent", protocol, 3);
@@ -69,7 +84,7 @@ fn sources_over_the_limit_are_refused_and_others_are_served() {
     let mut answers = Vec::new();
     // More than the burst and the announces that are permitted during the test.
     while answers.len() < 500 && answers.iter().all(|it| matches!(it, Swarm(..))) {
-        answers.extend(world.both(answers.len() as u32, CLIENT, ""));
+        answers.extend(world.announce_over_both(answers.len() as u32, CLIENT, ""));
     }
     let refused = answers.iter().skip(8).filter(|it| !matches!(it, Swarm(..))).count();
     assert!(answers[..8].iter().all(|it| matches!(it, Swarm(..))) && refused > 0, "{answers:?}");
@@ -107,7 +122,7 @@ fn denied_networks_get_no_reply() {
         "the connection must be closed without a reply"
     );
     world.wait_for_metric("forbidden_network", "http", 1);
-    assert!(matches!(world.both(1, CLIENT, ""), [Swarm(..), Swarm(..)]));
+    assert!(matches!(world.announce_over_both(1, CLIENT, ""), [Swarm(..), Swarm(..)]));
 }
 
 /// The first hook that refuses determines the reply, and later hooks do not count the request.
@@ -130,20 +145,20 @@ fn hooks_run_in_the_order_of_the_config() {
     let refused = |world: &World| {
         // The first request violates all hooks, the next ones fewer.
         let expected = [error(NOT_SERVED), error(NOT_SERVED)];
-        assert_eq!(world.both(1, wrong_client, ""), expected);
+        assert_eq!(world.announce_over_both(1, wrong_client, ""), expected);
         let expected = [error(not_permitted), error(not_permitted)];
-        assert_eq!(world.both(2, wrong_client, ""), expected);
+        assert_eq!(world.announce_over_both(2, wrong_client, ""), expected);
         let expected = "no passkey in the announce URL";
-        assert_eq!(world.both(2, CLIENT, ""), [error(expected), error(expected)]);
+        assert_eq!(world.announce_over_both(2, CLIENT, ""), [error(expected), error(expected)]);
     };
     let world = World::new(1, &format!("{refuse}{limit}{varied}"));
     (0..5).for_each(|_| refused(&world));
-    assert_eq!(world.both(2, CLIENT, good), [Swarm(0, 1, 1_801), Swarm(0, 1, 1_801)]);
+    assert_eq!(world.announce_over_both(2, CLIENT, good), [Swarm(0, 1, 1_801), Swarm(0, 1, 1_801)]);
     assert_eq!(["udp", "http"].map(|it| world.metric("too_many_announces", it)), [0, 0]);
     let world = World::new(1, &format!("{limit}{varied}{refuse}"));
     world.udp.socket.set_read_timeout(Some(NO_REPLY_TIMEOUT)).unwrap();
     refused(&world);
-    let answers: Vec<_> = (0..5).flat_map(|_| world.both(2, CLIENT, good)).collect();
+    let answers: Vec<_> = (0..5).flat_map(|_| world.announce_over_both(2, CLIENT, good)).collect();
     let too_many = "too many requests; announce less often";
     assert!(answers.contains(&error(too_many)), "the limit must count all requests: {answers:?}");
 }
@@ -210,7 +225,7 @@ fn limits_keep_their_counts_when_a_hook_is_added_above() {
     world.tracker.write_config(&policy::config(1, &above));
     assert_eq!(world.ask("POST", "/v1/reload").0, 200);
     let banned = error("this client is not permitted on this tracker");
-    wait_until(|| world.both(1, b"-XX0001-abcdefghijkl", "")[1] == banned);
+    wait_until(|| world.announce_over_both(1, b"-XX0001-abcdefghijkl", "")[1] == banned);
     let served = (20..40).take_while(|torrent| is_served(*torrent)).count();
     assert!(served < 3, "{served} more were served");
 }
@@ -274,11 +289,13 @@ fn a_custom_hook_is_run() {
         program
     });
     let expected = "this port is not permitted on this tracker";
-    assert_eq!(world.both(1, CLIENT, ""), [error(expected), error(expected)]);
+    assert_eq!(world.announce_over_both(1, CLIENT, ""), [error(expected), error(expected)]);
     for protocol in ["udp", "http"] {
         world.wait_for_metric("custom_hook", protocol, 1);
     }
     world.tracker.write_config(&policy::config(2, &hooks.replace("7001", "80")));
     assert_eq!(world.ask("POST", "/v1/reload").0, 200);
-    wait_until(|| world.both(1, CLIENT, "") == [Swarm(0, 1, 1_800), Swarm(0, 1, 1_800)]);
+    wait_until(|| {
+        world.announce_over_both(1, CLIENT, "") == [Swarm(0, 1, 1_800), Swarm(0, 1, 1_800)]
+    });
 }

@@ -16,15 +16,16 @@ use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Returns the command of a client for a torrent file, the directory of the payload, and an address to bind.
-type Start = fn(&Path, &Path, &str) -> Command;
+/// Builds the command of a client from a torrent file, the directory of the payload, and an address to bind.
+type ClientCommand = fn(&Path, &Path, &str) -> Command;
 
 /// Protocol and family by which a client reaches the tracker.
 #[derive(Clone, Copy)]
 struct Transport {
     scheme: &'static str,
     v6: bool,
-    /// Whether the client sends a stopped event when it ends. Transmission 3.00 never does so over HTTP.
+    /// Whether the client sends a stopped event when it ends. Transmission 3.00 does not over HTTP, and
+    /// lftp never does.
     sends_stopped: bool,
 }
 
@@ -57,19 +58,19 @@ fn start(lab: &Lab) -> Tracker {
 
 /// Transfers a file between two clients, each with its own protocol and family.
 fn transfer(
-    (seeds, seeder_transport): (Start, Transport),
-    (leeches, leecher_transport): (Start, Transport),
+    (seeder_command, seeder_transport): (ClientCommand, Transport),
+    (leecher_command, leecher_transport): (ClientCommand, Transport),
 ) {
     let mut lab = Lab::new();
     let tracker = start(&lab);
     let v6 = leecher_transport.v6;
     let mut torrent = Torrent::new(&lab, 1 + u64::from(v6), &seeder_transport.url());
     let seeder = Host::Seeder.address(seeder_transport.v6);
-    lab.start(Host::Seeder, seeds(&torrent.path, &lab.folder("seed"), &seeder));
+    lab.start(Host::Seeder, seeder_command(&torrent.path, &lab.folder("seed"), &seeder));
     wait_for_counts(&torrent, v6, |counts| counts == [1, 0, 0]);
-    torrent.announce_to(&lab, &leecher_transport.url());
+    torrent.set_announce_url(&lab, &leecher_transport.url());
     let leecher = Host::Leecher.address(v6);
-    lab.start(Host::Leecher, leeches(&torrent.path, &lab.folder("leech"), &leecher));
+    lab.start(Host::Leecher, leecher_command(&torrent.path, &lab.folder("leech"), &leecher));
     torrent.wait_for_download(&lab);
     // The leecher sends one completed event and becomes a seeder.
     wait_for_counts(&torrent, v6, |counts| counts == [2, 1, 0]);
@@ -81,9 +82,9 @@ fn transfer(
     assert_eq!((count_in(&line, "shed"), count_in(&line, "torrents")), (0, 1), "{line}");
     let announces = if leecher_transport.sends_stopped { 4 } else { 3 };
     assert!(count_in(&line, "announces") >= announces, "{line}");
-    let http =
+    let uses_http =
         [seeder_transport, leecher_transport].iter().any(|transport| transport.scheme != "udp");
-    assert_eq!(count_in(&line, "over HTTP") > 0, http, "{line}");
+    assert_eq!(count_in(&line, "over HTTP") > 0, uses_http, "{line}");
 }
 
 fn libtorrent(torrent: &Path, directory: &Path, address: &str) -> Command {
@@ -184,25 +185,25 @@ fn lftp(torrent: &Path, directory: &Path, address: &str) -> Command {
 
 #[test]
 #[ignore = "needs root and qbittorrent-nox"]
-fn qbittorrent_moves_a_file() {
+fn qbittorrent_transfers_a_file() {
     transfer((qbittorrent, UDP), (qbittorrent, UDP));
 }
 
 #[test]
 #[ignore = "needs root and qbittorrent-nox"]
-fn qbittorrent_moves_a_file_over_http_and_ipv6() {
+fn qbittorrent_transfers_a_file_over_http_and_ipv6() {
     transfer((qbittorrent, HTTP_V6), (qbittorrent, HTTP_V6));
 }
 
 #[test]
 #[ignore = "needs root, deluged and deluge-console"]
-fn deluge_moves_a_file() {
+fn deluge_transfers_a_file() {
     transfer((deluge, UDP), (deluge, UDP));
 }
 
 #[test]
 #[ignore = "needs root and lftp"]
-fn lftp_moves_a_file() {
+fn lftp_transfers_a_file() {
     let transport = Transport { sends_stopped: false, ..UDP };
     transfer((lftp, transport), (lftp, transport));
 }
@@ -210,80 +211,80 @@ fn lftp_moves_a_file() {
 /// lftp sends announces of 110 bytes (action 4).
 #[test]
 #[ignore = "needs root and lftp"]
-fn lftp_moves_a_file_over_ipv6() {
+fn lftp_transfers_a_file_over_ipv6() {
     let transport = Transport { sends_stopped: false, ..UDP_V6 };
     transfer((lftp, transport), (lftp, transport));
 }
 
 #[test]
 #[ignore = "needs root and python3-libtorrent"]
-fn libtorrent_moves_a_file() {
+fn libtorrent_transfers_a_file() {
     transfer((libtorrent, UDP), (libtorrent, UDP));
 }
 
 #[test]
 #[ignore = "needs root and python3-libtorrent"]
-fn libtorrent_moves_a_file_over_ipv6() {
+fn libtorrent_transfers_a_file_over_ipv6() {
     transfer((libtorrent, UDP_V6), (libtorrent, UDP_V6));
 }
 
 #[test]
 #[ignore = "needs root and python3-libtorrent"]
-fn libtorrent_moves_a_file_over_http() {
+fn libtorrent_transfers_a_file_over_http() {
     transfer((libtorrent, HTTP), (libtorrent, HTTP));
 }
 
 #[test]
 #[ignore = "needs root and python3-libtorrent"]
-fn libtorrent_moves_a_file_over_http_and_ipv6() {
+fn libtorrent_transfers_a_file_over_http_and_ipv6() {
     transfer((libtorrent, HTTP_V6), (libtorrent, HTTP_V6));
 }
 
 #[test]
 #[ignore = "needs root and python3-libtorrent"]
-fn libtorrent_moves_a_file_over_https() {
+fn libtorrent_transfers_a_file_over_https() {
     transfer((libtorrent, HTTPS), (libtorrent, HTTPS));
 }
 
 #[test]
 #[ignore = "needs root and transmission-cli"]
-fn transmission_moves_a_file() {
+fn transmission_transfers_a_file() {
     transfer((transmission, UDP), (transmission, UDP));
 }
 
 #[test]
 #[ignore = "needs root and transmission-cli"]
-fn transmission_moves_a_file_over_http() {
+fn transmission_transfers_a_file_over_http() {
     transfer((transmission, HTTP), (transmission, Transport { sends_stopped: false, ..HTTP }));
 }
 
 #[test]
 #[ignore = "needs root and transmission-cli"]
-fn transmission_moves_a_file_over_https() {
+fn transmission_transfers_a_file_over_https() {
     transfer((transmission, HTTPS), (transmission, Transport { sends_stopped: false, ..HTTPS }));
 }
 
 #[test]
 #[ignore = "needs root and aria2"]
-fn aria2_moves_a_file() {
+fn aria2_transfers_a_file() {
     transfer((aria2, UDP), (aria2, UDP));
 }
 
 #[test]
 #[ignore = "needs root and aria2"]
-fn aria2_moves_a_file_over_http() {
+fn aria2_transfers_a_file_over_http() {
     transfer((aria2, HTTP), (aria2, HTTP));
 }
 
 #[test]
 #[ignore = "needs root and rtorrent"]
-fn rtorrent_moves_a_file() {
+fn rtorrent_transfers_a_file() {
     transfer((rtorrent, UDP), (rtorrent, UDP));
 }
 
 #[test]
 #[ignore = "needs root and rtorrent"]
-fn rtorrent_moves_a_file_over_http() {
+fn rtorrent_transfers_a_file_over_http() {
     transfer((rtorrent, HTTP), (rtorrent, HTTP));
 }
 

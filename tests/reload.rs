@@ -27,9 +27,9 @@ fn lists_are_reloaded_and_invalid_lists_are_refused() {
     let hooks = format!("  - {{name: access_list, options: {{mode: deny, files: {file}}}}}\n");
     let mut world = World::new(2, &hooks);
     let served = |it: &[ClientReply; 2]| it.iter().all(|answer| matches!(answer, Swarm(..)));
-    assert_eq!(world.both(1, CLIENT, ""), [error(NOT_SERVED), error(NOT_SERVED)]);
+    assert_eq!(world.announce_over_both(1, CLIENT, ""), [error(NOT_SERVED), error(NOT_SERVED)]);
     for torrent in 2..40 {
-        assert!(served(&world.both(torrent, CLIENT, "")));
+        assert!(served(&world.announce_over_both(torrent, CLIENT, "")));
     }
     let hashes: Vec<_> = (1..40).map(info_hash_of).collect();
     let rows = world.udp.scrape(&hashes).unwrap();
@@ -39,7 +39,9 @@ fn lists_are_reloaded_and_invalid_lists_are_refused() {
     fs::write(&list, text).unwrap();
     world.tracker.wait_for("a list has changed: 1 hook, 28 info hashes listed");
     // Shards apply the new list at different times.
-    wait_until(|| world.both(2, CLIENT, "") == [error(NOT_SERVED), error(NOT_SERVED)]);
+    wait_until(|| {
+        world.announce_over_both(2, CLIENT, "") == [error(NOT_SERVED), error(NOT_SERVED)]
+    });
     wait_until(|| {
         let rows = rows_of(&Connection::to(world.http).get(&scrape_target(&hashes[..])).body);
         rows.iter().filter(|(_, row)| row[2] == 1).count() == 10
@@ -54,11 +56,11 @@ fn lists_are_reloaded_and_invalid_lists_are_refused() {
         status == 422 && message.contains("list:1: \"no hash\" is not an info hash"),
         "{status} {message}"
     );
-    assert_eq!(world.both(2, CLIENT, ""), [error(NOT_SERVED), error(NOT_SERVED)]);
+    assert_eq!(world.announce_over_both(2, CLIENT, ""), [error(NOT_SERVED), error(NOT_SERVED)]);
     fs::write(&list, "").unwrap();
     let (status, message) = world.ask("POST", "/v1/reload");
     assert_eq!((status, message.as_str()), (200, "reloaded: 1 hook, 0 info hashes listed"));
-    wait_until(|| served(&world.both(2, CLIENT, "")));
+    wait_until(|| served(&world.announce_over_both(2, CLIENT, "")));
     assert_eq!(
         world.udp.scrape(&[info_hash_of(3)]),
         Some(vec![[0, 0, 0]]),
@@ -95,13 +97,13 @@ fn access_list_overrides_survive_a_restart() {
     );
     let refused = [error(NOT_SERVED), error(NOT_SERVED)];
     let world = World::new(2, &hooks);
-    assert!(matches!(world.both(1, CLIENT, ""), [Swarm(..), Swarm(..)]));
-    assert_eq!(world.both(2, CLIENT, ""), refused);
+    assert!(matches!(world.announce_over_both(1, CLIENT, ""), [Swarm(..), Swarm(..)]));
+    assert_eq!(world.announce_over_both(2, CLIENT, ""), refused);
     let message = world.ask("PUT", &format!("/v1/access_list/{}", hex(2)));
     assert_eq!(message, (200, format!("{} is on the access list", hex(2))));
-    wait_until(|| matches!(world.both(2, CLIENT, ""), [Swarm(..), Swarm(..)]));
+    wait_until(|| matches!(world.announce_over_both(2, CLIENT, ""), [Swarm(..), Swarm(..)]));
     assert_eq!(world.ask("DELETE", &format!("/v1/access_list/{}", hex(1))).0, 200);
-    wait_until(|| world.both(1, CLIENT, "") == refused);
+    wait_until(|| world.announce_over_both(1, CLIENT, "") == refused);
     assert_eq!(world.ask("PUT", "/v1/access_list/12").0, 400);
     let page =
         "PUT /v1/access_list/12 HTTP/1.1\r\nHost: localhost\r\nOrigin: http://e.example\r\n\r\n";
@@ -112,8 +114,8 @@ fn access_list_overrides_survive_a_restart() {
     assert_eq!(&reply, b"HTTP/1.1 403", "web pages must not change the access list");
     world.tracker.stop();
     let world = World::new(1, &hooks);
-    assert_eq!(world.both(1, CLIENT, ""), refused);
-    assert!(matches!(world.both(2, CLIENT, ""), [Swarm(..), Swarm(..)]));
+    assert_eq!(world.announce_over_both(1, CLIENT, ""), refused);
+    assert!(matches!(world.announce_over_both(2, CLIENT, ""), [Swarm(..), Swarm(..)]));
     drop(world);
     assert_eq!(World::new(1, "").ask("PUT", &format!("/v1/access_list/{}", hex(1))).0, 422);
 }
@@ -248,7 +250,7 @@ fn a_list_of_a_million_torrents_is_loaded_while_serving() {
     let text: String = (0..1_000_000).map(|torrent| format!("{}\n", hex(torrent))).collect();
     fs::write(&list, text).unwrap();
     let deadline = now() + WAIT_TIMEOUT * 6;
-    while world.both(5, CLIENT, "")[0] != error(NOT_SERVED) {
+    while world.announce_over_both(5, CLIENT, "")[0] != error(NOT_SERVED) {
         world.udp.connect();
         assert!(now() < deadline);
     }
@@ -259,7 +261,7 @@ fn a_list_of_a_million_torrents_is_loaded_while_serving() {
 #[test]
 fn settings_are_reloaded() {
     let mut world = World::new(2, "");
-    assert_eq!(world.both(1, CLIENT, ""), [Swarm(0, 1, 1_800), Swarm(0, 1, 1_800)]);
+    assert_eq!(world.announce_over_both(1, CLIENT, ""), [Swarm(0, 1, 1_800), Swarm(0, 1, 1_800)]);
     let [udp, http] = [world.udp.tracker, world.http].map(|address| address.port());
     let config = |more: &str| {
         config(2, "")
@@ -285,7 +287,9 @@ fn settings_are_reloaded() {
     // The config had port 0 at start and has the actual ports now, which counts as a change.
     let expected = "reloaded: 0 hooks, 0 info hashes listed; restart the tracker to apply: udp.listen, http.listen";
     assert_eq!((status, message.as_str()), (200, expected));
-    wait_until(|| world.both(1, CLIENT, "") == [Swarm(0, 1, 1_200), Swarm(0, 1, 1_200)]);
+    wait_until(|| {
+        world.announce_over_both(1, CLIENT, "") == [Swarm(0, 1, 1_200), Swarm(0, 1, 1_200)]
+    });
     // With a cap of 2, the third peer of an address is not stored.
     for port in [7_002, 7_003, 7_004] {
         let announce = Announce { port, ..Announce::of(2, port) };
@@ -311,7 +315,7 @@ fn settings_are_reloaded() {
         status == 422 && message.contains("announce.peer_lifetime: 3h is less"),
         "{status} {message}"
     );
-    assert_eq!(world.both(1, CLIENT, ""), [Swarm(0, 1, 1_200), Swarm(0, 1, 1_200)]);
+    assert_eq!(world.announce_over_both(1, CLIENT, ""), [Swarm(0, 1, 1_200), Swarm(0, 1, 1_200)]);
 }
 
 /// A list that is a FIFO without a writer is refused and blocks no later reload.
@@ -332,8 +336,10 @@ fn a_list_that_is_a_fifo_does_not_block_reloads() {
     assert!(status == 422 && message.contains("not a regular file"), "{status} {message}");
     let (status, message) = world.ask("PUT", &format!("/v1/access_list/{}", hex(2)));
     assert_eq!(status, 200, "{message}");
-    wait_until(|| world.both(2, CLIENT, "") == [error(NOT_SERVED), error(NOT_SERVED)]);
-    assert_eq!(world.both(1, CLIENT, ""), [error(NOT_SERVED), error(NOT_SERVED)]);
+    wait_until(|| {
+        world.announce_over_both(2, CLIENT, "") == [error(NOT_SERVED), error(NOT_SERVED)]
+    });
+    assert_eq!(world.announce_over_both(1, CLIENT, ""), [error(NOT_SERVED), error(NOT_SERVED)]);
 }
 
 /// Torrents that were removed with DELETE but are in a list file are reported at each reload, and redundant overrides

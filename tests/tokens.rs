@@ -95,21 +95,27 @@ fn tokens_are_checked_while_the_key_server_fails_and_changes_keys() {
     world.tracker.wait_for("cannot fetch http://127.0.0.1");
     let unknown = error("the key of the token is unknown");
     assert_eq!(
-        world.both(1, CLIENT, &first.token(1, FAR_FUTURE)),
+        world.announce_over_both(1, CLIENT, &first.token(1, FAR_FUTURE)),
         [unknown.clone(), unknown.clone()]
     );
     server.serve(&first.page());
     world.tracker.wait_for("a new key set of 1 keys");
     let served = |answers: [ClientReply; 2]| answers.iter().all(|it| matches!(it, Swarm(..)));
-    wait_until(|| served(world.both(1, CLIENT, &first.token(1, FAR_FUTURE))));
+    wait_until(|| served(world.announce_over_both(1, CLIENT, &first.token(1, FAR_FUTURE))));
     let text = "no token (jwt) in the announce URL";
-    assert_eq!(world.both(1, CLIENT, ""), [error(text), error(text)]);
+    assert_eq!(world.announce_over_both(1, CLIENT, ""), [error(text), error(text)]);
     let text = "the token is for another torrent";
-    assert_eq!(world.both(2, CLIENT, &first.token(1, FAR_FUTURE)), [error(text), error(text)]);
+    assert_eq!(
+        world.announce_over_both(2, CLIENT, &first.token(1, FAR_FUTURE)),
+        [error(text), error(text)]
+    );
     let text = "the token has expired";
-    assert_eq!(world.both(3, CLIENT, &first.token(3, 1_000)), [error(text), error(text)]);
+    assert_eq!(
+        world.announce_over_both(3, CLIENT, &first.token(3, 1_000)),
+        [error(text), error(text)]
+    );
     let text = "the token is not valid for this tracker";
-    assert_eq!(world.both(1, CLIENT, "?jwt=a.b.c"), [error(text), error(text)]);
+    assert_eq!(world.announce_over_both(1, CLIENT, "?jwt=a.b.c"), [error(text), error(text)]);
     // Scrapes need a token, too. A scrape over UDP cannot carry one.
     let mut scrape = common::head(world.udp.id, 2, 5);
     scrape.extend(info_hash_of(1));
@@ -123,15 +129,16 @@ fn tokens_are_checked_while_the_key_server_fails_and_changes_keys() {
     // An invalid key set is reported, and the previous one stays in use.
     server.serve("<html>maintenance</html>");
     world.tracker.wait_for("is not a JWK set");
-    assert!(served(world.both(1, CLIENT, &first.token(1, FAR_FUTURE))));
+    assert!(served(world.announce_over_both(1, CLIENT, &first.token(1, FAR_FUTURE))));
     server.serve(&format!("{{\"keys\": [{}]}}", " ".repeat(3 << 20)));
     world.tracker.wait_for("cannot fetch");
-    assert!(served(world.both(4, CLIENT, &first.token(4, FAR_FUTURE))));
+    assert!(served(world.announce_over_both(4, CLIENT, &first.token(4, FAR_FUTURE))));
     // A new key set replaces the previous one.
     server.serve(&second.page());
-    wait_until(|| served(world.both(5, CLIENT, &second.token(5, FAR_FUTURE))));
+    wait_until(|| served(world.announce_over_both(5, CLIENT, &second.token(5, FAR_FUTURE))));
     wait_until(|| {
-        world.both(6, CLIENT, &first.token(6, FAR_FUTURE)) == [unknown.clone(), unknown.clone()]
+        world.announce_over_both(6, CLIENT, &first.token(6, FAR_FUTURE))
+            == [unknown.clone(), unknown.clone()]
     });
     for protocol in ["udp", "http"] {
         assert!(world.metric("unknown_token_key", protocol) >= 2);
@@ -148,7 +155,7 @@ fn a_flood_of_new_tokens_does_not_delay_known_tokens() {
     let hooks = format!("  - {{name: jwt, options: {{jwk_set_file: {}}}}}\n", file.display());
     let world = World::new(1, &hooks);
     let good = issuer.token(1, FAR_FUTURE);
-    assert!(world.both(1, CLIENT, &good).iter().all(|it| matches!(it, Swarm(..))));
+    assert!(world.announce_over_both(1, CLIENT, &good).iter().all(|it| matches!(it, Swarm(..))));
     // Datagrams that a shard processes in one turn: only some of their signatures are checked.
     let flood = Client::connected("127.0.0.2", world.udp.tracker);
     for number in 0..2_000 {
@@ -160,7 +167,7 @@ fn a_flood_of_new_tokens_does_not_delay_known_tokens() {
         }
         flood.socket.send_to(&request, flood.tracker).unwrap();
     }
-    assert!(world.both(1, CLIENT, &good).iter().all(|it| matches!(it, Swarm(..))));
+    assert!(world.announce_over_both(1, CLIENT, &good).iter().all(|it| matches!(it, Swarm(..))));
     // Over HTTP, requests wait until their token is checked.
     for number in 0..20 {
         let answer =
@@ -188,7 +195,7 @@ fn a_hanging_key_server_does_not_block_reloads() {
     for torrent in [2, 3] {
         world.tracker.write_config(&config(1, &hooks.replace(&hex(1), &hex(torrent))));
         assert_eq!(world.ask("POST", "/v1/reload").0, 200);
-        wait_until(|| world.both(torrent, CLIENT, "")[0] == error(NOT_SERVED));
+        wait_until(|| world.announce_over_both(torrent, CLIENT, "")[0] == error(NOT_SERVED));
     }
     assert!(began.elapsed() < WAIT_TIMEOUT / 2, "{:?}", began.elapsed());
     drop(hanging);

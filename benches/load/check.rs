@@ -143,7 +143,7 @@ mod tests {
     /// addresses.
     fn population() -> Population {
         let sources =
-            SourceAddresses { first: IpAddr::from([127, 1, 0, 1]), count: 20, many: true };
+            SourceAddresses { first: IpAddr::from([127, 1, 0, 1]), count: 20, must_be_set: true };
         Population::new(2, Shape::Zipf(0.0), &[(sources, 20)], 1.0).unwrap()
     }
 

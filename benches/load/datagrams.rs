@@ -1,6 +1,6 @@
 //! The UDP transport: requests and replies as batches of datagrams.
 
-mod departures;
+mod requests;
 
 use crate::clients::LoadClients;
 use crate::engine::{FIRST_REPLY_TIMEOUT, FloodKind, Transport};
@@ -15,7 +15,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use tsubame_bench::batch::{BATCH, BatchSocket, ReceiveBatch, SendBatch, SocketName};
 
 /// A socket of one address family, and its queue of datagrams to send.
-struct UdpWire {
+struct UdpTarget {
     socket: BatchSocket,
     to: SocketName,
     url: String,
@@ -24,7 +24,7 @@ struct UdpWire {
 
 /// The UDP transport: sockets, and the connection ids of the clients.
 pub(crate) struct Datagrams {
-    wires: Vec<UdpWire>,
+    targets: Vec<UdpTarget>,
     clients: LoadClients,
     incoming: ReceiveBatch,
     segments: u16,
@@ -47,10 +47,10 @@ impl Datagrams {
             let socket =
                 BatchSocket::bind(any).map_err(|error| format!("cannot open a socket: {error}"))?;
             let (to, url) = (SocketName::from(target.address), target.url.clone());
-            Ok(UdpWire { socket, to, url, out: SendBatch::default() })
+            Ok(UdpTarget { socket, to, url, out: SendBatch::default() })
         };
         Ok(Self {
-            wires: targets.iter().map(open).collect::<Result<_, String>>()?,
+            targets: targets.iter().map(open).collect::<Result<_, String>>()?,
             clients: LoadClients::new(population),
             incoming: ReceiveBatch::default(),
             segments: run.segments,
@@ -71,7 +71,7 @@ impl Transport for Datagrams {
                 return Err(io::Error::other(format!(
                     "{} has not answered every connect within {FIRST_REPLY_TIMEOUT:?}; is the tracker up and \
                      reachable?",
-                    self.wires[*group].url
+                    self.targets[*group].url
                 )));
             }
             let retry_ns = session.timeout_ns() / 5;
@@ -80,7 +80,7 @@ impl Transport for Datagrams {
             };
             let due: Vec<_> = unconnected.into_iter().filter(is_due).take(BATCH).collect();
             for (group, source) in due {
-                self.depart_connects(session, group, source, 1, now_ns)?;
+                self.queue_connects(session, group, source, 1, now_ns)?;
             }
             self.flush(session)?;
             self.receive(session)?;
@@ -88,27 +88,29 @@ impl Transport for Datagrams {
     }
 
     fn receive(&mut self, session: &mut Session<'_>) -> io::Result<usize> {
-        let Self { wires, clients, incoming, .. } = self;
+        let Self { targets, clients, incoming, .. } = self;
         let mut received = 0;
-        for (group, wire) in wires.iter().enumerate() {
-            let arrived = incoming.receive(&wire.socket)?;
+        for (group, target) in targets.iter().enumerate() {
+            let arrived = incoming.receive(&target.socket)?;
             if arrived == 0 {
                 continue;
             }
             received += arrived;
-            session.run_stats.taken(arrived, arrived);
+            session.run_stats.count_batch(arrived, arrived);
             let now_ns = session.now_ns();
             for (bytes, from) in incoming.datagrams() {
-                match from.is(&wire.to) {
+                match from.is(&target.to) {
                     true => process_datagram(session, clients, group, bytes, now_ns),
-                    false => session.run_stats.wrong("from another address than was asked"),
+                    false => session
+                        .run_stats
+                        .count_wrong("reply from an address that is not the tracker's"),
                 }
             }
         }
         Ok(received)
     }
 
-    fn has_room(&self) -> bool {
+    fn can_send(&self) -> bool {
         true
     }
 
@@ -118,47 +120,51 @@ impl Transport for Datagrams {
 
     fn end_step(&mut self, _: &mut Session<'_>) {}
 
-    fn depart(
+    fn send_request(
         &mut self,
         session: &mut Session<'_>,
         mix: &RequestMix,
         due_ns: u64,
     ) -> io::Result<()> {
-        self.depart_one(session, mix, due_ns)
+        self.queue_request(session, mix, due_ns)
     }
 
-    fn depart_entry(
+    fn send_first_announce(
         &mut self,
         session: &mut Session<'_>,
         group: usize,
         peer: u32,
     ) -> io::Result<()> {
-        self.depart_first_announce(session, group, peer)
+        self.queue_first_announce(session, group, peer)
     }
 
-    fn depart_flood(&mut self, session: &mut Session<'_>, flood_kind: FloodKind) -> io::Result<()> {
-        self.depart_one_of_flood(session, flood_kind)
+    fn send_flood_request(
+        &mut self,
+        session: &mut Session<'_>,
+        flood_kind: FloodKind,
+    ) -> io::Result<()> {
+        self.queue_flood_request(session, flood_kind)
     }
 
     fn flush(&mut self, session: &mut Session<'_>) -> io::Result<()> {
-        for wire in &mut self.wires {
-            if !wire.out.is_empty() {
-                session.run_stats.step.generator.unsent += wire.out.send(&wire.socket)? as u64;
+        for target in &mut self.targets {
+            if !target.out.is_empty() {
+                session.run_stats.step.generator.unsent += target.out.send(&target.socket)? as u64;
             }
         }
         Ok(())
     }
 
-    fn given_up(&mut self, _: &mut Session<'_>, request: &SentRequest) {
+    fn handle_lost(&mut self, _: &mut Session<'_>, request: &SentRequest) {
         self.clients.mark_suspect(request.group.into(), request.source, request.sent_ns);
     }
 
     fn drops(&self) -> u64 {
-        self.wires.iter().map(|wire| wire.socket.drops()).sum()
+        self.targets.iter().map(|target| target.socket.drops()).sum()
     }
 
     fn url(&self, group: usize) -> &str {
-        &self.wires[group].url
+        &self.targets[group].url
     }
 }
 
@@ -172,7 +178,7 @@ fn process_datagram(
 ) {
     let (transaction, reply) = match udp::read(bytes) {
         Ok(read) => read,
-        Err(problem) => return session.run_stats.wrong(problem),
+        Err(problem) => return session.run_stats.count_wrong(problem),
     };
     if transaction & UNPROVEN != 0 {
         session.run_stats.step.answered_unproven += 1;

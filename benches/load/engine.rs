@@ -7,7 +7,7 @@ use crate::options::{Flood, LoadAction, LoadOptions, LoadStep, RequestMix, RunOp
 use crate::pace::{Pace, Poisson};
 use crate::population::Population;
 use crate::progress::Progress;
-use crate::run_stats::RunStats;
+use crate::run_stats::StepStats;
 use crate::session::Session;
 use std::io;
 use std::process::{Command, ExitStatus};
@@ -30,7 +30,7 @@ pub(crate) trait Transport {
     fn receive(&mut self, session: &mut Session<'_>) -> io::Result<usize>;
 
     /// Returns whether one more request can be sent now.
-    fn has_room(&self) -> bool;
+    fn can_send(&self) -> bool;
 
     /// Returns the number of requests that wait for a connection.
     fn pending(&self) -> usize;
@@ -39,7 +39,7 @@ pub(crate) trait Transport {
     fn end_step(&mut self, session: &mut Session<'_>);
 
     /// Sends the request of one client, or of several clients with the same address.
-    fn depart(
+    fn send_request(
         &mut self,
         session: &mut Session<'_>,
         mix: &RequestMix,
@@ -47,7 +47,7 @@ pub(crate) trait Transport {
     ) -> io::Result<()>;
 
     /// Sends the first announce of a peer.
-    fn depart_entry(
+    fn send_first_announce(
         &mut self,
         session: &mut Session<'_>,
         group: usize,
@@ -55,13 +55,17 @@ pub(crate) trait Transport {
     ) -> io::Result<()>;
 
     /// Sends a request that no client would send.
-    fn depart_flood(&mut self, session: &mut Session<'_>, flood_kind: FloodKind) -> io::Result<()>;
+    fn send_flood_request(
+        &mut self,
+        session: &mut Session<'_>,
+        flood_kind: FloodKind,
+    ) -> io::Result<()>;
 
     /// Passes the queued requests to the kernel.
     fn flush(&mut self, session: &mut Session<'_>) -> io::Result<()>;
 
     /// Notes that a request was lost.
-    fn given_up(&mut self, session: &mut Session<'_>, request: &crate::in_flight::SentRequest);
+    fn handle_lost(&mut self, session: &mut Session<'_>, request: &crate::in_flight::SentRequest);
 
     /// Returns the number of replies that the kernel has dropped so far.
     fn drops(&self) -> u64;
@@ -115,7 +119,7 @@ impl<'a, T: Transport> Engine<'a, T> {
         let progress = Progress::begin(name, action, self.session.run.quiet);
         let (server, drops) = (Usage::of(self.session.run), self.transport.drops());
         let start_ns = self.session.now_ns();
-        self.session.run_stats = RunStats::begin(name, rate, in_flight, start_ns);
+        self.session.run_stats = StepStats::begin(name, rate, in_flight, start_ns);
         let command = alongside.as_deref().map(|command| shell(command).spawn()).transpose()?;
         match action {
             LoadAction::Fill => self.fill(&progress)?,
@@ -137,7 +141,7 @@ impl<'a, T: Transport> Engine<'a, T> {
             check_exit_status(line, command.wait()?)?;
         }
         self.session.run_stats.step.generator.drops = self.transport.drops().saturating_sub(drops);
-        let after = RunStats::begin("between steps", None, in_flight, end_ns);
+        let after = StepStats::begin("between steps", None, in_flight, end_ns);
         Ok(Some(std::mem::replace(&mut self.session.run_stats, after).end(end_ns)))
     }
 
@@ -154,20 +158,20 @@ impl<'a, T: Transport> Engine<'a, T> {
                 self.expire(now_ns);
                 progress.show(now_ns - start_ns, &self.session.run_stats);
             }
-            let mut departed = 0;
-            while departed < BATCH
-                && (load.rate.is_some() || self.transport.has_room())
+            let mut sent = 0;
+            while sent < BATCH
+                && (load.rate.is_some() || self.transport.can_send())
                 && let waiting = self.session.in_flight.waiting()
                 && let Some(due_ns) = pace.next(&mut self.session.rng, now_ns, waiting)
             {
-                self.transport.depart(&mut self.session, &load.mix, due_ns)?;
-                departed += 1;
+                self.transport.send_request(&mut self.session, &load.mix, due_ns)?;
+                sent += 1;
             }
-            departed += self.depart_floods(&mut floods, now_ns)?;
+            sent += self.send_floods(&mut floods, now_ns)?;
             self.transport.flush(&mut self.session)?;
             let before_ns = std::mem::replace(&mut now_ns, self.session.now_ns());
-            if received + departed > 0 {
-                self.session.run_stats.busy(now_ns - before_ns);
+            if received + sent > 0 {
+                self.session.run_stats.add_busy(now_ns - before_ns);
             }
             if now_ns >= end_ns {
                 break;
@@ -214,7 +218,7 @@ impl<'a, T: Transport> Engine<'a, T> {
                     else {
                         break;
                     };
-                    self.transport.depart_entry(&mut self.session, group, peer)?;
+                    self.transport.send_first_announce(&mut self.session, group, peer)?;
                 }
                 self.transport.flush(&mut self.session)?;
                 // Requests that failed immediately are repeated, too.
@@ -252,9 +256,9 @@ impl<'a, T: Transport> Engine<'a, T> {
     /// Gives up requests that exceed the timeout, and processes all requests given up since the last call.
     fn expire(&mut self, now_ns: u64) {
         self.session.expire(now_ns);
-        while let Some((request, notify_transport)) = self.session.next_given_up() {
+        while let Some((request, notify_transport)) = self.session.next_lost() {
             if notify_transport {
-                self.transport.given_up(&mut self.session, &request);
+                self.transport.handle_lost(&mut self.session, &request);
             }
             if self.filling && matches!(request.kind, RequestKind::Announce { .. }) {
                 self.to_repeat.push((request.group.into(), request.subject));
@@ -263,15 +267,15 @@ impl<'a, T: Transport> Engine<'a, T> {
     }
 
     /// Sends the flood requests that are due; returns their number.
-    fn depart_floods(&mut self, floods: &mut Floods, now_ns: u64) -> io::Result<usize> {
-        let mut departed = 0;
+    fn send_floods(&mut self, floods: &mut Floods, now_ns: u64) -> io::Result<usize> {
+        let mut sent = 0;
         for (arrivals, flood_kind) in &mut floods.0 {
-            while departed < BATCH && arrivals.next(&mut self.session.rng, now_ns).is_some() {
-                self.transport.depart_flood(&mut self.session, *flood_kind)?;
-                departed += 1;
+            while sent < BATCH && arrivals.next(&mut self.session.rng, now_ns).is_some() {
+                self.transport.send_flood_request(&mut self.session, *flood_kind)?;
+                sent += 1;
             }
         }
-        Ok(departed)
+        Ok(sent)
     }
 }
 

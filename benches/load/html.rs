@@ -50,8 +50,8 @@ fn section(names: &[String], steps: &[Option<&StepRecord>]) -> String {
     let mut html = format!("<h2>{}</h2>\n<table><tr><th></th>", escape(title));
     names.iter().for_each(|name| _ = write!(html, "<th>{name}</th>"));
     html.push_str("</tr>\n");
-    for (figure, cells) in rows(steps) {
-        _ = write!(html, "<tr><td>{figure}</td>");
+    for (row_name, cells) in rows(steps) {
+        _ = write!(html, "<tr><td>{row_name}</td>");
         for (value, ratio) in cells {
             _ = write!(html, "<td>{value} {ratio}</td>");
         }
@@ -76,7 +76,7 @@ fn throughput(step: &StepRecord) -> Vec<(f64, f64)> {
     tenths.map(|(at, tenth)| (at as f64 / 10.0, f64::from(tenth.answered) * 10.0)).collect()
 }
 
-/// Returns the latency by rarity: one request in so many has a higher latency.
+/// Returns the points of the latency plot: one request in x has a latency above y.
 fn percentiles(step: &StepRecord) -> Vec<(f64, f64)> {
     let below = step.latency.percentiles.iter().filter(|(at, _)| *at < 100.0);
     below.map(|(at, us)| (100.0 / (100.0 - at), *us)).collect()

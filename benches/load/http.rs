@@ -18,9 +18,9 @@ pub(crate) const REPLY_LEN_MAX: usize = HEAD_LEN_MAX + 2 * BODY_LEN_MAX;
 #[derive(Clone, Debug)]
 pub(crate) struct HttpPaths {
     host: String,
-    /// Announce path and query, up to the first parameter of a request.
+    /// Path and query of the announce URL, with the `?` or `&` to which the parameters of a request are appended.
     announce: String,
-    /// Scrape path; `None` if the announce path has no counterpart (BEP 48).
+    /// The same for scrapes; `None` if the announce path has no counterpart (BEP 48).
     scrape: Option<String>,
 }
 
@@ -131,9 +131,9 @@ pub(crate) fn read_whole<'a>(
 ) -> Result<Option<CompleteReply<'a>>, &'static str> {
     let mut headers = [httparse::EMPTY_HEADER; 32];
     let mut head = httparse::Response::new(&mut headers);
-    let at = match head.parse(bytes).map_err(|_| "head of a reply")? {
+    let at = match head.parse(bytes).map_err(|_| "malformed head")? {
         httparse::Status::Complete(at) => at,
-        httparse::Status::Partial if bytes.len() > HEAD_LEN_MAX => return Err("head of a reply"),
+        httparse::Status::Partial if bytes.len() > HEAD_LEN_MAX => return Err("malformed head"),
         httparse::Status::Partial => return Ok(None),
     };
     let header = |name: &str| {
@@ -141,7 +141,7 @@ pub(crate) fn read_whole<'a>(
         found.and_then(|header| str::from_utf8(header.value).ok()).map(str::trim_end)
     };
     if header("content-encoding").is_some() {
-        return Err("an encoding nobody asked for");
+        return Err("content-encoding not requested");
     }
     let is_http_1_0 = head.version == Some(0);
     let has_close =
@@ -166,7 +166,7 @@ pub(crate) fn read_whole<'a>(
             Ok(len) if len <= BODY_LEN_MAX => {
                 rest.get(..len).map_or(Ok(None), |body| whole(body, len))
             }
-            _ => Err("content-length"),
+            _ => Err("invalid content-length"),
         },
         // The body ends with the connection (RFC 9112, 6.3).
         None if ended => whole(rest, rest.len()),
@@ -178,9 +178,12 @@ pub(crate) fn read_whole<'a>(
 fn unchunk(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, &'static str> {
     let (mut body, mut at) = (Vec::new(), 0);
     loop {
-        let size = httparse::parse_chunk_size(&bytes[at..]).map_err(|_| "chunks")?;
+        let size = httparse::parse_chunk_size(&bytes[at..]).map_err(|_| "malformed chunk")?;
         let httparse::Status::Complete((head, len)) = size else { return Ok(None) };
-        let len = usize::try_from(len).ok().filter(|len| *len <= BODY_LEN_MAX).ok_or("chunks")?;
+        let len = usize::try_from(len)
+            .ok()
+            .filter(|len| *len <= BODY_LEN_MAX)
+            .ok_or("malformed chunk")?;
         let Some(chunk) = bytes.get(at + head..at + head + len + 2) else { return Ok(None) };
         at += head + len + 2;
         if len == 0 {
@@ -188,7 +191,7 @@ fn unchunk(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, &'static str> {
         }
         body.extend_from_slice(&chunk[..len]);
         if !chunk.ends_with(b"\r\n") || body.len() > BODY_LEN_MAX {
-            return Err("chunks");
+            return Err("malformed chunk");
         }
     }
 }
@@ -242,7 +245,7 @@ pub(crate) fn check_form(body: &[u8]) -> Result<(), &'static str> {
     match Value::parse(body) {
         Ok(_) => Ok(()),
         Err(BencodeError::Unsorted) => Err("keys that are not sorted"),
-        Err(_) => Err("bencode"),
+        Err(_) => Err("not canonical bencode"),
     }
 }
 
@@ -317,10 +320,13 @@ mod tests {
         let whole = CompleteReply { status: 200, body, len: chunked.len(), closes: true };
         assert_eq!(read_whole(chunked, false), Ok(Some(whole)));
         for (reply, what) in [
-            (&b"nothing\r\n\r\n"[..], "head of a reply"),
-            (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", "content-length"),
-            (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n", "an encoding nobody asked for"),
-            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", "chunks"),
+            (&b"nothing\r\n\r\n"[..], "malformed head"),
+            (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", "invalid content-length"),
+            (
+                b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n",
+                "content-encoding not requested",
+            ),
+            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", "malformed chunk"),
         ] {
             assert_eq!(read_whole(reply, false), Err(what), "{}", reply.escape_ascii());
         }
@@ -344,7 +350,10 @@ mod tests {
             TrackerReply::Announce { interval: 60, leechers: 0, seeders: 0, peers, others };
         assert_eq!(read_announce(b"d8:intervali60ee", true), Ok(expected), "as Chihaya replies");
         assert_eq!(check_form(b"d1:bi1e1:ai1ee"), Err("keys that are not sorted"));
-        assert_eq!((check_form(b"d1:b"), check_form(b"de")), (Err("bencode"), Ok(())));
+        assert_eq!(
+            (check_form(b"d1:b"), check_form(b"de")),
+            (Err("not canonical bencode"), Ok(()))
+        );
         let list = read_announce(b"d8:intervali60e5:peerslee", true);
         assert_eq!(list, Err("peers that are not compact"));
         let requested = || [[b'a'; 20], [b'b'; 20]].into_iter();

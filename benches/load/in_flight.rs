@@ -79,13 +79,13 @@ impl InFlight {
     }
 
     /// Returns the number of requests sent so far, which orders events.
-    pub(crate) fn departed(&self) -> u64 {
+    pub(crate) fn sent_count(&self) -> u64 {
         self.next
     }
 
     /// Adds a request; returns its transaction id, and the oldest request if it was given up to free a slot.
-    pub(crate) fn depart(&mut self, request: SentRequest) -> (u32, Option<SentRequest>) {
-        let given_up = match self.next - self.oldest == SLOTS as u64 {
+    pub(crate) fn add(&mut self, request: SentRequest) -> (u32, Option<SentRequest>) {
+        let lost = match self.next - self.oldest == SLOTS as u64 {
             true => self.pop_oldest(),
             false => None,
         };
@@ -93,11 +93,11 @@ impl InFlight {
         self.slots[self.next as usize % SLOTS] = InFlightSlot { request, waiting: true };
         self.next += 1;
         self.waiting += 1;
-        (transaction, given_up)
+        (transaction, lost)
     }
 
     /// Removes the request with this transaction id.
-    pub(crate) fn arrive(&mut self, transaction: u32) -> Arrival {
+    pub(crate) fn take_answered(&mut self, transaction: u32) -> Arrival {
         // The highest number below `next` with these low bits.
         let distance = (self.next as u32).wrapping_sub(transaction) & (FLOOD - 1);
         let number = match self.next.checked_sub(distance.into()) {
@@ -145,24 +145,24 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_answered_or_given_up_once() {
+    fn a_request_is_answered_or_lost_once() {
         let mut in_flight = InFlight::new();
-        let transactions: Vec<u32> = (0..4).map(|time| in_flight.depart(at(time)).0).collect();
-        let first = in_flight.arrive(transactions[1]);
+        let transactions: Vec<u32> = (0..4).map(|time| in_flight.add(at(time)).0).collect();
+        let first = in_flight.take_answered(transactions[1]);
         assert!(matches!(first, Arrival::Expected(SentRequest { sent_ns: 1, .. }, 1)), "{first:?}");
-        assert!(matches!(in_flight.arrive(transactions[1]), Arrival::Late), "twice");
-        assert!(matches!(in_flight.arrive(77), Arrival::Unknown), "never sent");
+        assert!(matches!(in_flight.take_answered(transactions[1]), Arrival::Late), "twice");
+        assert!(matches!(in_flight.take_answered(77), Arrival::Unknown), "never sent");
         assert_eq!(in_flight.expire(3).unwrap().sent_ns, 0);
         assert_eq!(in_flight.expire(3).unwrap().sent_ns, 2);
         assert!(in_flight.expire(3).is_none());
-        assert!(matches!(in_flight.arrive(transactions[0]), Arrival::Late), "too late");
+        assert!(matches!(in_flight.take_answered(transactions[0]), Arrival::Late), "too late");
         assert_eq!(in_flight.waiting(), 1);
     }
 
     #[test]
     fn a_full_ring_gives_up_the_oldest() {
         let mut in_flight = InFlight::new();
-        let lost = (0..SLOTS as u64 + 2).filter_map(|time| in_flight.depart(at(time)).1);
+        let lost = (0..SLOTS as u64 + 2).filter_map(|time| in_flight.add(at(time)).1);
         assert_eq!(lost.map(|request| request.sent_ns).collect::<Vec<_>>(), [0, 1]);
         assert_eq!(in_flight.waiting(), SLOTS);
     }

@@ -116,7 +116,8 @@ fn check_limits(run: &RunOptions) -> Result<(), String> {
     }
 }
 
-/// Returns the targets in the order of the peer groups of the population, each with its number of peers.
+/// Returns the targets, IPv4 before IPv6, each with its number of peers. The population has a group of peers for each
+/// target, in this order.
 fn groups(run: &RunOptions, peers: u32) -> Result<Vec<(&Target, u32)>, String> {
     let of_family = |v6: bool| run.targets.iter().filter(move |t| t.address.is_ipv6() == v6);
     let Some(first) = run.targets.first() else {
@@ -178,8 +179,8 @@ fn measure_http(
     tsubame::process::run::raise_file_limit();
     let scrapes = run.mix.scrape > 0.0 || loads.clone().any(|load| load.mix.scrape > 0.0);
     let connections = loads.map(|load| load.in_flight).chain([run.in_flight]).max().unwrap_or(1);
-    let all: u32 = groups.iter().map(|(_, peers)| peers).sum();
-    let (mut counts, mut sources) = (Vec::new(), Vec::new());
+    let all_peers: u32 = groups.iter().map(|(_, peers)| peers).sum();
+    let (mut connection_counts, mut sources) = (Vec::new(), Vec::new());
     for (target, peers) in groups {
         if scrapes && !HttpPaths::new(&target.authority, &target.path).has_scrape() {
             return Err(format!(
@@ -188,24 +189,26 @@ fn measure_http(
                 target.url
             ));
         }
-        let count = (connections as f64 * f64::from(*peers) / f64::from(all)).ceil() as usize;
+        let connections_of_target =
+            (connections as f64 * f64::from(*peers) / f64::from(all_peers)).ceil() as usize;
         // A persistent connection belongs to one source address.
-        let wanted = if run.close { run.sources } else { run.sources.min(count as u32) };
+        let wanted =
+            if run.close { run.sources } else { run.sources.min(connections_of_target as u32) };
         let chosen = sources::choose(target.address, wanted, *peers, &run.source_networks)?;
-        if !run.close && chosen.count as usize > count {
+        if !run.close && chosen.count as usize > connections_of_target {
             return Err(format!(
                 "{peers} peers need {} addresses, each with its own connection; give --in-flight {} or more, \
                  or --close",
                 chosen.count,
-                u64::from(chosen.count) * u64::from(all) / u64::from(*peers) + 1
+                u64::from(chosen.count) * u64::from(all_peers) / u64::from(*peers) + 1
             ));
         }
-        counts.push(count);
+        connection_counts.push(connections_of_target);
         sources.push((chosen, *peers));
     }
     let population = Population::new(run.torrents, run.shape, &sources, run.churn)?;
     let targets: Vec<_> = groups.iter().map(|(target, _)| *target).collect();
-    let streams = Streams::new(&targets, &counts, &population, run.close)?;
+    let streams = Streams::new(&targets, &connection_counts, &population, run.close)?;
     do_steps(run, steps, streams, population)
 }
 

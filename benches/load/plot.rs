@@ -32,7 +32,7 @@ pub(crate) fn colour(number: usize) -> &'static str {
     COLOURS[number % COLOURS.len()]
 }
 
-/// Maps values to coordinates.
+/// Maps the values `from` to `to` to the coordinates `start` to `end`.
 struct PlotScale {
     from: f64,
     to: f64,
@@ -51,13 +51,13 @@ impl PlotScale {
         self.start + share * (self.end - self.start)
     }
 
-    /// Returns the values of round numbers, and their texts.
+    /// Returns round values within the scale, with their labels.
     fn marks(&self) -> Vec<(f64, String)> {
         if self.logarithmic {
             let mut marks = Vec::new();
             let mut at = 10_f64.powf(self.from.log10().ceil());
             while at <= self.to * 1.001 {
-                marks.push((at, round(at)));
+                marks.push((at, with_unit_prefix(at)));
                 at *= 10.0;
             }
             return marks;
@@ -68,12 +68,12 @@ impl PlotScale {
         let step = steps.into_iter().find(|step| *step >= rough).unwrap_or(rough);
         let first = (self.from / step).ceil() as i64;
         let last = (self.to / step).floor() as i64;
-        (first..=last).map(|at| (at as f64 * step, round(at as f64 * step))).collect()
+        (first..=last).map(|at| (at as f64 * step, with_unit_prefix(at as f64 * step))).collect()
     }
 }
 
 /// Returns a number with a unit prefix.
-fn round(value: f64) -> String {
+fn with_unit_prefix(value: f64) -> String {
     match value.abs() {
         1e6.. => format!("{} M", value / 1e6),
         1e3.. => format!("{} k", value / 1e3),
@@ -94,7 +94,7 @@ pub(crate) fn draw(x: &Axis, y: &Axis, lines: &[PlotLine]) -> String {
         return "<p>No answers.</p>".to_owned();
     }
     let ((x_from, x_to), (y_from, y_to)) = (span(|point| point.0, x), span(|point| point.1, y));
-    let across = PlotScale {
+    let x_scale = PlotScale {
         from: x_from,
         to: x_to,
         start: LEFT,
@@ -102,11 +102,12 @@ pub(crate) fn draw(x: &Axis, y: &Axis, lines: &[PlotLine]) -> String {
         logarithmic: x.logarithmic,
     };
     let (start, end) = (HEIGHT - BOTTOM, TOP);
-    let up = PlotScale { from: y_from, to: y_to * 1.05, start, end, logarithmic: y.logarithmic };
+    let y_scale =
+        PlotScale { from: y_from, to: y_to * 1.05, start, end, logarithmic: y.logarithmic };
     let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">\n");
-    let marks = if x.marks.is_empty() { across.marks() } else { x.marks.clone() };
+    let marks = if x.marks.is_empty() { x_scale.marks() } else { x.marks.clone() };
     for (value, text) in marks.into_iter().filter(|(value, _)| (x_from..=x_to).contains(value)) {
-        let at = across.project(value);
+        let at = x_scale.project(value);
         _ = writeln!(
             svg,
             "<line x1=\"{at:.1}\" y1=\"{start}\" x2=\"{at:.1}\" y2=\"{end}\" class=\"grid\"/>"
@@ -114,8 +115,8 @@ pub(crate) fn draw(x: &Axis, y: &Axis, lines: &[PlotLine]) -> String {
         let below = start + 16.0;
         _ = writeln!(svg, "<text x=\"{at:.1}\" y=\"{below}\" text-anchor=\"middle\">{text}</text>");
     }
-    for (value, text) in up.marks() {
-        let (at, right) = (up.project(value), WIDTH - RIGHT);
+    for (value, text) in y_scale.marks() {
+        let (at, right) = (y_scale.project(value), WIDTH - RIGHT);
         _ = writeln!(
             svg,
             "<line x1=\"{LEFT}\" y1=\"{at:.1}\" x2=\"{right}\" y2=\"{at:.1}\" class=\"grid\"/>"
@@ -125,7 +126,7 @@ pub(crate) fn draw(x: &Axis, y: &Axis, lines: &[PlotLine]) -> String {
     }
     for (number, line) in lines.iter().enumerate() {
         let project =
-            |(x, y): &(f64, f64)| format!("{:.1},{:.1}", across.project(*x), up.project(*y));
+            |(x, y): &(f64, f64)| format!("{:.1},{:.1}", x_scale.project(*x), y_scale.project(*y));
         let path: Vec<_> = line.points.iter().map(project).collect();
         let (path, colour, name) = (path.join(" "), colour(number), escape(&line.name));
         _ = writeln!(

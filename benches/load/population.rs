@@ -49,7 +49,7 @@ pub(crate) struct SourceAddresses {
     pub(crate) first: IpAddr,
     pub(crate) count: u32,
     /// Whether the source address of each request must be set.
-    pub(crate) many: bool,
+    pub(crate) must_be_set: bool,
 }
 
 impl SourceAddresses {
@@ -190,11 +190,11 @@ impl Population {
         PeerStep { event: LoadEvent::Started, left: if seeds { 0 } else { LEFT } }
     }
 
-    /// Notes that the tracker has confirmed that a peer stopped, after `departed` requests were sent.
-    pub(crate) fn confirm_gone(&mut self, group: usize, peer: u32, departed: u64) {
+    /// Notes that the tracker has confirmed that a peer stopped, after `sent` requests were sent.
+    pub(crate) fn confirm_gone(&mut self, group: usize, peer: u32, sent: u64) {
         let group = &mut self.groups[group];
         if group.states[peer as usize] == PeerState::Absent {
-            group.gone[peer as usize] = departed as u32;
+            group.gone[peer as usize] = sent as u32;
         }
     }
 }
@@ -292,7 +292,7 @@ mod tests {
 
     fn population(torrents: u32, shape: Shape, peers: u32) -> Population {
         let sources =
-            SourceAddresses { first: IpAddr::from([127, 1, 0, 1]), count: 100, many: true };
+            SourceAddresses { first: IpAddr::from([127, 1, 0, 1]), count: 100, must_be_set: true };
         Population::new(torrents, shape, &[(sources, peers)], 0.1).unwrap()
     }
 

@@ -1,7 +1,7 @@
 //! The progress line on a terminal.
 
 use crate::options::LoadAction;
-use crate::run_stats::RunStats;
+use crate::run_stats::StepStats;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ impl Progress {
     }
 
     /// Updates the statistics, at most a few times per second.
-    pub(crate) fn show(&self, elapsed_ns: u64, run_stats: &RunStats) {
+    pub(crate) fn show(&self, elapsed_ns: u64, run_stats: &StepStats) {
         let elapsed = Duration::from_nanos(elapsed_ns);
         let millis = elapsed.as_millis() as u64;
         if self.0.is_hidden() || millis < self.0.position() + 1000 / u64::from(REDRAWS_PER_S) {

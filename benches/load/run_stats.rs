@@ -24,7 +24,7 @@ const PERCENTILES: [f64; 14] =
     [1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 99.99, 99.999, 99.9999, 100.0];
 
 /// Statistics of a step.
-pub(crate) struct RunStats {
+pub(crate) struct StepStats {
     pub(crate) step: StepRecord,
     histogram: Histogram<u64>,
     start_ns: u64,
@@ -38,7 +38,7 @@ pub(crate) struct RunStats {
     full_batch: usize,
 }
 
-impl RunStats {
+impl StepStats {
     /// Begins a step: in open loop at `rate`, or in closed loop with `in_flight` requests.
     pub(crate) fn begin(name: &str, rate: Option<f64>, in_flight: usize, start_ns: u64) -> Self {
         let histogram = Histogram::new_with_max(LATENCY_NS_MAX, 3);
@@ -65,8 +65,8 @@ impl RunStats {
         &mut self.step.series[at]
     }
 
-    /// Counts a request that could have been sent at `ready_ns`.
-    pub(crate) fn sent(&mut self, request: &SentRequest, ready_ns: u64) {
+    /// Counts a sent request, which could have been sent at `ready_ns` if a connection had been free.
+    pub(crate) fn count_sent(&mut self, request: &SentRequest, ready_ns: u64) {
         self.step.sent += 1;
         self.tenth(request.sent_ns).sent += 1;
         self.late += u64::from(ready_ns.saturating_sub(request.due_ns) > LATE_NS);
@@ -74,13 +74,13 @@ impl RunStats {
         self.waiting_since_ns.get_or_insert(request.sent_ns);
     }
 
-    /// Counts a reply. `others_due` tells whether requests are still unanswered: only then a gap begins.
-    pub(crate) fn answered(
+    /// Counts a reply. `has_unanswered` tells whether other requests are unanswered: only then a gap begins.
+    pub(crate) fn count_answered(
         &mut self,
         name: &str,
         request: &SentRequest,
         now_ns: u64,
-        others_due: bool,
+        has_unanswered: bool,
     ) {
         match self.step.answered.get_mut(name) {
             Some(count) => *count += 1,
@@ -92,7 +92,7 @@ impl RunStats {
         tenth.answered += 1;
         tenth.max_us = tenth.max_us.max((latency_ns / 1000) as u32);
         self.record_gap(now_ns);
-        self.waiting_since_ns = others_due.then_some(now_ns);
+        self.waiting_since_ns = has_unanswered.then_some(now_ns);
     }
 
     /// Returns the time without replies while requests are unanswered.
@@ -100,26 +100,26 @@ impl RunStats {
         now_ns.saturating_sub(self.waiting_since_ns.unwrap_or(now_ns))
     }
 
-    /// Ends a gap.
+    /// Records the length of the current gap if it is the longest.
     fn record_gap(&mut self, now_ns: u64) {
         let gap_ms = self.silent_ns(now_ns) as f64 / 1e6;
         self.step.gap_ms_max = self.step.gap_ms_max.max(gap_ms);
     }
 
     /// Counts a lost request.
-    pub(crate) fn lost(&mut self, now_ns: u64) {
+    pub(crate) fn count_lost(&mut self, now_ns: u64) {
         self.step.lost += 1;
         self.tenth(now_ns).lost += 1;
         self.record_gap(now_ns);
     }
 
     /// Counts a wrong reply by its problem.
-    pub(crate) fn wrong(&mut self, problem: &str) {
+    pub(crate) fn count_wrong(&mut self, problem: &str) {
         *self.step.wrong.entry(problem.to_owned()).or_default() += 1;
     }
 
-    /// Counts the replies of a batch. Behind a full batch, more replies may have waited.
-    pub(crate) fn taken(&mut self, answers: usize, arrivals: usize) {
+    /// Counts the replies of a batch of `arrivals` events. After a full batch, more replies may have waited.
+    pub(crate) fn count_batch(&mut self, answers: usize, arrivals: usize) {
         self.taken += answers as u64;
         if arrivals >= self.full_batch {
             self.taken_in_full_batches += answers as u64;
@@ -127,7 +127,7 @@ impl RunStats {
     }
 
     /// Adds time in which the generator was busy.
-    pub(crate) fn busy(&mut self, ns: u64) {
+    pub(crate) fn add_busy(&mut self, ns: u64) {
         self.busy_ns += ns;
     }
 
@@ -175,14 +175,14 @@ mod tests {
 
     #[test]
     fn latency_is_measured_from_the_scheduled_time() {
-        let mut run_stats = RunStats::begin("step", Some(1000.0), 1, 0);
+        let mut run_stats = StepStats::begin("step", Some(1000.0), 1, 0);
         for number in 0..1000 {
             // One request is due each millisecond; a pause of half a second delays many of them.
             let due_ns = number * MS;
             let answered_ns = if (100..600).contains(&number) { 600 * MS } else { due_ns + MS };
             let request = SentRequest { due_ns, sent_ns: due_ns, ..SentRequest::default() };
-            run_stats.sent(&request, request.sent_ns);
-            run_stats.answered("announce", &request, answered_ns, true);
+            run_stats.count_sent(&request, request.sent_ns);
+            run_stats.count_answered("announce", &request, answered_ns, true);
         }
         let step = run_stats.end(1000 * MS);
         assert_eq!((step.answers(), step.series.len()), (1000, 11));
@@ -194,27 +194,29 @@ mod tests {
 
     #[test]
     fn a_late_or_overloaded_generator_is_reported_as_the_bottleneck() {
-        let mut run_stats = RunStats::begin("late", Some(1.0), 1, 0);
-        run_stats
-            .sent(&SentRequest { due_ns: 0, sent_ns: 2 * MS, ..SentRequest::default() }, 2 * MS);
+        let mut run_stats = StepStats::begin("late", Some(1.0), 1, 0);
+        run_stats.count_sent(
+            &SentRequest { due_ns: 0, sent_ns: 2 * MS, ..SentRequest::default() },
+            2 * MS,
+        );
         assert!(run_stats.end(MS).generator.bottleneck);
-        let mut run_stats = RunStats::begin("behind", None, 512, 0);
-        run_stats.taken(BATCH, BATCH);
-        run_stats.taken(BATCH - 1, BATCH - 1);
+        let mut run_stats = StepStats::begin("behind", None, 512, 0);
+        run_stats.count_batch(BATCH, BATCH);
+        run_stats.count_batch(BATCH - 1, BATCH - 1);
         assert!(run_stats.end(100 * MS).generator.bottleneck);
     }
 
     #[test]
     fn a_gap_counts_only_while_requests_are_unanswered() {
-        let mut run_stats = RunStats::begin("gap", None, 512, 0);
+        let mut run_stats = StepStats::begin("gap", None, 512, 0);
         let request = |sent_ns| SentRequest { due_ns: sent_ns, sent_ns, ..SentRequest::default() };
-        run_stats.sent(&request(0), 0);
-        run_stats.answered("announce", &request(0), MS, false);
-        run_stats.sent(&request(500 * MS), 500 * MS);
-        run_stats.answered("announce", &request(500 * MS), 502 * MS, false);
+        run_stats.count_sent(&request(0), 0);
+        run_stats.count_answered("announce", &request(0), MS, false);
+        run_stats.count_sent(&request(500 * MS), 500 * MS);
+        run_stats.count_answered("announce", &request(500 * MS), 502 * MS, false);
         assert!((run_stats.step.gap_ms_max - 2.0).abs() < 1e-9, "{}", run_stats.step.gap_ms_max);
-        run_stats.sent(&request(600 * MS), 600 * MS);
-        run_stats.lost(900 * MS);
+        run_stats.count_sent(&request(600 * MS), 600 * MS);
+        run_stats.count_lost(900 * MS);
         assert!(
             (run_stats.step.gap_ms_max - 300.0).abs() < 1e-9,
             "the gap lasts until the request is given up"

@@ -5,7 +5,7 @@ use crate::in_flight::{Arrival, InFlight, RequestKind, SentRequest};
 use crate::options::RunOptions;
 use crate::population::{PeerStep, Population, info_hash};
 use crate::protocol::{LoadAnnounce, TrackerReply};
-use crate::run_stats::RunStats;
+use crate::run_stats::StepStats;
 use fastrand::Rng;
 use std::time::Instant;
 
@@ -17,13 +17,13 @@ pub(crate) struct Session<'a> {
     pub(crate) population: Population,
     pub(crate) in_flight: InFlight,
     pub(crate) rng: Rng,
-    pub(crate) run_stats: RunStats,
+    pub(crate) run_stats: StepStats,
     /// Lost requests, each with whether its transport must be notified.
-    given_up: Vec<(SentRequest, bool)>,
+    lost_requests: Vec<(SentRequest, bool)>,
 }
 
 impl<'a> Session<'a> {
-    /// Starts the clock of a run.
+    /// Creates the session of a run, and starts its clock.
     #[expect(clippy::disallowed_methods, reason = "the generator's clock")]
     pub(crate) fn new(run: &'a RunOptions, population: Population) -> Self {
         Self {
@@ -32,8 +32,8 @@ impl<'a> Session<'a> {
             population,
             in_flight: InFlight::new(),
             rng: Rng::with_seed(run.seed),
-            run_stats: RunStats::begin("start", None, run.in_flight, 0),
-            given_up: Vec::new(),
+            run_stats: StepStats::begin("start", None, run.in_flight, 0),
+            lost_requests: Vec::new(),
         }
     }
 
@@ -55,7 +55,7 @@ impl<'a> Session<'a> {
         usize::from(has_two_groups && self.rng.u32(..self.population.peers()) >= first)
     }
 
-    /// Creates a request that is sent now. `due_ns` is the time for which it was scheduled.
+    /// Returns a request with the current time as its time of sending. `due_ns` is the time for which it was scheduled.
     pub(crate) fn request(
         &self,
         kind: RequestKind,
@@ -70,16 +70,16 @@ impl<'a> Session<'a> {
 
     /// Registers a request that could have been sent at `ready_ns` if a connection had been free; returns its
     /// transaction id.
-    pub(crate) fn enter(&mut self, request: SentRequest, ready_ns: u64) -> u32 {
-        self.run_stats.sent(&request, ready_ns);
-        let (transaction, given_up) = self.in_flight.depart(request);
-        if let Some(given_up) = given_up {
-            self.give_up(given_up, request.sent_ns, true);
+    pub(crate) fn register(&mut self, request: SentRequest, ready_ns: u64) -> u32 {
+        self.run_stats.count_sent(&request, ready_ns);
+        let (transaction, lost) = self.in_flight.add(request);
+        if let Some(lost) = lost {
+            self.record_lost(lost, request.sent_ns, true);
         }
         transaction
     }
 
-    /// Returns the announce of a peer for its step.
+    /// Returns the announce of a peer, with the event and `left` of its change of state.
     pub(crate) fn announce(&self, group: usize, peer: u32, step: PeerStep) -> LoadAnnounce {
         let group = &self.population.groups[group];
         LoadAnnounce {
@@ -93,7 +93,7 @@ impl<'a> Session<'a> {
     }
 
     /// Returns the info hashes of a scrape that begins with the torrent `first`.
-    pub(crate) fn scraped(&self, first: u32) -> impl Iterator<Item = [u8; 20]> {
+    pub(crate) fn scrape_info_hashes(&self, first: u32) -> impl Iterator<Item = [u8; 20]> {
         let torrents = self.population.torrents();
         let numbers = (first..).take(usize::from(self.run.scrape_torrents));
         numbers.map(move |torrent| info_hash(torrent % torrents))
@@ -108,21 +108,21 @@ impl<'a> Session<'a> {
         reply: &TrackerReply<'_>,
         now_ns: u64,
     ) -> Option<(SentRequest, bool)> {
-        let (request, number) = match self.in_flight.arrive(transaction) {
+        let (request, number) = match self.in_flight.take_answered(transaction) {
             Arrival::Expected(request, number) => (request, number),
             Arrival::Late => {
                 self.run_stats.step.late += 1;
                 return None;
             }
             Arrival::Unknown => {
-                self.run_stats.wrong("transaction id");
+                self.run_stats.count_wrong("transaction id");
                 return None;
             }
         };
-        let others_due = self.in_flight.waiting() > 0;
-        self.run_stats.answered(reply.name(), &request, now_ns, others_due);
+        let has_unanswered = self.in_flight.waiting() > 0;
+        self.run_stats.count_answered(reply.name(), &request, now_ns, has_unanswered);
         if usize::from(request.group) != group {
-            self.run_stats.wrong("family");
+            self.run_stats.count_wrong("reply from the tracker of the other address family");
         }
         self.record_announce_reply(&request, reply);
         let one_in = u64::from(self.run.check);
@@ -131,7 +131,7 @@ impl<'a> Session<'a> {
             self.run_stats.step.checked += 1;
             let is_exclusive = !self.run.shared;
             if let Err(problem) = check(&self.population, &request, number, reply, is_exclusive) {
-                self.run_stats.wrong(problem);
+                self.run_stats.count_wrong(problem);
             }
         }
         Some((request, is_checked))
@@ -149,33 +149,33 @@ impl<'a> Session<'a> {
         let other_len = if own_len == 6 { 18 } else { 6 };
         self.run_stats.step.peers += (peers.len() / own_len + others.len() / other_len) as u64;
         if stopped {
-            let departed = self.in_flight.departed();
-            self.population.confirm_gone(group, request.subject, departed);
+            let sent_count = self.in_flight.sent_count();
+            self.population.confirm_gone(group, request.subject, sent_count);
         }
     }
 
-    /// Gives up the requests that exceed the timeout.
+    /// Counts the requests that exceed the timeout as lost.
     pub(crate) fn expire(&mut self, now_ns: u64) {
         let before_ns = now_ns.saturating_sub(self.timeout_ns());
         while let Some(request) = self.in_flight.expire(before_ns) {
-            self.give_up(request, now_ns, true);
+            self.record_lost(request, now_ns, true);
         }
     }
 
-    /// Gives up a request that cannot be answered any more; its transport knows it.
-    pub(crate) fn abandon(&mut self, transaction: u32, now_ns: u64) {
-        if let Arrival::Expected(request, _) = self.in_flight.arrive(transaction) {
-            self.give_up(request, now_ns, false);
+    /// Counts a request as lost that cannot be answered any more. The transport calls this, so it is not notified.
+    pub(crate) fn lose(&mut self, transaction: u32, now_ns: u64) {
+        if let Arrival::Expected(request, _) = self.in_flight.take_answered(transaction) {
+            self.record_lost(request, now_ns, false);
         }
     }
 
-    fn give_up(&mut self, request: SentRequest, now_ns: u64, notify_transport: bool) {
-        self.run_stats.lost(now_ns);
-        self.given_up.push((request, notify_transport));
+    fn record_lost(&mut self, request: SentRequest, now_ns: u64, notify_transport: bool) {
+        self.run_stats.count_lost(now_ns);
+        self.lost_requests.push((request, notify_transport));
     }
 
     /// Returns the next lost request, and whether its transport must be notified.
-    pub(crate) fn next_given_up(&mut self) -> Option<(SentRequest, bool)> {
-        self.given_up.pop()
+    pub(crate) fn next_lost(&mut self) -> Option<(SentRequest, bool)> {
+        self.lost_requests.pop()
     }
 }

@@ -13,6 +13,9 @@ const LOOPBACK_FIRST: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 1);
 const LOOPBACK_COUNT: u32 = 127 << 16;
 
 /// Selects `wanted` addresses of the address family of the target, or more if the peers need them.
+///
+/// They are fewer if the source network has not as many, and one if no source network is given and the target is not on
+/// IPv4 loopback.
 pub(crate) fn choose(
     target: SocketAddr,
     wanted: u32,
@@ -30,14 +33,14 @@ pub(crate) fn choose(
             IpAddr::V4(address) => Ipv4Addr::from(u32::from(address) + 1).into(),
             IpAddr::V6(address) => std::net::Ipv6Addr::from(u128::from(address) + 1).into(),
         };
-        return Ok(SourceAddresses { first, count, many: true });
+        return Ok(SourceAddresses { first, count, must_be_set: true });
     }
     if target.is_ipv4() && target.ip().is_loopback() {
         let count = needed.min(LOOPBACK_COUNT);
-        return Ok(SourceAddresses { first: LOOPBACK_FIRST.into(), count, many: true });
+        return Ok(SourceAddresses { first: LOOPBACK_FIRST.into(), count, must_be_set: true });
     }
     let first = own_address(target).map_err(|error| format!("no route to {target}: {error}"))?;
-    Ok(SourceAddresses { first, count: 1, many: false })
+    Ok(SourceAddresses { first, count: 1, must_be_set: false })
 }
 
 /// Returns the address from which the kernel would send to the target.
@@ -62,7 +65,7 @@ mod tests {
         assert_eq!((sources.first, sources.count), (IpAddr::from([10, 9, 0, 1]), 254));
         let sources = choose("[::1]:1".parse().unwrap(), 300, 1, &networks).unwrap();
         assert_eq!(
-            (sources.address(299).to_string(), sources.many),
+            (sources.address(299).to_string(), sources.must_be_set),
             ("fd00:9::12c".to_owned(), true)
         );
         let sources = choose("[::1]:1".parse().unwrap(), 300, 1, &[]).unwrap();

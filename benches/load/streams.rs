@@ -191,7 +191,7 @@ impl Streams {
         let (subject, step) = match task {
             StreamTask::Scrape => {
                 let first = session.rng.u32(..session.population.torrents());
-                let hashes = session.scraped(first);
+                let hashes = session.scrape_info_hashes(first);
                 self.trackers[group].paths.write_scrape(&mut text, hashes, self.closes);
                 (first, None)
             }
@@ -218,7 +218,7 @@ impl Streams {
         };
         let request = session.request(kind, group, source, due_ns);
         let request = SentRequest { subject, wanted, ..request };
-        let transaction = session.enter(request, ready_ns);
+        let transaction = session.register(request, ready_ns);
         let pending_request = PendingHttpRequest { transaction, request, is_retry: false };
         self.remove_idle(index);
         let link = &mut self.links[index];
@@ -257,7 +257,7 @@ impl Streams {
     fn open(&self, session: &mut Session<'_>, index: usize) -> io::Result<Stream> {
         let TcpLink { group, source, .. } = self.links[index];
         let sources = &session.population.groups[group].sources;
-        let from = sources.many.then(|| sources.address(source));
+        let from = sources.must_be_set.then(|| sources.address(source));
         let tracker = &self.trackers[group];
         session.run_stats.step.connections += 1;
         let stream = Stream::open(from, tracker.address, tracker.name.as_ref());
@@ -289,7 +289,7 @@ impl Streams {
         let ended = taken.unwrap_or(true);
         let Some(pending_request) = link.pending_request else {
             if !stream.arrived.is_empty() {
-                session.run_stats.wrong("reply that nobody asked for");
+                session.run_stats.count_wrong("reply without a request");
                 stream.arrived.clear();
             }
             if ended {
@@ -306,7 +306,7 @@ impl Streams {
                 stream.arrived.drain(..len);
                 stream.answers += 1;
                 if !stream.arrived.is_empty() {
-                    session.run_stats.wrong("bytes behind a reply");
+                    session.run_stats.count_wrong("bytes behind a reply");
                 }
                 if is_over || !stream.arrived.is_empty() {
                     link.stream = None;
@@ -318,7 +318,7 @@ impl Streams {
             Ok(None) if !ended => {}
             Ok(None) => self.lose_connection(session, index)?,
             Err(problem) => {
-                session.run_stats.wrong(problem);
+                session.run_stats.count_wrong(problem);
                 self.fail_request(session, index);
             }
         }
@@ -350,7 +350,7 @@ impl Streams {
             clear_announcing(&mut self.announcing, &pending_request.request);
             session.run_stats.step.broken += 1;
             let now_ns = session.now_ns();
-            session.abandon(pending_request.transaction, now_ns);
+            session.lose(pending_request.transaction, now_ns);
             self.cooling_down.push_back((now_ns + RETRY_DELAY_NS, index));
         }
     }
@@ -388,7 +388,7 @@ fn process_reply(
     let read = match request.kind {
         _ if whole.status != 200 => Ok(TrackerReply::Error),
         RequestKind::Scrape => {
-            match http::read_scrape(&whole.body, session.scraped(request.subject)) {
+            match http::read_scrape(&whole.body, session.scrape_info_hashes(request.subject)) {
                 Ok(read) => {
                     rows = read;
                     Ok(rows
@@ -404,7 +404,7 @@ fn process_reply(
         }
     };
     let reply = read.unwrap_or_else(|problem| {
-        session.run_stats.wrong(problem);
+        session.run_stats.count_wrong(problem);
         TrackerReply::Unreadable
     });
     let answered = session.answered(pending_request.transaction, group, &reply, now_ns);
@@ -412,7 +412,7 @@ fn process_reply(
         && matches!(reply, TrackerReply::Announce { .. } | TrackerReply::Scrape { .. })
         && let Err(problem) = http::check_form(&whole.body)
     {
-        session.run_stats.wrong(problem);
+        session.run_stats.count_wrong(problem);
     }
 }
 
@@ -451,11 +451,11 @@ impl Transport for Streams {
         }
         let arrived = events.len();
         self.events = events;
-        session.run_stats.taken(answers, arrived);
+        session.run_stats.count_batch(answers, arrived);
         Ok(arrived)
     }
 
-    fn has_room(&self) -> bool {
+    fn can_send(&self) -> bool {
         !self.idle.is_empty()
     }
 
@@ -463,7 +463,7 @@ impl Transport for Streams {
         self.jobs.len()
     }
 
-    fn depart(
+    fn send_request(
         &mut self,
         session: &mut Session<'_>,
         mix: &RequestMix,
@@ -486,7 +486,7 @@ impl Transport for Streams {
         Ok(())
     }
 
-    fn depart_entry(
+    fn send_first_announce(
         &mut self,
         session: &mut Session<'_>,
         group: usize,
@@ -499,7 +499,7 @@ impl Transport for Streams {
     }
 
     /// Does nothing: the command line permits floods over UDP only.
-    fn depart_flood(&mut self, _: &mut Session<'_>, _: FloodKind) -> io::Result<()> {
+    fn send_flood_request(&mut self, _: &mut Session<'_>, _: FloodKind) -> io::Result<()> {
         Ok(())
     }
 
@@ -533,7 +533,7 @@ impl Transport for Streams {
         Ok(())
     }
 
-    fn given_up(&mut self, _: &mut Session<'_>, request: &SentRequest) {
+    fn handle_lost(&mut self, _: &mut Session<'_>, request: &SentRequest) {
         let is_of_request = |link: &TcpLink| {
             link.pending_request.is_some_and(|pending_request| pending_request.request == *request)
         };

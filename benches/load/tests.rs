@@ -18,7 +18,7 @@ use tsubame_bench::tracker;
 use tsubame_storage::Seconds;
 
 /// Handler of a request: returns the length of the reply, 0 for none.
-type Answer = Box<dyn FnMut(SocketAddr, &[u8], &mut [u8]) -> usize + Send>;
+type RequestHandler = Box<dyn FnMut(SocketAddr, &[u8], &mut [u8]) -> usize + Send>;
 
 /// A server on a plain socket, which stops when it is dropped.
 struct Server {
@@ -28,7 +28,7 @@ struct Server {
 }
 
 impl Server {
-    fn start(address: &str, mut answer: Answer) -> Self {
+    fn start(address: &str, mut handler: RequestHandler) -> Self {
         let socket = UdpSocket::bind(address).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         let url = format!("udp://{}", socket.local_addr().unwrap());
@@ -38,7 +38,7 @@ impl Server {
             let (mut request, mut reply) = ([0; 2_000], [0; 2_000]);
             while !stopped.load(Ordering::Relaxed) {
                 let Ok((len, from)) = socket.recv_from(&mut request) else { continue };
-                let len = answer(from, &request[..len], &mut reply);
+                let len = handler(from, &request[..len], &mut reply);
                 if len > 0 {
                     let _ = socket.send_to(&reply[..len], from);
                 }
@@ -74,9 +74,9 @@ fn handle(tracker: &mut Tracker, from: SocketAddr, request: &[u8], reply: &mut [
 }
 
 /// Parses the arguments of a small run.
-fn run(arguments: &[&str]) -> RunOptions {
+fn parse_options(arguments: &[&str]) -> RunOptions {
     let fixed = ["tsubame-load", "--quiet", "--warmup=0s", "--torrents=50", "--sources=20"];
-    // The default receive buffer of a socket holds no more.
+    // A receive buffer of the default size holds about 64 replies.
     let in_flight = ["--in-flight=64"];
     let in_flight =
         if arguments.iter().any(|a| a.starts_with("--in-flight")) { &[][..] } else { &in_flight };
@@ -87,7 +87,7 @@ fn run(arguments: &[&str]) -> RunOptions {
 /// Performs a short run; returns its only step.
 fn step(server: &Server, arguments: &[&str]) -> StepRecord {
     let arguments = [&[server.url.as_str(), "--duration=200ms"], arguments].concat();
-    let mut record = measure(&run(&arguments)).unwrap();
+    let mut record = measure(&parse_options(&arguments)).unwrap();
     assert_eq!(record.steps.len(), 1);
     record.steps.remove(0)
 }
@@ -105,7 +105,7 @@ fn a_correct_tracker_passes_over_both_address_families() {
     let mix = "--mix=connect=20,announce=50,scrape=20,stale=5,garbage=5";
     let arguments =
         [v4.url.as_str(), &v6.url, "--duration=300ms", "--churn=0.3", mix, "--ipv6=0.5"];
-    let record = measure(&run(&arguments)).unwrap();
+    let record = measure(&parse_options(&arguments)).unwrap();
     let [step] = record.steps.as_slice() else { panic!() };
     assert_eq!((step.wrong.len(), step.lost, step.late), (0, 0, 0), "{:?}", step.wrong);
     assert_eq!((step.checked, step.sent), (step.answers(), step.answers()));
@@ -183,7 +183,7 @@ fn lost_and_unexpected_replies_are_counted() {
 }
 
 /// Starts a server that answers connects, answers announces without peers, and sends the requests to the test.
-fn recording() -> (Server, Receiver<Vec<u8>>) {
+fn start_recording_server() -> (Server, Receiver<Vec<u8>>) {
     let (sender, requests) = channel();
     let server = Server::start(
         "127.0.0.1:0",
@@ -200,9 +200,9 @@ fn recording() -> (Server, Receiver<Vec<u8>>) {
 }
 
 #[test]
-fn a_seed_gives_the_same_requests() {
+fn the_same_random_seed_gives_the_same_requests() {
     let requests_of_run = |seed: &str| -> Vec<Vec<u8>> {
-        let (server, requests) = recording();
+        let (server, requests) = start_recording_server();
         step(&server, &["--in-flight=1", "--duration=600ms", seed]);
         drop(server);
         let after_connects = requests.iter().skip(20);
@@ -216,7 +216,7 @@ fn a_seed_gives_the_same_requests() {
 
 #[test]
 fn segments_arrive_as_separate_requests() {
-    let (server, requests) = recording();
+    let (server, requests) = start_recording_server();
     let step = step(&server, &["--segments=8", "--mix=announce=1", "--check=0"]);
     assert_eq!((step.sent, step.lost), (step.answers(), 0));
     assert!(requests.try_iter().skip(20).all(|request| request.len() == 98));
@@ -241,7 +241,7 @@ fn a_fill_announces_every_peer_despite_losses() {
     );
     let arguments =
         [server.url.as_str(), "--fill", "--duration=0s", "--timeout=30ms", "--peers=999"];
-    let record = measure(&run(&arguments)).unwrap();
+    let record = measure(&parse_options(&arguments)).unwrap();
     assert_eq!((record.steps[0].name.as_str(), record.peers), ("fill", 999));
     let stats = stats.try_iter().last().unwrap();
     assert_eq!(stats.seeders[0] + stats.leechers[0], 999);
@@ -279,7 +279,8 @@ fn a_scenario_floods_pauses_and_runs_commands() {
     );
     std::fs::write(&scenario, text).unwrap();
     let path = scenario.to_str().unwrap();
-    let record = measure(&run(&[&server.url, "--scenario", path, "--mix=announce=1"])).unwrap();
+    let record =
+        measure(&parse_options(&[&server.url, "--scenario", path, "--mix=announce=1"])).unwrap();
     let [flood, calm] = record.steps.as_slice() else { panic!("{:?}", record.steps) };
     assert!(marker.exists());
     // 3,500 requests per second at random times for a fifth of a second; only connects are answered.
@@ -291,7 +292,7 @@ fn a_scenario_floods_pauses_and_runs_commands() {
     assert!((100..320).contains(&flood.sent), "{}", flood.sent);
     assert_eq!((calm.sent_unproven, calm.lost, calm.wrong_sum()), (0, 0, 0));
     std::fs::write(&scenario, "[[step]]\nrun = 'exit 3'").unwrap();
-    let error = measure(&run(&[&server.url, "--scenario", path])).unwrap_err();
+    let error = measure(&parse_options(&[&server.url, "--scenario", path])).unwrap_err();
     assert!(error.contains("exit 3") && error.contains("step \"run 1\""), "{error}");
 }
 
@@ -299,19 +300,19 @@ fn a_scenario_floods_pauses_and_runs_commands() {
 fn an_unreachable_tracker_is_reported() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let url = format!("udp://{}", socket.local_addr().unwrap());
-    let error = measure(&run(&[&url])).unwrap_err();
+    let error = measure(&parse_options(&[&url])).unwrap_err();
     assert!(error.contains(&url) && error.contains("is the tracker up"), "{error}");
-    let error = measure(&run(&[])).unwrap_err();
+    let error = measure(&parse_options(&[])).unwrap_err();
     assert!(error.contains("no tracker is given"), "{error}");
-    let error = measure(&run(&[&url, "--segments=65"])).unwrap_err();
+    let error = measure(&parse_options(&[&url, "--segments=65"])).unwrap_err();
     assert!(error.contains("--segments must be 1 to 64"), "{error}");
 }
 
 #[test]
 fn records_are_read_compared_and_plotted() {
-    let (server, _requests) = recording();
+    let (server, _requests) = start_recording_server();
     let arguments = [server.url.as_str(), "--duration=250ms", "--name=a <b>", "--rate=2000"];
-    let record = measure(&run(&arguments)).unwrap();
+    let record = measure(&parse_options(&arguments)).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a.json");
     record.write(&path).unwrap();

@@ -1,8 +1,8 @@
 //! The reflector: answers every request with constant bytes of the right kind, from one thread.
 //!
-//! It stores nothing and decides nothing: its rate is the upper bound of any tracker that uses plain sockets on this
-//! machine. Replies have the transaction id of the request and a fixed number of peers, so that a load generator
-//! accepts them.
+//! It stores nothing and decides nothing: its rate is the upper bound of a tracker that uses plain sockets and one
+//! thread on this machine. Replies have the transaction id of the request and a fixed number of peers, so that a load
+//! generator accepts them.
 
 use clap::Parser;
 use std::net::SocketAddr;
@@ -46,14 +46,14 @@ fn is_request(bytes: &[u8]) -> bool {
 }
 
 /// Writes a reply with the length of a reply of a tracker; returns the length.
-fn answer(head: &[u8], reply: &mut [u8], announce_len: usize) -> usize {
-    let len = match head[11] {
+fn answer(request: &[u8], reply: &mut [u8], announce_len: usize) -> usize {
+    let len = match request[11] {
         0 => 16,
         1 => announce_len,
-        _ => 8 + (head.len() - 16) / 20 * 12,
+        _ => 8 + (request.len() - 16) / 20 * 12,
     };
-    reply[..4].copy_from_slice(&head[8..12]);
-    reply[4..8].copy_from_slice(&head[12..16]);
+    reply[..4].copy_from_slice(&request[8..12]);
+    reply[4..8].copy_from_slice(&request[12..16]);
     // A nonzero interval or connection id.
     reply[8..12].copy_from_slice(&1800_u32.to_be_bytes());
     len

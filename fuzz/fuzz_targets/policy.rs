@@ -58,20 +58,20 @@ fn list(bytes: &[u8]) {
     let mut mistakes = Mistakes::default();
     let take = |entry: &str| parse_entry(entry, &mut hashes);
     read_entries_from(Path::new("fuzz"), bytes, &mut mistakes, take);
-    let read = mistakes.or(());
+    let result = mistakes.or(());
     let text = String::from_utf8_lossy(bytes);
     let lines = text.strip_prefix('\u{feff}').unwrap_or(&text).split('\n');
-    let taken = lines.map(|line| {
+    let expected = lines.map(|line| {
         let text = line.split('#').next()?.trim();
         if text.is_empty() { Some(None) } else { parse_info_hash(text).map(Some) }
     });
     if bytes.split(|byte| *byte == b'\n').all(|line| line.len() < 4_000) {
-        match taken.collect::<Option<Vec<_>>>() {
+        match expected.collect::<Option<Vec<_>>>() {
             Some(all) => {
-                assert!(read.is_ok());
+                assert!(result.is_ok());
                 assert!(hashes.into_iter().eq(all.into_iter().flatten()));
             }
-            None => assert!(read.is_err()),
+            None => assert!(result.is_err()),
         }
     }
 }
@@ -92,7 +92,7 @@ fn url(bytes: &[u8]) {
     }
 }
 
-/// The config that is imported from another tracker's is valid, or the error names the mistaken key.
+/// The config that is converted from that of another tracker is YAML; if it is valid, no access rule was lost.
 fn import(bytes: &[u8]) {
     let Ok(text) = str::from_utf8(bytes) else { return };
     let Ok(imported) = config::import("fuzz", text) else { return };

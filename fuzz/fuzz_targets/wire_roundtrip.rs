@@ -55,13 +55,14 @@ fuzz_target!(|bytes: &[u8]| {
     assert!(write_connect(&mut reply, transaction, 1) <= len);
     assert!(write_error(&mut reply, transaction, &String::from_utf8_lossy(bytes)) <= len);
     assert!(write_scrape_header(&mut reply, transaction) <= len);
-    let row = usize::from(bytes.first().copied().unwrap_or(0));
+    let number = usize::from(bytes.first().copied().unwrap_or(0));
     let counts = SwarmCounts { seeders: 1, completed: 2, leechers: 3 };
-    assert_eq!(write_scrape_row(&mut reply, row, counts), len >= 8 + 12 * (row + 1));
+    assert_eq!(write_scrape_row(&mut reply, number, counts), len >= 8 + 12 * (number + 1));
     // The peers are written by the caller, and `finish` leaves them unchanged.
     let mut reply = bytes.to_vec();
     if let Some(begun) = AnnounceReply::begin(&mut reply) {
-        let written = begun.finish(transaction, 1, counts, row);
+        let peers_len = number;
+        let written = begun.finish(transaction, 1, counts, peers_len);
         assert!(written <= len);
         let words: Vec<u32> = reply[..20]
             .chunks(4)

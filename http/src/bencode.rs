@@ -42,7 +42,7 @@ pub(crate) fn decimal(out: &mut Vec<u8>, value: u64) {
     out.extend_from_slice(digits.split_at(digits.len() - len).1);
 }
 
-/// Maximum depth of nested lists and dictionaries.
+/// Maximum depth of nested values. The innermost string or integer counts as a level.
 const DEPTH_MAX: usize = 16;
 
 /// A parsed value.
@@ -138,8 +138,8 @@ impl<'a> Value<'a> {
 
 /// Returns the encoded bytes of the value of a key in a dictionary.
 ///
-/// Returns `None` if the key is missing or the bytes before it are not valid bencode. Keys may be unsorted, as programs
-/// that make torrents do not all sort them.
+/// Returns `None` if the key is missing, or if the bytes up to the end of its value cannot be parsed. Keys may be
+/// unsorted, as some programs that create torrents do not sort them.
 pub fn raw_value<'a>(dictionary: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
     let mut rest = dictionary.strip_prefix(b"d")?;
     while rest.first() != Some(&b'e') {
@@ -153,7 +153,7 @@ pub fn raw_value<'a>(dictionary: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
     None
 }
 
-/// Returns the bytes after a value; `None` if it is not valid bencode.
+/// Returns the bytes after a value; `None` if its end cannot be found. Keys of nested dictionaries are not checked.
 fn skip(bytes: &[u8]) -> Option<&[u8]> {
     let (mut rest, mut depth) = (bytes, 0_usize);
     loop {

@@ -63,7 +63,7 @@ pub enum HeadError {
     #[error("malformed request")]
     Malformed,
     /// The head is longer than [`HEAD_LEN_MAX`] or has too many headers.
-    #[error("request head longer than 8 KiB")]
+    #[error("the request head is longer than 8 KiB or has too many headers")]
     TooLong,
 }
 
@@ -121,7 +121,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(RequestHead<'_>, usize)>, HeadError
         forwarded: ForwardedHeaders::default(),
     };
     for header in request.headers {
-        head.take(header.name, header.value)?;
+        head.apply_header(header.name, header.value)?;
     }
     Ok(Some((head, len)))
 }
@@ -139,7 +139,7 @@ fn path_and_query(target: &str) -> (&str, &str) {
 
 impl<'a> RequestHead<'a> {
     /// Applies a header.
-    fn take(&mut self, name: &str, value: &'a [u8]) -> Result<(), HeadError> {
+    fn apply_header(&mut self, name: &str, value: &'a [u8]) -> Result<(), HeadError> {
         let is = |other: &str| name.eq_ignore_ascii_case(other);
         if is("connection") {
             for option in list(value) {
@@ -164,7 +164,7 @@ impl<'a> RequestHead<'a> {
         } else if is("host") {
             self.host = str::from_utf8(value).ok().and_then(host_name);
         } else if is("x-forwarded-for") {
-            // No proxy that could be trusted sends more of these headers.
+            // A trustworthy proxy does not send more than [`FORWARDED_LINES_MAX`] of these headers.
             let free = self.forwarded.lines.iter_mut().find(|line| line.is_empty());
             *free.ok_or(HeadError::TooLong)? = value;
         } else if is("x-real-ip") {
@@ -175,9 +175,9 @@ impl<'a> RequestHead<'a> {
 
     /// Returns the address of the client that sent the request, which arrived from the address `peer`.
     ///
-    /// Only addresses for which `trusted` is true are believed. Each entry of X-Forwarded-For was written by the proxy
-    /// to its right, so the first entry from the right that is not a trusted proxy is the client. The entries to the
-    /// left of it may be forged.
+    /// A header is used only if the address that sent it is trusted. Each entry of X-Forwarded-For was written by the
+    /// proxy to its right, so the first entry from the right that is not a trusted proxy is the client. The entries to
+    /// the left of it may be forged.
     pub fn client(
         &self,
         peer: IpAddr,
@@ -216,7 +216,8 @@ fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 
-/// Returns a name or an address without the port. It is shown in a page, so other characters are refused.
+/// Returns the name or address in a Host header without the port. The tracker's page shows it, so `None` is returned if
+/// it has characters that are not valid in a host name.
 fn host_name(host: &str) -> Option<&str> {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
@@ -342,7 +343,7 @@ mod tests {
             ("x-forwarded-for: [2a00::1]:567", "2a00::1"),
             ("x-forwarded-for: ::ffff:1.2.3.4", "1.2.3.4"),
             ("x-forwarded-for: 10.0.0.2", "10.0.0.2"),
-            // An entry that is not an address: the last trusted proxy counts.
+            // An entry that is not an address: the client is the trusted proxy that was read before it.
             ("x-forwarded-for: 1.2.3.4, unknown", "10.0.0.1"),
             ("x-forwarded-for: 1.2.3.4, unknown, 10.0.0.2", "10.0.0.2"),
             ("x-real-ip: 1.2.3.4", "1.2.3.4"),

@@ -1,7 +1,7 @@
 //! Keys under `http`.
 
 use super::read::{Reader, Section};
-use super::sections::{UdpConfig, both_families};
+use super::sections::{UdpConfig, default_listen};
 use super::values::{self, DAY};
 use crate::http::paths::{PathPattern, Paths};
 use ipnet::IpNet;
@@ -59,7 +59,7 @@ pub struct HttpLimitsConfig {
 
 impl HttpConfig {
     pub(super) fn read(mut section: Section<'_>) -> Self {
-        let listen = section.value("listen", both_families(), values::addresses);
+        let listen = section.value("listen", default_listen(), values::addresses);
         let default_paths = PathPattern::parse("/announce").into_iter().collect();
         let announce = section.value("announce_paths", default_paths, values::paths);
         let derived = announce.iter().filter_map(PathPattern::scrape).collect();

@@ -1,4 +1,5 @@
-//! Sections of the config that have no file of their own.
+//! The sections `udp`, `announce`, `storage`, `control` and `log`, and the key `cpus`. Other sections have modules of
+//! their own.
 
 use super::read::Section;
 use super::values;
@@ -16,7 +17,7 @@ use values::DAY;
 /// Maximum of the caps per address: an announce compares its address with as many peers.
 const ADDRESS_CAP_MAX: u32 = 256;
 
-/// Default number of peers of one address in a swarm: enough for a household or a seedbox, and few enough to bound a
+/// Default of the caps per address: enough for a household or a seedbox, and few enough to bound a
 /// flood.
 const ADDRESS_CAP: u32 = 16;
 
@@ -29,7 +30,7 @@ pub enum CpuSelection {
     List(Vec<usize>),
 }
 
-/// Whether the kernel sends each announce to the shard that owns its torrent.
+/// Whether the kernel sends each announce or scrape to the shard that owns its first torrent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SteeringMode {
     /// Steer if the kernel supports it.
@@ -51,7 +52,7 @@ pub struct UdpConfig {
     pub connection_id_keys: Vec<ConnectionIdKey>,
     /// Whether to reply to an invalid connection id with an error.
     pub explain_wrong_connection_id: bool,
-    /// Whether the kernel steers announces.
+    /// Whether the kernel steers requests.
     pub steering: SteeringMode,
     /// Size in bytes of each socket's receive buffer.
     pub receive_buffer: usize,
@@ -81,24 +82,25 @@ pub struct AnnounceConfig {
 /// Keys under `storage`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StorageConfig {
-    /// Maximum size in bytes of all swarm tables together; `None` is 70 % of the available memory.
+    /// Maximum bytes of all swarm tables and of the queues between shards; `None` is 70 % of the available memory.
     pub memory: Option<usize>,
     /// How long a torrent without peers keeps its count of completed downloads.
     pub keep_completed: Duration,
     /// Maximum numbers of peers within a swarm.
     pub caps: Caps,
-    /// Share of the memory, in ten-thousandths, that the peers of one source may use while memory is short.
+    /// Share of the memory, in ten-thousandths, that the peers of one IPv4 /24 or IPv6 /48 may use while memory
+    /// is short.
     pub source_share_per_10_000: u32,
 }
 
 /// Keys under `control`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControlConfig {
-    /// TCP address to listen on; none if empty.
+    /// TCP address to listen on; `None` disables TCP.
     pub listen: Option<SocketAddr>,
-    /// Path of the unix socket to listen on; none if empty.
+    /// Path of the unix socket to listen on; `None` disables it.
     pub socket: Option<PathBuf>,
-    /// Host names that are accepted in requests, in addition to this host's addresses.
+    /// Host names that are accepted in requests, in addition to IP addresses and `localhost`.
     pub hosts: Vec<String>,
 }
 
@@ -135,16 +137,16 @@ pub enum LogFormat {
     Json,
 }
 
-/// Returns the default addresses of both listeners. They have the same port because clients that know a tracker by one
-/// protocol try the other on the same port.
-pub(super) fn both_families() -> Vec<SocketAddr> {
+/// Returns the default addresses of the UDP and of the HTTP listener, one of each family. Both listeners have the same
+/// port because clients that know a tracker by one protocol try the other on the same port.
+pub(super) fn default_listen() -> Vec<SocketAddr> {
     vec![([0, 0, 0, 0], 6969).into(), ([0_u16; 8], 6969).into()]
 }
 
 impl UdpConfig {
     pub(super) fn read(mut section: Section<'_>) -> Self {
         let udp = Self {
-            listen: section.value("listen", both_families(), values::addresses),
+            listen: section.value("listen", default_listen(), values::addresses),
             connection_id_lifetime: section.value(
                 "connection_id_lifetime",
                 Duration::from_secs(120),

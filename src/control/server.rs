@@ -112,10 +112,10 @@ fn bind_unix(path: &Path) -> Result<UnixListener, ControlError> {
     Ok(listener)
 }
 
-/// Origin of a request.
+/// Where a request comes from.
 #[derive(Clone, Copy, Debug)]
-enum RequestOrigin {
-    Address(IpAddr),
+enum ClientAddress {
+    Ip(IpAddr),
     UnixSocket,
 }
 
@@ -144,22 +144,22 @@ pub async fn serve(
         .route("/healthz", get(health))
         .route("/metrics", get(metrics))
         .merge(changes)
-        .layer(from_fn_with_state(state.clone(), check_origin))
+        .layer(from_fn_with_state(state.clone(), refuse_web_pages))
         .with_state(state);
     let tcp = listeners.tcp.map(tokio::net::TcpListener::from_std).transpose()?;
     let unix = listeners.unix.map(|(it, _)| tokio::net::UnixListener::from_std(it)).transpose()?;
     let serve_tcp = async {
         let Some(listener) = tcp else { return };
         let accept = |context: &mut Context<'_>| {
-            let origin = |address: SocketAddr| RequestOrigin::Address(address.ip().to_canonical());
-            listener.poll_accept(context).map_ok(|(stream, address)| (stream, origin(address)))
+            let client = |address: SocketAddr| ClientAddress::Ip(address.ip().to_canonical());
+            listener.poll_accept(context).map_ok(|(stream, address)| (stream, client(address)))
         };
         serve_each(CONNECTIONS_MAX, accept, router.clone()).await;
     };
     let serve_unix = async {
         let Some(listener) = unix else { return };
         let accept = |context: &mut Context<'_>| {
-            listener.poll_accept(context).map_ok(|(stream, _)| (stream, RequestOrigin::UnixSocket))
+            listener.poll_accept(context).map_ok(|(stream, _)| (stream, ClientAddress::UnixSocket))
         };
         serve_each(LOCAL_CONNECTIONS_MAX, accept, router.clone()).await;
     };
@@ -170,14 +170,14 @@ pub async fn serve(
 /// Serves connections as they are accepted, at most `connections_max` at a time.
 async fn serve_each<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     connections_max: usize,
-    mut accept: impl FnMut(&mut Context<'_>) -> Poll<io::Result<(S, RequestOrigin)>>,
+    mut accept: impl FnMut(&mut Context<'_>) -> Poll<io::Result<(S, ClientAddress)>>,
     router: Router,
 ) {
     let connections = Arc::new(Semaphore::new(connections_max));
     while let Ok(permit) = connections.clone().acquire_owned().await {
         match poll_fn(&mut accept).await {
-            Ok((stream, origin)) => {
-                let exchange = exchange(stream, origin, router.clone());
+            Ok((stream, client)) => {
+                let exchange = exchange(stream, client, router.clone());
                 tokio::spawn(async move {
                     exchange.await;
                     drop(permit);
@@ -196,10 +196,10 @@ async fn pause_after_failed_accept() {
 /// Serves one request.
 async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    origin: RequestOrigin,
+    client: ClientAddress,
     router: Router,
 ) {
-    let service = TowerToHyperService::new(router.layer(Extension(origin)));
+    let service = TowerToHyperService::new(router.layer(Extension(client)));
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -212,7 +212,11 @@ async fn exchange(
 
 /// Refuses requests of web pages in a browser on this machine: they have an `Origin` header, or another host name that
 /// resolves to this machine (DNS rebinding).
-async fn check_origin(State(state): State<ControlState>, request: Request, next: Next) -> Response {
+async fn refuse_web_pages(
+    State(state): State<ControlState>,
+    request: Request,
+    next: Next,
+) -> Response {
     if request.headers().contains_key(header::ORIGIN) {
         return (StatusCode::FORBIDDEN, "requests of web pages are refused\n").into_response();
     }
@@ -244,16 +248,16 @@ fn is_this_host(host: &str, names: &[String]) -> bool {
 
 /// Permits changes from this machine only.
 async fn permit_changes(
-    Extension(origin): Extension<RequestOrigin>,
+    Extension(client): Extension<ClientAddress>,
     request: Request,
     next: Next,
 ) -> Response {
-    match origin {
-        RequestOrigin::Address(address) if !address.is_loopback() => {
+    match client {
+        ClientAddress::Ip(address) if !address.is_loopback() => {
             (StatusCode::FORBIDDEN, "changes are permitted from this machine only\n")
                 .into_response()
         }
-        RequestOrigin::Address(_) | RequestOrigin::UnixSocket => next.run(request).await,
+        ClientAddress::Ip(_) | ClientAddress::UnixSocket => next.run(request).await,
     }
 }
 
@@ -289,10 +293,10 @@ async fn remove_from_list(
 async fn change_list(
     commands: &UnboundedSender<ReloadCommand>,
     info_hash: &str,
-    on: bool,
+    is_listed: bool,
 ) -> (StatusCode, String) {
     match parse_info_hash(info_hash) {
-        Some(info_hash) => run_job(commands, ReloadJob::Change(info_hash, on)).await,
+        Some(info_hash) => run_job(commands, ReloadJob::ChangeList(info_hash, is_listed)).await,
         None => {
             let text =
                 format!("{info_hash:?} is not an info hash; give 40 or 64 hexadecimal digits\n");
@@ -316,7 +320,8 @@ async fn run_job(
     }
 }
 
-/// Handles `GET /healthz`: replies 200 `ok`, or 503 with the stuck shards. Both name reads of files that take too long.
+/// Handles `GET /healthz`: replies 200 with `ok`, or 503 with the numbers of the stuck shards. Either reply also lists
+/// the files whose reads take too long.
 async fn health(State(state): State<ControlState>) -> (StatusCode, String) {
     let stuck = state.monitored.stuck_shards();
     let reads = state.monitored.slow_reads.stuck();

@@ -291,7 +291,7 @@ impl Connection {
             })?),
             false => None,
         };
-        let taken = session.take(&ciphertext, &mut self.input, &mut output).await;
+        let taken = session.process_input(&ciphertext, &mut self.input, &mut output).await;
         drop(handshake);
         if !output.is_empty() {
             self.write_plain(output).await?;

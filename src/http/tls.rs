@@ -1,5 +1,5 @@
-//! TLS: decrypts and encrypts the bytes of a connection, without sockets; and the certificate, which can be reloaded
-//! while it is served.
+//! TLS: decrypts and encrypts the bytes of a connection, without sockets, and loads the certificate, which can be
+//! replaced while connections are open.
 //!
 //! A handshake signs with the private key, which takes longer than a shard may be blocked. Helper threads do it: the
 //! session is moved to a helper thread and back.
@@ -135,7 +135,7 @@ impl TlsSession {
     /// Processes bytes from the client.
     ///
     /// Appends the decrypted data to `input`, and what must be sent to the client to `output`.
-    pub(super) async fn take(
+    pub(super) async fn process_input(
         &mut self,
         mut bytes: &[u8],
         input: &mut Vec<u8>,

@@ -88,7 +88,9 @@ impl CompiledPolicy {
         read_mode: ReadMode<'_>,
     ) -> Result<LoadedPolicy, PolicyError> {
         let (mut policy, mut warnings, mut mistakes) = (Self::default(), Vec::new(), Vec::new());
-        for hook in hooks.iter().filter(|hook| !hook.files().is_empty() || hook.has_list()) {
+        for hook in
+            hooks.iter().filter(|hook| !hook.files().is_empty() || hook.may_have_inline_entries())
+        {
             let name = hook.name();
             let named = |text: &str| format!("hooks: {name}: {text}");
             match before.read_hook(hook, seed, read_mode) {

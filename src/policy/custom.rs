@@ -15,8 +15,8 @@ pub trait CustomHook: Debug + Send + Sync {
     /// Permits an announce, or returns the reply that refuses it; may change the intervals of the reply.
     ///
     /// All shards call it concurrently, for each announce that the hooks before it permit: it should not block,
-    /// allocate or log. Its counters should be atomic. An interval may grow to two thirds of `announce.peer_lifetime`:
-    /// after a longer one the peer would have expired.
+    /// allocate or log. Its counters should be atomic. An interval should not exceed two thirds of the config key
+    /// `announce.peer_lifetime`, so that a peer whose announce is late does not expire.
     fn check(
         &self,
         context: &AnnounceContext<'_>,

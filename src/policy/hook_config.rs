@@ -73,17 +73,17 @@ impl HookConfig {
         }
     }
 
-    /// Returns whether the hook has a list, from files or in the config.
-    pub(super) fn has_list(&self) -> bool {
+    /// Returns whether the config itself may contain entries of the hook, in addition to its files.
+    pub(super) fn may_have_inline_entries(&self) -> bool {
         matches!(self, Self::AccessList { .. } | Self::Networks { .. })
     }
 
     /// Returns the files and directories that the hook is read from. It is read again when one of them changes.
     pub fn files(&self) -> Vec<&Path> {
         match self {
-            Self::AccessList { sources: ListSources { files, torrents, .. }, .. } => {
-                files.iter().chain(torrents).map(PathBuf::as_path).collect()
-            }
+            Self::AccessList {
+                sources: ListSources { files, torrents: directories, .. }, ..
+            } => files.iter().chain(directories).map(PathBuf::as_path).collect(),
             Self::Networks { files, .. } => files.iter().map(PathBuf::as_path).collect(),
             Self::Passkey { file, .. } => vec![file],
             Self::Jwt(settings) => match &settings.keys {

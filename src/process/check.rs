@@ -22,7 +22,7 @@ pub fn mistakes(config: &Config) -> Vec<String> {
         CpuSelection::Auto => None,
         list => cpus::choose(list).err().map(|error| error.to_string()),
     };
-    // The check of the config text reports a passkey hook without a file.
+    // A passkey hook without a file is left out: reading the config has reported it already.
     let has_file = |hook: &&HookConfig| match hook {
         HookConfig::Passkey { file, .. } => !file.as_os_str().is_empty(),
         _ => true,
@@ -36,11 +36,11 @@ pub fn mistakes(config: &Config) -> Vec<String> {
         ("http.tls.listen", &tls.listen),
     ];
     let control: Vec<SocketAddr> = config.control.listen.into_iter().collect();
-    let foreign = listen
-        .into_iter()
-        .chain([("control.listen", &control)])
-        .flat_map(|(key, addresses)| addresses.iter().filter_map(move |it| foreign(key, *it)));
-    cores.into_iter().chain(foreign).chain(certificate).chain(hooks).collect()
+    let address_errors =
+        listen.into_iter().chain([("control.listen", &control)]).flat_map(|(key, addresses)| {
+            addresses.iter().filter_map(move |it| address_error(key, *it))
+        });
+    cores.into_iter().chain(address_errors).chain(certificate).chain(hooks).collect()
 }
 
 /// Returns warnings about settings that work but are probably not intended.
@@ -82,8 +82,8 @@ fn lines(text: &str) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-/// Returns an error text if this machine does not have the address.
-fn foreign(key: &str, address: SocketAddr) -> Option<String> {
+/// Returns an error text if an address is not one of this machine.
+fn address_error(key: &str, address: SocketAddr) -> Option<String> {
     if address.ip().is_unspecified() {
         return None;
     }

@@ -1,7 +1,7 @@
 //! Random keys and seeds of the process, in one value.
 //!
-//! It can be serialized: a process that takes over from a running one, or restarts from a snapshot, needs the same
-//! keys.
+//! It can be serialized, for a later version in which a process takes over from a running one, or restarts from a
+//! snapshot, with the same keys. Nothing does so yet.
 
 use serde::{Deserialize, Serialize};
 use tsubame_udp::connection_id::ConnectionIdKey;

@@ -48,8 +48,8 @@ pub enum ReloadJob {
     Config,
     /// Reads the lists of the configured hooks again.
     Lists,
-    /// Adds a torrent to the access list, or removes it.
-    Change(InfoHash, bool),
+    /// Adds a torrent to the access list if true, else removes it.
+    ChangeList(InfoHash, bool),
     /// Removes all torrents without peers. The number of them is for the reply.
     Evict(usize),
     /// Checks whether files have changed.
@@ -278,7 +278,7 @@ impl ServedState {
                 changes = ShardChanges { evict: true, ..ShardChanges::default() };
                 Ok(format!("{torrents} torrents without peers are being removed"))
             }
-            ReloadJob::Change(hash, on) => self.change_list(hash, on),
+            ReloadJob::ChangeList(info_hash, is_listed) => self.change_list(info_hash, is_listed),
             ReloadJob::CheckFiles => {
                 changes = ShardChanges::default();
                 let began = self.clock.elapsed();

@@ -38,7 +38,7 @@ use tsubame_udp::steering::SteeringKeys;
 /// Number of submission entries of the tokio-uring ring of each shard, which serves HTTP.
 const RUNTIME_RING_ENTRIES: u32 = 256;
 
-/// Time that a read of a file at run time may take before the data read last is used instead.
+/// Maximum time for a read of a file while the tracker runs. After that, the data of the previous read stays in use.
 const SLOW_READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Raises the soft limit on open files of this process to the hard limit.
@@ -79,7 +79,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let start_config = Arc::new(config.clone());
     let startup = StartupState { config: start_config, identity, addresses, files_for_connections };
     let startup = Arc::new(startup);
-    let (retired, to_free) = unbounded_channel();
+    let (retired_updates, to_free) = unbounded_channel();
     let mut endpoints = mesh(shards);
     let control_endpoint = endpoints.pop().expect("a mesh has an endpoint for the control plane");
     let shared_stats: Arc<[Arc<SharedStats>]> = (0..shards).map(|_| Arc::default()).collect();
@@ -92,7 +92,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
         tls,
         full_scrapes: Arc::default(),
         helpers: runtime.handle().clone(),
-        retired,
+        retired_updates,
         shared_stats: &shared_stats,
     };
     let sockets = shard_sockets(&mut listeners, &mut http, &mut https);
@@ -154,7 +154,8 @@ struct ShardTemplate<'a> {
     tls: Option<Tls>,
     full_scrapes: Arc<FullScrapes>,
     helpers: Handle,
-    retired: UnboundedSender<Box<ShardUpdate>>,
+    /// Sends updates that were applied to the control plane, which frees what they replaced.
+    retired_updates: UnboundedSender<Box<ShardUpdate>>,
     shared_stats: &'a [Arc<SharedStats>],
 }
 
@@ -202,7 +203,7 @@ impl ShardTemplate<'_> {
             keys: self.keys,
             tracker,
             endpoint,
-            retired: self.retired.clone(),
+            retired: self.retired_updates.clone(),
             shared_stats: self.shared_stats[usize::from(number)].clone(),
             clock: self.clock,
         };
@@ -233,14 +234,14 @@ fn monitored(shared_stats: Arc<[Arc<SharedStats>]>, clock: Clock, shards: u16) -
 
 /// Creates the runtime of the control plane. Its helper threads run tasks that would block a shard.
 ///
-/// From then on, signals whose default action would end the process are handled.
+/// From then on, SIGHUP and other signals that must not end the process are handled; see [`Signals`].
 fn control_runtime(shards: u16) -> Result<(Runtime, Signals), RunError> {
     let all_cores = cpus::affinity();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // Two may be blocked for long: by a file system and by a key server that do not answer.
         .max_blocking_threads(usize::from(shards) + 2)
-        // A thread that a shard starts inherits its core, which belongs to the shard.
+        // A helper thread that a shard starts inherits the affinity of the shard: it must not run on that core only.
         .on_thread_start(move || {
             cpus::allow_cores(&all_cores);
             cpus::lower_priority();

@@ -8,20 +8,23 @@ use tsubame_udp::ring::{
 
 /// Receives datagrams and sends replies, in batches and without blocking.
 ///
-/// A received datagram comes with a slot for its reply. Its bytes stay valid until the reply is sent or the datagram is
-/// released. A datagram that is neither sent nor released occupies its buffer forever.
+/// A received datagram comes with a slot for its reply. The bytes of the datagram stay valid until its reply is sent or
+/// it is released. A datagram that is neither answered nor released occupies its buffer forever.
 pub trait Datapath {
     /// A datagram that was received and has not been answered.
     type Received;
     /// A slot for the reply to a datagram that another shard received.
     type Slot;
 
-    /// Submits replies and collects received datagrams; returns how many wait in [`Self::take`].
+    /// Submits replies and collects received datagrams; returns the number of datagrams that
+    /// [`Self::take`] can return.
     ///
     /// With a timeout, it waits up to that long for a full batch of datagrams.
     fn turn(&mut self, timeout: Option<Duration>) -> io::Result<usize>;
 
-    /// Returns the next datagram, whose header is parsed; one that cannot be read is released.
+    /// Returns the next datagram; its source and local address are parsed from the metadata of the kernel.
+    ///
+    /// If these cannot be parsed, the datagram is released and an error is returned.
     fn take(&mut self) -> Option<Result<Self::Received, UnreadableDatagram>>;
 
     /// Returns the contents of a datagram and its reply slot.
@@ -40,16 +43,21 @@ pub trait Datapath {
     fn forward_slot(&mut self) -> Option<Self::Slot>;
 
     /// Returns the bytes of a slot.
-    fn forward_reply(&mut self, slot: &Self::Slot) -> &mut [u8];
+    fn forward_slot_bytes(&mut self, slot: &Self::Slot) -> &mut [u8];
 
     /// Sends the first `len` bytes of a slot along a return path.
-    fn send_forward(&mut self, slot: Self::Slot, path: &ReturnPath, len: usize) -> io::Result<()>;
+    fn send_forwarded_reply(
+        &mut self,
+        slot: Self::Slot,
+        path: &ReturnPath,
+        len: usize,
+    ) -> io::Result<()>;
 
     /// Releases a slot without a reply.
-    fn release_forward(&mut self, slot: Self::Slot);
+    fn release_forward_slot(&mut self, slot: Self::Slot);
 
     /// Enables or disables the event that wakes the shard when [`Self::turn`] would find work.
-    fn enable_event(&mut self, enabled: bool);
+    fn set_event_enabled(&mut self, enabled: bool);
 
     /// Reads how many datagrams the kernel dropped before they were received. May take a system call for each socket.
     fn count_drops(&mut self);
@@ -96,20 +104,25 @@ impl Datapath for Ring {
         Self::forward_slot(self)
     }
 
-    fn forward_reply(&mut self, slot: &ForwardSlot) -> &mut [u8] {
-        Self::forward_reply(self, slot)
+    fn forward_slot_bytes(&mut self, slot: &ForwardSlot) -> &mut [u8] {
+        Self::forward_slot_bytes(self, slot)
     }
 
-    fn send_forward(&mut self, slot: ForwardSlot, path: &ReturnPath, len: usize) -> io::Result<()> {
-        Self::send_forward(self, slot, path, len)
+    fn send_forwarded_reply(
+        &mut self,
+        slot: ForwardSlot,
+        path: &ReturnPath,
+        len: usize,
+    ) -> io::Result<()> {
+        Self::send_forwarded_reply(self, slot, path, len)
     }
 
-    fn release_forward(&mut self, slot: ForwardSlot) {
-        Self::release_forward(self, slot);
+    fn release_forward_slot(&mut self, slot: ForwardSlot) {
+        Self::release_forward_slot(self, slot);
     }
 
-    fn enable_event(&mut self, enabled: bool) {
-        Self::enable_event(self, enabled);
+    fn set_event_enabled(&mut self, enabled: bool) {
+        Self::set_event_enabled(self, enabled);
     }
 
     fn count_drops(&mut self) {

@@ -16,7 +16,7 @@ pub const HTTP_REQUEST: u32 = 1 << 31;
 /// A message to a shard.
 #[derive(Debug)]
 pub enum Message {
-    /// An announce over UDP, to be answered by the receiver along the path.
+    /// An announce over UDP that another shard received. The owner of the torrent sends the reply, by the return path.
     Announce(AdmittedAnnounce, TransactionId, ReturnPath),
     /// An announce over HTTP, and a list to be filled and sent back.
     HttpAnnounce(AdmittedAnnounce, Box<PeerList>),
@@ -38,26 +38,28 @@ pub enum Message {
 
 const _: () = assert!(size_of::<Message>() <= 192);
 
-/// Some rows of a scrape that another shard waits for.
+/// Some rows of a scrape, sent between the shard that waits for them and the owner of the torrents: info hashes in a
+/// request, counts in a reply.
 #[derive(Clone, Copy, Debug)]
 pub struct ScrapeRows<T> {
     /// Id of the scrape at the shard that waits for it.
     pub request_id: u32,
     len: u8,
-    numbers: [u8; ROWS_MAX],
+    /// Numbers of the rows in the scrape.
+    row_numbers: [u8; ROWS_MAX],
     values: [T; ROWS_MAX],
 }
 
 impl<T: Copy> ScrapeRows<T> {
     /// Creates a message without rows; `filler` is never read.
     pub fn new(request_id: u32, filler: T) -> Self {
-        Self { request_id, len: 0, numbers: [0; ROWS_MAX], values: [filler; ROWS_MAX] }
+        Self { request_id, len: 0, row_numbers: [0; ROWS_MAX], values: [filler; ROWS_MAX] }
     }
 
     /// Adds a row; returns whether the message is full now.
     pub fn push(&mut self, number: u8, value: T) -> bool {
         let at = usize::from(self.len);
-        self.numbers[at] = number;
+        self.row_numbers[at] = number;
         self.values[at] = value;
         self.len += 1;
         usize::from(self.len) == ROWS_MAX
@@ -71,7 +73,7 @@ impl<T: Copy> ScrapeRows<T> {
     /// Returns the rows with their numbers.
     pub fn iter(&self) -> impl Iterator<Item = (u8, T)> {
         let len = usize::from(self.len);
-        self.numbers[..len].iter().copied().zip(self.values[..len].iter().copied())
+        self.row_numbers[..len].iter().copied().zip(self.values[..len].iter().copied())
     }
 
     /// Returns the same rows with other values.

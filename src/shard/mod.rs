@@ -1,7 +1,7 @@
 //! A shard: one pinned thread with its sockets, its swarms and its HTTP connections.
 //!
-//! A shard takes turns: it answers a batch of datagrams, then handles messages of other shards, then does a bounded
-//! part of the maintenance of its table. Nothing on its thread waits for anything but the next turn.
+//! A step of a shard is up to 16 turns, in which it answers a batch of datagrams and handles messages of other shards,
+//! and then a bounded part of the maintenance of its table.
 
 pub mod datapath;
 pub mod mesh;
@@ -181,18 +181,18 @@ impl<D: Datapath> Shard<D> {
         }
         // In this order, whatever arrives after the event and the waker are armed is either found by this turn or
         // triggers one of them.
-        self.udp.datapath.enable_event(true);
+        self.udp.datapath.set_event_enabled(true);
         if self.turn(None)? == (0, 0) && self.node().endpoint.prepare_sleep() {
             return Ok(NextStep::Sleep);
         }
-        self.udp.datapath.enable_event(false);
+        self.udp.datapath.set_event_enabled(false);
         Ok(NextStep::Continue)
     }
 
     /// Ends a sleep.
     pub fn wake_up(&mut self) {
         self.node().endpoint.end_sleep();
-        self.udp.datapath.enable_event(false);
+        self.udp.datapath.set_event_enabled(false);
     }
 
     /// Takes turns until other tasks of the thread should run; returns whether there is nothing more to do.

@@ -120,7 +120,7 @@ impl Node {
         self.token_queue.permit_one();
     }
 
-    /// Does a bounded step of expiry, eviction and purge, and publishes the statistics. Returns whether more work is
+    /// Does a bounded step of expiry, eviction and purge. Returns whether more work is
     /// due.
     pub(super) fn maintain(&mut self, now: Now) -> bool {
         let is_sweeping = self.tracker.swarms_mut().sweep(now.monotonic);

@@ -194,12 +194,12 @@ impl<D: Datapath> UdpRequests<D> {
             count_outcome(node, announce.family, Outcome::ShedSlots);
             return Ok(());
         };
-        let out = self.datapath.forward_reply(&slot);
+        let out = self.datapath.forward_slot_bytes(&slot);
         let reply = node.tracker.answer_announce(now, prefetch, announce, transaction_id, out);
         count_outcome(node, announce.family, reply.outcome);
         match reply.len {
-            0 => self.datapath.release_forward(slot),
-            len => self.datapath.send_forward(slot, path, len)?,
+            0 => self.datapath.release_forward_slot(slot),
+            len => self.datapath.send_forwarded_reply(slot, path, len)?,
         }
         Ok(())
     }
@@ -275,8 +275,8 @@ impl<D: Datapath> UdpRequests<D> {
         };
         count_outcome(node, complete.family, Outcome::Scraped);
         let reply = &complete.reply[..complete.reply_len];
-        self.datapath.forward_reply(&slot)[..reply.len()].copy_from_slice(reply);
-        self.datapath.send_forward(slot, &complete.path, reply.len())
+        self.datapath.forward_slot_bytes(&slot)[..reply.len()].copy_from_slice(reply);
+        self.datapath.send_forwarded_reply(slot, &complete.path, reply.len())
     }
 
     /// Drops scrapes whose rows did not arrive in time.

@@ -51,7 +51,8 @@ pub enum AdmittedRequest {
 const _: () = assert!(size_of::<AdmittedAnnounce>() <= 64);
 
 impl AdmittedRequest {
-    /// Returns the info hash that decides which shard answers.
+    /// Returns the info hash of an announce, or the first one of a scrape: the kernel steers by it, and its entry is
+    /// prefetched.
     pub fn info_hash(&self) -> InfoHash {
         match self {
             Self::Announce(announce, _) => announce.info_hash,

@@ -18,7 +18,7 @@ pub struct SwarmAnnounce {
 /// Result of an announce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnnounceOutcome {
-    /// Statistics of the swarm, including the peer that announced.
+    /// Counts of the swarm after the announce. A peer that was refused is counted too.
     pub counts: SwarmCounts,
     /// Bytes of IPv4 peers that were written.
     pub v4_len: usize,
@@ -52,7 +52,7 @@ pub enum SwarmChange {
 pub enum JoinRefusal {
     /// The memory limit is reached, or the swarm has the most peers that the table supports.
     Memory,
-    /// The memory limit is nearly reached, and the torrent is new.
+    /// The torrent is new, and the memory limit is nearly reached or the table has the maximum number of torrents.
     NewTorrent,
     /// Memory is short, and the source of the peer has its share:
     /// see [`crate::TableSettings::source_share_per_10_000`].

@@ -9,7 +9,7 @@ use crate::work_counter;
 /// Maximum number of peers of one family in a block. A swarm with more is a large swarm, which has an index.
 pub(crate) const BLOCK_PEERS_MAX: usize = 64;
 
-/// Payload bytes of each class, in steps of a third to a half; the last holds 64 IPv6 records.
+/// Payload bytes of each class, in steps of a quarter to a half; the last holds 64 IPv6 records.
 const CLASS_BYTES: [usize; 11] = [48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1280];
 
 /// Bytes before the payload: the position of the owning entry.

@@ -9,9 +9,9 @@ use crate::work_counter;
 /// Maximum number of slots of a segment: what one call may visit.
 pub(crate) const SEGMENT_SLOTS_MAX: usize = 4096;
 
-/// Mean number of entries of a segment above which the next segment is split. A segment that was not split in the
-/// current round has twice as many, far below the limit unless an attacker can choose hashes.
-const SEGMENT_ENTRIES_MEAN: usize = 512;
+/// Mean number of positions of a segment above which a segment is split, by linear hashing. A segment that is still to
+/// be split has up to twice the mean: far below the limit, unless an attacker can choose hashes.
+const SEGMENT_POSITIONS_MEAN: usize = 512;
 
 /// Minimum number of slots of a segment that is not empty.
 const SEGMENT_SLOTS_MIN: usize = 8;
@@ -21,8 +21,8 @@ pub(crate) const POSITIONS_MAX: u32 = (1 << POSITION_BITS) - 1;
 
 const POSITION_BITS: u32 = 27;
 
-/// The upper bits of a slot hold a tag, which comes from the hash: a search compares only one of 32 elements with
-/// another hash.
+/// The upper 5 bits of a slot hold a tag from the hash. Of the elements with other hashes that a search passes, it
+/// compares only one in 32.
 const TAG_SHIFT: u32 = POSITION_BITS;
 
 /// Value of an empty slot, which is no position.
@@ -91,7 +91,7 @@ impl PositionIndex {
         }
         self.segments.at_mut(at).put(hash, position);
         self.len += 1;
-        if self.len > self.segments.len() * SEGMENT_ENTRIES_MEAN {
+        if self.len > self.segments.len() * SEGMENT_POSITIONS_MEAN {
             self.split(&hash_of);
         }
         true
@@ -109,7 +109,8 @@ impl PositionIndex {
         let visited = segment.remove(hash, position, &hash_of);
         self.len -= 1;
         let len = segment.len as usize;
-        // Shrinks below three eighths: so far from full that the next insert does not grow it again.
+        // A segment of which less than three eighths are used is shrunk until it is three quarters full: the next
+        // insert does not grow it again.
         let before = segment.slots.len();
         if before <= SEGMENT_SLOTS_MIN || len * 8 >= before * 3 {
             return visited;
@@ -258,7 +259,7 @@ impl Segment {
 }
 
 fn tag(hash: u64) -> u32 {
-    // The segment uses the low bits, the start of the search the high bits.
+    // Other bits than those that select the segment (the low ones) and the start of the search (the upper 32).
     (hash >> POSITION_BITS) as u32 & (u32::MAX >> TAG_SHIFT)
 }
 

@@ -5,25 +5,25 @@ use crate::blocks::BLOCK_PEERS_MAX;
 use crate::family_peers::FamilyPeers;
 use crate::peer_output::{PeerOutput, cut, v4_share};
 use crate::placement::{PeerStores, RecordWidth};
-use crate::record::{EndpointKey, RecordContext, V4, V6, flags, record_of, scope_flags};
+use crate::record::{EndpointHasher, RecordContext, V4, V6, flags, record_of, scope_flags};
 use crate::select::{PER_ADDRESS_MAX, Requester, Selection, SubnetRequest, select};
 use crate::table::{Prefetch, Table};
 use crate::types::{AnnounceEvent, Family, Role, SwarmCounts};
 
-/// Maximum number of peers of one address in a large swarm without a cap: all of them have the same hash, and every
-/// search passes them.
+/// Maximum number of peers of one address in a large swarm that was created with a cap, once the cap is removed: its
+/// index still hashes the address only, so every search passes all of them.
 const UNCAPPED_ADDRESS_PEERS_MAX: u32 = 256;
 
 /// What an announce did to the peers of its family.
 #[derive(Clone, Copy, Debug)]
-struct JoinOutcome {
+struct AppliedAnnounce {
     /// Position of the peer's record.
     own: Option<usize>,
     change: SwarmChange,
     previous: Option<Role>,
 }
 
-impl Default for JoinOutcome {
+impl Default for AppliedAnnounce {
     fn default() -> Self {
         Self { own: None, change: SwarmChange::Nothing, previous: None }
     }
@@ -57,18 +57,18 @@ impl Table {
             None => return AnnounceOutcome::unknown_torrent(),
             Some(position) => position,
         };
-        let joined = match announce.endpoint.family() {
+        let applied = match announce.endpoint.family() {
             Family::V4 => self.apply_announce::<V4>(position, announce),
             Family::V6 => self.apply_announce::<V6>(position, announce),
         };
-        if joined.change == SwarmChange::Completed {
+        if applied.change == SwarmChange::Completed {
             self.store.entry_mut(position).add_completed();
         }
         let both_families = !peers.v4.is_empty() && !peers.v6.is_empty();
         if both_families {
             self.limit_v4_share(position, announce.role, &mut peers);
         }
-        let own = |family| joined.own.filter(|_| announce.endpoint.family() == family);
+        let own = |family| applied.own.filter(|_| announce.endpoint.family() == family);
         let (mut v4_len, mut v6_len) = (0, 0);
         if announce.event != AnnounceEvent::Stopped {
             v4_len = self.select_peers::<V4>(position, announce, own(Family::V4), peers.v4);
@@ -80,11 +80,17 @@ impl Table {
             v6_len = self.select_peers::<V6>(position, announce, own(Family::V6), peers.v6);
         }
         let mut counts = self.counts_at(position);
-        if let SwarmChange::Refused(_) = joined.change {
+        if let SwarmChange::Refused(_) = applied.change {
             // A peer that is not stored is counted in its own reply all the same.
             counts.include(announce.role);
         }
-        AnnounceOutcome { counts, v4_len, v6_len, change: joined.change, previous: joined.previous }
+        AnnounceOutcome {
+            counts,
+            v4_len,
+            v6_len,
+            change: applied.change,
+            previous: applied.previous,
+        }
     }
 
     /// Applies an announce to the peers of its family.
@@ -92,7 +98,7 @@ impl Table {
         &mut self,
         position: u32,
         announce: &SwarmAnnounce,
-    ) -> JoinOutcome
+    ) -> AppliedAnnounce
     where
         PeerStores: RecordWidth<N>,
     {
@@ -103,57 +109,59 @@ impl Table {
         let endpoint = announce.endpoint;
         let flags = scope_flags(self.scope(endpoint)) | partial;
         let record = record_of::<N>(endpoint.address(), endpoint.port(), flags, self.context.tick);
-        let Some(record) = record else { return JoinOutcome::default() };
+        let Some(record) = record else { return AppliedAnnounce::default() };
         let context = &self.context;
         let before = self.store.entry(position).roles(<PeerStores as RecordWidth<N>>::FAMILY);
         let rng = &mut self.rng;
-        let (same_address, known) = self.store.change(position, |peers| {
+        let (same_address, stored) = self.store.change(position, |peers| {
             let found = peers.find(&record, context);
-            let known = found.position.map(|own| match announce.event {
+            let stored = found.position.map(|own| match announce.event {
                 AnnounceEvent::Stopped => {
                     let previous = Some(role_at(peers, own));
                     peers.remove(own, context);
-                    JoinOutcome { own: None, change: SwarmChange::Stopped, previous }
+                    AppliedAnnounce { own: None, change: SwarmChange::Stopped, previous }
                 }
                 _ => refresh(peers, own, record, announce, context, rng),
             });
-            (found.same_address, known)
+            (found.same_address, stored)
         });
-        let joined = match (known, announce.event) {
+        let applied = match (stored, announce.event) {
             (Some(stopped), AnnounceEvent::Stopped) => {
                 self.after_removal(position);
                 stopped
             }
             (Some(refreshed), _) => refreshed,
-            (None, AnnounceEvent::Stopped) => JoinOutcome::default(),
-            (None, _) if !endpoint.is_listening() => JoinOutcome::default(),
+            (None, AnnounceEvent::Stopped) => AppliedAnnounce::default(),
+            (None, _) if !endpoint.is_listening() => AppliedAnnounce::default(),
             (None, _) => self.join(position, record, announce, same_address),
         };
         self.count_change(before, position, <PeerStores as RecordWidth<N>>::FAMILY);
         let lengths = self.prefix_lengths(<PeerStores as RecordWidth<N>>::FAMILY);
-        if let Some(own) = joined.own
+        if let Some(own) = applied.own
             && !lengths.is_empty()
             && !self.is_short_of_memory()
         {
             let (context, rng) = (&self.context, &mut self.rng);
             self.store.change(position, |peers| peers.index_subnets(own, lengths, context, rng));
         }
-        joined
+        applied
     }
 
-    /// Adds a peer, of whose address `same_address` others were seen.
+    /// Adds a peer. `same_address` is the number of other peers of its address that the search passed.
     fn join<const N: usize>(
         &mut self,
         position: u32,
         record: [u8; N],
         announce: &SwarmAnnounce,
         same_address: u32,
-    ) -> JoinOutcome
+    ) -> AppliedAnnounce
     where
         PeerStores: RecordWidth<N>,
     {
-        let refused =
-            |why| JoinOutcome { change: SwarmChange::Refused(why), ..JoinOutcome::default() };
+        let refused = |why| AppliedAnnounce {
+            change: SwarmChange::Refused(why),
+            ..AppliedAnnounce::default()
+        };
         let (swarm_cap, address_cap) = (self.settings.caps.swarm, self.address_cap::<N>());
         let stored = self.store.entry(position).peers();
         if swarm_cap > 0 && stored >= swarm_cap as usize {
@@ -175,7 +183,7 @@ impl Table {
         if self.is_above_source_limit(&record) {
             return refused(JoinRefusal::Source);
         }
-        // A large swarm always has room, but grows all the same.
+        // Adding a record to a large swarm may allocate, although it has room.
         if (!has_room || stored >= BLOCK_PEERS_MAX)
             && (self.is_out_of_memory() || !self.grow::<N>(position))
         {
@@ -188,7 +196,7 @@ impl Table {
         let is_seeder = announce.role == Role::Seeder;
         match self.store.change(position, |peers| peers.insert(is_seeder, record, context, rng)) {
             Some(own) => {
-                JoinOutcome { own: Some(own), change: SwarmChange::Joined, previous: None }
+                AppliedAnnounce { own: Some(own), change: SwarmChange::Joined, previous: None }
             }
             None => refused(JoinRefusal::Memory),
         }
@@ -200,7 +208,7 @@ impl Table {
         PeerStores: RecordWidth<N>,
     {
         let capped = self.address_cap::<N>() > 0;
-        self.store.grow::<N>(position, EndpointKey { hasher: &self.context.hasher, capped })
+        self.store.grow::<N>(position, EndpointHasher { hasher: &self.context.hasher, capped })
     }
 
     /// Cuts the output for IPv4 peers to the share of IPv4 among the peers that the requester can use.
@@ -253,7 +261,7 @@ fn refresh<const N: usize>(
     announce: &SwarmAnnounce,
     context: &RecordContext,
     rng: &mut fastrand::Rng,
-) -> JoinOutcome {
+) -> AppliedAnnounce {
     let previous = role_at(peers, own);
     let is_seeder = announce.role == Role::Seeder;
     let counted = peers.at(own)[N - 2] & flags::COMPLETED;
@@ -270,7 +278,7 @@ fn refresh<const N: usize>(
         peers.insert(is_seeder, record, context, rng)
     };
     let change = if completes { SwarmChange::Completed } else { SwarmChange::Refreshed };
-    JoinOutcome { own, change, previous: Some(previous) }
+    AppliedAnnounce { own, change, previous: Some(previous) }
 }
 
 fn role_at<const N: usize>(peers: &FamilyPeers<'_, N>, position: usize) -> Role {

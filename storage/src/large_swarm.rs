@@ -2,7 +2,7 @@
 
 use crate::chunks::Chunks;
 use crate::index::PositionIndex;
-use crate::record::EndpointKey;
+use crate::record::EndpointHasher;
 use crate::subnet::{PrefixLengths, SubnetPeers};
 use crate::subnet_index::{IndexedRecords, SubnetIndex};
 use siphasher::sip::SipHasher13;
@@ -18,7 +18,7 @@ pub(crate) const LARGE_SWARM_PEERS_MAX: usize = 4 << 20;
 pub(crate) struct LargeSwarm<const N: usize> {
     records: Chunks<[u8; N], CHUNK>,
     index: PositionIndex,
-    /// Whether the index leaves ports out: see [`EndpointKey`]. It stays as it was when the swarm was created.
+    /// Whether the index leaves ports out: see [`EndpointHasher`]. It stays as it was when the swarm was created.
     capped: bool,
     /// Finds subnet peers, if they are preferred.
     subnet_index: Option<Box<SubnetIndex>>,
@@ -32,7 +32,7 @@ impl<const N: usize> LargeSwarm<N> {
         size_of::<Self>() + self.records.bytes() + self.index.bytes() + subnet_index
     }
 
-    pub(crate) fn holding(records: &[[u8; N]], key: EndpointKey<'_>) -> Option<Self> {
+    pub(crate) fn holding(records: &[[u8; N]], key: EndpointHasher<'_>) -> Option<Self> {
         let index = PositionIndex::new();
         let mut large_swarm =
             Self { records: Chunks::new(), index, capped: key.capped, subnet_index: None };
@@ -55,8 +55,8 @@ impl<const N: usize> LargeSwarm<N> {
     }
 
     /// Returns the key of the index of this swarm.
-    fn key<'a>(&self, hasher: &'a SipHasher13) -> EndpointKey<'a> {
-        EndpointKey { hasher, capped: self.capped }
+    fn key<'a>(&self, hasher: &'a SipHasher13) -> EndpointHasher<'a> {
+        EndpointHasher { hasher, capped: self.capped }
     }
 
     pub(crate) fn at(&self, position: usize) -> &[u8; N] {

@@ -8,7 +8,7 @@ use crate::chunks::Chunks;
 use crate::entry::{Entry, Placement, fits_inline};
 use crate::family_peers::{FamilyPeers, RecordStorage};
 use crate::large_swarm::{LargeSwarm, LargeSwarms};
-use crate::record::{EndpointKey, RoleCounts, V4, V6, partial_seed};
+use crate::record::{EndpointHasher, RoleCounts, V4, V6, partial_seed};
 use crate::sources::SourceCounts;
 use crate::types::Family;
 use crate::work_counter;
@@ -160,7 +160,7 @@ impl TorrentStore {
 
     /// Moves the peers of one family to a placement with room for one more, if there is none. Returns whether there is
     /// room now.
-    pub(crate) fn grow<const N: usize>(&mut self, position: u32, key: EndpointKey<'_>) -> bool
+    pub(crate) fn grow<const N: usize>(&mut self, position: u32, key: EndpointHasher<'_>) -> bool
     where
         PeerStores: RecordWidth<N>,
     {

@@ -78,7 +78,8 @@ pub(crate) fn record_of<const N: usize>(
     Some(record)
 }
 
-/// Returns the part of the address that peers share a cap by: an IPv4 address, or the /64 of an IPv6 address.
+/// Returns the part of the address to which the cap on peers per address applies: an IPv4 address, or the /64 of an
+/// IPv6 address.
 pub(crate) fn cap_prefix<const N: usize>(record: &[u8; N]) -> &[u8] {
     if N == V6 { &record[..8] } else { address(record) }
 }
@@ -89,12 +90,12 @@ pub(crate) fn cap_prefix<const N: usize>(record: &[u8; N]) -> &[u8] {
 /// cap then have the same hash, so a search for one of them passes all others and can count them. A large swarm keeps
 /// the variant it was created with.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct EndpointKey<'a> {
+pub(crate) struct EndpointHasher<'a> {
     pub(crate) hasher: &'a SipHasher13,
     pub(crate) capped: bool,
 }
 
-impl EndpointKey<'_> {
+impl EndpointHasher<'_> {
     pub(crate) fn hash<const N: usize>(self, record: &[u8; N]) -> u64 {
         self.hasher.hash(if self.capped { cap_prefix(record) } else { compact(record) })
     }

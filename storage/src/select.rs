@@ -9,7 +9,7 @@ use crate::types::{Role, Scope};
 /// Number of records that are visited for each wanted peer before a search gives up. Announces must stay cheap in a
 /// swarm of peers that the requester cannot use.
 const VISITS_PER_PEER: usize = 4;
-/// Number of records that a search may visit at least.
+/// Number of records that a search may visit even if few peers are wanted.
 const VISITS_MIN: usize = 64;
 
 /// As [`VISITS_PER_PEER`], where the number of peers of one address is limited.
@@ -37,16 +37,19 @@ pub(crate) struct Selection<'a, const N: usize> {
     pub(crate) limit_addresses: bool,
 }
 
-/// The record of the requester, whose subnet peers are preferred.
+/// Subnets whose peers are preferred: those of the requester, by prefix length.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SubnetRequest<const N: usize> {
+    /// A record with the endpoint of the requester.
     pub(crate) record: [u8; N],
     pub(crate) lengths: PrefixLengths,
+    /// Percentage of the reply that is selected at random all the same.
     pub(crate) at_random_percent: u8,
 }
 
 impl Requester {
-    /// Returns a bit set of the flag combinations that the requester can use, by the value of [`USED_FLAGS`].
+    /// Returns a bit set: bit `f` is set if the requester can use peers whose flags, of those in [`USED_FLAGS`], are
+    /// `f`.
     fn usable(self) -> u16 {
         let can_use = |record_flags: u8| {
             let partial = record_flags & flags::PARTIAL_SEED != 0;
@@ -91,7 +94,7 @@ pub(crate) fn select<const N: usize>(
         writer.take_sample::<N, false>(peers, role, own, RoleCounts::default(), rng);
         return writer.written;
     }
-    // Subnet peers are preferred for their addresses, so those are not limited.
+    // The address limit does not apply to subnet peers, which are selected because of their addresses.
     let selected = subnet.map_or(RoleCounts::default(), |subnet| {
         writer.take_subnet_peers(peers, subnet, role, own, rng)
     });
@@ -116,7 +119,8 @@ const SKIPPED_MAX: usize = 128;
 
 /// Counts the peers of each address in a reply.
 ///
-/// Addresses with the same counter are counted together, so there may be fewer of them than permitted.
+/// Addresses whose hashes select the same counter share its limit, so a reply may have fewer of their peers than
+/// permitted.
 #[derive(Debug)]
 struct AddressLimit {
     counts: [u8; 256],
@@ -131,8 +135,9 @@ impl AddressLimit {
         Self { counts: [0; 256], skipped, skipped_len: 0 }
     }
 
-    /// Counts a peer and returns true, unless there are enough of its address.
-    fn admits<const N: usize>(&mut self, record: &[u8; N]) -> bool {
+    /// Returns whether a peer may be written, and counts it. A peer whose address has enough already is kept in
+    /// `skipped`.
+    fn admit<const N: usize>(&mut self, record: &[u8; N]) -> bool {
         let mixed = fnv1a(cap_prefix(record));
         let count = &mut self.counts[(mixed ^ mixed >> 16) as usize % 256];
         if u32::from(*count) < PER_ADDRESS_MAX {
@@ -207,8 +212,8 @@ impl SelectedPeers {
 }
 
 impl ReplyWriter<'_> {
-    /// Writes a sample of all peers to the rest of the reply. With `CHECK`, no subnet peer is written twice, and
-    /// addresses are limited.
+    /// Writes a sample of all peers to the rest of the reply. With `CHECK`, peers that are in the reply already
+    /// are left out, and the address limit applies if there is one.
     fn take_sample<const N: usize, const CHECK: bool>(
         &mut self,
         peers: &FamilyPeers<'_, N>,
@@ -220,23 +225,24 @@ impl ReplyWriter<'_> {
         let (seeders, end) = (peers.roles.seeders as usize, peers.roles.len());
         let wanted = self.out.len() / (N - 2) - selected.len();
         let own_is_seeder = own.is_some_and(|own| own < seeders);
-        let others = |len: usize, is_own: bool| len - usize::from(is_own);
-        let of_seeders = match role {
-            Role::Leecher => others(seeders, own_is_seeder) - selected.seeders as usize,
+        let without_own = |len: usize, includes_own: bool| len - usize::from(includes_own);
+        let available_seeders = match role {
+            Role::Leecher => without_own(seeders, own_is_seeder) - selected.seeders as usize,
             Role::Seeder | Role::PartialSeed => 0,
         };
         let own_is_leecher = own.is_some() && !own_is_seeder;
-        let of_leechers = others(end - seeders, own_is_leecher) - selected.leechers as usize;
-        let share = seeder_share(wanted, of_seeders, of_leechers, rng);
-        if of_seeders > 0 {
+        let available_leechers =
+            without_own(end - seeders, own_is_leecher) - selected.leechers as usize;
+        let share = seeder_share(wanted, available_seeders, available_leechers, rng);
+        if available_seeders > 0 {
             self.take_run::<N, CHECK>(peers, 0..seeders, own, share, rng);
         }
-        // If the requester cannot use seeders, leechers get their share.
+        // Leechers also fill the places for which no usable seeder was found.
         let rest = (self.out.len() - self.written) / (N - 2);
-        if of_leechers > 0 {
+        if available_leechers > 0 {
             self.take_run::<N, CHECK>(peers, seeders..end, own, rest, rng);
         }
-        if CHECK && self.address_limit.is_some() && of_seeders > share {
+        if CHECK && self.address_limit.is_some() && available_seeders > share {
             // If there are few addresses among the leechers, seeders get more than their share.
             self.skip_written = true;
             let rest = (self.out.len() - self.written) / (N - 2);
@@ -334,8 +340,9 @@ impl ReplyWriter<'_> {
         }
     }
 
-    /// Returns whether a record is neither in the reply already nor of an address that has enough peers in it.
-    fn is_permitted<const N: usize>(&mut self, record: &[u8; N]) -> bool {
+    /// Returns whether a record may be written: it is not in the reply already, and its address has not enough peers in
+    /// it. Counts the address.
+    fn permit<const N: usize>(&mut self, record: &[u8; N]) -> bool {
         let written = &self.out[..self.written];
         let is_taken = match self.skip_written {
             true => written.chunks_exact(N - 2).any(|selected| selected == compact(record)),
@@ -344,7 +351,7 @@ impl ReplyWriter<'_> {
             }
         };
         !is_taken
-            && self.address_limit.as_mut().is_none_or(|address_limit| address_limit.admits(record))
+            && self.address_limit.as_mut().is_none_or(|address_limit| address_limit.admit(record))
     }
 
     /// Writes the usable ones of some records until the reply has `end` bytes; returns how many were visited.
@@ -361,7 +368,7 @@ impl ReplyWriter<'_> {
             visited += 1;
             let useful = self.usable >> (record[N - 2] & USED_FLAGS) & 1 == 1;
             let useful = useful && !self.context.is_expired(record);
-            let useful = useful && (!CHECK || self.is_permitted(record));
+            let useful = useful && (!CHECK || self.permit(record));
             // The record is copied whole and overwritten by the next one if it is not usable: no branch to predict.
             match self.out[self.written..].first_chunk_mut::<N>() {
                 Some(to) => *to = *record,

@@ -31,9 +31,9 @@ impl PrefixLengths {
     pub fn new(lengths: &[u8]) -> Option<Self> {
         let mut all = [0; PREFIX_LENGTHS_MAX];
         all.get_mut(..lengths.len())?.copy_from_slice(lengths);
-        let falls = lengths.is_sorted_by(|longer, shorter| longer > shorter);
+        let is_descending = lengths.is_sorted_by(|longer, shorter| longer > shorter);
         let fits = lengths.iter().all(|length| (1..=128).contains(length));
-        (falls && fits).then_some(Self(all))
+        (is_descending && fits).then_some(Self(all))
     }
 
     /// Returns whether there is no length.

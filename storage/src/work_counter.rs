@@ -1,4 +1,5 @@
-//! Counts the bytes of records moved and the index slots visited by a call, so that a test can check the bound.
+//! Counts the bytes of records that a call moves or compares and the index slots that it visits, so that a test can
+//! check the bound.
 //!
 //! Outside of the unit tests of this crate the functions do nothing.
 
@@ -65,7 +66,8 @@ mod tests {
         Endpoint::new(address, 6_881)
     }
 
-    /// Calls a function and checks the bound on its work, for this number of indexes that a peer may be in.
+    /// Calls a function and checks the bound on its work. A peer is in up to `indexes` indexes: that of endpoints, and
+    /// one for each prefix length.
     fn assert_bounded<T>(indexes: usize, what: &str, call: impl FnOnce() -> T) -> T {
         take();
         let result = call();
@@ -77,7 +79,9 @@ mod tests {
 
     #[test]
     fn no_call_does_more_than_the_bound_at_any_size() {
-        let lengths = |lengths: &[u8]| PrefixLengths::new(lengths).expect("they fall");
+        let lengths = |lengths: &[u8]| {
+            PrefixLengths::new(lengths).expect("the lengths are in descending order")
+        };
         let (v4, v6) = (lengths(&[24, 16]), lengths(&[128, 112]));
         check_bound(1, 1_000_000, SubnetPreference::default());
         check_bound(3, 300_000, SubnetPreference { v4, v6, at_random_percent: 0 });
@@ -118,6 +122,7 @@ mod tests {
         }
         assert_eq!(swarms.stats().torrents, 0);
         assert!(swarms.stats().bytes < 512 << 10, "{} bytes are left", swarms.stats().bytes);
+        // Three of four peers announce to torrent 0, each other peer to a torrent of its own.
         for number in 0..peers {
             announce(
                 &mut swarms,

@@ -1,9 +1,9 @@
 //! Three hosts in network namespaces on one bridge, and a torrent that is transferred between two of them.
 //!
-//! Loopback does not suffice: some clients accept no peers there, and two clients on one address count as one for
-//! others. Needs root, and `ip` of iproute2.
+//! Loopback does not suffice: some clients accept no peers there, and some take two peers with the same address for
+//! one. Needs root, and `ip` of iproute2.
 
-use super::{Client, WAIT_TIMEOUT, now};
+use super::{Client, now};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use sha1::{Digest, Sha1};
 use std::fs::File;
@@ -57,20 +57,20 @@ impl Lab {
         let name = format!("tsubame-{}-{number}", std::process::id());
         let lab = Self { name, children: Vec::new(), directory: tempfile::tempdir().unwrap() };
         for host in [Host::Tracker, Host::Seeder, Host::Leecher] {
-            ip(&format!("netns add {}", lab.host(host)));
-            ip(&format!("-n {} link set lo up", lab.host(host)));
+            ip(&format!("netns add {}", lab.namespace(host)));
+            ip(&format!("-n {} link set lo up", lab.namespace(host)));
         }
-        let tracker = lab.host(Host::Tracker);
+        let tracker = lab.namespace(Host::Tracker);
         ip(&format!("-n {tracker} link add bridge type bridge"));
         for host in [Host::Seeder, Host::Leecher] {
-            let (port, host_name) = (format!("port{}", host as u8), lab.host(host));
+            let (port, host_name) = (format!("port{}", host as u8), lab.namespace(host));
             ip(&format!("-n {tracker} link add {port} type veth peer name eth netns {host_name}"));
             ip(&format!("-n {tracker} link set {port} master bridge up"));
         }
         for (host, device) in
             [(Host::Tracker, "bridge"), (Host::Seeder, "eth"), (Host::Leecher, "eth")]
         {
-            let name = lab.host(host);
+            let name = lab.namespace(host);
             ip(&format!("-n {name} address add {}/24 dev {device}", host.address(false)));
             ip(&format!("-n {name} address add {}/64 dev {device} nodad", host.address(true)));
             ip(&format!("-n {name} link set {device} up"));
@@ -78,13 +78,13 @@ impl Lab {
         lab
     }
 
-    fn host(&self, host: Host) -> String {
+    fn namespace(&self, host: Host) -> String {
         format!("{}-{}", self.name, host as u8)
     }
 
     /// Moves the calling thread, and the processes that it starts, to a host.
     pub(crate) fn enter(&self, host: Host) {
-        let space = File::open(Path::new("/run/netns").join(self.host(host))).unwrap();
+        let space = File::open(Path::new("/run/netns").join(self.namespace(host))).unwrap();
         move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
     }
 
@@ -100,7 +100,7 @@ impl Lab {
         let log = self.directory.path().join(format!("{host:?}.log"));
         let output = File::create(&log).unwrap();
         let mut inside = Command::new("ip");
-        inside.args(["netns", "exec", &self.host(host)]);
+        inside.args(["netns", "exec", &self.namespace(host)]);
         inside.arg(command.get_program()).args(command.get_args());
         inside.env("HOME", self.directory.path()).env("TERM", "dumb");
         // Transmission trusts the certificates in this file.
@@ -133,7 +133,7 @@ impl Drop for Lab {
             }
         }
         for host in [Host::Tracker, Host::Seeder, Host::Leecher] {
-            let _ = Command::new("ip").args(["netns", "del", &self.host(host)]).status();
+            let _ = Command::new("ip").args(["netns", "del", &self.namespace(host)]).status();
         }
     }
 }
@@ -148,9 +148,9 @@ pub(crate) struct Torrent {
 
 impl Torrent {
     /// Creates a torrent with a single tracker, and writes the file to the directory of the seeder.
-    pub(crate) fn new(lab: &Lab, seed: u64, announce: &str) -> Self {
+    pub(crate) fn new(lab: &Lab, rng_seed: u64, announce: &str) -> Self {
         let mut payload = vec![0; PAYLOAD_BYTES];
-        fastrand::Rng::with_seed(seed).fill(&mut payload);
+        fastrand::Rng::with_seed(rng_seed).fill(&mut payload);
         std::fs::write(lab.folder("seed").join("payload.bin"), &payload).unwrap();
         let pieces: Vec<u8> = payload.chunks(PIECE_BYTES).flat_map(Sha1::digest).collect();
         let mut info = format!(
@@ -163,12 +163,12 @@ impl Torrent {
         info.extend(b"7:privatei1ee");
         let info_hash = Sha1::digest(&info).into();
         let mut torrent = Self { path: PathBuf::new(), info_hash, info, payload };
-        torrent.announce_to(lab, announce);
+        torrent.set_announce_url(lab, announce);
         torrent
     }
 
     /// Writes the torrent file again with another announce URL.
-    pub(crate) fn announce_to(&mut self, lab: &Lab, announce: &str) {
+    pub(crate) fn set_announce_url(&mut self, lab: &Lab, announce: &str) {
         let mut file = format!("d8:announce{}:{announce}4:info", announce.len()).into_bytes();
         file.extend(&self.info);
         file.extend(b"e");
@@ -215,5 +215,4 @@ pub(crate) fn wait_for_counts(torrent: &Torrent, v6: bool, expected: impl Fn([u3
         }
         expected(counts)
     });
-    client.socket.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
 }

@@ -116,7 +116,12 @@ impl World {
     }
 
     /// Announces a peer of a torrent over UDP, then over HTTP.
-    pub(crate) fn both(&self, torrent: u32, peer_id: &[u8; 20], url: &str) -> [ClientReply; 2] {
+    pub(crate) fn announce_over_both(
+        &self,
+        torrent: u32,
+        peer_id: &[u8; 20],
+        url: &str,
+    ) -> [ClientReply; 2] {
         let announce = Announce::of(torrent, 7_001);
         let udp = over_udp(&self.udp, &announce, peer_id, url);
         [udp, over_http(self.http, &announce, peer_id, url)]

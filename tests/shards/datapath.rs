@@ -178,22 +178,27 @@ impl Datapath for Model {
         self.free_slots.pop()
     }
 
-    fn forward_reply(&mut self, slot: &usize) -> &mut [u8] {
+    fn forward_slot_bytes(&mut self, slot: &usize) -> &mut [u8] {
         &mut self.slots[*slot]
     }
 
-    fn send_forward(&mut self, slot: usize, path: &ReturnPath, len: usize) -> io::Result<()> {
-        self.in_flight.push((path.peer(), len, ReplyMemory::Slot(slot)));
+    fn send_forwarded_reply(
+        &mut self,
+        slot: usize,
+        path: &ReturnPath,
+        len: usize,
+    ) -> io::Result<()> {
+        self.in_flight.push((path.destination(), len, ReplyMemory::Slot(slot)));
         self.publish();
         Ok(())
     }
 
-    fn release_forward(&mut self, slot: usize) {
+    fn release_forward_slot(&mut self, slot: usize) {
         self.free_slots.push(slot);
         self.publish();
     }
 
-    fn enable_event(&mut self, waits_for_event: bool) {
+    fn set_event_enabled(&mut self, waits_for_event: bool) {
         self.link.waits_for_event.set(waits_for_event);
     }
 

@@ -1,4 +1,4 @@
-//! Hooks in the simulation: the refusals that a model of its own predicts must be those of the tracker.
+//! Hooks in the simulation: the tracker must refuse exactly what the model of the hooks in this file predicts.
 
 use super::{INTERVAL, TORRENTS, World};
 use std::collections::BTreeSet;
@@ -30,7 +30,8 @@ pub(crate) struct Hooks {
     rng: fastrand::Rng,
     /// Torrents that the access list denies.
     denied: BTreeSet<usize>,
-    is_set: bool,
+    /// Whether the tracker has the hooks already.
+    is_applied: bool,
     keys: tempfile::NamedTempFile,
 }
 
@@ -39,7 +40,7 @@ impl Hooks {
         let rng = fastrand::Rng::with_seed(seed);
         let keys = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(keys.path(), "sesame\n").unwrap();
-        Self { rng, denied: BTreeSet::new(), is_set: false, keys }
+        Self { rng, denied: BTreeSet::new(), is_applied: false, keys }
     }
 
     fn compile(&self) -> CompiledPolicy {
@@ -126,15 +127,15 @@ pub(crate) fn is_refusal(outcome: Outcome) -> bool {
 }
 
 impl World {
-    /// At random times replaces the denied torrents, whose peers are then removed, and has two clients ignore the
-    /// interval.
+    /// Replaces the denied torrents at random times and removes their peers. In the first minute of every 3,000
+    /// seconds, two clients ignore the interval.
     pub(crate) fn exchange_hooks(&mut self) {
         let (now, clock) = (self.now, self.clock());
         let Some(hooks) = &mut self.hooks else { return };
         // Removes the peers of the torrents that the current policy denies.
         while self.tracker.purge(clock) {}
-        if !hooks.is_set || hooks.rng.u64(..EXCHANGE_MEAN_SECS) == 0 {
-            hooks.is_set = true;
+        if !hooks.is_applied || hooks.rng.u64(..EXCHANGE_MEAN_SECS) == 0 {
+            hooks.is_applied = true;
             let rng = &mut hooks.rng;
             hooks.denied = (0..TORRENTS).filter(|_| rng.u8(..5) == 0).collect();
             let seed = hooks.rng.u64(..);
@@ -174,7 +175,7 @@ impl World {
             "client {number}: {refused:?} instead of {expected:?}"
         );
         if let Some(outcome) = refused {
-            // Over HTTP, refusals are counted only here.
+            // Refusals over HTTP are counted here only. Those over UDP are counted twice, which no check depends on.
             *self.outcomes.entry(outcome.name()).or_default() += 1;
         }
     }

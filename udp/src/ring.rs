@@ -222,7 +222,7 @@ impl Ring {
         };
         (0..BUFFERS).for_each(|buffer| state.provide(buffer));
         let mut ring = Self { ring, event, state };
-        ring.enable_event(false);
+        ring.set_event_enabled(false);
         Ok(ring)
     }
 
@@ -235,7 +235,7 @@ impl Ring {
     ///
     /// To sleep, enable the event, call [`Self::turn`] until it finds nothing, then wait; in any other order a wake-up
     /// can be lost. The event may be readable once without work.
-    pub fn enable_event(&mut self, enabled: bool) {
+    pub fn set_event_enabled(&mut self, enabled: bool) {
         let completions = self.ring.completion();
         match enabled {
             true => completions.enable_eventfd(),
@@ -372,7 +372,7 @@ impl Ring {
     }
 
     /// Returns the bytes of a slot.
-    pub fn forward_reply(&mut self, slot: &ForwardSlot) -> &mut [u8] {
+    pub fn forward_slot_bytes(&mut self, slot: &ForwardSlot) -> &mut [u8] {
         assert_eq!(slot.ring, self.state.number);
         let mut slot = self.state.memory_ref().forwards.at(usize::from(slot.slot));
         // SAFETY: the slot was removed from the free slots, so no reply is in flight from it.
@@ -381,7 +381,7 @@ impl Ring {
     }
 
     /// Sends the first `len` bytes of a slot along a return path.
-    pub fn send_forward(
+    pub fn send_forwarded_reply(
         &mut self,
         slot: ForwardSlot,
         path: &ReturnPath,
@@ -390,19 +390,24 @@ impl Ring {
         assert_eq!(slot.ring, self.state.number);
         let socket = path.socket();
         if usize::from(socket) >= self.state.sockets.len() {
-            self.release_forward(slot);
+            self.release_forward_slot(slot);
             return Ok(());
         }
         let number = slot.slot;
         let slot = self.state.memory_ref().forwards.at(usize::from(number));
-        let entry =
-            reply_entry(slot, ReplyDestination::Address(path.peer()), socket, len, path.local());
+        let entry = reply_entry(
+            slot,
+            ReplyDestination::Address(path.destination()),
+            socket,
+            len,
+            path.local(),
+        );
         self.state.forwards_in_flight += 1;
         self.push(entry.user_data(OperationId::Forward { slot: number }.pack()))
     }
 
     /// Releases a slot without a reply.
-    pub fn release_forward(&mut self, slot: ForwardSlot) {
+    pub fn release_forward_slot(&mut self, slot: ForwardSlot) {
         assert_eq!(slot.ring, self.state.number);
         self.state.free_forwards.push(slot.slot);
     }

@@ -27,10 +27,10 @@ fn client(address: &str) -> Client {
 /// Takes turns until datagrams arrive, sleeping on the event of the ring as a shard does.
 fn arrivals(ring: &mut Ring) -> usize {
     loop {
-        ring.enable_event(true);
+        ring.set_event_enabled(true);
         let arrived = ring.turn().unwrap();
         if arrived > 0 {
-            ring.enable_event(false);
+            ring.set_event_enabled(false);
             return arrived;
         }
         let event = ring.event();
@@ -229,8 +229,8 @@ fn another_ring_replies_along_the_return_path() {
         let (receiver, path) = path.unwrap();
         let other = &mut rings[1 - receiver];
         let slot = other.forward_slot().unwrap();
-        other.forward_reply(&slot)[..6].copy_from_slice(b"answer");
-        other.send_forward(slot, &path, 6).unwrap();
+        other.forward_slot_bytes(&slot)[..6].copy_from_slice(b"answer");
+        other.send_forwarded_reply(slot, &path, 6).unwrap();
         other.turn().unwrap();
         let mut reply = [0; 64];
         let (len, reply_source) = client.recv_from(&mut reply).unwrap();
@@ -244,8 +244,8 @@ fn forward_slots_are_limited_and_reused() {
     let mut slots: Vec<_> = std::iter::from_fn(|| ring.forward_slot()).collect();
     assert!(slots.len() >= 64);
     let slot = slots.pop().unwrap();
-    assert_eq!(ring.forward_reply(&slot).len(), REPLY_LEN_MAX);
-    ring.release_forward(slot);
+    assert_eq!(ring.forward_slot_bytes(&slot).len(), REPLY_LEN_MAX);
+    ring.release_forward_slot(slot);
     assert!(ring.forward_slot().is_some());
 }
 

@@ -1,6 +1,6 @@
 //! Tests of the generator over HTTP and HTTPS.
 
-use super::run;
+use super::parse_options;
 use crate::measure;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
@@ -174,7 +174,7 @@ fn body_of(reply: &[u8]) -> &[u8] {
 /// Performs a short run; returns its only step.
 fn step(urls: &[&str], arguments: &[&str]) -> StepRecord {
     let arguments = [urls, &["--duration=200ms", "--in-flight=20"], arguments].concat();
-    let mut record = measure(&run(&arguments)).unwrap();
+    let mut record = measure(&parse_options(&arguments)).unwrap();
     assert_eq!(record.steps.len(), 1);
     record.steps.remove(0)
 }
@@ -232,8 +232,8 @@ fn each_problem_of_a_reply_is_reported() {
     let cases: [(&str, Modify); 7] = [
         ("error", |_, _| Some(ok_reply(b"d14:failure reason2:noe", true))),
         ("error", |_, _| Some(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec())),
-        ("bencode", |_, _| Some(ok_reply(b"d5:filesde8:intervali60e", true))),
-        ("head of a reply", |_, _| Some(b"SSH-2.0\r\n".to_vec())),
+        ("not canonical bencode", |_, _| Some(ok_reply(b"d5:filesde8:intervali60e", true))),
+        ("malformed head", |_, _| Some(b"SSH-2.0\r\n".to_vec())),
         ("bytes behind a reply", |_, mut reply| {
             reply.push(b'e');
             Some(reply)
@@ -359,15 +359,17 @@ fn a_fill_fails_if_the_tracker_stops_replying() {
         (count < 50).then_some(reply)
     });
     let arguments = ["--fill", "--duration=0s", "--peers=999", "--timeout=1s", "--in-flight=20"];
-    let error = measure(&run(&[&[server.url.as_str()], &arguments[..]].concat())).unwrap_err();
+    let error =
+        measure(&parse_options(&[&[server.url.as_str()], &arguments[..]].concat())).unwrap_err();
     assert!(error.contains("is it still up?"), "{error}");
 }
 
 #[test]
 fn errors_name_the_fix() {
     let server = Server::modifying(|_, reply| Some(reply));
-    let error =
-        |url: &str, arguments: &[&str]| measure(&run(&[&[url], arguments].concat())).unwrap_err();
+    let error = |url: &str, arguments: &[&str]| {
+        measure(&parse_options(&[&[url], arguments].concat())).unwrap_err()
+    };
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let refused = format!("http://{free}/announce");
     for (url, arguments, words) in [

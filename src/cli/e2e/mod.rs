@@ -12,7 +12,7 @@ use std::io;
 use std::net::ToSocketAddrs;
 use tsubame_storage::Endpoint;
 
-/// Ports in the announces of the two test clients.
+/// Ports of the two peers that the test client announces: a seeder and a leecher.
 const PORTS: [u16; 2] = [10_001, 10_002];
 
 /// Tests every address of a URL and prints each step; returns the first error.
@@ -51,12 +51,13 @@ pub fn check(url: &str, entropy: u64, out: &mut impl fmt::Write) -> Result<(), E
 }
 
 fn with_port(authority: &str, port: u16) -> String {
-    // IPv6 addresses with colons are in brackets.
+    // The colons of an IPv6 address are within brackets: without a port, the text ends with a bracket.
     let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
     if has_port { authority.to_owned() } else { format!("{authority}:{port}") }
 }
 
-/// Checks that a seeder and a leecher receive each other's address, are counted, and are removed when they stop.
+/// Checks that a leecher receives the address of a seeder that announced before it, that both are counted, and that
+/// both are removed when they stop.
 fn run(client: &mut impl TestClient, out: &mut impl fmt::Write) -> Result<(), E2eError> {
     if let Some(line) = client.prepare()? {
         let _ = writeln!(out, "  {line}");

@@ -11,7 +11,7 @@ use tsubame_storage::Seconds;
 
 const NOW: u64 = 2_000_000;
 
-/// Checks a token as that of an announce.
+/// Checks a token for a torrent. A request that would have to wait for the check is refused.
 fn approve(jwt: &mut Jwt, now: Now, token: &str, hash: &InfoHash) -> Result<(), Refusal> {
     let query = format!("jwt={token}");
     let parameters = Parameters { key: None, query: &query };
@@ -91,7 +91,7 @@ fn claims() -> Value {
     json!({"iss": "i", "aud": ["b", "a"], "infohash": "07".repeat(20), "exp": NOW + 600, "nbf": NOW - 600})
 }
 
-/// Returns the outcome of a token for a torrent on a new tracker.
+/// Checks a token for the torrent `hash(7)` with a new hook; a refusal is returned as its outcome.
 fn outcome(keys: &Keys, settings: JwtSettings, token: &str) -> Result<(), Outcome> {
     let mut jwt = Jwt::new(Arc::new(settings), keys.set(), 1);
     approve(&mut jwt, now(), token, &hash(7)).map_err(|refusal| refusal.outcome)
@@ -166,8 +166,9 @@ fn hostile_tokens_are_refused() {
         good.split('.').collect::<Vec<_>>().try_into().unwrap();
     let header = |text: &str| b64(text.as_bytes());
     let secret = EncodingKey::from_secret(include_str!("test_keys/rsa.n").as_bytes());
-    let confused = Header { kid: Some("k-RS256".to_owned()), ..Header::new(Algorithm::HS256) };
-    let confused = jsonwebtoken::encode(&confused, &claims(), &secret).unwrap();
+    // Algorithm confusion: HMAC, with the public RSA key as its secret.
+    let header_hmac = Header { kid: Some("k-RS256".to_owned()), ..Header::new(Algorithm::HS256) };
+    let algorithm_confusion = jsonwebtoken::encode(&header_hmac, &claims(), &secret).unwrap();
     let impostor = self::keys("k");
     for token in [
         ".".to_owned(),
@@ -187,7 +188,7 @@ fn hostile_tokens_are_refused() {
         format!("{head}.{body}.{}", "A".repeat(100_000)),
         format!("{head} .{body}.{signature}"),
         "\u{0}\u{7f}é.é.é".to_owned(),
-        confused,
+        algorithm_confusion,
         // Another key with the same id.
         impostor.sign(1, Some("k-ES256"), &claims()),
     ] {
@@ -241,21 +242,33 @@ fn keys_rotate_without_a_gap() {
     let more = new.set["keys"].as_array().unwrap().clone();
     both["keys"].as_array_mut().unwrap().extend(more);
     let set = Arc::new(KeySet::parse("both", both.to_string().into_bytes()).unwrap());
-    let mut after = Jwt::new(Arc::new(settings()), set, 2);
-    after.inherit(&mut jwt);
-    after.checks_left = 0;
-    assert_eq!(approve(&mut after, now(), &first, &hash(7)), Ok(()), "its key is still in the set");
-    after.begin_turn();
-    assert_eq!(approve(&mut after, now(), &second, &hash(7)), Ok(()), "the missing key was added");
-    let mut last = Jwt::new(Arc::new(settings()), new.set(), 3);
-    last.inherit(&mut after);
-    let unknown = approve(&mut last, now(), &first, &hash(7)).unwrap_err();
+    let mut with_both_keys = Jwt::new(Arc::new(settings()), set, 2);
+    with_both_keys.inherit(&mut jwt);
+    with_both_keys.checks_left = 0;
+    assert_eq!(
+        approve(&mut with_both_keys, now(), &first, &hash(7)),
+        Ok(()),
+        "its key is still in the set"
+    );
+    with_both_keys.begin_turn();
+    assert_eq!(
+        approve(&mut with_both_keys, now(), &second, &hash(7)),
+        Ok(()),
+        "the missing key was added"
+    );
+    let mut with_new_keys = Jwt::new(Arc::new(settings()), new.set(), 3);
+    with_new_keys.inherit(&mut with_both_keys);
+    let unknown = approve(&mut with_new_keys, now(), &first, &hash(7)).unwrap_err();
     assert_eq!(unknown.outcome, Outcome::UnknownTokenKey, "its key was removed");
-    let mut same = Jwt::new(Arc::new(settings()), new.set(), 4);
-    assert_eq!(approve(&mut last, now(), &second, &hash(7)), Ok(()));
-    same.inherit(&mut last);
-    same.checks_left = 0;
-    assert_eq!(approve(&mut same, now(), &second, &hash(7)), Ok(()), "the keys are unchanged");
+    let mut with_same_keys = Jwt::new(Arc::new(settings()), new.set(), 4);
+    assert_eq!(approve(&mut with_new_keys, now(), &second, &hash(7)), Ok(()));
+    with_same_keys.inherit(&mut with_new_keys);
+    with_same_keys.checks_left = 0;
+    assert_eq!(
+        approve(&mut with_same_keys, now(), &second, &hash(7)),
+        Ok(()),
+        "the keys are unchanged"
+    );
 }
 
 #[test]

@@ -12,7 +12,8 @@ use tsubame_storage::{
 pub(crate) const LIFETIME: u32 = 1_200;
 const TICK: u64 = 20;
 const LIFETIME_TICKS: u64 = 60;
-const PERIOD: u64 = LIFETIME as u64 / 4;
+/// Seconds of one pass of the sweep.
+const SWEEP_PERIOD: u64 = LIFETIME as u64 / 4;
 const KEEP_COMPLETED: u32 = 12_000;
 
 /// Prefix lengths of the subnet preference for IPv4 and IPv6, if one is set.
@@ -38,7 +39,7 @@ impl Operation {
 #[derive(Clone, Copy, Debug)]
 struct Peer {
     role: Role,
-    announced: u64,
+    announced_at: u64,
     completed: bool,
 }
 
@@ -46,7 +47,7 @@ struct Peer {
 struct Swarm {
     peers: BTreeMap<Endpoint, Peer>,
     completed: u32,
-    emptied: u64,
+    emptied_at: u64,
 }
 
 /// The table under test and its model.
@@ -185,16 +186,16 @@ impl Checker {
     }
 
     fn is_alive(&self, peer: &Peer) -> bool {
-        self.now / TICK - peer.announced / TICK <= LIFETIME_TICKS
+        self.now / TICK - peer.announced_at / TICK <= LIFETIME_TICKS
     }
 
     fn record_announce(&mut self, announce: &SwarmAnnounce, announced: &AnnounceOutcome) {
         let known =
             self.model.get(&announce.info_hash).and_then(|s| s.peers.get(&announce.endpoint));
         let known = known.copied();
-        let certain = known.is_none_or(|peer| self.is_alive(&peer));
+        let is_previous_role_certain = known.is_none_or(|peer| self.is_alive(&peer));
         let previous = announced.previous;
-        if certain {
+        if is_previous_role_certain {
             assert_eq!(previous, known.map(|peer| peer.role), "{announce:?}");
         }
         let abandoned = self.is_abandoned(announce.info_hash);
@@ -203,7 +204,7 @@ impl Checker {
             // The torrent was removed and is new again.
             swarm.completed = 0;
         }
-        let mut peer = Peer { role: announce.role, announced: self.now, completed: false };
+        let mut peer = Peer { role: announce.role, announced_at: self.now, completed: false };
         peer.completed = previous.is_some() && known.is_some_and(|known| known.completed);
         let completes = announce.event == AnnounceEvent::Completed
             && announce.role == Role::Seeder
@@ -247,7 +248,7 @@ impl Checker {
             swarm.peers.remove(&announce.endpoint);
             // An expired peer may have been removed from the table long ago.
             if previous.is_some() {
-                swarm.emptied = self.now;
+                swarm.emptied_at = self.now;
             }
         } else {
             swarm.peers.insert(announce.endpoint, peer);
@@ -270,11 +271,11 @@ impl Checker {
         }
     }
 
-    /// Returns whether a swarm has had no peer for as long as its number of downloads is kept.
+    /// Returns whether a swarm has had no peers for [`KEEP_COMPLETED`] seconds, so that the table may have removed it.
     fn is_abandoned(&self, info_hash: InfoHash) -> bool {
         self.model.get(&info_hash).is_some_and(|swarm| {
-            let expired = |peer: &Peer| peer.announced + u64::from(LIFETIME);
-            let last = swarm.peers.values().map(expired).max().unwrap_or(0).max(swarm.emptied);
+            let expired = |peer: &Peer| peer.announced_at + u64::from(LIFETIME);
+            let last = swarm.peers.values().map(expired).max().unwrap_or(0).max(swarm.emptied_at);
             self.now.saturating_sub(last) >= u64::from(KEEP_COMPLETED)
         })
     }
@@ -287,7 +288,8 @@ impl Checker {
         let enough = peers_max >= swarm.len();
         for (family, wanted) in [(Family::V4, v4), (Family::V6, v6)] {
             let others = |endpoint: &&Endpoint| endpoint.family() != family;
-            // The other family may have fewer usable peers than it counts, so only a quarter is certain.
+            // The places are divided by the counts of both families, which include peers that the requester cannot
+            // use: a quarter is guaranteed to each family.
             let least = match swarm.keys().filter(others).count() {
                 _ if enough => wanted,
                 0 => wanted.min(peers_max),
@@ -319,13 +321,14 @@ impl Checker {
                     Role::Leecher => true,
                     Role::Seeder | Role::PartialSeed => peer.role == Role::Leecher,
                 };
-                let (scope, of) = (Scope::of(endpoint.address()), announce.endpoint.address());
+                let (scope, requester) =
+                    (Scope::of(endpoint.address()), announce.endpoint.address());
                 **endpoint != announce.endpoint
                     && endpoint.family() == family
                     && announce.event != AnnounceEvent::Stopped
                     && fits_role
                     && self.is_alive(peer)
-                    && scope.reaches(Scope::of(of))
+                    && scope.reaches(Scope::of(requester))
             })
             .map(|(endpoint, _)| *endpoint)
             .collect();
@@ -360,7 +363,7 @@ impl Checker {
         let Some(swarm) = self.model.get(&info_hash) else { return (0, 0) };
         let alive = swarm.peers.values().filter(|peer| self.is_alive(peer)).count();
         let grace = self.grace();
-        let seen = |peer: &&Peer| self.now - peer.announced <= grace;
+        let seen = |peer: &&Peer| self.now - peer.announced_at <= grace;
         (alive as u32, swarm.peers.values().filter(seen).count() as u32)
     }
 
@@ -375,7 +378,7 @@ impl Checker {
         let Some(swarm) = self.model.get(&info_hash) else {
             return assert_eq!(counts, SwarmCounts::default());
         };
-        let kept = least > 0 || self.now - swarm.emptied < u64::from(KEEP_COMPLETED);
+        let kept = least > 0 || self.now - swarm.emptied_at < u64::from(KEEP_COMPLETED);
         if kept || counts.completed > 0 {
             assert_eq!(counts.completed, swarm.completed, "completed downloads of {info_hash}");
         }
@@ -418,7 +421,7 @@ impl Checker {
     pub(crate) fn wait(&mut self, seconds: u64) {
         let end = self.now + seconds;
         while self.now < end {
-            self.now = end.min(self.now + PERIOD / 8);
+            self.now = end.min(self.now + SWEEP_PERIOD / 8);
             while self.swarms.sweep(Seconds(self.now)) {}
         }
         self.expire_in_model();
@@ -433,21 +436,22 @@ impl Checker {
 
     /// Returns the number of seconds without an announce after which a peer must have been swept.
     fn grace(&self) -> u64 {
-        u64::from(LIFETIME) + 2 * PERIOD + 2 * TICK + self.frozen
+        u64::from(LIFETIME) + 2 * SWEEP_PERIOD + 2 * TICK + self.frozen
     }
 
     /// Removes from the model the peers and counts that the table must have removed, too.
     fn expire_in_model(&mut self) {
         let grace = self.grace();
         for swarm in self.model.values_mut() {
-            let last = swarm.peers.values().map(|peer| peer.announced).max();
-            swarm.peers.retain(|_, peer| self.now - peer.announced <= grace);
+            let last = swarm.peers.values().map(|peer| peer.announced_at).max();
+            swarm.peers.retain(|_, peer| self.now - peer.announced_at <= grace);
             if let Some(last) = last.filter(|_| swarm.peers.is_empty()) {
-                // At this time or a little later. The earliest time is the safe bound for how long counts must be kept.
-                swarm.emptied = last + u64::from(LIFETIME);
+                // The swarm became empty at this time or a little later. The earlier time is the safe bound for how
+                // long its count of downloads must be kept.
+                swarm.emptied_at = last + u64::from(LIFETIME);
             }
             if swarm.peers.is_empty()
-                && self.now - swarm.emptied > 2 * u64::from(KEEP_COMPLETED) + 2 * grace
+                && self.now - swarm.emptied_at > 2 * u64::from(KEEP_COMPLETED) + 2 * grace
             {
                 swarm.completed = 0;
             }
@@ -460,7 +464,7 @@ impl Checker {
         for torrent in 0..=255 {
             self.scrape(torrent);
         }
-        self.wait(u64::from(LIFETIME) + 3 * PERIOD);
+        self.wait(u64::from(LIFETIME) + 3 * SWEEP_PERIOD);
         let stats = self.swarms.stats();
         assert_eq!((stats.seeders, stats.leechers), ([0; 2], [0; 2]));
         self.wait(3 * u64::from(KEEP_COMPLETED));

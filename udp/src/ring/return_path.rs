@@ -8,9 +8,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 /// and the number of the socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReturnPath {
-    peer: [u8; 16],
+    destination: [u8; 16],
     local: [u8; 16],
-    /// Scope of the peer or interface of the local address; if both matter, they are the same.
+    /// Scope id of an IPv6 destination, or index of the interface of the local address; for link-local addresses they
+    /// are equal.
     interface: u32,
     port: u16,
     /// Number of the socket; the highest two bits are `PATH_IS_V4` and `PATH_HAS_LOCAL`.
@@ -19,7 +20,7 @@ pub struct ReturnPath {
 
 const _: () = assert!(size_of::<ReturnPath>() == 40);
 
-/// Bit that is set if the peer has an IPv4 address.
+/// Bit that is set if the destination has an IPv4 address.
 const PATH_IS_V4: u16 = 1 << 15;
 /// Bit that is set if the local address is known.
 const PATH_HAS_LOCAL: u16 = 1 << 14;
@@ -27,25 +28,25 @@ const PATH_HAS_LOCAL: u16 = 1 << 14;
 const PATH_SOCKET: u16 = PATH_HAS_LOCAL - 1;
 
 impl ReturnPath {
-    /// Returns the path of replies to `peer` from a socket, by its number.
+    /// Returns the path of replies to `destination` from the socket with this number.
     ///
     /// `local` is the source address and interface of the replies; `None` if the socket is bound to one address.
-    pub fn new(socket: u16, peer: SocketAddr, local: Option<(IpAddr, u32)>) -> Self {
+    pub fn new(socket: u16, destination: SocketAddr, local: Option<(IpAddr, u32)>) -> Self {
         let wide = |address: IpAddr| match address {
             IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
             IpAddr::V6(address) => address.octets(),
         };
-        let scope = match peer {
-            SocketAddr::V6(peer) => peer.scope_id(),
+        let scope = match destination {
+            SocketAddr::V6(destination) => destination.scope_id(),
             SocketAddr::V4(_) => 0,
         };
         let local_flag = if local.is_some() { PATH_HAS_LOCAL } else { 0 };
-        let v4_flag = if peer.is_ipv4() { PATH_IS_V4 } else { 0 };
+        let v4_flag = if destination.is_ipv4() { PATH_IS_V4 } else { 0 };
         Self {
-            peer: wide(peer.ip()),
+            destination: wide(destination.ip()),
             local: local.map_or([0; 16], |(address, _)| wide(address)),
             interface: local.map_or(scope, |(_, interface)| interface.max(scope)),
-            port: peer.port(),
+            port: destination.port(),
             socket: socket | local_flag | v4_flag,
         }
     }
@@ -66,8 +67,8 @@ impl ReturnPath {
     }
 
     /// Returns the destination of the reply.
-    pub fn peer(&self) -> SocketAddr {
-        match self.address(self.peer) {
+    pub fn destination(&self) -> SocketAddr {
+        match self.address(self.destination) {
             IpAddr::V4(peer) => SocketAddr::new(peer.into(), self.port),
             IpAddr::V6(peer) => {
                 let scope = if peer.is_unicast_link_local() { self.interface } else { 0 };
@@ -98,7 +99,7 @@ mod tests {
             let peer: SocketAddr = peer.parse().unwrap();
             let local = local.map(|(address, interface)| (address.parse().unwrap(), interface));
             let path = ReturnPath::new(5, peer, local);
-            assert_eq!((path.socket(), path.peer(), path.local()), (5, peer, local));
+            assert_eq!((path.socket(), path.destination(), path.local()), (5, peer, local));
         }
     }
 }

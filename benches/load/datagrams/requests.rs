@@ -16,7 +16,7 @@ const GARBAGE_LEN_MAX: usize = 200;
 
 impl Datagrams {
     /// Sends the request of one client, or of several clients with the same address.
-    pub(super) fn depart_one(
+    pub(super) fn queue_request(
         &mut self,
         session: &mut Session<'_>,
         mix: &RequestMix,
@@ -33,7 +33,7 @@ impl Datagrams {
             draw < 0.0
         };
         if is_drawn(mix.connect) {
-            return self.depart_connects(session, group, source, self.segments, due_ns);
+            return self.queue_connects(session, group, source, self.segments, due_ns);
         }
         if is_drawn(mix.stale) {
             let address = address(session, group, source);
@@ -51,7 +51,7 @@ impl Datagrams {
     }
 
     /// Sends the first announce of a peer.
-    pub(super) fn depart_first_announce(
+    pub(super) fn queue_first_announce(
         &mut self,
         session: &mut Session<'_>,
         group: usize,
@@ -65,7 +65,7 @@ impl Datagrams {
             session.request(RequestKind::Announce { stopped: false }, group, source, due_ns);
         let wanted = session.run.numwant;
         let transaction =
-            session.enter(SentRequest { subject: peer, wanted, ..request }, request.sent_ns);
+            session.register(SentRequest { subject: peer, wanted, ..request }, request.sent_ns);
         let announce = session.announce(group, peer, step);
         self.push(session, group, source, None, |bytes| {
             udp::write_announce(bytes, id, transaction, &announce)
@@ -73,7 +73,7 @@ impl Datagrams {
     }
 
     /// Sends `segments` connects of a client as one datagram.
-    pub(super) fn depart_connects(
+    pub(super) fn queue_connects(
         &mut self,
         session: &mut Session<'_>,
         group: usize,
@@ -87,7 +87,7 @@ impl Datagrams {
         let mut requests = std::mem::take(&mut self.scratch);
         requests.resize(LEN * usize::from(segments), 0);
         for bytes in requests.chunks_exact_mut(LEN) {
-            let transaction = session.enter(request, request.sent_ns);
+            let transaction = session.register(request, request.sent_ns);
             udp::write_connect(bytes, transaction);
         }
         self.push_written(session, group, source, LEN, requests)
@@ -112,7 +112,7 @@ impl Datagrams {
             let step = session.population.step(&mut session.rng, group, peer);
             let kind = RequestKind::Announce { stopped: step.event == LoadEvent::Stopped };
             let transaction = session
-                .enter(SentRequest { kind, subject: peer, wanted, ..request }, request.sent_ns);
+                .register(SentRequest { kind, subject: peer, wanted, ..request }, request.sent_ns);
             udp::write_announce(bytes, id, transaction, &session.announce(group, peer, step));
         }
         self.push_written(session, group, source, LEN, requests)
@@ -131,15 +131,15 @@ impl Datagrams {
         let wanted = session.run.scrape_torrents;
         let request = session.request(RequestKind::Scrape, group, source, due_ns);
         let transaction =
-            session.enter(SentRequest { subject: first, wanted, ..request }, request.sent_ns);
-        let info_hashes: Vec<_> = session.scraped(first).collect();
+            session.register(SentRequest { subject: first, wanted, ..request }, request.sent_ns);
+        let info_hashes: Vec<_> = session.scrape_info_hashes(first).collect();
         self.push(session, group, source, None, |bytes| {
             udp::write_scrape(bytes, id, transaction, info_hashes.into_iter())
         })
     }
 
     /// Sends a request of a flood.
-    pub(super) fn depart_one_of_flood(
+    pub(super) fn queue_flood_request(
         &mut self,
         session: &mut Session<'_>,
         flood_kind: FloodKind,
@@ -204,7 +204,7 @@ impl Datagrams {
         due_ns: u64,
     ) -> io::Result<u64> {
         if self.clients.should_connect(group, source, session.now_ns(), session.timeout_ns()) {
-            self.depart_connects(session, group, source, 1, due_ns)?;
+            self.queue_connects(session, group, source, 1, due_ns)?;
         }
         // Every client has had a connection id since before the first step.
         Ok(self.clients.id(group, source).unwrap_or_default())
@@ -249,7 +249,7 @@ impl Datagrams {
         segment: Option<u16>,
         write: impl FnOnce(&mut [u8]) -> usize,
     ) -> io::Result<()> {
-        let wire = &mut self.wires[group];
+        let wire = &mut self.targets[group];
         if wire.out.is_full() {
             session.run_stats.step.generator.unsent += wire.out.send(&wire.socket)? as u64;
         }
@@ -261,7 +261,7 @@ impl Datagrams {
 /// Returns the source address of a client, if the socket does not have it by itself.
 fn address(session: &Session<'_>, group: usize, source: u32) -> Option<IpAddr> {
     let sources = &session.population.groups[group].sources;
-    sources.many.then(|| sources.address(source))
+    sources.must_be_set.then(|| sources.address(source))
 }
 
 /// Returns an address that no client of the population uses; without spare addresses, that of a client.
