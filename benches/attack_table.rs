@@ -1,5 +1,4 @@
-//! Prints the effect of an attack on the memory of the swarm table on honest clients; `benches/README.md` has the
-//! table.
+//! Prints how an attack on the memory of the swarm table affects honest clients; `benches/README.md` has the results.
 //!
 //! `attack MIB`: memory limit of the table, 64 by default.
 
@@ -22,7 +21,7 @@ fn main() {
             outcome.torrents_kept,
             outcome.new_torrents_stored,
             outcome.attack_stored,
-            outcome.held
+            outcome.memory_used_percent
         );
     }
 }

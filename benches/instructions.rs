@@ -1,4 +1,5 @@
-//! Processes a number of requests of one kind, so that callgrind counts their instructions: `benches/instructions`.
+//! Processes a number of requests of one kind. `benches/instructions` runs it under callgrind, which counts the
+//! instructions.
 //!
 //! `instructions connect|announce|scrape COUNT`. Two runs with different counts differ by the requests only: the
 //! instructions of the setup cancel out.
@@ -13,10 +14,10 @@ use tsubame_udp::wire::{ACTION_ANNOUNCE, ACTION_CONNECT, ACTION_SCRAPE, PROTOCOL
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Number of torrents of the table.
+/// Number of torrents of the table, without the large swarm.
 const TORRENTS: u32 = 10_000;
 
-/// Number of peers of a large swarm, which fill a reply.
+/// Number of peers of the large swarm, more than a reply contains.
 const LARGE_SWARM_PEERS: u32 = 1_000;
 
 const NOW: Now = Now { monotonic: Seconds(1), unix_secs: 1_000_000 };

@@ -34,7 +34,8 @@ fn benches(criterion: &mut Criterion) {
     count(criterion);
 }
 
-/// Measures lookups in a list of which nothing is cached: the cost of a torrent that is not in the table.
+/// Measures lookups in a list of which nothing is cached: what the list adds to an announce of a torrent that is not in
+/// the table.
 fn lookup(criterion: &mut Criterion, list: &AccessList) {
     let (mut rng, other) = (Rng::with_seed(7), vec![1_u8; OTHER_BYTES]);
     for (name, first) in [("absent from", 0), ("present in", KNOWN)] {

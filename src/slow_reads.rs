@@ -106,7 +106,7 @@ impl SlowReads {
         running.collect()
     }
 
-    /// Returns whether a read has ended since the last call, so that its result can be taken.
+    /// Returns whether a read that exceeded the timeout has ended since the last call.
     pub fn has_new_results(&self) -> bool {
         let mut has_new_results = false;
         for read in self.lock().values_mut() {

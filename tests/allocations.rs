@@ -25,6 +25,7 @@ use tsubame::shard::node::NodeResources;
 use tsubame::shard::update::ShardSettings;
 use tsubame::shard::{NextStep, Shard, ShardResources};
 use tsubame::sizes::REPLY_LEN_DEFAULT;
+use tsubame::stats::client_samples::ClientSamples;
 use tsubame::stats::outcome::Outcome;
 use tsubame::stats::shard_stats::ShardStats;
 use tsubame::stats::shared_stats::SharedStats;
@@ -134,14 +135,14 @@ fn a_packet_in_steady_state_allocates_nothing() {
 
 static SECONDS: AtomicU64 = AtomicU64::new(1_000);
 
-struct Node {
+struct SimulatedShard {
     shard: Shard<Model>,
     link: Rc<Link>,
     shared_stats: Arc<SharedStats>,
 }
 
 /// Creates two shards with hooks of several kinds.
-fn shards(keys: &std::path::Path) -> Vec<Node> {
+fn shards(keys: &std::path::Path) -> Vec<SimulatedShard> {
     let source = format!(
         "udp:\n  connection_id_keys: [\"{}\"]\nannounce: {{peer_lifetime: 1h}}\nhooks:\n\
          - {{name: networks, options: {{mode: deny, networks: [10.0.0.0/8]}}}}\n\
@@ -180,11 +181,12 @@ fn shards(keys: &std::path::Path) -> Vec<Node> {
             tracker,
             endpoint,
             retired,
+            client_samples: ClientSamples::new().0,
             shared_stats: shared_stats.clone(),
             clock,
         };
         let shard = Shard::new(ShardResources { node, datapath });
-        Node { shard, link, shared_stats }
+        SimulatedShard { shard, link, shared_stats }
     };
     (0..2).zip(mesh(2)).map(node).collect()
 }
@@ -203,7 +205,7 @@ fn a_packet_through_shards_and_hooks_allocates_nothing() {
             let mut announce = request(id, 1, &announce_body(number % 30, 2));
             announce.extend(b"\x02\x10/sesame/announce");
             requests.push((source, announce.clone()));
-            // Two announces that are refused, for the passkey and for the torrent.
+            // Two announces that are refused, for a wrong passkey and for a missing one.
             announce[101] = b'S';
             requests.push((source, announce));
             requests.push((source, request(id, 1, &announce_body(u32::MAX, 2))));
@@ -213,13 +215,13 @@ fn a_packet_through_shards_and_hooks_allocates_nothing() {
         }
         requests
     };
-    let pass = |nodes: &mut [Node], requests: Vec<(SocketAddr, Vec<u8>)>| {
+    let pass = |nodes: &mut [SimulatedShard], requests: Vec<(SocketAddr, Vec<u8>)>| {
         let before = ALLOCATIONS.get();
         for (number, (source, bytes)) in requests.into_iter().enumerate() {
             assert!(nodes[number / 4 % 2].link.arrive(source, bytes));
             let mut at_rest = 0;
             while at_rest < 4 {
-                for Node { shard, .. } in &mut *nodes {
+                for SimulatedShard { shard, .. } in &mut *nodes {
                     let step = shard.step().unwrap();
                     at_rest = if step == NextStep::Sleep { at_rest + 1 } else { 0 };
                     shard.wake_up();
@@ -230,10 +232,10 @@ fn a_packet_through_shards_and_hooks_allocates_nothing() {
     };
     // The first passes may allocate.
     assert!((0..2).map(|_| pass(&mut nodes, requests())).sum::<u64>() > 0);
-    let stats = |nodes: &[Node]| {
+    let stats = |nodes: &[SimulatedShard]| {
         let mut all = ShardStats::default();
         nodes.iter().for_each(|node| all.add(&node.shared_stats.read()));
-        let of = |outcome| all.of(outcome);
+        let of = |outcome| all.requests(outcome);
         [Outcome::Refreshed, Outcome::Forwarded, Outcome::Scraped, Outcome::WrongPasskey].map(of)
     };
     let before = stats(&nodes);

@@ -34,10 +34,10 @@ fn config(directory: &Path, shards: usize) -> String {
     )
 }
 
-type Encrypted = StreamOwned<ClientConnection, TcpStream>;
+type TlsStream = StreamOwned<ClientConnection, TcpStream>;
 
 /// Connects as a client that trusts the certificate that is in the file now. Sends `before` ahead of the handshake.
-fn connect(tracker: SocketAddr, directory: &Path, before: &[u8]) -> std::io::Result<Encrypted> {
+fn connect(tracker: SocketAddr, directory: &Path, before: &[u8]) -> std::io::Result<TlsStream> {
     let mut roots = RootCertStore::empty();
     let certificate = rustls::pki_types::CertificateDer::from_pem_file(directory.join("cert.pem"));
     roots.add(certificate.unwrap()).unwrap();

@@ -18,7 +18,7 @@ use std::path::Path;
 use std::process::Command;
 
 #[test]
-fn each_hook_refuses_over_both_protocols_and_is_counted() {
+fn lists_clients_and_passkeys_refuse_over_both_protocols_and_are_counted() {
     let directory = tempfile::tempdir().unwrap();
     let keys = directory.path().join("keys");
     fs::write(&keys, "sesame # of somebody\n").unwrap();
@@ -184,7 +184,7 @@ fn hooks_run_in_the_order_of_the_config_for_scrapes() {
     let world = World::new(1, &format!("{passkey}{limit}"));
     for _ in 0..10 {
         assert_eq!(scrape(&world, "").as_deref(), Some(refused));
-        let reply = world.udp.ask(&datagram_of(&world)).unwrap();
+        let reply = world.udp.ask(&scrape_datagram(&world)).unwrap();
         assert_eq!(&reply[8..], b"scrapes require a passkey or token; scrape over HTTP");
     }
     assert_eq!(scrape(&world, "&passkey=sesame"), None);
@@ -193,17 +193,17 @@ fn hooks_run_in_the_order_of_the_config_for_scrapes() {
     let world = World::new(1, &format!("{limit}{passkey}"));
     world.udp.socket.set_read_timeout(Some(NO_REPLY_TIMEOUT)).unwrap();
     for _ in 0..5 {
-        let reply = world.udp.ask(&datagram_of(&world)).unwrap();
+        let reply = world.udp.ask(&scrape_datagram(&world)).unwrap();
         assert_eq!(&reply[8..], b"scrapes require a passkey or token; scrape over HTTP");
     }
     let answers: Vec<_> = (0..5).map(|_| scrape(&world, "")).collect();
     assert_eq!(answers[0].as_deref(), Some(refused));
     assert_eq!(answers[4].as_deref(), Some(too_many));
     assert_eq!(scrape(&world, "&passkey=sesame").as_deref(), Some(too_many));
-    assert_eq!(world.udp.ask(&datagram_of(&world)), None);
+    assert_eq!(world.udp.ask(&scrape_datagram(&world)), None);
 }
 
-fn datagram_of(world: &World) -> Vec<u8> {
+fn scrape_datagram(world: &World) -> Vec<u8> {
     let mut datagram = common::head(world.udp.id, 2, 5);
     datagram.extend(info_hash_of(1));
     datagram
@@ -215,18 +215,18 @@ fn limits_keep_their_counts_when_a_hook_is_added_above() {
     let limit = "  - {name: limits, options: {torrents_per_minute: 4, burst: 4}}\n";
     let world = World::new(1, limit);
     world.udp.socket.set_read_timeout(Some(NO_REPLY_TIMEOUT)).unwrap();
-    let is_served = |torrent| {
+    let is_known_permitted = |torrent| {
         let announce = Announce::of(torrent, 7_001);
         matches!(over_http(world.http, &announce, CLIENT, ""), Swarm(..))
     };
-    let served = (1..20).take_while(|torrent| is_served(*torrent)).count();
+    let served = (1..20).take_while(|torrent| is_known_permitted(*torrent)).count();
     assert!((4..8).contains(&served), "{served}");
     let above = format!("  - {{name: clients, options: {{mode: deny, clients: [XX]}}}}\n{limit}");
     world.tracker.write_config(&policy::config(1, &above));
     assert_eq!(world.ask("POST", "/v1/reload").0, 200);
     let banned = error("this client is not permitted on this tracker");
     wait_until(|| world.announce_over_both(1, b"-XX0001-abcdefghijkl", "")[1] == banned);
-    let served = (20..40).take_while(|torrent| is_served(*torrent)).count();
+    let served = (20..40).take_while(|torrent| is_known_permitted(*torrent)).count();
     assert!(served < 3, "{served} more were served");
 }
 

@@ -293,7 +293,7 @@ fn random_datagrams_do_not_stop_the_service() {
 }
 
 #[test]
-fn unproven_sources_are_not_amplified() {
+fn replies_to_unproven_sources_do_not_amplify() {
     let tracker = Tracker::start(&config(BOTH, 1, "auto"));
     let address = tracker.addresses()[0];
     let mut client = Client::new("127.0.0.1", address);
@@ -387,9 +387,9 @@ fn configs_of_other_trackers_are_imported() {
         let output = tsubame().args(["import", &path]).output().unwrap();
         assert_eq!(output.status.code(), Some(0));
         let notes = String::from_utf8(output.stderr).unwrap();
-        assert!(notes.lines().count() > 5 && notes.contains(": without counterpart: "), "{notes}");
+        assert!(notes.lines().count() > 5 && notes.contains(": no exact counterpart: "), "{notes}");
         if file == "opentracker.conf" {
-            // The imported config is valid, except that its list does not exist here.
+            // The imported config is valid, except that its list and its address do not exist here.
             let config = String::from_utf8(output.stdout).unwrap();
             let made = directory.path().join(file);
             let list = directory.path().join("list");

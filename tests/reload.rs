@@ -257,7 +257,7 @@ fn a_list_of_a_million_torrents_is_loaded_while_serving() {
     world.tracker.wait_for("1000000 info hashes listed");
 }
 
-/// All settings except addresses, cores and socket buffers change without a restart, for both protocols.
+/// Settings change without a restart, for both protocols.
 #[test]
 fn settings_are_reloaded() {
     let mut world = World::new(2, "");
@@ -368,7 +368,7 @@ fn overrides_that_contradict_the_list_files_are_reported() {
     assert_eq!(world.ask("POST", "/v1/reload").0, 200);
     let message = world.tracker.wait_for("were removed by DELETE");
     assert!(message.contains(&hex(1)), "{message}");
-    // Overrides that the list files contain by now are removed.
+    // Overrides that agree with the list files by now are removed.
     fs::write(&list, format!("{}\n", hex(2))).unwrap();
     assert_eq!(world.ask("POST", "/v1/reload").0, 200);
     assert_eq!(fs::read_to_string(&overrides).unwrap(), "");

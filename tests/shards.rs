@@ -1,7 +1,7 @@
 //! Simulation of several shards and the mesh between them in one thread, over a model of the datapath.
 //!
-//! Datagrams arrive at any shard, shards stall and are woken late, buffers and slots run out, rings fill up, and
-//! settings change during the run. The same seed gives the same run.
+//! Datagrams arrive at any shard, shards stall and are woken late, buffers and slots run out, queues of the mesh fill
+//! up, and settings change during the run. The same seed gives the same run.
 //!
 //! Peers join and do not leave, so each count has two bounds: at least the peers whose announce was answered, at most
 //! the peers that announced. A scrape row of another torrent, or one that is zero because a shard did not reply, is
@@ -15,7 +15,7 @@ mod datapath;
 mod http;
 
 use datapath::{BUFFERS, Link, Model, SLOTS};
-use http::OverHttp;
+use http::PendingOverHttp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
@@ -30,11 +30,12 @@ use tsubame::policy::access_list::{ListMode, ListSources};
 use tsubame::policy::{CompiledPolicy, HookConfig, ReadMode, RefusalReply};
 use tsubame::process::identity::Identity;
 use tsubame::process::settings::StartupState;
-use tsubame::shard::mesh::{MeshEndpoint, Waker as MeshWaker, mesh};
+use tsubame::shard::mesh::{MeshEndpoint, WakeupReceiver, mesh};
 use tsubame::shard::message::Message;
 use tsubame::shard::node::NodeResources;
 use tsubame::shard::update::{ShardSettings, ShardUpdate};
 use tsubame::shard::{NextStep, Shard, ShardResources};
+use tsubame::stats::client_samples::ClientSamples;
 use tsubame::stats::outcome::Outcome;
 use tsubame::stats::shard_stats::{Protocol, ShardStats};
 use tsubame::stats::shared_stats::SharedStats;
@@ -56,7 +57,7 @@ const KEY: &str = "00112233445566778899aabbccddeeff";
 struct Node {
     shard: Shard<Model>,
     link: Rc<Link>,
-    waker: MeshWaker,
+    waker: WakeupReceiver,
     shared_stats: Arc<SharedStats>,
     asleep: bool,
     /// Tick before which the shard takes no step.
@@ -88,7 +89,7 @@ struct World {
     swarms: Vec<Swarm>,
     requests: BTreeMap<u32, (SocketAddr, Request)>,
     /// Pending HTTP requests by shard and request id, each with its deadline.
-    over_http: BTreeMap<(usize, u32), (u64, OverHttp)>,
+    over_http: BTreeMap<(usize, u32), (u64, PendingOverHttp)>,
     ticks: usize,
     last_transaction: u32,
     /// Number of datagrams that a socket accepted.
@@ -97,7 +98,7 @@ struct World {
     answered_over_http: u64,
     late_over_http: u64,
     shed_over_http: u64,
-    lists_made: u64,
+    lists_requested: u64,
 }
 
 fn hash_of(torrent: usize) -> InfoHash {
@@ -122,6 +123,7 @@ fn seeded_identity(rng: &mut fastrand::Rng, shards: u16) -> Identity {
         "table_hash_key": [rng.u64(..), rng.u64(..)],
         "seed": rng.u64(..),
         "policy_key": [rng.u64(..), rng.u64(..)],
+        "distinct_key": [rng.u64(..), rng.u64(..)],
         "shards": shards,
     });
     serde_json::from_value(identity).unwrap()
@@ -153,7 +155,7 @@ impl World {
             let ShardSettings { ids, announce, table, .. } =
                 startup.shard_settings(&config, number);
             let (link, waker, shared_stats) =
-                (Rc::<Link>::default(), endpoint.waker(), Arc::<SharedStats>::default());
+                (Rc::<Link>::default(), endpoint.wakeup_receiver(), Arc::<SharedStats>::default());
             let node = NodeResources {
                 number,
                 shards,
@@ -161,6 +163,7 @@ impl World {
                 tracker: Tracker::new(ids, announce, Swarms::new(table)),
                 endpoint,
                 retired: retired.clone(),
+                client_samples: ClientSamples::new().0,
                 shared_stats: shared_stats.clone(),
                 clock: Clock::simulated(seconds),
             };
@@ -187,7 +190,7 @@ impl World {
             answered_over_http: 0,
             late_over_http: 0,
             shed_over_http: 0,
-            lists_made: 0,
+            lists_requested: 0,
         }
     }
 
@@ -195,7 +198,7 @@ impl World {
         self.seconds.load(Ordering::Relaxed)
     }
 
-    fn pass(&mut self, seconds: u64) {
+    fn advance_clock(&mut self, seconds: u64) {
         self.seconds.fetch_add(seconds, Ordering::Relaxed);
         // The tick of each second wakes all shards.
         self.nodes.iter_mut().for_each(wake);
@@ -342,18 +345,18 @@ impl World {
         self.control.notify();
     }
 
-    /// Injects a random fault, a reload or a clock tick.
-    fn break_something(&mut self) {
+    /// Injects a random event: a fault or its end, a reload, a second of time, or a request for pages.
+    fn inject_event(&mut self) {
         let number = self.rng.usize(..self.nodes.len());
         match self.rng.u8(..60) {
             0 => self.nodes[number].stalled_until = self.ticks + self.rng.usize(..250),
             1 | 2 => self.nodes[number].link.holds_sends.set(true),
             3..6 => self.nodes.iter().for_each(|node| node.link.holds_sends.set(false)),
             6 => self.reload(),
-            7..12 => self.pass(1),
+            7..12 => self.advance_clock(1),
             12 => {
                 let shard = &self.nodes[number].shard;
-                self.lists_made += u64::from(shard.node_mut().request_pages(None).is_some());
+                self.lists_requested += u64::from(shard.node_mut().request_pages(None).is_some());
             }
             _ => {}
         }
@@ -361,7 +364,7 @@ impl World {
 
     fn run(&mut self, ticks: usize, per_tick: usize) {
         for _ in 0..ticks {
-            self.break_something();
+            self.inject_event();
             for _ in 0..per_tick {
                 let torrent = self.rng.usize(..TORRENTS);
                 match self.rng.u8(..8) {
@@ -404,13 +407,13 @@ impl World {
     fn finish(&mut self) -> ShardStats {
         self.settle();
         // Scrapes with a lost part time out.
-        self.pass(5);
+        self.advance_clock(5);
         self.settle();
-        self.pass(1);
+        self.advance_clock(1);
         self.settle();
         let stats = self.stats();
         let of = |outcome: &Outcome| -> u64 {
-            let of = |family| stats.of_family(Protocol::Udp, family, *outcome);
+            let of = |family| stats.requests_of(Protocol::Udp, family, *outcome);
             of(Family::V4) + of(Family::V6)
         };
         let total: u64 = Outcome::ALL.iter().map(of).sum();
@@ -470,7 +473,7 @@ fn wake(node: &mut Node) {
 }
 
 /// Returns whether a shard was woken by another one since the last call.
-fn was_notified(waker: &MeshWaker) -> bool {
+fn was_notified(waker: &WakeupReceiver) -> bool {
     pin!(waker.notified()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
 }
 
@@ -499,7 +502,7 @@ fn nothing_is_lost_or_mixed_up_between_shards() {
         answered += world.answered_over_http;
         late += world.late_over_http;
         shed += world.shed_over_http;
-        lists += world.lists_made;
+        lists += world.lists_requested;
         world.stop();
     }
     for outcome in [
@@ -512,14 +515,15 @@ fn nothing_is_lost_or_mixed_up_between_shards() {
         Outcome::ShedSlots,
         Outcome::ShedScrape,
     ] {
-        assert!(seen.of(outcome) > 0, "no {}", outcome.name());
+        assert!(seen.requests(outcome) > 0, "no {}", outcome.name());
     }
-    for (what, count) in [("answered", answered), ("late", late), ("shed", shed), ("list", lists)] {
+    for (what, count) in [("answered", answered), ("late", late), ("shed", shed), ("listed", lists)]
+    {
         assert!(count > 0, "over HTTP, nothing was {what}");
     }
 }
 
-/// Scrapes that wait for a stalled shard are limited in number; further ones are refused at once.
+/// Scrapes that wait for a stalled shard are limited in number; further ones are dropped at once.
 #[test]
 fn scrapes_that_wait_are_bounded_and_answered_late() {
     let mut world = World::new(9, 2);
@@ -545,9 +549,9 @@ fn scrapes_that_wait_are_bounded_and_answered_late() {
         }
     }
     (0..400).for_each(|_| world.step_all());
-    let shed = world.stats().of(Outcome::ShedScrape);
-    assert!(shed > 0, "no scrape was refused");
+    let shed = world.stats().requests(Outcome::ShedScrape);
+    assert!(shed > 0, "no scrape was dropped");
     // The replies come before the timeout and reach the right clients.
     world.finish();
-    assert!(world.stats().of(Outcome::Scraped) > 1_000);
+    assert!(world.stats().requests(Outcome::Scraped) > 1_000);
 }

@@ -66,7 +66,7 @@ struct World {
     /// Number of requests by outcome.
     outcomes: BTreeMap<&'static str, u64>,
     /// Bytes received from forged sources, and bytes of the replies to them.
-    bytes_to_forged: (u64, u64),
+    forged_bytes: (u64, u64),
     hooks: Option<Hooks>,
 }
 
@@ -89,7 +89,7 @@ fn client_of(number: usize) -> Client {
     }
 }
 
-/// Returns whether a client announces over HTTP: a third of the clients of each family and of each torrent.
+/// Returns whether a client announces over HTTP: half of the clients of each family and of each torrent.
 fn uses_http(number: usize) -> bool {
     (number / TORRENTS).is_multiple_of(3)
 }
@@ -120,7 +120,7 @@ impl World {
             truth: vec![BTreeMap::new(); TORRENTS],
             ever_announced: vec![BTreeSet::new(); TORRENTS],
             outcomes: BTreeMap::new(),
-            bytes_to_forged: (0, 0),
+            forged_bytes: (0, 0),
             hooks: None,
         }
     }
@@ -335,7 +335,7 @@ impl World {
                 // At most the peers that ever announced.
                 assert!(row(0)[0] + row(0)[2] <= ever_announced.len() as u32);
             }
-            // An error: the id was too old, or the wall clock jumped.
+            // An error: the id was too old, the wall clock jumped, or a hook refused the request.
             3 => client.id = None,
             action => panic!("action {action}"),
         }
@@ -380,8 +380,8 @@ impl World {
             }
             None => {
                 assert!(!proven, "a request from a forged source was admitted: {result:?}");
-                self.bytes_to_forged.0 += datagram.bytes.len() as u64;
-                self.bytes_to_forged.1 += result.len as u64;
+                self.forged_bytes.0 += datagram.bytes.len() as u64;
+                self.forged_bytes.1 += result.len as u64;
             }
         }
     }
@@ -440,7 +440,7 @@ impl World {
         ] {
             expect(outcome);
         }
-        assert!(self.bytes_to_forged.1 <= self.bytes_to_forged.0);
+        assert!(self.forged_bytes.1 <= self.forged_bytes.0);
         // The table still has the peers whose last announce is not older than a lifetime and a sweep.
         let stats = self.tracker.swarms().stats();
         let peers: u64 = stats.seeders.iter().chain(&stats.leechers).sum();

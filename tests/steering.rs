@@ -87,7 +87,7 @@ fn steering_is_detached_while_a_flood_targets_one_shard() {
         done.store(true, Ordering::Relaxed);
         result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
-    // The datagrams that the flood left in the socket queues are processed first, or fill them.
+    // The socket queues may still be full of datagrams of the flood: requests are then answered late or dropped.
     let is_answered = |_| {
         let client = Client::new("127.0.0.1", address);
         client.socket.set_read_timeout(Some(NO_REPLY_TIMEOUT)).unwrap();

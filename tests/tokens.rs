@@ -66,7 +66,7 @@ impl Issuer {
         )
     }
 
-    fn token(&self, torrent: u32, exp: u64) -> String {
+    fn token_query(&self, torrent: u32, exp: u64) -> String {
         let kid = Some(self.id.to_owned());
         let header = jsonwebtoken::Header {
             kid,
@@ -95,23 +95,23 @@ fn tokens_are_checked_while_the_key_server_fails_and_changes_keys() {
     world.tracker.wait_for("cannot fetch http://127.0.0.1");
     let unknown = error("the key of the token is unknown");
     assert_eq!(
-        world.announce_over_both(1, CLIENT, &first.token(1, FAR_FUTURE)),
+        world.announce_over_both(1, CLIENT, &first.token_query(1, FAR_FUTURE)),
         [unknown.clone(), unknown.clone()]
     );
     server.serve(&first.page());
     world.tracker.wait_for("a new key set of 1 keys");
     let served = |answers: [ClientReply; 2]| answers.iter().all(|it| matches!(it, Swarm(..)));
-    wait_until(|| served(world.announce_over_both(1, CLIENT, &first.token(1, FAR_FUTURE))));
+    wait_until(|| served(world.announce_over_both(1, CLIENT, &first.token_query(1, FAR_FUTURE))));
     let text = "no token (jwt) in the announce URL";
     assert_eq!(world.announce_over_both(1, CLIENT, ""), [error(text), error(text)]);
     let text = "the token is for another torrent";
     assert_eq!(
-        world.announce_over_both(2, CLIENT, &first.token(1, FAR_FUTURE)),
+        world.announce_over_both(2, CLIENT, &first.token_query(1, FAR_FUTURE)),
         [error(text), error(text)]
     );
     let text = "the token has expired";
     assert_eq!(
-        world.announce_over_both(3, CLIENT, &first.token(3, 1_000)),
+        world.announce_over_both(3, CLIENT, &first.token_query(3, 1_000)),
         [error(text), error(text)]
     );
     let text = "the token is not valid for this tracker";
@@ -124,20 +124,20 @@ fn tokens_are_checked_while_the_key_server_fails_and_changes_keys() {
     let target = scrape_target(&[info_hash_of(1)]);
     let mut connection = Connection::to(world.http);
     assert_eq!(failure(&connection.get(&target)), "no token (jwt) in the announce URL");
-    let token = first.token(1, FAR_FUTURE).replace('?', "&");
+    let token = first.token_query(1, FAR_FUTURE).replace('?', "&");
     assert_eq!(rows_of(&connection.get(&format!("{target}{token}")).body)[0].1, [0, 0, 1, 1]);
     // An invalid key set is reported, and the previous one stays in use.
     server.serve("<html>maintenance</html>");
     world.tracker.wait_for("is not a JWK set");
-    assert!(served(world.announce_over_both(1, CLIENT, &first.token(1, FAR_FUTURE))));
+    assert!(served(world.announce_over_both(1, CLIENT, &first.token_query(1, FAR_FUTURE))));
     server.serve(&format!("{{\"keys\": [{}]}}", " ".repeat(3 << 20)));
     world.tracker.wait_for("cannot fetch");
-    assert!(served(world.announce_over_both(4, CLIENT, &first.token(4, FAR_FUTURE))));
+    assert!(served(world.announce_over_both(4, CLIENT, &first.token_query(4, FAR_FUTURE))));
     // A new key set replaces the previous one.
     server.serve(&second.page());
-    wait_until(|| served(world.announce_over_both(5, CLIENT, &second.token(5, FAR_FUTURE))));
+    wait_until(|| served(world.announce_over_both(5, CLIENT, &second.token_query(5, FAR_FUTURE))));
     wait_until(|| {
-        world.announce_over_both(6, CLIENT, &first.token(6, FAR_FUTURE))
+        world.announce_over_both(6, CLIENT, &first.token_query(6, FAR_FUTURE))
             == [unknown.clone(), unknown.clone()]
     });
     for protocol in ["udp", "http"] {
@@ -154,9 +154,9 @@ fn a_flood_of_new_tokens_does_not_delay_known_tokens() {
     fs::write(&file, issuer.page()).unwrap();
     let hooks = format!("  - {{name: jwt, options: {{jwk_set_file: {}}}}}\n", file.display());
     let world = World::new(1, &hooks);
-    let good = issuer.token(1, FAR_FUTURE);
+    let good = issuer.token_query(1, FAR_FUTURE);
     assert!(world.announce_over_both(1, CLIENT, &good).iter().all(|it| matches!(it, Swarm(..))));
-    // Datagrams that a shard processes in one turn: only some of their signatures are checked.
+    // More tokens than a shard may check in its turns: only some of their signatures are checked.
     let flood = Client::connected("127.0.0.2", world.udp.tracker);
     for number in 0..2_000 {
         let mut request = Announce::of(1, 7_001).bytes(flood.id, number);

@@ -6,8 +6,8 @@ use crate::protocol::TrackerReply;
 
 /// Checks the content of the reply to the request with this number in the order of sending.
 ///
-/// Counts are compared with the whole population, because requests may be unanswered or lost: they can only be too
-/// high.
+/// Only counts above the whole population are wrong: requests may be unanswered or lost, so counts may be lower. With
+/// `is_exclusive`, only this generator uses the tracker; otherwise it may return peers of others.
 ///
 /// # Errors
 ///

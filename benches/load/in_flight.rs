@@ -11,11 +11,11 @@ pub(crate) const FLOOD: u32 = 1 << 30;
 
 /// Result of a lookup of a transaction id.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Arrival {
+pub(crate) enum RequestLookup {
     /// An unanswered request, and its number in the order of sending.
     Expected(SentRequest, u64),
     /// A request that was answered or given up before.
-    Late,
+    Closed,
     /// No request with this transaction id was sent.
     Unknown,
 }
@@ -39,7 +39,7 @@ pub(crate) enum RequestKind {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SentRequest {
     pub(crate) kind: RequestKind,
-    /// Peer group of the client.
+    /// Index of the peer group of the client; each address family has one.
     pub(crate) group: u8,
     /// Number of peers or rows that are requested.
     pub(crate) wanted: u16,
@@ -97,20 +97,20 @@ impl InFlight {
     }
 
     /// Removes the request with this transaction id.
-    pub(crate) fn take_answered(&mut self, transaction: u32) -> Arrival {
+    pub(crate) fn take(&mut self, transaction: u32) -> RequestLookup {
         // The highest number below `next` with these low bits.
         let distance = (self.next as u32).wrapping_sub(transaction) & (FLOOD - 1);
         let number = match self.next.checked_sub(distance.into()) {
             Some(number) if number < self.next => number,
-            _ => return Arrival::Unknown,
+            _ => return RequestLookup::Unknown,
         };
         let slot = &mut self.slots[number as usize % SLOTS];
         if number < self.oldest || !slot.waiting {
-            return Arrival::Late;
+            return RequestLookup::Closed;
         }
         slot.waiting = false;
         self.waiting -= 1;
-        Arrival::Expected(slot.request, number)
+        RequestLookup::Expected(slot.request, number)
     }
 
     /// Removes the oldest request if it was sent before this time.
@@ -148,14 +148,17 @@ mod tests {
     fn a_request_is_answered_or_lost_once() {
         let mut in_flight = InFlight::new();
         let transactions: Vec<u32> = (0..4).map(|time| in_flight.add(at(time)).0).collect();
-        let first = in_flight.take_answered(transactions[1]);
-        assert!(matches!(first, Arrival::Expected(SentRequest { sent_ns: 1, .. }, 1)), "{first:?}");
-        assert!(matches!(in_flight.take_answered(transactions[1]), Arrival::Late), "twice");
-        assert!(matches!(in_flight.take_answered(77), Arrival::Unknown), "never sent");
+        let first = in_flight.take(transactions[1]);
+        assert!(
+            matches!(first, RequestLookup::Expected(SentRequest { sent_ns: 1, .. }, 1)),
+            "{first:?}"
+        );
+        assert!(matches!(in_flight.take(transactions[1]), RequestLookup::Closed), "twice");
+        assert!(matches!(in_flight.take(77), RequestLookup::Unknown), "never sent");
         assert_eq!(in_flight.expire(3).unwrap().sent_ns, 0);
         assert_eq!(in_flight.expire(3).unwrap().sent_ns, 2);
         assert!(in_flight.expire(3).is_none());
-        assert!(matches!(in_flight.take_answered(transactions[0]), Arrival::Late), "too late");
+        assert!(matches!(in_flight.take(transactions[0]), RequestLookup::Closed), "too late");
         assert_eq!(in_flight.waiting(), 1);
     }
 

@@ -1,7 +1,7 @@
 //! State of a run that does not depend on the protocol: the population, the unanswered requests and the statistics.
 
 use crate::check::check;
-use crate::in_flight::{Arrival, InFlight, RequestKind, SentRequest};
+use crate::in_flight::{InFlight, RequestKind, RequestLookup, SentRequest};
 use crate::options::RunOptions;
 use crate::population::{PeerStep, Population, info_hash};
 use crate::protocol::{LoadAnnounce, TrackerReply};
@@ -108,13 +108,13 @@ impl<'a> Session<'a> {
         reply: &TrackerReply<'_>,
         now_ns: u64,
     ) -> Option<(SentRequest, bool)> {
-        let (request, number) = match self.in_flight.take_answered(transaction) {
-            Arrival::Expected(request, number) => (request, number),
-            Arrival::Late => {
+        let (request, number) = match self.in_flight.take(transaction) {
+            RequestLookup::Expected(request, number) => (request, number),
+            RequestLookup::Closed => {
                 self.run_stats.step.late += 1;
                 return None;
             }
-            Arrival::Unknown => {
+            RequestLookup::Unknown => {
                 self.run_stats.count_wrong("transaction id");
                 return None;
             }
@@ -164,7 +164,7 @@ impl<'a> Session<'a> {
 
     /// Counts a request as lost that cannot be answered any more. The transport calls this, so it is not notified.
     pub(crate) fn lose(&mut self, transaction: u32, now_ns: u64) {
-        if let Arrival::Expected(request, _) = self.in_flight.take_answered(transaction) {
+        if let RequestLookup::Expected(request, _) = self.in_flight.take(transaction) {
             self.record_lost(request, now_ns, false);
         }
     }

@@ -46,7 +46,7 @@ fn of_step(step: &StepRecord) -> String {
     let note = if step.latency.corrected {
         "from the scheduled time"
     } else {
-        "from sending: mostly the wait in the window of --in-flight"
+        "from the sending of a request: mostly the wait behind the other --in-flight requests"
     };
     line(
         "latency",
@@ -173,7 +173,7 @@ pub(crate) fn of_comparison(records: &[Record]) -> String {
 type ReportRow = (&'static str, fn(&StepRecord) -> Option<f64>);
 
 /// Rows of a comparison.
-const FIGURES: [ReportRow; 10] = [
+const COMPARISON_ROWS: [ReportRow; 10] = [
     ("answers/s", |step| Some(step.answers_per_s())),
     ("lost", |step| Some(step.lost as f64)),
     ("wrong", |step| Some(step.wrong_sum() as f64)),
@@ -189,7 +189,7 @@ const FIGURES: [ReportRow; 10] = [
 /// Returns the rows of a step of several runs: the value of each run, and its ratio to the first.
 pub(crate) fn rows(steps: &[Option<&StepRecord>]) -> Vec<(&'static str, Vec<(String, String)>)> {
     let mut rows = Vec::new();
-    for (name, figure) in FIGURES {
+    for (name, figure) in COMPARISON_ROWS {
         let values: Vec<Option<f64>> = steps.iter().map(|step| figure((*step)?)).collect();
         if values.iter().all(Option::is_none) {
             continue;

@@ -4,9 +4,9 @@
 //! median of the ratios of pairs, because the speed of a shared machine varies from minute to minute by more than the
 //! trackers differ.
 
-mod contender;
 mod ratios;
 mod sections;
+mod tracker;
 mod veth;
 
 use clap::Parser;

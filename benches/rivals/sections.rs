@@ -1,8 +1,8 @@
 //! The sections of the comparison; each prints a table.
 
 use crate::RivalsOptions;
-use crate::contender::{TrackerKind, TrackerPlacement, TrackerProcess, beside, pinned};
 use crate::ratios::{median, paired};
+use crate::tracker::{TrackerKind, TrackerPlacement, TrackerProcess, beside, pinned};
 use crate::veth::{self, Veth};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
@@ -85,18 +85,18 @@ impl Load {
     /// Loads a tracker; returns the record of the last step.
     fn run(
         &self,
-        contender: &TrackerProcess,
+        tracker: &TrackerProcess,
         ip: IpAddr,
         arguments: &[&str],
     ) -> Result<StepRecord, String> {
         let file = tempfile::NamedTempFile::new().map_err(|error| error.to_string())?;
         let mut command = pinned(self.namespace.as_deref(), self.cpu, self.cpu);
         command.arg(beside("tsubame-load")?);
-        command.arg(format!("udp://{}", std::net::SocketAddr::new(ip, contender.port)));
+        command.arg(format!("udp://{}", std::net::SocketAddr::new(ip, tracker.port)));
         command.args(["--quiet", "--warmup=500ms", "--timeout=3s"]);
         command.arg(format!("--duration={}s", self.seconds));
         command.arg(format!("--server-cpu={}", self.server_cpu));
-        command.arg(format!("--server-pid={}", contender.id()));
+        command.arg(format!("--server-pid={}", tracker.id()));
         command.arg(format!("--torrents={TORRENTS}"));
         if let Some(sources) = self.sources {
             command.arg(format!("--source-networks={sources}"));
@@ -110,7 +110,7 @@ impl Load {
             .map_err(|error| error.to_string())?;
         if !output.status.success() {
             let program_output = String::from_utf8_lossy(&output.stderr);
-            return Err(format!("{}: {}", contender.kind.name(), program_output.trim()));
+            return Err(format!("{}: {}", tracker.kind.name(), program_output.trim()));
         }
         let record = Record::read(file.path()).map_err(|error| error.to_string())?;
         let step = record.steps.into_iter().last().ok_or("the run has no steps")?;
@@ -118,7 +118,7 @@ impl Load {
         if step.errors() > ERRORS_MAX {
             return Err(format!(
                 "{} replies with errors: {:?}",
-                contender.kind.name(),
+                tracker.kind.name(),
                 step.answered
             ));
         }
@@ -128,27 +128,27 @@ impl Load {
     /// Announces every peer of a population once.
     fn fill(
         &self,
-        contender: &TrackerProcess,
+        tracker: &TrackerProcess,
         ip: IpAddr,
         population: &[&str],
     ) -> Result<StepRecord, String> {
         let once = ["--fill", "--duration=0s", "--warmup=0s", "--check=0"];
-        self.run(contender, ip, &[&once[..], population].concat())
+        self.run(tracker, ip, &[&once[..], population].concat())
     }
 }
 
 /// Measures each tracker in turn for a number of rounds; returns the results by tracker.
 fn rounds<T: Clone>(
     rounds: usize,
-    contenders: &[TrackerProcess],
+    trackers: &[TrackerProcess],
     mut measure: impl FnMut(&TrackerProcess) -> Result<T, String>,
 ) -> Result<Vec<Vec<T>>, String> {
-    let mut results = vec![Vec::new(); contenders.len()];
+    let mut results = vec![Vec::new(); trackers.len()];
     for round in 0..rounds {
-        for turn in 0..contenders.len() {
+        for turn in 0..trackers.len() {
             // The order rotates, so that no tracker is always first.
-            let at = (round + turn) % contenders.len();
-            results[at].push(measure(&contenders[at])?);
+            let at = (round + turn) % trackers.len();
+            results[at].push(measure(&trackers[at])?);
         }
     }
     Ok(results)
@@ -184,45 +184,43 @@ fn speed(
     over: &str,
     wanted: Speeds,
 ) -> Result<(), String> {
-    let mut contenders = start_all(&kinds(options, |_| true), place)?;
-    for contender in &contenders {
-        load.fill(contender, place.ip, &[])?;
+    let mut trackers = start_all(&kinds(options, |_| true), place)?;
+    for tracker in &trackers {
+        load.fill(tracker, place.ip, &[])?;
     }
     for (name, mix) in MIXES {
         // The reflector replies with the average number of peers of a reply.
-        let probe = load.run(&contenders[0], place.ip, &[&format!("--mix={mix}")])?;
+        let probe = load.run(&trackers[0], place.ip, &[&format!("--mix={mix}")])?;
         let announces = probe.answered.get("announce").copied().unwrap_or(0).max(1);
         let peers = (probe.peers as f64 / announces as f64).round() as u32;
         let reflector = TrackerKind::Reflector { peers };
-        contenders.push(TrackerProcess::start(reflector, place)?);
+        trackers.push(TrackerProcess::start(reflector, place)?);
         let mix = format!("--mix={mix}");
         // Replies of the reflector are constant, and at saturation checks would slow the generator.
         let common = [mix.as_str(), "--check=0"];
         if wanted.rate {
             let rate = format!("--rate={}", options.rate);
             let arguments = [&common[..], &[&rate]].concat();
-            let steps =
-                rounds(options.pairs, &contenders, |it| load.run(it, place.ip, &arguments))?;
+            let steps = rounds(options.pairs, &trackers, |it| load.run(it, place.ip, &arguments))?;
             let title = format!("{} requests per second over {over}, {name}", options.rate);
-            table(&title, &contenders, &steps, "core us/answer, tsubame / other", |step| {
+            table(&title, &trackers, &steps, "core us/answer, tsubame / other", |step| {
                 step.core_us_per_answer().unwrap_or(f64::NAN)
             });
         }
         if wanted.saturated {
             let segments = format!("--segments={SEGMENTS}");
             let arguments = [&common[..], &[&segments]].concat();
-            let steps =
-                rounds(options.pairs, &contenders, |it| load.run(it, place.ip, &arguments))?;
+            let steps = rounds(options.pairs, &trackers, |it| load.run(it, place.ip, &arguments))?;
             let title = format!("saturated over {over}, {name}");
             table(
                 &title,
-                &contenders,
+                &trackers,
                 &steps,
                 "answers/s, tsubame / other",
                 StepRecord::answers_per_s,
             );
         }
-        contenders.pop();
+        trackers.pop();
     }
     println!(
         "Fairness: opentracker is Debian's build, which serves listed torrents only (all of these are listed), \
@@ -245,7 +243,7 @@ fn over_veth(options: &RivalsOptions, veth: &Veth) -> Result<(), String> {
 /// Prints a table with a row for each tracker.
 fn table(
     title: &str,
-    contenders: &[TrackerProcess],
+    trackers: &[TrackerProcess],
     steps: &[Vec<StepRecord>],
     ratio: &str,
     figure: fn(&StepRecord) -> f64,
@@ -260,13 +258,13 @@ fn table(
         steps[at].iter().map(figure).collect::<Vec<f64>>()
     };
     let ours = of(0, &figure);
-    for (at, contender) in contenders.iter().enumerate() {
+    for (at, tracker) in trackers.iter().enumerate() {
         let middle = |figure: &dyn Fn(&StepRecord) -> f64| median(&of(at, figure));
         let announces =
             |step: &StepRecord| step.answered.get("announce").copied().unwrap_or(0).max(1) as f64;
         println!(
             "| {} | {:.0} | {} | {} | {:.0} | {:.0} | {:.1} | {:.2} % | {} of {} | {} |",
-            contender.kind.name(),
+            tracker.kind.name(),
             middle(&StepRecord::answers_per_s),
             format_value(middle(&|step| step.core_us_per_answer().unwrap_or(f64::NAN))),
             format_value(middle(&|step| step.process_us_per_answer().unwrap_or(f64::NAN))),
@@ -295,20 +293,20 @@ fn tester(options: &RivalsOptions) -> Result<(), String> {
         println!("## aquatic_udp_load_test\n\nSkipped: {} does not exist\n", program.display());
         return Ok(());
     }
-    let contenders = start_all(&kinds(options, |kind| kind != TrackerKind::OpenTracker), &place)?;
+    let trackers = start_all(&kinds(options, |kind| kind != TrackerKind::OpenTracker), &place)?;
     for (name, weights) in [("its default mix", (50, 1)), ("announces only", (0, 0))] {
-        let rates = rounds(options.pairs, &contenders, |contender| {
-            run_tester(options, &program, contender, weights).map_err(|error| error.to_string())
+        let rates = rounds(options.pairs, &trackers, |tracker| {
+            run_tester(options, &program, tracker, weights).map_err(|error| error.to_string())
         })?;
         println!(
             "## aquatic_udp_load_test, {name}\n\n| | answers/s | tsubame / other |\n|---|---|---|"
         );
-        for (contender, theirs) in contenders.iter().zip(&rates) {
-            let ratio = match contender.kind {
+        for (tracker, theirs) in trackers.iter().zip(&rates) {
+            let ratio = match tracker.kind {
                 TrackerKind::OURS => "1".to_owned(),
                 _ => paired(&rates[0], theirs),
             };
-            println!("| {} | {:.0} | {ratio} |", contender.kind.name(), median(theirs));
+            println!("| {} | {:.0} | {ratio} |", tracker.kind.name(), median(theirs));
         }
         println!(
             "\nopentracker is skipped: Debian's build serves listed torrents only, and the tester generates its \
@@ -322,14 +320,14 @@ fn tester(options: &RivalsOptions) -> Result<(), String> {
 fn run_tester(
     options: &RivalsOptions,
     program: &Path,
-    contender: &TrackerProcess,
+    tracker: &TrackerProcess,
     (connect, scrape): (u32, u32),
 ) -> std::io::Result<f64> {
     let config = tempfile::NamedTempFile::new()?;
     let text = format!(
         "server_address = \"127.0.0.1:{}\"\nduration = {}\n[requests]\nweight_connect = {connect}\n\
          weight_scrape = {scrape}\n",
-        contender.port,
+        tracker.port,
         options.seconds.max(2)
     );
     std::fs::write(config.path(), text)?;
@@ -353,10 +351,10 @@ fn memory(options: &RivalsOptions) -> Result<(), String> {
         // aquatic_udp has the same table with io_uring and with mio.
         for kind in kinds(options, |kind| kind != TrackerKind::AquaticMio) {
             let place = loopback(options, *torrents);
-            let contender = TrackerProcess::start(kind, &place)?;
-            let before = contender.resident_bytes();
-            let step = fill_publicly(&Load::new(options), &contender, &place)?;
-            let after = contender.resident_bytes();
+            let tracker = TrackerProcess::start(kind, &place)?;
+            let before = tracker.resident_bytes();
+            let step = fill_publicly(&Load::new(options), &tracker, &place)?;
+            let after = tracker.resident_bytes();
             let peers = step.answered.get("announce").copied().unwrap_or(0) as f64;
             let mib = |bytes: u64| bytes as f64 / 1_048_576.0;
             println!(
@@ -375,11 +373,11 @@ fn memory(options: &RivalsOptions) -> Result<(), String> {
 /// Announces the population of a public tracker, so that every torrent is used.
 fn fill_publicly(
     load: &Load,
-    contender: &TrackerProcess,
+    tracker: &TrackerProcess,
     place: &TrackerPlacement,
 ) -> Result<StepRecord, String> {
     let torrents = format!("--torrents={}", place.torrents);
-    load.fill(contender, place.ip, &["--shape=public", &torrents])
+    load.fill(tracker, place.ip, &["--shape=public", &torrents])
 }
 
 /// Compares the longest gaps while peers expire, at half the rate.
@@ -398,13 +396,13 @@ fn pauses(options: &RivalsOptions) -> Result<(), String> {
         for kind in kinds(options, |kind| kind == TrackerKind::AquaticUring) {
             let mut place = loopback(options, torrents);
             place.lifetime_secs = Some(lifetime_secs);
-            let contender = TrackerProcess::start(kind, &place)?;
+            let tracker = TrackerProcess::start(kind, &place)?;
             let mut load = Load::new(options);
-            fill_publicly(&load, &contender, &place)?;
+            fill_publicly(&load, &tracker, &place)?;
             load.seconds = seconds;
             // The peers of the fill expire during this step; few of them announce again.
             let rate = format!("--rate={}", options.rate / 2);
-            let step = load.run(&contender, place.ip, &["--mix=announce=1", "--check=0", &rate])?;
+            let step = load.run(&tracker, place.ip, &["--mix=announce=1", "--check=0", &rate])?;
             println!(
                 "| {} | {round} | {:.1} | {:.0} | {:.0} | {} | {:.0} | {:.0} |",
                 kind.name(),
@@ -413,7 +411,7 @@ fn pauses(options: &RivalsOptions) -> Result<(), String> {
                 step.latency.max_us,
                 step.lost,
                 step.server.and_then(|server| server.stolen_s).unwrap_or(0.0) * 1e3,
-                contender.resident_bytes() as f64 / 1_048_576.0
+                tracker.resident_bytes() as f64 / 1_048_576.0
             );
         }
     }
@@ -433,15 +431,15 @@ fn shards(options: &RivalsOptions) -> Result<(), String> {
         TrackerKind::Tsubame { shards: 2, steering: true },
         TrackerKind::Tsubame { shards: 2, steering: false },
     ];
-    let contenders = start_all(&kinds, &place)?;
+    let trackers = start_all(&kinds, &place)?;
     let load = Load::new(options);
     for (name, mix) in MIXES {
-        let steps = rounds(options.pairs, &contenders, |contender| {
+        let steps = rounds(options.pairs, &trackers, |tracker| {
             // The same rate per shard gives batches of the same size, which determine most of the time.
-            let one = contender.kind == TrackerKind::OURS;
+            let one = tracker.kind == TrackerKind::OURS;
             let rate = if one { options.rate / 2 } else { options.rate };
             let (mix, rate) = (format!("--mix={mix}"), format!("--rate={rate}"));
-            let step = load.run(contender, place.ip, &[&mix, &rate, "--check=0"])?;
+            let step = load.run(tracker, place.ip, &[&mix, &rate, "--check=0"])?;
             // The busy time of one core is meaningless with two shards.
             Ok(if one {
                 step
@@ -453,7 +451,7 @@ fn shards(options: &RivalsOptions) -> Result<(), String> {
             })
         })?;
         let title = format!("{} requests per second per shard, {name}", options.rate / 2);
-        table(&title, &contenders, &steps, "process us/answer, one shard / this", |step| {
+        table(&title, &trackers, &steps, "process us/answer, one shard / this", |step| {
             step.process_us_per_answer().unwrap_or(f64::NAN)
         });
     }

@@ -1,7 +1,8 @@
 //! Sequences of datagrams to a tracker: nothing panics, and replies to unproven sources are not amplified.
 //!
-//! Input: for each datagram two bytes of length, a byte that selects the source, and the bytes. Bit 2 of the source
-//! byte has the valid connection id written into the datagram, so that the fuzzer reaches the code behind its check.
+//! Input: for each datagram two bytes of length, a byte that selects the source, and the bytes. If bit 2 of the source
+//! byte is set, the valid connection id is written into the datagram, so that the fuzzer reaches the code behind its
+//! check. Bits 5 to 7 advance the clock.
 
 #![no_main]
 

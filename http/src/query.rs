@@ -56,7 +56,8 @@ pub enum QueryError {
 }
 
 impl AnnounceQuery {
-    /// Parses the query of an announce; of a repeated key the first value counts.
+    /// Parses the query of an announce; of a repeated key the first value counts, but a second `info_hash`
+    /// is an error.
     pub fn parse(query: &str) -> Result<Self, QueryError> {
         let (mut info_hash, mut peer_id, mut port) = (None, None, None);
         let (mut uploaded, mut downloaded, mut left) = (None, None, None);
@@ -195,7 +196,7 @@ mod tests {
 
     const V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(9, 9, 9, 9));
 
-    const LEAST: &str = "info_hash=aaaaaaaaaaaaaaaaaaaa&peer_id=-TS0001-bbbbbbbbbbbb&port=6881";
+    const VALID: &str = "info_hash=aaaaaaaaaaaaaaaaaaaa&peer_id=-TS0001-bbbbbbbbbbbb&port=6881";
 
     #[test]
     fn an_announce_of_a_real_client_is_parsed() {
@@ -216,13 +217,13 @@ mod tests {
 
     #[test]
     fn missing_and_invalid_parameters_have_defaults() {
-        let announce = AnnounceQuery::parse(LEAST).unwrap();
+        let announce = AnnounceQuery::parse(VALID).unwrap();
         assert_eq!(
             (announce.left, announce.event, announce.numwant),
             (LEFT_UNKNOWN, AnnounceEvent::None, None)
         );
         assert!(announce.compact);
-        let with = |more: &str| AnnounceQuery::parse(&format!("{LEAST}&{more}")).unwrap();
+        let with = |more: &str| AnnounceQuery::parse(&format!("{VALID}&{more}")).unwrap();
         assert_eq!(with("left=-1").left, LEFT_UNKNOWN);
         assert_eq!(with("numwant=-1").numwant, None);
         assert_eq!(with("numwant=99999999999999999999").numwant, Some(u32::MAX));
@@ -258,10 +259,10 @@ mod tests {
             assert_eq!(AnnounceQuery::parse(query), Err(error), "{query}");
         }
         for port in ["", "-1", "65536", "http"] {
-            let query = LEAST.replace("6881", port);
+            let query = VALID.replace("6881", port);
             assert_eq!(AnnounceQuery::parse(&query), Err(QueryError::Port), "{port}");
         }
-        let twice = format!("{LEAST}&info_hash=aaaaaaaaaaaaaaaaaaaa");
+        let twice = format!("{VALID}&info_hash=aaaaaaaaaaaaaaaaaaaa");
         assert_eq!(AnnounceQuery::parse(&twice), Err(QueryError::SecondInfoHash));
     }
 

@@ -30,7 +30,7 @@ pub struct AnnounceResponse<'a> {
 }
 
 impl AnnounceResponse<'_> {
-    /// Creates the response of an empty swarm, whose two intervals are the same.
+    /// Creates the response for an empty swarm; both of its intervals are `interval`.
     pub fn empty(external_ip: IpAddr, interval: u32, compact: bool) -> Self {
         Self {
             counts: SwarmCounts::default(),
@@ -200,6 +200,8 @@ pub enum ContentType {
     Plain,
     /// An HTML page.
     Html,
+    /// An XML document.
+    Xml,
 }
 
 /// Framing of a body.
@@ -234,6 +236,7 @@ impl ResponseHead {
         let content = match self.content {
             ContentType::Plain => "text/plain",
             ContentType::Html => "text/html; charset=utf-8",
+            ContentType::Xml => "text/xml; charset=utf-8",
         };
         let parts = ["HTTP/1.1 ", self.status.line(), "\r\nContent-Type: ", content];
         parts.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));

@@ -27,6 +27,8 @@ pub struct HttpConfig {
     pub limits: HttpLimitsConfig,
     /// Networks that may request the scrape of all torrents.
     pub full_scrape_networks: Vec<IpNet>,
+    /// Networks that may get the statistics at `/stats`.
+    pub stats_networks: Vec<IpNet>,
     /// Minimum time between two full scrapes of one address.
     pub full_scrape_interval: Duration,
 }
@@ -75,6 +77,7 @@ impl HttpConfig {
             ];
             values::choice(value, &all)
         });
+        let stats_networks = section.value("stats_networks", Vec::new(), values::networks);
         let limits = HttpLimitsConfig::read(section.section("limits"));
         let mut full_scrape = section.section("full_scrape");
         let full_scrape_networks = full_scrape.value("networks", Vec::new(), values::networks);
@@ -99,6 +102,7 @@ impl HttpConfig {
             limits,
             full_scrape_networks,
             full_scrape_interval,
+            stats_networks,
         }
     }
 

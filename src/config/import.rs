@@ -1,14 +1,14 @@
 //! Converts configs of other trackers.
 //!
 //! The result keeps the meaning of the original; a comment on each line names the key that it was made from. Invalid
-//! values and keys without counterpart are reported. An access rule that cannot be converted is replaced by a hook that
-//! keeps the tracker from starting, so that it is never silently lost.
+//! values and keys no exact counterpart are reported. An access rule that cannot be converted is replaced by a hook
+//! that keeps the tracker from starting, so that it is never silently lost.
 
 mod chihaya;
 mod draft;
 mod opentracker;
 
-pub use draft::Imported;
+pub use draft::ImportedConfig;
 
 use super::read::check_bounds;
 use thiserror::Error;
@@ -21,13 +21,13 @@ pub enum ImportError {
         "is neither a Chihaya config (YAML below chihaya:) nor an opentracker one (lines such as listen.udp ADDRESS)"
     )]
     Unknown,
-    /// The file is a Chihaya config with syntax errors.
+    /// The file has YAML syntax errors, or is too long or too deeply nested.
     #[error("is not YAML: {0}")]
     InvalidYaml(String),
 }
 
 /// Converts the text of a Chihaya or opentracker config; the result refers to the file as `name`.
-pub fn import(name: &str, text: &str) -> Result<Imported, ImportError> {
+pub fn import(name: &str, text: &str) -> Result<ImportedConfig, ImportError> {
     check_bounds(text).map_err(|(_, message)| ImportError::InvalidYaml(message))?;
     let draft = match serde_yaml::from_str::<serde_yaml::Value>(text) {
         Ok(value) if value.get("chihaya").is_some() => chihaya::read(text, &value["chihaya"]),
@@ -48,7 +48,7 @@ mod tests {
     use crate::policy::HookConfig;
     use std::time::Duration;
 
-    fn convert(text: &str) -> (Config, Imported) {
+    fn convert(text: &str) -> (Config, ImportedConfig) {
         let imported = import("the file", text).unwrap();
         let config = Config::parse("made", &imported.config);
         (config.unwrap_or_else(|error| panic!("{error}\n{}", imported.config)), imported)
@@ -92,7 +92,7 @@ mod tests {
         ] {
             assert!(notes.contains(&format!("{named}:")), "no {named} in\n{notes}");
         }
-        assert!(imported.config.contains("# without counterpart: line 30: udp.private_key"));
+        assert!(imported.config.contains("# no exact counterpart: line 30: udp.private_key"));
     }
 
     #[test]
@@ -127,7 +127,7 @@ mod tests {
     fn minimal_configs_are_converted_and_unknown_formats_refused() {
         let (config, _) = convert("chihaya: {udp: {addr: ':1234'}, announce_interval: 1h}");
         assert_eq!(config.udp.listen, addresses(":1234").unwrap());
-        assert!(config.http.listen.is_empty(), "the other config does not serve HTTP");
+        assert!(config.http.listen.is_empty(), "the original config does not serve HTTP");
         assert_eq!(config.announce.peer_lifetime, Duration::from_secs(5_400));
         let (config, _) = convert("access.blacklist /x \"y\"\n");
         assert_eq!((config.udp.listen.len(), config.http.listen.len()), (1, 1));

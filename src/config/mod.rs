@@ -13,7 +13,7 @@ mod values;
 
 pub use hooks::PLACEHOLDER_HOOK;
 pub use http::{HttpConfig, HttpLimitsConfig, TlsConfig};
-pub use import::{ImportError, Imported, import};
+pub use import::{ImportError, ImportedConfig, import};
 pub use read::Mistake;
 pub use root::{Config, ConfigError, DEFAULT_YAML};
 pub use sections::{

@@ -220,7 +220,7 @@ impl Section<'_> {
     }
 }
 
-/// Maximum size in bytes and maximum nesting depth of a config: the YAML library is very slow on deeply nested ones.
+/// Maximum size of a config in bytes.
 const SOURCE_LEN_MAX: usize = 16 << 20;
 const NESTING_MAX: usize = 64;
 
@@ -254,7 +254,7 @@ pub(super) fn check_bounds(source: &str) -> Result<(), (Option<usize>, String)> 
     Ok(())
 }
 
-/// Returns the last line up to the line of an error that is indented with a tab.
+/// Returns the number of the last line that is indented with a tab, at or before the line of an error.
 fn tab_before(source: &str, line: Option<usize>) -> Option<usize> {
     let lines = source.lines().zip(1..).take_while(|(_, number)| *number <= line.unwrap_or(0));
     let is_tab = |text: &str| text[..text.len() - text.trim_start().len()].contains('\t');

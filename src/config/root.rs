@@ -122,7 +122,7 @@ impl Config {
             false => "announce.interval",
         };
         Err(format!(
-            "{} is less than 1.5 times {name} ({}), so peers would expire between two announces; set it to at least {}",
+            "{} is less than 1.5 times {name} ({}), so peers that announce late would expire; set it to at least {}",
             humantime::format_duration(*peer_lifetime),
             humantime::format_duration(longest),
             humantime::format_duration(longest * 3 / 2)

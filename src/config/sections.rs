@@ -100,6 +100,8 @@ pub struct ControlConfig {
     pub listen: Option<SocketAddr>,
     /// Path of the unix socket to listen on; `None` disables it.
     pub socket: Option<PathBuf>,
+    /// File with the token that requests from other hosts must have; `None` refuses such requests.
+    pub token_file: Option<PathBuf>,
     /// Host names that are accepted in requests, in addition to IP addresses and `localhost`.
     pub hosts: Vec<String>,
 }
@@ -124,6 +126,21 @@ pub enum LogLevel {
     Info,
     /// Information for developers.
     Debug,
+}
+
+impl LogLevel {
+    /// All levels, the most severe first.
+    pub const ALL: [Self; 4] = [Self::Error, Self::Warn, Self::Info, Self::Debug];
+
+    /// Returns the name in the config.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+        }
+    }
 }
 
 /// Format of log lines.
@@ -239,6 +256,7 @@ impl ControlConfig {
         Self {
             listen: section.value("listen", default, values::optional_address),
             socket: section.value("socket", None, path),
+            token_file: section.value("token_file", None, path),
             hosts: section.value("hosts", Vec::new(), |value| {
                 values::texts(value, |text| Ok(text.to_ascii_lowercase()))
             }),
@@ -248,12 +266,7 @@ impl ControlConfig {
 
 impl LogConfig {
     pub(super) fn read(mut section: Section<'_>) -> Self {
-        let levels = [
-            ("error", LogLevel::Error),
-            ("warn", LogLevel::Warn),
-            ("info", LogLevel::Info),
-            ("debug", LogLevel::Debug),
-        ];
+        let levels = LogLevel::ALL.map(|level| (level.name(), level));
         let formats =
             [("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
         let level = section.value("level", LogLevel::Info, |value| values::choice(value, &levels));

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tsubame_udp::connection_id::ConnectionIdKey;
 
-/// Maximum of intervals and lifetimes: a tick of the swarm table is stored in one byte.
+/// Maximum of most intervals and lifetimes: one day.
 pub(super) const DAY: Duration = Duration::from_secs(86_400);
 
 /// Result of reading a value; the error says what is wrong and how to correct it.

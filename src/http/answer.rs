@@ -31,7 +31,7 @@ const TOKEN_TIMEOUT: Duration = Duration::from_secs(1);
 const NOT_STORED: &str =
     "the tracker is low on memory and did not store this peer; announce again later";
 
-/// Failure reason if another shard or the token queue is overloaded.
+/// Failure reason if another shard is overloaded, or if a scrape is refused with [`RefusalReply::Empty`].
 const BUSY: &str = "the tracker is busy; try again";
 
 /// The parts of a reply that do not depend on its body.
@@ -87,7 +87,10 @@ pub(super) async fn answer(
             scrape(service, source, Parameters { key, query: head.query }, &mut body).await
         }
         (_, Some(Route::Page)) => page(service, head.host, &mut body),
-        (_, None) => HttpReply {
+        (_, Some(Route::Stats)) if settings.permits_stats(source) => {
+            stats(service, head.query, &mut body)
+        }
+        (_, None | Some(Route::Stats)) => HttpReply {
             status: StatusCode::NotFound,
             ..text_reply(&mut body, "not found; see / for the announce URLs", Outcome::NotFound)
         },
@@ -202,7 +205,7 @@ async fn announce(
         Err(refusal) => return refused_announce(body, refusal, external_ip, compact),
     };
     let Intervals { interval_secs, min_interval_secs: min_interval } = announce.intervals;
-    let reply = service.node().announce(&announce, service.list());
+    let reply = service.node().announce(&announce, service.peer_list());
     let list = match wait_for(service, reply).await {
         Ok(list) => list,
         Err(outcome) => return failure(body, BUSY, RetryIn::Minutes(1), outcome),
@@ -215,7 +218,9 @@ async fn announce(
     )
     .then_some(NOT_STORED);
     AnnounceResponse { counts, min_interval, v4, v6, warning, ..empty }.write(body);
-    service.recycle_list(list);
+    let peers = v4.len() / Family::V4.compact_len() + v6.len() / Family::V6.compact_len();
+    service.node().count_announce(announce.event, query.peer_id.as_ref(), peers);
+    service.recycle_peer_list(list);
     HttpReply::plain(outcome)
 }
 
@@ -238,7 +243,7 @@ async fn admitted_by_policy<T>(
         if paused == Some(at) {
             return Err(stop.refusal());
         }
-        let permit = service.node().wait_for_token_check(source);
+        let permit = service.node().queue_for_token_check(source);
         let Some(permit) = permit else { return Err(stop.refusal()) };
         if !matches!(tokio::time::timeout(TOKEN_TIMEOUT, permit).await, Ok(Ok(()))) {
             return Err(stop.refusal());
@@ -340,6 +345,22 @@ async fn wait_for<T>(service: &HttpService, reply: NodeReply<T>) -> Result<T, Ou
                     Err(Outcome::ShedLate)
                 }
             }
+        }
+    }
+}
+
+/// Writes the page with the announce URLs.
+/// Writes a page of statistics.
+fn stats(service: &HttpService, query: &str, body: &mut Vec<u8>) -> HttpReply {
+    match (service.stats_pages.0)(query) {
+        Ok((is_xml, text)) => {
+            body.extend_from_slice(text.as_bytes());
+            let content = if is_xml { ContentType::Xml } else { ContentType::Plain };
+            HttpReply { status: StatusCode::Ok, content, outcome: Outcome::PageShown }
+        }
+        Err(text) => {
+            body.extend_from_slice(text.as_bytes());
+            HttpReply { status: StatusCode::NotFound, ..HttpReply::plain(Outcome::NotFound) }
         }
     }
 }

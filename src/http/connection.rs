@@ -81,7 +81,7 @@ impl Connection {
             let early = std::mem::take(&mut self.input);
             self.decrypt(early).await?;
         }
-        let ended = self.requests(peer).await;
+        let ended = self.answer_requests(peer).await;
         if let Err(ConnectionEnd::Done | ConnectionEnd::Unread) = ended {
             if let Some(session) = &mut self.session {
                 let mut last = Vec::new();
@@ -102,7 +102,7 @@ impl Connection {
     }
 
     /// Answers requests until the connection ends.
-    async fn requests(&mut self, peer: IpAddr) -> Result<(), ConnectionEnd> {
+    async fn answer_requests(&mut self, peer: IpAddr) -> Result<(), ConnectionEnd> {
         let mut requests = 0;
         let mut output = Vec::new();
         loop {
@@ -178,7 +178,7 @@ impl Connection {
             if let AfterAnswer::List(coding, permit) = rest {
                 let begun = std::mem::take(output);
                 match self.send_list(source, (coding, permit), begun, chunked).await {
-                    // Closed without an end marker, so that no client takes the part for the whole list.
+                    // Closed without an end marker, so that no client takes an incomplete list for a complete one.
                     Err(end) => break Err(end),
                     Ok(()) if !chunked => break Err(ConnectionEnd::Done),
                     Ok(()) => {}
@@ -188,7 +188,8 @@ impl Connection {
                 let more = has_body || *requests >= requests_max;
                 break Err(if more { ConnectionEnd::Unread } else { ConnectionEnd::Done });
             }
-            // Written before the next request is parsed: a client that reads no replies cannot have more of them made.
+            // Written before the next request is parsed: a client that reads no replies cannot make the tracker write
+            // more of them.
             if !output.is_empty() {
                 let filled = std::mem::replace(output, service.buffer());
                 *output = match self.write(filled).await {
@@ -216,8 +217,12 @@ impl Connection {
         let service = self.guard.service.clone();
         let listed = async {
             let listing = TorrentListing::new(permit, coding, service.helpers.clone());
-            self.list(listing.map_err(|ListingInterrupted| ConnectionEnd::Closed)?, head, chunked)
-                .await
+            self.send_parts(
+                listing.map_err(|ListingInterrupted| ConnectionEnd::Closed)?,
+                head,
+                chunked,
+            )
+            .await
         };
         let listed = tokio::time::timeout(LIST_TIMEOUT, listed).await;
         let listed = listed.unwrap_or(Err(ConnectionEnd::Closed));
@@ -230,7 +235,7 @@ impl Connection {
     }
 
     /// Sends a response head and the list of all torrents, part by part.
-    async fn list(
+    async fn send_parts(
         &mut self,
         mut listing: TorrentListing,
         head: Vec<u8>,
@@ -291,12 +296,15 @@ impl Connection {
             })?),
             false => None,
         };
-        let taken = session.process_input(&ciphertext, &mut self.input, &mut output).await;
+        let processed = session.process_input(&ciphertext, &mut self.input, &mut output).await;
+        if handshake.is_some() && !session.is_handshaking() {
+            session.count_version(self.guard.service.node().http_stats());
+        }
         drop(handshake);
         if !output.is_empty() {
             self.write_plain(output).await?;
         }
-        taken.map_err(|TlsStreamError| {
+        processed.map_err(|TlsStreamError| {
             self.guard.service.node().http_stats().tls_failed += 1;
             ConnectionEnd::Closed
         })
@@ -305,7 +313,7 @@ impl Connection {
     /// Receives bytes and appends them to a buffer. An error or the end of the stream ends the connection.
     async fn receive(&self, mut input: Vec<u8>) -> Result<Vec<u8>, ConnectionEnd> {
         let len = input.len();
-        // The timeout for the first request is shorter than the idle timeout between requests.
+        // Before the first request, the request timeout applies and not the idle timeout.
         let is_idle = len == 0 && self.input.is_empty() && self.has_answered;
         self.guard.set_state(if is_idle {
             ConnectionState::Idle
@@ -320,7 +328,10 @@ impl Connection {
         }
         let (result, input) = self.stream.read(input.slice(len..)).await;
         match result {
-            Ok(1..) => Ok(input.into_inner()),
+            Ok(received @ 1..) => {
+                self.guard.service.node().http_stats().received_bytes += received as u64;
+                Ok(input.into_inner())
+            }
             Ok(0) | Err(_) => Err(ConnectionEnd::Closed),
         }
     }
@@ -339,6 +350,7 @@ impl Connection {
     /// Writes bytes without encrypting them; returns the buffer, emptied.
     async fn write_plain(&self, output: Vec<u8>) -> Result<Vec<u8>, ConnectionEnd> {
         self.guard.set_state(ConnectionState::Writing);
+        self.guard.service.node().http_stats().sent_bytes += output.len() as u64;
         let (result, mut output) = self.stream.write_all(output).await;
         output.clear();
         result.map(|()| output).map_err(|_| ConnectionEnd::Closed)

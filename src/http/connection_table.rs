@@ -197,13 +197,13 @@ mod tests {
                     }
                     3 => {
                         let rank = |state: ConnectionState| state.queue();
-                        let spared = model
+                        let expected = model
                             .iter()
                             .filter(|(_, state, _)| rank(*state).is_some())
                             .min_by_key(|(_, state, since)| (rank(*state), *since))
                             .copied();
                         let found = connections.evict(time).is_some();
-                        assert_eq!(found, spared.is_some(), "seed {seed}");
+                        assert_eq!(found, expected.is_some(), "seed {seed}");
                         resolve(&mut model, &connections, now);
                     }
                     _ if !model.is_empty() => {

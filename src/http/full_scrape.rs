@@ -109,7 +109,7 @@ pub(super) struct TorrentListing {
     after: Option<InfoHash>,
     /// Whether the first part was made.
     has_begun: bool,
-    /// Permit of the list; `None` after the last part was made.
+    /// Permit of the list; `None` after the last part was made or a part has failed.
     permit: Option<FullScrapePermit>,
 }
 

@@ -20,7 +20,7 @@ pub mod settings;
 mod tls;
 
 pub use full_scrape_limit::FullScrapes;
-pub use service::{HttpResources, HttpService};
+pub use service::{HttpResources, HttpService, StatsPageOf, StatsPages};
 pub use tls::{Certificate, Tls, TlsError};
 
 use crate::shard::node::Node;

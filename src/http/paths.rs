@@ -85,6 +85,8 @@ pub(super) enum Route<'p> {
     Scrape { key: Option<&'p str> },
     /// The page with the announce URLs.
     Page,
+    /// Statistics in the formats of opentracker.
+    Stats,
 }
 
 /// All paths of announces and scrapes.
@@ -105,7 +107,11 @@ impl Paths {
         } else if let Some(key) = key(&self.scrape) {
             Some(Route::Scrape { key })
         } else {
-            (path == "/").then_some(Route::Page)
+            match path {
+                "/" => Some(Route::Page),
+                "/stats" => Some(Route::Stats),
+                _ => None,
+            }
         }
     }
 }

@@ -33,6 +33,21 @@ const SPARE_MAX: usize = 64;
 /// Bytes of a buffer for replies; larger ones are not kept.
 pub(super) const OUTPUT_LEN: usize = 16 << 10;
 
+/// Returns the page of statistics for a query: whether it is XML, and its text; or an error text.
+pub type StatsPageOf = dyn Fn(&str) -> Result<(bool, String), String> + Send + Sync;
+
+/// Makes the pages of statistics.
+///
+/// The function is called on the threads of shards, so it must neither block nor take long.
+#[derive(Clone)]
+pub struct StatsPages(pub Arc<StatsPageOf>);
+
+impl std::fmt::Debug for StatsPages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("StatsPages(..)")
+    }
+}
+
 /// What a shard serves HTTP with.
 #[derive(Debug)]
 pub struct HttpResources {
@@ -48,6 +63,8 @@ pub struct HttpResources {
     pub full_scrapes: Arc<FullScrapes>,
     /// Runtime whose helper threads do what would block a shard.
     pub helpers: Handle,
+    /// The statistics at `/stats`.
+    pub stats_pages: StatsPages,
 }
 
 /// What all HTTP connections of a shard share.
@@ -57,12 +74,13 @@ pub struct HttpService {
     pub(super) tls: Option<Tls>,
     pub(super) full_scrapes: Arc<FullScrapes>,
     pub(super) helpers: Handle,
+    pub(super) stats_pages: StatsPages,
     connections: RefCell<ConnectionTable<Rc<TcpStream>>>,
     /// Number of connections by source, without those of trusted proxies.
     sources: RefCell<HashMap<IpAddr, usize>>,
     buffers: RefCell<Vec<Vec<u8>>>,
     #[expect(clippy::vec_box, reason = "they are sent to other shards and returned as they are")]
-    lists: RefCell<Vec<Box<PeerList>>>,
+    peer_lists: RefCell<Vec<Box<PeerList>>>,
     handshakes: Cell<usize>,
     /// Time for timeouts, updated once per second because reading the clock at each change of state would cost more.
     second: Cell<Seconds>,
@@ -77,7 +95,7 @@ impl HttpService {
         resources: HttpResources,
         listeners: Vec<TcpListener>,
     ) -> Self {
-        let HttpResources { settings, tls, full_scrapes, helpers, .. } = resources;
+        let HttpResources { settings, tls, full_scrapes, helpers, stats_pages, .. } = resources;
         let second = Cell::new(node.borrow().now());
         Self {
             node,
@@ -86,9 +104,10 @@ impl HttpService {
             tls,
             full_scrapes,
             helpers,
+            stats_pages,
             sources: RefCell::default(),
             buffers: RefCell::default(),
-            lists: RefCell::default(),
+            peer_lists: RefCell::default(),
             handshakes: Cell::new(0),
             second,
             listeners,
@@ -138,7 +157,7 @@ impl HttpService {
             return None;
         }
         if open >= settings.connections_max && !self.evict_one() {
-            // All connections are being answered, so the new one is refused.
+            // All connections are being answered or ended, so the new one is refused.
             self.node().http_stats().evicted += 1;
             return None;
         }
@@ -148,7 +167,8 @@ impl HttpService {
         if let Some(source) = source {
             *self.sources.borrow_mut().entry(source).or_default() += 1;
         }
-        Some(ConnectionGuard { service: self.clone(), number, source })
+        let (service, accepted_at) = (self.clone(), self.second.get());
+        Some(ConnectionGuard { service, number, accepted_at, source })
     }
 
     fn connections_of(&self, source: IpAddr) -> usize {
@@ -177,7 +197,7 @@ impl HttpService {
     }
 
     /// Returns whether there are connections.
-    pub fn is_active(&self) -> bool {
+    pub fn has_connections(&self) -> bool {
         self.connections.borrow().len() > 0
     }
 
@@ -204,10 +224,10 @@ impl HttpService {
         let Some(stopped_at) = self.stopped_at.get() else { return false };
         let elapsed = self.node().elapsed().saturating_sub(stopped_at);
         let least = if self.listeners.is_empty() { Duration::ZERO } else { MESH_TIME_AFTER_STOP };
-        elapsed >= STOP_TIMEOUT || !self.is_active() && elapsed >= least
+        elapsed >= STOP_TIMEOUT || !self.has_connections() && elapsed >= least
     }
 
-    /// Returns the address of the client that sent a request, if it is answered at all.
+    /// Returns the address of the client that sent a request; `None` if policy permits no requests from this address.
     pub(super) fn source(&self, peer: IpAddr, head: &RequestHead<'_>) -> Option<IpAddr> {
         let settings = self.settings();
         let source = head.client(peer, settings.client_address_header, |it| settings.trusts(it));
@@ -229,13 +249,13 @@ impl HttpService {
     }
 
     /// Returns a peer list to be filled.
-    pub(super) fn list(&self) -> Box<PeerList> {
-        self.lists.borrow_mut().pop().unwrap_or_default()
+    pub(super) fn peer_list(&self) -> Box<PeerList> {
+        self.peer_lists.borrow_mut().pop().unwrap_or_default()
     }
 
     /// Keeps a peer list for later requests.
-    pub(super) fn recycle_list(&self, list: Box<PeerList>) {
-        let mut lists = self.lists.borrow_mut();
+    pub(super) fn recycle_peer_list(&self, list: Box<PeerList>) {
+        let mut lists = self.peer_lists.borrow_mut();
         if lists.len() < SPARE_MAX {
             lists.push(list);
         }
@@ -248,7 +268,7 @@ fn end(stream: &TcpStream) {
     let _ = stream.shutdown(Shutdown::Both);
 }
 
-/// A TLS handshake that helper threads work on.
+/// Permit for one TLS handshake on helper threads; given back when it is dropped.
 pub(super) struct HandshakePermit(Rc<HttpService>);
 
 impl HandshakePermit {
@@ -272,6 +292,7 @@ impl Drop for HandshakePermit {
 pub(super) struct ConnectionGuard {
     pub(super) service: Rc<HttpService>,
     number: usize,
+    accepted_at: Seconds,
     /// Source that the connection is counted for, unless it is that of a trusted proxy.
     source: Option<IpAddr>,
 }
@@ -295,6 +316,8 @@ impl Drop for ConnectionGuard {
                 }
             }
         }
+        let age_secs = self.service.second.get().0.saturating_sub(self.accepted_at.0);
+        self.service.node().http_stats().count_closed(age_secs);
         self.service.publish_open();
     }
 }

@@ -32,6 +32,8 @@ pub struct HttpSettings {
     pub full_scrape_networks: Vec<IpNet>,
     /// Seconds until an address may get the list of all torrents again.
     pub full_scrape_interval_secs: u64,
+    /// Networks that may get the statistics at `/stats`.
+    pub stats_networks: Vec<IpNet>,
     /// Announce URLs without their host, as `("udp", ":6969/announce")`.
     pub urls: Vec<(&'static str, String)>,
 }
@@ -44,6 +46,11 @@ impl HttpSettings {
             reading: self.request_timeout_secs,
             writing: WRITE_TIMEOUT_SECS,
         }
+    }
+
+    /// Returns whether an address may get the statistics.
+    pub(super) fn permits_stats(&self, address: IpAddr) -> bool {
+        self.stats_networks.iter().any(|network| network.contains(&address.to_canonical()))
     }
 
     /// Returns whether an address is that of a trusted proxy.

@@ -5,17 +5,19 @@
 //! session is moved to a helper thread and back.
 
 use crate::lines;
+use crate::stats::http_stats::HttpStats;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{ServerConfig, ServerConnection};
+use rustls::{ProtocolVersion, ServerConfig, ServerConnection};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use thiserror::Error;
 use tokio::runtime::Handle;
+use x509_cert::der::Decode;
 
 /// Reason for which TLS cannot be served.
 #[derive(Debug, Error)]
@@ -61,6 +63,16 @@ impl Certificate {
         let fresh = Arc::new(read(certificate, key)?);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         Ok(())
+    }
+}
+
+impl Certificate {
+    /// Returns the time at which the certificate expires, in seconds since 1970; `None` if it cannot be parsed.
+    pub fn expiry_unix_secs(&self) -> Option<u64> {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let certificate = x509_cert::Certificate::from_der(current.cert.first()?).ok()?;
+        let not_after = certificate.tbs_certificate.validity.not_after;
+        Some(not_after.to_unix_duration().as_secs())
     }
 }
 
@@ -175,6 +187,16 @@ impl TlsSession {
     /// Returns whether the next bytes belong to the handshake, which helper threads process.
     pub(super) fn is_handshaking(&self) -> bool {
         self.connection.as_ref().is_none_or(|connection| connection.is_handshaking())
+    }
+
+    /// Counts the protocol version of a completed handshake.
+    pub(super) fn count_version(&self, http_stats: &mut HttpStats) {
+        let version = self.connection.as_ref().and_then(|connection| connection.protocol_version());
+        match version {
+            Some(ProtocolVersion::TLSv1_2) => http_stats.tls_1_2 += 1,
+            Some(_) => http_stats.tls_1_3 += 1,
+            None => {}
+        }
     }
 
     /// Encrypts a reply and appends it to `output`.

@@ -61,6 +61,9 @@ pub struct LoadedList {
     pub warnings: Vec<String>,
 }
 
+/// A torrent, and whether it is to be on the list.
+pub type ListChange = (InfoHash, bool);
+
 impl AccessList {
     /// Reads a list. If the file of overrides has lines that are not needed, it is rewritten without them, unless
     /// `check` is set.
@@ -103,12 +106,20 @@ impl AccessList {
         Self { base: Arc::new(HashList::new(hashes, seed)), overrides: Arc::default() }
     }
 
-    /// Returns the list with one torrent added or removed; `seed` determines the hash keys if the list is rebuilt.
-    pub fn with(&self, hash: InfoHash, on: bool, seed: u64) -> Self {
+    /// Returns the list with some torrents added or removed; `seed` determines the hash keys if the list is rebuilt.
+    pub fn with(&self, changes: &[ListChange], seed: u64) -> Self {
         let mut overrides = HashMap::clone(&self.overrides);
-        overrides.insert(hash, on);
+        overrides.extend(changes.iter().copied());
         let list = Self { base: self.base.clone(), overrides: Arc::new(overrides) };
         if list.overrides.len() > OVERRIDES_MAX { list.compacted(seed) } else { list }
+    }
+
+    /// Returns all torrents of the list, in unspecified order.
+    pub fn iter(&self) -> impl Iterator<Item = &InfoHash> {
+        let is_kept = |hash: &&InfoHash| self.overrides.get(*hash).copied().unwrap_or(true);
+        let is_added = |hash: &InfoHash, on: bool| on && !self.base.contains(hash);
+        let added = self.overrides.iter().filter(move |(hash, on)| is_added(hash, **on));
+        self.base.iter().filter(is_kept).chain(added.map(|(hash, _)| hash))
     }
 
     /// Returns the identity of the list, by its pointers. It is equal for all clones of a list, and differs between
@@ -227,14 +238,17 @@ mod tests {
         assert!([1, 2, 0xab, 9].iter().all(|byte| list.contains(&hash(*byte))));
         assert!(!list.contains(&hash(3)));
         for (byte, on) in [(3, true), (2, false), (4, true), (4, false)] {
-            append(&overrides, &hash(byte), on).unwrap();
+            append(&overrides, &[(hash(byte), on)]).unwrap();
         }
         let LoadedList { list, warnings } = load(&sources).unwrap();
         assert_eq!((list.len(), warnings.len()), (5, 1), "one added and one removed: {warnings:?}");
         assert_eq!([1, 2, 3, 4].map(|byte| list.contains(&hash(byte))), [true, false, true, false]);
-        for list in [list.with(hash(1), false, 5).with(hash(4), true, 5), list.compacted(5)] {
+        for list in
+            [list.with(&[(hash(1), false)], 5).with(&[(hash(4), true)], 5), list.compacted(5)]
+        {
             assert!(list.contains(&hash(3)) && !list.contains(&hash(2)));
-            let fewer = list.with(hash(0xab), false, 5);
+            assert_eq!(list.iter().count(), list.len());
+            let fewer = list.with(&[(hash(0xab), false)], 5);
             assert_eq!((fewer.len(), fewer.compacted(6).len()), (4, 4));
         }
         fs::write(torrents.join("b.torrent"), b"d4:spami1ee").unwrap();

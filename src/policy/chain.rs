@@ -65,7 +65,7 @@ impl Policy {
         self.networks.is_empty() || self.networks.iter().all(|networks| networks.permits(source))
     }
 
-    /// Returns the subnets whose peers are selected first.
+    /// Returns the prefix lengths by which peers of the requester's subnets are selected first.
     pub fn subnets(&self) -> SubnetPreference {
         self.subnets
     }

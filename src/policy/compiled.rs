@@ -1,6 +1,6 @@
-//! The compiled policy: hooks with their lists, made by a helper thread and shared by all shards.
+//! The compiled policy: hooks with their lists, made at start or by a helper thread, and shared by all shards.
 
-use super::access_list::{AccessList, LoadedList};
+use super::access_list::{AccessList, ListChange, LoadedList};
 use super::chain::Policy;
 use super::clients::ClientFilter;
 use super::custom::CustomHook;
@@ -18,7 +18,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
-use tsubame_storage::{InfoHash, SubnetPreference};
+use tsubame_storage::SubnetPreference;
 
 /// Mistakes in the files of hooks, because of which the policy cannot be used.
 #[derive(Debug, Error)]
@@ -65,6 +65,17 @@ enum CompiledHook {
     IntervalVariation(IntervalVariation),
     IntervalLoad(LoadBasedInterval),
     Custom(Arc<dyn CustomHook>),
+}
+
+/// Number of entries of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListSize {
+    /// Name of the hook.
+    pub hook: &'static str,
+    /// What the entries are, in the plural.
+    pub entries: &'static str,
+    /// Number of entries.
+    pub len: usize,
 }
 
 /// All hooks with their lists, shared by all shards.
@@ -204,21 +215,31 @@ impl CompiledPolicy {
 
     /// Returns a summary of what the hooks have read, such as `1 hook, 5 info hashes listed`.
     pub fn summary(&self, hooks: usize) -> String {
-        let mut parts =
-            vec![counted(hooks, "hook"), format!("{} listed", counted(self.listed(), "info hash"))];
-        for (_, data) in &self.read {
-            parts.extend(match data {
-                HookData::AccessList(_) => None,
-                HookData::Networks(networks) => Some(counted(networks.len(), "network")),
-                HookData::Passkeys(keys) => Some(counted(keys.len(), "passkey")),
-                HookData::Keys(keys) => Some(counted(keys.len(), "token key")),
-            });
-        }
+        let mut parts = vec![
+            counted(hooks, "hook"),
+            format!("{} listed", counted(self.info_hash_count(), "info hash")),
+        ];
+        let others = self.list_sizes().into_iter().filter(|size| size.hook != "access_list");
+        parts.extend(others.map(|size| counted(size.len, size.entries.trim_end_matches('s'))));
         parts.join(", ")
     }
 
+    /// Returns the sizes of the lists of the hooks.
+    pub fn list_sizes(&self) -> Vec<ListSize> {
+        let size = |(hook, data): &(HookConfig, HookData)| {
+            let (entries, len) = match data {
+                HookData::AccessList(list) => ("info hashes", list.len()),
+                HookData::Networks(networks) => ("networks", networks.len()),
+                HookData::Passkeys(keys) => ("passkeys", keys.len()),
+                HookData::Keys(keys) => ("token keys", keys.len()),
+            };
+            ListSize { hook: hook.name(), entries, len }
+        };
+        self.read.iter().map(size).collect()
+    }
+
     /// Returns the number of info hashes on all lists.
-    pub fn listed(&self) -> usize {
+    pub fn info_hash_count(&self) -> usize {
         let of = |hook: &CompiledHook| match hook {
             CompiledHook::AccessList(torrents) => torrents.list.len(),
             _ => 0,
@@ -234,15 +255,24 @@ impl CompiledPolicy {
         })
     }
 
-    /// Adds a torrent to the only list, or removes it; returns false unless there is exactly one list.
-    pub fn change_list(&mut self, hash: InfoHash, on: bool, seed: u64) -> bool {
+    /// Returns the access list, if there is exactly one.
+    pub fn only_access_list(&self) -> Option<&AccessList> {
+        let mut lists = self.hooks.iter().filter_map(|hook| match hook {
+            CompiledHook::AccessList(torrents) => Some(&torrents.list),
+            _ => None,
+        });
+        lists.next().filter(|_| lists.next().is_none())
+    }
+
+    /// Adds torrents to the only list, or removes them; returns false unless there is exactly one list.
+    pub fn change_list(&mut self, changes: &[ListChange], seed: u64) -> bool {
         if self.lists().count() != 1 {
             return false;
         }
-        self.lists().for_each(|torrents| torrents.list = torrents.list.with(hash, on, seed));
+        self.lists().for_each(|torrents| torrents.list = torrents.list.with(changes, seed));
         for (_, data) in &mut self.read {
             if let HookData::AccessList(list) = data {
-                *list = list.with(hash, on, seed);
+                *list = list.with(changes, seed);
             }
         }
         true

@@ -15,9 +15,9 @@ const PER_BUCKET: usize = 4;
 struct HashKeys([u64; 4]);
 
 /// Number of bits of the filter for each hash in the set.
-const FILTER_BITS: usize = 20;
+const FILTER_BITS_PER_HASH: usize = 20;
 /// Number of bits that each hash sets in the filter. Of the hashes that are not in the set, three in a thousand pass.
-const FILTER_SETS: u32 = 4;
+const BITS_SET_PER_HASH: u32 = 4;
 
 impl HashKeys {
     fn hash(self, InfoHash(bytes): &InfoHash) -> u64 {
@@ -44,7 +44,7 @@ fn scale(hash: u64, len: usize) -> usize {
 
 /// Returns the bits that a hash sets in its word of the filter, by its lower bits.
 fn filter_bits(hash: u64) -> u64 {
-    (0..FILTER_SETS).fold(0, |bits, index| bits | 1 << (hash >> (6 * index) & 63))
+    (0..BITS_SET_PER_HASH).fold(0, |bits, index| bits | 1 << (hash >> (6 * index) & 63))
 }
 
 /// An immutable set of info hashes.
@@ -73,7 +73,7 @@ impl HashList {
         hashes.sort_unstable_by_key(|hash| (scale(keys.hash(hash), buckets), *hash));
         hashes.dedup();
         let mut starts = vec![0; buckets + 1];
-        let mut filter = vec![0; (hashes.len() * FILTER_BITS).div_ceil(64).max(1)];
+        let mut filter = vec![0; (hashes.len() * FILTER_BITS_PER_HASH).div_ceil(64).max(1)];
         for hash in &hashes {
             let hash = keys.hash(hash);
             starts[scale(hash, buckets) + 1] += 1;

@@ -57,7 +57,7 @@ impl Hook {
         matches!(self, Self::Passkey(..) | Self::Jwt(_) | Self::Custom(_))
     }
 
-    /// Takes over the state of a hook of the previous policy; returns whether it did.
+    /// Takes over the state of a hook of the previous policy; returns whether the two hooks belong together.
     ///
     /// With `same_options`, the options of both must be equal; without it, they must differ.
     pub(super) fn inherit(&mut self, from: &mut Self, same_options: bool) -> bool {
@@ -73,7 +73,7 @@ impl Hook {
 
     /// Checks an announce; may change the intervals of the reply.
     ///
-    /// Tokens are checked by `Policy::check`, as they may have to wait.
+    /// Tokens are checked by `Policy::check`, as their requests may have to wait for a check.
     pub(super) fn check(
         &mut self,
         context: &AnnounceContext<'_>,
@@ -84,7 +84,7 @@ impl Hook {
         let refused = |outcome, reply| Err(Refusal { outcome, reply });
         match self {
             Self::AccessList(torrents)
-                if !context.is_served && !torrents.permits(context.info_hash) =>
+                if !context.is_known_permitted && !torrents.permits(context.info_hash) =>
             {
                 refused(Outcome::ForbiddenTorrent, torrents.reply)
             }

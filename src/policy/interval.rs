@@ -12,7 +12,7 @@ pub struct IntervalVariation {
 }
 
 impl IntervalVariation {
-    /// Returns the number of seconds to add to a reply.
+    /// Returns the number of seconds to add to the interval of a reply; 0 if it is not changed.
     pub fn draw(&self, rng: &mut fastrand::Rng) -> u32 {
         if rng.f64() < self.probability { rng.u32(1..=self.increase_secs) } else { 0 }
     }

@@ -80,7 +80,7 @@ enum TokenError {
     Token,
     /// Its key is not in the key set.
     Key,
-    /// It has no valid times, or lacks the required expiry time.
+    /// One of its times is negative or not finite, or it lacks the required expiry time.
     Time,
 }
 
@@ -91,8 +91,8 @@ pub struct Jwt {
     cache: TokenCache,
     checks_left: u32,
     quota: CheckQuota,
-    /// Whether the cache was taken over from or by another instance already.
-    inherited: bool,
+    /// Whether this instance was matched with another one already: see [`Self::inherit`].
+    is_matched: bool,
 }
 
 /// Hides keys and tokens from logs.
@@ -171,7 +171,7 @@ impl Jwt {
     /// Creates the checks with a key set; `seed` determines the hash keys of the cache.
     pub fn new(settings: Arc<JwtSettings>, keys: Arc<KeySet>, seed: u64) -> Self {
         let (cache, quota) = (TokenCache::new(seed), CheckQuota::default());
-        Self { settings, keys, cache, checks_left: CHECKS_PER_TURN, quota, inherited: false }
+        Self { settings, keys, cache, checks_left: CHECKS_PER_TURN, quota, is_matched: false }
     }
 
     /// Returns whether scrapes need a token.
@@ -189,13 +189,13 @@ impl Jwt {
     ///
     /// Returns whether the settings of both are equal and neither was matched with another instance before.
     pub fn inherit(&mut self, from: &mut Self) -> bool {
-        if self.inherited || from.inherited || self.settings != from.settings {
+        if self.is_matched || from.is_matched || self.settings != from.settings {
             return false;
         }
-        (self.inherited, from.inherited) = (true, true);
+        (self.is_matched, from.is_matched) = (true, true);
         if self.keys.has_all_of(&from.keys) {
             std::mem::swap(&mut self.cache, &mut from.cache);
-            // A token whose key was missing may have it now.
+            // The key of a token that was refused for an unknown key may be in the key set now.
             self.cache.key_set += u32::from(self.keys != from.keys);
         }
         true

@@ -75,7 +75,8 @@ pub struct Limits {
     settings: LimitSettings,
     /// Whether the counts were taken over from or by another instance already.
     inherited: bool,
-    /// Number of shards. A shard receives only the announces of its torrents: one in this many.
+    /// Number of shards. A shard receives about one announce of a source in this many, so it applies that part of each
+    /// limit.
     shards: u64,
     key: (u64, u64),
     slots: Box<[[SourceSlot; WAYS]]>,
@@ -129,7 +130,7 @@ impl Limits {
         takes
     }
 
-    /// Returns the refusal of a request that exceeds a limit.
+    /// Returns the refusal of a request that exceeds the limit of announces.
     pub(super) fn refusal(&self) -> Refusal {
         let reply = match self.settings.excess {
             ExcessReply::Drop => RefusalReply::Silence("too many requests; announce less often"),

@@ -31,7 +31,7 @@ pub mod torrent;
 mod torrent_list;
 
 pub use chain::Policy;
-pub use compiled::{CompiledPolicy, LoadedPolicy, PolicyError, ReadMode};
+pub use compiled::{CompiledPolicy, ListSize, LoadedPolicy, PolicyError, ReadMode};
 pub use hook_config::HookConfig;
 pub use parameters::Parameters;
 pub use refusal::{PausedRequest, PolicyStop, Refusal, RefusalReply};

@@ -1,4 +1,4 @@
-//! `networks`: the source networks whose requests are answered.
+//! `networks`: answers requests from the listed networks only, or from all others only.
 
 use super::access_list::ListMode;
 use crate::lines::{self, Mistakes};

@@ -125,19 +125,21 @@ pub fn writing() -> MutexGuard<'static, ()> {
     WRITING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Appends an override to the file and syncs it to disk.
-pub fn append(path: &Path, hash: &InfoHash, on: bool) -> io::Result<()> {
+/// Appends overrides to the file and syncs it to disk.
+pub fn append(path: &Path, changes: &[(InfoHash, bool)]) -> io::Result<()> {
     let _writing = writing();
     let is_new = !path.exists();
     let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
-    // If the last line was cut off, the override begins a new one.
+    // If the last line was cut off, the overrides begin a new one.
     let mut last = [b'\n'];
     if file.seek(SeekFrom::End(0))? > 0 {
         file.seek(SeekFrom::End(-1))?;
         file.read_exact(&mut last)?;
     }
     let begin = if last == [b'\n'] { "" } else { "\n" };
-    file.write_all(format!("{begin}{}{hash}\n", if on { '+' } else { '-' }).as_bytes())?;
+    let line = |(hash, on): &(InfoHash, bool)| format!("{}{hash}\n", if *on { '+' } else { '-' });
+    let lines: String = changes.iter().map(line).collect();
+    file.write_all(format!("{begin}{lines}").as_bytes())?;
     file.sync_data()?;
     if is_new { sync_directory(path) } else { Ok(()) }
 }
@@ -180,12 +182,12 @@ mod tests {
         let path = directory.path().join("overrides");
         assert!(Overrides::read(&path).unwrap().torrents.is_empty());
         for (byte, on) in [(1, true), (2, false), (1, false), (3, true), (4, true)] {
-            append(&path, &hash(byte), on).unwrap();
+            append(&path, &[(hash(byte), on)]).unwrap();
         }
         assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 5, "no blank lines");
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
         file.write_all(b"+0707").unwrap();
-        append(&path, &hash(5), true).unwrap();
+        append(&path, &[(hash(5), true)]).unwrap();
         file.write_all(&[0; 500]).unwrap();
         let mut overrides = Overrides::read(&path).unwrap();
         assert_eq!(overrides.warnings.len(), 1, "{:?}", overrides.warnings);

@@ -1,4 +1,4 @@
-//! Data in the announce URL of a client beside the request: a passkey in the path, and query parameters.
+//! Data in the announce URL of a client in addition to the request: a passkey in the path, and query parameters.
 
 use tsubame_udp::wire::UrlData;
 

@@ -8,8 +8,8 @@ use crate::stats::outcome::Outcome;
 pub enum RefusalReply {
     /// An error text, which clients show to their users. Clients send the request again soon.
     Error(&'static str),
-    /// An empty swarm, and an interval in seconds. It keeps clients away for longer than an error, after which they
-    /// send the request again within seconds or minutes.
+    /// To an announce, an empty swarm and this interval in seconds, which keeps clients away for longer than an error.
+    /// To a scrape, no reply over UDP, and an error over HTTP.
     Empty(u32),
     /// Over HTTP, status 410 and the demand never to retry (BEP 31); over UDP, the text as an error.
     Gone(&'static str),
@@ -18,7 +18,7 @@ pub enum RefusalReply {
 }
 
 impl RefusalReply {
-    /// Returns the text that the client gets, if it gets one.
+    /// Returns the text that an HTTP client gets, if it gets one.
     pub fn text(self) -> Option<&'static str> {
         match self {
             Self::Error(text) | Self::Gone(text) | Self::Silence(text) => Some(text),
@@ -64,7 +64,8 @@ impl From<Refusal> for PolicyStop {
 }
 
 impl PolicyStop {
-    /// Returns the refusal for a request that cannot wait for a check: the client has to send it again.
+    /// Returns the refusal. A paused request, which cannot wait for a check, is refused so that the client sends it
+    /// again.
     pub fn refusal(self) -> Refusal {
         match self {
             Self::Refused(refusal) => refusal,

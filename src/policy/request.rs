@@ -23,8 +23,8 @@ pub struct AnnounceContext<'a> {
     pub event: AnnounceEvent,
     /// Number of bytes that the client claims to lack.
     pub left: u64,
-    /// Whether the torrent was found to be permitted by all lists already.
-    pub is_served: bool,
+    /// Whether the torrent is known to be permitted by all lists, because it is stored; always false over HTTP.
+    pub is_known_permitted: bool,
 }
 
 /// Intervals of an announce reply, which hooks may change.

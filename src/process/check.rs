@@ -1,6 +1,7 @@
 //! Checks of a config that depend on this machine: its files, cores, addresses and memory.
 
 use crate::config::{Config, CpuSelection};
+use crate::control::token::ControlToken;
 use crate::http::Certificate;
 use crate::policy::jwt::KeySource;
 use crate::policy::{CompiledPolicy, HookConfig, ReadMode};
@@ -18,6 +19,7 @@ pub fn mistakes(config: &Config) -> Vec<String> {
     let certificate =
         (!tls.listen.is_empty()).then(|| Certificate::load(&tls.certificate, &tls.key));
     let certificate = certificate.and_then(Result::err).map(|error| error.to_string());
+    let token = ControlToken::load(&config.control).err();
     let cores = match &config.cpus {
         CpuSelection::Auto => None,
         list => cpus::choose(list).err().map(|error| error.to_string()),
@@ -40,7 +42,7 @@ pub fn mistakes(config: &Config) -> Vec<String> {
         listen.into_iter().chain([("control.listen", &control)]).flat_map(|(key, addresses)| {
             addresses.iter().filter_map(move |it| address_error(key, *it))
         });
-    cores.into_iter().chain(address_errors).chain(certificate).chain(hooks).collect()
+    cores.into_iter().chain(token).chain(address_errors).chain(certificate).chain(hooks).collect()
 }
 
 /// Returns warnings about settings that work but are probably not intended.

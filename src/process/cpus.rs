@@ -69,7 +69,7 @@ pub fn pin(cpu: usize) -> io::Result<()> {
     Ok(sched_setaffinity(None, &only)?)
 }
 
-/// Returns the cores that this process may use.
+/// Returns the cores that the calling thread may run on; empty if the kernel does not report them.
 pub fn affinity() -> CpuSet {
     sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new())
 }

@@ -1,6 +1,6 @@
 //! Errors that prevent the start of the tracker or end it.
 
-use crate::control::server::ControlError;
+use crate::control::listeners::ControlError;
 use crate::http::TlsError;
 use crate::policy::PolicyError;
 use crate::process::cpus::CpuError;
@@ -21,6 +21,9 @@ pub enum RunError {
     /// The control plane could not listen.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// The token of the control plane could not be read.
+    #[error("{0}")]
+    ControlToken(String),
     /// The certificate could not be loaded.
     #[error(transparent)]
     Tls(#[from] TlsError),

@@ -15,6 +15,7 @@ pub struct Identity {
     table_hash_key: (u64, u64),
     seed: u64,
     policy_key: (u64, u64),
+    distinct_key: (u64, u64),
     /// Number of shards among which the info hashes are divided.
     pub shards: u16,
 }
@@ -42,7 +43,16 @@ impl Identity {
         let table_hash_key = (getrandom::u64()?, getrandom::u64()?);
         let seed = getrandom::u64()?;
         let policy_key = (getrandom::u64()?, getrandom::u64()?);
-        Ok(Self { connection_id_key, steering_words, table_hash_key, seed, policy_key, shards })
+        let distinct_key = (getrandom::u64()?, getrandom::u64()?);
+        Ok(Self {
+            connection_id_key,
+            steering_words,
+            table_hash_key,
+            seed,
+            policy_key,
+            distinct_key,
+            shards,
+        })
     }
 
     /// Returns the key of connection ids, for use if none is configured.
@@ -53,6 +63,11 @@ impl Identity {
     /// Returns the keys of the function that assigns info hashes to shards.
     pub fn steering_keys(&self) -> SteeringKeys {
         SteeringKeys::new(self.steering_words)
+    }
+
+    /// Returns the key of the hash by which distinct peers are counted.
+    pub fn distinct_key(&self) -> (u64, u64) {
+        self.distinct_key
     }
 
     /// Returns the key of the hash tables.

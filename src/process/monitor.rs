@@ -1,7 +1,9 @@
 //! The main loop of the control plane: signals, reloads, steering and warnings.
 
+use crate::control::listeners::ControlListeners;
 use crate::control::monitored::Monitored;
-use crate::control::server::{self, ControlListeners};
+use crate::control::server;
+use crate::control::torrents::{ShardRequest, Torrents};
 use crate::process::error::RunError;
 use crate::process::reload::{ReloadCommand, ReloadJob, Reloader};
 use crate::process::steering::{ShardLoad, Steering};
@@ -10,6 +12,7 @@ use crate::process::{cpus, memory, report};
 use crate::shard::mesh::MeshEndpoint;
 use crate::shard::message::Message;
 use crate::shard::update::ShardUpdate;
+use crate::stats::client_samples::SampleReader;
 use crate::stats::shard_stats::ShardStats;
 use crate::stats::shared_stats::SharedStats;
 use std::io;
@@ -19,6 +22,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tsubame_udp::steering::SteeringKeys;
 
 /// Time that the shards may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_millis(900);
@@ -37,6 +41,10 @@ pub(crate) struct RunningTracker {
     pub(crate) reloader: Reloader,
     /// Receives replaced policies and settings, which are freed outside the shards.
     pub(crate) to_free: UnboundedReceiver<Box<ShardUpdate>>,
+    /// Keys of the function that decides which shard owns a torrent, and the key by which distinct peers are counted.
+    pub(crate) keys: (SteeringKeys, (u64, u64)),
+    /// Client programs of sampled announces of each shard.
+    pub(crate) sample_readers: Vec<SampleReader>,
 }
 
 /// Runs the control plane on this thread until the tracker ends. `started` is called once SIGINT and SIGTERM are
@@ -56,14 +64,21 @@ pub(crate) fn control_plane(
         let (command_sender, commands) = unbounded_channel();
         let hosts = running.reloader.config().control.hosts.clone();
         let monitored = running.monitored.clone();
+        let (request_sender, requests) = unbounded_channel();
+        let (keys, distinct_key) = running.keys;
+        let torrents = Torrents::new(request_sender, keys, distinct_key, monitored.clone());
+        let torrents = Arc::new(torrents);
+        let summaries = torrents.clone();
+        tokio::spawn(async move { summaries.summarize_at_intervals().await });
         tokio::spawn(async move {
-            if let Err(error) = server::serve(listeners, hosts, monitored, command_sender).await {
+            let served = server::serve(listeners, hosts, monitored, torrents, command_sender).await;
+            if let Err(error) = served {
                 tracing::error!(
-                    "control: the control plane has failed: {error}; restart the tracker"
+                    "control: the HTTP server of the control plane has failed: {error}; restart the tracker"
                 );
             }
         });
-        let ended = handle_events(running, stop, signals, commands).await;
+        let ended = handle_events(running, stop, signals, (commands, requests)).await;
         if let Some(socket) = socket {
             // It may have been removed already.
             let _ = std::fs::remove_file(socket);
@@ -120,7 +135,10 @@ async fn handle_events(
     mut running: RunningTracker,
     (mut interrupt, mut terminate): (Signal, Signal),
     signals: Signals,
-    mut commands: UnboundedReceiver<ReloadCommand>,
+    (mut commands, mut requests): (
+        UnboundedReceiver<ReloadCommand>,
+        UnboundedReceiver<ShardRequest>,
+    ),
 ) -> Result<(), RunError> {
     let Signals { mut hangup, mut user1, mut user2, ignored: mut others } = signals;
     let mut check = tokio::time::interval(CHECK_INTERVAL);
@@ -136,6 +154,11 @@ async fn handle_events(
             }
             name = ignored(&mut others) => tracing::debug!("{name} is ignored"),
             Some(command) = commands.recv() => running.reloader.enqueue(command),
+            Some((shard, request)) = requests.recv() => {
+                // If the queue is full, the channel of the answer is dropped, which the requester notices.
+                running.control.send(shard, Message::Admin(Box::new(request)));
+                running.control.notify();
+            }
             updates = running.reloader.next_update() => send(&mut running.control, updates).await,
             Some(retired) = running.to_free.recv() => free(retired),
             _ = check.tick() => monitor.check(&mut running),
@@ -158,14 +181,16 @@ async fn handle_events(
 
 /// State of the shards at the last check of the control plane.
 struct ShardMonitor {
-    count: u32,
+    /// Number of checks.
+    checks: u32,
     /// For each shard, the second of its last update and its statistics then.
     shards: Vec<(u64, ShardStats)>,
     reported: ShardStats,
-    episodes: u64,
+    /// Number of episodes of memory pressure at the last warning about one.
+    reported_episodes: u64,
     stuck: Vec<String>,
     /// UDP ports that are checked for connection tracking; empty once a warning was logged.
-    untracked_ports: Vec<u16>,
+    conntrack_ports: Vec<u16>,
 }
 
 impl ShardMonitor {
@@ -174,33 +199,38 @@ impl ShardMonitor {
             |shared_stats: &Arc<SharedStats>| (shared_stats.last_update().0, shared_stats.read());
         let shards = running.monitored.shared_stats.iter().map(read).collect();
         Self {
-            count: 0,
+            checks: 0,
             shards,
             reported: ShardStats::default(),
-            episodes: 0,
+            reported_episodes: 0,
             stuck: Vec::new(),
-            untracked_ports: running.reloader.udp_ports(),
+            conntrack_ports: running.reloader.udp_ports(),
         }
     }
 
     fn check(&mut self, running: &mut RunningTracker) {
         running.reloader.check_files();
+        for reader in &mut running.sample_readers {
+            running.monitored.count_clients(std::iter::from_fn(|| reader.pop().ok()));
+        }
         self.check_steering(running);
         self.check_slow_reads(running);
         let monitored = &running.monitored;
         let stats = sum(&monitored.shared_stats);
         let memory_limit = memory::limit(running.reloader.config().storage.memory);
-        monitored.process.memory_ceiling_bytes.store(memory_limit.bytes as u64, Ordering::Relaxed);
-        if stats.table.evicted.episodes > self.episodes && stats.table.top_sources[0].is_some() {
-            self.episodes = stats.table.evicted.episodes;
+        monitored.process.memory_limit_bytes.store(memory_limit.bytes as u64, Ordering::Relaxed);
+        if stats.table.evicted.episodes > self.reported_episodes
+            && stats.table.top_sources[0].is_some()
+        {
+            self.reported_episodes = stats.table.evicted.episodes;
             report::pressure(&stats);
         }
-        self.count += 1;
-        if self.count.is_multiple_of(CHECKS_PER_REPORT) {
+        self.checks += 1;
+        if self.checks.is_multiple_of(CHECKS_PER_REPORT) {
             report::warn_of_errors(&self.reported, &stats, running.steering.is_attached());
             self.reported = stats;
-            if report::connection_tracking(&self.untracked_ports) {
-                self.untracked_ports.clear();
+            if report::connection_tracking(&self.conntrack_ports) {
+                self.conntrack_ports.clear();
             }
         }
     }
@@ -229,7 +259,7 @@ impl ShardMonitor {
         report::steering(running.steering.observe(monitored.clock.elapsed(), &loads));
         let process = &monitored.process;
         process.steering_attached.store(running.steering.is_attached(), Ordering::Relaxed);
-        process.steering_detached.store(running.steering.detached(), Ordering::Relaxed);
+        process.steering_detached.store(running.steering.detach_count(), Ordering::Relaxed);
     }
 
     /// Logs each read of a file that takes too long, once.
@@ -264,7 +294,7 @@ async fn send(control: &mut MeshEndpoint, updates: Vec<ShardUpdate>) {
     control.notify();
 }
 
-/// Frees a replaced policy on a helper thread, where it delays nothing.
+/// Frees replaced policies and settings on a helper thread, where this delays nothing.
 fn free(retired: Box<ShardUpdate>) {
     tokio::task::spawn_blocking(move || drop(retired));
 }

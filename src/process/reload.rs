@@ -5,8 +5,10 @@
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::control::monitored::{Monitored, ServedConfig};
+use crate::control::token::ControlToken;
 use crate::http::Certificate;
-use crate::policy::access_list::is_torrent_file;
+use crate::policy::access_list::{ListChange, is_torrent_file};
 use crate::policy::jwt::{KeySet, KeySource, KeysError};
 use crate::policy::seeds::SeedSequence;
 use crate::policy::{CompiledPolicy, HookConfig, LoadedPolicy, ReadMode, overrides};
@@ -22,10 +24,10 @@ use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinHandle};
-use tsubame_storage::InfoHash;
 
 /// Time after which fetching a key set is retried.
 const KEYS_RETRY: Duration = Duration::from_secs(10);
@@ -48,8 +50,8 @@ pub enum ReloadJob {
     Config,
     /// Reads the lists of the configured hooks again.
     Lists,
-    /// Adds a torrent to the access list if true, else removes it.
-    ChangeList(InfoHash, bool),
+    /// Adds torrents to the access list, or removes them.
+    ChangeList(Vec<ListChange>),
     /// Removes all torrents without peers. The number of them is for the reply.
     Evict(usize),
     /// Checks whether files have changed.
@@ -78,6 +80,7 @@ struct ServedState {
     config: Arc<Config>,
     policy: CompiledPolicy,
     certificate: Option<Arc<Certificate>>,
+    control_token: Option<ControlToken>,
     startup: Arc<StartupState>,
     slow_reads: SlowReads,
     clock: Clock,
@@ -118,6 +121,8 @@ struct JobResult {
     updates: Vec<ShardUpdate>,
     /// Job that must follow.
     next: Option<ReloadJob>,
+    /// Whether the job read the config or lists.
+    is_reload: bool,
 }
 
 /// Runs jobs one after the other, and keeps the state that they change.
@@ -128,6 +133,7 @@ pub struct Reloader {
     running: Option<(JoinHandle<JobResult>, Option<JobReply>)>,
     /// Fetches key sets beside the jobs, so that a server that does not answer delays no job.
     fetching: Option<JoinHandle<Vec<FetchedKeys>>>,
+    monitored: Monitored,
 }
 
 impl Reloader {
@@ -136,9 +142,10 @@ impl Reloader {
         path: Option<PathBuf>,
         (startup, file_stamps): (Arc<StartupState>, Vec<FileStamp>),
         policy: CompiledPolicy,
-        certificate: Option<Arc<Certificate>>,
-        (seeds, slow_reads, clock): (SeedSequence, SlowReads, Clock),
+        (certificate, control_token): (Option<Arc<Certificate>>, Option<ControlToken>),
+        (seeds, monitored): (SeedSequence, Monitored),
     ) -> Self {
+        let (slow_reads, clock) = (monitored.slow_reads.clone(), monitored.clock);
         let keys_due = policy.key_servers().next().map(|_| clock.elapsed());
         let current = ServedState {
             path,
@@ -146,6 +153,7 @@ impl Reloader {
             keys_due,
             policy,
             certificate,
+            control_token,
             startup,
             slow_reads,
             clock,
@@ -155,7 +163,26 @@ impl Reloader {
             changing_checks: 0,
             check_due: Duration::ZERO,
         };
-        Self { current, queued: VecDeque::new(), running: None, fetching: None }
+        let reloader =
+            Self { current, queued: VecDeque::new(), running: None, fetching: None, monitored };
+        reloader.report_current();
+        reloader
+    }
+
+    /// Reports the hooks, their lists and the certificate that are served now.
+    fn report_current(&self) {
+        let ServedState { config, policy, certificate, control_token, clock, .. } = &self.current;
+        self.monitored.set_served(ServedConfig {
+            hooks: config.hooks.iter().map(HookConfig::name).collect(),
+            list_sizes: policy.list_sizes(),
+            access_list: policy.only_access_list().cloned(),
+            control_token: control_token.clone(),
+            log_level: config.log.level,
+        });
+        let process = &self.monitored.process;
+        let expiry = certificate.as_ref().and_then(|certificate| certificate.expiry_unix_secs());
+        process.certificate_expiry_unix_secs.store(expiry.unwrap_or(0), Ordering::Relaxed);
+        process.last_reload_unix_secs.store(clock.now().unix_secs, Ordering::Relaxed);
     }
 
     /// Returns the UDP ports that are served.
@@ -225,8 +252,19 @@ impl Reloader {
         };
         let reply = self.running.take().and_then(|(_, reply)| reply);
         let (message, updates) = match result {
-            Ok(JobResult { current, message, updates, next }) => {
+            Ok(JobResult { current, message, updates, next, is_reload }) => {
                 self.current = current;
+                let process = &self.monitored.process;
+                match (is_reload, &message) {
+                    (true, Ok(_)) => {
+                        process.reloads.fetch_add(1, Ordering::Relaxed);
+                        self.report_current();
+                    }
+                    (true, Err(_)) => {
+                        process.failed_reloads.fetch_add(1, Ordering::Relaxed);
+                    }
+                    (false, _) => {}
+                }
                 self.queued.extend(next.map(|job| (job, None)));
                 match &message {
                     Ok(message) if message.is_empty() => {}
@@ -263,6 +301,8 @@ impl ServedState {
     fn run(mut self, job: ReloadJob) -> JobResult {
         let (mut next, mut changes) =
             (None, ShardChanges { policy: true, ..ShardChanges::default() });
+        let is_reload =
+            matches!(job, ReloadJob::Config | ReloadJob::Lists | ReloadJob::ChangeList(..));
         let message = match job {
             ReloadJob::Config => {
                 changes.settings = true;
@@ -278,7 +318,7 @@ impl ServedState {
                 changes = ShardChanges { evict: true, ..ShardChanges::default() };
                 Ok(format!("{torrents} torrents without peers are being removed"))
             }
-            ReloadJob::ChangeList(info_hash, is_listed) => self.change_list(info_hash, is_listed),
+            ReloadJob::ChangeList(changes) => self.change_list(&changes),
             ReloadJob::CheckFiles => {
                 changes = ShardChanges::default();
                 let began = self.clock.elapsed();
@@ -305,7 +345,7 @@ impl ServedState {
         let shards =
             if message.is_ok() && changes.any() { self.startup.identity.shards } else { 0 };
         let updates = (0..shards).map(|shard| self.update(shard, changes)).collect();
-        JobResult { current: self, message, updates, next }
+        JobResult { current: self, message, updates, next, is_reload }
     }
 
     /// Returns the update of a shard.
@@ -326,7 +366,7 @@ impl ServedState {
             .unwrap_or_else(|| {
                 Err(format!("reading {name} takes too long; check its file system"))
             })?;
-        let restart = self.startup.needs_restart(&new);
+        let restart = self.startup.keys_that_need_restart(&new);
         let file_stamps = file_stamps(&new, Some(&self.slow_reads));
         let old_config = std::mem::replace(&mut self.config, Arc::new(new));
         let old_policy = self.policy.clone();
@@ -338,7 +378,9 @@ impl ServedState {
                 }
                 _ => Ok(()),
             };
-            renewed.map(|()| message).map_err(|error| error.to_string())
+            renewed.map_err(|error| error.to_string())?;
+            self.control_token = ControlToken::load(&self.config.control)?;
+            Ok(message)
         });
         let message = match read {
             Ok(message) => message,
@@ -400,22 +442,26 @@ impl ServedState {
         changed
     }
 
-    fn change_list(&mut self, hash: InfoHash, on: bool) -> Result<String, String> {
+    fn change_list(&mut self, changes: &[ListChange]) -> Result<String, String> {
         let mut policy = self.policy.clone();
-        if !policy.change_list(hash, on, self.seeds.draw()) {
+        if !policy.change_list(changes, self.seeds.draw()) {
             return Err("the config must have exactly one access_list hook".to_owned());
         }
         let Some(file) = overrides_file(&self.config) else {
             let cure = "set overrides_file in the options of access_list";
             return Err(format!("the change would be lost at a restart; {cure}"));
         };
-        overrides::append(file, &hash, on).map_err(|error| {
+        overrides::append(file, changes).map_err(|error| {
             format!("cannot write {}: {error}; permit this user to write it", file.display())
         })?;
         // A slow read that has not ended may return the file without this change.
         self.slow_reads.make_stale();
         self.policy = policy;
-        Ok(format!("{hash} is {} the access list", if on { "on" } else { "off" }))
+        let place = |on: bool| if on { "on" } else { "off" };
+        Ok(match changes {
+            [(hash, on)] => format!("{hash} is {} the access list", place(*on)),
+            _ => format!("changed {} entries of the access list", changes.len()),
+        })
     }
 }
 

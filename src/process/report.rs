@@ -1,7 +1,7 @@
 //! Log messages for the operator: at start, while serving, and at the end.
 
 use crate::config::Config;
-use crate::control::server::ControlListeners;
+use crate::control::listeners::ControlListeners;
 use crate::process::check;
 use crate::process::listen::http::HttpListeners;
 use crate::process::listen::udp::{ListenKey, UdpListeners};
@@ -62,7 +62,7 @@ pub fn started(
         listeners.local_addresses
     );
     info!(
-        "memory limit of all swarms: {} ({} per shard), derived from {}; connection ids are valid for {}",
+        "memory limit: {} ({} for the swarms of each shard), derived from {}; connection ids are valid for {}",
         iec(memory_limit.bytes),
         iec(table_bytes(config, cores.len() as u16)),
         memory_limit.origin,
@@ -146,7 +146,7 @@ fn warnings(config: &Config, listeners: &UdpListeners, cores: &[usize]) {
 
 /// Logs a warning for each error counter that has increased between `before` and `now`.
 pub fn warn_of_errors(before: &ShardStats, now: &ShardStats, steered: bool) {
-    let more = |outcome| now.of(outcome) - before.of(outcome);
+    let more = |outcome| now.requests(outcome) - before.requests(outcome);
     if steered && more(Outcome::Forwarded) > 0 {
         warn!(
             "{} announces arrived at a shard that does not own the torrent although the kernel steers; this \
@@ -214,7 +214,8 @@ pub fn warn_of_errors(before: &ShardStats, now: &ShardStats, steered: bool) {
 /// Maximum bytes of the kernel's connection tracking table that are read.
 const CONNTRACK_LEN_MAX: u64 = 1 << 20;
 
-/// Logs a warning if the kernel tracks connections to one of these UDP ports; returns whether it does.
+/// Logs a warning if the kernel tracks connections to one of these UDP ports, or may do so; returns whether it logged
+/// one.
 pub fn connection_tracking(ports: &[u16]) -> bool {
     let mut table = String::new();
     let read = File::open("/proc/net/nf_conntrack")
@@ -304,7 +305,7 @@ fn line(stats: &ShardStats) -> String {
     let ends = Outcome::ALL.into_iter().filter(|outcome| *outcome != Outcome::Forwarded);
     let [over_udp, over_http] = Protocol::ALL.map(|protocol| {
         Family::ALL.map(|family| {
-            ends.clone().map(|end| stats.of_family(protocol, family, end)).sum::<u64>()
+            ends.clone().map(|end| stats.requests_of(protocol, family, end)).sum::<u64>()
         })
     });
     let v6 = over_udp[1] + over_http[1];
@@ -313,13 +314,13 @@ fn line(stats: &ShardStats) -> String {
         "{} connects, {} announces, {} scrapes answered, {} rejected, {} refused by policy, {} shed; \
          {v6} over IPv6, {http} over HTTP, {} forwarded between shards; \
          {} torrents, {} peers in {}, {resident} resident, {} fixed per shard",
-        stats.of(Outcome::Connected),
+        stats.requests(Outcome::Connected),
         stats.announces(),
-        stats.of(Outcome::Scraped),
+        stats.requests(Outcome::Scraped),
         stats.rejected(),
         stats.refused_by_policy(),
         stats.shed(),
-        stats.of(Outcome::Forwarded),
+        stats.requests(Outcome::Forwarded),
         stats.table.torrents,
         stats.peers(),
         iec(stats.table.bytes),

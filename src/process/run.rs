@@ -2,9 +2,11 @@
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::control::listeners::ControlListeners;
 use crate::control::monitored::{Monitored, ProcessStats};
-use crate::control::server::ControlListeners;
-use crate::http::{Certificate, FullScrapes, HttpResources, Tls, TlsError};
+use crate::control::opentracker_stats;
+use crate::control::token::ControlToken;
+use crate::http::{Certificate, FullScrapes, HttpResources, StatsPages, Tls, TlsError};
 use crate::policy::seeds::SeedSequence;
 use crate::policy::{CompiledPolicy, LoadedPolicy, PolicyError, ReadMode};
 use crate::process::cpus;
@@ -23,6 +25,7 @@ use crate::shard::node::NodeResources;
 use crate::shard::update::{ShardSettings, ShardUpdate};
 use crate::shard::{Shard, ShardResources};
 use crate::slow_reads::SlowReads;
+use crate::stats::client_samples::{ClientSamples, SampleReader};
 use crate::stats::shared_stats::SharedStats;
 use crate::tracker::Tracker;
 use std::net::TcpListener;
@@ -68,11 +71,12 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let stamps = reload::file_stamps(config, None);
     let mut seeds = SeedSequence::new(identity.policy_key());
     let LoadedPolicy { policy, warnings } = load_policy(config, seeds.draw())?;
-    let keys = identity.steering_keys();
+    let (keys, distinct_key) = (identity.steering_keys(), identity.distinct_key());
     let mut listeners = UdpListeners::bind(&config.udp, &keys, shards, &clock)?;
     let mut http = bind_http(ListenKey::Http, &config.http.listen, shards, &clock)?;
     let mut https = bind_http(ListenKey::Https, &config.http.tls.listen, shards, &clock)?;
     let (certificate, tls) = tls(config, &runtime)?.unzip();
+    let control_token = ControlToken::load(&config.control).map_err(RunError::ControlToken)?;
     let control = ControlListeners::bind(&config.control)?;
     let addresses = [&listeners.addresses, &http.addresses, &https.addresses].map(Vec::clone);
     let files_for_connections = files_for_connections(shards);
@@ -83,6 +87,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let mut endpoints = mesh(shards);
     let control_endpoint = endpoints.pop().expect("a mesh has an endpoint for the control plane");
     let shared_stats: Arc<[Arc<SharedStats>]> = (0..shards).map(|_| Arc::default()).collect();
+    let monitored = monitored(shared_stats.clone(), clock, shards);
     let template = ShardTemplate {
         config,
         startup: &startup,
@@ -94,31 +99,31 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
         helpers: runtime.handle().clone(),
         retired_updates,
         shared_stats: &shared_stats,
+        stats_pages: stats_pages(&monitored),
     };
     let sockets = shard_sockets(&mut listeners, &mut http, &mut https);
-    let supervisor = template.start(&cores, &mut seeds, sockets.zip(endpoints))?;
-    let monitored = monitored(shared_stats, clock, shards);
-    let slow_reads = monitored.slow_reads.clone();
-    let groups = std::mem::take(&mut listeners.steered_groups);
-    let steering = Steering::new(groups, keys, shards);
+    let (links, sample_readers) = shard_links(endpoints);
+    let supervisor = template.start(&cores, &mut seeds, sockets.zip(links))?;
     let summary = policy.summary(config.hooks.len());
-    let (path, shared) = (path.map(Path::to_owned), (seeds, slow_reads, clock));
-    let reloader = Reloader::new(path, (startup, stamps), policy, certificate, shared);
+    let (path, shared) = (path.map(Path::to_owned), (seeds, monitored.clone()));
+    let reloader =
+        Reloader::new(path, (startup, stamps), policy, (certificate, control_token), shared);
     let running = RunningTracker {
         supervisor,
         control: control_endpoint,
         monitored,
-        steering,
+        steering: Steering::new(std::mem::take(&mut listeners.steered_groups), keys, shards),
         reloader,
         to_free,
+        keys: (keys, distinct_key),
+        sample_readers,
     };
-    let memory_limit = memory::limit(config.storage.memory);
     let ended = monitor::control_plane(&runtime, (running, signals), control, |control| {
         report::started(
             config,
             (&listeners, &http, &https),
             &cores,
-            (&memory_limit, &summary),
+            (&memory::limit(config.storage.memory), &summary),
             control,
         );
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
@@ -126,6 +131,25 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     // A helper thread may wait for a server or a file system that does not answer.
     runtime.shutdown_background();
     ended
+}
+
+/// Returns the connections of each shard to other threads, and the readers of its client samples.
+fn shard_links(
+    endpoints: Vec<MeshEndpoint>,
+) -> (impl Iterator<Item = ShardLinks> + use<>, Vec<SampleReader>) {
+    let samples = endpoints.iter().map(|_| ClientSamples::new());
+    let (writers, readers): (Vec<_>, Vec<_>) = samples.unzip();
+    (endpoints.into_iter().zip(writers), readers)
+}
+
+/// Returns the function that makes the pages of statistics of the HTTP listener.
+fn stats_pages(monitored: &Monitored) -> StatsPages {
+    let monitored = monitored.clone();
+    let page = move |query: &str| {
+        let (content_type, text) = opentracker_stats::page(query, &monitored)?;
+        Ok((content_type == opentracker_stats::XML, text))
+    };
+    StatsPages(Arc::new(page))
 }
 
 /// Loads the hooks with their lists.
@@ -157,10 +181,14 @@ struct ShardTemplate<'a> {
     /// Sends updates that were applied to the control plane, which frees what they replaced.
     retired_updates: UnboundedSender<Box<ShardUpdate>>,
     shared_stats: &'a [Arc<SharedStats>],
+    stats_pages: StatsPages,
 }
 
 /// UDP sockets of a shard, and its listening sockets for HTTP and for HTTPS.
 type ShardSockets = (Vec<UdpSocket>, (Vec<TcpListener>, Vec<TcpListener>));
+
+/// Connections of a shard to other threads: its endpoint of the mesh, and its queue of client samples.
+type ShardLinks = (MeshEndpoint, ClientSamples);
 
 impl ShardTemplate<'_> {
     /// Starts the threads of all shards.
@@ -168,10 +196,10 @@ impl ShardTemplate<'_> {
         &self,
         cores: &[usize],
         seeds: &mut SeedSequence,
-        shards: impl Iterator<Item = (ShardSockets, MeshEndpoint)>,
+        shards: impl Iterator<Item = (ShardSockets, ShardLinks)>,
     ) -> Result<Supervisor, RunError> {
-        let bodies = shards.zip(0_u16..).map(|((sockets, endpoint), number)| {
-            (cores[usize::from(number)], self.body(number, seeds.draw(), sockets, endpoint))
+        let bodies = shards.zip(0_u16..).map(|((sockets, links), number)| {
+            (cores[usize::from(number)], self.body(number, seeds.draw(), sockets, links))
         });
         Supervisor::start(bodies.collect()).map_err(RunError::Shards)
     }
@@ -182,7 +210,7 @@ impl ShardTemplate<'_> {
         number: u16,
         seed: u64,
         (sockets, (plain, encrypted)): ShardSockets,
-        endpoint: MeshEndpoint,
+        (endpoint, client_samples): ShardLinks,
     ) -> impl FnOnce(&dyn Fn()) -> Result<(), ShardError> + Send + use<> {
         let shards = self.startup.identity.shards;
         let ShardSettings { ids, announce, table, http } =
@@ -196,6 +224,7 @@ impl ShardTemplate<'_> {
             tls: self.tls.clone(),
             full_scrapes: self.full_scrapes.clone(),
             helpers: self.helpers.clone(),
+            stats_pages: self.stats_pages.clone(),
         };
         let node = NodeResources {
             number,
@@ -205,6 +234,7 @@ impl ShardTemplate<'_> {
             endpoint,
             retired: self.retired_updates.clone(),
             shared_stats: self.shared_stats[usize::from(number)].clone(),
+            client_samples,
             clock: self.clock,
         };
         move |ready: &dyn Fn()| {
@@ -228,7 +258,7 @@ fn tls(config: &Config, runtime: &Runtime) -> Result<Option<(Arc<Certificate>, T
 /// Returns the state that the control plane reports.
 fn monitored(shared_stats: Arc<[Arc<SharedStats>]>, clock: Clock, shards: u16) -> Monitored {
     let mesh_bytes = mesh_memory_bytes(shards) as u64;
-    let process = Arc::new(ProcessStats { mesh_bytes, ..ProcessStats::default() });
+    let process = Arc::new(ProcessStats::new(mesh_bytes));
     Monitored { shared_stats, clock, slow_reads: SlowReads::new(clock, SLOW_READ_TIMEOUT), process }
 }
 

@@ -62,7 +62,7 @@ impl StartupState {
     }
 
     /// Returns the config keys whose values differ from those at start and take effect only after a restart.
-    pub fn needs_restart(&self, config: &Config) -> Vec<&'static str> {
+    pub fn keys_that_need_restart(&self, config: &Config) -> Vec<&'static str> {
         let (old, new) = (&*self.config, config);
         // The longest lifetime that a table can be changed to depends on its lifetime at start.
         let is_within_limit = |old: std::time::Duration, new: std::time::Duration| {
@@ -83,7 +83,9 @@ impl StartupState {
                 "storage.keep_completed",
                 is_within_limit(old.storage.keep_completed, new.storage.keep_completed),
             ),
-            ("control", old.control == new.control),
+            ("control.listen", old.control.listen == new.control.listen),
+            ("control.socket", old.control.socket == new.control.socket),
+            ("control.hosts", old.control.hosts == new.control.hosts),
             ("log.format", old.log.format == new.log.format),
         ];
         keys.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
@@ -104,6 +106,7 @@ impl StartupState {
             connections_per_source_max: share_of(connections, limits.per_source_percent),
             full_scrape_networks: config.http.full_scrape_networks.clone(),
             full_scrape_interval_secs: config.http.full_scrape_interval.as_secs(),
+            stats_networks: config.http.stats_networks.clone(),
             urls: self.announce_urls(config),
         }
     }
@@ -126,7 +129,7 @@ impl StartupState {
     }
 }
 
-/// Number of files that are reserved for the control plane, lists, key sets and snapshots.
+/// Number of files that are reserved for the control plane, lists and key sets.
 const RESERVED_FILES: usize = 160;
 
 /// Number of files that are reserved for each shard in addition to those it has open at start: its rings, and

@@ -109,7 +109,7 @@ impl SteeringDecision {
     }
 }
 
-/// The steering program of all groups of sockets.
+/// Switches the steering program of all groups of sockets off and on.
 #[derive(Debug)]
 pub struct Steering {
     /// A socket of each group.
@@ -118,13 +118,13 @@ pub struct Steering {
     shards: u16,
     decision: SteeringDecision,
     /// Number of times that steering was switched off.
-    detached: u64,
+    detach_count: u64,
 }
 
 impl Steering {
     /// Creates the controller of groups to which the program is attached.
     pub fn new(groups: Vec<OwnedFd>, keys: SteeringKeys, shards: u16) -> Self {
-        Self { groups, keys, shards, decision: SteeringDecision::new(), detached: 0 }
+        Self { groups, keys, shards, decision: SteeringDecision::new(), detach_count: 0 }
     }
 
     /// Returns whether the kernel steers now.
@@ -133,15 +133,16 @@ impl Steering {
     }
 
     /// Returns the number of times that steering was switched off.
-    pub fn detached(&self) -> u64 {
-        self.detached
+    pub fn detach_count(&self) -> u64 {
+        self.detach_count
     }
 
     /// Evaluates the load of all shards in the last second, and switches steering off or on if that is due.
     ///
     /// # Errors
     ///
-    /// Returns the error of the kernel if the program could not be attached or detached; the next call tries again.
+    /// Returns the error of the kernel if the program could not be attached or detached. A detach is tried again by the
+    /// next call with overload, an attach after the off time has passed once more.
     pub fn observe(
         &mut self,
         now: Duration,
@@ -159,11 +160,12 @@ impl Steering {
             None => Ok(()),
         };
         if let Err(error) = result {
-            // The state is restored, so that the next call decides again.
+            // Later calls decide again; the time of the change is not restored, so an attach waits for the off time
+            // again.
             self.decision.attached = !self.decision.attached;
             return Err(error);
         }
-        self.detached += u64::from(matches!(change, Some(SteeringChange::Detached(_))));
+        self.detach_count += u64::from(matches!(change, Some(SteeringChange::Detached(_))));
         Ok(change)
     }
 

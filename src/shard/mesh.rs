@@ -1,8 +1,8 @@
 //! The mesh: a lock-free queue from each shard to each other shard, and from the control plane to each shard.
 //!
 //! The nodes of the mesh are the shards, and the control plane as the last one. Nothing blocks and nothing grows: a
-//! full queue refuses a message, and the sender counts it. A node announces that it will sleep and then checks its
-//! queues once more; a sender wakes it only if it has announced that, once for a batch.
+//! full queue refuses a message, and the sender counts it. A node sets a flag before it sleeps and then checks its
+//! queues once more; a sender wakes it only if the flag is set, once for a batch.
 
 use super::message::Message;
 use rtrb::{Consumer, Producer, RingBuffer};
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::Notify;
 
-/// Memory of all queues together, with up to 148 shards.
+/// Maximum memory of all queues between shards in bytes, for up to 148 shards.
 const MEMORY_BYTES: usize = 64 << 20;
 
 /// Minimum number of messages of a queue between shards.
@@ -21,8 +21,8 @@ const MESSAGES_MAX: usize = 1024;
 /// Number of messages of the queue from the control plane to a shard.
 const CONTROL_MESSAGES: usize = 64;
 
-/// Maximum number of messages that are received in a turn: fewer than there are slots for replies, and about the work
-/// of a batch.
+/// Maximum number of messages that are received in a turn: fewer than the slots for replies to forwarded requests, and
+/// about as much work as a batch of datagrams.
 const MESSAGES_PER_TURN: usize = 128;
 
 /// Wakes a node.
@@ -35,22 +35,26 @@ struct NodeWakeup {
     notify: Notify,
 }
 
-/// On cache lines of its own: read by one node, written by others.
+/// Bits of 64 nodes, on cache lines of their own because one node reads them and others write them.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct ReadyBits(AtomicU64);
 
-/// The end of a node: its queues to and from all other nodes.
+/// The endpoint of a node: its queues to and from all other nodes.
 #[derive(Debug)]
 pub struct MeshEndpoint {
     node: usize,
     receivers: Vec<Option<Consumer<Message>>>,
     senders: Vec<Option<Producer<Message>>>,
     /// Nodes to which messages were sent since the last [`MeshEndpoint::notify`].
-    notified: Vec<bool>,
+    to_notify: Vec<bool>,
     wakeups: Arc<[NodeWakeup]>,
     /// Rotates the order in which nodes are served.
     next: u32,
+    /// Number of messages that were queued.
+    sent: u64,
+    /// Number of messages that were dropped because a queue was full.
+    dropped: u64,
 }
 
 /// Returns the number of messages of each queue between shards.
@@ -83,9 +87,11 @@ pub fn mesh(shards: u16) -> Vec<MeshEndpoint> {
             node,
             receivers: (0..nodes).map(|_| None).collect(),
             senders: (0..nodes).map(|_| None).collect(),
-            notified: vec![false; nodes],
+            to_notify: vec![false; nodes],
             wakeups: wakeups.clone(),
             next: 0,
+            sent: 0,
+            dropped: 0,
         })
         .collect();
     let messages = messages_per_queue(shards);
@@ -115,9 +121,16 @@ impl MeshEndpoint {
     pub fn send(&mut self, to: usize, message: Message) -> bool {
         let Some(sender) = &mut self.senders[to] else { return false };
         let sent = sender.push(message).is_ok();
+        self.sent += u64::from(sent);
+        self.dropped += u64::from(!sent);
         // Also if the queue is full: its node may not know yet that it has messages.
-        self.notified[to] = true;
+        self.to_notify[to] = true;
         sent
+    }
+
+    /// Returns the number of messages that were queued, and of those that were dropped because a queue was full.
+    pub fn message_counts(&self) -> (u64, u64) {
+        (self.sent, self.dropped)
     }
 
     /// Returns whether the queue of another node can take a message: it exists and is not full.
@@ -127,10 +140,10 @@ impl MeshEndpoint {
 
     /// Wakes the nodes that messages were sent to.
     pub fn notify(&mut self) {
-        for (to, notified) in
-            self.notified.iter_mut().enumerate().filter(|(_, notified)| **notified)
+        for (to, to_notify) in
+            self.to_notify.iter_mut().enumerate().filter(|(_, to_notify)| **to_notify)
         {
-            *notified = false;
+            *to_notify = false;
             let wakeup = &self.wakeups[to];
             wakeup.ready[self.node / 64].0.fetch_or(1 << (self.node % 64), Ordering::SeqCst);
             if wakeup.sleeping.swap(false, Ordering::SeqCst) {
@@ -177,7 +190,7 @@ impl MeshEndpoint {
         MESSAGES_PER_TURN
     }
 
-    /// Announces that this node will sleep; returns false if it has messages and must not.
+    /// Marks this node as sleeping; returns false if it has messages and must not sleep.
     pub fn prepare_sleep(&self) -> bool {
         let wakeup = &self.wakeups[self.node];
         wakeup.sleeping.store(true, Ordering::SeqCst);
@@ -188,26 +201,26 @@ impl MeshEndpoint {
         quiet
     }
 
-    /// Announces that this node is awake.
+    /// Marks this node as awake.
     pub fn end_sleep(&self) {
         self.wakeups[self.node].sleeping.store(false, Ordering::SeqCst);
     }
 
     /// Returns a handle to wait on until this node is woken.
-    pub fn waker(&self) -> Waker {
-        Waker { wakeups: self.wakeups.clone(), node: self.node }
+    pub fn wakeup_receiver(&self) -> WakeupReceiver {
+        WakeupReceiver { wakeups: self.wakeups.clone(), node: self.node }
     }
 }
 
 /// Waits until a node is woken.
 #[derive(Debug)]
-pub struct Waker {
+pub struct WakeupReceiver {
     wakeups: Arc<[NodeWakeup]>,
     node: usize,
 }
 
-impl Waker {
-    /// Waits until another node sends a message.
+impl WakeupReceiver {
+    /// Waits until another node, or another task of this thread, notifies the node.
     pub async fn notified(&self) {
         self.wakeups[self.node].notify.notified().await;
     }
@@ -224,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_arrive_in_order_and_a_full_ring_refuses() {
+    fn messages_arrive_in_order_and_a_full_queue_refuses() {
         let mut endpoints = mesh(2);
         let sent =
             (0..5_000).take_while(|request_id| endpoints[0].send(1, message(*request_id))).count();
@@ -278,7 +291,7 @@ mod tests {
         let mut endpoints = mesh(2);
         endpoints.pop();
         let (mut receiver, mut sender) = (endpoints.pop().unwrap(), endpoints.pop().unwrap());
-        let waker = receiver.waker();
+        let waker = receiver.wakeup_receiver();
         let thread = std::thread::spawn(move || {
             for request_id in 0..MESSAGES {
                 while !sender.send(1, message(request_id)) {

@@ -1,5 +1,6 @@
 //! Messages between shards, and from the control plane to a shard.
 
+use super::admin::AdminRequest;
 use super::update::ShardUpdate;
 use crate::tracker::AdmittedAnnounce;
 use crate::tracker::peer_list::PeerList;
@@ -32,6 +33,8 @@ pub enum Message {
     ScrapeReply(ScrapeRows<SwarmStats>),
     /// From the control plane: a new policy, or new settings.
     Update(Box<ShardUpdate>),
+    /// From the control plane: a request about torrents.
+    Admin(Box<AdminRequest>),
     /// From the control plane: stop.
     Stop,
 }

@@ -3,6 +3,7 @@
 //! A step of a shard is up to 16 turns, in which it answers a batch of datagrams and handles messages of other shards,
 //! and then a bounded part of the maintenance of its table.
 
+pub mod admin;
 pub mod datapath;
 pub mod mesh;
 pub mod message;
@@ -10,6 +11,7 @@ pub mod node;
 mod page_scans;
 mod pending_replies;
 mod pending_scrapes;
+mod phase_timer;
 mod scrape_requests;
 mod token_queue;
 mod udp;
@@ -96,7 +98,7 @@ impl Shard {
     /// Serves until the control plane stops the shard.
     pub async fn run(mut self, http: HttpResources) -> io::Result<()> {
         let event = awaitable(self.udp.datapath.event().try_clone_to_owned()?)?;
-        let waker = self.node().endpoint.waker();
+        let waker = self.node().endpoint.wakeup_receiver();
         let http = http::serve(http, &self.node)?;
         let mut seconds = tokio::time::interval(Duration::from_secs(1));
         let mut steps: u32 = 0;
@@ -104,7 +106,7 @@ impl Shard {
             match self.step()? {
                 NextStep::Continue => {
                     steps = steps.wrapping_add(1);
-                    if http.is_active() || steps.is_multiple_of(STEPS_PER_SUBMIT) {
+                    if http.has_connections() || steps.is_multiple_of(STEPS_PER_SUBMIT) {
                         // tokio-uring submits its operations only before it waits, and a task that yields keeps it
                         // from waiting: awaiting an operation makes it submit.
                         tokio_uring::no_op().await?;
@@ -132,7 +134,7 @@ impl Shard {
             // Other shards may wait for replies from this one, and this one for theirs.
             let now = self.node().clock.now();
             self.handle_messages(now)?;
-            self.node.borrow_mut().scan_page();
+            self.node.borrow_mut().scan();
             self.node.borrow_mut().endpoint.notify();
             tokio::time::sleep(STOP_INTERVAL).await;
         }
@@ -157,12 +159,12 @@ impl<D: Datapath> Shard<D> {
         }
     }
 
-    /// Returns the part of the shard that HTTP uses.
+    /// Borrows the node of the shard.
     pub fn node(&self) -> Ref<'_, Node> {
         self.node.borrow()
     }
 
-    /// Returns the part of the shard that HTTP uses.
+    /// Borrows the node of the shard mutably.
     pub fn node_mut(&self) -> RefMut<'_, Node> {
         self.node.borrow_mut()
     }
@@ -176,11 +178,12 @@ impl<D: Datapath> Shard<D> {
         let now = self.node().clock.now();
         let has_work = self.node_mut().maintain(now);
         self.publish();
-        if self.node_mut().scan_page() || !is_idle || has_work {
+        let has_scanned = self.node_mut().scan();
+        if has_scanned || !is_idle || has_work {
             return Ok(NextStep::Continue);
         }
-        // In this order, whatever arrives after the event and the waker are armed is either found by this turn or
-        // triggers one of them.
+        // The event is enabled before the turn. The waker is armed after it, and then the queues are checked once more.
+        // So whatever arrives is found by the turn or that check, or triggers the event or the waker.
         self.udp.datapath.set_event_enabled(true);
         if self.turn(None)? == (0, 0) && self.node().endpoint.prepare_sleep() {
             return Ok(NextStep::Sleep);
@@ -230,6 +233,7 @@ impl<D: Datapath> Shard<D> {
         let (now, datagrams) = self.udp.turn(&mut self.node.borrow_mut(), timeout)?;
         let messages = self.handle_messages(now)?;
         let mut node = self.node.borrow_mut();
+        self.udp.end_turn(&mut node, datagrams);
         self.udp.drop_late_scrapes(&mut node, now.monotonic);
         node.endpoint.notify();
         Ok((datagrams, messages))
@@ -278,7 +282,10 @@ impl<D: Datapath> Shard<D> {
     }
 }
 
-#[expect(deprecated, reason = "unsafe for what can change its descriptor, which an OwnedFd cannot")]
+#[expect(
+    deprecated,
+    reason = "deprecated because types that can change their descriptor are unsound here; an OwnedFd cannot"
+)]
 fn awaitable(event: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(event, Interest::READABLE)
 }

@@ -3,6 +3,7 @@
 //! The datapath and HTTP both use it. HTTP connections are tasks of the shard's thread; they borrow the node for one
 //! call and never across an await.
 
+use super::admin::AdminJobs;
 use super::mesh::MeshEndpoint;
 use super::message::{Message, PageReply, PageRequest, ScrapeRows};
 use super::page_scans::PageScans;
@@ -13,8 +14,10 @@ use super::update::{ShardSettings, ShardUpdate};
 use crate::clock::{Clock, Now};
 use crate::http::settings::HttpSettings;
 use crate::policy::{Parameters, PausedRequest, PolicyStop};
+use crate::stats::client_samples::ClientSamples;
+use crate::stats::http_stats::HttpStats;
 use crate::stats::outcome::Outcome;
-use crate::stats::shard_stats::{HttpStats, Protocol, ShardStats};
+use crate::stats::shard_stats::{Protocol, ShardStats};
 use crate::stats::shared_stats::SharedStats;
 use crate::tracker::peer_list::PeerList;
 use crate::tracker::{AdmittedAnnounce, Tracker};
@@ -24,7 +27,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot::Receiver;
 use tsubame_http::query::AnnounceQuery;
-use tsubame_storage::{Family, InfoHash, Prefetch, Seconds, SwarmStats};
+use tsubame_storage::{AnnounceEvent, Family, InfoHash, PeerId, Prefetch, Seconds, SwarmStats};
 use tsubame_udp::steering::SteeringKeys;
 
 /// Reply to a request that may need other shards.
@@ -51,10 +54,13 @@ pub struct NodeResources {
     pub tracker: Tracker,
     /// End of the mesh.
     pub endpoint: MeshEndpoint,
-    /// Receives updates that were applied, and frees what they replaced: lists may be large.
+    /// Queue to the control plane for updates that were applied: it frees the policies that they replaced, as lists may
+    /// be large.
     pub retired: UnboundedSender<Box<ShardUpdate>>,
     /// Where the statistics are published.
     pub shared_stats: Arc<SharedStats>,
+    /// Receives the client programs of sampled announces.
+    pub client_samples: ClientSamples,
     /// The clock.
     pub clock: Clock,
 }
@@ -69,6 +75,7 @@ pub struct Node {
     pub(super) endpoint: MeshEndpoint,
     pending_replies: PendingReplies,
     page_scans: PageScans,
+    admin_jobs: AdminJobs,
     pub(super) scrape_requests: ScrapeRequests,
     /// Requests over HTTP that wait until a token may be checked.
     token_queue: TokenQueue,
@@ -77,6 +84,7 @@ pub struct Node {
     retired: UnboundedSender<Box<ShardUpdate>>,
     pub(super) stats: ShardStats,
     pub(super) shared_stats: Arc<SharedStats>,
+    pub(super) client_samples: ClientSamples,
     pub(super) clock: Clock,
     pub(super) is_stopping: bool,
 }
@@ -84,8 +92,17 @@ pub struct Node {
 impl Node {
     /// Creates a node.
     pub fn new(resources: NodeResources) -> Self {
-        let NodeResources { number, shards, keys, tracker, endpoint, retired, shared_stats, clock } =
-            resources;
+        let NodeResources {
+            number,
+            shards,
+            keys,
+            tracker,
+            endpoint,
+            retired,
+            shared_stats,
+            client_samples,
+            clock,
+        } = resources;
         Self {
             number,
             shards,
@@ -94,12 +111,14 @@ impl Node {
             endpoint,
             pending_replies: PendingReplies::default(),
             page_scans: PageScans::default(),
+            admin_jobs: AdminJobs::default(),
             scrape_requests: ScrapeRequests::new(usize::from(shards)),
             token_queue: TokenQueue::default(),
             new_http_settings: None,
             retired,
             stats: ShardStats::default(),
             shared_stats,
+            client_samples,
             clock,
             is_stopping: false,
         }
@@ -120,8 +139,8 @@ impl Node {
         self.token_queue.permit_one();
     }
 
-    /// Does a bounded step of expiry, eviction and purge. Returns whether more work is
-    /// due.
+    /// Does a bounded step of expiry, eviction and purge. Returns whether the shard must not sleep: more of this is
+    /// due, it is stopping, or requests wait for token checks.
     pub(super) fn maintain(&mut self, now: Now) -> bool {
         let is_sweeping = self.tracker.swarms_mut().sweep(now.monotonic);
         let is_purging = self.tracker.purge(now);
@@ -131,17 +150,22 @@ impl Node {
     /// Publishes the statistics.
     pub(super) fn publish(&mut self, now: Now) {
         self.stats.table = self.tracker.swarms().stats();
+        (self.stats.messages_sent, self.stats.messages_dropped) = self.endpoint.message_counts();
         self.shared_stats.publish(&self.stats, now.monotonic);
     }
 
-    /// Scans for a page of the list of all torrents in a bounded step; returns whether there was one to scan for.
-    pub(super) fn scan_page(&mut self) -> bool {
-        if self.page_scans.is_empty() {
-            return false;
+    /// Does a bounded step for a page of the list of all torrents, and one for a request of the control plane; returns
+    /// whether there was anything to do.
+    pub(super) fn scan(&mut self) -> bool {
+        let Self { page_scans, admin_jobs, tracker, endpoint, pending_replies, .. } = self;
+        let (has_pages, has_jobs) = (!page_scans.is_empty(), !admin_jobs.is_empty());
+        if has_pages {
+            page_scans.run(tracker, endpoint, pending_replies);
         }
-        let Self { page_scans, tracker, endpoint, pending_replies, .. } = self;
-        page_scans.run(tracker, endpoint, pending_replies);
-        true
+        if has_jobs {
+            admin_jobs.run(tracker);
+        }
+        has_pages || has_jobs
     }
 
     /// Handles a message that does not need the datapath; `prefetch` is that of its announce.
@@ -168,6 +192,7 @@ impl Node {
             }
             Message::ScrapeReply(rows) => self.add_rows(&rows),
             Message::Update(update) => self.update(now, update),
+            Message::Admin(request) => self.admin_jobs.add(*request),
             Message::Stop => self.is_stopping = true,
             // The datapath handles these.
             Message::Announce(..) => {}
@@ -196,7 +221,7 @@ impl Node {
     }
 }
 
-/// For HTTP.
+/// Functions that HTTP connections call.
 impl Node {
     /// Decides whether an announce is admitted: see [`Tracker::admit_announce`].
     pub fn admit_announce(
@@ -222,7 +247,7 @@ impl Node {
     }
 
     /// Queues a request until the signature of its token may be checked; returns `None` if the queue is full.
-    pub fn wait_for_token_check(&mut self, source: IpAddr) -> Option<Receiver<()>> {
+    pub fn queue_for_token_check(&mut self, source: IpAddr) -> Option<Receiver<()>> {
         let permit = self.token_queue.add(source);
         // The shard may be asleep.
         self.endpoint.notify_self();
@@ -324,6 +349,12 @@ impl Node {
     /// Counts a request over HTTP.
     pub fn count_request(&mut self, family: Family, outcome: Outcome) {
         self.stats.count(Protocol::Http, family, outcome);
+    }
+
+    /// Counts an announce over HTTP that was answered with a number of peers.
+    pub fn count_announce(&mut self, event: AnnounceEvent, peer_id: Option<&PeerId>, peers: usize) {
+        peer_id.into_iter().for_each(|peer_id| self.client_samples.add(peer_id));
+        self.stats.count_announce(Protocol::Http, event, peers);
     }
 
     /// Returns the counters of HTTP connections.

@@ -6,8 +6,8 @@ use rustc_hash::FxHashMap;
 use tokio::sync::oneshot::{Receiver, Sender, channel};
 use tsubame_storage::SwarmStats;
 
-/// Replies that requests wait for, by request id. A connection waits for one reply, the list of all torrents for one of
-/// each shard.
+/// Replies that requests wait for, by request id. A connection waits for one reply at a time; if it sends the list of
+/// all torrents, it waits for a page of each shard.
 #[derive(Debug, Default)]
 pub(super) struct PendingReplies {
     last_id: u32,

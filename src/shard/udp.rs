@@ -4,15 +4,16 @@ use super::datapath::Datapath;
 use super::message::{Message, ScrapeRows};
 use super::node::Node;
 use super::pending_scrapes::{PendingScrape, PendingScrapes, SCRAPE_REPLY_LEN_MAX};
+use super::phase_timer::PhaseTimer;
 use crate::clock::Now;
 use crate::stats::outcome::Outcome;
-use crate::stats::shard_stats::Protocol;
+use crate::stats::shard_stats::{Protocol, TurnPhase};
 use crate::tracker::{AdmittedAnnounce, AdmittedRequest, AdmittedScrape, UdpReply};
 use std::io;
 use std::time::Duration;
 use tsubame_storage::{Family, Prefetch, Seconds, SwarmStats};
 use tsubame_udp::ring::{Datagram, ReturnPath};
-use tsubame_udp::wire::{SCRAPE_ROW_LEN, TransactionId};
+use tsubame_udp::wire::{ANNOUNCE_REPLY_LEN, SCRAPE_ROW_LEN, TransactionId, UdpRequest};
 
 /// Maximum number of datagrams that are answered together. Larger batches would delay replies: with clients that wait
 /// for a reply before their next request, tracker and clients would take turns working.
@@ -26,6 +27,7 @@ pub(super) struct UdpRequests<D: Datapath> {
     /// Spare vector for the requests of a batch that policy permits.
     permitted: Vec<BatchItem<D::Received>>,
     pending_scrapes: PendingScrapes,
+    timer: PhaseTimer,
 }
 
 /// A request in a batch.
@@ -41,7 +43,8 @@ impl<D: Datapath> UdpRequests<D> {
     pub(super) fn new(datapath: D) -> Self {
         let batch = Vec::with_capacity(BATCH_MAX);
         let permitted = Vec::with_capacity(BATCH_MAX);
-        Self { datapath, batch, permitted, pending_scrapes: PendingScrapes::new() }
+        let (pending_scrapes, timer) = (PendingScrapes::new(), PhaseTimer::default());
+        Self { datapath, batch, permitted, pending_scrapes, timer }
     }
 
     /// Returns the memory that a shard allocates for pending requests at start.
@@ -49,29 +52,50 @@ impl<D: Datapath> UdpRequests<D> {
         PendingScrapes::bytes()
     }
 
-    /// Sends replies, receives datagrams and answers a batch of them; returns its size. With `timeout` it waits at most
-    /// that long for datagrams.
+    /// Sends replies, receives datagrams and answers a batch of them; returns the time and the size of the batch. With
+    /// `timeout` it waits at most that long for datagrams.
     pub(super) fn turn(
         &mut self,
         node: &mut Node,
         timeout: Option<Duration>,
     ) -> io::Result<(Now, usize)> {
+        self.timer.begin_turn(&node.clock, timeout.is_some());
         let available = self.datapath.turn(timeout)?.min(BATCH_MAX);
+        self.timer.end_phase(&node.clock, TurnPhase::Transfer);
         node.begin_turn();
         let now = node.clock.now();
         if available > 0 {
             node.stats.count_batch(available);
             let mut batch = std::mem::take(&mut self.batch);
             self.admit(node, now, available, &mut batch)?;
+            self.sample_client(node, &batch);
+            self.timer.end_phase(&node.clock, TurnPhase::Admit);
             for item in batch.drain(..) {
                 self.answer(node, now, item)?;
             }
             self.batch = batch;
+            self.timer.end_phase(&node.clock, TurnPhase::Answer);
         }
         Ok((now, available))
     }
 
-    /// Receives and admits a number of datagrams; refused ones are answered here.
+    /// Ends a turn with `datagrams` datagrams, after messages were handled.
+    pub(super) fn end_turn(&mut self, node: &mut Node, datagrams: usize) {
+        self.timer.end_phase(&node.clock, TurnPhase::Messages);
+        self.timer.end_turn(&mut node.stats.turn_times, datagrams);
+    }
+
+    /// Samples the client program of the first request of a batch, if it is an announce.
+    fn sample_client(&mut self, node: &mut Node, batch: &[BatchItem<D::Received>]) {
+        let Some(item) = batch.first().filter(|_| node.client_samples.wants_more()) else { return };
+        if let (Datagram { payload, .. }, _) = self.datapath.open(&item.received)
+            && let Ok(UdpRequest::Announce(announce)) = UdpRequest::parse(payload)
+        {
+            node.client_samples.add(&announce.peer_id());
+        }
+    }
+
+    /// Receives and admits up to `count` datagrams; connects and refused requests are answered here.
     fn admit(
         &mut self,
         node: &mut Node,
@@ -87,6 +111,7 @@ impl<D: Datapath> UdpRequests<D> {
             };
             let (datagram, reply) = self.datapath.open(&received);
             let family = Family::of(datagram.source.ip());
+            node.stats.received_bytes += datagram.payload.len() as u64;
             match node.tracker.prove(now, datagram.source, datagram.payload, reply) {
                 Ok(request) => {
                     let prefetch = node.tracker.prefetch_index(&request.info_hash());
@@ -145,6 +170,9 @@ impl<D: Datapath> UdpRequests<D> {
         }
         let (datagram, reply) = self.datapath.open(&received);
         let reply = node.tracker.answer(now, prefetch, &request, datagram.payload, reply);
+        if let AdmittedRequest::Announce(announce, _) = &request {
+            count_announce(node, announce, reply);
+        }
         self.finish(node, received, family, reply)
     }
 
@@ -157,6 +185,7 @@ impl<D: Datapath> UdpRequests<D> {
         reply: UdpReply,
     ) -> io::Result<()> {
         count_outcome(node, family, reply.outcome);
+        node.stats.sent_bytes += reply.len as u64;
         match reply.len {
             0 => self.datapath.release(received),
             len => self.datapath.send(received, len)?,
@@ -196,6 +225,8 @@ impl<D: Datapath> UdpRequests<D> {
         };
         let out = self.datapath.forward_slot_bytes(&slot);
         let reply = node.tracker.answer_announce(now, prefetch, announce, transaction_id, out);
+        count_announce(node, announce, reply);
+        node.stats.sent_bytes += reply.len as u64;
         count_outcome(node, announce.family, reply.outcome);
         match reply.len {
             0 => self.datapath.release_forward_slot(slot),
@@ -275,6 +306,7 @@ impl<D: Datapath> UdpRequests<D> {
         };
         count_outcome(node, complete.family, Outcome::Scraped);
         let reply = &complete.reply[..complete.reply_len];
+        node.stats.sent_bytes += reply.len() as u64;
         self.datapath.forward_slot_bytes(&slot)[..reply.len()].copy_from_slice(reply);
         self.datapath.send_forwarded_reply(slot, &complete.path, reply.len())
     }
@@ -285,6 +317,12 @@ impl<D: Datapath> UdpRequests<D> {
             count_outcome(node, late.family, Outcome::ShedScrape);
         }
     }
+}
+
+/// Counts an announce by its event and by the peers of its reply.
+fn count_announce(node: &mut Node, announce: &AdmittedAnnounce, reply: UdpReply) {
+    let peers = reply.len.saturating_sub(ANNOUNCE_REPLY_LEN) / announce.family.compact_len();
+    node.stats.count_announce(Protocol::Udp, announce.event, peers);
 }
 
 fn count_outcome(node: &mut Node, family: Family, outcome: Outcome) {

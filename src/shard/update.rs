@@ -20,7 +20,7 @@ pub struct ShardSettings {
     pub http: Arc<HttpSettings>,
 }
 
-/// A change of a running shard. What it replaces is left in it, so that it can be freed by another thread.
+/// A change of a running shard. The replaced policy is left in it, so that it can be freed by another thread.
 #[derive(Debug, Default)]
 pub struct ShardUpdate {
     /// The new policy.

@@ -1,5 +1,7 @@
 //! Statistics: outcomes of requests, counters of each shard, and how other threads read them.
 
+pub mod client_samples;
+pub mod http_stats;
 pub mod outcome;
 pub mod shard_stats;
 pub mod shared_stats;

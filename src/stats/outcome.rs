@@ -134,6 +134,47 @@ outcomes! {
 }
 
 impl Outcome {
+    /// Returns whether a request with this outcome was answered as requested: not refused, dropped or forwarded. An
+    /// announce is answered also if its peer is not stored.
+    pub fn is_answered(self) -> bool {
+        matches!(
+            self,
+            Self::Connected
+                | Self::Joined
+                | Self::Refreshed
+                | Self::Completed
+                | Self::Stopped
+                | Self::NotStored
+                | Self::RefusedMemory
+                | Self::RefusedNewTorrent
+                | Self::RefusedSource
+                | Self::RefusedSwarmCap
+                | Self::RefusedAddressCap
+                | Self::Scraped
+                | Self::FullScrape
+                | Self::PageShown
+        )
+    }
+
+    /// Returns the name of the hook that refuses requests with this outcome, if there is one.
+    pub fn hook(self) -> Option<&'static str> {
+        match self {
+            Self::ForbiddenNetwork => Some("networks"),
+            Self::ForbiddenTorrent => Some("access_list"),
+            Self::ForbiddenClient => Some("clients"),
+            Self::NoPasskey | Self::WrongPasskey => Some("passkey"),
+            Self::NoToken
+            | Self::BadToken
+            | Self::UnknownTokenKey
+            | Self::ExpiredToken
+            | Self::EarlyToken
+            | Self::TokenOfAnotherTorrent
+            | Self::TokenNotChecked => Some("jwt"),
+            Self::TooManyAnnounces | Self::TooManyTorrents => Some("limits"),
+            _ => None,
+        }
+    }
+
     /// Returns the kind of request in metrics: `connect`, `announce`, `scrape`, `page`, or `any` if it is not known.
     pub fn kind(self) -> &'static str {
         match self {

@@ -1,19 +1,22 @@
 //! Statistics of a shard, and their conversion to counters that other threads can read.
 
+use super::http_stats::HttpStats;
 use super::outcome::Outcome;
 use tsubame_storage::{
-    EvictionCounts, Family, SourceCount, SourceNetwork, TOP_SOURCES, TableStats,
+    AnnounceEvent, EvictionCounts, Family, SourceCount, SourceNetwork, TOP_SOURCES, TableStats,
 };
 use tsubame_udp::ring::RingCounts;
 
 const OUTCOMES: usize = Outcome::ALL.len();
-const RING: usize = 6;
-const TABLE: usize = 11 + 2 * TOP_SOURCES;
-const HTTP: usize = 6;
-pub(super) const CELLS: usize = 2 * 2 * OUTCOMES + RING + BATCH_SIZES + 2 + TABLE + HTTP;
 
 /// Number of classes of batch sizes: 1 datagram, 2 to 3, 4 to 7, and so on; the last is that of full batches.
 pub const BATCH_SIZES: usize = 7;
+
+/// Number of classes of replies by their peers: 0, 1, 2 to 3, 4 to 7, and so on; the last has no upper bound.
+pub const REPLY_SIZES: usize = 10;
+
+/// Number of events of an announce.
+pub const EVENTS: usize = 5;
 
 /// Protocol of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,33 +32,83 @@ impl Protocol {
     pub const ALL: [Self; 2] = [Self::Udp, Self::Http];
 }
 
-/// Counters of HTTP connections.
+/// Phases of a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TurnPhase {
+    /// Sends the replies of the turn before, and receives datagrams: system calls.
+    Transfer,
+    /// Parses requests, checks connection ids and policy, and prefetches.
+    Admit,
+    /// Updates swarms and writes replies.
+    Answer,
+    /// Handles messages of other shards.
+    Messages,
+}
+
+impl TurnPhase {
+    /// All phases, in the order of their counters.
+    pub const ALL: [Self; 4] = [Self::Transfer, Self::Admit, Self::Answer, Self::Messages];
+
+    /// Returns the name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Transfer => "transfer",
+            Self::Admit => "admit",
+            Self::Answer => "answer",
+            Self::Messages => "messages",
+        }
+    }
+}
+
+/// Time of sampled turns, by phase.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HttpStats {
-    /// Number of open connections.
-    pub open: u64,
-    /// Number of accepted connections.
-    pub accepted: u64,
-    /// Number of connections that were closed because they were idle or too slow.
-    pub timed_out: u64,
-    /// Number of connections that were closed or refused to limit their number.
-    pub evicted: u64,
-    /// Number of connections with TLS errors, mostly in the handshake.
-    pub tls_failed: u64,
-    /// Number of accepts that failed because too many files were open.
-    pub accept_failed: u64,
+pub struct TurnTimes {
+    /// Number of turns that were sampled.
+    pub turns: u64,
+    /// Nanoseconds of each phase in these turns, indexed by [`TurnPhase`].
+    pub phase_ns: [u64; TurnPhase::ALL.len()],
+}
+
+/// Announces that were answered with a list of peers, by protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AnsweredAnnounces {
+    /// Number of announces by event: the index is its number in BEP 15, and 4 for `paused` (BEP 21).
+    pub events: [u64; EVENTS],
+    /// Number of replies by the class of their number of peers.
+    pub reply_sizes: [u64; REPLY_SIZES],
+    /// Number of peers in these replies.
+    pub peers: u64,
+}
+
+impl AnsweredAnnounces {
+    /// Returns the largest number of peers in a class of replies; `None` for the last class.
+    pub fn reply_size_max(class: usize) -> Option<u64> {
+        (class + 1 < REPLY_SIZES).then(|| (1 << class) - 1)
+    }
 }
 
 /// Statistics of a shard at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShardStats {
     outcomes: [[[u64; OUTCOMES]; 2]; 2],
+    /// Answered announces, indexed by [`Protocol`].
+    pub answered_announces: [AnsweredAnnounces; 2],
     /// Counters of the io_uring operations.
     pub ring: RingCounts,
+    /// Payload bytes of received datagrams.
+    pub received_bytes: u64,
+    /// Payload bytes of replies over UDP.
+    pub sent_bytes: u64,
     /// Number of turns by the class of their batch size. Turns without datagrams are not counted.
     pub batches: [u64; BATCH_SIZES],
     /// Number of datagrams in these batches.
     pub arrived: u64,
+    /// Times of sampled turns.
+    pub turn_times: TurnTimes,
+    /// Number of messages to other shards that were queued.
+    pub messages_sent: u64,
+    /// Number of messages to other shards that were dropped because a queue was full.
+    pub messages_dropped: u64,
     /// Processor time of the thread of the shard in microseconds, at its last update.
     pub busy_us: u64,
     /// Statistics of the swarm table.
@@ -66,10 +119,21 @@ pub struct ShardStats {
 
 impl Default for ShardStats {
     fn default() -> Self {
-        let (ring, table) = (RingCounts::default(), TableStats::default());
-        let batches = [0; BATCH_SIZES];
-        let (outcomes, http) = ([[[0; OUTCOMES]; 2]; 2], HttpStats::default());
-        Self { outcomes, ring, batches, arrived: 0, busy_us: 0, table, http }
+        Self {
+            outcomes: [[[0; OUTCOMES]; 2]; 2],
+            answered_announces: [AnsweredAnnounces::default(); 2],
+            ring: RingCounts::default(),
+            received_bytes: 0,
+            sent_bytes: 0,
+            batches: [0; BATCH_SIZES],
+            arrived: 0,
+            turn_times: TurnTimes::default(),
+            messages_sent: 0,
+            messages_dropped: 0,
+            busy_us: 0,
+            table: TableStats::default(),
+            http: HttpStats::default(),
+        }
     }
 }
 
@@ -77,6 +141,14 @@ impl ShardStats {
     /// Counts a request.
     pub fn count(&mut self, protocol: Protocol, family: Family, outcome: Outcome) {
         self.outcomes[protocol as usize][family as usize][outcome as usize] += 1;
+    }
+
+    /// Counts an announce that was answered with a number of peers.
+    pub fn count_announce(&mut self, protocol: Protocol, event: AnnounceEvent, peers: usize) {
+        let announces = &mut self.answered_announces[protocol as usize];
+        announces.events[event as usize] += 1;
+        announces.reply_sizes[((peers + 1).ilog2() as usize).min(REPLY_SIZES - 1)] += 1;
+        announces.peers += peers as u64;
     }
 
     /// Counts a batch of at least one datagram.
@@ -87,34 +159,19 @@ impl ShardStats {
     }
 
     /// Returns the number of requests with an outcome.
-    pub fn of(&self, outcome: Outcome) -> u64 {
+    pub fn requests(&self, outcome: Outcome) -> u64 {
         self.outcomes.iter().flatten().map(|outcomes| outcomes[outcome as usize]).sum()
     }
 
     /// Returns the number of requests of a protocol and a family with an outcome.
-    pub fn of_family(&self, protocol: Protocol, family: Family, outcome: Outcome) -> u64 {
+    pub fn requests_of(&self, protocol: Protocol, family: Family, outcome: Outcome) -> u64 {
         self.outcomes[protocol as usize][family as usize][outcome as usize]
     }
 
     /// Returns the number of announces that were answered, whether or not they were stored.
     pub fn announces(&self) -> u64 {
-        use Outcome::{
-            Completed, Joined, NotStored, Refreshed, RefusedAddressCap, RefusedMemory,
-            RefusedNewTorrent, RefusedSource, RefusedSwarmCap, Stopped,
-        };
-        let answered = [
-            Joined,
-            Refreshed,
-            Completed,
-            Stopped,
-            NotStored,
-            RefusedMemory,
-            RefusedNewTorrent,
-            RefusedSource,
-            RefusedSwarmCap,
-            RefusedAddressCap,
-        ];
-        answered.iter().map(|outcome| self.of(*outcome)).sum()
+        let answered = Outcome::ALL.iter().filter(|it| it.is_answered() && it.kind() == "announce");
+        answered.map(|outcome| self.requests(*outcome)).sum()
     }
 
     /// Returns the number of invalid requests.
@@ -137,42 +194,22 @@ impl ShardStats {
             NotFound,
             BadQuery,
         ];
-        rejected.iter().map(|outcome| self.of(*outcome)).sum()
+        rejected.iter().map(|outcome| self.requests(*outcome)).sum()
     }
 
     /// Returns the number of requests that hooks refused.
     pub fn refused_by_policy(&self) -> u64 {
-        use Outcome::{
-            BadToken, CustomHook, EarlyToken, ExpiredToken, ForbiddenClient, ForbiddenNetwork,
-            ForbiddenTorrent, NoPasskey, NoToken, ScrapeWithoutProof, TokenNotChecked,
-            TokenOfAnotherTorrent, TooManyAnnounces, TooManyTorrents, UnknownTokenKey,
-            WrongPasskey,
+        let is_refused = |outcome: &&Outcome| {
+            outcome.hook().is_some()
+                || matches!(outcome, Outcome::ScrapeWithoutProof | Outcome::CustomHook)
         };
-        let refused = [
-            ForbiddenNetwork,
-            ForbiddenTorrent,
-            ForbiddenClient,
-            NoPasskey,
-            WrongPasskey,
-            NoToken,
-            BadToken,
-            UnknownTokenKey,
-            ExpiredToken,
-            EarlyToken,
-            TokenOfAnotherTorrent,
-            TokenNotChecked,
-            ScrapeWithoutProof,
-            TooManyAnnounces,
-            TooManyTorrents,
-            CustomHook,
-        ];
-        refused.iter().map(|outcome| self.of(*outcome)).sum()
+        Outcome::ALL.iter().filter(is_refused).map(|outcome| self.requests(*outcome)).sum()
     }
 
-    /// Returns the number of requests that were dropped or refused because a queue was full.
+    /// Returns the number of requests that were dropped or refused because this shard or another one was overloaded.
     pub fn shed(&self) -> u64 {
         let shed = [Outcome::ShedMesh, Outcome::ShedSlots, Outcome::ShedScrape, Outcome::ShedLate];
-        shed.iter().map(|outcome| self.of(*outcome)).sum()
+        shed.iter().map(|outcome| self.requests(*outcome)).sum()
     }
 
     /// Returns the number of peers in all swarms.
@@ -194,7 +231,28 @@ impl ShardStats {
     }
 
     pub(super) fn cells(&self) -> [u64; CELLS] {
-        let mut cells = [0; CELLS];
+        let (mut cells, mut stats) = ([0; CELLS], *self);
+        let mut next = cells.iter_mut();
+        stats.visit(&mut |value| {
+            if let Some(cell) = next.next() {
+                *cell = *value;
+            }
+        });
+        cells
+    }
+
+    pub(super) fn of_cells(cells: &[u64; CELLS]) -> Self {
+        let (mut stats, mut cells) = (Self::default(), cells.iter().copied());
+        stats.visit(&mut |value| *value = cells.next().unwrap_or(0));
+        stats
+    }
+
+    /// Calls a function with every value, always in the same order.
+    fn visit(&mut self, visit: &mut impl FnMut(&mut u64)) {
+        self.outcomes.iter_mut().flatten().flatten().for_each(&mut *visit);
+        for AnsweredAnnounces { events, reply_sizes, peers } in &mut self.answered_announces {
+            events.iter_mut().chain(reply_sizes).chain([peers]).for_each(&mut *visit);
+        }
         let RingCounts {
             enters,
             sent,
@@ -202,50 +260,38 @@ impl ShardStats {
             out_of_buffers,
             receive_failed,
             dropped_by_kernel,
-        } = self.ring;
-        let ring: [u64; RING] =
-            [enters, sent, send_failed, out_of_buffers, receive_failed, dropped_by_kernel];
-        let table = table_cells(&self.table);
-        let HttpStats { open, accepted, timed_out, evicted, tls_failed, accept_failed } = self.http;
-        let http: [u64; HTTP] = [open, accepted, timed_out, evicted, tls_failed, accept_failed];
-        let values = self.outcomes.iter().flatten().flatten().copied().chain(ring);
-        let values =
-            values.chain(self.batches).chain([self.arrived, self.busy_us]).chain(table).chain(http);
-        for (cell, value) in cells.iter_mut().zip(values) {
-            *cell = value;
-        }
-        cells
-    }
-
-    pub(super) fn of_cells(cells: &[u64; CELLS]) -> Self {
-        let mut stats = Self::default();
-        let mut cells = cells.iter().copied();
-        let mut next = || cells.next().unwrap_or(0);
-        let outcomes = stats.outcomes.iter_mut().flatten().flatten();
-        outcomes.for_each(|outcome| *outcome = next());
-        stats.ring = RingCounts {
-            enters: next(),
-            sent: next(),
-            send_failed: next(),
-            out_of_buffers: next(),
-            receive_failed: next(),
-            dropped_by_kernel: next(),
-        };
-        stats.batches.iter_mut().for_each(|batches| *batches = next());
-        stats.arrived = next();
-        stats.busy_us = next();
-        stats.table = table_of_cells(std::array::from_fn(|_| next()));
-        stats.http = HttpStats {
-            open: next(),
-            accepted: next(),
-            timed_out: next(),
-            evicted: next(),
-            tls_failed: next(),
-            accept_failed: next(),
-        };
-        stats
+        } = &mut self.ring;
+        let ring = [enters, sent, send_failed, out_of_buffers, receive_failed, dropped_by_kernel];
+        ring.into_iter().for_each(&mut *visit);
+        self.batches.iter_mut().for_each(&mut *visit);
+        self.turn_times.phase_ns.iter_mut().for_each(&mut *visit);
+        let rest = [
+            &mut self.received_bytes,
+            &mut self.sent_bytes,
+            &mut self.arrived,
+            &mut self.turn_times.turns,
+            &mut self.messages_sent,
+            &mut self.messages_dropped,
+            &mut self.busy_us,
+        ];
+        rest.into_iter().for_each(&mut *visit);
+        visit_table(&mut self.table, visit);
+        self.http.visit(visit);
     }
 }
+
+/// Number of values of [`ShardStats`].
+pub(super) const CELLS: usize = 2 * 2 * OUTCOMES
+    + 2 * (EVENTS + REPLY_SIZES + 1)
+    + 6
+    + BATCH_SIZES
+    + TurnPhase::ALL.len()
+    + 7
+    + TABLE_CELLS
+    + HttpStats::CELLS;
+
+/// Number of values of [`TableStats`].
+const TABLE_CELLS: usize = 12 + 2 * TOP_SOURCES;
 
 /// Returns the sources with the most peers of two shards together. Each shard has a part of the peers of a source.
 fn merge_top_sources(
@@ -263,36 +309,30 @@ fn merge_top_sources(
     std::array::from_fn(|at| all.get(at).copied())
 }
 
-fn table_cells(table: &TableStats) -> [u64; TABLE] {
-    let TableStats { torrents, empty_torrents, seeders, leechers, bytes, .. } = *table;
-    let EvictionCounts { episodes, empty_torrents: evicted_torrents, source_peers } = table.evicted;
-    let [[sa, sb], [la, lb]] = [seeders, leechers];
-    let (torrents, empty, bytes) = (torrents as u64, empty_torrents as u64, bytes as u64);
-    let pressure = table.pressure_per_1_000.into();
-    let numbers = [torrents, empty, sa, sb, la, lb, bytes, pressure, episodes, evicted_torrents];
-    // A source has at least one peer, so that 0 represents no source.
-    let top =
-        table.top_sources.map(|top| top.map_or([0; 2], |it| [it.source.number(), it.peers.into()]));
-    let mut cells = [0; TABLE];
-    let values = numbers.into_iter().chain([source_peers]).chain(top.into_iter().flatten());
-    cells.iter_mut().zip(values).for_each(|(cell, value)| *cell = value);
-    cells
-}
-
-fn table_of_cells(cells: [u64; TABLE]) -> TableStats {
-    let mut cells = cells.into_iter();
-    let mut next = || cells.next().unwrap_or(0);
-    TableStats {
-        torrents: next() as usize,
-        empty_torrents: next() as usize,
-        seeders: [next(), next()],
-        leechers: [next(), next()],
-        bytes: next() as usize,
-        pressure_per_1_000: next() as u32,
-        evicted: EvictionCounts { episodes: next(), empty_torrents: next(), source_peers: next() },
-        top_sources: std::array::from_fn(|_| {
-            let (source, peers) = (SourceNetwork::from_number(next()), next() as u32);
-            (peers > 0).then_some(SourceCount { source, peers })
-        }),
+/// Calls a function with every value of a table's statistics.
+fn visit_table(table: &mut TableStats, visit: &mut impl FnMut(&mut u64)) {
+    let mut visit_usize = |value: &mut usize| {
+        let mut wide = *value as u64;
+        visit(&mut wide);
+        *value = wide as usize;
+    };
+    visit_usize(&mut table.torrents);
+    visit_usize(&mut table.empty_torrents);
+    visit_usize(&mut table.bytes);
+    table.seeders.iter_mut().chain(&mut table.leechers).for_each(&mut *visit);
+    let mut pressure = table.pressure_per_1_000.into();
+    visit(&mut pressure);
+    table.pressure_per_1_000 = pressure as u32;
+    visit(&mut table.expired_peers);
+    let EvictionCounts { episodes, empty_torrents, source_peers } = &mut table.evicted;
+    [episodes, empty_torrents, source_peers].into_iter().for_each(&mut *visit);
+    for top in &mut table.top_sources {
+        // A source has at least one peer, so that 0 represents no source.
+        let [mut source, mut peers] =
+            top.map_or([0; 2], |it| [it.source.number(), it.peers.into()]);
+        visit(&mut source);
+        visit(&mut peers);
+        let source = SourceNetwork::from_number(source);
+        *top = (peers > 0).then_some(SourceCount { source, peers: peers as u32 });
     }
 }

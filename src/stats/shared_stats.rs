@@ -49,8 +49,14 @@ mod tests {
     use crate::stats::outcome::Outcome;
     use crate::stats::shard_stats::Protocol;
     use tsubame_storage::{
-        EvictionCounts, Family, SourceCount, SourceNetwork, TOP_SOURCES, TableStats,
+        AnnounceEvent, EvictionCounts, Family, SourceCount, SourceNetwork, TOP_SOURCES, TableStats,
     };
+
+    #[test]
+    fn every_value_has_a_cell() {
+        let cells = std::array::from_fn(|cell| cell as u64 + 1);
+        assert_eq!(ShardStats::of_cells(&cells).cells(), cells);
+    }
 
     #[test]
     fn published_statistics_are_read_back() {
@@ -71,9 +77,14 @@ mod tests {
             leechers: [4, 5],
             bytes: 6,
             pressure_per_1_000: 700,
+            expired_peers: 11,
             evicted: EvictionCounts { episodes: 1, empty_torrents: 2, source_peers: 3 },
             top_sources: [None; TOP_SOURCES],
         };
+        stats.http.count_closed(61);
+        stats.count_announce(Protocol::Http, AnnounceEvent::Paused, 8);
+        (stats.turn_times.turns, stats.turn_times.phase_ns) = (1, [2, 3, 4, 5]);
+        (stats.messages_sent, stats.messages_dropped, stats.sent_bytes) = (6, 7, 8);
         let source = SourceNetwork::from_number(0x01_0203);
         stats.table.top_sources[0] = Some(SourceCount { source, peers: 12 });
         let shared_stats = SharedStats::default();
@@ -83,7 +94,7 @@ mod tests {
         let mut sum = shared_stats.read();
         sum.add(&stats);
         assert_eq!((sum.announces(), sum.shed(), sum.peers(), sum.table.bytes), (2, 2, 28, 12));
-        assert_eq!(sum.of_family(Protocol::Http, Family::V4, Outcome::Joined), 2);
-        assert_eq!(sum.of_family(Protocol::Udp, Family::V4, Outcome::Joined), 0);
+        assert_eq!(sum.requests_of(Protocol::Http, Family::V4, Outcome::Joined), 2);
+        assert_eq!(sum.requests_of(Protocol::Udp, Family::V4, Outcome::Joined), 0);
     }
 }

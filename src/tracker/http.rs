@@ -15,8 +15,8 @@ use tsubame_storage::{Family, InfoHash, PeerId, PeerOutput, Prefetch};
 impl Tracker {
     /// Decides whether an announce is admitted.
     ///
-    /// If the signature of a token must be checked and may not be in this turn, policy pauses the request. It continues
-    /// where it `paused` once the check is permitted.
+    /// If the signature of a token must be checked and this turn has no checks left, policy pauses the request. A later
+    /// call with `paused` continues at the same hook.
     pub fn admit_announce(
         &mut self,
         now: Now,
@@ -35,7 +35,7 @@ impl Tracker {
             }
             None => PeerId([0; 20]),
         };
-        let is_served = false;
+        let is_known_permitted = false;
         let context = AnnounceContext {
             now,
             source,
@@ -44,7 +44,7 @@ impl Tracker {
             port,
             event,
             left,
-            is_served,
+            is_known_permitted,
         };
         let parameters = ParameterSource::Http(parameters);
         let intervals = self.policy.check(&context, parameters, self.settings.intervals, paused)?;
@@ -60,7 +60,7 @@ impl Tracker {
         })
     }
 
-    /// Decides whether a scrape is admitted; of the list of all torrents, `info_hashes` is empty.
+    /// Decides whether a scrape is admitted; for the list of all torrents, `info_hashes` is empty.
     pub fn admit_scrape(
         &mut self,
         now: Now,

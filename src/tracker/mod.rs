@@ -152,7 +152,7 @@ impl Tracker {
 
     fn numwant(&self, wanted: Option<u32>) -> u16 {
         let wanted = wanted.unwrap_or(self.settings.numwant_default);
-        // The config permits no more than fits 16 bits.
+        // The config permits no value that does not fit in 16 bits.
         wanted.min(self.settings.numwant_max) as u16
     }
 }

@@ -15,14 +15,14 @@ pub(super) enum Purge {
     /// The first pass. A second one starts at the given time: until then, other shards may forward announces that they
     /// admitted by the policy before.
     FirstPass(TableCursor, Seconds),
-    /// Waits for that time.
+    /// Waits for the time at which the second pass starts.
     Waiting(Seconds),
     /// The second pass.
     SecondPass(TableCursor),
 }
 
 impl Purge {
-    /// Returns what has to be done after the policy was replaced by one that has lists or not.
+    /// Returns the purge that is due after a change of policy; `has_lists` is whether the new policy has lists.
     pub(super) fn after_policy_change(now: Now, has_lists: bool) -> Self {
         let settled = Seconds(now.monotonic.0 + POLICY_SETTLED_SECS);
         if has_lists { Self::FirstPass(TableCursor::default(), settled) } else { Self::Done }

@@ -1,4 +1,4 @@
-//! Requests that were admitted: their source is proven, and policy permits them.
+//! Requests whose source is proven. They are admitted once policy has permitted them, too.
 
 use crate::policy::Intervals;
 use tsubame_storage::{AnnounceEvent, Endpoint, Family, InfoHash, Role, SwarmCounts};

@@ -14,13 +14,14 @@ use tsubame_udp::wire::{
     UdpRequest, write_connect, write_error,
 };
 
-/// Error for a source that is not proven, so shorter than the shortest request that it can answer.
+/// Error text for a source that is not proven: the reply is not longer than the shortest request that it answers.
 const WRONG_CONNECTION_ID: &str = "wrong connection id";
 
 const _: () = assert!(ERROR_REPLY_LEN + WRONG_CONNECTION_ID.len() <= SCRAPE_LEN_MIN);
 
 impl Tracker {
-    /// Checks everything about a datagram that needs neither policy nor swarm. A connect is answered here.
+    /// Checks everything about a datagram that needs neither the swarm nor hooks other than `networks`. An `Err` is the
+    /// reply to a refused request, or to a connect, which is answered here.
     ///
     /// The cheapest checks come first, as floods should cost the least. Until the connection id proves that the source
     /// is not forged, no reply is longer than the request.
@@ -108,10 +109,10 @@ impl Tracker {
         datagram: &[u8],
     ) -> Result<(), Refusal> {
         // A stored torrent is on no list that forbids it, which saves a search in lists of millions.
-        let is_served = self.policy.has_lists()
+        let is_known_permitted = self.policy.has_lists()
             && self.purge.is_done()
             && self.swarms.contains(prefetch, &announce.info_hash);
-        if is_served && self.policy.has_only_lists() {
+        if is_known_permitted && self.policy.has_only_lists() {
             return Ok(());
         }
         let Ok(UdpRequest::Announce(request)) = UdpRequest::parse(datagram) else { return Ok(()) };
@@ -123,7 +124,7 @@ impl Tracker {
             port: request.port(),
             event: announce.event,
             left: request.left(),
-            is_served,
+            is_known_permitted,
         };
         let parameters = ParameterSource::Url(request.url_data());
         let checked = self.policy.check(&context, parameters, announce.intervals, None);

@@ -30,14 +30,16 @@ pub(crate) struct FamilyPeers<'a, const N: usize> {
     /// Change of the number of partial seeds since this was created.
     pub(crate) more_partial_seeds: i32,
     pub(crate) sources: &'a mut SourceCounts,
+    /// Number of peers that were removed since this was created because they had expired.
+    pub(crate) expired: u32,
 }
 
 /// Result of a search for an endpoint.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FoundRecord {
     pub(crate) position: Option<usize>,
-    /// Number of other peers with the same cap prefix that the search passed: all of them if
-    /// [`FamilyPeers::counts_addresses`].
+    /// Number of other peers with the same cap prefix that the search passed: all of them if no record
+    /// was found and [`FamilyPeers::counts_addresses`].
     pub(crate) same_address: u32,
 }
 
@@ -88,7 +90,7 @@ impl<const N: usize> FamilyPeers<'_, N> {
         self.sources.remove(SourceNetwork::of_record(&record));
     }
 
-    /// Returns whether a search counts all peers with the same cap prefix.
+    /// Returns whether a search that finds no record counts all peers with the same cap prefix.
     pub(crate) fn counts_addresses(&self) -> bool {
         match &self.records {
             RecordStorage::Slice(_) => true,
@@ -164,11 +166,13 @@ impl<const N: usize> FamilyPeers<'_, N> {
         if place < gap && context.is_expired(self.at(place)) {
             self.unindex(place, context);
             self.uncount(place);
+            self.expired += 1;
             return self.put(place, record, context);
         }
         if seeder && seeders < end && context.is_expired(self.at(seeders)) {
             self.unindex(seeders, context);
             self.uncount(seeders);
+            self.expired += 1;
             self.roles.leechers -= 1;
         } else {
             self.push_empty();

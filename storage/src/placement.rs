@@ -26,6 +26,8 @@ pub(crate) struct TorrentStore {
     peer_stores: PeerStores,
     /// Number of stored peers by source.
     pub(crate) sources: SourceCounts,
+    /// Number of peers that have expired since the table was created.
+    pub(crate) expired_peers: u64,
 }
 
 /// The records that are not inline.
@@ -83,7 +85,12 @@ impl TorrentStore {
     pub(crate) fn new(hasher: SipHasher13) -> Self {
         let (large_v4, large_v6) = (LargeSwarms::new(), LargeSwarms::new());
         let peer_stores = PeerStores { blocks: Blocks::new(), large_v4, large_v6 };
-        Self { entries: Chunks::new(), peer_stores, sources: SourceCounts::new(hasher) }
+        Self {
+            entries: Chunks::new(),
+            peer_stores,
+            sources: SourceCounts::new(hasher),
+            expired_peers: 0,
+        }
     }
 
     /// Returns the memory held.
@@ -121,7 +128,13 @@ impl TorrentStore {
                 RecordStorage::LargeSwarm(self.peer_stores.swarm().at_mut(handle))
             }
         };
-        FamilyPeers { records, roles, more_partial_seeds: 0, sources: &mut self.sources }
+        FamilyPeers {
+            records,
+            roles,
+            more_partial_seeds: 0,
+            sources: &mut self.sources,
+            expired: 0,
+        }
     }
 
     /// Calls a function that may change the peers of one family, and updates the counts of the entry.
@@ -138,6 +151,7 @@ impl TorrentStore {
         let before = large_swarm_bytes(&family_peers);
         let result = change(&mut family_peers);
         let (roles, more) = (family_peers.roles, family_peers.more_partial_seeds);
+        self.expired_peers += u64::from(family_peers.expired);
         let entry = self.entries.at_mut(position as usize);
         entry.set_roles(family, roles);
         if more != 0 {

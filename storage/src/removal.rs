@@ -155,6 +155,7 @@ impl Table {
                     Removal::All => true,
                 };
                 if is_removed {
+                    peers.expired += u32::from(removal == Removal::Expired);
                     let visited = peers.remove(left, context);
                     budget.records = budget.records.saturating_sub(REMOVAL_RECORDS);
                     budget.slots = budget.slots.saturating_sub(visited);

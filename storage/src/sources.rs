@@ -110,7 +110,7 @@ impl SourceCounts {
         self.cells.iter().zip(columns).map(|(row, column)| row[column]).min().unwrap_or(0)
     }
 
-    /// Returns the mean error of a count, rounded up.
+    /// Returns an upper bound of the mean error of a count.
     pub(crate) fn error(&self) -> u32 {
         u32::try_from(self.total.div_ceil(COLUMNS as u64)).unwrap_or(u32::MAX)
     }
@@ -177,7 +177,7 @@ mod tests {
         let mut model = BTreeMap::<SourceNetwork, u32>::new();
         let steps = if cfg!(miri) { 2_000 } else { 400_000 };
         for _ in 0..steps {
-            // One source in four is one of a few that hold much.
+            // One step in four uses one of eight sources, which therefore have many peers.
             let number = if rng.u8(..4) == 0 { rng.u32(..8) } else { rng.u32(..40_000) };
             let source = SourceNetwork::from_number(number.into());
             let large_swarm_bytes = model.entry(source).or_default();

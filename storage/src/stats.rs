@@ -17,6 +17,8 @@ pub struct TableStats {
     pub bytes: usize,
     /// Memory pressure in thousandths: 0 while enough memory is free, 1,000 when new torrents are refused.
     pub pressure_per_1_000: u32,
+    /// Number of peers that have expired since the table was created.
+    pub expired_peers: u64,
     /// What was evicted since the table was created.
     pub evicted: EvictionCounts,
     /// The sources with the most peers when eviction last sampled them, largest first.

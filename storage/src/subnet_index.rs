@@ -16,7 +16,8 @@ const BUCKETS_PER_PREFIX: u8 = 8;
 /// Maximum number of peers in a bucket.
 const BUCKET_PEERS_MAX: usize = 16;
 
-/// For each prefix length an index of peers, with at most as many peers of a prefix as fit its buckets.
+/// An index of peers for each prefix length. Each has at most as many peers of a prefix as the buckets of the prefix
+/// hold.
 ///
 /// A peer whose bucket is full replaces a random one in it. So the indexed peers are a sample of those that announced
 /// recently, and no peer is returned to everybody forever.
@@ -187,7 +188,7 @@ mod tests {
     /// Subnet peers have the prefix, and none is returned twice or after its removal.
     #[test]
     fn subnet_peers_have_the_prefix_and_are_distinct() {
-        let lengths = PrefixLengths::new(&[28, 24]).expect("they fall");
+        let lengths = PrefixLengths::new(&[28, 24]).expect("the prefix lengths are descending");
         let mut records = Chunks::<_, 2048>::new();
         for number in 0..3_072_u16 {
             let [high, low] = number.to_be_bytes();

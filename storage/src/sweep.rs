@@ -1,7 +1,7 @@
 //! Expiry: a pass over the table in each quarter of a peer lifetime, a few entries at a time.
 //!
-//! A pass visits entries from the last to the first. What fills a gap comes from the end, which was visited already:
-//! it is visited twice at worst, and nothing that was not visited is moved out of the pass.
+//! A pass visits entries from the last to the first. A gap is filled with the last entry, which was visited already: an
+//! entry may be visited twice, but none is skipped.
 
 use crate::removal::{RecordCursor, Removal, WORK_PER_CALL, WorkBudget};
 use crate::table::Table;
@@ -41,15 +41,16 @@ impl SweepCursor {
         !self.is_on_time(now, period)
     }
 
-    /// Returns whether a record may not have been visited for so long that its one-byte age is ambiguous.
+    /// Returns whether the last complete pass began so long ago that the one-byte age of a record may be ambiguous.
     pub(crate) fn is_overdue(&self, table: &Table, now: Seconds) -> bool {
         now.0.saturating_sub(self.complete_since.0) >= table.context.ticks.ambiguous_secs()
     }
 
     /// Sets the time of the table to `now` after a pause so long that one-byte ages would wrap around.
     ///
-    /// First everything is visited as of the last time that anybody could have announced, then as of one lifetime
-    /// later, when every peer has expired. These are the only passes without a bound on their work.
+    /// First every entry is visited at the current time of the table, the last at which a peer can have announced; then
+    /// at `now`, or one lifetime later if that is earlier, when every peer has expired. These are the only passes
+    /// without a bound on their work.
     pub(crate) fn catch_up(&mut self, table: &mut Table, now: Seconds) {
         self.visit_all(table);
         let lifetime = u64::from(table.settings.peer_lifetime_secs);

@@ -76,6 +76,7 @@ impl Table {
             torrents: self.store.entries.len(),
             bytes: self.bytes(),
             pressure_per_1_000: self.pressure_per_1_000(),
+            expired_peers: self.store.expired_peers,
             ..self.stats
         }
     }

@@ -4,7 +4,8 @@
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Seconds(pub u64);
 
-/// Ticks of the lifetime that a table is created with. A peer is kept for up to two ticks longer than its lifetime.
+/// Maximum number of ticks of the lifetime that a table is created with. A peer is kept for up to two ticks longer than
+/// its lifetime.
 const TICKS_PER_LIFETIME: u32 = 60;
 
 /// Ticks of the longest lifetime that a table can be changed to. The rest of the byte is slack for a late sweep.
@@ -53,6 +54,11 @@ impl Ticks {
         now.wrapping_sub(tick) > self.lifetime_ticks
     }
 
+    /// Returns the age of a tick in seconds, a multiple of the length of a tick.
+    pub(crate) fn age_secs(self, now: u8, tick: u8) -> u32 {
+        u32::from(now.wrapping_sub(tick)) * self.tick_secs
+    }
+
     /// Returns the seconds after which an old tick may look young.
     pub(crate) fn ambiguous_secs(self) -> u64 {
         u64::from(self.tick_secs) * u64::from(u8::MAX - self.lifetime_ticks)
@@ -79,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lifetime_changes_without_another_tick() {
+    fn a_lifetime_changes_without_changing_the_length_of_ticks() {
         assert_eq!(longest_lifetime_secs(2_700), 6_750);
         let ticks = Ticks::of_lifetime(2_700);
         for lifetime in [10, 300, 2_700, 5_400, 6_750] {

@@ -1,4 +1,4 @@
-//! The domain types of a tracker, independent of wire formats and of the swarm table.
+//! The domain types of a tracker, independent of the swarm table, and of wire formats but the compact form of peers.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -50,7 +50,7 @@ impl Family {
         if address.to_canonical().is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
-    /// Returns the bytes of a peer in compact form.
+    /// Returns the number of bytes of a peer in compact form.
     pub const fn compact_len(self) -> usize {
         match self {
             Self::V4 => 6,

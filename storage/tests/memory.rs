@@ -128,7 +128,8 @@ fn torrents_without_peers_are_evicted_first() {
     assert_eq!((table.stats().empty_torrents, table.stats().torrents), (0, 20_000));
 }
 
-/// A source with more than its share is evicted down to it, is reported, and cannot join peers while memory is short.
+/// Peers of a source above its share are evicted until it has its share; the source is reported, and its new peers are
+/// refused while memory is short.
 #[test]
 fn a_source_is_limited_to_its_share() {
     let mut table = Swarms::new(TableSettings {
@@ -150,7 +151,7 @@ fn a_source_is_limited_to_its_share() {
             announce_to(&mut table, torrent(20_000 + number), endpoint, AnnounceEvent::Started);
         refused += u32::from(announced.change == SwarmChange::Refused(JoinRefusal::Source));
         if number % 64 == 0 {
-            // A shard sweeps after each batch.
+            // As a shard, which sweeps between batches.
             table.sweep(Seconds(1));
         }
     }

@@ -1,4 +1,4 @@
-//! Distribution of the peers that are returned, over many announces.
+//! Which peers are returned: their distribution, roles, families and addresses.
 
 mod common;
 

@@ -66,7 +66,8 @@ fn fill(swarms: &mut Swarms, hosts: impl Iterator<Item = u32>, family: Family) {
 #[test]
 fn peers_are_returned_by_rack_then_site_then_at_random() {
     for family in Family::ALL {
-        // With a preference from the start, or set when the swarm was large, before its peers announced again.
+        // The preference is set from the start, or changed while the swarm is large, after which its peers announce
+        // again.
         for late in [false, true] {
             let subnets = preference(&[24, 16], 0);
             let mut table = swarms(if late { SubnetPreference::default() } else { subnets });
@@ -89,7 +90,8 @@ fn peers_are_returned_by_rack_then_site_then_at_random() {
             assert_eq!(returned[..rack.len()].iter().copied().collect::<BTreeSet<_>>(), rack);
             assert!(returned.iter().all(|peer| site.contains(peer)), "{returned:?}");
             assert_eq!(returned.len(), WANTED);
-            // At most 64 peers of a prefix are examined; the others are returned at random.
+            // At most 64 peers of a prefix are examined; the rest of the reply is selected at random from the whole
+            // swarm.
             let returned =
                 announce(&mut table, host(requester, family), AnnounceEvent::None, 2 * WANTED);
             let near = returned.iter().filter(|peer| site.contains(peer)).count();
@@ -108,7 +110,7 @@ fn peers_are_returned_by_rack_then_site_then_at_random() {
 }
 
 #[test]
-fn all_peers_of_a_large_subnet_are_returned_in_turn() {
+fn all_peers_of_a_large_subnet_are_returned_over_time() {
     let mut table = swarms(preference(&[8], 0));
     fill(&mut table, 0..HOSTS / 10, Family::V4);
     let mut observed = BTreeMap::new();
@@ -159,7 +161,7 @@ fn subnet_indexes_are_freed() {
 
 /// After a change of prefix lengths, a requester that is not stored still gets all peers of a large swarm, each once.
 #[test]
-fn changed_prefix_lengths_apply_at_once() {
+fn all_peers_are_returned_after_a_change_of_prefix_lengths() {
     let mut table = swarms(preference(&[16, 8], 0));
     // A hundred peers, each in its own /24.
     let hosts: Vec<_> =

@@ -127,7 +127,7 @@ impl World {
         [udp, over_http(self.http, &announce, peer_id, url)]
     }
 
-    /// Sends a request to the control plane. Returns the status and the body.
+    /// Sends a request to the control plane. Returns the status, and the body or, if it is JSON, its only text.
     pub(crate) fn ask(&self, method: &str, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(self.control).unwrap();
         stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
@@ -136,7 +136,10 @@ impl World {
         let mut reply = String::new();
         stream.read_to_string(&mut reply).unwrap();
         let status = reply.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, reply.split_once("\r\n\r\n").unwrap().1.trim_end().to_owned())
+        let body = reply.split_once("\r\n\r\n").unwrap().1.trim_end();
+        let json: Option<serde_json::Value> = serde_json::from_str(body).ok();
+        let text = json.as_ref().and_then(|it| it.get("message").or(it.get("error"))?.as_str());
+        (status, text.unwrap_or(body).to_owned())
     }
 
     pub(crate) fn metric(&self, outcome: &str, protocol: &str) -> u64 {

@@ -13,7 +13,7 @@ use tsubame_storage::SwarmStats;
 const HTTP_TIMEOUT_SECS: u64 = 1;
 
 /// A request that waits for the reply of another shard.
-pub(crate) enum OverHttp {
+pub(crate) enum PendingOverHttp {
     Announce(SocketAddr, usize, Receiver<Box<PeerList>>),
     Scrape(Vec<(usize, usize)>, Receiver<Vec<SwarmStats>>),
 }
@@ -36,7 +36,7 @@ impl World {
                 NodeReply::Ready(counts) => self.scraped_over_http(&rows, &counts),
                 NodeReply::QueueFull => self.shed_over_http += 1,
                 NodeReply::Pending(request_id, receiver) => {
-                    let waiting = OverHttp::Scrape(rows, receiver);
+                    let waiting = PendingOverHttp::Scrape(rows, receiver);
                     self.over_http.insert((shard, request_id), (deadline, waiting));
                 }
             }
@@ -56,7 +56,7 @@ impl World {
             NodeReply::Ready(list) => self.announced_over_http(peer, torrent, &list),
             NodeReply::QueueFull => self.shed_over_http += 1,
             NodeReply::Pending(request_id, receiver) => {
-                let waiting = OverHttp::Announce(peer, torrent, receiver);
+                let waiting = PendingOverHttp::Announce(peer, torrent, receiver);
                 self.over_http.insert((shard, request_id), (deadline, waiting));
             }
         }
@@ -66,11 +66,11 @@ impl World {
         let now = self.now();
         for ((shard, request_id), (deadline, mut waiting)) in std::mem::take(&mut self.over_http) {
             let answered = match &mut waiting {
-                OverHttp::Announce(peer, torrent, receiver) => receiver
+                PendingOverHttp::Announce(peer, torrent, receiver) => receiver
                     .try_recv()
                     .map(|list| self.announced_over_http(*peer, *torrent, &list))
                     .is_ok(),
-                OverHttp::Scrape(rows, receiver) => receiver
+                PendingOverHttp::Scrape(rows, receiver) => receiver
                     .try_recv()
                     .map(|counts| self.scraped_over_http(&std::mem::take(rows), &counts))
                     .is_ok(),

@@ -40,7 +40,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::time::Duration;
 
-/// Number of receive buffers, and so of datagrams that are not answered yet; more datagrams wait in the socket.
+/// Number of receive buffers, and so the maximum number of datagrams that are received and not yet answered; more wait
+/// in the socket.
 ///
 /// All buffers are used in rotation and compete for the caches: twice as many cost 5 % more time per datagram.
 const BUFFERS: u16 = 256;
@@ -82,7 +83,7 @@ struct CompletedReceive {
     len: u32,
 }
 
-/// The bytes that the kernel wrote before a datagram cannot be parsed.
+/// Error: the header that the kernel wrote in front of a datagram cannot be parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnreadableDatagram;
 
@@ -97,7 +98,7 @@ pub struct Datagram<'a> {
     pub truncated: bool,
 }
 
-// Limit of the memory of a shard at start, without the buffers of its sockets and the mesh.
+// The ring must fit into the 8 MiB that a shard may allocate at start, without the buffers of its sockets and the mesh.
 const _: () = assert!(Ring::memory_bytes() <= 8 << 20);
 
 /// A slot for the reply to a datagram that another shard received.
@@ -111,7 +112,7 @@ pub struct ForwardSlot {
 /// Counters of a ring since its creation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RingCounts {
-    /// Number of system calls of turns.
+    /// Number of system calls that submitted operations or waited for completions.
     pub enters: u64,
     /// Number of replies that the kernel accepted.
     pub sent: u64,
@@ -275,7 +276,8 @@ impl Ring {
         usize::from(BUFFERS)
     }
 
-    /// Submits replies and collects received datagrams; returns how many wait in [`Self::take`].
+    /// Submits replies and collects received datagrams; returns the number of datagrams that
+    /// [`Self::take`] can return.
     ///
     /// # Errors
     ///
@@ -380,7 +382,8 @@ impl Ring {
         &mut slot.reply
     }
 
-    /// Sends the first `len` bytes of a slot along a return path.
+    /// Sends the first `len` bytes of a slot along a return path. If the ring has no socket with its number, the slot
+    /// is released and nothing is sent.
     pub fn send_forwarded_reply(
         &mut self,
         slot: ForwardSlot,
@@ -412,7 +415,7 @@ impl Ring {
         self.state.free_forwards.push(slot.slot);
     }
 
-    /// Cancels all operations, waits up to `timeout` for their end, and closes the sockets.
+    /// Cancels all receives, waits up to `timeout` until all operations have ended, and closes the sockets.
     ///
     /// Returns whether all operations have ended. The sockets are closed here, because the kernel takes tens of
     /// milliseconds to destroy a ring, and the ports would stay in use until then.

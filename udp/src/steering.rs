@@ -20,7 +20,7 @@ const WORDS: usize = 5;
 const SHIFT: u32 = 15;
 
 /// Multiplier of the final step, which mixes the bits of the last word as well as those of the words before.
-const LAST: u32 = 0x9e37_79b1;
+const FINAL_MULTIPLIER: u32 = 0x9e37_79b1;
 
 /// Random keys of the function that decides which shard owns an info hash.
 ///
@@ -54,7 +54,7 @@ impl SteeringKeys {
             let mix = mix.wrapping_mul(*multiplier);
             mix ^ mix >> SHIFT
         });
-        let mix = mix.wrapping_mul(LAST);
+        let mix = mix.wrapping_mul(FINAL_MULTIPLIER);
         let mix = (mix ^ mix >> SHIFT).wrapping_mul(self.multipliers[0]);
         (((mix >> 16) * u32::from(shards)) >> 16) as u16
     }
@@ -65,7 +65,7 @@ pub use program::{attach, detach};
 
 #[cfg(feature = "ring")]
 mod program {
-    use super::{LAST, SHIFT, SteeringKeys};
+    use super::{FINAL_MULTIPLIER, SHIFT, SteeringKeys};
     use crate::ring::{set_option, set_reuseport_program};
     use crate::wire::{
         ACTION_ANNOUNCE, ACTION_ANNOUNCE_V6, ACTION_SCRAPE, INFO_HASH_OFFSET, SCRAPE_LEN_MIN,
@@ -128,7 +128,7 @@ mod program {
             steer.push(with_x(BPF_XOR));
             steer.push(instruction(BPF_ST, mix));
         }
-        steer.push(alu(BPF_MUL, LAST));
+        steer.push(alu(BPF_MUL, FINAL_MULTIPLIER));
         steer.push(instruction(BPF_MISC | BPF_TAX, 0));
         steer.push(alu(BPF_RSH, SHIFT));
         steer.push(with_x(BPF_XOR));
@@ -180,7 +180,7 @@ mod tests {
         }
     }
 
-    /// No info hash, and no difference between two, has the same owner under all keys.
+    /// The owner of an info hash, and whether two info hashes have the same owner, depend on the keys.
     #[test]
     fn owners_cannot_be_predicted_without_the_keys() {
         let mut rng = fastrand::Rng::with_seed(2);

@@ -21,7 +21,7 @@ use tsubame_http::reply::{
 use tsubame_storage::{Endpoint, PeerOutput, Role, Seconds, SwarmAnnounce, Swarms};
 
 /// Handler of a request: returns the bytes of a reply, or `None` to close the connection.
-type Answer = dyn FnMut(IpAddr, &RequestHead<'_>) -> Option<Vec<u8>> + Send;
+type Handler = dyn FnMut(IpAddr, &RequestHead<'_>) -> Option<Vec<u8>> + Send;
 
 /// A server with a thread for each connection, which stops when it is dropped.
 struct Server {
@@ -40,7 +40,7 @@ impl Server {
         let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
         let scheme = if tls.is_some() { "https" } else { "http" };
-        let answer: Arc<Mutex<Answer>> = Arc::new(Mutex::new(answer));
+        let answer: Arc<Mutex<Handler>> = Arc::new(Mutex::new(answer));
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
@@ -84,7 +84,7 @@ impl Drop for Server {
 }
 
 /// Answers requests one after the other until either side closes the connection.
-fn serve(mut stream: impl Read + Write, from: IpAddr, answer: &Mutex<Answer>) {
+fn serve(mut stream: impl Read + Write, from: IpAddr, answer: &Mutex<Handler>) {
     let (mut bytes, mut part) = (Vec::new(), [0; 4096]);
     loop {
         // Bytes that are no request may be TLS.
@@ -323,7 +323,7 @@ fn open_loop_continues_while_the_tracker_is_stopped() {
 
 #[test]
 fn replies_with_other_framing_are_read() {
-    // Replies in chunks, until the end of the connection, and longer than a buffer of the generator.
+    // Replies with a Content-Length, in chunks, and with a long header field.
     let (mut table, mut count) = (empty_table(), 0);
     let server = Server::start("127.0.0.1:0", None, move |from, head| {
         count += 1;

@@ -8,7 +8,7 @@ use tsubame_storage::Endpoint;
 
 /// Time to wait for each reply.
 pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
-/// Number of times that a UDP request is sent.
+/// Maximum number of times that a UDP request is sent.
 pub(super) const ATTEMPTS: usize = 3;
 
 /// Error of a test client.

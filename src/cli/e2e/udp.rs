@@ -37,7 +37,7 @@ impl UdpTestClient {
         Ok(Self { tracker, socket, info_hash, transactions: entropy as u32, connection_id: 0 })
     }
 
-    /// Sends a request until its reply arrives.
+    /// Sends a request up to [`ATTEMPTS`] times, until its reply arrives; returns the reply.
     fn exchange(
         &mut self,
         id: u64,

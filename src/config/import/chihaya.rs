@@ -86,7 +86,7 @@ impl<'t> YamlKeys<'t> {
     }
 
     /// Notes that a key has no counterpart, if it is present.
-    fn without(&mut self, draft: &mut ImportDraft, key: &str, why: &str) {
+    fn note_no_counterpart(&mut self, draft: &mut ImportDraft, key: &str, why: &str) {
         let place = self.place(key);
         if self.take(key).is_some() {
             draft.note(&place, why);
@@ -100,7 +100,7 @@ impl<'t> YamlKeys<'t> {
             let name = key.as_str().map_or_else(|| format!("{key:?}"), str::to_owned);
             let text = format!("is not a key{}", suggestion(&name, &known));
             match is_rule(&name) {
-                true => draft.undecided(&self.place(&name), &text),
+                true => draft.add_placeholder_hook(&self.place(&name), &text),
                 false => draft.mistake(&self.place(&name), &text),
             }
         }
@@ -182,8 +182,16 @@ fn read_common(draft: &mut ImportDraft, keys: &mut YamlKeys<'_>, numwant: &mut N
                     announce.trust_client_ip";
         draft.note(&keys.place("allow_ip_spoofing"), text);
     }
-    keys.without(draft, "max_scrape_infohashes", "the maximum is 74 over UDP and 250 over HTTP");
-    keys.without(draft, "enable_request_timing", "/metrics counts requests and does not time them");
+    keys.note_no_counterpart(
+        draft,
+        "max_scrape_infohashes",
+        "the maximum is 74 over UDP and 250 over HTTP",
+    );
+    keys.note_no_counterpart(
+        draft,
+        "enable_request_timing",
+        "/metrics counts requests and does not time them",
+    );
 }
 
 fn read_udp(draft: &mut ImportDraft, keys: Option<YamlKeys<'_>>, numwant: &mut Numwant) {
@@ -195,12 +203,12 @@ fn read_udp(draft: &mut ImportDraft, keys: Option<YamlKeys<'_>>, numwant: &mut N
         None => draft.set("udp", "listen", "[]".to_owned(), "no udp.addr"),
     }
     read_common(draft, &mut keys, numwant);
-    keys.without(
+    keys.note_no_counterpart(
         draft,
         "private_key",
         "keys have another format; nodes that share an address need the same udp.connection_id_keys",
     );
-    keys.without(
+    keys.note_no_counterpart(
         draft,
         "max_clock_skew",
         "connection ids from up to 64 s in the future are accepted",
@@ -259,7 +267,7 @@ fn read_http(draft: &mut ImportDraft, keys: Option<YamlKeys<'_>>, numwant: &mut 
         let value = format!("{{{}}}", limits.join(", "));
         draft.set("http", "limits", value, "idle_timeout, read_timeout, enable_keepalive");
     }
-    keys.without(draft, "write_timeout", "a client must read a reply within 30 s");
+    keys.note_no_counterpart(draft, "write_timeout", "a client must read a reply within 30 s");
     keys.end(draft, |_| false);
 }
 
@@ -293,7 +301,7 @@ fn read_storage(draft: &mut ImportDraft, source: &str, value: Option<Value>) {
             draft.peer_lifetime = lifetime;
         }
         for key in ["gc_interval", "prometheus_reporting_interval", "shard_count"] {
-            config.without(draft, key, "is not needed");
+            config.note_no_counterpart(draft, key, "is not needed");
         }
         config.end(draft, |_| false);
     }
@@ -309,7 +317,7 @@ fn read_hooks(draft: &mut ImportDraft, source: &str, value: Option<Value>) {
         Some(Value::Sequence(hooks)) => hooks,
         Some(other) => {
             let text = format!("{}: must be a list of hooks", shown_value(&other));
-            return draft.undecided(&place(source, "prehooks"), &text);
+            return draft.add_placeholder_hook(&place(source, "prehooks"), &text);
         }
     };
     for (at, hook) in hooks.into_iter().enumerate() {
@@ -317,7 +325,7 @@ fn read_hooks(draft: &mut ImportDraft, source: &str, value: Option<Value>) {
         let here = place(source, &path);
         let Value::Mapping(keys) = hook else {
             let text = format!("{}: must have a name and options", shown_value(&hook));
-            draft.undecided(&here, &text);
+            draft.add_placeholder_hook(&here, &text);
             continue;
         };
         let mut keys = YamlKeys { text: source, path: path.clone(), keys, known: Vec::new() };
@@ -328,7 +336,7 @@ fn read_hooks(draft: &mut ImportDraft, source: &str, value: Option<Value>) {
             Some(other) => {
                 let text =
                     format!("{name:?}: the options must be a mapping, not {}", shown_value(&other));
-                draft.undecided(&here, &text);
+                draft.add_placeholder_hook(&here, &text);
                 continue;
             }
         };
@@ -349,7 +357,7 @@ fn read_hooks(draft: &mut ImportDraft, source: &str, value: Option<Value>) {
             _ => {
                 let text =
                     format!("{name:?} is not a hook of Chihaya{}", suggestion(&name, &HOOKS));
-                draft.undecided(&here, &text);
+                draft.add_placeholder_hook(&here, &text);
                 continue;
             }
         }
@@ -359,15 +367,17 @@ fn read_hooks(draft: &mut ImportDraft, source: &str, value: Option<Value>) {
 
 fn jwt(draft: &mut ImportDraft, here: &str, options: &mut YamlKeys<'_>) {
     let Some(url) = options.read(draft, "jwk_set_url", text) else {
-        return draft
-            .undecided(here, "jwt has no jwk_set_url, from which the keys of tokens are fetched");
+        return draft.add_placeholder_hook(
+            here,
+            "jwt has no jwk_set_url, from which the keys of tokens are fetched",
+        );
     };
     let mut converted = vec![("jwk_set_url", quoted(&url))];
     for key in ["issuer", "audience"] {
         let has_value = options.keys.contains_key(key);
         let value = options.read(draft, key, text);
         if has_value && value.is_none() {
-            draft.undecided(
+            draft.add_placeholder_hook(
                 &options.place(key),
                 "is not a text; without it any value would be accepted",
             );
@@ -398,7 +408,7 @@ fn approval(
             Some(Value::Sequence(listed)) => listed,
             Some(other) => {
                 let text = format!("{}: must be a list", shown_value(&other));
-                draft.undecided(&here, &text);
+                draft.add_placeholder_hook(&here, &text);
                 continue;
             }
         };
@@ -410,7 +420,7 @@ fn approval(
             listed.into_iter().partition(|value| value.as_str().is_some_and(fits));
         for value in &invalid {
             let what = if key == "clients" { "not a peer id prefix" } else { "not an info hash" };
-            draft.undecided(&here, &format!("{} is {what}", shown_value(value)));
+            draft.add_placeholder_hook(&here, &format!("{} is {what}", shown_value(value)));
         }
         let valid: Vec<_> = valid.iter().filter_map(Value::as_str).collect();
         // An empty whitelist permits every torrent in Chihaya.

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 /// A converted config, with what could not be converted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Imported {
+pub struct ImportedConfig {
     /// YAML with comments.
     pub config: String,
-    /// Errors, and keys without counterpart or with another meaning, one per line.
+    /// Errors, and keys no exact counterpart or with another meaning, one per line.
     pub notes: Vec<String>,
     /// Whether all access rules were converted.
     pub is_complete: bool,
@@ -32,7 +32,7 @@ pub(super) struct ImportDraft {
     pub(super) hooks: Vec<String>,
     pub(super) notes: Vec<String>,
     /// Number of access rules that could not be converted.
-    pub(super) undecided: usize,
+    pub(super) unconverted_rules: usize,
     pub(super) interval: Duration,
     /// Maximum time that hooks add to the announce interval.
     pub(super) variation: Duration,
@@ -50,9 +50,9 @@ impl ImportDraft {
         self.lines.push(ImportedLine { section, key, value, from: from.to_owned() });
     }
 
-    /// Records a key without counterpart or with another meaning.
+    /// Records a key no exact counterpart or with another meaning.
     pub(super) fn note(&mut self, place: &str, text: &str) {
-        self.notes.push(printable(&format!("without counterpart: {place}: {text}")));
+        self.notes.push(printable(&format!("no exact counterpart: {place}: {text}")));
     }
 
     /// Records an error in the original config.
@@ -61,11 +61,11 @@ impl ImportDraft {
     }
 
     /// Adds a hook that keeps the tracker from starting, in place of an access rule.
-    pub(super) fn undecided(&mut self, place: &str, text: &str) {
+    pub(super) fn add_placeholder_hook(&mut self, place: &str, text: &str) {
         let note = printable(&format!("access rule not converted: {place}: {text}"));
         self.hooks.push(format!("  # {note}\n  - name: {PLACEHOLDER_HOOK}\n"));
         self.notes.push(note);
-        self.undecided += 1;
+        self.unconverted_rules += 1;
     }
 
     /// Adds a hook with options.
@@ -77,7 +77,7 @@ impl ImportDraft {
         self.hooks.push(text);
     }
 
-    pub(super) fn finish(mut self, name: &str) -> Imported {
+    pub(super) fn finish(mut self, name: &str) -> ImportedConfig {
         let min_lifetime = (self.interval + self.variation) * 3 / 2;
         let lifetime = self.peer_lifetime.max(min_lifetime);
         let from = match lifetime > self.peer_lifetime {
@@ -88,7 +88,7 @@ impl ImportDraft {
         self.set("announce", "peer_lifetime", lifetime, from);
         let name = quoted(name);
         let mut config = format!(
-            "# Converted from {name}. The comment after each value names what it was made from.\n"
+            "# Converted from {name}. The comment after each value, or above each hook, names what it was made from.\n"
         );
         for note in &self.notes {
             _ = writeln!(config, "# {note}");
@@ -106,11 +106,11 @@ impl ImportDraft {
         if !self.hooks.is_empty() {
             _ = write!(config, "\nhooks:\n{}", self.hooks.join("\n"));
         }
-        Imported { config, notes: self.notes, is_complete: self.undecided == 0 }
+        ImportedConfig { config, notes: self.notes, is_complete: self.unconverted_rules == 0 }
     }
 }
 
-/// Replaces control characters of a text for a YAML comment, so that it cannot end the comment.
+/// Replaces all characters but printable ASCII, letters and digits by `?`, so that a text cannot end a YAML comment.
 pub(super) fn printable(text: &str) -> String {
     let plain = |character: char| match character {
         ' '..='~' => character,

@@ -47,7 +47,7 @@ impl<'t> OpentrackerLists<'t> {
                 }
             },
             "access.whitelist" | "access.blacklist" if value.is_empty() => {
-                draft.undecided(place, "no file is given");
+                draft.add_placeholder_hook(place, "no file is given");
             }
             "access.whitelist" => self.lists.push(("allow", value)),
             "access.blacklist" => self.lists.push(("deny", value)),
@@ -68,7 +68,7 @@ impl<'t> OpentrackerLists<'t> {
                     let text = format!("{value}: is not a key{}", suggestion(other, &ALL_KEYS));
                     // A misspelt key may be an access rule.
                     match other.starts_with("access") {
-                        true => draft.undecided(place, &text),
+                        true => draft.add_placeholder_hook(place, &text),
                         false => draft.mistake(place, &text),
                     }
                 }

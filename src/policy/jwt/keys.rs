@@ -112,7 +112,7 @@ impl KeySet {
         self.keys.is_empty()
     }
 
-    /// Returns the key with this id. Without an id, the key for the algorithm if there is exactly one.
+    /// Returns the key with this id and algorithm; without an id, the key for the algorithm if there is exactly one.
     pub(super) fn find(&self, id: Option<&str>, algorithm: Algorithm) -> Option<&DecodingKey> {
         let mut candidates = self.keys.iter().filter(|(_, of, _)| *of == algorithm);
         let found = match id {

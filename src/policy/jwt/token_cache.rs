@@ -43,7 +43,7 @@ impl TokenResult {
     }
 }
 
-/// Hash of a token under secret keys, by which it is identified: an attacker cannot construct a collision.
+/// Hash of a token under secret keys, which identifies the token: an attacker cannot construct a collision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TokenTag(u128);
 
@@ -90,7 +90,7 @@ impl TokenCache {
 
     /// Caches a result, in place of an older one of the token or of the least useful one in its set.
     ///
-    /// A refusal does not replace a valid token.
+    /// A refusal does not replace the cached valid result of another token.
     pub(super) fn insert(&mut self, tag: TokenTag, result: TokenResult, now: u64) {
         let set = &mut self.sets[tag.0 as usize % SETS];
         let existing = set.iter().position(|it| it.is_some_and(|(found, _)| found == tag));

@@ -42,7 +42,7 @@ pub fn bind(
     shards: u16,
     clock: &Clock,
 ) -> Result<HttpListeners, ListenError> {
-    // Bound without SO_REUSEPORT first, which would let a second process take a part of the connections unnoticed.
+    // First bound without SO_REUSEPORT: with it, a second process could take a part of the connections unnoticed.
     let claim = |address| listen(address, false)?.local_addr();
     let (addresses, left_out) = claim_addresses(key, addresses, clock, claim)?;
     let mut shards: Vec<Vec<TcpListener>> = (0..shards).map(|_| Vec::new()).collect();

@@ -61,6 +61,8 @@ pub(crate) struct Checker {
     frozen: u64,
     /// Number of different peers: a small number makes small swarms, a large number large ones.
     pub(crate) peers: u16,
+    /// Number of peers that joined, less those that stopped or were purged.
+    joined: u64,
 }
 
 fn endpoint_of(peer: u16) -> Endpoint {
@@ -119,7 +121,16 @@ impl Checker {
             ..TableSettings::with_known_keys(seed)
         };
         let (swarms, model) = (Swarms::new(settings), BTreeMap::new());
-        Self { swarms, model, caps, prefers_subnets: false, now: 1_000_000, frozen: 0, peers }
+        Self {
+            swarms,
+            model,
+            caps,
+            prefers_subnets: false,
+            now: 1_000_000,
+            frozen: 0,
+            peers,
+            joined: 0,
+        }
     }
 
     /// Sets a subnet preference, or removes it.
@@ -195,6 +206,7 @@ impl Checker {
         let known = known.copied();
         let is_previous_role_certain = known.is_none_or(|peer| self.is_alive(&peer));
         let previous = announced.previous;
+        self.check_expired(announced.change);
         if is_previous_role_certain {
             assert_eq!(previous, known.map(|peer| peer.role), "{announce:?}");
         }
@@ -395,14 +407,32 @@ impl Checker {
         }
     }
 
+    /// Checks after a change that each peer that joined is stored, or has stopped, expired or been purged.
+    fn check_expired(&mut self, change: SwarmChange) {
+        match change {
+            SwarmChange::Joined => self.joined += 1,
+            SwarmChange::Stopped => self.joined -= 1,
+            _ => {}
+        }
+        assert_eq!(self.joined, self.stored() + self.swarms.stats().expired_peers);
+    }
+
+    /// Returns the number of stored peers.
+    fn stored(&self) -> u64 {
+        let stats = self.swarms.stats();
+        stats.seeders.iter().chain(&stats.leechers).sum()
+    }
+
     /// Removes one torrent in four, in steps with sweeps between them, which move other torrents.
     fn purge(&mut self, which: u8) {
         let serves = |hash: &InfoHash| !(hash.0[0] ^ which).is_multiple_of(4);
         let mut purge = TableCursor::default();
+        let before = self.stored() + self.swarms.stats().expired_peers;
         while self.swarms.purge(&mut purge, serves) {
             self.now += 1;
             self.swarms.sweep(Seconds(self.now));
         }
+        self.joined -= before - self.stored() - self.swarms.stats().expired_peers;
         self.model.retain(|info_hash, _| serves(info_hash));
         for torrent in (0..=255).filter(|torrent| !serves(&InfoHash([*torrent; 20]))) {
             self.scrape(torrent);

@@ -49,7 +49,8 @@ impl Ring {
         self.entered(entered)
     }
 
-    /// Does what [`Self::enter`] does, and waits until a full batch of completions is there, or for `timeout`.
+    /// Does what [`Self::enter`] does, and waits until [`COMPLETIONS_WANTED`] completions besides those of the replies
+    /// are there, or for `timeout`.
     ///
     /// The kernel counts a socket with datagrams as one completion until they are read, so a wait mostly lasts its full
     /// time.
@@ -58,7 +59,7 @@ impl Ring {
         self.state.counts.enters += 1;
         let timeout = Timespec::from(timeout);
         let arguments = SubmitArgs::new().timespec(&timeout);
-        // Each reply completes at once, so it must not count towards the batch.
+        // Each reply completes at once, so it must not count towards [`COMPLETIONS_WANTED`].
         let wanted = (sending + COMPLETIONS_WANTED) as u32;
         let mut flags = EnterFlags::EXT_ARG | EnterFlags::GETEVENTS;
         if self.ring.params().is_feature_no_iowait() {

@@ -1,8 +1,8 @@
 //! Memory shared with the kernel: receive buffers, the ring that provides them to the kernel, and reply slots.
 //!
 //! The hazard of io_uring is that the kernel writes to memory that has been freed or reused. Therefore this memory is
-//! accessed only through raw pointers, is not used while an operation holds it, and is freed by [`super::Ring`] after
-//! the last operation has ended, or never.
+//! accessed only through raw pointers and through references that end before an operation starts, is not used while an
+//! operation holds it, and is freed by [`super::Ring`] after the last operation has ended, or never.
 
 #![expect(unsafe_code, reason = "memory the kernel writes to")]
 

@@ -13,7 +13,7 @@ pub(super) enum OperationId {
     Cancel,
 }
 
-/// Bits below the kind of an operation.
+/// Number of bits below the kind of an operation in a packed id.
 const KIND_SHIFT: u32 = 32;
 
 impl OperationId {

@@ -94,9 +94,9 @@ impl TrackerProcess {
         let mut command = command_of(kind, place, port, &config)?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let process = command.spawn().map_err(|error| format!("{}: {error}", kind.name()))?;
-        let mut contender = Self { kind, port, process, _folder: folder };
-        contender.wait_until_up(place)?;
-        Ok(contender)
+        let mut tracker = Self { kind, port, process, _folder: folder };
+        tracker.wait_until_up(place)?;
+        Ok(tracker)
     }
 
     /// Returns the process id.

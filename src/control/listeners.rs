@@ -1,0 +1,78 @@
+//! The listening sockets of the control plane.
+
+use crate::config::ControlConfig;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// Reason why the control plane could not listen.
+#[derive(Debug, Error)]
+pub enum ControlError {
+    /// Another process uses the address.
+    #[error(
+        "control.listen: {0} is taken by another process; choose another address, or \"\" to disable it"
+    )]
+    Taken(SocketAddr),
+    /// The address could not be bound for another reason.
+    #[error("control.listen: cannot bind {0}: {1}; choose another address, or \"\" to disable it")]
+    Failed(SocketAddr, #[source] io::Error),
+    /// Another process listens on the unix socket.
+    #[error("control.socket: another process listens on {0}; stop it, or choose another path")]
+    SocketTaken(PathBuf),
+    /// The unix socket could not be created for another reason.
+    #[error(
+        "control.socket: cannot listen on {0}: {1}; choose a directory that this user may write to"
+    )]
+    SocketFailed(PathBuf, #[source] io::Error),
+}
+
+/// The listening sockets of the control plane.
+#[derive(Debug, Default)]
+pub struct ControlListeners {
+    /// The TCP socket.
+    pub tcp: Option<TcpListener>,
+    /// The unix socket and its path.
+    pub unix: Option<(UnixListener, PathBuf)>,
+}
+
+impl ControlListeners {
+    /// Binds the configured sockets.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if one of them cannot be bound, for example because another process uses it.
+    pub fn bind(control: &ControlConfig) -> Result<Self, ControlError> {
+        let tcp = control.listen.map(bind_tcp).transpose()?;
+        let unix = control.socket.as_deref().map(bind_unix).transpose()?;
+        Ok(Self { tcp, unix: unix.zip(control.socket.clone()) })
+    }
+}
+
+fn bind_tcp(address: SocketAddr) -> Result<TcpListener, ControlError> {
+    let listener = TcpListener::bind(address).map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => ControlError::Taken(address),
+        _ => ControlError::Failed(address, error),
+    })?;
+    listener.set_nonblocking(true).map_err(|error| ControlError::Failed(address, error))?;
+    Ok(listener)
+}
+
+fn bind_unix(path: &Path) -> Result<UnixListener, ControlError> {
+    let failed = |error| ControlError::SocketFailed(path.to_owned(), error);
+    // A process that was killed leaves its socket behind.
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|it| it.file_type().is_socket());
+    if is_socket {
+        if UnixStream::connect(path).is_ok() {
+            return Err(ControlError::SocketTaken(path.to_owned()));
+        }
+        std::fs::remove_file(path).map_err(failed)?;
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    // For the user and the group only: every client of the socket may change what is served.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(listener)
+}

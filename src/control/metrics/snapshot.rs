@@ -1,0 +1,59 @@
+//! All values of the page `/metrics`, read at one moment.
+
+use crate::control::clients::ClientShare;
+use crate::control::monitored::Monitored;
+use crate::process::memory;
+use crate::stats::shard_stats::ShardStats;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tsubame_storage::SwarmSummary;
+
+/// The statistics of a shard at one moment.
+#[derive(Debug)]
+pub(super) struct ShardSnapshot {
+    pub(super) number: usize,
+    pub(super) stats: ShardStats,
+    pub(super) last_update_age_secs: u64,
+}
+
+/// All values of the page.
+#[derive(Debug)]
+pub(super) struct MetricsSnapshot {
+    pub(super) shards: Vec<ShardSnapshot>,
+    pub(super) uptime_secs: f64,
+    pub(super) resident_bytes: Option<usize>,
+    pub(super) stuck_reads: usize,
+    pub(super) summary: Option<(u64, Arc<SwarmSummary>)>,
+    pub(super) clients: Vec<ClientShare>,
+    /// Names of the configured hooks.
+    pub(super) hooks: Vec<&'static str>,
+    pub(super) monitored: Monitored,
+}
+
+impl MetricsSnapshot {
+    /// Reads all values.
+    pub(super) fn read(monitored: &Monitored) -> Self {
+        let now = monitored.clock.now().monotonic;
+        let shards =
+            monitored.shared_stats.iter().enumerate().map(|(number, shared_stats)| ShardSnapshot {
+                number,
+                stats: shared_stats.read(),
+                last_update_age_secs: now.0.saturating_sub(shared_stats.last_update().0),
+            });
+        Self {
+            shards: shards.collect(),
+            uptime_secs: monitored.clock.elapsed().as_secs_f64(),
+            resident_bytes: memory::resident_bytes(),
+            stuck_reads: monitored.slow_reads.stuck().len(),
+            summary: monitored.summary().map(|(at, summary)| (now.0.saturating_sub(at.0), summary)),
+            clients: monitored.clients(),
+            hooks: monitored.served().hooks,
+            monitored: monitored.clone(),
+        }
+    }
+
+    /// Returns whether the kernel steers requests now.
+    pub(super) fn is_steering(&self) -> bool {
+        self.monitored.process.steering_attached.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,108 @@
+//! Tests of the page, and of its documentation.
+
+use super::*;
+use crate::clock::Clock;
+use crate::slow_reads::SlowReads;
+use crate::stats::outcome::Outcome;
+use crate::stats::shard_stats::{Protocol, ShardStats};
+use crate::stats::shared_stats::SharedStats;
+use std::sync::Arc;
+use std::time::Duration;
+use tsubame_storage::{AnnounceEvent, Family, Seconds, TableStats};
+
+fn monitored(stats: &ShardStats) -> Monitored {
+    let shared_stats: [Arc<SharedStats>; 2] = std::array::from_fn(|_| Arc::default());
+    shared_stats[1].publish(stats, Seconds(0));
+    let clock = Clock::new();
+    let slow_reads = SlowReads::new(clock, Duration::ZERO);
+    Monitored { shared_stats: Arc::new(shared_stats), clock, slow_reads, process: Arc::default() }
+}
+
+#[test]
+fn metrics_are_labelled_by_shard_family_kind_and_outcome() {
+    let mut stats = ShardStats::default();
+    stats.count(Protocol::Http, Family::V6, Outcome::Joined);
+    stats.count_announce(Protocol::Http, AnnounceEvent::Completed, 5);
+    stats.ring.dropped_by_kernel = 7;
+    stats.received_bytes = 98;
+    stats.http.count_closed(11);
+    [1, 2, 5, 64].into_iter().for_each(|arrived| stats.count_batch(arrived));
+    stats.table = TableStats {
+        torrents: 1,
+        seeders: [2, 3],
+        leechers: [4, 5],
+        bytes: 6,
+        ..TableStats::default()
+    };
+    let monitored = monitored(&stats);
+    monitored.count_clients([*b"-qB4650-"].into_iter());
+    let plain = text(&monitored, MetricsFormat::Text);
+    for line in [
+        "# TYPE tsubame_requests_total counter",
+        "# TYPE tsubame_build_info gauge",
+        "# TYPE tsubame_batch_datagrams histogram",
+        "# TYPE tsubame_peers gauge",
+        "tsubame_kernel_dropped_total{shard=\"1\"} 7",
+    ] {
+        assert!(plain.lines().any(|have| have == line), "{line} is not in\n{plain}");
+    }
+    assert!(!plain.contains("# EOF") && !plain.contains(" info\n"), "{plain}");
+    let text = text(&monitored, MetricsFormat::OpenMetrics);
+    let joined = "protocol=\"http\",family=\"ipv6\",kind=\"announce\",outcome=\"joined\"}";
+    for line in [
+        &format!("tsubame_requests_total{{shard=\"1\",{joined} 1"),
+        &format!("tsubame_requests_total{{shard=\"0\",{joined} 0"),
+        "tsubame_announces_total{shard=\"1\",protocol=\"http\",event=\"completed\"} 1",
+        "tsubame_reply_peers_bucket{le=\"7.0\",shard=\"1\",protocol=\"http\"} 1",
+        "tsubame_received_bytes_total{shard=\"1\",protocol=\"udp\"} 98",
+        "tsubame_kernel_dropped_total{shard=\"1\"} 7",
+        "tsubame_batch_datagrams_sum{shard=\"1\"} 72.0",
+        "tsubame_batch_datagrams_count{shard=\"1\"} 4",
+        "tsubame_batch_datagrams_bucket{le=\"1.0\",shard=\"1\"} 1",
+        "tsubame_batch_datagrams_bucket{le=\"7.0\",shard=\"1\"} 3",
+        "tsubame_batch_datagrams_bucket{le=\"+Inf\",shard=\"1\"} 4",
+        "tsubame_http_connection_age_seconds_bucket{le=\"60.0\",shard=\"1\"} 1",
+        "tsubame_peers{shard=\"1\",family=\"ipv6\",role=\"seeder\"} 3",
+        "tsubame_torrents{shard=\"1\"} 1",
+        "tsubame_sampled_announces_total{client=\"-qB4650-\"} 1",
+        "tsubame_reloads_total{result=\"failure\"} 0",
+        "# UNIT tsubame_uptime_seconds seconds",
+        "# EOF",
+    ] {
+        assert!(text.lines().any(|have| have == line), "{line} is not in\n{text}");
+    }
+}
+
+/// Environment variable with which the test of the documentation writes it.
+const UPDATE: &str = "TSUBAME_UPDATE_DOCS";
+
+const DOCUMENTATION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
+
+#[test]
+fn the_documentation_is_made_from_the_catalog() {
+    let mut table = "| metric | kind | labels | meaning |\n|---|---|---|---|\n".to_owned();
+    for metric in METRICS {
+        let (kind, suffix) = match metric.kind {
+            MetricKind::Counter => ("counter", "_total"),
+            MetricKind::Gauge => ("gauge", ""),
+            MetricKind::Histogram => ("histogram", ""),
+            MetricKind::Info => ("info", "_info"),
+        };
+        let name = format!("`tsubame_{}{suffix}`", metric.name);
+        let labels: Vec<_> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
+        let (labels, help) = (labels.join(", "), metric.help);
+        table.push_str(&format!("| {name} | {kind} | {labels} | {help} |\n"));
+    }
+    let text = std::fs::read_to_string(DOCUMENTATION).expect("the file is in the repository");
+    let (before, rest) = text.split_once("<!-- metrics -->\n").expect("the start is marked");
+    let (_, after) = rest.split_once("<!-- end -->\n").expect("the end is marked");
+    let expected = format!("{before}<!-- metrics -->\n{table}<!-- end -->\n{after}");
+    if std::env::var_os(UPDATE).is_some() {
+        std::fs::write(DOCUMENTATION, &expected).expect("the file is writable");
+    }
+    let is_current = std::env::var_os(UPDATE).is_some() || text == expected;
+    assert!(
+        is_current,
+        "docs/metrics.md is outdated; run: {UPDATE}=1 cargo test --lib the_documentation"
+    );
+}

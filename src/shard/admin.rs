@@ -1,0 +1,132 @@
+//! Requests of the control plane about the torrents of a shard, done in small steps between turns.
+
+use crate::tracker::Tracker;
+use std::collections::VecDeque;
+use tokio::sync::oneshot::Sender;
+use tsubame_storage::{
+    InfoHash, PageScan, SummaryScan, SwarmSummary, TorrentDetails, TorrentPage, TorrentRemoval,
+};
+
+/// Maximum number of requests that wait; the reply channels of further ones are dropped.
+const REQUESTS_MAX: usize = 64;
+
+/// A request of the control plane about torrents.
+#[derive(Debug)]
+pub enum AdminRequest {
+    /// Summarizes all swarms of the shard.
+    Summarize {
+        /// Number of torrents with the most peers that are listed.
+        largest_max: usize,
+        /// Key of the hash by which distinct peers are counted, the same for all shards; `None` to leave that out.
+        distinct_key: Option<(u64, u64)>,
+        /// Receives the summary.
+        reply: Sender<SwarmSummary>,
+    },
+    /// Returns a torrent with some of its peers.
+    Inspect {
+        /// The torrent, which the shard owns.
+        info_hash: InfoHash,
+        /// Maximum number of peers.
+        peers_max: usize,
+        /// Receives the torrent, or `None` if it is unknown.
+        reply: Sender<Option<TorrentDetails>>,
+    },
+    /// Returns the next torrents in the order of their info hashes, without those that policy forbids.
+    ListPage {
+        /// The torrents come after this one; `None` for the first ones.
+        after: Option<InfoHash>,
+        /// Receives the page.
+        reply: Sender<TorrentPage>,
+    },
+    /// Removes a torrent and its peers.
+    Remove {
+        /// The torrent, which the shard owns.
+        info_hash: InfoHash,
+        /// Receives whether the torrent was known, when it has been removed.
+        reply: Sender<bool>,
+    },
+}
+
+/// A request that is being worked on.
+#[derive(Debug)]
+enum AdminJob {
+    Summarize(Box<SummaryScan>, Sender<SwarmSummary>),
+    ListPage(PageScan, Sender<TorrentPage>),
+    Remove(TorrentRemoval, Sender<bool>),
+}
+
+/// Requests of the control plane that have not been answered; the first one is being worked on.
+#[derive(Debug, Default)]
+pub(super) struct AdminJobs {
+    waiting: VecDeque<AdminRequest>,
+    current: Option<AdminJob>,
+}
+
+impl AdminJobs {
+    pub(super) fn add(&mut self, request: AdminRequest) {
+        if self.waiting.len() < REQUESTS_MAX {
+            self.waiting.push_back(request);
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.current.is_none()
+    }
+
+    /// Does a bounded step. A receiver that has gone is ignored.
+    pub(super) fn run(&mut self, tracker: &mut Tracker) {
+        let Some(job) = self.current.take() else {
+            self.current = self.waiting.pop_front().and_then(|request| begin(request, tracker));
+            return;
+        };
+        match job {
+            AdminJob::Summarize(mut scan, reply) => {
+                if scan.step(tracker.swarms_mut()) {
+                    let _ = reply.send(scan.finish(tracker.swarms()));
+                } else {
+                    self.current = Some(AdminJob::Summarize(scan, reply));
+                }
+            }
+            AdminJob::ListPage(mut scan, reply) => {
+                let policy = tracker.policy();
+                if scan.step(tracker.swarms(), |info_hash| policy.serves(info_hash)) {
+                    let _ = reply.send(scan.finish());
+                } else {
+                    self.current = Some(AdminJob::ListPage(scan, reply));
+                }
+            }
+            AdminJob::Remove(mut removal, reply) => {
+                if tracker.swarms_mut().remove_torrent(&mut removal) {
+                    self.current = Some(AdminJob::Remove(removal, reply));
+                } else {
+                    let _ = reply.send(true);
+                }
+            }
+        }
+    }
+}
+
+/// Answers a request, or returns the job that it takes.
+fn begin(request: AdminRequest, tracker: &mut Tracker) -> Option<AdminJob> {
+    let swarms = tracker.swarms_mut();
+    match request {
+        AdminRequest::Summarize { largest_max, distinct_key, reply } => {
+            let scan = SummaryScan::begin(swarms, largest_max, distinct_key);
+            Some(AdminJob::Summarize(Box::new(scan), reply))
+        }
+        AdminRequest::Inspect { info_hash, peers_max, reply } => {
+            let _ = reply.send(swarms.inspect(&info_hash, peers_max));
+            None
+        }
+        AdminRequest::ListPage { after, reply } => {
+            Some(AdminJob::ListPage(PageScan::begin(swarms, after), reply))
+        }
+        AdminRequest::Remove { info_hash, reply } => {
+            if !swarms.contains(&swarms.prefetch_index(&info_hash), &info_hash) {
+                let _ = reply.send(false);
+                return None;
+            }
+            Some(AdminJob::Remove(TorrentRemoval::new(info_hash), reply))
+        }
+    }
+}
