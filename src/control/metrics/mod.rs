@@ -1,7 +1,7 @@
 //! The page `/metrics`: the statistics of all shards and of the process, in the text format of Prometheus or of
 //! OpenMetrics.
 //!
-//! [`catalog`] has the table of metrics, from which the page and its documentation are made. Values are read when the
+//! `catalog.rs` has the table of metrics, from which the page and its documentation are made. Values are read when the
 //! page is requested; nothing is stored here.
 
 mod catalog;
