@@ -443,6 +443,19 @@ fn npm_client(package: &str, transport: Transport) {
 }
 
 #[test]
+#[ignore = "needs systemd-analyze, of Debian's systemd"]
+fn the_systemd_unit_permits_little() {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/tsubame.service");
+    let output = Command::new("systemd-analyze")
+        .args(["security", "--offline=true", "--threshold=15"])
+        .arg(unit)
+        .output()
+        .unwrap();
+    // The threshold is in tenths.
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
 #[ignore = "needs promtool, of Debian's prometheus"]
 fn metrics_pass_promtool() {
     let mut tracker =

@@ -199,7 +199,9 @@ fn an_unreadable_list_is_reported_by_run_and_check() {
     for command in ["check", "run"] {
         let output = run(command, &path);
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{message}");
+        // A list may be unreadable for a moment only: a restart may cure that.
+        let code = if command == "check" { 1 } else { 2 };
+        assert_eq!(output.status.code(), Some(code), "{message}");
         assert!(message.contains("cannot read /nowhere/list"), "{message}");
     }
 }

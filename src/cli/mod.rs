@@ -90,7 +90,7 @@ fn run_tracker(path: Option<&std::path::Path>) -> i32 {
             tracing::error!("{error}");
             match error {
                 RunError::ShardDied(..) => EXIT_SHARD,
-                RunError::Policy(_) => EXIT_USAGE,
+
                 _ => EXIT_START,
             }
         }

@@ -113,6 +113,8 @@ pub struct LogConfig {
     pub level: LogLevel,
     /// Format of log lines.
     pub format: LogFormat,
+    /// Interval between two lines that summarize the traffic; zero for none.
+    pub summary: Duration,
 }
 
 /// Severity of a log event.
@@ -146,7 +148,7 @@ impl LogLevel {
 /// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// Text, coloured on a terminal.
+    /// Text: coloured on a terminal, with priorities and without times for the journal of systemd.
     Auto,
     /// Text without colours.
     Text,
@@ -272,8 +274,10 @@ impl LogConfig {
         let level = section.value("level", LogLevel::Info, |value| values::choice(value, &levels));
         let format =
             section.value("format", LogFormat::Auto, |value| values::choice(value, &formats));
+        let summary = section
+            .value("summary", Duration::ZERO, |value| values::duration(value, Duration::ZERO, DAY));
         section.end();
-        Self { level, format }
+        Self { level, format, summary }
     }
 }
 

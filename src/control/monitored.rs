@@ -101,7 +101,7 @@ impl ProcessStats {
 
 impl Monitored {
     /// Returns the numbers of the shards that are stuck.
-    pub(super) fn stuck_shards(&self) -> Vec<usize> {
+    pub fn stuck_shards(&self) -> Vec<usize> {
         let now = self.clock.now().monotonic.0;
         let is_stuck = |shared_stats: &SharedStats| {
             now.saturating_sub(shared_stats.last_update().0) > STUCK_SECS

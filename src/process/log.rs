@@ -4,7 +4,11 @@ use crate::config::{LogConfig, LogFormat, LogLevel};
 use std::io::IsTerminal;
 use std::sync::OnceLock;
 use tracing::level_filters::LevelFilter;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{fmt, reload};
 
@@ -22,11 +26,48 @@ pub fn start(log: &LogConfig) {
     let _ = match log.format {
         LogFormat::Json => subscriber.with(events.json().flatten_event(true)).try_init(),
         LogFormat::Text => subscriber.with(events.with_ansi(false)).try_init(),
+        LogFormat::Auto if is_journal() => subscriber
+            .with(fmt::layer().event_format(JournalFormat).with_writer(std::io::stderr))
+            .try_init(),
         LogFormat::Auto => {
             subscriber.with(events.with_ansi(std::io::stderr().is_terminal())).try_init()
         }
     };
     let _ = SET_LEVEL.set(Box::new(move |level| _ = handle.reload(level)));
+}
+
+/// Returns whether standard error is connected to the journal of systemd (sd-journal, `JOURNAL_STREAM`).
+fn is_journal() -> bool {
+    let Some(stream) = std::env::var_os("JOURNAL_STREAM") else { return false };
+    rustix::fs::fstat(std::io::stderr())
+        .is_ok_and(|stat| stream.to_str() == Some(&format!("{}:{}", stat.st_dev, stat.st_ino)))
+}
+
+/// Writes events for the journal: a priority of syslog(3) as sd-daemon(3) defines it, and no time, which the journal
+/// adds.
+struct JournalFormat;
+
+impl<S, N> FormatEvent<S, N> for JournalFormat
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> std::fmt::Result {
+        let priority = match *event.metadata().level() {
+            Level::ERROR => 3,
+            Level::WARN => 4,
+            Level::INFO => 6,
+            Level::DEBUG | Level::TRACE => 7,
+        };
+        write!(writer, "<{priority}>")?;
+        context.format_fields(writer.by_ref(), event)?;
+        writeln!(writer)
+    }
 }
 
 /// Changes the level from which events are logged.

@@ -11,6 +11,7 @@ pub mod monitor;
 pub mod reload;
 pub mod report;
 pub mod run;
+mod service;
 pub mod settings;
 pub mod steering;
 pub mod supervisor;

@@ -6,6 +6,7 @@ use crate::control::server;
 use crate::control::torrents::{ShardRequest, Torrents};
 use crate::process::error::RunError;
 use crate::process::reload::{ReloadCommand, ReloadJob, Reloader};
+use crate::process::service::ServiceManager;
 use crate::process::steering::{ShardLoad, Steering};
 use crate::process::supervisor::{ShardExit, Supervisor};
 use crate::process::{cpus, memory, report};
@@ -31,6 +32,12 @@ const STOP_TIMEOUT: Duration = Duration::from_millis(900);
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Number of checks between two reports of warnings.
 const CHECKS_PER_REPORT: u32 = 10;
+
+/// Time between two reports of warnings.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+const _: () =
+    assert!(CHECK_INTERVAL.as_secs() * CHECKS_PER_REPORT as u64 == REPORT_INTERVAL.as_secs());
 
 /// A running tracker, with everything that the control plane needs to monitor it.
 pub(crate) struct RunningTracker {
@@ -60,6 +67,8 @@ pub(crate) fn control_plane(
         let stop = |kind| signal(kind).map_err(RunError::Runtime);
         let stop = (stop(SignalKind::interrupt())?, stop(SignalKind::terminate())?);
         started(&listeners);
+        let service = ServiceManager::new();
+        service.ready("serving");
         let socket = listeners.unix.as_ref().map(|(_, path)| path.clone());
         let (command_sender, commands) = unbounded_channel();
         let hosts = running.reloader.config().control.hosts.clone();
@@ -78,7 +87,7 @@ pub(crate) fn control_plane(
                 );
             }
         });
-        let ended = handle_events(running, stop, signals, (commands, requests)).await;
+        let ended = handle_events(running, stop, signals, (commands, requests), &service).await;
         if let Some(socket) = socket {
             // It may have been removed already.
             let _ = std::fs::remove_file(socket);
@@ -139,6 +148,7 @@ async fn handle_events(
         UnboundedReceiver<ReloadCommand>,
         UnboundedReceiver<ShardRequest>,
     ),
+    service: &ServiceManager,
 ) -> Result<(), RunError> {
     let Signals { mut hangup, mut user1, mut user2, ignored: mut others } = signals;
     let mut check = tokio::time::interval(CHECK_INTERVAL);
@@ -161,11 +171,12 @@ async fn handle_events(
             }
             updates = running.reloader.next_update() => send(&mut running.control, updates).await,
             Some(retired) = running.to_free.recv() => free(retired),
-            _ = check.tick() => monitor.check(&mut running),
+            _ = check.tick() => monitor.check(&mut running, service),
             exit = running.supervisor.exits.recv() => return Err(shard_error(exit)),
         }
     };
     tracing::info!("{signal}: stopping");
+    service.stopping();
     for shard in 0..running.monitored.shared_stats.len() {
         running.control.send(shard, Message::Stop);
     }
@@ -186,6 +197,8 @@ struct ShardMonitor {
     /// For each shard, the second of its last update and its statistics then.
     shards: Vec<(u64, ShardStats)>,
     reported: ShardStats,
+    /// Statistics at the last summary.
+    summarized: ShardStats,
     /// Number of episodes of memory pressure at the last warning about one.
     reported_episodes: u64,
     stuck: Vec<String>,
@@ -202,13 +215,14 @@ impl ShardMonitor {
             checks: 0,
             shards,
             reported: ShardStats::default(),
+            summarized: ShardStats::default(),
             reported_episodes: 0,
             stuck: Vec::new(),
             conntrack_ports: running.reloader.udp_ports(),
         }
     }
 
-    fn check(&mut self, running: &mut RunningTracker) {
+    fn check(&mut self, running: &mut RunningTracker, service: &ServiceManager) {
         running.reloader.check_files();
         for reader in &mut running.sample_readers {
             running.monitored.count_clients(std::iter::from_fn(|| reader.pop().ok()));
@@ -216,6 +230,9 @@ impl ShardMonitor {
         self.check_steering(running);
         self.check_slow_reads(running);
         let monitored = &running.monitored;
+        if monitored.stuck_shards().is_empty() {
+            service.alive();
+        }
         let stats = sum(&monitored.shared_stats);
         let memory_limit = memory::limit(running.reloader.config().storage.memory);
         monitored.process.memory_limit_bytes.store(memory_limit.bytes as u64, Ordering::Relaxed);
@@ -226,8 +243,15 @@ impl ShardMonitor {
             report::pressure(&stats);
         }
         self.checks += 1;
+        let summary_secs = running.reloader.config().log.summary.as_secs();
+        if summary_secs > 0 && u64::from(self.checks).is_multiple_of(summary_secs) {
+            let interval = Duration::from_secs(summary_secs);
+            report::summary(&self.summarized, &stats, interval);
+            self.summarized = stats;
+        }
         if self.checks.is_multiple_of(CHECKS_PER_REPORT) {
             report::warn_of_errors(&self.reported, &stats, running.steering.is_attached());
+            service.status(&report::status_line(&self.reported, &stats, REPORT_INTERVAL));
             self.reported = stats;
             if report::connection_tracking(&self.conntrack_ports) {
                 self.conntrack_ports.clear();

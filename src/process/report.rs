@@ -289,6 +289,43 @@ pub fn steering(change: std::io::Result<Option<SteeringChange>>) {
     }
 }
 
+/// Returns the rates of an interval and the swarms as one line of text.
+pub fn status_line(before: &ShardStats, now: &ShardStats, interval: Duration) -> String {
+    let rate = |of: fn(&ShardStats) -> u64| {
+        let per_second = of(now).saturating_sub(of(before)) as f64 / interval.as_secs_f64();
+        grouped(per_second.round() as u64)
+    };
+    format!(
+        "{} connects/s, {} announces/s, {} scrapes/s; {} refused/s, {} dropped/s; {} torrents, {} peers, {} used",
+        rate(|it| it.requests(Outcome::Connected)),
+        rate(ShardStats::announces),
+        rate(|it| it.requests(Outcome::Scraped)),
+        rate(|it| it.rejected() + it.refused_by_policy()),
+        rate(|it| it.shed() + it.ring.dropped_by_kernel),
+        grouped(now.table.torrents as u64),
+        grouped(now.peers()),
+        iec(now.table.bytes)
+    )
+}
+
+/// Logs the rates of an interval and the swarms.
+pub fn summary(before: &ShardStats, now: &ShardStats, interval: Duration) {
+    info!("{}", status_line(before, now, interval));
+}
+
+/// Returns a number with separators between groups of three digits.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 /// Logs the statistics at the end.
 pub fn stopped(stats: &ShardStats, uptime: Duration, ended: bool) {
     let uptime = humantime::format_duration(Duration::from_secs(uptime.as_secs()));
@@ -338,7 +375,23 @@ fn iec(bytes: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::is_tracked;
+    use super::*;
+
+    #[test]
+    fn a_summary_has_rates_and_separators() {
+        let (before, mut now) = (ShardStats::default(), ShardStats::default());
+        for _ in 0..12_345 {
+            now.count(Protocol::Udp, Family::V4, Outcome::Refreshed);
+        }
+        now.ring.dropped_by_kernel = 20;
+        now.table.torrents = 1_234_567;
+        let line = status_line(&before, &now, Duration::from_secs(10));
+        assert_eq!(
+            line,
+            "0 connects/s, 1,235 announces/s, 0 scrapes/s; 0 refused/s, 2 dropped/s; 1,234,567 torrents, 0 peers, \
+             0 B used"
+        );
+    }
 
     #[test]
     fn tracked_connections_to_a_port_are_detected() {
