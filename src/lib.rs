@@ -27,4 +27,5 @@ pub mod shard;
 pub mod sizes;
 pub mod slow_reads;
 pub mod stats;
+pub mod text;
 pub mod tracker;

@@ -224,6 +224,37 @@ fn the_level_of_the_log_and_readiness_are_changed() {
     assert_eq!(api.get("/readyz").status, 200);
 }
 
+/// `tsubame status` prints the state as text or JSON, over TCP and the unix socket, and explains failures.
+#[test]
+fn the_state_is_printed_by_the_command_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("control");
+    let api = Api::start(&format!(
+        "control: {{listen: \"127.0.0.1:0\", socket: {}}}\n",
+        socket.display()
+    ));
+    api.client().announce(&Announce::of(1, 7_001));
+    let status = |arguments: &[&str]| {
+        let output = common::tsubame().arg("status").args(arguments).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    };
+    let url = format!("http://{}", api.control);
+    let (code, text, errors) = status(&["--control", &url]);
+    assert!(code == 0 && text.starts_with("tsubame ") && text.contains("joined"), "{text}{errors}");
+    let (code, json, errors) = status(&["--control", &socket.display().to_string(), "--json"]);
+    assert_eq!(code, 0, "{errors}");
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["requests"].as_array().unwrap().len(), 2, "{json}");
+    let (code, _, errors) = status(&["--control", "http://127.0.0.1:1"]);
+    assert!(code == 1 && errors.contains("is the tracker running?"), "{errors}");
+    let (code, _, errors) = status(&["--control", &url, "--token-file", "/nonexistent"]);
+    assert!(code == 1 && errors.contains("cannot read /nonexistent"), "{errors}");
+    let http = api.tracker.addresses_of("http")[0];
+    let (code, _, errors) = status(&["--control", &format!("http://{http}")]);
+    assert!(code == 1 && errors.contains("refused the request: 404"), "{errors}");
+}
+
 /// Every path and method of the document exists, and a flood of requests is refused.
 #[test]
 fn the_document_describes_the_api() {

@@ -1,6 +1,8 @@
 //! The command line: see `tsubame --help`.
 
 pub mod e2e;
+pub mod status;
+pub mod top;
 
 use crate::config::{self, Config};
 use crate::policy::custom::{CustomHookKind, install};
@@ -10,6 +12,7 @@ use crate::process::supervisor::{EXIT_SHARD, EXIT_START, EXIT_SUCCESS, EXIT_USAG
 use crate::process::{check as config_check, log, memory};
 use bytesize::ByteSize;
 use clap::{Parser, Subcommand};
+use status::ControlAddress;
 use std::path::PathBuf;
 use std::process::exit;
 
@@ -45,12 +48,48 @@ enum CliCommand {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+    /// Print the state of a running tracker
+    Status {
+        #[command(flatten)]
+        control: ControlOptions,
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the state and the rates of a running tracker, once a second
+    Top {
+        #[command(flatten)]
+        control: ControlOptions,
+    },
     /// Check a running tracker as a client would
     E2e {
         /// URL of the tracker: udp://host:6969, http://host:6969/announce, https://...
         #[arg(required = true, value_name = "URL")]
         urls: Vec<String>,
     },
+}
+
+/// Where the control plane of a running tracker is.
+#[derive(clap::Args)]
+struct ControlOptions {
+    /// The control plane: http://HOST:PORT, or the path of the unix socket
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:6880", value_parser = ControlAddress::parse)]
+    control: ControlAddress,
+    /// File with the token, which requests from other hosts need
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+}
+
+impl ControlOptions {
+    /// Returns the token, if there is one.
+    fn token(&self) -> Result<Option<String>, String> {
+        let Some(path) = &self.token_file else { return Ok(None) };
+        let read = std::fs::read_to_string(path);
+        let token = read.map_err(|error| {
+            format!("cannot read {}: {error}; permit this user to read it", path.display())
+        })?;
+        Ok(Some(token.trim().to_owned()))
+    }
 }
 
 /// Executes the command line and ends the process. `custom_hooks` are hooks that configs can use in addition to the
@@ -69,6 +108,8 @@ pub fn main(custom_hooks: &'static [CustomHookKind]) -> ! {
             EXIT_SUCCESS
         }
         CliCommand::Import { file } => import(&file),
+        CliCommand::Status { control, json } => show_status(&control, json),
+        CliCommand::Top { control } => show_top(&control),
         CliCommand::E2e { urls } => check_trackers(&urls),
     };
     exit(code);
@@ -150,6 +191,45 @@ fn import(path: &std::path::Path) -> i32 {
             );
             EXIT_USAGE
         }
+        Err(error) => {
+            eprintln!("{error}");
+            EXIT_USAGE
+        }
+    }
+}
+
+fn show_status(options: &ControlOptions, json: bool) -> i32 {
+    let fetched = options.token().and_then(|token| {
+        status::fetch(&options.control, token.as_deref()).map_err(|error| error.to_string())
+    });
+    match fetched {
+        Ok(state) if json => {
+            println!("{}", serde_json::to_string_pretty(&state).unwrap_or_default());
+            EXIT_SUCCESS
+        }
+        Ok(state) => {
+            print!("{}", status::text(&state));
+            EXIT_SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            EXIT_USAGE
+        }
+    }
+}
+
+fn show_top(options: &ControlOptions) -> i32 {
+    use std::io::IsTerminal;
+    if !std::io::stdout().is_terminal() {
+        eprintln!("standard output is not a terminal; use: tsubame status");
+        return EXIT_USAGE;
+    }
+    let shown = options.token().and_then(|token| {
+        top::run(&options.control, token.as_deref())
+            .map_err(|error| format!("cannot use the terminal: {error}"))
+    });
+    match shown {
+        Ok(()) => EXIT_SUCCESS,
         Err(error) => {
             eprintln!("{error}");
             EXIT_USAGE

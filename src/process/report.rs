@@ -11,7 +11,7 @@ use crate::process::steering::SteeringChange;
 use crate::shard::FIXED_BYTES;
 use crate::stats::outcome::Outcome;
 use crate::stats::shard_stats::{Protocol, ShardStats};
-use bytesize::ByteSize;
+use crate::text::grouped;
 use std::fs::File;
 use std::io::Read;
 use std::net::TcpListener;
@@ -313,19 +313,6 @@ pub fn summary(before: &ShardStats, now: &ShardStats, interval: Duration) {
     info!("{}", status_line(before, now, interval));
 }
 
-/// Returns a number with separators between groups of three digits.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 /// Logs the statistics at the end.
 pub fn stopped(stats: &ShardStats, uptime: Duration, ended: bool) {
     let uptime = humantime::format_duration(Duration::from_secs(uptime.as_secs()));
@@ -370,7 +357,7 @@ fn plural(count: usize, noun: &str) -> String {
 }
 
 fn iec(bytes: usize) -> String {
-    ByteSize(bytes as u64).display().iec().to_string()
+    crate::text::iec(bytes as u64)
 }
 
 #[cfg(test)]
