@@ -165,7 +165,7 @@ fn access_lists_are_changed_in_bulk_and_exported() {
     }
     assert_eq!(hashes(exported(&api)).len(), 2_498, "nothing was changed");
     let without_list = Api::start("control: {listen: \"127.0.0.1:0\"}\n");
-    assert_eq!(without_list.get("/v1/access_list").status, 422);
+    assert_eq!(without_list.get("/v1/access_list").status, 409);
 }
 
 #[test]
@@ -230,7 +230,7 @@ fn the_state_is_printed_by_the_command_line() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("control");
     let api = Api::start(&format!(
-        "control: {{listen: \"127.0.0.1:0\", socket: {}}}\n",
+        "control: {{listen: \"127.0.0.1:0\", socket: {}}}\nhttp: {{listen: \"127.0.0.1:0\"}}\n",
         socket.display()
     ));
     api.client().announce(&Announce::of(1, 7_001));

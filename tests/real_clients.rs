@@ -455,6 +455,35 @@ fn the_systemd_unit_permits_little() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
+/// Requests that schemathesis makes from the document of the API get the replies that it describes.
+#[test]
+#[ignore = "needs schemathesis, of PyPI"]
+fn schemathesis_finds_no_fault_in_the_api() {
+    let directory = tempfile::tempdir().unwrap();
+    let overrides = directory.path().join("overrides");
+    let mut tracker = Tracker::start(&format!(
+        "cpus: {}\nudp: {{listen: \"127.0.0.1:0\"}}\ncontrol: {{listen: \"127.0.0.1:0\"}}\nhooks:\n  - name: \
+         access_list\n    options: {{mode: deny, overrides_file: {}}}\n",
+        cpus(2),
+        overrides.display()
+    ));
+    let url = format!("http://{}", control_of(&mut tracker));
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/venv/bin/schemathesis");
+    let output = Command::new(program)
+        .current_dir(directory.path())
+        .arg("run")
+        .arg(format!("{url}/v1/openapi.json"))
+        .args(["--url", &url, "--max-examples", "30", "--rate-limit", "90/s", "--seed", "1"])
+        .output()
+        .unwrap();
+    let text: String = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(|line| format!("{}\n", line.chars().take(200).collect::<String>()))
+        .collect();
+    assert!(output.status.success(), "{text}");
+    assert!(tracker.stop().contains("stopped after"));
+}
+
 #[test]
 #[ignore = "needs promtool, of Debian's prometheus"]
 fn metrics_pass_promtool() {

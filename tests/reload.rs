@@ -117,7 +117,7 @@ fn access_list_overrides_survive_a_restart() {
     assert_eq!(world.announce_over_both(1, CLIENT, ""), refused);
     assert!(matches!(world.announce_over_both(2, CLIENT, ""), [Swarm(..), Swarm(..)]));
     drop(world);
-    assert_eq!(World::new(1, "").ask("PUT", &format!("/v1/access_list/{}", hex(1))).0, 422);
+    assert_eq!(World::new(1, "").ask("PUT", &format!("/v1/access_list/{}", hex(1))).0, 409);
 }
 
 #[test]

@@ -16,6 +16,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::atomic::Ordering;
 use tokio::sync::oneshot;
@@ -38,6 +39,9 @@ const CHANGES_MAX: usize = 10_000;
 
 /// Number of info hashes that are written at once when the access list is exported.
 const EXPORTED_AT_ONCE: usize = 1_000;
+
+/// Parameters of a query; of a repeated one the last value counts.
+type Parameters = HashMap<String, String>;
 
 /// Returns the routes of the API.
 pub(super) fn routes() -> Router<ControlState> {
@@ -128,8 +132,8 @@ fn number(
     })
 }
 
-/// Runs a job and returns its result.
-async fn run_job(state: &ControlState, job: ReloadJob) -> ApiResult {
+/// Runs a job and returns its result. `failed` is the status of a job that changes nothing.
+async fn run_job(state: &ControlState, job: ReloadJob, failed: StatusCode) -> ApiResult {
     #[derive(Serialize)]
     struct JobReply {
         message: String,
@@ -139,14 +143,14 @@ async fn run_job(state: &ControlState, job: ReloadJob) -> ApiResult {
     let _ = state.commands.send((job, Some(reply)));
     match result.await {
         Ok(Ok(message)) => json(&JobReply { message }),
-        Ok(Err(text)) => Err(error(StatusCode::UNPROCESSABLE_ENTITY, &text)),
+        Ok(Err(text)) => Err(error(failed, &text)),
         Err(_) => Err(error(StatusCode::SERVICE_UNAVAILABLE, "the tracker is stopping")),
     }
 }
 
 /// Handles `POST /v1/reload`: replies with a summary, or with the reason why nothing was changed.
 async fn reload(State(state): State<ControlState>) -> ApiResult {
-    run_job(&state, ReloadJob::Config).await
+    run_job(&state, ReloadJob::Config, StatusCode::UNPROCESSABLE_ENTITY).await
 }
 
 /// Handles `POST /v1/evict`: removes all torrents without peers.
@@ -154,7 +158,7 @@ async fn evict(State(state): State<ControlState>) -> ApiResult {
     let shared_stats = state.monitored.shared_stats.iter();
     let count: usize =
         shared_stats.map(|shared_stats| shared_stats.read().table.empty_torrents).sum();
-    run_job(&state, ReloadJob::Evict(count)).await
+    run_job(&state, ReloadJob::Evict(count), StatusCode::UNPROCESSABLE_ENTITY).await
 }
 
 /// Handles `GET /v1/status`.
@@ -181,23 +185,18 @@ impl TorrentReply {
     }
 }
 
-#[derive(Deserialize)]
-struct ListQuery {
-    limit: Option<String>,
-}
-
 /// Handles `GET /v1/torrents`: replies with the torrents with the most peers, as of a scan that is at most ten seconds
 /// old.
 async fn list_torrents(
     State(state): State<ControlState>,
-    Query(query): Query<ListQuery>,
+    Query(query): Query<Parameters>,
 ) -> ApiResult {
     #[derive(Serialize)]
     struct ListReply {
         age_secs: u64,
         torrents: Vec<TorrentReply>,
     }
-    let limit = number(query.limit.as_ref(), TORRENTS_DEFAULT, LARGEST_MAX, "limit")?;
+    let limit = number(query.get("limit"), TORRENTS_DEFAULT, LARGEST_MAX, "limit")?;
     state.torrents.refresh_summary().await?;
     let now = state.monitored.clock.now().monotonic.0;
     let (at, summary) = state.monitored.summary().ok_or(NoAnswer)?;
@@ -206,16 +205,11 @@ async fn list_torrents(
     json(&ListReply { age_secs: now.saturating_sub(at.0), torrents })
 }
 
-#[derive(Deserialize)]
-struct TorrentQuery {
-    peers: Option<String>,
-}
-
 /// Handles `GET /v1/torrents/HASH`: replies with the counts of a torrent and a sample of its peers.
 async fn show_torrent(
     State(state): State<ControlState>,
     Path(hash): Path<String>,
-    Query(query): Query<TorrentQuery>,
+    Query(query): Query<Parameters>,
 ) -> ApiResult {
     #[derive(Serialize)]
     struct PeerReply {
@@ -230,7 +224,7 @@ async fn show_torrent(
         torrent: TorrentReply,
         peers: Vec<PeerReply>,
     }
-    let peers_max = number(query.peers.as_ref(), PEERS_DEFAULT, PEERS_MAX, "peers")?;
+    let peers_max = number(query.get("peers"), PEERS_DEFAULT, PEERS_MAX, "peers")?;
     let info_hash = info_hash(&hash)?;
     let details =
         state.torrents.inspect(info_hash, peers_max).await?.ok_or_else(unknown_torrent)?;
@@ -276,7 +270,8 @@ async fn remove_from_list(
 }
 
 async fn change_entry(state: &ControlState, hash: &str, is_listed: bool) -> ApiResult {
-    run_job(state, ReloadJob::ChangeList(vec![(info_hash(hash)?, is_listed)])).await
+    let change = ReloadJob::ChangeList(vec![(info_hash(hash)?, is_listed)]);
+    run_job(state, change, StatusCode::CONFLICT).await
 }
 
 /// Handles `POST /v1/access_list`: adds and removes many torrents at once.
@@ -300,14 +295,14 @@ async fn change_list(State(state): State<ControlState>, bytes: Bytes) -> ApiResu
             changes.push((info_hash(hash)?, is_listed));
         }
     }
-    run_job(&state, ReloadJob::ChangeList(changes)).await
+    run_job(&state, ReloadJob::ChangeList(changes), StatusCode::CONFLICT).await
 }
 
 /// Handles `GET /v1/access_list`: replies with the info hashes of the access list, one on each line, in no order.
 async fn export_list(State(state): State<ControlState>) -> ApiResult {
     let Some(list) = state.monitored.served().access_list else {
         let text = "the config must have exactly one access_list hook";
-        return Err(error(StatusCode::UNPROCESSABLE_ENTITY, text));
+        return Err(error(StatusCode::CONFLICT, text));
     };
     let (sender, body) = stream::body();
     // Not on the thread of the control plane, as a list may have millions of torrents.
