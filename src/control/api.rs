@@ -40,8 +40,8 @@ const CHANGES_MAX: usize = 10_000;
 /// Number of info hashes that are written at once when the access list is exported.
 const EXPORTED_AT_ONCE: usize = 1_000;
 
-/// Parameters of a query; of a repeated one the last value counts.
-type Parameters = HashMap<String, String>;
+/// QueryParameters of a query; of a repeated one the last value counts.
+type QueryParameters = HashMap<String, String>;
 
 /// Returns the routes of the API.
 pub(super) fn routes() -> Router<ControlState> {
@@ -189,7 +189,7 @@ impl TorrentReply {
 /// old.
 async fn list_torrents(
     State(state): State<ControlState>,
-    Query(query): Query<Parameters>,
+    Query(query): Query<QueryParameters>,
 ) -> ApiResult {
     #[derive(Serialize)]
     struct ListReply {
@@ -209,7 +209,7 @@ async fn list_torrents(
 async fn show_torrent(
     State(state): State<ControlState>,
     Path(hash): Path<String>,
-    Query(query): Query<Parameters>,
+    Query(query): Query<QueryParameters>,
 ) -> ApiResult {
     #[derive(Serialize)]
     struct PeerReply {
