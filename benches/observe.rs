@@ -1,5 +1,6 @@
 //! Resources that a server on this machine uses, as reported by the kernel.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::sync::LazyLock;
 use std::time::Instant;
@@ -56,6 +57,37 @@ pub fn resident_bytes(process: u32) -> Option<u64> {
     Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? * 1024)
 }
 
+/// Returns the cores that the threads of a process may run on, as sets without duplicates: one for threads with the
+/// same cores. Threads whose names begin with `shard-` are the only ones that count if there are any: the others of
+/// this tracker do not serve.
+pub fn cores_of(process: u32) -> Vec<BTreeSet<usize>> {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let status = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("status")).ok();
+    let statuses: Vec<String> = threads.filter_map(status).collect();
+    let is_shard = |status: &&String| status.starts_with("Name:\tshard-");
+    let has_shards = statuses.iter().any(|status| is_shard(&status));
+    let counted = statuses.iter().filter(|status| !has_shards || is_shard(status));
+    let mut sets: Vec<BTreeSet<usize>> =
+        counted.filter_map(|status| allowed_cores(status)).collect();
+    sets.sort_unstable();
+    sets.dedup();
+    sets
+}
+
+/// Returns the cores in a `/proc/.../status`.
+fn allowed_cores(status: &str) -> Option<BTreeSet<usize>> {
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+    let range = |text: &str| -> Option<std::ops::RangeInclusive<usize>> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        Some(first.parse().ok()?..=last.parse().ok()?)
+    };
+    list.trim()
+        .split(',')
+        .map(range)
+        .collect::<Option<Vec<_>>>()
+        .map(|it| it.into_iter().flatten().collect())
+}
+
 /// Returns the kernel and the processor in one line.
 pub fn machine() -> String {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -68,6 +100,14 @@ pub fn machine() -> String {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn allowed_cores_are_parsed() {
+        let status = "Name:\tshard-0\nCpus_allowed_list:\t0-2,5\n";
+        assert_eq!(super::allowed_cores(status), Some([0, 1, 2, 5].into()));
+        assert!(!super::cores_of(std::process::id()).is_empty());
+        assert!(super::cores_of(u32::MAX).is_empty());
+    }
+
     #[test]
     fn the_resources_of_this_process_are_read() {
         let process = std::process::id();

@@ -24,6 +24,12 @@ pub struct Record {
     pub peers: u32,
     /// Kernel and processor.
     pub machine: String,
+    /// Options in use, as text.
+    #[serde(default)]
+    pub settings: String,
+    /// Cores of the generator and of the tracker, as text.
+    #[serde(default)]
+    pub placement: String,
     /// Steps in order.
     pub steps: Vec<StepRecord>,
 }

@@ -91,6 +91,42 @@ fn idle_connections_do_not_block_other_clients() {
     assert!(socket_mode(&socket) & 0o007 == 0, "the socket must not be accessible to other users");
 }
 
+/// Clients that request pages and do not read them are disconnected, and delay no announce.
+#[test]
+fn slow_readers_do_not_block_other_clients() {
+    let mut tracker = Tracker::start(&format!(
+        "cpus: {}\nudp: {{listen: \"127.0.0.1:0\"}}\ncontrol: {{listen: \"127.0.0.1:0\"}}\n",
+        cpus(8)
+    ));
+    let address = control_of(&mut tracker);
+    let slow: Vec<_> = (0..100)
+        .map(|_| {
+            let socket =
+                socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            // The page must not fit into the buffers of both ends.
+            socket.set_recv_buffer_size(2_048).unwrap();
+            socket.connect(&address.into()).unwrap();
+            let mut stream = TcpStream::from(socket);
+            write!(stream, "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+            stream
+        })
+        .collect();
+    let mut udp = Client::connected("127.0.0.1", tracker.addresses()[0]);
+    let begun = now();
+    for port in 7_001..7_101 {
+        udp.announce(&common::Announce::of(1, port));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    // Two groups of them are served and disconnected after five seconds each.
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    write!(stream, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).unwrap();
+    assert!(reply.contains("200 OK"), "{reply}");
+    drop(slow);
+}
+
 fn socket_mode(path: &Path) -> u32 {
     use std::os::unix::fs::PermissionsExt;
     std::fs::metadata(path).unwrap().permissions().mode()

@@ -3,6 +3,7 @@
 
 mod check;
 mod clients;
+mod context;
 mod datagrams;
 mod engine;
 mod html;
@@ -91,6 +92,8 @@ fn measure(run: &RunOptions) -> Result<Record, String> {
         torrents: run.torrents,
         peers,
         machine: observe::machine(),
+        settings: context::settings(run),
+        placement: context::placement(run),
         steps: recorded,
     })
 }

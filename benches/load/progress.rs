@@ -2,8 +2,10 @@
 
 use crate::options::LoadAction;
 use crate::run_stats::StepStats;
+use crate::summary::time;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::time::Duration;
+use tsubame::text::grouped;
 
 /// Number of redraws per second.
 const REDRAWS_PER_S: u8 = 5;
@@ -45,13 +47,13 @@ impl Progress {
         }
         self.0.set_position(millis);
         self.0.set_message(format!(
-            "{:>4.1} s  {:>9} answers/s  p50 {:.0} us  p99 {:.0} us  {} lost  {} wrong",
+            "{:>4.1} s  {:>9} answers/s  p50 {}  p99 {}  {} lost  {} wrong",
             elapsed.as_secs_f64(),
-            run_stats.rate_now(),
-            run_stats.percentile_us(50.0),
-            run_stats.percentile_us(99.0),
-            run_stats.step.lost,
-            run_stats.step.wrong_sum(),
+            grouped(run_stats.rate_now()),
+            time(run_stats.percentile_us(50.0)),
+            time(run_stats.percentile_us(99.0)),
+            grouped(run_stats.step.lost),
+            grouped(run_stats.step.wrong_sum()),
         ));
     }
 }

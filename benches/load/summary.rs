@@ -1,17 +1,20 @@
 //! Text reports of runs.
 
 use std::fmt::Write;
+use tsubame::text::grouped;
 use tsubame_bench::record::{Record, StepRecord};
 
 /// Returns the summary of a run.
 pub(crate) fn of_run(record: &Record) -> String {
     let mut text = format!(
-        "{}: {} torrents, {} peers, seed {}\n{}\n",
+        "{}: {} torrents, {} peers, seed {}\n{}\n{}\n{}\n",
         record.name,
         grouped(record.torrents.into()),
         grouped(record.peers.into()),
         record.seed,
-        record.machine
+        record.machine,
+        record.settings,
+        record.placement
     );
     for step in &record.steps {
         text.push_str(&of_step(step));
@@ -51,11 +54,16 @@ fn of_step(step: &StepRecord) -> String {
     line(
         "latency",
         format!(
-            "p50 {p50:.0} us, p90 {p90:.0}, p99 {p99:.0}, p99.9 {p999:.0}, p99.99 {p9999:.0}, max {:.0} ({note})",
-            step.latency.max_us
+            "p50 {}, p90 {}, p99 {}, p99.9 {}, p99.99 {}, max {} ({note})",
+            time(p50),
+            time(p90),
+            time(p99),
+            time(p999),
+            time(p9999),
+            time(step.latency.max_us)
         ),
     );
-    line("longest gap", format!("{:.2} ms without an answer", step.gap_ms_max));
+    line("longest gap", format!("{} without an answer", time(step.gap_ms_max * 1_000.0)));
     if let Some(server) = step.server {
         let us = |us: Option<f64>| us.map_or("?".to_owned(), |us| format!("{us:.2} us"));
         let resident = server.resident_bytes.map_or("?".to_owned(), mebibytes);
@@ -197,7 +205,10 @@ pub(crate) fn rows(steps: &[Option<&StepRecord>]) -> Vec<(&'static str, Vec<(Str
         let base = values[0].filter(|base| *base > 0.0 && values.len() > 1);
         let cell = |value: &Option<f64>| {
             let ratio = base.zip(*value).map(|(base, value)| format!("({:.2})", value / base));
-            let value = value.map_or("-".to_owned(), |value| format!("{value:.1}"));
+            let value = value.map_or("-".to_owned(), |value| match value {
+                10_000.0.. => grouped(value.round() as u64),
+                _ => format!("{value:.1}"),
+            });
             (value, ratio.unwrap_or_default())
         };
         rows.push((name, values.iter().map(cell).collect()));
@@ -205,17 +216,18 @@ pub(crate) fn rows(steps: &[Option<&StepRecord>]) -> Vec<(&'static str, Vec<(Str
     rows
 }
 
-/// Returns a number with its digits in groups of three.
-pub(crate) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
+/// Returns a time in microseconds as text, with three significant digits and a fitting unit.
+pub(crate) fn time(us: f64) -> String {
+    let (value, unit) = match us {
+        ..1_000.0 => (us, "us"),
+        1_000.0..1_000_000.0 => (us / 1_000.0, "ms"),
+        _ => (us / 1_000_000.0, "s"),
+    };
+    match value {
+        ..10.0 if unit != "us" => format!("{value:.2} {unit}"),
+        10.0..100.0 if unit != "us" => format!("{value:.1} {unit}"),
+        _ => format!("{value:.0} {unit}"),
     }
-    text
 }
 
 fn mebibytes(bytes: u64) -> String {
@@ -227,9 +239,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_grouped() {
-        for (number, text) in [(0, "0"), (999, "999"), (1_000, "1,000"), (1_234_567, "1,234,567")] {
-            assert_eq!(grouped(number), text);
+    fn times_have_fitting_units() {
+        for (us, text) in [
+            (0.4, "0 us"),
+            (35.0, "35 us"),
+            (999.0, "999 us"),
+            (3_359.0, "3.36 ms"),
+            (72_100.0, "72.1 ms"),
+            (721_400.0, "721 ms"),
+            (2_500_000.0, "2.50 s"),
+            (99_000_000.0, "99.0 s"),
+        ] {
+            assert_eq!(time(us), text);
         }
     }
 }

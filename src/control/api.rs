@@ -317,7 +317,7 @@ async fn export_list(State(state): State<ControlState>) -> ApiResult {
             }
         }
     });
-    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response())
+    Ok(stream::response("text/plain; charset=utf-8", body))
 }
 
 #[derive(Deserialize, Serialize)]

@@ -11,7 +11,7 @@ use super::metrics::{self, MetricsFormat};
 use super::monitored::Monitored;
 use super::opentracker_stats;
 use super::state::ControlState;
-use super::stream;
+use super::stream::{self, IsStreamed};
 use super::torrents::Torrents;
 use crate::process::reload::ReloadCommand;
 use axum::Router;
@@ -30,8 +30,8 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::{Notify, Semaphore};
 
 /// Maximum number of connections over TCP that are served at a time. Further connections wait in the kernel.
 const CONNECTIONS_MAX: usize = 64;
@@ -42,6 +42,9 @@ const LOCAL_CONNECTIONS_MAX: usize = 16;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for a whole exchange. A reload may read large lists.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Time in which a client must read a reply, but for one that is made while it is sent.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Maximum bytes of a request head.
 const HEAD_LEN_MAX: usize = 16 << 10;
@@ -137,23 +140,44 @@ async fn exchange(
     client: ClientAddress,
     router: Router,
 ) {
-    let service = TowerToHyperService::new(router.layer(Extension(client)));
+    let replied = Replied::default();
+    let router = router.layer(Extension(client)).layer(Extension(replied.clone()));
+    let service = TowerToHyperService::new(router);
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(HEAD_LEN_MAX)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    // An error concerns only the client, which is disconnected.
-    let _ = tokio::time::timeout(EXCHANGE_TIMEOUT, connection).await;
+    let read_timeout = async {
+        replied.0.notified().await;
+        tokio::time::sleep(READ_TIMEOUT).await;
+    };
+    // An error or a timeout concerns only the client, which is disconnected.
+    tokio::select! {
+        _ = tokio::time::timeout(EXCHANGE_TIMEOUT, connection) => {}
+        () = read_timeout => {}
+    }
 }
 
+/// Tells the task of a connection that the reply is made.
+#[derive(Clone, Debug, Default)]
+struct Replied(Arc<Notify>);
+
 /// Refuses requests of web pages, and sets headers by which a browser neither stores nor interprets a reply.
-async fn protect(State(state): State<ControlState>, request: Request, next: Next) -> Response {
+async fn protect(
+    State(state): State<ControlState>,
+    Extension(replied): Extension<Replied>,
+    request: Request,
+    next: Next,
+) -> Response {
     let mut response = match refuse_web_pages(request.uri(), request.headers(), &state.hosts) {
         Ok(()) => next.run(request).await,
         Err((status, text)) => (status, format!("{text}\n")).into_response(),
     };
+    if response.extensions().get::<IsStreamed>().is_none() {
+        replied.0.notify_one();
+    }
     let headers = response.headers_mut();
     for (name, value) in [
         (header::CACHE_CONTROL, "no-store"),
@@ -234,7 +258,7 @@ async fn stats(State(state): State<ControlState>, RawQuery(query): RawQuery) -> 
         let (sender, body) = stream::body();
         let torrents = state.torrents.clone();
         tokio::spawn(async move { torrents.list(sender, line).await });
-        return ([(header::CONTENT_TYPE, opentracker_stats::TEXT)], body).into_response();
+        return stream::response(opentracker_stats::TEXT, body);
     }
     if opentracker_stats::needs_summary(&query)
         && let Err(no_answer) = state.torrents.refresh_summary().await

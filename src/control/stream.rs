@@ -1,6 +1,9 @@
 //! Bodies of responses that are made while they are sent.
 
+use axum::Extension;
 use axum::body::{Body, Bytes};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
 use hyper::body::Frame;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -18,6 +21,15 @@ const PARTS_AHEAD: usize = 2;
 /// Sends the parts of a body; fails when the client has gone. An error part ends the connection, so that the client
 /// does not take an incomplete body for a complete one.
 pub(super) type PartSender = Sender<Result<Bytes, NoAnswer>>;
+
+/// Extension of a response whose body is made while it is sent: the client may take longer to read it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct IsStreamed;
+
+/// Returns a response with a streamed body.
+pub(super) fn response(content_type: &'static str, body: Body) -> Response {
+    (Extension(IsStreamed), [(header::CONTENT_TYPE, content_type)], body).into_response()
+}
 
 /// Returns a body, and the sender of its parts.
 pub(super) fn body() -> (PartSender, Body) {
