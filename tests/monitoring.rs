@@ -1,0 +1,228 @@
+//! The dashboard and the alerts of `deploy/`, with a real Prometheus that scrapes a tracker under load.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+mod common;
+
+use common::http::{self, Connection};
+use common::lab::wait_until;
+use common::{Announce, Client, Tracker, control_of, cpus, info_hash_of};
+use serde_json::Value;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Time in which an expression must return data, or an alert fire.
+const TIMEOUT: Duration = Duration::from_secs(90);
+
+/// Range of rates: some scrapes, which are made each second.
+const RANGE: &str = "[10s]";
+
+/// A Prometheus server, which is killed when it is dropped.
+struct Prometheus {
+    process: Child,
+    url: String,
+}
+
+impl Prometheus {
+    /// Starts a server that scrapes `target` and evaluates the alerts without delay.
+    fn start(directory: &Path, target: SocketAddr) -> Self {
+        let alerts = std::fs::read_to_string(deploy("alerts.yml")).unwrap();
+        let is_delay = |line: &&str| line.trim_start().starts_with("for: ");
+        let rules: Vec<_> = alerts.lines().filter(|line| !is_delay(line)).collect();
+        let rules = rules.join("\n").replace("[5m]", RANGE).replace("[15m]", RANGE);
+        std::fs::write(directory.join("rules.yml"), rules).unwrap();
+        let config = format!(
+            "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: [rules.yml]\nscrape_configs:\n- \
+             {{job_name: tsubame, static_configs: [{{targets: [\"{target}\"]}}]}}\n"
+        );
+        let config_file = directory.join("prometheus.yml");
+        std::fs::write(&config_file, config).unwrap();
+        // Prometheus cannot report a port that it has chosen.
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let process = Command::new("prometheus")
+            .arg(format!("--config.file={}", config_file.display()))
+            .arg(format!("--storage.tsdb.path={}", directory.join("data").display()))
+            .arg(format!("--web.listen-address={address}"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { process, url: format!("http://{address}") }
+    }
+
+    /// Returns the number of samples that an expression returns; `None` if there is no answer.
+    fn query(&self, expression: &str) -> Option<usize> {
+        let reply =
+            ureq::get(format!("{}/api/v1/query", self.url)).query("query", expression).call();
+        let reply: Value =
+            serde_json::from_str(&reply.ok()?.body_mut().read_to_string().ok()?).ok()?;
+        reply["data"]["result"].as_array().map(Vec::len)
+    }
+
+    fn wait_for(&self, expression: &str) {
+        wait_until(expression, TIMEOUT, || {
+            self.query(expression).is_some_and(|samples| samples > 0)
+        });
+    }
+
+    fn is_firing(&self, alert: &str) -> bool {
+        let expression = format!("ALERTS{{alertname=\"{alert}\",alertstate=\"firing\"}}");
+        self.query(&expression).is_some_and(|samples| samples > 0)
+    }
+
+    fn wait_for_alert(&self, alert: &str) {
+        wait_until(alert, TIMEOUT, || self.is_firing(alert));
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn deploy(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name)
+}
+
+/// Sends requests of all kinds over all protocols until it is dropped.
+struct Load {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(tracker: &Tracker) -> Self {
+        let udp = tracker.addresses()[0];
+        let (plain, encrypted) =
+            (tracker.addresses_of("http")[0], tracker.addresses_of("https")[0]);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let mut client = Client::connected("127.0.0.1", udp);
+            let garbage = UdpSocket::bind("127.0.0.1:0").unwrap();
+            for round in (0_u32..).take_while(|_| !stopped.load(Ordering::Relaxed)) {
+                client.connect();
+                for event in [2, 0, 1, 3] {
+                    let announce = Announce { event, ..Announce::of(round % 50, 7_001) };
+                    client.announce(&Announce { left: u64::from(event != 1), ..announce });
+                }
+                client.scrape(&[info_hash_of(round % 50)]);
+                garbage.send_to(b"x", udp).unwrap();
+                Connection::to(plain).announce(&http::Announce::of(round % 50, 7_002, 1));
+                let url =
+                    format!("https://{encrypted}{}", http::Announce::of(1, 7_003, 1).target());
+                let curl = Command::new("curl").args(["-sk", "-o", "/dev/null", &url]).status();
+                assert!(curl.unwrap().success());
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let ended = self.thread.take().unwrap().join();
+        assert!(std::thread::panicking() || ended.is_ok());
+    }
+}
+
+/// Starts a tracker with TLS, whose certificate expires in three days, and with hooks.
+fn start(directory: &Path) -> Tracker {
+    let (certificate, key) = (directory.join("cert.pem"), directory.join("key.pem"));
+    let made = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "3",
+        ])
+        .args(["-subj", "/CN=tracker"])
+        .arg("-out")
+        .arg(&certificate)
+        .arg("-keyout")
+        .arg(&key)
+        .stderr(Stdio::null())
+        .status();
+    assert!(made.unwrap().success());
+    Tracker::start(&format!(
+        "cpus: {}\nudp: {{listen: \"127.0.0.1:0\"}}\nhttp: {{listen: \"127.0.0.1:0\", tls: {{listen: \"127.0.0.1:0\", \
+         certificate: {}, key: {}}}}}\ncontrol: {{listen: \"127.0.0.1:0\"}}\nhooks:\n- {{name: limits, options: \
+         {{announces_per_second: 100000}}}}\n",
+        cpus(2),
+        certificate.display(),
+        key.display()
+    ))
+}
+
+#[test]
+#[ignore = "needs prometheus, curl and openssl"]
+fn every_expression_returns_data_and_alerts_fire() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut tracker = start(directory.path());
+    let control = control_of(&mut tracker);
+    let prometheus = Prometheus::start(directory.path(), control);
+    let load = Load::start(&tracker);
+    prometheus.wait_for("up == 1");
+    let dashboard = std::fs::read_to_string(deploy("grafana.json")).unwrap();
+    let dashboard: Value = serde_json::from_str(&dashboard).unwrap();
+    let mut expressions = 0;
+    for panel in dashboard["panels"].as_array().unwrap() {
+        for target in panel["targets"].as_array().unwrap() {
+            let expression = target["expr"].as_str().unwrap();
+            let expression = expression.replace("[$__rate_interval]", RANGE);
+            prometheus.wait_for(&expression.replace("$job", ".*").replace("$instance", ".*"));
+            expressions += 1;
+        }
+    }
+    assert!(expressions > 30, "{expressions} expressions");
+    let alerts = std::fs::read_to_string(deploy("alerts.yml")).unwrap();
+    for line in alerts.lines().filter_map(|line| line.trim().strip_prefix("expr: ")) {
+        // The side with the metric, as a healthy tracker fulfils no condition.
+        let metric =
+            [" > ", " == ", " < "].iter().find_map(|it| Some(line.rsplit_once(it)?.0)).unwrap();
+        prometheus.wait_for(&metric.replace("[5m]", RANGE).replace("[15m]", RANGE));
+    }
+    prometheus.wait_for_alert("TsubameCertificateExpires");
+    for alert in
+        ["TsubameDown", "TsubameShardStuck", "TsubameReloadFailed", "TsubameMemoryPressure"]
+    {
+        assert!(!prometheus.is_firing(alert), "{alert}");
+    }
+    tracker.write_config("hooks: [{name: nothing}]\n");
+    tracker.signal("HUP");
+    prometheus.wait_for_alert("TsubameReloadFailed");
+    drop(load);
+    tracker.stop();
+    prometheus.wait_for_alert("TsubameDown");
+}
+
+/// The unit tests of the alerts: each fires for its cause, and none for a healthy tracker.
+#[test]
+#[ignore = "needs promtool, of Debian's prometheus"]
+fn each_alert_fires_for_its_cause() {
+    let output = Command::new("promtool")
+        .args(["test", "rules"])
+        .arg(deploy("alerts_test.yml"))
+        .output()
+        .unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&text));
+    let alerts = std::fs::read_to_string(deploy("alerts.yml")).unwrap();
+    let tests = std::fs::read_to_string(deploy("alerts_test.yml")).unwrap();
+    for alert in alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        assert!(tests.contains(&format!("alertname=\"{alert}\"")), "{alert} has no test");
+    }
+}
