@@ -455,6 +455,35 @@ fn the_systemd_unit_permits_little() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
+/// The status page in Chromium, at three widths, light and dark, and without JavaScript.
+#[test]
+#[ignore = "needs chromium, node and playwright-core of npm"]
+fn the_status_page_works_in_chromium() {
+    let mut tracker = Tracker::start(&format!(
+        "cpus: {}\nudp: {{listen: \"127.0.0.1:0\"}}\ncontrol: {{listen: \"127.0.0.1:0\"}}\nhooks: [{{name: limits, \
+         options: {{announces_per_second: 1000}}}}]\n",
+        cpus(2)
+    ));
+    let url = format!("http://{}/", control_of(&mut tracker));
+    let mut client = common::Client::connected("127.0.0.1", tracker.addresses()[0]);
+    for torrent in 0..12 {
+        for peer in 0..=torrent {
+            client.announce(&common::Announce::of(torrent, 7_001 + peer as u16));
+        }
+    }
+    // The scan that finds the largest torrents.
+    wait_until("the largest torrents", WAIT_TIMEOUT, || {
+        http_get(control_of(&mut tracker), "/").contains("Largest torrents")
+    });
+    let directory = match std::env::var_os("TSUBAME_SCREENSHOTS") {
+        Some(directory) => std::path::PathBuf::from(directory),
+        None => tracker.directory.path().to_owned(),
+    };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/status_page.mjs");
+    let output = Command::new("node").arg(script).arg(url).arg(&directory).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// Requests that schemathesis makes from the document of the API get the replies that it describes.
 #[test]
 #[ignore = "needs schemathesis, of PyPI"]

@@ -88,6 +88,8 @@ fn get_over_tcp(url: &str, token: Option<&str>) -> Result<(u16, String), String>
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .timeout_global(Some(TIMEOUT))
         .http_status_as_error(false)
+        // The control plane is near, and a proxy must not get the token.
+        .proxy(None)
         .build()
         .into();
     let mut request = agent.get(format!("{url}/v1/status"));
@@ -155,7 +157,7 @@ pub fn text(status: &Status) -> String {
         format!(
             "{} of {} in swarm tables, {} resident, pressure {:.0} %",
             iec(memory.table_bytes),
-            iec(memory.limit_bytes.saturating_sub(memory.mesh_bytes)),
+            iec(memory.limit_bytes),
             memory.resident_bytes.map_or_else(|| "?".to_owned(), iec),
             memory.pressure * 100.0
         ),

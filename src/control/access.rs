@@ -10,7 +10,17 @@ use std::sync::{Mutex, PoisonError};
 const REQUESTS_PER_SECOND: u32 = 100;
 
 /// Headers that proxies add. A request with one of them comes from another host, although the proxy runs on this one.
-const PROXY_HEADERS: [&str; 3] = ["forwarded", "x-forwarded-for", "x-real-ip"];
+const PROXY_HEADERS: [&str; 9] = [
+    "cf-connecting-ip",
+    "forwarded",
+    "true-client-ip",
+    "via",
+    "x-client-ip",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-real-ip",
+];
 
 /// Where a request comes from.
 #[derive(Clone, Copy, Debug)]

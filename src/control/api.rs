@@ -1,9 +1,8 @@
 //! The API of the operator under `/v1`: JSON over HTTP, described by `openapi.json`.
 
-use super::monitored::Monitored;
 use super::state::ControlState;
 use super::status::Status;
-use super::stream::{self, NoAnswer};
+use super::stream::{self, ShardTimeout};
 use super::torrents::LARGEST_MAX;
 use crate::config::LogLevel;
 use crate::hex::parse_info_hash;
@@ -40,7 +39,7 @@ const CHANGES_MAX: usize = 10_000;
 /// Number of info hashes that are written at once when the access list is exported.
 const EXPORTED_AT_ONCE: usize = 1_000;
 
-/// QueryParameters of a query; of a repeated one the last value counts.
+/// Parameters in the query of a URL; of a repeated one the last value counts.
 type QueryParameters = HashMap<String, String>;
 
 /// Returns the routes of the API.
@@ -85,8 +84,8 @@ impl IntoResponse for ApiError {
     }
 }
 
-impl From<NoAnswer> for ApiError {
-    fn from(no_answer: NoAnswer) -> Self {
+impl From<ShardTimeout> for ApiError {
+    fn from(no_answer: ShardTimeout) -> Self {
         Self(StatusCode::SERVICE_UNAVAILABLE, no_answer.to_string())
     }
 }
@@ -199,7 +198,7 @@ async fn list_torrents(
     let limit = number(query.get("limit"), TORRENTS_DEFAULT, LARGEST_MAX, "limit")?;
     state.torrents.refresh_summary().await?;
     let now = state.monitored.clock.now().monotonic.0;
-    let (at, summary) = state.monitored.summary().ok_or(NoAnswer)?;
+    let (at, summary) = state.monitored.summary().ok_or(ShardTimeout)?;
     let torrents = summary.largest.iter().take(limit);
     let torrents = torrents.map(|(hash, stats)| TorrentReply::new(*hash, *stats)).collect();
     json(&ListReply { age_secs: now.saturating_sub(at.0), torrents })
@@ -304,18 +303,21 @@ async fn export_list(State(state): State<ControlState>) -> ApiResult {
         let text = "the config must have exactly one access_list hook";
         return Err(error(StatusCode::CONFLICT, text));
     };
+    let Ok(permit) = state.lists.clone().try_acquire_owned() else {
+        let text = "other lists are being sent; try again later";
+        return Err(error(StatusCode::SERVICE_UNAVAILABLE, text));
+    };
     let (sender, body) = stream::body();
-    // Not on the thread of the control plane, as a list may have millions of torrents.
-    tokio::task::spawn_blocking(move || {
-        let mut text = String::new();
-        for (hash, number) in list.iter().zip(1..) {
-            _ = writeln!(text, "{hash}");
-            if (number % EXPORTED_AT_ONCE == 0 || number == list.len())
-                && sender.blocking_send(Ok(std::mem::take(&mut text).into())).is_err()
-            {
+    tokio::spawn(async move {
+        let mut hashes = list.iter();
+        loop {
+            let mut text = String::new();
+            hashes.by_ref().take(EXPORTED_AT_ONCE).for_each(|hash| _ = writeln!(text, "{hash}"));
+            if text.is_empty() || sender.send(Ok(text.into())).await.is_err() {
                 break;
             }
         }
+        drop(permit);
     });
     Ok(stream::response("text/plain; charset=utf-8", body))
 }
@@ -326,29 +328,25 @@ struct LevelBody {
     level: String,
 }
 
-fn level_reply(monitored: &Monitored) -> ApiResult {
-    let level = monitored.served().log_level.name().to_owned();
-    json(&LevelBody { level })
+fn level_reply() -> ApiResult {
+    json(&LevelBody { level: log::level().name().to_owned() })
 }
 
 /// Handles `GET /v1/log_level`.
-async fn show_log_level(State(state): State<ControlState>) -> ApiResult {
-    level_reply(&state.monitored)
+async fn show_log_level() -> ApiResult {
+    level_reply()
 }
 
 /// Handles `PUT /v1/log_level`: changes the level of the log until the next reload.
-async fn set_log_level(State(state): State<ControlState>, bytes: Bytes) -> ApiResult {
+async fn set_log_level(bytes: Bytes) -> ApiResult {
     let request: LevelBody = body(&bytes)?;
     let Some(level) = LogLevel::ALL.into_iter().find(|level| level.name() == request.level) else {
         let text = format!("{:?} is not a level; give error, warn, info or debug", request.level);
         return Err(error(StatusCode::BAD_REQUEST, &text));
     };
     log::set_level(level);
-    let mut served = state.monitored.served();
-    served.log_level = level;
-    state.monitored.set_served(served);
     tracing::info!("control: the level of the log is {}", level.name());
-    level_reply(&state.monitored)
+    level_reply()
 }
 
 #[derive(Deserialize, Serialize)]

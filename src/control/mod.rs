@@ -4,10 +4,12 @@
 mod access;
 mod api;
 pub mod clients;
+pub mod history;
 pub mod listeners;
 pub mod metrics;
 pub mod monitored;
 pub mod opentracker_stats;
+mod page;
 pub mod server;
 mod state;
 pub mod status;

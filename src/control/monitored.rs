@@ -1,8 +1,8 @@
 //! The state of the process that the control plane reports.
 
 use crate::clock::Clock;
-use crate::config::LogLevel;
 use crate::control::clients::{ClientCounts, ClientShare};
+use crate::control::history::History;
 use crate::control::token::ControlToken;
 use crate::policy::ListSize;
 use crate::policy::access_list::AccessList;
@@ -36,6 +36,8 @@ pub struct ProcessStats {
     pub steering_attached: AtomicBool,
     /// Number of times that steering was switched off because of overload.
     pub steering_detached: AtomicU64,
+    /// Time of the start in seconds since 1970.
+    pub start_unix_secs: u64,
     /// Bytes of the queues between shards.
     pub mesh_bytes: u64,
     /// Maximum bytes of all swarm tables and of the queues between shards.
@@ -46,6 +48,8 @@ pub struct ProcessStats {
     pub reloads: AtomicU64,
     /// Number of reloads that failed.
     pub failed_reloads: AtomicU64,
+    /// Whether the last reload failed.
+    pub last_reload_failed: AtomicBool,
     /// Time of the last successful reload, or of the start, in seconds since 1970.
     pub last_reload_unix_secs: AtomicU64,
     /// End of the validity of the certificate in seconds since 1970; 0 without a certificate.
@@ -54,7 +58,7 @@ pub struct ProcessStats {
 }
 
 /// The parts of the config that the control plane reports or needs, as they are served now.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ServedConfig {
     /// Names of the hooks, in their order.
     pub hooks: Vec<&'static str>,
@@ -64,20 +68,6 @@ pub struct ServedConfig {
     pub access_list: Option<AccessList>,
     /// Token that requests from other hosts must have.
     pub control_token: Option<ControlToken>,
-    /// Level of the log.
-    pub log_level: LogLevel,
-}
-
-impl Default for ServedConfig {
-    fn default() -> Self {
-        Self {
-            hooks: Vec::new(),
-            list_sizes: Vec::new(),
-            access_list: None,
-            control_token: None,
-            log_level: LogLevel::Info,
-        }
-    }
 }
 
 /// What changes as a whole, and is read by the control plane alone.
@@ -86,12 +76,14 @@ struct ProcessTables {
     served: ServedConfig,
     clients: ClientCounts,
     summary: Option<(Seconds, Arc<SwarmSummary>)>,
+    history: History,
 }
 
 impl ProcessStats {
-    /// Creates the statistics of a process whose queues between shards take `mesh_bytes` bytes.
-    pub fn new(mesh_bytes: u64) -> Self {
-        Self { mesh_bytes, ..Self::default() }
+    /// Creates the statistics of a process that was started at `start_unix_secs` and whose queues between shards take
+    /// `mesh_bytes` bytes.
+    pub fn new(start_unix_secs: u64, mesh_bytes: u64) -> Self {
+        Self { start_unix_secs, mesh_bytes, ..Self::default() }
     }
 
     fn tables(&self) -> MutexGuard<'_, ProcessTables> {
@@ -121,15 +113,26 @@ impl Monitored {
     }
 
     /// Counts sampled announces by client program.
-    pub fn count_clients(&self, prefixes: impl Iterator<Item = ClientPrefix>) {
+    pub fn count_clients(&self, prefixes: &[ClientPrefix]) {
         let mut tables = self.process.tables();
-        prefixes.for_each(|prefix| tables.clients.add(prefix));
+        prefixes.iter().for_each(|prefix| tables.clients.add(*prefix));
     }
 
     /// Returns the shares of the most frequent client programs.
     pub fn clients(&self) -> Vec<ClientShare> {
         let counts = self.process.tables().clients.clone();
         counts.shares()
+    }
+
+    /// Adds the current statistics to the history; to be called every [`crate::control::history::POINT_SECS`] seconds.
+    pub fn record_history(&self) {
+        let shards = self.shared_stats.iter().map(|shared_stats| shared_stats.read()).collect();
+        self.process.tables().history.add(shards);
+    }
+
+    /// Returns the history of the last hour.
+    pub fn history(&self) -> History {
+        self.process.tables().history.clone()
     }
 
     /// Sets the summary of all swarms, which was made at this time.
@@ -140,5 +143,30 @@ impl Monitored {
     /// Returns the last summary of all swarms, and the time at which it was made.
     pub fn summary(&self) -> Option<(Seconds, Arc<SwarmSummary>)> {
         self.process.tables().summary.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::Ordering;
+    use std::time::Duration;
+
+    #[test]
+    fn a_shard_without_updates_is_stuck() {
+        static SECONDS: AtomicU64 = AtomicU64::new(100);
+        let clock = Clock::simulated(&SECONDS);
+        let shared_stats: [Arc<SharedStats>; 2] = std::array::from_fn(|_| Arc::default());
+        for (shared_stats, update) in shared_stats.iter().zip([100, 90]) {
+            shared_stats
+                .publish(&crate::stats::shard_stats::ShardStats::default(), Seconds(update));
+        }
+        let slow_reads = SlowReads::new(clock, Duration::ZERO);
+        let process = Arc::default();
+        let monitored =
+            Monitored { shared_stats: Arc::new(shared_stats), clock, slow_reads, process };
+        assert_eq!(monitored.stuck_shards(), [1]);
+        SECONDS.store(106, Ordering::Relaxed);
+        assert_eq!(monitored.stuck_shards(), [0, 1]);
     }
 }

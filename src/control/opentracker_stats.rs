@@ -39,8 +39,11 @@ pub(super) fn list_line(query: &str) -> Option<ListLine> {
     if mode_of(query) != "tpbs" {
         return None;
     }
-    let with_downloads = parameter(query, "format") == Some("txtp");
-    Some(if with_downloads { write_row_with_downloads } else { write_row })
+    match parameter(query, "format").unwrap_or("txt") {
+        "txt" => Some(write_row),
+        "txtp" => Some(write_row_with_downloads),
+        _ => None,
+    }
 }
 
 fn write_row(text: &mut String, info_hash: &InfoHash, stats: &SwarmStats) {
@@ -101,6 +104,12 @@ pub fn page(query: &str, monitored: &Monitored) -> Result<StatsPage, String> {
         "top100" => largest(monitored, 100),
         "version" => format!("Tsubame {}\n", env!("CARGO_PKG_VERSION")),
         "everything" => return Ok((XML, everything(&counts))),
+        "tpbs" => {
+            return Err(
+                "this list is available at the control plane only, in the formats txt and txtp\n"
+                    .to_owned(),
+            );
+        }
         mode => return Err(format!("there is no mode {mode:?}; the modes are {MODES}\n")),
     };
     Ok((TEXT, text))

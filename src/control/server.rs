@@ -10,9 +10,12 @@ use super::listeners::ControlListeners;
 use super::metrics::{self, MetricsFormat};
 use super::monitored::Monitored;
 use super::opentracker_stats;
+use super::page::{self, PageContent};
 use super::state::ControlState;
-use super::stream::{self, IsStreamed};
+use super::status::Status;
+use super::stream::{self, StreamedBody};
 use super::torrents::Torrents;
+use crate::process::recent_events;
 use crate::process::reload::ReloadCommand;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Extension, RawQuery, Request, State};
@@ -45,6 +48,9 @@ const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Time in which a client must read a reply, but for one that is made while it is sent.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time between two sets of figures of the status page.
+const FIGURES_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Maximum bytes of a request head.
 const HEAD_LEN_MAX: usize = 16 << 10;
@@ -97,7 +103,12 @@ fn router(state: ControlState) -> Router {
             )
         })
         .layer(from_fn_with_state(state.clone(), permit_api));
+    let page = Router::new()
+        .route("/", get(page))
+        .route("/events", get(events))
+        .layer(from_fn_with_state(state.clone(), permit_page));
     Router::new()
+        .merge(page)
         .route("/healthz", get(health))
         .route("/readyz", get(readiness))
         .route("/metrics", get(metrics))
@@ -140,7 +151,7 @@ async fn exchange(
     client: ClientAddress,
     router: Router,
 ) {
-    let replied = Replied::default();
+    let replied = ReplyNotice::default();
     let router = router.layer(Extension(client)).layer(Extension(replied.clone()));
     let service = TowerToHyperService::new(router);
     let connection = hyper::server::conn::http1::Builder::new()
@@ -162,20 +173,22 @@ async fn exchange(
 
 /// Tells the task of a connection that the reply is made.
 #[derive(Clone, Debug, Default)]
-struct Replied(Arc<Notify>);
+struct ReplyNotice(Arc<Notify>);
 
 /// Refuses requests of web pages, and sets headers by which a browser neither stores nor interprets a reply.
 async fn protect(
     State(state): State<ControlState>,
-    Extension(replied): Extension<Replied>,
+    Extension(replied): Extension<ReplyNotice>,
     request: Request,
     next: Next,
 ) -> Response {
+    let is_api = request.uri().path().starts_with("/v1");
     let mut response = match refuse_web_pages(request.uri(), request.headers(), &state.hosts) {
         Ok(()) => next.run(request).await,
+        Err((status, text)) if is_api => ApiError(status, text).into_response(),
         Err((status, text)) => (status, format!("{text}\n")).into_response(),
     };
-    if response.extensions().get::<IsStreamed>().is_none() {
+    if response.extensions().get::<StreamedBody>().is_none() {
         replied.0.notify_one();
     }
     let headers = response.headers_mut();
@@ -196,12 +209,14 @@ async fn permit_api(
     request: Request,
     next: Next,
 ) -> Response {
-    let admitted: Result<(), AccessError> = state
-        .rate_limit
-        .admit()
-        .and_then(|()| authorize(client, request.headers(), &state.monitored));
+    // Requests that are refused do not count, so that other hosts cannot use up the rate.
+    let admitted: Result<(), AccessError> = authorize(client, request.headers(), &state.monitored)
+        .and_then(|()| match client {
+            ClientAddress::UnixSocket => Ok(()),
+            ClientAddress::Ip(_) => state.rate_limit.admit(),
+        });
     match admitted {
-        Ok(()) => next.run(request).await,
+        Ok(()) => as_json(next.run(request).await),
         Err((status, text)) => {
             let mut response = ApiError(status, text).into_response();
             if status == StatusCode::UNAUTHORIZED {
@@ -211,6 +226,79 @@ async fn permit_api(
             response
         }
     }
+}
+
+/// Refuses the page to other hosts, as a browser cannot send the token.
+async fn permit_page(
+    State(state): State<ControlState>,
+    Extension(client): Extension<ClientAddress>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match authorize(client, request.headers(), &state.monitored) {
+        Ok(()) => next.run(request).await,
+        Err((status, _)) => {
+            let text = "this page is for the machine of the tracker; from elsewhere, forward the port: ssh -L \
+                        6880:127.0.0.1:6880 HOST\n";
+            (status, text).into_response()
+        }
+    }
+}
+
+/// Calls a function with the current content of the page.
+fn with_content(monitored: &Monitored, make: impl FnOnce(&PageContent<'_>) -> String) -> String {
+    let (status, history) = (Status::read(monitored), monitored.history());
+    let (summary, events) = (monitored.summary(), recent_events::recent());
+    let largest = summary.as_ref().map_or(&[][..], |(_, summary)| &summary.largest);
+    make(&PageContent { status: &status, history: &history, largest, events: &events })
+}
+
+/// Handles `GET /`: replies with the status page.
+async fn page(State(state): State<ControlState>) -> impl IntoResponse {
+    let page = with_content(&state.monitored, |content| content.page());
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, page::SECURITY_POLICY),
+    ];
+    (headers, page)
+}
+
+/// Handles `GET /events`: sends new figures of the page at intervals, until the exchange times out; a browser then
+/// connects again.
+async fn events(State(state): State<ControlState>) -> Response {
+    let Ok(permit) = state.event_streams.clone().try_acquire_owned() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "too many pages are open\n").into_response();
+    };
+    let (sender, body) = stream::body();
+    tokio::spawn(async move {
+        loop {
+            let figures = with_content(&state.monitored, |content| content.figures());
+            if sender.send(Ok(page::message(&figures).into())).await.is_err() {
+                break;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(FIGURES_INTERVAL) => {}
+                () = sender.closed() => break,
+            }
+        }
+        drop(permit);
+    });
+    stream::response("text/event-stream", body)
+}
+
+/// Returns the reply to a request of the API, whose errors are JSON: those of the HTTP library are text.
+fn as_json(response: Response) -> Response {
+    let status = response.status();
+    let is_json = response.headers().get(header::CONTENT_TYPE);
+    let is_json = is_json.is_some_and(|it| it.as_bytes().starts_with(b"application/json"));
+    if is_json || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let text = match status {
+        StatusCode::PAYLOAD_TOO_LARGE => format!("the body is longer than {BODY_LEN_MAX} bytes"),
+        _ => status.canonical_reason().unwrap_or("the request is not valid").to_owned(),
+    };
+    ApiError(status, text).into_response()
 }
 
 /// Handles `GET /healthz`: replies 200 with `ok`, or 503 with the numbers of the stuck shards. Either reply also lists
@@ -252,12 +340,28 @@ async fn metrics(State(state): State<ControlState>, headers: HeaderMap) -> impl 
 }
 
 /// Handles `GET /stats`: replies with statistics in the formats of opentracker.
-async fn stats(State(state): State<ControlState>, RawQuery(query): RawQuery) -> Response {
+async fn stats(
+    State(state): State<ControlState>,
+    Extension(client): Extension<ClientAddress>,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+) -> Response {
     let query = query.unwrap_or_default();
     if let Some(line) = opentracker_stats::list_line(&query) {
+        // The list of all torrents is for those who may use the API.
+        if let Err((status, text)) = authorize(client, &headers, &state.monitored) {
+            return (status, format!("{text}\n")).into_response();
+        }
+        let Ok(permit) = state.lists.clone().try_acquire_owned() else {
+            let text = "other lists are being sent; try again later\n";
+            return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
+        };
         let (sender, body) = stream::body();
         let torrents = state.torrents.clone();
-        tokio::spawn(async move { torrents.list(sender, line).await });
+        tokio::spawn(async move {
+            torrents.list(sender, line).await;
+            drop(permit);
+        });
         return stream::response(opentracker_stats::TEXT, body);
     }
     if opentracker_stats::needs_summary(&query)

@@ -5,7 +5,15 @@ use super::monitored::Monitored;
 use super::torrents::Torrents;
 use crate::process::reload::ReloadCommand;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedSender;
+
+/// Maximum number of lists that are sent at a time: each takes memory, and the list of all torrents scans of all
+/// swarms.
+const LISTS_MAX: usize = 2;
+
+/// Maximum number of event streams at a time: a part of the connections, so that others stay free.
+const EVENT_STREAMS_MAX: usize = 16;
 
 /// What the handlers of requests share.
 #[derive(Clone)]
@@ -16,6 +24,10 @@ pub(super) struct ControlState {
     /// Configured names of this host.
     pub(super) hosts: Arc<[String]>,
     pub(super) rate_limit: Arc<RateLimit>,
+    /// Permits for lists that are sent at a time.
+    pub(super) lists: Arc<Semaphore>,
+    /// Permits for event streams, each of which occupies a connection.
+    pub(super) event_streams: Arc<Semaphore>,
 }
 
 impl ControlState {
@@ -26,6 +38,14 @@ impl ControlState {
         commands: UnboundedSender<ReloadCommand>,
     ) -> Self {
         let rate_limit = Arc::new(RateLimit::new(monitored.clock));
-        Self { monitored, torrents, commands, hosts: hosts.into(), rate_limit }
+        Self {
+            monitored,
+            torrents,
+            commands,
+            hosts: hosts.into(),
+            rate_limit,
+            lists: Arc::new(Semaphore::new(LISTS_MAX)),
+            event_streams: Arc::new(Semaphore::new(EVENT_STREAMS_MAX)),
+        }
     }
 }

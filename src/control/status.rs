@@ -1,7 +1,7 @@
 //! The state of the tracker in one structure, as `/v1/status` returns it.
 
 use super::monitored::Monitored;
-use crate::process::memory;
+use crate::process::{log, memory};
 use crate::stats::outcome::Outcome;
 use crate::stats::shard_stats::{Protocol, ShardStats};
 use serde::{Deserialize, Serialize};
@@ -159,7 +159,7 @@ impl Status {
             uptime_secs: monitored.clock.elapsed().as_secs_f64(),
             draining: process.is_draining.load(Ordering::Relaxed),
             steering: process.steering_attached.load(Ordering::Relaxed),
-            log_level: served.log_level.name().to_owned(),
+            log_level: log::level().name().to_owned(),
             swarms: SwarmStatus {
                 torrents: sum.table.torrents as u64,
                 empty_torrents: sum.table.empty_torrents as u64,

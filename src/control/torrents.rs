@@ -1,7 +1,7 @@
 //! Requests to the shards about torrents, and the summary of all swarms that is made at intervals.
 
 use super::monitored::Monitored;
-use super::stream::{NoAnswer, PartSender};
+use super::stream::{PartSender, ShardTimeout};
 use crate::shard::admin::AdminRequest;
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
@@ -11,6 +11,9 @@ use tsubame_udp::steering::SteeringKeys;
 
 /// Time that a shard may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time that a shard may take to scan its swarms, in small steps between batches of datagrams.
+const SCAN_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Number of torrents with the most peers that a summary lists.
 pub const LARGEST_MAX: usize = 100;
@@ -66,11 +69,20 @@ impl Torrents {
         &self,
         shard: usize,
         request: impl FnOnce(oneshot::Sender<T>) -> AdminRequest,
-    ) -> Result<T, NoAnswer> {
+    ) -> Result<T, ShardTimeout> {
+        self.request_within(TIMEOUT, shard, request).await
+    }
+
+    async fn request_within<T>(
+        &self,
+        timeout: Duration,
+        shard: usize,
+        request: impl FnOnce(oneshot::Sender<T>) -> AdminRequest,
+    ) -> Result<T, ShardTimeout> {
         let (reply, answer) = oneshot::channel();
-        self.requests.send((shard, request(reply))).map_err(|_| NoAnswer)?;
-        let answer = tokio::time::timeout(TIMEOUT, answer).await;
-        answer.map_err(|_| NoAnswer)?.map_err(|_| NoAnswer)
+        self.requests.send((shard, request(reply))).map_err(|_| ShardTimeout)?;
+        let answer = tokio::time::timeout(timeout, answer).await;
+        answer.map_err(|_| ShardTimeout)?.map_err(|_| ShardTimeout)
     }
 
     /// Returns a torrent with up to `peers_max` of its peers; `None` if it is unknown.
@@ -78,13 +90,13 @@ impl Torrents {
         &self,
         info_hash: InfoHash,
         peers_max: usize,
-    ) -> Result<Option<TorrentDetails>, NoAnswer> {
+    ) -> Result<Option<TorrentDetails>, ShardTimeout> {
         let request = |reply| AdminRequest::Inspect { info_hash, peers_max, reply };
         self.request(self.owner(&info_hash), request).await
     }
 
     /// Removes a torrent and its peers; returns whether it was known.
-    pub async fn remove(&self, info_hash: InfoHash) -> Result<bool, NoAnswer> {
+    pub async fn remove(&self, info_hash: InfoHash) -> Result<bool, ShardTimeout> {
         self.request(self.owner(&info_hash), |reply| AdminRequest::Remove { info_hash, reply })
             .await
     }
@@ -123,7 +135,7 @@ impl Torrents {
 
     /// Makes a new summary of all swarms if the last one is older than 10 seconds. It does not count distinct peers, so
     /// that the last count stays.
-    pub async fn refresh_summary(&self) -> Result<(), NoAnswer> {
+    pub async fn refresh_summary(&self) -> Result<(), ShardTimeout> {
         let _scanning = self.scanning.lock().await;
         let now = self.monitored.clock.now().monotonic.0;
         let age = self.monitored.summary().map(|(at, _)| now.saturating_sub(at.0));
@@ -133,12 +145,13 @@ impl Torrents {
         }
     }
 
-    async fn summarize(&self, distinct_key: Option<(u64, u64)>) -> Result<(), NoAnswer> {
+    async fn summarize(&self, distinct_key: Option<(u64, u64)>) -> Result<(), ShardTimeout> {
         let mut sum = SwarmSummary::default();
         for shard in 0..self.shards() {
             let request =
                 |reply| AdminRequest::Summarize { largest_max: LARGEST_MAX, distinct_key, reply };
-            sum.add(self.request(shard, request).await?, LARGEST_MAX);
+            let summary = self.request_within(SCAN_TIMEOUT, shard, request).await?;
+            sum.add(summary, LARGEST_MAX);
         }
         if sum.distinct.is_none()
             && let Some((_, last)) = self.monitored.summary()
@@ -156,10 +169,16 @@ impl Torrents {
             tokio::time::sleep(pause).await;
             let _scanning = self.scanning.lock().await;
             let start = self.monitored.clock.elapsed();
-            // A shard that does not answer is reported by /healthz; the next summary tries again.
-            let _ = self.summarize(Some(self.distinct_key)).await;
-            let duration = self.monitored.clock.elapsed().saturating_sub(start);
-            pause = (duration * PAUSE_FACTOR).max(PAUSE_MIN);
+            pause = match self.summarize(Some(self.distinct_key)).await {
+                Ok(()) => {
+                    let duration = self.monitored.clock.elapsed().saturating_sub(start);
+                    (duration * PAUSE_FACTOR).max(PAUSE_MIN)
+                }
+                Err(error) => {
+                    tracing::warn!("control: the swarms cannot be scanned: {error}");
+                    PAUSE_MIN
+                }
+            };
         }
     }
 }

@@ -349,7 +349,6 @@ async fn wait_for<T>(service: &HttpService, reply: NodeReply<T>) -> Result<T, Ou
     }
 }
 
-/// Writes the page with the announce URLs.
 /// Writes a page of statistics.
 fn stats(service: &HttpService, query: &str, body: &mut Vec<u8>) -> HttpReply {
     match (service.stats_pages.0)(query) {

@@ -139,6 +139,12 @@ pub fn append(path: &Path, changes: &[(InfoHash, bool)]) -> io::Result<()> {
     let begin = if last == [b'\n'] { "" } else { "\n" };
     let line = |(hash, on): &(InfoHash, bool)| format!("{}{hash}\n", if *on { '+' } else { '-' });
     let lines: String = changes.iter().map(line).collect();
+    if file.metadata()?.len() + lines.len() as u64 >= LEN_MAX {
+        // A longer file could not be read again.
+        return Err(io::Error::other(
+            "it would be longer than 64 MiB; move its torrents to a list",
+        ));
+    }
     file.write_all(format!("{begin}{lines}").as_bytes())?;
     file.sync_data()?;
     if is_new { sync_directory(path) } else { Ok(()) }

@@ -1,8 +1,10 @@
 //! The log: events are written to standard error as text or JSON. Single requests are never logged.
 
 use crate::config::{LogConfig, LogFormat, LogLevel};
+use crate::process::recent_events::RecentEvents;
 use std::io::IsTerminal;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
@@ -21,7 +23,7 @@ static SET_LEVEL: OnceLock<SetLevel> = OnceLock::new();
 pub fn start(log: &LogConfig) {
     let (level, handle) = reload::Layer::new(filter(log.level));
     let events = fmt::layer().with_target(false).with_writer(std::io::stderr);
-    let subscriber = tracing_subscriber::registry().with(level);
+    let subscriber = tracing_subscriber::registry().with(level).with(RecentEvents);
     // A second start in one process, as in tests, has no effect.
     let _ = match log.format {
         LogFormat::Json => subscriber.with(events.json().flatten_event(true)).try_init(),
@@ -34,6 +36,7 @@ pub fn start(log: &LogConfig) {
         }
     };
     let _ = SET_LEVEL.set(Box::new(move |level| _ = handle.reload(level)));
+    set_level(log.level);
 }
 
 /// Returns whether standard error is connected to the journal of systemd (sd-journal, `JOURNAL_STREAM`).
@@ -64,14 +67,25 @@ where
             Level::INFO => 6,
             Level::DEBUG | Level::TRACE => 7,
         };
-        write!(writer, "<{priority}>")?;
-        context.format_fields(writer.by_ref(), event)?;
-        writeln!(writer)
+        let mut text = String::new();
+        context.format_fields(Writer::new(&mut text), event)?;
+        // Each line is an entry of the journal.
+        text.lines().try_for_each(|line| writeln!(writer, "<{priority}>{line}"))
     }
+}
+
+/// The level from which events are logged, as its position in [`LogLevel::ALL`].
+static LEVEL: AtomicUsize = AtomicUsize::new(0);
+
+/// Returns the level from which events are logged.
+pub fn level() -> LogLevel {
+    LogLevel::ALL.get(LEVEL.load(Ordering::Relaxed)).copied().unwrap_or(LogLevel::Info)
 }
 
 /// Changes the level from which events are logged.
 pub fn set_level(level: LogLevel) {
+    let position = LogLevel::ALL.iter().position(|it| *it == level).unwrap_or(0);
+    LEVEL.store(position, Ordering::Relaxed);
     if let Some(set_level) = SET_LEVEL.get() {
         set_level(filter(level));
     }

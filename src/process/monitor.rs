@@ -1,5 +1,6 @@
 //! The main loop of the control plane: signals, reloads, steering and warnings.
 
+use crate::control::history::POINT_SECS;
 use crate::control::listeners::ControlListeners;
 use crate::control::monitored::Monitored;
 use crate::control::server;
@@ -35,6 +36,8 @@ const CHECKS_PER_REPORT: u32 = 10;
 
 /// Time between two reports of warnings.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+const _: () = assert!(REPORT_INTERVAL.as_secs() == POINT_SECS as u64);
 
 const _: () =
     assert!(CHECK_INTERVAL.as_secs() * CHECKS_PER_REPORT as u64 == REPORT_INTERVAL.as_secs());
@@ -177,6 +180,7 @@ async fn handle_events(
     };
     tracing::info!("{signal}: stopping");
     service.stopping();
+    running.monitored.process.is_draining.store(true, Ordering::Relaxed);
     for shard in 0..running.monitored.shared_stats.len() {
         running.control.send(shard, Message::Stop);
     }
@@ -197,8 +201,8 @@ struct ShardMonitor {
     /// For each shard, the second of its last update and its statistics then.
     shards: Vec<(u64, ShardStats)>,
     reported: ShardStats,
-    /// Statistics at the last summary.
-    summarized: ShardStats,
+    /// Time and statistics at the last summary; `None` while summaries are off.
+    summarized: Option<(Duration, ShardStats)>,
     /// Number of episodes of memory pressure at the last warning about one.
     reported_episodes: u64,
     stuck: Vec<String>,
@@ -215,7 +219,7 @@ impl ShardMonitor {
             checks: 0,
             shards,
             reported: ShardStats::default(),
-            summarized: ShardStats::default(),
+            summarized: None,
             reported_episodes: 0,
             stuck: Vec::new(),
             conntrack_ports: running.reloader.udp_ports(),
@@ -225,7 +229,8 @@ impl ShardMonitor {
     fn check(&mut self, running: &mut RunningTracker, service: &ServiceManager) {
         running.reloader.check_files();
         for reader in &mut running.sample_readers {
-            running.monitored.count_clients(std::iter::from_fn(|| reader.pop().ok()));
+            let sampled: Vec<_> = std::iter::from_fn(|| reader.pop().ok()).collect();
+            running.monitored.count_clients(&sampled);
         }
         self.check_steering(running);
         self.check_slow_reads(running);
@@ -243,19 +248,28 @@ impl ShardMonitor {
             report::pressure(&stats);
         }
         self.checks += 1;
-        let summary_secs = running.reloader.config().log.summary.as_secs();
-        if summary_secs > 0 && u64::from(self.checks).is_multiple_of(summary_secs) {
-            let interval = Duration::from_secs(summary_secs);
-            report::summary(&self.summarized, &stats, interval);
-            self.summarized = stats;
-        }
+        self.summarize(running.reloader.config().log.summary, monitored.clock.elapsed(), stats);
         if self.checks.is_multiple_of(CHECKS_PER_REPORT) {
+            monitored.record_history();
             report::warn_of_errors(&self.reported, &stats, running.steering.is_attached());
             service.status(&report::status_line(&self.reported, &stats, REPORT_INTERVAL));
             self.reported = stats;
             if report::connection_tracking(&self.conntrack_ports) {
                 self.conntrack_ports.clear();
             }
+        }
+    }
+
+    /// Logs a summary if one is due; an interval of zero is none.
+    fn summarize(&mut self, interval: Duration, now: Duration, stats: ShardStats) {
+        match &self.summarized {
+            _ if interval.is_zero() => self.summarized = None,
+            Some((last, before)) if now.saturating_sub(*last) >= interval => {
+                report::summary(before, &stats, now.saturating_sub(*last));
+                self.summarized = Some((now, stats));
+            }
+            Some(_) => {}
+            None => self.summarized = Some((now, stats)),
         }
     }
 

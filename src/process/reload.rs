@@ -163,6 +163,8 @@ impl Reloader {
             changing_checks: 0,
             check_due: Duration::ZERO,
         };
+        let process = &monitored.process;
+        process.last_reload_unix_secs.store(clock.now().unix_secs, Ordering::Relaxed);
         let reloader =
             Self { current, queued: VecDeque::new(), running: None, fetching: None, monitored };
         reloader.report_current();
@@ -171,18 +173,16 @@ impl Reloader {
 
     /// Reports the hooks, their lists and the certificate that are served now.
     fn report_current(&self) {
-        let ServedState { config, policy, certificate, control_token, clock, .. } = &self.current;
+        let ServedState { config, policy, certificate, control_token, .. } = &self.current;
         self.monitored.set_served(ServedConfig {
             hooks: config.hooks.iter().map(HookConfig::name).collect(),
             list_sizes: policy.list_sizes(),
             access_list: policy.only_access_list().cloned(),
             control_token: control_token.clone(),
-            log_level: config.log.level,
         });
         let process = &self.monitored.process;
         let expiry = certificate.as_ref().and_then(|certificate| certificate.expiry_unix_secs());
         process.certificate_expiry_unix_secs.store(expiry.unwrap_or(0), Ordering::Relaxed);
-        process.last_reload_unix_secs.store(clock.now().unix_secs, Ordering::Relaxed);
     }
 
     /// Returns the UDP ports that are served.
@@ -255,21 +255,24 @@ impl Reloader {
             Ok(JobResult { current, message, updates, next, is_reload }) => {
                 self.current = current;
                 let process = &self.monitored.process;
-                match (is_reload, &message) {
-                    (true, Ok(_)) => {
-                        process.reloads.fetch_add(1, Ordering::Relaxed);
-                        self.report_current();
+                if is_reload {
+                    process.last_reload_failed.store(message.is_err(), Ordering::Relaxed);
+                    let count =
+                        if message.is_ok() { &process.reloads } else { &process.failed_reloads };
+                    count.fetch_add(1, Ordering::Relaxed);
+                    if message.is_ok() {
+                        let now = self.current.clock.now().unix_secs;
+                        process.last_reload_unix_secs.store(now, Ordering::Relaxed);
                     }
-                    (true, Err(_)) => {
-                        process.failed_reloads.fetch_add(1, Ordering::Relaxed);
-                    }
-                    (false, _) => {}
                 }
+                self.report_current();
                 self.queued.extend(next.map(|job| (job, None)));
                 match &message {
                     Ok(message) if message.is_empty() => {}
                     Ok(message) => tracing::info!("{message}"),
-                    Err(error) => tracing::error!("{error}; nothing was changed"),
+                    Err(error) if is_reload => tracing::error!("{error}; nothing was changed"),
+                    // Whoever sent the request gets the error.
+                    Err(error) => tracing::info!("control: {error}; nothing was changed"),
                 }
                 (message, updates)
             }
@@ -301,8 +304,7 @@ impl ServedState {
     fn run(mut self, job: ReloadJob) -> JobResult {
         let (mut next, mut changes) =
             (None, ShardChanges { policy: true, ..ShardChanges::default() });
-        let is_reload =
-            matches!(job, ReloadJob::Config | ReloadJob::Lists | ReloadJob::ChangeList(..));
+        let is_reload = matches!(job, ReloadJob::Config | ReloadJob::Lists);
         let message = match job {
             ReloadJob::Config => {
                 changes.settings = true;
@@ -371,6 +373,8 @@ impl ServedState {
         let old_config = std::mem::replace(&mut self.config, Arc::new(new));
         let old_policy = self.policy.clone();
         let read = self.read_lists("reloaded").and_then(|message| {
+            let token = ControlToken::load(&self.config.control)?;
+            // The certificate comes last: it is in force at once.
             let tls = &self.config.http.tls;
             let renewed = match &self.certificate {
                 Some(certificate) if !tls.listen.is_empty() => {
@@ -379,7 +383,7 @@ impl ServedState {
                 _ => Ok(()),
             };
             renewed.map_err(|error| error.to_string())?;
-            self.control_token = ControlToken::load(&self.config.control)?;
+            self.control_token = token;
             Ok(message)
         });
         let message = match read {

@@ -258,7 +258,7 @@ fn tls(config: &Config, runtime: &Runtime) -> Result<Option<(Arc<Certificate>, T
 /// Returns the state that the control plane reports.
 fn monitored(shared_stats: Arc<[Arc<SharedStats>]>, clock: Clock, shards: u16) -> Monitored {
     let mesh_bytes = mesh_memory_bytes(shards) as u64;
-    let process = Arc::new(ProcessStats::new(mesh_bytes));
+    let process = Arc::new(ProcessStats::new(clock.now().unix_secs, mesh_bytes));
     Monitored { shared_stats, clock, slow_reads: SlowReads::new(clock, SLOW_READ_TIMEOUT), process }
 }
 

@@ -1,4 +1,4 @@
-//! What the tracker tells systemd: that it is ready, works, reloads and stops (sd_notify(3)). Without systemd nothing
+//! What the tracker reports to systemd: that it is ready, works and stops (sd_notify(3)). Without systemd nothing
 //! happens.
 
 use sd_notify::NotifyState;

@@ -55,6 +55,17 @@ enum AdminJob {
     Remove(TorrentRemoval, Sender<bool>),
 }
 
+impl AdminJob {
+    /// Returns whether somebody waits for the result.
+    fn is_awaited(&self) -> bool {
+        !match self {
+            Self::Summarize(_, reply) => reply.is_closed(),
+            Self::ListPage(_, reply) => reply.is_closed(),
+            Self::Remove(_, reply) => reply.is_closed(),
+        }
+    }
+}
+
 /// Requests of the control plane that have not been answered; the first one is being worked on.
 #[derive(Debug, Default)]
 pub(super) struct AdminJobs {
@@ -63,9 +74,15 @@ pub(super) struct AdminJobs {
 }
 
 impl AdminJobs {
-    pub(super) fn add(&mut self, request: AdminRequest) {
-        if self.waiting.len() < REQUESTS_MAX {
-            self.waiting.push_back(request);
+    /// Adds a request. A lookup, which is bounded, is answered at once.
+    pub(super) fn add(&mut self, request: AdminRequest, tracker: &mut Tracker) {
+        match request {
+            AdminRequest::Inspect { info_hash, peers_max, reply } => {
+                let _ = reply.send(tracker.swarms_mut().inspect(&info_hash, peers_max));
+            }
+            request if self.waiting.len() < REQUESTS_MAX => self.waiting.push_back(request),
+            // The requester notices that its channel is dropped.
+            _ => {}
         }
     }
 
@@ -73,9 +90,9 @@ impl AdminJobs {
         self.waiting.is_empty() && self.current.is_none()
     }
 
-    /// Does a bounded step. A receiver that has gone is ignored.
+    /// Does a bounded step. A job that nobody waits for any more is dropped.
     pub(super) fn run(&mut self, tracker: &mut Tracker) {
-        let Some(job) = self.current.take() else {
+        let Some(job) = self.current.take().filter(AdminJob::is_awaited) else {
             self.current = self.waiting.pop_front().and_then(|request| begin(request, tracker));
             return;
         };
@@ -108,15 +125,13 @@ impl AdminJobs {
 
 /// Answers a request, or returns the job that it takes.
 fn begin(request: AdminRequest, tracker: &mut Tracker) -> Option<AdminJob> {
-    let swarms = tracker.swarms_mut();
+    let swarms = tracker.swarms();
     match request {
+        // Answered when it arrived.
+        AdminRequest::Inspect { .. } => None,
         AdminRequest::Summarize { largest_max, distinct_key, reply } => {
             let scan = SummaryScan::begin(swarms, largest_max, distinct_key);
             Some(AdminJob::Summarize(Box::new(scan), reply))
-        }
-        AdminRequest::Inspect { info_hash, peers_max, reply } => {
-            let _ = reply.send(swarms.inspect(&info_hash, peers_max));
-            None
         }
         AdminRequest::ListPage { after, reply } => {
             Some(AdminJob::ListPage(PageScan::begin(swarms, after), reply))

@@ -192,7 +192,7 @@ impl Node {
             }
             Message::ScrapeReply(rows) => self.add_rows(&rows),
             Message::Update(update) => self.update(now, update),
-            Message::Admin(request) => self.admin_jobs.add(*request),
+            Message::Admin(request) => self.admin_jobs.add(*request, &mut self.tracker),
             Message::Stop => self.is_stopping = true,
             // The datapath handles these.
             Message::Announce(..) => {}

@@ -4,12 +4,14 @@ use crate::clock::Clock;
 use crate::stats::shard_stats::{TurnPhase, TurnTimes};
 use std::time::Duration;
 
-/// One turn in so many is sampled: reading the clock in every turn would cost more than it tells.
-const TURNS_PER_SAMPLE: u32 = 64;
+/// One turn in so many is sampled: reading the clock in every turn would cost more than it tells. A prime number, so
+/// that samples are not all of the same place in a step, which has 16 turns at most.
+const TURNS_PER_SAMPLE: u32 = 61;
 
 /// Measures the phases of sampled turns.
 #[derive(Debug, Default)]
 pub(super) struct PhaseTimer {
+    /// Number of turns since the last sample.
     turns: u32,
     /// Time at which the current phase began, if the turn is sampled.
     phase_start: Option<Duration>,
@@ -20,8 +22,11 @@ pub(super) struct PhaseTimer {
 impl PhaseTimer {
     /// Begins a turn. A turn that waits for datagrams is not sampled.
     pub(super) fn begin_turn(&mut self, clock: &Clock, waits: bool) {
-        self.turns = self.turns.wrapping_add(1);
-        let is_sampled = !waits && self.turns.is_multiple_of(TURNS_PER_SAMPLE);
+        self.turns = self.turns.saturating_add(1);
+        let is_sampled = !waits && self.turns >= TURNS_PER_SAMPLE;
+        if is_sampled {
+            self.turns = 0;
+        }
         self.phase_start = is_sampled.then(|| clock.elapsed());
     }
 
@@ -49,13 +54,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_turn_in_64_with_datagrams_is_sampled() {
+    fn one_turn_in_61_with_datagrams_is_sampled() {
         let (clock, mut timer, mut times) =
             (Clock::new(), PhaseTimer::default(), TurnTimes::default());
-        for turn in 0..640 {
+        for turn in 0..610 {
             timer.begin_turn(&clock, false);
             TurnPhase::ALL.into_iter().for_each(|phase| timer.end_phase(&clock, phase));
-            timer.end_turn(&mut times, usize::from(turn >= 320));
+            timer.end_turn(&mut times, usize::from(turn >= 305));
         }
         assert_eq!(times.turns, 5);
         timer.begin_turn(&clock, true);

@@ -81,6 +81,14 @@ pub struct AnsweredAnnounces {
 }
 
 impl AnsweredAnnounces {
+    /// Returns the class of a reply by its number of peers.
+    fn reply_class(peers: usize) -> usize {
+        match peers {
+            0 => 0,
+            peers => (peers.ilog2() as usize + 1).min(REPLY_SIZES - 1),
+        }
+    }
+
     /// Returns the largest number of peers in a class of replies; `None` for the last class.
     pub fn reply_size_max(class: usize) -> Option<u64> {
         (class + 1 < REPLY_SIZES).then(|| (1 << class) - 1)
@@ -147,7 +155,7 @@ impl ShardStats {
     pub fn count_announce(&mut self, protocol: Protocol, event: AnnounceEvent, peers: usize) {
         let announces = &mut self.answered_announces[protocol as usize];
         announces.events[event as usize] += 1;
-        announces.reply_sizes[((peers + 1).ilog2() as usize).min(REPLY_SIZES - 1)] += 1;
+        announces.reply_sizes[AnsweredAnnounces::reply_class(peers)] += 1;
         announces.peers += peers as u64;
     }
 
@@ -334,5 +342,20 @@ fn visit_table(table: &mut TableStats, visit: &mut impl FnMut(&mut u64)) {
         visit(&mut peers);
         let source = SourceNetwork::from_number(source);
         *top = (peers > 0).then_some(SourceCount { source, peers: peers as u32 });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bounds_of_reply_sizes_are_those_of_their_classes() {
+        for class in 0..REPLY_SIZES - 1 {
+            let max = AnsweredAnnounces::reply_size_max(class).expect("it has a bound") as usize;
+            let class_of = AnsweredAnnounces::reply_class;
+            assert_eq!((class_of(max), class_of(max + 1)), (class, class + 1));
+        }
+        assert_eq!(AnsweredAnnounces::reply_size_max(REPLY_SIZES - 1), None);
     }
 }

@@ -43,13 +43,16 @@ impl TorrentRemoval {
 impl Swarms {
     /// Returns a torrent with up to `peers_max` of its peers; `None` if it is unknown.
     ///
-    /// The peers are those with the lowest positions of each family: a uniform sample, seeders first.
+    /// The peers are spread evenly over the swarm, so that families and roles have their shares.
     pub fn inspect(&mut self, info_hash: &InfoHash, peers_max: usize) -> Option<TorrentDetails> {
         let position = self.table.find(&self.table.prefetch_index(info_hash), info_hash)?;
         let stats = self.table.stats_at(position);
+        let [v4, v6] =
+            Family::ALL.map(|family| self.table.store.entry(position).roles(family).len());
+        let v4_max = (peers_max * v4).div_ceil((v4 + v6).max(1));
         let mut peers = Vec::new();
-        self.list_peers::<V4>(position, peers_max, &mut peers);
-        self.list_peers::<V6>(position, peers_max, &mut peers);
+        self.list_peers::<V4>(position, v4_max, &mut peers);
+        self.list_peers::<V6>(position, peers_max - peers.len(), &mut peers);
         Some(TorrentDetails { stats, peers })
     }
 
@@ -63,8 +66,10 @@ impl Swarms {
     {
         let (tick, ticks) = (self.table.context.tick, self.table.context.ticks);
         let peers = self.table.store.family_peers::<N>(position);
-        let wanted = peers_max.saturating_sub(list.len()).min(peers.roles.len());
-        list.extend((0..wanted).filter_map(|at| {
+        let len = peers.roles.len();
+        let wanted = peers_max.min(len);
+        list.extend((0..wanted).filter_map(|number| {
+            let at = number * len / wanted;
             let record = peers.at(at);
             let role = match (peers.is_seeder(at), record[N - 2] & flags::PARTIAL_SEED != 0) {
                 (true, _) => Role::Seeder,

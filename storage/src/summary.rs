@@ -9,8 +9,14 @@ use siphasher::sip::SipHasher13;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// Number of entries and records that a step may visit.
+/// Number of visits of a step; a record counts as one.
 const VISITS_PER_STEP: usize = 4_096;
+
+/// Number of visits that an entry counts as: one cache miss.
+const VISITS_PER_ENTRY: usize = 2;
+
+/// Number of visits that an entry counts as if its peers are visited: they may be elsewhere.
+const VISITS_PER_SWARM: usize = 8;
 
 /// Number of classes of swarm sizes: 0, 1, 2, 3 to 4, 5 to 8, and so on; the last has no upper bound.
 pub const SWARM_SIZE_CLASSES: usize = 20;
@@ -74,7 +80,7 @@ pub struct SummaryScan {
     /// Number of entries that are still to be visited.
     left: usize,
     /// The torrent of which some records are still to be visited, its family, and their number.
-    inside: Option<(InfoHash, Family, usize)>,
+    records_cursor: Option<(InfoHash, Family, usize)>,
     largest_max: usize,
     largest: BinaryHeap<Reverse<(u32, InfoHash)>>,
     summary: SwarmSummary,
@@ -87,7 +93,7 @@ impl SummaryScan {
         let distinct = key.map(|key| Box::new(DistinctCounter::new(key)));
         Self {
             left: swarms.table.store.entries.len(),
-            inside: None,
+            records_cursor: None,
             largest_max,
             largest: BinaryHeap::with_capacity(largest_max + 1),
             summary: SwarmSummary { distinct, ..SwarmSummary::default() },
@@ -99,18 +105,20 @@ impl SummaryScan {
         let mut budget = VISITS_PER_STEP;
         while budget > 0 {
             let entries = swarms.table.store.entries.len();
-            if self.inside.is_none() {
+            if self.records_cursor.is_none() {
                 self.left = self.left.min(entries);
                 if self.left == 0 {
                     return true;
                 }
                 self.left -= 1;
-                budget -= 1;
                 self.visit_entry(swarms, self.left as u32);
+                let cost =
+                    if self.records_cursor.is_some() { VISITS_PER_SWARM } else { VISITS_PER_ENTRY };
+                budget = budget.saturating_sub(cost);
             }
             self.visit_records(swarms, &mut budget);
         }
-        self.left == 0 && self.inside.is_none()
+        self.left == 0 && self.records_cursor.is_none()
     }
 
     fn visit_entry(&mut self, swarms: &Swarms, position: u32) {
@@ -131,13 +139,13 @@ impl SummaryScan {
             }
         }
         if self.summary.distinct.is_some() && peers > 0 {
-            self.inside = Some((info_hash, Family::V4, 0));
+            self.records_cursor = Some((info_hash, Family::V4, 0));
         }
     }
 
     /// Counts some of the peers of the torrent that is being visited.
     fn visit_records(&mut self, swarms: &mut Swarms, budget: &mut usize) {
-        let Some((info_hash, family, from)) = self.inside.take() else { return };
+        let Some((info_hash, family, from)) = self.records_cursor.take() else { return };
         let prefetch = swarms.table.prefetch_index(&info_hash);
         // The torrent may have been removed since the last step.
         let Some(position) = swarms.table.find(&prefetch, &info_hash) else { return };
@@ -146,7 +154,7 @@ impl SummaryScan {
             Family::V4 => count_distinct::<V4>(swarms, position, from, budget, distinct),
             Family::V6 => count_distinct::<V6>(swarms, position, from, budget, distinct),
         };
-        self.inside = match (next, family) {
+        self.records_cursor = match (next, family) {
             (Some(next), family) => Some((info_hash, family, next)),
             (None, Family::V4) => Some((info_hash, Family::V6, 0)),
             (None, Family::V6) => None,
@@ -326,7 +334,7 @@ mod tests {
         let mut steps = 0;
         while !scan.step(&mut swarms) {
             steps += 1;
-            assert!(steps < 20);
+            assert!(steps < 60);
             for torrent in 0..3_000 {
                 announce(&mut swarms, 0, torrent, torrent, AnnounceEvent::Stopped);
                 announce(&mut swarms, 0, 20_000 + torrent, torrent, AnnounceEvent::Started);

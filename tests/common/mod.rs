@@ -87,7 +87,7 @@ pub(crate) struct Tracker {
     child: Child,
     lines: Receiver<String>,
     pub(crate) log: Vec<String>,
-    directory: tempfile::TempDir,
+    pub(crate) directory: tempfile::TempDir,
 }
 
 impl Tracker {

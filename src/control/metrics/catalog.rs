@@ -154,6 +154,11 @@ pub(super) const METRICS: &[Metric] = &[
     process_gauge("uptime_seconds", "Time since the start of the process", |it| {
         Some(Float(it.uptime_secs))
     }),
+    process_gauge(
+        "start_timestamp_seconds",
+        "Time of the start of the process, since 1970",
+        |it| Some(Integer(it.monitored.process.start_unix_secs)),
+    ),
     process_gauge("resident_bytes", "Resident memory of the process", |it| {
         it.resident_bytes.map(|bytes| Integer(bytes as u64))
     }),
@@ -223,11 +228,11 @@ pub(super) const METRICS: &[Metric] = &[
         ProcessLabelled(hook_refusals),
     ),
     metric(
-        "sampled_announces",
-        Counter,
+        "client_share",
+        Gauge,
         &["client"],
-        "Sampled announces of the 50 most frequent client programs, by the start of their peer ids, and of all others \
-         (other)",
+        "Share of a client program in the sampled announces, from 0 to 1: the 50 most frequent, by the start of their \
+         peer ids, and all others (other)",
         ProcessLabelled(clients),
     ),
     counter("replies_sent", "Replies over UDP that the kernel accepted", |shard| {
@@ -401,6 +406,10 @@ pub(super) const METRICS: &[Metric] = &[
         "Reloads of the config or of lists, by result: success, or failure, after which nothing was changed",
         ProcessLabelled(reloads),
     ),
+    process_gauge("last_reload_successful", "Whether the last reload succeeded: 1 or 0", |it| {
+        let failed = it.monitored.process.last_reload_failed.load(Ordering::Relaxed);
+        Some(Integer(u64::from(!failed)))
+    }),
     process_gauge(
         "last_reload_timestamp_seconds",
         "Time of the last successful reload, or of the start, since 1970",
@@ -493,7 +502,10 @@ fn hook_refusals(snapshot: &MetricsSnapshot) -> Vec<LabelledSample> {
 }
 
 fn clients(snapshot: &MetricsSnapshot) -> Vec<LabelledSample> {
-    snapshot.clients.iter().map(|share| labelled(&[&share.name], share.announces)).collect()
+    let total: u64 = snapshot.clients.iter().map(|share| share.announces).sum();
+    let share = |count: u64| Float(count as f64 / total.max(1) as f64);
+    let shares = snapshot.clients.iter();
+    shares.map(|client| (vec![client.name.clone()], share(client.announces))).collect()
 }
 
 fn batches(shard: &ShardSnapshot) -> Sample {

@@ -35,7 +35,7 @@ fn metrics_are_labelled_by_shard_family_kind_and_outcome() {
         ..TableStats::default()
     };
     let monitored = monitored(&stats);
-    monitored.count_clients([*b"-qB4650-"].into_iter());
+    monitored.count_clients(&[*b"-qB4650-"; 2]);
     let plain = text(&monitored, MetricsFormat::Text);
     for line in [
         "# TYPE tsubame_requests_total counter",
@@ -53,6 +53,7 @@ fn metrics_are_labelled_by_shard_family_kind_and_outcome() {
         &format!("tsubame_requests_total{{shard=\"1\",{joined} 1"),
         &format!("tsubame_requests_total{{shard=\"0\",{joined} 0"),
         "tsubame_announces_total{shard=\"1\",protocol=\"http\",event=\"completed\"} 1",
+        "tsubame_reply_peers_bucket{le=\"3.0\",shard=\"1\",protocol=\"http\"} 0",
         "tsubame_reply_peers_bucket{le=\"7.0\",shard=\"1\",protocol=\"http\"} 1",
         "tsubame_received_bytes_total{shard=\"1\",protocol=\"udp\"} 98",
         "tsubame_kernel_dropped_total{shard=\"1\"} 7",
@@ -64,7 +65,7 @@ fn metrics_are_labelled_by_shard_family_kind_and_outcome() {
         "tsubame_http_connection_age_seconds_bucket{le=\"60.0\",shard=\"1\"} 1",
         "tsubame_peers{shard=\"1\",family=\"ipv6\",role=\"seeder\"} 3",
         "tsubame_torrents{shard=\"1\"} 1",
-        "tsubame_sampled_announces_total{client=\"-qB4650-\"} 1",
+        "tsubame_client_share{client=\"-qB4650-\"} 1.0",
         "tsubame_reloads_total{result=\"failure\"} 0",
         "# UNIT tsubame_uptime_seconds seconds",
         "# EOF",
