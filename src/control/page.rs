@@ -1,7 +1,7 @@
 //! The status page: the state of the tracker for a browser.
 //!
-//! All figures and plots are made here, so that the page needs no JavaScript; a script only replaces them when the event
-//! stream sends new ones. Nothing is fetched from elsewhere.
+//! All figures and plots are made here, so that the page needs no JavaScript; a script only replaces them when the
+//! event stream sends new ones. Nothing is fetched from elsewhere.
 
 use super::history::{History, HistoryPoint, POINT_SECS, POINTS_MAX};
 use super::status::{ShardStatus, Status};
@@ -18,8 +18,10 @@ const FRAME: &str = include_str!("page.html");
 const PLACEHOLDER: &str = "{{figures}}";
 
 /// Content-Security-Policy of the page: nothing is fetched but the event stream.
-pub(super) const SECURITY_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; \
-     form-action 'none'; frame-ancestors 'none'";
+pub(super) const SECURITY_POLICY: &str = concat!(
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; ",
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+);
 
 /// Number of rows of the tables of torrents, outcomes and clients.
 const ROWS_MAX: usize = 10;
