@@ -161,7 +161,8 @@ fn requests_from_web_pages_are_refused() {
     assert!(!reply.starts_with(b"HTTP/1.1 200"), "{}", reply.escape_ascii());
 }
 
-/// Other hosts may read but not make changes. At start, a warning says that they can connect.
+/// Without the token, other hosts may read the metrics and the health, but not use the API. At start, a warning says
+/// that they can connect.
 #[test]
 fn other_hosts_cannot_make_changes() {
     let Some(foreign) = non_loopback_address() else {

@@ -1,8 +1,9 @@
-//! Real BitTorrent clients find each other through the tracker alone and transfer a file.
+//! Tests with real programs: BitTorrent clients find each other through the tracker alone and transfer a file; proxies,
+//! curl, a browser, and tools that check the API, the metrics and the systemd unit.
 //!
 //! Only libtorrent and lftp are tested over UDP and IPv6: Debian's Transmission 3.00 reads the peers of an IPv6 reply
 //! as IPv4, aria2 sends UDP requests over IPv4 only, and rTorrent 0.9.8 accepts no IPv6 address to bind. The tests need
-//! root and the programs that `tests/run` installs, so `cargo test` ignores them.
+//! programs that `tests/run` installs, and most need root, so `cargo test` ignores them.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
@@ -471,7 +472,7 @@ fn the_status_page_works_in_chromium() {
             client.announce(&common::Announce::of(torrent, 7_001 + peer as u16));
         }
     }
-    // The scan that finds the largest torrents.
+    // Waits for the scan that finds the largest torrents.
     wait_until("the largest torrents", WAIT_TIMEOUT, || {
         http_get(control_of(&mut tracker), "/").contains("Largest torrents")
     });

@@ -3,7 +3,7 @@
 use crate::population::Population;
 
 /// Age at which a client requests a new connection id: before the minute for which BEP 15 permits its use is over.
-const ID_NS: u64 = 50_000_000_000;
+const ID_AGE_MAX_NS: u64 = 50_000_000_000;
 
 /// The connection id of a client.
 #[derive(Clone, Copy, Default)]
@@ -40,7 +40,7 @@ impl LoadClients {
         let client = &self.0[group][source as usize];
         let is_outdated = client.id.is_none()
             || client.is_suspect
-            || now_ns.saturating_sub(client.since_ns) > ID_NS;
+            || now_ns.saturating_sub(client.since_ns) > ID_AGE_MAX_NS;
         is_outdated
             && client
                 .connect_sent_ns
@@ -95,7 +95,7 @@ mod tests {
         clients.mark_suspect(0, 1, 111);
         assert!(clients.should_connect(0, 1, 1_000, 100));
         clients.set_id(0, 1, 8, 1_000);
-        assert!(clients.should_connect(0, 1, 1_001 + ID_NS, 100));
+        assert!(clients.should_connect(0, 1, 1_001 + ID_AGE_MAX_NS, 100));
         assert_eq!(clients.id(0, 1), Some(8));
     }
 }

@@ -34,7 +34,7 @@ pub(super) type AccessError = (StatusCode, String);
 
 /// Refuses requests of web pages in a browser on this machine: they have an `Origin` header that is not this host, or
 /// another host name that resolves to this machine (DNS rebinding). `names` are the configured names of this host.
-pub(super) fn refuse_web_pages(
+pub(super) fn refuse_requests_from_web_pages(
     uri: &Uri,
     headers: &HeaderMap,
     names: &[String],
@@ -127,6 +127,55 @@ impl RateLimit {
     }
 }
 
+/// Writes the client as it appears in the log.
+impl std::fmt::Display for ClientAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ip(address) => address.fmt(f),
+            Self::UnixSocket => f.write_str("the unix socket"),
+        }
+    }
+}
+
+/// Seconds between two lines about refused requests.
+const REFUSALS_INTERVAL_SECS: u64 = 10;
+
+/// Logs requests without a valid token, at most one line in ten seconds.
+#[derive(Debug)]
+pub(super) struct RefusalLog {
+    clock: Clock,
+    /// Second from which the next line may be logged, and the number of requests since the last one.
+    state: Mutex<(u64, u64)>,
+}
+
+impl RefusalLog {
+    pub(super) fn new(clock: Clock) -> Self {
+        Self { clock, state: Mutex::default() }
+    }
+
+    /// Counts a refused request; returns the number of them if a line is due.
+    fn count(&self) -> Option<u64> {
+        let now = self.clock.now().monotonic.0;
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.1 += 1;
+        if now < state.0 {
+            return None;
+        }
+        state.0 = now + REFUSALS_INTERVAL_SECS;
+        Some(std::mem::take(&mut state.1))
+    }
+
+    /// Counts a refused request, and logs a line if one is due.
+    pub(super) fn refused(&self, client: ClientAddress) {
+        if let Some(count) = self.count() {
+            let noun = if count == 1 { "request" } else { "requests" };
+            tracing::warn!(
+                "control: refused {count} {noun} without a valid token, the last from {client}"
+            );
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,10 +203,23 @@ mod tests {
     }
 
     #[test]
+    fn refusals_are_logged_at_intervals() {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        static SECONDS: AtomicU64 = AtomicU64::new(5);
+        let log = RefusalLog::new(Clock::simulated(&SECONDS));
+        assert_eq!([log.count(), log.count(), log.count()], [Some(1), None, None]);
+        SECONDS.store(5 + REFUSALS_INTERVAL_SECS, Ordering::Relaxed);
+        assert_eq!([log.count(), log.count()], [Some(3), None]);
+    }
+
+    #[test]
     fn the_rate_is_limited_for_a_second() {
-        let limit = RateLimit::new(Clock::new());
-        let admitted = (0..1_000).filter(|_| limit.admit().is_ok()).count();
-        // The second may change meanwhile.
-        assert!((100..=200).contains(&admitted), "{admitted}");
+        use std::sync::atomic::{AtomicU64, Ordering};
+        static SECONDS: AtomicU64 = AtomicU64::new(5);
+        let limit = RateLimit::new(Clock::simulated(&SECONDS));
+        let admitted = || (0..1_000).filter(|_| limit.admit().is_ok()).count();
+        assert_eq!([admitted(), admitted()], [REQUESTS_PER_SECOND as usize, 0]);
+        SECONDS.store(6, Ordering::Relaxed);
+        assert_eq!(admitted(), REQUESTS_PER_SECOND as usize);
     }
 }

@@ -247,7 +247,6 @@ async fn remove_torrent(State(state): State<ControlState>, Path(hash): Path<Stri
     if !state.torrents.remove(info_hash).await? {
         return Err(unknown_torrent());
     }
-    tracing::info!("control: removed the torrent {info_hash}");
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -345,7 +344,6 @@ async fn set_log_level(bytes: Bytes) -> ApiResult {
         return Err(error(StatusCode::BAD_REQUEST, &text));
     };
     log::set_level(level);
-    tracing::info!("control: the level of the log is {}", level.name());
     level_reply()
 }
 
@@ -365,7 +363,5 @@ async fn show_drain(State(state): State<ControlState>) -> ApiResult {
 async fn set_drain(State(state): State<ControlState>, bytes: Bytes) -> ApiResult {
     let request: DrainBody = body(&bytes)?;
     state.monitored.process.is_draining.store(request.draining, Ordering::Relaxed);
-    let state = if request.draining { "drains: /readyz replies 503" } else { "is ready" };
-    tracing::info!("control: the tracker {state}");
     json(&request)
 }

@@ -4,7 +4,7 @@
 //! the size of a request head and body, the rate of requests to the API, and the time for a head and for a whole
 //! exchange. Each connection serves one request.
 
-use super::access::{AccessError, ClientAddress, authorize, refuse_web_pages};
+use super::access::{AccessError, ClientAddress, authorize, refuse_requests_from_web_pages};
 use super::api::{self, ApiError};
 use super::listeners::ControlListeners;
 use super::metrics::{self, MetricsFormat};
@@ -19,7 +19,7 @@ use crate::process::recent_events;
 use crate::process::reload::ReloadCommand;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Extension, RawQuery, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -46,7 +46,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for a whole exchange. A reload may read large lists.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Time in which a client must read a reply, but for one that is made while it is sent.
+/// Time in which a client must read a reply. A reply that is made while it is sent is limited by
+/// [`EXCHANGE_TIMEOUT`] only.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time between two sets of figures of the status page.
@@ -175,7 +176,8 @@ async fn exchange(
 #[derive(Clone, Debug, Default)]
 struct ReplyNotice(Arc<Notify>);
 
-/// Refuses requests of web pages, and sets headers by which a browser neither stores nor interprets a reply.
+/// Refuses requests that web pages of other sites make in a browser, and sets headers by which a browser neither stores
+/// nor interprets a reply.
 async fn protect(
     State(state): State<ControlState>,
     Extension(replied): Extension<ReplyNotice>,
@@ -183,11 +185,12 @@ async fn protect(
     next: Next,
 ) -> Response {
     let is_api = request.uri().path().starts_with("/v1");
-    let mut response = match refuse_web_pages(request.uri(), request.headers(), &state.hosts) {
-        Ok(()) => next.run(request).await,
-        Err((status, text)) if is_api => ApiError(status, text).into_response(),
-        Err((status, text)) => (status, format!("{text}\n")).into_response(),
-    };
+    let mut response =
+        match refuse_requests_from_web_pages(request.uri(), request.headers(), &state.hosts) {
+            Ok(()) => next.run(request).await,
+            Err((status, text)) if is_api => ApiError(status, text).into_response(),
+            Err((status, text)) => (status, format!("{text}\n")).into_response(),
+        };
     if response.extensions().get::<StreamedBody>().is_none() {
         replied.0.notify_one();
     }
@@ -216,8 +219,19 @@ async fn permit_api(
             ClientAddress::Ip(_) => state.rate_limit.admit(),
         });
     match admitted {
-        Ok(()) => as_json(next.run(request).await),
+        Ok(()) => {
+            let change = (request.method() != Method::GET)
+                .then(|| format!("{} {}", request.method(), request.uri().path()));
+            let response = as_json(next.run(request).await);
+            if let Some(change) = change {
+                tracing::info!("control: {change} by {client}: {}", response.status().as_u16());
+            }
+            response
+        }
         Err((status, text)) => {
+            if status != StatusCode::TOO_MANY_REQUESTS {
+                state.refusal_log.refused(client);
+            }
             let mut response = ApiError(status, text).into_response();
             if status == StatusCode::UNAUTHORIZED {
                 let scheme = HeaderValue::from_static("Bearer");
@@ -228,7 +242,7 @@ async fn permit_api(
     }
 }
 
-/// Refuses the page to other hosts, as a browser cannot send the token.
+/// Refuses the page to other hosts without the token, which a browser cannot send.
 async fn permit_page(
     State(state): State<ControlState>,
     Extension(client): Extension<ClientAddress>,
@@ -286,11 +300,11 @@ async fn events(State(state): State<ControlState>) -> Response {
     stream::response("text/event-stream", body)
 }
 
-/// Returns the reply to a request of the API, whose errors are JSON: those of the HTTP library are text.
+/// Converts an error of the HTTP library, which is text, to the JSON of the API; returns any other reply unchanged.
 fn as_json(response: Response) -> Response {
     let status = response.status();
-    let is_json = response.headers().get(header::CONTENT_TYPE);
-    let is_json = is_json.is_some_and(|it| it.as_bytes().starts_with(b"application/json"));
+    let content_type = response.headers().get(header::CONTENT_TYPE);
+    let is_json = content_type.is_some_and(|it| it.as_bytes().starts_with(b"application/json"));
     if is_json || !(status.is_client_error() || status.is_server_error()) {
         return response;
     }

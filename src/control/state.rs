@@ -1,6 +1,6 @@
 //! What the handlers of requests to the control plane share.
 
-use super::access::RateLimit;
+use super::access::{RateLimit, RefusalLog};
 use super::monitored::Monitored;
 use super::torrents::Torrents;
 use crate::process::reload::ReloadCommand;
@@ -24,6 +24,7 @@ pub(super) struct ControlState {
     /// Configured names of this host.
     pub(super) hosts: Arc<[String]>,
     pub(super) rate_limit: Arc<RateLimit>,
+    pub(super) refusal_log: Arc<RefusalLog>,
     /// Permits for lists that are sent at a time.
     pub(super) lists: Arc<Semaphore>,
     /// Permits for event streams, each of which occupies a connection.
@@ -38,12 +39,14 @@ impl ControlState {
         commands: UnboundedSender<ReloadCommand>,
     ) -> Self {
         let rate_limit = Arc::new(RateLimit::new(monitored.clock));
+        let refusal_log = Arc::new(RefusalLog::new(monitored.clock));
         Self {
             monitored,
             torrents,
             commands,
             hosts: hosts.into(),
             rate_limit,
+            refusal_log,
             lists: Arc::new(Semaphore::new(LISTS_MAX)),
             event_streams: Arc::new(Semaphore::new(EVENT_STREAMS_MAX)),
         }

@@ -174,10 +174,10 @@ impl Connection {
             };
             let (chunked, has_body) = (head.accepts_chunked, head.has_body);
             used += len;
-            let rest = answer(&service, source, &head, !last, output).await;
-            if let AfterAnswer::List(coding, permit) = rest {
-                let begun = std::mem::take(output);
-                match self.send_list(source, (coding, permit), begun, chunked).await {
+            let next = answer(&service, source, &head, !last, output).await;
+            if let AfterAnswer::List(coding, permit) = next {
+                let response_head = std::mem::take(output);
+                match self.send_list(source, (coding, permit), response_head, chunked).await {
                     // Closed without an end marker, so that no client takes an incomplete list for a complete one.
                     Err(end) => break Err(end),
                     Ok(()) if !chunked => break Err(ConnectionEnd::Done),

@@ -119,7 +119,8 @@ impl CompiledPolicy {
         Ok(LoadedPolicy { policy, warnings })
     }
 
-    /// Reads the files of a hook; returns its data and warnings. Errors have one mistake on each line.
+    /// Reads the files of a hook for the policy that follows this one. If that takes too long, returns the data of this
+    /// policy with a warning. Errors have one mistake on each line.
     fn read_hook(
         &self,
         hook: &HookConfig,
@@ -131,12 +132,12 @@ impl CompiledPolicy {
         };
         let files: Vec<_> = hook.files().iter().map(|it| it.display().to_string()).collect();
         let (name, files) = (hook.name(), files.join(", "));
-        let custom = hook.clone();
+        let owned = hook.clone();
         // The same files with other options are read separately.
         let mut hasher = DefaultHasher::new();
         format!("{hook:?}").hash(&mut hasher);
         let key = format!("{name}: {files}\0{}", hasher.finish());
-        if let Some(read) = slow.run(&key, move || read_hook(&custom, seed, false)) {
+        if let Some(read) = slow.run(&key, move || read_hook(&owned, seed, false)) {
             return read;
         }
         let text = format!("reading takes too long: {files}");

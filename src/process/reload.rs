@@ -1,7 +1,8 @@
 //! Changes at run time: the config, the hooks with their lists, and the certificate.
 //!
 //! A helper thread reads files and compiles the policy, one job at a time. Then each shard is sent its policy and
-//! settings, which it applies between two batches. If a file cannot be read, nothing changes.
+//! settings, which it applies between two batches. If a file has an error, nothing changes. If reading a list takes too
+//! long, the data read before is used and the rest changes.
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -69,8 +70,8 @@ pub type JobReply = oneshot::Sender<Result<String, String>>;
 /// A job, and the channel for its result if somebody waits for it.
 pub type ReloadCommand = (ReloadJob, Option<JobReply>);
 
-/// Modification time, length and inode number of a file, or `None` if the file does not exist. For a directory, a
-/// digest of its torrents replaces the length.
+/// Modification time, length and inode number of a file, or `None` if they cannot be read, for example because the
+/// file does not exist. For a directory, a digest of its torrents replaces the length.
 pub type FileStamp = Option<(SystemTime, u64, u64)>;
 
 /// The state that is served now and can change at run time.
@@ -469,7 +470,7 @@ impl ServedState {
     }
 }
 
-/// Returns the file that keeps changes of the access list by requests.
+/// Returns the file to which changes of the access list over the API are written.
 fn overrides_file(config: &Config) -> Option<&Path> {
     config.hooks.iter().find_map(|hook| match hook {
         HookConfig::AccessList { sources, .. } => sources.overrides.as_deref(),
@@ -477,7 +478,8 @@ fn overrides_file(config: &Config) -> Option<&Path> {
     })
 }
 
-/// Returns the stamps of all files of the hooks. They must be taken before the files are read.
+/// Returns the stamps of all files of the hooks, except the overrides file, which the tracker itself writes. They must
+/// be taken before the files are read.
 ///
 /// With `slow_reads`, a file whose metadata takes too long to read has no stamp.
 pub fn file_stamps(config: &Config, slow_reads: Option<&SlowReads>) -> Vec<FileStamp> {

@@ -235,7 +235,9 @@ impl<D: Datapath> UdpRequests<D> {
         Ok(())
     }
 
-    /// Returns a slot for the reply to a datagram that another shard received, or `None` if all are in use.
+    /// Returns a slot for a reply without a received datagram, or `None` if all slots are in use.
+    ///
+    /// Another shard received the datagram, or it was released while its scrape waited for rows.
     fn forward_slot(&mut self) -> io::Result<Option<D::Slot>> {
         if let Some(slot) = self.datapath.forward_slot() {
             return Ok(Some(slot));
@@ -245,8 +247,8 @@ impl<D: Datapath> UdpRequests<D> {
         Ok(self.datapath.forward_slot())
     }
 
-    /// Answers a scrape of torrents that several shards own: requests the rows of other shards, and keeps the reply
-    /// until they arrive.
+    /// Answers a scrape that may need rows of other shards: requests those, and keeps the reply until they arrive. If
+    /// no row is missing, replies at once.
     fn scrape_shards(
         &mut self,
         node: &mut Node,

@@ -276,7 +276,8 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    /// A hash function that is evenly distributed; `narrow` keeps few bits, so that runs get long.
+    /// A hash function that is evenly distributed; `narrow` is a mask: one with few bits makes runs of used
+    /// slots long.
     fn hash_of(position: u32, narrow: u64) -> u64 {
         let mut mixed = fastrand::Rng::with_seed(u64::from(position));
         mixed.u64(..) & narrow

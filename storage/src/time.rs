@@ -18,8 +18,9 @@ pub fn longest_lifetime_secs(at_start_secs: u32) -> u32 {
 
 /// Converts seconds to wrapping one-byte ticks, and tells whether a tick has expired.
 ///
-/// A peer older than 256 ticks would look young again. The sweep visits everything in each quarter of a lifetime (at
-/// most 38 ticks), so it may be 100 ticks late before that happens. After a longer gap everything is visited at once.
+/// A peer of 256 ticks or more would look young again. The sweep visits everything in each quarter of a lifetime (at
+/// most 38 ticks), and at least 105 ticks may pass between two visits before that happens. After a longer gap
+/// everything is visited at once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ticks {
     tick_secs: u32,

@@ -1,5 +1,7 @@
 #!/usr/bin/python3
-"""Downloads or seeds a torrent with libtorrent until it is killed: TORRENT DIRECTORY INTERFACE.
+"""Downloads or seeds a torrent with libtorrent: TORRENT DIRECTORY INTERFACE.
+
+Runs until SIGINT, then sends the stopped event.
 
 All sources of peers except the tracker are disabled.
 """
@@ -38,12 +40,14 @@ session.add_torrent(parameters)
 
 announces = replies = 0
 interrupts = []
-# A handler, because an exception could be raised before an alert is counted.
+# A handler instead of KeyboardInterrupt, which could be raised after an alert is taken and before it
+# is counted.
 signal.signal(signal.SIGINT, lambda *_: interrupts.append(True))
 
 
 def show_alerts():
-    """Prints the alerts about the tracker and about connections to peers, and counts the former."""
+    """Prints the alerts about the tracker and about connections to peers, and
+    counts announces and their replies."""
     global announces, replies
     session.wait_for_alert(1000)
     for alert in session.pop_alerts():
@@ -55,8 +59,8 @@ def show_alerts():
 
 while not interrupts:
     show_alerts()
-# Sends the stopped event and waits for its reply. Counting alerts would not do, because on a busy
-# machine unrelated alerts may come first.
+# Sends the stopped event and waits for its reply. Waiting for a number of alerts of any
+# kind would not do, because on a busy machine unrelated alerts may come first.
 show_alerts()
 before = announces
 session.pause()

@@ -24,7 +24,7 @@ fn client(address: &str) -> Client {
     client
 }
 
-/// Takes turns until datagrams arrive, sleeping on the event of the ring as a shard does.
+/// Calls [`Ring::turn`] until datagrams arrive, and in between waits for the event of the ring as a shard does.
 fn arrivals(ring: &mut Ring) -> usize {
     loop {
         ring.set_event_enabled(true);
@@ -140,14 +140,14 @@ fn a_turn_with_timeout_sends_first_and_gathers_datagrams() {
             second.send_to(b"more", server).unwrap();
         }
     });
-    let (mut arrived, turns) = (0, ring.counts().enters);
+    let (mut arrived, enters_before) = (0, ring.counts().enters);
     while arrived < 3 {
         arrived = ring.turn_with_timeout(Duration::from_millis(50)).unwrap();
     }
     sender.join().unwrap();
     assert_eq!(arrived, 3);
-    let taken = ring.counts().enters - turns;
-    assert!(taken < 20, "{taken} system calls: the turns did not wait");
+    let entered = ring.counts().enters - enters_before;
+    assert!(entered < 20, "{entered} system calls: the turns did not wait");
     serve(&mut ring, echo);
     assert_eq!(
         ring.turn_with_timeout(Duration::from_millis(1)).unwrap(),
@@ -284,9 +284,9 @@ fn a_full_submission_queue_is_submitted_without_a_turn() {
         held.extend(std::iter::from_fn(|| ring.take().map(Result::unwrap)));
     }
     // One reply for each buffer is more than the submission queue holds.
-    let (count, turns) = (held.len() as u64, ring.counts().enters);
+    let (count, enters_before) = (held.len() as u64, ring.counts().enters);
     held.drain(..).for_each(|received| ring.send(received, 20).unwrap());
-    assert!(ring.counts().enters > turns, "nothing was submitted before the turn");
+    assert!(ring.counts().enters > enters_before, "nothing was submitted before the turn");
     while ring.counts().sent < count {
         ring.turn().unwrap();
     }

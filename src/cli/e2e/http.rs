@@ -12,7 +12,7 @@ use std::sync::Arc;
 use tsubame_http::bencode::Value;
 use tsubame_storage::Endpoint;
 
-/// Maximum size in bytes of a response: 200 peers of either family take about 5 KiB.
+/// Maximum size in bytes of a response: 200 peers of each family together take about 5 KiB.
 const REPLY_LEN_MAX: u64 = 1 << 20;
 
 pub(super) struct HttpTestClient {

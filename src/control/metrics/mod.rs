@@ -26,12 +26,22 @@ pub enum MetricsFormat {
 }
 
 impl MetricsFormat {
-    /// Returns the format for a client with these `Accept` headers: OpenMetrics if they contain it.
-    pub fn accepted<'a>(mut headers: impl Iterator<Item = &'a str>) -> Self {
-        match headers.any(|header| header.contains("application/openmetrics-text")) {
-            true => Self::OpenMetrics,
-            false => Self::Text,
+    /// Returns the format for a client with these `Accept` headers: OpenMetrics if the client accepts it and does not
+    /// prefer text (RFC 9110, section 12.5.1).
+    pub fn accepted<'a>(headers: impl Iterator<Item = &'a str>) -> Self {
+        let (mut open_metrics, mut text) = (0.0_f32, 0.0_f32);
+        for entry in headers.flat_map(|header| header.split(',')) {
+            let mut parts = entry.split(';').map(str::trim);
+            let media = parts.next().unwrap_or_default();
+            let quality = parts.find_map(|part| part.strip_prefix("q=")?.parse().ok());
+            let quality: f32 = quality.unwrap_or(1.0);
+            if media.eq_ignore_ascii_case("application/openmetrics-text") {
+                open_metrics = open_metrics.max(quality);
+            } else if media.eq_ignore_ascii_case("text/plain") {
+                text = text.max(quality);
+            }
         }
+        if open_metrics > 0.0 && open_metrics >= text { Self::OpenMetrics } else { Self::Text }
     }
 
     /// Returns the media type of the format.

@@ -74,6 +74,26 @@ fn metrics_are_labelled_by_shard_family_kind_and_outcome() {
     }
 }
 
+#[test]
+fn the_format_is_negotiated() {
+    use MetricsFormat::{OpenMetrics, Text};
+    // The third one is that of Prometheus 2.42.
+    for (accept, format) in [
+        ("", Text),
+        ("*/*", Text),
+        (
+            "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,\
+             text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+            OpenMetrics,
+        ),
+        ("application/openmetrics-text", OpenMetrics),
+        ("application/openmetrics-text; q=0", Text),
+        ("application/openmetrics-text;q=0.3, text/plain;q=0.9", Text),
+    ] {
+        assert_eq!(MetricsFormat::accepted([accept].into_iter()), format, "{accept}");
+    }
+}
+
 /// Environment variable with which the test of the documentation writes it.
 const UPDATE: &str = "TSUBAME_UPDATE_DOCS";
 

@@ -42,7 +42,7 @@ pub enum KeysError {
     NoKey(String),
 }
 
-/// The usable keys of a key set, by id.
+/// The usable keys of a key set, each with its id, if it has one.
 #[derive(Clone, Default)]
 pub struct KeySet {
     keys: Vec<(Option<String>, Algorithm, DecodingKey)>,
