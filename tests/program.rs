@@ -422,7 +422,7 @@ fn health_is_served() {
     assert_eq!(serving["level"], "INFO");
     let page = http_get(address, "/healthz");
     assert!(page.starts_with("HTTP/1.1 200") && page.ends_with("ok\n"), "{page}");
-    assert!(http_get(address, "/").starts_with("HTTP/1.1 404"));
+    assert!(http_get(address, "/nothing").starts_with("HTTP/1.1 404"));
     tracker.signal("HUP");
     tracker.wait_for("reloaded: 0 hooks");
     tracker.signal("INT");

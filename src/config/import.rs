@@ -1,8 +1,9 @@
 //! Converts configs of other trackers.
 //!
 //! The result keeps the meaning of the original; a comment on each line names the key that it was made from. Invalid
-//! values and keys no exact counterpart are reported. An access rule that cannot be converted is replaced by a hook
-//! that keeps the tracker from starting, so that it is never silently lost.
+//! values, and keys without an exact counterpart, are reported. An access rule that cannot be converted is replaced by
+//! a hook that keeps the tracker from starting, so that it is never silently lost. `docs/migration.md` has a table of
+//! all keys.
 
 mod chihaya;
 mod draft;
@@ -104,6 +105,7 @@ mod tests {
         assert_eq!(config.udp.listen, expected);
         assert_eq!(config.http.listen, [expected, addresses("192.0.2.1:80").unwrap()].concat());
         assert_eq!(config.http.trusted_proxies.len(), 2);
+        assert_eq!(config.http.stats_networks, ["192.0.2.2/32".parse().unwrap()]);
         let HookConfig::AccessList { sources, .. } = &config.hooks[0] else { panic!("{config:?}") };
         assert_eq!(sources.files, [std::path::PathBuf::from("/etc/opentracker/whitelist")]);
         assert!(
@@ -112,7 +114,8 @@ mod tests {
         assert_eq!(config.announce.interval, Duration::from_secs(1_620));
         for named in [
             "access.fifo_add",
-            "access.stats",
+            "access.stats_path",
+            "batchsync.cluster.admin_ip",
             "livesync.cluster.node_ip",
             "tracker.user",
             "tracker.redirect_url",
@@ -120,6 +123,35 @@ mod tests {
             "tracker.mistyped",
         ] {
             assert!(notes.contains(&format!("{named}:")), "no {named} in\n{notes}");
+        }
+    }
+
+    #[test]
+    fn the_documentation_has_every_key() {
+        let documentation = include_str!("../../docs/migration.md");
+        let original: serde_yaml::Value =
+            serde_yaml::from_str(include_str!("../../tests/import/chihaya.yaml")).unwrap();
+        let mut keys = opentracker::ALL_KEYS.map(str::to_owned).to_vec();
+        collect_keys(&original["chihaya"], "", &mut keys);
+        for key in keys.iter().filter(|key| *key != "mistyped") {
+            assert!(documentation.contains(&format!("`{key}`")), "no {key} in docs/migration.md");
+        }
+    }
+
+    /// Adds the paths of all keys; those of a hook's options without the path of the hook.
+    fn collect_keys(value: &serde_yaml::Value, path: &str, keys: &mut Vec<String>) {
+        for (key, value) in value.as_mapping().into_iter().flatten() {
+            let key = key.as_str().unwrap();
+            let path = if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+            match value {
+                serde_yaml::Value::Mapping(_) if key == "options" => collect_keys(value, "", keys),
+                serde_yaml::Value::Mapping(_) => collect_keys(value, &path, keys),
+                serde_yaml::Value::Sequence(items) => {
+                    keys.push(path);
+                    items.iter().for_each(|item| collect_keys(item, "", keys));
+                }
+                _ => keys.push(path),
+            }
         }
     }
 

@@ -190,7 +190,7 @@ fn read_common(draft: &mut ImportDraft, keys: &mut YamlKeys<'_>, numwant: &mut N
     keys.note_no_counterpart(
         draft,
         "enable_request_timing",
-        "/metrics counts requests and does not time them",
+        "/metrics has the time of the phases of turns: tsubame_sampled_turn_seconds_total",
     );
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 pub struct ImportedConfig {
     /// YAML with comments.
     pub config: String,
-    /// Errors, and keys no exact counterpart or with another meaning, one per line.
+    /// Errors, and keys without an exact counterpart, one per line.
     pub notes: Vec<String>,
     /// Whether all access rules were converted.
     pub is_complete: bool,
@@ -50,7 +50,7 @@ impl ImportDraft {
         self.lines.push(ImportedLine { section, key, value, from: from.to_owned() });
     }
 
-    /// Records a key no exact counterpart or with another meaning.
+    /// Records a key without an exact counterpart.
     pub(super) fn note(&mut self, place: &str, text: &str) {
         self.notes.push(printable(&format!("no exact counterpart: {place}: {text}")));
     }

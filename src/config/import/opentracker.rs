@@ -29,6 +29,8 @@ struct OpentrackerLists<'t> {
     udp: Vec<SocketAddr>,
     tcp: Vec<SocketAddr>,
     proxies: Vec<IpNet>,
+    /// Networks that may read the statistics.
+    stats: Vec<IpNet>,
     /// Access lists with their mode.
     lists: Vec<(&'static str, &'t str)>,
     has_fifo: bool,
@@ -51,8 +53,9 @@ impl<'t> OpentrackerLists<'t> {
             }
             "access.whitelist" => self.lists.push(("allow", value)),
             "access.blacklist" => self.lists.push(("deny", value)),
-            "access.proxy" => match parse_network(value) {
-                Some(network) => self.proxies.push(network),
+            "access.proxy" | "access.stats" => match parse_network(value) {
+                Some(network) if key == "access.proxy" => self.proxies.push(network),
+                Some(network) => self.stats.push(network),
                 None => {
                     draft.mistake(place, &format!("{value:?} is not a network; it is left out"))
                 }
@@ -88,7 +91,7 @@ pub(super) fn read(text: &str) -> ImportDraft {
     for (number, key, value) in lines(text) {
         settings.read_line(&mut draft, &format!("line {number}: {key}"), (key, value));
     }
-    let OpentrackerLists { mut udp, mut tcp, proxies, lists, has_fifo } = settings;
+    let OpentrackerLists { mut udp, mut tcp, proxies, stats, lists, has_fifo } = settings;
     if udp.is_empty() && tcp.is_empty() {
         // The default of opentracker.
         udp.push(([0, 0, 0, 0], 6969).into());
@@ -102,6 +105,13 @@ pub(super) fn read(text: &str) -> ImportDraft {
     draft.set("http", "listen", list(&tcp), "listen.tcp, listen.tcp_udp");
     if !proxies.is_empty() {
         draft.set("http", "trusted_proxies", list(&proxies), "access.proxy");
+    }
+    match stats.is_empty() {
+        true => draft.note(
+            "statistics",
+            "any client could request /stats; list networks in http.stats_networks",
+        ),
+        false => draft.set("http", "stats_networks", list(&stats), "access.stats"),
     }
     draft.set(
         "announce",
@@ -128,7 +138,7 @@ pub(super) fn read(text: &str) -> ImportDraft {
 }
 
 /// All keys of opentracker.
-const ALL_KEYS: [&str; 17] = [
+pub(super) const ALL_KEYS: [&str; 17] = [
     "listen.tcp_udp",
     "listen.tcp",
     "listen.udp",
@@ -152,9 +162,7 @@ const ALL_KEYS: [&str; 17] = [
 fn without_counterpart(key: &str) -> Option<&'static str> {
     match key {
         "listen.udp.workers" => Some("there is one shard per core (see cpus)"),
-        "access.stats" | "access.stats_path" => {
-            Some("metrics are at /metrics on control.listen; restrict access with a firewall")
-        }
+        "access.stats_path" => Some("the statistics are at /stats"),
         "tracker.user" | "tracker.rootdir" => {
             Some("the service manager does this: deploy/tsubame.service")
         }
