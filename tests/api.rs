@@ -215,6 +215,7 @@ fn the_level_of_the_log_and_readiness_are_changed() {
     assert_eq!((reply.status, reply.json()), (200, json!({"level": "debug"})));
     assert_eq!(api.get("/v1/log_level").json(), json!({"level": "debug"}));
     assert_eq!(api.send("PUT", "/v1/log_level", "", "{\"level\": \"loud\"}").status, 400);
+    api.tracker.wait_for("control: PUT /v1/log_level by 127.0.0.1: 400");
     api.tracker.signal("PIPE");
     api.tracker.wait_for("SIGPIPE is ignored");
     assert_eq!(api.get("/readyz").status, 200);

@@ -86,7 +86,7 @@ impl ControlOptions {
         let Some(path) = &self.token_file else { return Ok(None) };
         let read = std::fs::read_to_string(path);
         let token = read.map_err(|error| {
-            format!("cannot read {}: {error}; permit this user to read it", path.display())
+            format!("cannot read {}: {error}; give a file that this user can read", path.display())
         })?;
         Ok(Some(token.trim().to_owned()))
     }

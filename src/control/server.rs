@@ -220,8 +220,9 @@ async fn permit_api(
         });
     match admitted {
         Ok(()) => {
+            // The router has removed /v1 from the path.
             let change = (request.method() != Method::GET)
-                .then(|| format!("{} {}", request.method(), request.uri().path()));
+                .then(|| format!("{} /v1{}", request.method(), request.uri().path()));
             let response = as_json(next.run(request).await);
             if let Some(change) = change {
                 tracing::info!("control: {change} by {client}: {}", response.status().as_u16());

@@ -31,7 +31,7 @@ impl ControlToken {
         let Some(path) = &control.token_file else { return Ok(None) };
         let bytes = crate::lines::read(path, FILE_LEN_MAX).map_err(|error| {
             let path = path.display();
-            format!("control.token_file: cannot read {path}: {error}; permit this user to read it")
+            format!("control.token_file: cannot read {path}: {error}; give a file that this user can read")
         })?;
         let token = bytes.trim_ascii();
         if !TOKEN_LEN.contains(&token.len()) || !token.iter().all(u8::is_ascii_graphic) {

@@ -95,7 +95,7 @@ pub fn started(
 
 fn control_listens(control: &ControlListeners) {
     if let Some(Ok(address)) = control.tcp.as_ref().map(TcpListener::local_addr) {
-        info!("control plane on http://{address}/healthz and /metrics");
+        info!("control plane on http://{address}/: status page, /metrics, /healthz and /v1");
         if !address.ip().is_loopback() {
             warn!(
                 "control.listen: {address} can be reached from other hosts, which can read the metrics; listen on \
