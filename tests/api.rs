@@ -298,7 +298,7 @@ fn path_of(path: &str) -> String {
 /// The page has all figures without JavaScript, and the event stream sends new ones. Other hosts do not get it.
 #[test]
 fn the_status_page_shows_and_streams_figures() {
-    let api = Api::start(
+    let mut api = Api::start(
         "control: {listen: \"127.0.0.1:0\"}\nhooks: [{name: limits, options: {announces_per_second: 9}}]\n",
     );
     let mut client = api.client();
@@ -343,6 +343,8 @@ fn the_status_page_shows_and_streams_figures() {
             reply.body
         );
     }
+    api.tracker
+        .wait_for("control: refused 1 request without a valid token, the last from 127.0.0.1");
     let streams: Vec<_> = (0..20)
         .map(|_| {
             let mut stream = TcpStream::connect(api.control).unwrap();

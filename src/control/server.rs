@@ -4,7 +4,7 @@
 //! the size of a request head and body, the rate of requests to the API, and the time for a head and for a whole
 //! exchange. Each connection serves one request.
 
-use super::access::{AccessError, ClientAddress, authorize, refuse_requests_from_web_pages};
+use super::access::{AccessError, ClientAddress, refuse_requests_from_web_pages};
 use super::api::{self, ApiError};
 use super::listeners::ControlListeners;
 use super::metrics::{self, MetricsFormat};
@@ -213,11 +213,11 @@ async fn permit_api(
     next: Next,
 ) -> Response {
     // Requests that are refused do not count, so that other hosts cannot use up the rate.
-    let admitted: Result<(), AccessError> = authorize(client, request.headers(), &state.monitored)
-        .and_then(|()| match client {
-            ClientAddress::UnixSocket => Ok(()),
-            ClientAddress::Ip(_) => state.rate_limit.admit(),
-        });
+    let permitted = state.authorize(client, request.headers());
+    let admitted: Result<(), AccessError> = permitted.and_then(|()| match client {
+        ClientAddress::UnixSocket => Ok(()),
+        ClientAddress::Ip(_) => state.rate_limit.admit(),
+    });
     match admitted {
         Ok(()) => {
             // The router has removed /v1 from the path.
@@ -230,9 +230,6 @@ async fn permit_api(
             response
         }
         Err((status, text)) => {
-            if status != StatusCode::TOO_MANY_REQUESTS {
-                state.refusal_log.refused(client);
-            }
             let mut response = ApiError(status, text).into_response();
             if status == StatusCode::UNAUTHORIZED {
                 let scheme = HeaderValue::from_static("Bearer");
@@ -250,7 +247,7 @@ async fn permit_page(
     request: Request,
     next: Next,
 ) -> Response {
-    match authorize(client, request.headers(), &state.monitored) {
+    match state.authorize(client, request.headers()) {
         Ok(()) => next.run(request).await,
         Err((status, _)) => {
             let text = "this page is for the machine of the tracker; from elsewhere, forward the port: ssh -L \
@@ -364,7 +361,7 @@ async fn stats(
     let query = query.unwrap_or_default();
     if let Some(line) = opentracker_stats::list_line(&query) {
         // The list of all torrents is for those who may use the API.
-        if let Err((status, text)) = authorize(client, &headers, &state.monitored) {
+        if let Err((status, text)) = state.authorize(client, &headers) {
             return (status, format!("{text}\n")).into_response();
         }
         let Ok(permit) = state.lists.clone().try_acquire_owned() else {

@@ -1,9 +1,10 @@
 //! What the handlers of requests to the control plane share.
 
-use super::access::{RateLimit, RefusalLog};
+use super::access::{AccessError, ClientAddress, RateLimit, RefusalLog, authorize};
 use super::monitored::Monitored;
 use super::torrents::Torrents;
 use crate::process::reload::ReloadCommand;
+use axum::http::HeaderMap;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedSender;
@@ -24,7 +25,7 @@ pub(super) struct ControlState {
     /// Configured names of this host.
     pub(super) hosts: Arc<[String]>,
     pub(super) rate_limit: Arc<RateLimit>,
-    pub(super) refusal_log: Arc<RefusalLog>,
+    refusal_log: Arc<RefusalLog>,
     /// Permits for lists that are sent at a time.
     pub(super) lists: Arc<Semaphore>,
     /// Permits for event streams, each of which occupies a connection.
@@ -50,5 +51,15 @@ impl ControlState {
             lists: Arc::new(Semaphore::new(LISTS_MAX)),
             event_streams: Arc::new(Semaphore::new(EVENT_STREAMS_MAX)),
         }
+    }
+
+    /// Permits a request as [`authorize`] does, and logs it if it is refused.
+    pub(super) fn authorize(
+        &self,
+        client: ClientAddress,
+        headers: &HeaderMap,
+    ) -> Result<(), AccessError> {
+        authorize(client, headers, &self.monitored)
+            .inspect_err(|_| self.refusal_log.refused(client))
     }
 }

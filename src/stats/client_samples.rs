@@ -23,7 +23,7 @@ impl ClientSamples {
         (Self(producer), consumer)
     }
 
-    /// Returns whether the queue has room.
+    /// Returns whether the queue can take another sample.
     pub fn wants_more(&self) -> bool {
         !self.0.is_full()
     }

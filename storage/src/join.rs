@@ -183,7 +183,7 @@ impl Table {
         if self.is_above_source_limit(&record) {
             return refused(JoinRefusal::Source);
         }
-        // Adding a record to a large swarm may allocate, although it has room.
+        // A large swarm is never full, but to add a record it may allocate.
         if (!has_room || stored >= BLOCK_PEERS_MAX)
             && (self.is_out_of_memory() || !self.grow::<N>(position))
         {
@@ -202,7 +202,7 @@ impl Table {
         }
     }
 
-    /// Makes room for one more peer of a family; returns whether there is any.
+    /// Allocates space for one more peer of a family in a swarm; returns whether that succeeded.
     fn grow<const N: usize>(&mut self, position: u32) -> bool
     where
         PeerStores: RecordWidth<N>,
