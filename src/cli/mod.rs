@@ -10,7 +10,7 @@ use crate::process::error::RunError;
 use crate::process::run::run;
 use crate::process::supervisor::{EXIT_SHARD, EXIT_START, EXIT_SUCCESS, EXIT_USAGE, end_on_panic};
 use crate::process::{check as config_check, log, memory};
-use bytesize::ByteSize;
+use crate::text::iec;
 use clap::{Parser, Subcommand};
 use status::ControlAddress;
 use std::path::PathBuf;
@@ -157,7 +157,7 @@ fn check(path: &std::path::Path) -> i32 {
         return EXIT_USAGE;
     }
     let memory_limit = memory::limit(config.storage.memory);
-    let bytes = ByteSize(memory_limit.bytes as u64).display().iec();
+    let bytes = iec(memory_limit.bytes as u64);
     println!(
         "{}: no mistakes; memory limit of swarms: {bytes} ({})",
         path.display(),

@@ -1,6 +1,6 @@
 //! `tsubame status`: prints the state of a running tracker once.
 
-use crate::control::status::Status;
+use crate::control::status::{ShardStatus, Status};
 use crate::text::{grouped, iec};
 use std::fmt::{self, Write as _};
 use std::io::{Read, Write};
@@ -128,7 +128,7 @@ pub fn text(status: &Status) -> String {
     if status.draining {
         notes.push("draining");
     }
-    if status.shards.iter().any(|shard| shard.last_update_age_secs > 5) {
+    if status.shards.iter().any(ShardStatus::is_stuck) {
         notes.push("a shard is stuck");
     }
     let notes = if notes.is_empty() { String::new() } else { format!(" ({})", notes.join(", ")) };

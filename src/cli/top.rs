@@ -152,7 +152,6 @@ impl TopView {
             grouped(self.rate(|status| status.shards.get(number).map_or(0, read)))
         };
         let rows = status.shards.iter().enumerate().map(|(number, shard)| {
-            let is_stuck = shard.last_update_age_secs > 5;
             let row = Row::new([
                 number.to_string(),
                 format!("{:.0} %", self.busy_percent(number)),
@@ -162,7 +161,7 @@ impl TopView {
                 grouped(shard.peers),
                 iec(shard.table_bytes),
             ]);
-            if is_stuck { row.fg(Color::Red) } else { row }
+            if shard.is_stuck() { row.fg(Color::Red) } else { row }
         });
         let header = ["shard", "busy", "datagrams/s", "dropped/s", "torrents", "peers", "memory"];
         let widths = [6, 6, 13, 11, 13, 13, 12].map(Constraint::Length);

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tsubame_storage::{Seconds, SwarmSummary};
 
 /// Number of seconds without an update after which a shard is stuck. Shards publish once a second.
-const STUCK_SECS: u64 = 5;
+pub(super) const STUCK_SECS: u64 = 5;
 
 /// State of the process and of all shards that the control plane reports.
 #[derive(Clone, Debug)]

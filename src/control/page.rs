@@ -67,8 +67,7 @@ impl PageContent<'_> {
     fn heading(&self, html: &mut String) {
         let status = self.status;
         let uptime = humantime::format_duration(Duration::from_secs(status.uptime_secs as u64));
-        let is_stuck = |shard: &ShardStatus| shard.last_update_age_secs > 5;
-        let state = match status.shards.iter().any(is_stuck) {
+        let state = match status.shards.iter().any(ShardStatus::is_stuck) {
             true => "<b class=bad>a shard is stuck</b>",
             false if status.draining => "<b class=warn>draining</b>",
             false => "<b class=good>serving</b>",

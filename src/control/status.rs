@@ -1,6 +1,6 @@
 //! The state of the tracker in one structure, as `/v1/status` returns it.
 
-use super::monitored::Monitored;
+use super::monitored::{Monitored, STUCK_SECS};
 use crate::process::{log, memory};
 use crate::stats::outcome::Outcome;
 use crate::stats::shard_stats::{Protocol, ShardStats};
@@ -138,6 +138,13 @@ pub struct HookStatus {
     pub entries: Option<u64>,
     /// Requests that hooks of this name refused.
     pub refused: u64,
+}
+
+impl ShardStatus {
+    /// Returns whether the shard has not updated its statistics for too long.
+    pub fn is_stuck(&self) -> bool {
+        self.last_update_age_secs > STUCK_SECS
+    }
 }
 
 impl Status {

@@ -6,7 +6,7 @@ use crate::http::Certificate;
 use crate::policy::jwt::KeySource;
 use crate::policy::{CompiledPolicy, HookConfig, ReadMode};
 use crate::process::{cpus, memory};
-use bytesize::ByteSize;
+use crate::text::iec;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ pub fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
     let memory_limit = memory::limit(config.storage.memory).bytes;
     if let Some(ram) = memory::available().filter(|(available, _)| memory_limit > *available) {
-        let shown = |bytes: usize| ByteSize(bytes as u64).display().iec();
+        let shown = |bytes: usize| iec(bytes as u64);
         let (available, name) = ram;
         warnings.push(format!(
             "storage.memory: {} exceeds {name} ({}), so that the kernel may kill the process; lower it, or set it to \

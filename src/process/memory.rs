@@ -1,6 +1,6 @@
 //! Memory of the machine and of the process: RAM, control group limits, and resident memory.
 
-use bytesize::ByteSize;
+use crate::text::iec;
 use std::fs;
 use std::path::Path;
 
@@ -28,7 +28,7 @@ pub fn limit(configured: Option<usize>) -> MemoryLimit {
     }
     let (limit, name) =
         available().unwrap_or((UNKNOWN_BYTES, "an unknown amount of RAM".to_owned()));
-    let shown = ByteSize(limit as u64).display().iec().to_string();
+    let shown = iec(limit as u64);
     let bytes = limit / 100 * SHARE_PERCENT;
     MemoryLimit { bytes, origin: format!("{SHARE_PERCENT} % of {name} ({shown})") }
 }
