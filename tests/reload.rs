@@ -289,6 +289,16 @@ fn settings_are_reloaded() {
     // The config had port 0 at start and has the actual ports now, which counts as a change.
     let expected = "reloaded: 0 hooks, 0 info hashes listed; restart the tracker to apply: udp.listen, http.listen";
     assert_eq!((status, message.as_str()), (200, expected));
+    let (_, values) = world.ask("GET", "/v1/config");
+    for in_force in [
+        r#"{"key":"announce.interval","value":"20m","is_default":false}"#.to_owned(),
+        r#"{"key":"storage.source_share","value":"2%","is_default":true}"#.to_owned(),
+        format!(
+            r#"{{"key":"udp.listen","value":"127.0.0.1:0","is_default":false,"after_restart":"127.0.0.1:{udp}"}}"#
+        ),
+    ] {
+        assert!(values.contains(&in_force), "no {in_force} in {values}");
+    }
     wait_until(|| {
         world.announce_over_both(1, CLIENT, "") == [Swarm(0, 1, 1_200), Swarm(0, 1, 1_200)]
     });

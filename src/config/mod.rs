@@ -6,6 +6,7 @@
 mod hooks;
 mod http;
 mod import;
+mod in_force;
 mod read;
 mod root;
 mod sections;
@@ -14,6 +15,7 @@ mod values;
 pub use hooks::PLACEHOLDER_HOOK;
 pub use http::{HttpConfig, HttpLimitsConfig, TlsConfig};
 pub use import::{ImportError, ImportedConfig, import};
+pub use in_force::ConfigValue;
 pub use read::Mistake;
 pub use root::{Config, ConfigError, DEFAULT_YAML};
 pub use sections::{

@@ -28,6 +28,9 @@ impl fmt::Display for Mistake {
     }
 }
 
+/// Keys of a document that are valid, with their values, in the order of reading.
+pub(super) type ReadValues = Vec<(String, Value)>;
+
 /// A YAML document, with the errors found in it so far.
 pub(super) struct Reader {
     file: String,
@@ -36,6 +39,8 @@ pub(super) struct Reader {
     mistakes: Vec<Mistake>,
     /// Every key that has been read.
     known: Vec<String>,
+    /// The keys that are in the document and valid, with their values.
+    values: ReadValues,
 }
 
 /// A mapping of a YAML document.
@@ -74,7 +79,8 @@ impl Reader {
             }
         };
         let (file, source) = (file.to_owned(), source.to_owned());
-        Ok(Self { file, source, root, mistakes: Vec::new(), known: Vec::new() })
+        let (mistakes, known, values) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { file, source, root, mistakes, known, values })
     }
 
     pub(super) fn root(&mut self) -> Section<'_> {
@@ -106,8 +112,9 @@ impl Reader {
         self.known.iter().filter(absent).map(String::as_str).collect()
     }
 
-    pub(super) fn into_mistakes(self) -> Vec<Mistake> {
-        self.mistakes
+    /// Returns the valid keys with their values, and the errors.
+    pub(super) fn into_values_and_mistakes(self) -> (ReadValues, Vec<Mistake>) {
+        (self.values, self.mistakes)
     }
 }
 
@@ -122,10 +129,16 @@ impl Section<'_> {
         self.register(key);
         match self.keys.remove(key) {
             None | Some(Value::Null) => default,
-            Some(value) => read(&value).unwrap_or_else(|message| {
-                self.reader.mistake(&self.path_of(key), message);
-                default
-            }),
+            Some(value) => match read(&value) {
+                Ok(read) => {
+                    self.reader.values.push((self.path_of(key), value));
+                    read
+                }
+                Err(message) => {
+                    self.reader.mistake(&self.path_of(key), message);
+                    default
+                }
+            },
         }
     }
 

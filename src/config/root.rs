@@ -2,7 +2,8 @@
 
 use super::hooks;
 use super::http::HttpConfig;
-use super::read::{Mistake, Reader};
+use super::in_force::{self, ConfigValue};
+use super::read::{Mistake, ReadValues, Reader};
 use super::sections::{
     AnnounceConfig, ControlConfig, CpuSelection, LogConfig, StorageConfig, UdpConfig, read_cpus,
 };
@@ -36,6 +37,8 @@ pub struct Config {
     pub control: ControlConfig,
     /// Log.
     pub log: LogConfig,
+    /// The values of all keys as text, for operators to read.
+    pub values: Vec<ConfigValue>,
 }
 
 /// Error of reading a config.
@@ -89,11 +92,28 @@ impl Config {
 
     fn parse_all(name: &str, source: &str) -> Result<(Self, Vec<Mistake>), ConfigError> {
         let mut reader = Reader::new(name, source).map_err(ConfigError::Invalid)?;
-        let config = Self::read(&mut reader);
+        let mut config = Self::read(&mut reader);
         config.check(&mut reader);
-        Ok((config, reader.into_mistakes()))
+        let (values, mistakes) = reader.into_values_and_mistakes();
+        config.values = in_force::values(&values, &Self::defaults(), &config.derived_defaults());
+        Ok((config, mistakes))
     }
 
+    /// Returns the keys of the default config, all of which are in its text, with their values.
+    fn defaults() -> ReadValues {
+        let mut reader = Reader::new("default", DEFAULT_YAML).expect("the default config is valid");
+        Self::read(&mut reader);
+        reader.into_values_and_mistakes().0
+    }
+
+    /// Returns the values of the keys whose defaults depend on other keys.
+    fn derived_defaults(&self) -> [(&'static str, String); 2] {
+        let min_interval = humantime::format_duration(self.announce.min_interval).to_string();
+        let numwant = self.announce.numwant_default.to_string();
+        [("announce.min_interval", min_interval), ("announce.numwant.default", numwant)]
+    }
+
+    /// Reads all keys; `values` stays empty.
     fn read(reader: &mut Reader) -> Self {
         let mut root = reader.root();
         let cpus = root.value("cpus", CpuSelection::Auto, read_cpus);
@@ -107,7 +127,8 @@ impl Config {
         section.end();
         let log = LogConfig::read(root.section("log"));
         root.end();
-        Self { cpus, udp, http, announce, storage, hooks, control, log }
+        let values = Vec::new();
+        Self { cpus, udp, http, announce, storage, hooks, control, log, values }
     }
 
     /// Checks that peers are stored for longer than every announce interval.

@@ -1,5 +1,6 @@
 //! The API of the operator under `/v1`: JSON over HTTP, described by `openapi.json`.
 
+use super::monitored::ServedValue;
 use super::state::ControlState;
 use super::status::Status;
 use super::stream::{self, ShardTimeout};
@@ -47,6 +48,7 @@ pub(super) fn routes() -> Router<ControlState> {
     Router::new()
         .route("/openapi.json", get(async || json_text(StatusCode::OK, OPENAPI.to_owned())))
         .route("/status", get(status))
+        .route("/config", get(config))
         .route("/torrents", get(list_torrents))
         .route("/torrents/{info_hash}", get(show_torrent).delete(remove_torrent))
         .route("/access_list", get(export_list).post(change_list))
@@ -163,6 +165,15 @@ async fn evict(State(state): State<ControlState>) -> ApiResult {
 /// Handles `GET /v1/status`.
 async fn status(State(state): State<ControlState>) -> ApiResult {
     json(&Status::read(&state.monitored))
+}
+
+/// Handles `GET /v1/config`: replies with the values of all config keys that are in force.
+async fn config(State(state): State<ControlState>) -> ApiResult {
+    #[derive(Serialize)]
+    struct ConfigReply<'a> {
+        values: &'a [ServedValue],
+    }
+    json(&ConfigReply { values: &state.monitored.served().values })
 }
 
 /// A torrent in a reply.

@@ -9,6 +9,7 @@ use crate::policy::access_list::AccessList;
 use crate::slow_reads::SlowReads;
 use crate::stats::client_samples::ClientPrefix;
 use crate::stats::shared_stats::SharedStats;
+use serde::Serialize;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tsubame_storage::{Seconds, SwarmSummary};
@@ -68,6 +69,22 @@ pub struct ServedConfig {
     pub access_list: Option<AccessList>,
     /// Token that requests from other hosts must have.
     pub control_token: Option<ControlToken>,
+    /// Values of all config keys.
+    pub values: Arc<[ServedValue]>,
+}
+
+/// A config key with the value that is in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ServedValue {
+    /// Path of the key, such as `udp.listen`.
+    pub key: String,
+    /// The value as in a config, shortened, and without secrets.
+    pub value: String,
+    /// Whether the value is the default.
+    pub is_default: bool,
+    /// Value of the config file, if it takes effect only after a restart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after_restart: Option<String>,
 }
 
 /// What changes as a whole, and is read by the control plane alone.

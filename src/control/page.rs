@@ -4,6 +4,7 @@
 //! event stream sends new ones. Nothing is fetched from elsewhere.
 
 use super::history::{History, HistoryPoint, POINT_SECS, POINTS_MAX};
+use super::monitored::ServedValue;
 use super::status::{ShardStatus, Status};
 use crate::process::recent_events::LogEvent;
 use crate::text::{grouped, iec};
@@ -39,6 +40,8 @@ pub(super) struct PageContent<'a> {
     pub(super) history: &'a History,
     pub(super) largest: &'a [(InfoHash, SwarmStats)],
     pub(super) events: &'a [LogEvent],
+    /// Values of all config keys.
+    pub(super) values: &'a [ServedValue],
 }
 
 impl PageContent<'_> {
@@ -59,6 +62,7 @@ impl PageContent<'_> {
         self.torrents(&mut html);
         self.clients(&mut html);
         self.hooks(&mut html);
+        self.config(&mut html);
         html.push_str("</div>");
         self.log(&mut html);
         html
@@ -235,6 +239,24 @@ impl PageContent<'_> {
             [escape(&hook.name), entries, grouped(hook.refused)]
         });
         table(html, "Hooks", ["hook", "entries", "refused"], rows);
+    }
+
+    /// Appends the config in force: first the keys that were set, then those with their defaults.
+    fn config(&self, html: &mut String) {
+        let rows = |is_default: bool| {
+            let values = self.values.iter().filter(move |it| it.is_default == is_default);
+            values.map(|it| {
+                let waiting = it.after_restart.as_ref().map_or_else(String::new, |new| {
+                    format!(" <b class=warn>after a restart: {}</b>", escape(new))
+                });
+                [escape(&it.key), escape(&it.value) + &waiting]
+            })
+        };
+        html.push_str("<div class=values>");
+        table(html, "Config: keys that are set", ["key", "value"], rows(false));
+        html.push_str("</div><div class=values>");
+        table(html, "Config: defaults", ["key", "value"], rows(true));
+        html.push_str("</div>");
     }
 
     fn log(&self, html: &mut String) {

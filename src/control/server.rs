@@ -262,7 +262,8 @@ fn with_content(monitored: &Monitored, make: impl FnOnce(&PageContent<'_>) -> St
     let (status, history) = (Status::read(monitored), monitored.history());
     let (summary, events) = (monitored.summary(), recent_events::recent());
     let largest = summary.as_ref().map_or(&[][..], |(_, summary)| &summary.largest);
-    make(&PageContent { status: &status, history: &history, largest, events: &events })
+    let values = &monitored.served().values;
+    make(&PageContent { status: &status, history: &history, largest, events: &events, values })
 }
 
 /// Handles `GET /`: replies with the status page.

@@ -172,14 +172,15 @@ impl Reloader {
         reloader
     }
 
-    /// Reports the hooks, their lists and the certificate that are served now.
+    /// Reports the config, the hooks, their lists and the certificate that are served now.
     fn report_current(&self) {
-        let ServedState { config, policy, certificate, control_token, .. } = &self.current;
+        let ServedState { config, policy, certificate, control_token, startup, .. } = &self.current;
         self.monitored.set_served(ServedConfig {
             hooks: config.hooks.iter().map(HookConfig::name).collect(),
             list_sizes: policy.list_sizes(),
             access_list: policy.only_access_list().cloned(),
             control_token: control_token.clone(),
+            values: startup.values_in_force(config).into(),
         });
         let process = &self.monitored.process;
         let expiry = certificate.as_ref().and_then(|certificate| certificate.expiry_unix_secs());

@@ -1,6 +1,7 @@
 //! Settings of the shards, derived from the config at start and at each reload.
 
 use crate::config::Config;
+use crate::control::monitored::ServedValue;
 use crate::http::settings::HttpSettings;
 use crate::policy::Intervals;
 use crate::process::identity::Identity;
@@ -89,6 +90,26 @@ impl StartupState {
             ("log.format", old.log.format == new.log.format),
         ];
         keys.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
+    }
+
+    /// Returns the values of all config keys that are in force: those of the config, except for keys that take effect
+    /// only after a restart.
+    pub fn values_in_force(&self, config: &Config) -> Vec<ServedValue> {
+        let waiting = self.keys_that_need_restart(config);
+        let values = config.values.iter().map(|new| {
+            let old = self.config.values.iter().find(|old| old.key == new.key);
+            let (in_force, after_restart) = match old {
+                Some(old) if waiting.contains(&new.key.as_str()) => (old, Some(new.value.clone())),
+                _ => (new, None),
+            };
+            ServedValue {
+                key: new.key.clone(),
+                value: in_force.value.clone(),
+                is_default: in_force.is_default,
+                after_restart,
+            }
+        });
+        values.collect()
     }
 
     fn http_settings(&self, config: &Config) -> HttpSettings {

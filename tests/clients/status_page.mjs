@@ -35,7 +35,7 @@ for (const colorScheme of ["light", "dark"]) {
   }
 }
 const { context, page } = await open({ javaScriptEnabled: false }, "without JavaScript");
-for (const text of ["serving", "answers per second", "Largest torrents", "Shards", "Log"]) {
+for (const text of ["serving", "answers per second", "Largest torrents", "Shards", "Config: defaults", "udp.listen", "Log"]) {
   if ((await page.getByText(text).count()) === 0) problems.push(`without JavaScript: ${text} is missing`);
 }
 await context.close();
