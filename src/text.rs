@@ -15,6 +15,11 @@ pub fn grouped(number: u64) -> String {
     text
 }
 
+/// Returns a count with its noun: `1 shard`, `2,000 shards`.
+pub fn plural(count: u64, noun: &str) -> String {
+    format!("{} {noun}{}", grouped(count), if count == 1 { "" } else { "s" })
+}
+
 /// Returns a number of bytes with a binary unit: `1.5 MiB`.
 pub fn iec(bytes: u64) -> String {
     ByteSize(bytes).display().iec().to_string()
@@ -28,5 +33,9 @@ mod tests {
         {
             assert_eq!(super::grouped(number), text);
         }
+        assert_eq!(
+            (super::plural(1, "shard"), super::plural(0, "shard")),
+            ("1 shard".into(), "0 shards".into())
+        );
     }
 }

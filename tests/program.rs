@@ -507,6 +507,14 @@ fn subcommands_report_results_and_exit_codes() {
     let (code, _, errors) = run(&["check", "--config", path.to_str().unwrap()]);
     assert_eq!((code, errors.lines().count()), (1, 2), "{errors}");
     assert_eq!(run(&["check", "--config", "/nonexistent"]).0, 1);
+    assert_eq!(run(&["doctor", "--config", path.to_str().unwrap()]).0, 1);
+    std::fs::write(&path, "storage: {memory: 64TiB}\n").unwrap();
+    let (code, out, _) = run(&["doctor", "--config", path.to_str().unwrap()]);
+    assert!(code == 1 && out.contains("warning  memory") && out.contains("io_uring"), "{out}");
+    let (_, out, _) = run(&["doctor", "--json"]);
+    let diagnosis: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let findings = diagnosis["findings"].as_array().unwrap();
+    assert!(findings.iter().any(|it| it["check"] == "kernel" && it["level"] == "ok"), "{out}");
     assert_eq!(run(&["nonsense"]).0, 1);
     assert_eq!(run(&["--help"]).0, 0);
     assert!(run(&["--version"]).1.starts_with("tsubame "));

@@ -5,6 +5,7 @@ pub mod status;
 pub mod top;
 
 use crate::config::{self, Config};
+use crate::doctor;
 use crate::policy::custom::{CustomHookKind, install};
 use crate::process::error::RunError;
 use crate::process::run::run;
@@ -61,6 +62,17 @@ enum CliCommand {
         #[command(flatten)]
         control: ControlOptions,
     },
+    /// Look at this host and say what costs performance or safety, and how to cure it
+    ///
+    /// It changes nothing. As root it can read more: the rules of the firewall, and the settings of network cards.
+    Doctor {
+        /// The config file; without it, the default config
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Check a running tracker as a client would
     E2e {
         /// URL of the tracker: udp://host:6969, http://host:6969/announce, https://...
@@ -110,6 +122,7 @@ pub fn main(custom_hooks: &'static [CustomHookKind]) -> ! {
         CliCommand::Import { file } => import(&file),
         CliCommand::Status { control, json } => show_status(&control, json),
         CliCommand::Top { control } => show_top(&control),
+        CliCommand::Doctor { config, json } => examine_host(config.as_deref(), json),
         CliCommand::E2e { urls } => check_trackers(&urls),
     };
     exit(code);
@@ -235,6 +248,22 @@ fn show_top(options: &ControlOptions) -> i32 {
             EXIT_USAGE
         }
     }
+}
+
+fn examine_host(path: Option<&std::path::Path>, json: bool) -> i32 {
+    let config = match Config::load(path) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{error}");
+            return EXIT_USAGE;
+        }
+    };
+    let diagnosis = doctor::diagnose(&doctor::LocalHost, &config, path);
+    match json {
+        true => println!("{}", serde_json::to_string_pretty(&diagnosis).unwrap_or_default()),
+        false => print!("{}", diagnosis.text()),
+    }
+    if diagnosis.needs_change() { EXIT_USAGE } else { EXIT_SUCCESS }
 }
 
 fn check_trackers(urls: &[String]) -> i32 {

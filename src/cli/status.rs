@@ -1,7 +1,7 @@
 //! `tsubame status`: prints the state of a running tracker once.
 
 use crate::control::status::{ShardStatus, Status};
-use crate::text::{grouped, iec};
+use crate::text::{grouped, iec, plural};
 use std::fmt::{self, Write as _};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -141,14 +141,14 @@ pub fn text(status: &Status) -> String {
     line(
         "swarms",
         format!(
-            "{} torrents ({} without peers), {} seeders, {} leechers{}",
-            grouped(swarms.torrents),
+            "{} ({} without peers), {}, {}{}",
+            plural(swarms.torrents, "torrent"),
             grouped(swarms.empty_torrents),
-            grouped(seeders),
-            grouped(leechers),
+            plural(seeders, "seeder"),
+            plural(leechers, "leecher"),
             swarms.distinct_peers.map_or_else(String::new, |count| format!(
-                ", about {} distinct peers",
-                grouped(count)
+                ", about {}",
+                plural(count, "distinct peer")
             ))
         ),
     );

@@ -47,18 +47,25 @@ pub fn mistakes(config: &Config) -> Vec<String> {
 
 /// Returns warnings about settings that work but are probably not intended.
 pub fn warnings(config: &Config) -> Vec<String> {
-    let mut warnings = Vec::new();
+    memory_warning(config).into_iter().chain(setting_warnings(config)).collect()
+}
+
+/// Returns a warning if the memory limit exceeds the memory of this machine.
+pub fn memory_warning(config: &Config) -> Option<String> {
     let memory_limit = memory::limit(config.storage.memory).bytes;
-    if let Some(ram) = memory::available().filter(|(available, _)| memory_limit > *available) {
-        let shown = |bytes: usize| iec(bytes as u64);
-        let (available, name) = ram;
-        warnings.push(format!(
-            "storage.memory: {} exceeds {name} ({}), so that the kernel may kill the process; lower it, or set it to \
-             auto",
-            shown(memory_limit),
-            shown(available)
-        ));
-    }
+    let (available, name) =
+        memory::available().filter(|(available, _)| memory_limit > *available)?;
+    let shown = |bytes: usize| iec(bytes as u64);
+    Some(format!(
+        "storage.memory: {} exceeds {name} ({}), so that the kernel may kill the process; lower it, or set it to auto",
+        shown(memory_limit),
+        shown(available)
+    ))
+}
+
+/// Returns warnings about settings that do not depend on this machine.
+pub fn setting_warnings(config: &Config) -> Vec<String> {
+    let mut warnings = Vec::new();
     let interval = config.announce.interval;
     if interval < INTERVAL_USUAL_MIN {
         warnings.push(format!(

@@ -11,7 +11,7 @@ use crate::process::steering::SteeringChange;
 use crate::shard::FIXED_BYTES;
 use crate::stats::outcome::Outcome;
 use crate::stats::shard_stats::{Protocol, ShardStats};
-use crate::text::grouped;
+use crate::text::{grouped, plural};
 use std::fs::File;
 use std::io::Read;
 use std::net::TcpListener;
@@ -52,7 +52,7 @@ pub fn started(
     };
     info!(
         "tsubame {version}: {} on {} {}; {steering}",
-        plural(cores.len(), "shard"),
+        plural(cores.len() as u64, "shard"),
         if cores.len() == 1 { "core" } else { "cores" },
         names.join(", ")
     );
@@ -350,10 +350,6 @@ fn line(stats: &ShardStats) -> String {
         iec(stats.table.bytes),
         iec(FIXED_BYTES),
     )
-}
-
-fn plural(count: usize, noun: &str) -> String {
-    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }
 
 fn iec(bytes: usize) -> String {

@@ -1,0 +1,133 @@
+//! Checks of the kernel, the processor, the clock and the limits of the process.
+
+use super::finding::Finding;
+use super::host::Subject;
+use crate::process::{check, memory};
+use crate::text::iec;
+use rustix::process::{Resource, getrlimit};
+use tsubame_udp::ring::{Ring, UdpSocket};
+
+/// Lowest kernel version that is supported.
+const KERNEL_MIN: (u32, u32) = (6, 1);
+
+/// Number of open files that suffices for a shard besides HTTP connections.
+const FILES_PER_SHARD: u64 = 128;
+
+pub(super) fn findings(subject: &Subject<'_>) -> Vec<Finding> {
+    let mut findings = vec![kernel(subject), io_uring(subject), open_files(subject)];
+    findings.extend([locked_memory(), ram(subject), governor(subject), clock(subject)]);
+    findings
+}
+
+fn kernel(subject: &Subject<'_>) -> Finding {
+    let release = subject.host.read("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(major), Some(minor)) if (major, minor) < KERNEL_MIN => Finding::problem(
+            "kernel",
+            format!("Linux {release} is older than {}.{}", KERNEL_MIN.0, KERNEL_MIN.1),
+            "install a newer kernel, for example that of Debian 12".to_owned(),
+        ),
+        _ => Finding::ok("kernel", format!("Linux {release}")),
+    }
+}
+
+/// Creates a ring as a shard does. Its errors name the cure.
+fn io_uring(subject: &Subject<'_>) -> Finding {
+    let ring = UdpSocket::bind_exclusive(([127, 0, 0, 1], 0).into())
+        .map_err(|error| format!("cannot bind a UDP socket of 127.0.0.1: {error}"))
+        .and_then(|socket| Ring::new(vec![socket]).map_err(|error| error.to_string()));
+    if let Err(error) = ring {
+        return Finding::problem("io_uring", error, None);
+    }
+    match subject.host.read("/proc/sys/kernel/io_uring_disabled").as_deref() {
+        Some("1") => Finding::warning(
+            "io_uring",
+            "this user may use it, but the sysctl kernel.io_uring_disabled is 1, which excludes other users",
+            "sysctl -w kernel.io_uring_disabled=0".to_owned(),
+        ),
+        _ => Finding::ok("io_uring", "a ring with all required features can be created"),
+    }
+}
+
+fn open_files(subject: &Subject<'_>) -> Finding {
+    let connections = u64::from(subject.config.http.limits.connections);
+    let needed = connections + subject.cores.len() as u64 * FILES_PER_SHARD + FILES_PER_SHARD;
+    match getrlimit(Resource::Nofile).maximum {
+        Some(limit) if limit < needed => Finding::warning(
+            "open_files",
+            format!(
+                "this shell permits {limit} open files, and http.limits.connections ({connections}) needs {needed}"
+            ),
+            format!("ulimit -n {needed}, or LimitNOFILE={needed} in the unit"),
+        ),
+        _ => Finding::ok("open_files", format!("the limit permits the needed {needed} files")),
+    }
+}
+
+/// The rings themselves were created by [`io_uring`]; registered buffers count as locked memory.
+fn locked_memory() -> Finding {
+    const NEEDED: u64 = 8 << 20;
+    match getrlimit(Resource::Memlock).maximum {
+        Some(limit) if limit < NEEDED => Finding::warning(
+            "locked_memory",
+            format!("this shell permits {} of locked memory, which a ring may exceed", iec(limit)),
+            "ulimit -l unlimited, or LimitMEMLOCK=infinity in the unit".to_owned(),
+        ),
+        Some(limit) => Finding::ok("locked_memory", format!("the limit is {}", iec(limit))),
+        None => Finding::ok("locked_memory", "there is no limit"),
+    }
+}
+
+fn ram(subject: &Subject<'_>) -> Finding {
+    let limit = memory::limit(subject.config.storage.memory);
+    match check::memory_warning(subject.config) {
+        Some(warning) => Finding::warning("memory", warning, None),
+        None => Finding::ok(
+            "memory",
+            format!("limit of swarms: {} ({})", iec(limit.bytes as u64), limit.origin),
+        ),
+    }
+}
+
+fn governor(subject: &Subject<'_>) -> Finding {
+    let of = |core: usize| {
+        let path = format!("/sys/devices/system/cpu/cpu{core}/cpufreq/scaling_governor");
+        subject.host.read(&path)
+    };
+    let slow = subject.cores.iter().find_map(|core| {
+        of(*core).filter(|governor| governor != "performance").map(|governor| (core, governor))
+    });
+    match slow {
+        Some((core, governor)) => Finding::warning(
+            "cpu_governor",
+            format!(
+                "core {core} has the frequency governor {governor}, which delays bursts of requests"
+            ),
+            "cpupower frequency-set -g performance".to_owned(),
+        ),
+        None if subject.cores.iter().any(|core| of(*core).is_some()) => {
+            Finding::ok("cpu_governor", "performance")
+        }
+        None => {
+            Finding::ok("cpu_governor", "the kernel does not scale the frequency of these cores")
+        }
+    }
+}
+
+/// Tokens and certificates have times, which need a right clock.
+fn clock(subject: &Subject<'_>) -> Finding {
+    match subject.host.run("timedatectl", &["show", "--property=NTPSynchronized", "--value"]) {
+        Ok(answer) if answer.trim() == "yes" => Finding::ok("clock", "synchronized"),
+        Ok(_) => Finding::warning(
+            "clock",
+            "the clock is not synchronized; JSON web tokens and certificates may be refused at the wrong time",
+            "timedatectl set-ntp true".to_owned(),
+        ),
+        Err(why) => Finding::unknown(
+            "clock",
+            why,
+            "check that an NTP client runs, for example: chronyc tracking",
+        ),
+    }
+}
