@@ -7,6 +7,7 @@ use super::read::{Mistake, ReadValues, Reader};
 use super::sections::{
     AnnounceConfig, ControlConfig, CpuSelection, LogConfig, StorageConfig, UdpConfig, read_cpus,
 };
+use super::values;
 use crate::policy::HookConfig;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,8 @@ const CONFIG_LEN_MAX: u64 = 64 << 20;
 pub struct Config {
     /// Cores that run a shard.
     pub cpus: CpuSelection,
+    /// User that the process becomes after binding its sockets; empty for none.
+    pub user: String,
     /// UDP listener.
     pub udp: UdpConfig,
     /// HTTP listener.
@@ -117,6 +120,7 @@ impl Config {
     fn read(reader: &mut Reader) -> Self {
         let mut root = reader.root();
         let cpus = root.value("cpus", CpuSelection::Auto, read_cpus);
+        let user = root.value("user", String::new(), values::text);
         let udp = UdpConfig::read(root.section("udp"));
         let http = HttpConfig::read(root.section("http"));
         let announce = AnnounceConfig::read(root.section("announce"));
@@ -128,7 +132,7 @@ impl Config {
         let log = LogConfig::read(root.section("log"));
         root.end();
         let values = Vec::new();
-        Self { cpus, udp, http, announce, storage, hooks, control, log, values }
+        Self { cpus, user, udp, http, announce, storage, hooks, control, log, values }
     }
 
     /// Checks that peers are stored for longer than every announce interval.

@@ -36,18 +36,39 @@ pub struct ControlListeners {
     pub tcp: Option<TcpListener>,
     /// The unix socket and its path.
     pub unix: Option<(UnixListener, PathBuf)>,
+    /// Path of the unix socket if this process has created it, and removes it at the end.
+    pub socket_to_remove: Option<PathBuf>,
 }
 
 impl ControlListeners {
-    /// Binds the configured sockets.
+    /// Binds the configured sockets, except those that the service manager has passed: `(tcp, unix)`.
     ///
     /// # Errors
     ///
     /// Returns an error if one of them cannot be bound, for example because another process uses it.
-    pub fn bind(control: &ControlConfig) -> Result<Self, ControlError> {
-        let tcp = control.listen.map(bind_tcp).transpose()?;
-        let unix = control.socket.as_deref().map(bind_unix).transpose()?;
-        Ok(Self { tcp, unix: unix.zip(control.socket.clone()) })
+    pub fn bind(
+        control: &ControlConfig,
+        (tcp, unix): (Option<TcpListener>, Option<UnixListener>),
+    ) -> Result<Self, ControlError> {
+        let socket_to_remove = control.socket.clone().filter(|_| unix.is_none());
+        let tcp = match (control.listen, tcp) {
+            (Some(address), Some(passed)) => {
+                passed
+                    .set_nonblocking(true)
+                    .map_err(|error| ControlError::Failed(address, error))?;
+                Some(passed)
+            }
+            (address, _) => address.map(bind_tcp).transpose()?,
+        };
+        let unix = match (control.socket.as_deref(), unix) {
+            (Some(path), Some(passed)) => {
+                let failed = |error| ControlError::SocketFailed(path.to_owned(), error);
+                passed.set_nonblocking(true).map_err(failed)?;
+                Some(passed)
+            }
+            (path, _) => path.map(bind_unix).transpose()?,
+        };
+        Ok(Self { tcp, unix: unix.zip(control.socket.clone()), socket_to_remove })
     }
 }
 

@@ -4,7 +4,9 @@ use crate::control::listeners::ControlError;
 use crate::http::TlsError;
 use crate::policy::PolicyError;
 use crate::process::cpus::CpuError;
+use crate::process::listen::inherited::InheritedError;
 use crate::process::listen::udp::ListenError;
+use crate::process::privileges::PrivilegeError;
 use crate::process::supervisor::ShardError;
 use std::io;
 use thiserror::Error;
@@ -18,6 +20,12 @@ pub enum RunError {
     /// A socket could not be bound.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// A socket that the service manager passed cannot be used.
+    #[error(transparent)]
+    Inherited(#[from] InheritedError),
+    /// Privileges could not be given up.
+    #[error(transparent)]
+    Privileges(#[from] PrivilegeError),
     /// The control plane could not listen.
     #[error(transparent)]
     Control(#[from] ControlError),

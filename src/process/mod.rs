@@ -8,6 +8,7 @@ pub mod listen;
 pub mod log;
 pub mod memory;
 pub mod monitor;
+pub mod privileges;
 pub mod recent_events;
 pub mod reload;
 pub mod report;

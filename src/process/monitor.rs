@@ -72,7 +72,7 @@ pub(crate) fn control_plane(
         started(&listeners);
         let service = ServiceManager::new();
         service.ready("serving");
-        let socket = listeners.unix.as_ref().map(|(_, path)| path.clone());
+        let socket = listeners.socket_to_remove.clone();
         let (command_sender, commands) = unbounded_channel();
         let hosts = running.reloader.config().control.hosts.clone();
         let monitored = running.monitored.clone();

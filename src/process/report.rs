@@ -3,9 +3,10 @@
 use crate::config::Config;
 use crate::control::listeners::ControlListeners;
 use crate::process::check;
-use crate::process::listen::http::HttpListeners;
-use crate::process::listen::udp::{ListenKey, UdpListeners};
-use crate::process::memory::{self, MemoryLimit};
+use crate::process::listen::udp::UdpListeners;
+use crate::process::listen::{ListenKey, Listeners};
+use crate::process::memory;
+use crate::process::privileges;
 use crate::process::settings::{files_for_connections, table_bytes};
 use crate::process::steering::SteeringChange;
 use crate::shard::FIXED_BYTES;
@@ -15,6 +16,7 @@ use crate::text::{grouped, plural};
 use std::fs::File;
 use std::io::Read;
 use std::net::TcpListener;
+use std::path::Path;
 use std::time::Duration;
 use tracing::{debug, info, warn};
 use tsubame_storage::Family;
@@ -28,13 +30,13 @@ const DATAGRAMS_PER_MS: usize = 100;
 
 /// Logs what is served, and warnings about settings that cost performance.
 pub fn started(
-    config: &Config,
-    (listeners, http, https): (&UdpListeners, &HttpListeners, &HttpListeners),
+    (config, path): (&Config, Option<&Path>),
+    Listeners { udp: listeners, http, https, .. }: &Listeners,
     cores: &[usize],
-    (memory_limit, policy): (&MemoryLimit, &str),
+    policy: &str,
     control: &ControlListeners,
 ) {
-    let version = env!("CARGO_PKG_VERSION");
+    let (version, memory_limit) = (env!("CARGO_PKG_VERSION"), memory::limit(config.storage.memory));
     for address in &listeners.addresses {
         info!("serving udp://{address}");
     }
@@ -81,6 +83,10 @@ pub fn started(
     if !config.hooks.is_empty() {
         info!("policy: {policy}");
     }
+    match privileges::user_name().as_str() {
+        "root" => info!("user: root, with the capabilities that files and io_uring need only"),
+        name => info!("user: {name}"),
+    }
     control_listens(control);
     let udp = listeners.left_out.iter().map(|address| (ListenKey::Udp, address));
     let http = http.left_out.iter().map(|address| (ListenKey::Http, address));
@@ -91,6 +97,7 @@ pub fn started(
         );
     }
     warnings(config, listeners, cores);
+    privileges::unreadable_files(config, path).iter().for_each(|warning| warn!("{warning}"));
 }
 
 fn control_listens(control: &ControlListeners) {

@@ -2,7 +2,6 @@
 
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::control::listeners::ControlListeners;
 use crate::control::monitored::{Monitored, ProcessStats};
 use crate::control::opentracker_stats;
 use crate::control::token::ControlToken;
@@ -12,14 +11,13 @@ use crate::policy::{CompiledPolicy, LoadedPolicy, PolicyError, ReadMode};
 use crate::process::cpus;
 use crate::process::error::RunError;
 use crate::process::identity::Identity;
-use crate::process::listen::http::{HttpListeners, bind as bind_http};
-use crate::process::listen::udp::{ListenKey, UdpListeners};
+use crate::process::listen::Listeners;
 use crate::process::monitor::{self, RunningTracker, Signals};
 use crate::process::reload::{self, Reloader};
 use crate::process::settings::{StartupState, files_for_connections};
 use crate::process::steering::Steering;
 use crate::process::supervisor::{ShardError, Supervisor};
-use crate::process::{memory, report};
+use crate::process::{privileges, report};
 use crate::shard::mesh::{MeshEndpoint, memory_bytes as mesh_memory_bytes, mesh};
 use crate::shard::node::NodeResources;
 use crate::shard::update::{ShardSettings, ShardUpdate};
@@ -72,17 +70,17 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let mut seeds = SeedSequence::new(identity.policy_key());
     let LoadedPolicy { policy, warnings } = load_policy(config, seeds.draw())?;
     let (keys, distinct_key) = (identity.steering_keys(), identity.distinct_key());
-    let mut listeners = UdpListeners::bind(&config.udp, &keys, shards, &clock)?;
-    let mut http = bind_http(ListenKey::Http, &config.http.listen, shards, &clock)?;
-    let mut https = bind_http(ListenKey::Https, &config.http.tls.listen, shards, &clock)?;
+    let mut listeners = Listeners::bind(config, &keys, shards, &clock)?;
     let (certificate, tls) = tls(config, &runtime)?.unzip();
     let control_token = ControlToken::load(&config.control).map_err(RunError::ControlToken)?;
-    let control = ControlListeners::bind(&config.control)?;
-    let addresses = [&listeners.addresses, &http.addresses, &https.addresses].map(Vec::clone);
-    let files_for_connections = files_for_connections(shards);
-    let start_config = Arc::new(config.clone());
-    let startup = StartupState { config: start_config, identity, addresses, files_for_connections };
-    let startup = Arc::new(startup);
+    // The files have been read; no other thread runs yet.
+    privileges::give_up(config, listeners.control.socket_to_remove.as_deref())?;
+    let startup = Arc::new(StartupState {
+        config: Arc::new(config.clone()),
+        identity,
+        addresses: listeners.addresses(),
+        files_for_connections: files_for_connections(shards),
+    });
     let (retired_updates, to_free) = unbounded_channel();
     let mut endpoints = mesh(shards);
     let control_endpoint = endpoints.pop().expect("a mesh has an endpoint for the control plane");
@@ -101,31 +99,30 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
         shared_stats: &shared_stats,
         stats_pages: stats_pages(&monitored),
     };
-    let sockets = shard_sockets(&mut listeners, &mut http, &mut https);
+    let sockets = shard_sockets(&mut listeners);
     let (links, sample_readers) = shard_links(endpoints);
     let supervisor = template.start(&cores, &mut seeds, sockets.zip(links))?;
     let summary = policy.summary(config.hooks.len());
-    let (path, shared) = (path.map(Path::to_owned), (seeds, monitored.clone()));
-    let reloader =
-        Reloader::new(path, (startup, stamps), policy, (certificate, control_token), shared);
+    let reloader = Reloader::new(
+        path.map(Path::to_owned),
+        (startup, stamps),
+        policy,
+        (certificate, control_token),
+        (seeds, monitored.clone()),
+    );
     let running = RunningTracker {
         supervisor,
         control: control_endpoint,
         monitored,
-        steering: Steering::new(std::mem::take(&mut listeners.steered_groups), keys, shards),
+        steering: Steering::new(std::mem::take(&mut listeners.udp.steered_groups), keys, shards),
         reloader,
         to_free,
         keys: (keys, distinct_key),
         sample_readers,
     };
+    let control = std::mem::take(&mut listeners.control);
     let ended = monitor::control_plane(&runtime, (running, signals), control, |control| {
-        report::started(
-            config,
-            (&listeners, &http, &https),
-            &cores,
-            (&memory::limit(config.storage.memory), &summary),
-            control,
-        );
+        report::started((config, path), &listeners, &cores, &summary, control);
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     });
     // A helper thread may wait for a server or a file system that does not answer.
@@ -158,14 +155,10 @@ fn load_policy(config: &Config, seed: u64) -> Result<LoadedPolicy, PolicyError> 
 }
 
 /// Moves the sockets of each shard out of the listeners.
-fn shard_sockets(
-    udp: &mut UdpListeners,
-    http: &mut HttpListeners,
-    https: &mut HttpListeners,
-) -> impl Iterator<Item = ShardSockets> + use<> {
-    let plain = std::mem::take(&mut http.shards).into_iter();
-    let encrypted = std::mem::take(&mut https.shards);
-    std::mem::take(&mut udp.shards).into_iter().zip(plain.zip(encrypted))
+fn shard_sockets(listeners: &mut Listeners) -> impl Iterator<Item = ShardSockets> + use<> {
+    let plain = std::mem::take(&mut listeners.http.shards).into_iter();
+    let encrypted = std::mem::take(&mut listeners.https.shards);
+    std::mem::take(&mut listeners.udp.shards).into_iter().zip(plain.zip(encrypted))
 }
 
 /// Resources that all shards share at start.

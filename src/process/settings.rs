@@ -71,6 +71,7 @@ impl StartupState {
         };
         let keys = [
             ("cpus", old.cpus == new.cpus),
+            ("user", old.user == new.user),
             ("udp.listen", old.udp.listen == new.udp.listen),
             ("udp.steering", old.udp.steering == new.udp.steering),
             ("udp.receive_buffer", old.udp.receive_buffer == new.udp.receive_buffer),

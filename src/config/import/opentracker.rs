@@ -163,9 +163,10 @@ fn without_counterpart(key: &str) -> Option<&'static str> {
     match key {
         "listen.udp.workers" => Some("there is one shard per core (see cpus)"),
         "access.stats_path" => Some("the statistics are at /stats"),
-        "tracker.user" | "tracker.rootdir" => {
-            Some("the service manager does this: deploy/tsubame.service")
-        }
+        "tracker.user" => Some(
+            "set the key user if the tracker is started as root; deploy/tsubame.service needs none",
+        ),
+        "tracker.rootdir" => Some("deploy/tsubame.service makes all files read-only"),
         "tracker.redirect_url" => Some("/ serves a page with the announce URLs"),
         key if key.starts_with("livesync.") || key.starts_with("batchsync.") => {
             Some("swarms are not shared between trackers")

@@ -5,11 +5,13 @@
 
 use crate::clock::Clock;
 use crate::config::{SteeringMode, UdpConfig};
+use crate::process::listen::inherited::{InheritedError, InheritedSockets};
+use crate::process::listen::key::ListenKey;
 use std::collections::BTreeSet;
+use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
-use std::{fmt, io};
 use thiserror::Error;
 use tsubame_udp::ring::UdpSocket;
 use tsubame_udp::steering::{self, SteeringKeys};
@@ -21,34 +23,6 @@ const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum number of local addresses that get sockets of their own for one wildcard address. The wildcard socket
 /// receives the datagrams of all others.
 const LOCAL_ADDRESSES_MAX: usize = 32;
-
-/// Config key of an address to listen on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ListenKey {
-    /// `udp.listen`.
-    Udp,
-    /// `http.listen`.
-    Http,
-    /// `http.tls.listen`.
-    Https,
-}
-
-impl fmt::Display for ListenKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Udp => "udp.listen",
-            Self::Http => "http.listen",
-            Self::Https => "http.tls.listen",
-        })
-    }
-}
-
-impl ListenKey {
-    /// Returns the option of `ss` that lists sockets of this protocol.
-    fn letter(self) -> char {
-        if self == Self::Udp { 'u' } else { 't' }
-    }
-}
 
 /// Reason why an address could not be bound.
 #[derive(Debug, Error)]
@@ -82,6 +56,9 @@ pub enum ListenError {
          in the unit): each shard opens one file for each address"
     )]
     Files(ListenKey, SocketAddr),
+    /// A socket that the service manager passed cannot be used.
+    #[error(transparent)]
+    Inherited(#[from] InheritedError),
     /// Any other error.
     #[error(
         "{0}: cannot bind {1}: {2}; an IPv6 link-local address needs the number of its interface, \
@@ -110,16 +87,17 @@ pub struct UdpListeners {
 }
 
 impl UdpListeners {
-    /// Binds all configured addresses, once for each shard.
+    /// Binds all configured addresses, once for each shard, or takes their inherited sockets.
     ///
     /// # Errors
     ///
-    /// Returns an error if an address cannot be bound, or if the steering program is required and refused.
+    /// Returns an error if an address cannot be bound, if the steering program is required and refused, or if an
+    /// inherited socket cannot be used.
     pub fn bind(
         udp: &UdpConfig,
         keys: &SteeringKeys,
         shards: u16,
-        clock: &Clock,
+        (clock, inherited): (&Clock, &mut InheritedSockets),
     ) -> Result<Self, ListenError> {
         let mut listeners = Self {
             shards: (0..shards).map(|_| Vec::new()).collect(),
@@ -130,13 +108,26 @@ impl UdpListeners {
             receive_buffer: usize::MAX,
             left_out: Vec::new(),
         };
+        let mut passed = Vec::new();
+        for address in &udp.listen {
+            passed.push((*address, inherited.take_udp(*address, shards)?));
+        }
         // All addresses are checked before any is bound: a wildcard would conflict with sockets of this process.
         let claim = |address| UdpSocket::bind_exclusive(address).map(|socket| socket.address());
-        let (claimed, left_out) = claim_addresses(ListenKey::Udp, &udp.listen, clock, claim)?;
+        let to_bind = passed.extract_if(.., |(_, sockets)| sockets.is_empty());
+        let to_bind: Vec<SocketAddr> = to_bind.map(|(address, _)| address).collect();
+        let (claimed, left_out) = claim_addresses(ListenKey::Udp, &to_bind, clock, claim)?;
         listeners.left_out = left_out;
         let steering = if shards == 1 { SteeringMode::Off } else { udp.steering };
         let binding = GroupBinding { udp, keys, shards, steering };
         listeners.steered = Ok(steering != SteeringMode::Off);
+        for (address, sockets) in passed {
+            let take = |socket| UdpSocket::inherited(socket, udp.receive_buffer);
+            let group = sockets.into_iter().map(take).collect::<io::Result<Vec<_>>>();
+            let failed = |error| InheritedError::Failed(address.to_string(), error);
+            listeners.add_group(group.map_err(failed)?, &binding)?;
+            listeners.addresses.push(address);
+        }
         for address in claimed {
             listeners.bind_configured(address, &binding)?;
         }
@@ -190,6 +181,15 @@ impl UdpListeners {
             .map(bind)
             .collect::<io::Result<_>>()
             .map_err(|error| explain(ListenKey::Udp, address, error))?;
+        self.add_group(group, binding)
+    }
+
+    /// Adds a group of one socket for each shard.
+    fn add_group(
+        &mut self,
+        group: Vec<UdpSocket>,
+        binding: &GroupBinding<'_>,
+    ) -> Result<(), ListenError> {
         for (shard, socket) in self.shards.iter_mut().zip(group) {
             self.receive_buffer = self.receive_buffer.min(socket.receive_buffer());
             shard.push(socket);

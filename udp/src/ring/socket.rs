@@ -26,25 +26,18 @@ impl UdpSocket {
     pub fn bind_shared(address: SocketAddr, receive_buffer: usize) -> io::Result<Self> {
         let socket = Self::open(address)?;
         socket.set_reuse_port(true)?;
-        // Replies must arrive: by default, routers must not fragment them, and tunnels with a smaller MTU would drop
-        // them silently.
-        if address.is_ipv4() {
-            let omit = libc::IP_PMTUDISC_OMIT;
-            set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, omit)?;
-        }
-        if address.ip().is_unspecified() {
-            let (level, option) = match address {
-                SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_PKTINFO),
-                SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
-            };
-            set_option(socket.as_fd(), level, option, 1)?;
-        }
-        // With CAP_NET_ADMIN the size may exceed the limit of the sysctl. The actual size is reported, not enforced.
-        if rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, receive_buffer).is_err()
-        {
-            socket.set_recv_buffer_size(receive_buffer)?;
-        }
+        set_options(&socket, address, receive_buffer)?;
         socket.bind(&SockAddr::from(address))?;
+        Self::bound(socket, address)
+    }
+
+    /// Takes over a socket that a service manager has bound; the parameters are as for [`Self::bind_shared`].
+    pub fn inherited(socket: std::net::UdpSocket, receive_buffer: usize) -> io::Result<Self> {
+        let address = socket.local_addr()?;
+        // The ring waits for datagrams itself; a receive on a nonblocking socket would fail instead.
+        socket.set_nonblocking(false)?;
+        let socket = Socket::from(socket);
+        set_options(&socket, address, receive_buffer)?;
         Self::bound(socket, address)
     }
 
@@ -114,6 +107,28 @@ impl AsFd for UdpSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+/// Sets the options of a socket that serves requests.
+fn set_options(socket: &Socket, address: SocketAddr, receive_buffer: usize) -> io::Result<()> {
+    // Replies must arrive: by default, routers must not fragment them, and tunnels with a smaller MTU would drop them
+    // silently.
+    if address.is_ipv4() {
+        let omit = libc::IP_PMTUDISC_OMIT;
+        set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, omit)?;
+    }
+    if address.ip().is_unspecified() {
+        let (level, option) = match address {
+            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_PKTINFO),
+            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
+        };
+        set_option(socket.as_fd(), level, option, 1)?;
+    }
+    // With CAP_NET_ADMIN the size may exceed the limit of the sysctl. The actual size is reported, not enforced.
+    if rustix::net::sockopt::set_socket_recv_buffer_size_force(socket, receive_buffer).is_err() {
+        socket.set_recv_buffer_size(receive_buffer)?;
+    }
+    Ok(())
 }
 
 /// Sets a socket option whose value is a C int.

@@ -1,0 +1,119 @@
+//! Gives up the privileges of root, which only binding sockets needs.
+
+use crate::config::Config;
+use crate::policy::HookConfig;
+use nix::unistd::{User, geteuid, initgroups, setresgid, setresuid};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use thiserror::Error;
+
+/// Capabilities that a process of root keeps: to read config, lists and certificates of other users, to write the
+/// overrides of access lists, and to lock memory for io_uring.
+const KEPT: CapabilitySet = CapabilitySet::DAC_OVERRIDE
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    .union(CapabilitySet::IPC_LOCK);
+
+/// Reason why privileges could not be given up.
+#[derive(Debug, Error)]
+pub enum PrivilegeError {
+    /// There is no such user.
+    #[error(
+        "user: {0:?} is not a user of this machine; create it (useradd --system {0}), or choose another"
+    )]
+    NoUser(String),
+    /// The process may not change its user.
+    #[error("user: only root can become {0:?}; start the tracker as root, or remove the key user")]
+    NotRoot(String),
+    /// The kernel refuses the change.
+    #[error(
+        "user: cannot become {0:?}: {1}; permit CAP_SETUID and CAP_SETGID, or remove the key user"
+    )]
+    Refused(String, #[source] io::Error),
+}
+
+/// Gives up privileges, if the process has those of root: it becomes the user of the config or, if that has none, keeps
+/// only the capabilities that it needs. `control_socket` is a unix socket that the process has created, and that the
+/// user must be able to remove.
+///
+/// Must be called before other threads are started: each thread has capabilities of its own.
+///
+/// # Errors
+///
+/// Returns an error if the process cannot become the user of the config.
+pub fn give_up(config: &Config, control_socket: Option<&Path>) -> Result<(), PrivilegeError> {
+    let name = config.user.as_str();
+    let user = match name {
+        "" => None,
+        name => {
+            let user = User::from_name(name).ok().flatten();
+            Some(user.ok_or_else(|| PrivilegeError::NoUser(name.to_owned()))?)
+        }
+    };
+    if !geteuid().is_root() {
+        return match user {
+            Some(user) if user.uid != geteuid() => Err(PrivilegeError::NotRoot(name.to_owned())),
+            _ => Ok(()),
+        };
+    }
+    match user.filter(|user| !user.uid.is_root()) {
+        Some(user) => {
+            let chown = |path| {
+                std::os::unix::fs::chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
+            };
+            let changed = control_socket.map_or(Ok(()), chown).and_then(|()| change_user(&user));
+            changed.map_err(|error| PrivilegeError::Refused(name.to_owned(), error))
+        }
+        None => {
+            drop_capabilities();
+            Ok(())
+        }
+    }
+}
+
+/// Changes the user and the groups of all threads; the kernel then removes all capabilities.
+fn change_user(user: &User) -> io::Result<()> {
+    let name = CString::new(user.name.as_str())?;
+    initgroups(&name, user.gid)?;
+    setresgid(user.gid, user.gid, user.gid)?;
+    setresuid(user.uid, user.uid, user.uid)?;
+    Ok(rustix::thread::set_no_new_privs(true)?)
+}
+
+/// Removes all capabilities but [`KEPT`] from the calling thread, and from threads and programs that it starts.
+fn drop_capabilities() {
+    let Ok(now) = rustix::thread::capabilities(None) else { return };
+    let (effective, permitted) = (now.effective & KEPT, now.permitted & KEPT);
+    let kept = CapabilitySets { effective, permitted, inheritable: CapabilitySet::empty() };
+    // Where the kernel refuses, the process keeps its capabilities, as it would without this function.
+    let _ = rustix::thread::set_capabilities(None, kept);
+    let _ = rustix::thread::set_no_new_privs(true);
+}
+
+/// Returns a text for each file that a reload reads, and that the user of this process cannot read.
+pub fn unreadable_files(config: &Config, path: Option<&Path>) -> Vec<String> {
+    let tls = &config.http.tls;
+    let certificate = [tls.certificate.as_path(), tls.key.as_path()];
+    let certificate = certificate.into_iter().filter(|_| !tls.listen.is_empty());
+    let files = path.into_iter().chain(certificate).chain(config.control.token_file.as_deref());
+    let files = files.chain(config.hooks.iter().flat_map(HookConfig::files));
+    let errors = files.filter_map(|file| {
+        let denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+        let error = File::open(file).err().filter(denied)?;
+        Some(format!(
+            "{}: {error}: a reload will fail, because the tracker runs as user {}; permit this user to read the file",
+            file.display(),
+            user_name()
+        ))
+    });
+    errors.collect()
+}
+
+/// Returns the name of the user that this process runs as.
+pub fn user_name() -> String {
+    let uid = geteuid();
+    let user = User::from_uid(uid).ok().flatten();
+    user.map_or_else(|| uid.to_string(), |user| user.name)
+}
