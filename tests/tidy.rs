@@ -476,7 +476,11 @@ fn deployment_files_are_valid() {
     assert_eq!(arguments, ["run", "--config", "/etc/tsubame.yaml"]);
     // The tools of systemd and nftables check these files where they are installed.
     verify(Command::new("systemd-analyze").args(["verify", "--man=no"]), "deploy/tsubame.service");
-    verify(Command::new("systemd-analyze").args(["verify", "--man=no"]), "deploy/tsubame.socket");
+    let verify_units = ["verify", "--man=no", "deploy/tsubame.service"];
+    verify(
+        Command::new("systemd-analyze").args(verify_units).current_dir(root()),
+        "deploy/examples/tsubame.socket",
+    );
     verify(Command::new("nft").args(["--check", "--file"]), "deploy/nftables.conf");
     for line in read("deploy/sysctl.conf").lines().filter(|line| line.contains('=')) {
         let (key, value) = line.split_once(" = ").unwrap();

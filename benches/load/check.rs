@@ -142,8 +142,11 @@ mod tests {
     /// Returns 10 peers of one torrent at 127.1.0.1 to 127.1.0.10, port 1024, and 10 peers of another at the next
     /// addresses.
     fn population() -> Population {
-        let sources =
-            SourceAddresses { first: IpAddr::from([127, 1, 0, 1]), count: 20, must_be_set: true };
+        let sources = SourceAddresses {
+            first: IpAddr::from([127, 1, 0, 1]),
+            count: 20,
+            is_set_per_datagram: true,
+        };
         Population::new(2, Shape::Zipf(0.0), &[(sources, 20)], 1.0).unwrap()
     }
 

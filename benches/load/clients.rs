@@ -81,7 +81,8 @@ mod tests {
 
     #[test]
     fn an_id_is_renewed_once_when_old_or_suspect() {
-        let sources = SourceAddresses { first: [127, 1, 0, 1].into(), count: 2, must_be_set: true };
+        let sources =
+            SourceAddresses { first: [127, 1, 0, 1].into(), count: 2, is_set_per_datagram: true };
         let population = Population::new(1, Shape::Public, &[(sources, 2)], 0.0).unwrap();
         let mut clients = LoadClients::new(&population);
         assert!(clients.should_connect(0, 1, 0, 100));

@@ -24,7 +24,7 @@ mod summary;
 mod tests;
 mod udp;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use datagrams::Datagrams;
 use engine::{Engine, Transport};
 use http::HttpPaths;
@@ -37,6 +37,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use streams::Streams;
+use tsubame::cli::manual;
 use tsubame_bench::batch::SEGMENTS_MAX;
 use tsubame_bench::observe;
 use tsubame_bench::record::{self, Record};
@@ -49,6 +50,14 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Some(LoadCommand::Compare { records, html }) => compare(&records, html.as_deref()),
         Some(LoadCommand::Hashes { torrents }) => print_hashes(torrents),
+        Some(LoadCommand::Completions { shell }) => {
+            print!("{}", manual::completions(shell, LoadCli::command()));
+            Ok(())
+        }
+        Some(LoadCommand::Man { directory }) => {
+            manual::write_man_pages(&directory, LoadCli::command())
+                .map_err(|error| format!("{}: {error}", directory.display()))
+        }
         None => run(&cli.run),
     };
     match done {

@@ -8,6 +8,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
+use tsubame::cli::manual::CompletionShell;
 
 /// Loads a tracker with the requests of a simulated population of clients, checks the replies, and reports rates and
 /// latency.
@@ -42,6 +43,16 @@ pub(crate) enum LoadCommand {
         /// Number of info hashes.
         #[arg(long, default_value_t = 1_000_000)]
         torrents: u32,
+    },
+    /// Prints the completion script of a shell.
+    Completions {
+        /// The shell.
+        shell: CompletionShell,
+    },
+    /// Writes the man pages to a directory.
+    Man {
+        /// The directory.
+        directory: PathBuf,
     },
 }
 
@@ -212,16 +223,16 @@ impl RequestMix {
 }
 
 impl RequestMix {
-    /// Returns the weights of departures if each departure of connects or announces has `segments` requests.
-    pub(crate) fn of_departures(self, segments: u16) -> Self {
+    /// Returns the weights of calls, if each call for connects or announces sends `segments` requests.
+    pub(crate) fn per_call(self, segments: u16) -> Self {
         let segments = f64::from(segments);
         let (connect, announce) = (self.connect / segments, self.announce / segments);
         Self { connect, announce, ..self }
     }
 
-    /// Returns the average number of requests of a departure.
-    pub(crate) fn requests_per_departure(self, segments: u16) -> f64 {
-        self.sum() / self.of_departures(segments).sum()
+    /// Returns the average number of requests that a call sends.
+    pub(crate) fn requests_per_call(self, segments: u16) -> f64 {
+        self.sum() / self.per_call(segments).sum()
     }
 }
 

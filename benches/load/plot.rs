@@ -15,7 +15,7 @@ const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9
 /// An axis of a plot.
 pub(crate) struct Axis {
     pub(crate) name: &'static str,
-    /// Positions and texts of the marks; if empty, a few round numbers are marked.
+    /// Positions and texts of the marks of a horizontal axis; if empty, and on vertical axes, round numbers are marked.
     pub(crate) marks: Vec<(f64, String)>,
     /// Whether the scale is logarithmic.
     pub(crate) logarithmic: bool,
@@ -32,10 +32,10 @@ pub(crate) fn colour(number: usize) -> &'static str {
     COLOURS[number % COLOURS.len()]
 }
 
-/// Maps the values `from` to `to` to the coordinates `start` to `end`.
+/// Maps values (`value_min..=value_max`) to coordinates (`start..=end`).
 struct PlotScale {
-    from: f64,
-    to: f64,
+    value_min: f64,
+    value_max: f64,
     start: f64,
     end: f64,
     logarithmic: bool,
@@ -45,8 +45,11 @@ impl PlotScale {
     /// Returns the coordinate of a value.
     fn project(&self, value: f64) -> f64 {
         let share = match self.logarithmic {
-            true => (value.max(self.from) / self.from).ln() / (self.to / self.from).ln(),
-            false => (value - self.from) / (self.to - self.from),
+            true => {
+                (value.max(self.value_min) / self.value_min).ln()
+                    / (self.value_max / self.value_min).ln()
+            }
+            false => (value - self.value_min) / (self.value_max - self.value_min),
         };
         self.start + share * (self.end - self.start)
     }
@@ -55,19 +58,19 @@ impl PlotScale {
     fn marks(&self) -> Vec<(f64, String)> {
         if self.logarithmic {
             let mut marks = Vec::new();
-            let mut at = 10_f64.powf(self.from.log10().ceil());
-            while at <= self.to * 1.001 {
+            let mut at = 10_f64.powf(self.value_min.log10().ceil());
+            while at <= self.value_max * 1.001 {
                 marks.push((at, with_unit_prefix(at)));
                 at *= 10.0;
             }
             return marks;
         }
-        let rough = (self.to - self.from) / 5.0;
+        let rough = (self.value_max - self.value_min) / 5.0;
         let power = 10_f64.powf(rough.log10().floor());
         let steps = [1.0, 2.0, 5.0, 10.0].map(|step| step * power);
         let step = steps.into_iter().find(|step| *step >= rough).unwrap_or(rough);
-        let first = (self.from / step).ceil() as i64;
-        let last = (self.to / step).floor() as i64;
+        let first = (self.value_min / step).ceil() as i64;
+        let last = (self.value_max / step).floor() as i64;
         (first..=last).map(|at| (at as f64 * step, with_unit_prefix(at as f64 * step))).collect()
     }
 }
@@ -94,16 +97,16 @@ pub(crate) fn draw(x: &Axis, y: &Axis, lines: &[PlotLine]) -> String {
         return "<p>No answers.</p>".to_owned();
     }
     let ((x_from, x_to), (y_from, y_to)) = (span(|point| point.0, x), span(|point| point.1, y));
-    let x_scale = PlotScale {
-        from: x_from,
-        to: x_to,
-        start: LEFT,
-        end: WIDTH - RIGHT,
-        logarithmic: x.logarithmic,
+    let scale = |(value_min, value_max), (start, end), axis: &Axis| PlotScale {
+        value_min,
+        value_max,
+        start,
+        end,
+        logarithmic: axis.logarithmic,
     };
+    let x_scale = scale((x_from, x_to), (LEFT, WIDTH - RIGHT), x);
     let (start, end) = (HEIGHT - BOTTOM, TOP);
-    let y_scale =
-        PlotScale { from: y_from, to: y_to * 1.05, start, end, logarithmic: y.logarithmic };
+    let y_scale = scale((y_from, y_to * 1.05), (start, end), y);
     let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">\n");
     let marks = if x.marks.is_empty() { x_scale.marks() } else { x.marks.clone() };
     for (value, text) in marks.into_iter().filter(|(value, _)| (x_from..=x_to).contains(value)) {
@@ -121,8 +124,11 @@ pub(crate) fn draw(x: &Axis, y: &Axis, lines: &[PlotLine]) -> String {
             svg,
             "<line x1=\"{LEFT}\" y1=\"{at:.1}\" x2=\"{right}\" y2=\"{at:.1}\" class=\"grid\"/>"
         );
-        let (beside, low) = (LEFT - 6.0, at + 4.0);
-        _ = writeln!(svg, "<text x=\"{beside}\" y=\"{low:.1}\" text-anchor=\"end\">{text}</text>");
+        let (beside, baseline) = (LEFT - 6.0, at + 4.0);
+        _ = writeln!(
+            svg,
+            "<text x=\"{beside}\" y=\"{baseline:.1}\" text-anchor=\"end\">{text}</text>"
+        );
     }
     for (number, line) in lines.iter().enumerate() {
         let project =
@@ -161,12 +167,22 @@ mod tests {
 
     #[test]
     fn points_and_marks_have_the_right_coordinates() {
-        let linear =
-            PlotScale { from: 0.0, to: 10.0, start: 100.0, end: 200.0, logarithmic: false };
+        let linear = PlotScale {
+            value_min: 0.0,
+            value_max: 10.0,
+            start: 100.0,
+            end: 200.0,
+            logarithmic: false,
+        };
         assert_eq!(linear.project(5.0), 150.0);
         assert_eq!(linear.marks().len(), 6);
-        let logarithmic =
-            PlotScale { from: 1.0, to: 100.0, start: 0.0, end: 100.0, logarithmic: true };
+        let logarithmic = PlotScale {
+            value_min: 1.0,
+            value_max: 100.0,
+            start: 0.0,
+            end: 100.0,
+            logarithmic: true,
+        };
         assert!((logarithmic.project(10.0) - 50.0).abs() < 1e-9);
         let texts: Vec<_> = logarithmic.marks().into_iter().map(|(_, text)| text).collect();
         assert_eq!(texts, ["1", "10", "100"]);

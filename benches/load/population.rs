@@ -49,7 +49,7 @@ pub(crate) struct SourceAddresses {
     pub(crate) first: IpAddr,
     pub(crate) count: u32,
     /// Whether the source address of each request must be set.
-    pub(crate) must_be_set: bool,
+    pub(crate) is_set_per_datagram: bool,
 }
 
 impl SourceAddresses {
@@ -291,8 +291,11 @@ mod tests {
     use super::*;
 
     fn population(torrents: u32, shape: Shape, peers: u32) -> Population {
-        let sources =
-            SourceAddresses { first: IpAddr::from([127, 1, 0, 1]), count: 100, must_be_set: true };
+        let sources = SourceAddresses {
+            first: IpAddr::from([127, 1, 0, 1]),
+            count: 100,
+            is_set_per_datagram: true,
+        };
         Population::new(torrents, shape, &[(sources, peers)], 0.1).unwrap()
     }
 

@@ -257,7 +257,7 @@ impl Streams {
     fn open(&self, session: &mut Session<'_>, index: usize) -> io::Result<Stream> {
         let TcpLink { group, source, .. } = self.links[index];
         let sources = &session.population.groups[group].sources;
-        let from = sources.must_be_set.then(|| sources.address(source));
+        let from = sources.is_set_per_datagram.then(|| sources.address(source));
         let tracker = &self.trackers[group];
         session.run_stats.step.connections += 1;
         let stream = Stream::open(from, tracker.address, tracker.name.as_ref());

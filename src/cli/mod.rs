@@ -1,6 +1,7 @@
 //! The command line: see `tsubame --help`.
 
 pub mod e2e;
+pub mod manual;
 pub mod status;
 pub mod top;
 
@@ -12,7 +13,8 @@ use crate::process::run::run;
 use crate::process::supervisor::{EXIT_SHARD, EXIT_START, EXIT_SUCCESS, EXIT_USAGE, end_on_panic};
 use crate::process::{check as config_check, log, memory};
 use crate::text::iec;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use manual::CompletionShell;
 use status::ControlAddress;
 use std::path::PathBuf;
 use std::process::exit;
@@ -73,6 +75,18 @@ enum CliCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Print the completion script of a shell
+    Completions {
+        /// The shell
+        #[arg(value_name = "SHELL")]
+        shell: CompletionShell,
+    },
+    /// Write the man pages to a directory
+    Man {
+        /// The directory
+        #[arg(value_name = "DIRECTORY")]
+        directory: PathBuf,
+    },
     /// Check a running tracker as a client would
     E2e {
         /// URL of the tracker: udp://host:6969, http://host:6969/announce, https://...
@@ -123,6 +137,11 @@ pub fn main(custom_hooks: &'static [CustomHookKind]) -> ! {
         CliCommand::Status { control, json } => show_status(&control, json),
         CliCommand::Top { control } => show_top(&control),
         CliCommand::Doctor { config, json } => examine_host(config.as_deref(), json),
+        CliCommand::Completions { shell } => {
+            print!("{}", manual::completions(shell, Cli::command()));
+            EXIT_SUCCESS
+        }
+        CliCommand::Man { directory } => write_man_pages(&directory),
         CliCommand::E2e { urls } => check_trackers(&urls),
     };
     exit(code);
@@ -245,6 +264,16 @@ fn show_top(options: &ControlOptions) -> i32 {
         Ok(()) => EXIT_SUCCESS,
         Err(error) => {
             eprintln!("{error}");
+            EXIT_USAGE
+        }
+    }
+}
+
+fn write_man_pages(directory: &std::path::Path) -> i32 {
+    match manual::write_man_pages(directory, Cli::command()) {
+        Ok(()) => EXIT_SUCCESS,
+        Err(error) => {
+            eprintln!("cannot write to {}: {error}; choose another directory", directory.display());
             EXIT_USAGE
         }
     }

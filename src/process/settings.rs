@@ -15,6 +15,21 @@ use std::sync::Arc;
 use tsubame_storage::{TableSettings, longest_lifetime_secs, source_counts_bytes};
 use tsubame_udp::connection_id::ConnectionIds;
 
+/// Config keys that take effect only after a restart.
+pub const KEYS_THAT_NEED_RESTART: [&str; 11] = [
+    "cpus",
+    "user",
+    "udp.listen",
+    "udp.steering",
+    "udp.receive_buffer",
+    "http.listen",
+    "http.tls.listen",
+    "control.listen",
+    "control.socket",
+    "control.hosts",
+    "log.format",
+];
+
 /// State that is determined at start and does not change until the process ends.
 #[derive(Clone, Debug)]
 pub struct StartupState {
@@ -69,28 +84,27 @@ impl StartupState {
         let is_within_limit = |old: std::time::Duration, new: std::time::Duration| {
             new.as_secs() <= u64::from(longest_lifetime_secs(old.as_secs() as u32))
         };
-        let keys = [
-            ("cpus", old.cpus == new.cpus),
-            ("user", old.user == new.user),
-            ("udp.listen", old.udp.listen == new.udp.listen),
-            ("udp.steering", old.udp.steering == new.udp.steering),
-            ("udp.receive_buffer", old.udp.receive_buffer == new.udp.receive_buffer),
-            ("http.listen", old.http.listen == new.http.listen),
-            ("http.tls.listen", old.http.tls.listen == new.http.tls.listen),
-            (
-                "announce.peer_lifetime",
-                is_within_limit(old.announce.peer_lifetime, new.announce.peer_lifetime),
-            ),
-            (
-                "storage.keep_completed",
-                is_within_limit(old.storage.keep_completed, new.storage.keep_completed),
-            ),
-            ("control.listen", old.control.listen == new.control.listen),
-            ("control.socket", old.control.socket == new.control.socket),
-            ("control.hosts", old.control.hosts == new.control.hosts),
-            ("log.format", old.log.format == new.log.format),
+        // In the order of `KEYS_THAT_NEED_RESTART`.
+        let is_same = [
+            old.cpus == new.cpus,
+            old.user == new.user,
+            old.udp.listen == new.udp.listen,
+            old.udp.steering == new.udp.steering,
+            old.udp.receive_buffer == new.udp.receive_buffer,
+            old.http.listen == new.http.listen,
+            old.http.tls.listen == new.http.tls.listen,
+            old.control.listen == new.control.listen,
+            old.control.socket == new.control.socket,
+            old.control.hosts == new.control.hosts,
+            old.log.format == new.log.format,
         ];
-        keys.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
+        let changed = KEYS_THAT_NEED_RESTART.into_iter().zip(is_same).filter(|(_, same)| !same);
+        let lifetimes = [
+            ("announce.peer_lifetime", old.announce.peer_lifetime, new.announce.peer_lifetime),
+            ("storage.keep_completed", old.storage.keep_completed, new.storage.keep_completed),
+        ];
+        let too_long = lifetimes.into_iter().filter(|(_, old, new)| !is_within_limit(*old, *new));
+        changed.map(|(key, _)| key).chain(too_long.map(|(key, ..)| key)).collect()
     }
 
     /// Returns the values of all config keys that are in force: those of the config, except for keys that take effect

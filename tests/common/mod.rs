@@ -2,6 +2,7 @@
 
 #![allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part")]
 
+pub(crate) mod container;
 pub(crate) mod http;
 pub(crate) mod lab;
 pub(crate) mod policy;

@@ -15,7 +15,7 @@ use std::net::IpAddr;
 const GARBAGE_LEN_MAX: usize = 200;
 
 impl Datagrams {
-    /// Sends the request of one client, or of several clients with the same address.
+    /// Queues the request of one client, or of several clients with the same address.
     pub(super) fn queue_request(
         &mut self,
         session: &mut Session<'_>,
@@ -25,8 +25,8 @@ impl Datagrams {
         let group = session.draw_group();
         let sources = session.population.groups[group].sources_in_use();
         let source = session.rng.u32(..sources);
-        // Connects and announces are sent as segments, the other requests alone.
-        let mix = mix.of_departures(self.segments);
+        // Connects and announces are sent in groups of `segments` with one call, other requests alone.
+        let mix = mix.per_call(self.segments);
         let mut draw = session.rng.f64() * mix.sum();
         let mut is_drawn = |weight: f64| {
             draw -= weight;
@@ -37,20 +37,20 @@ impl Datagrams {
         }
         if is_drawn(mix.stale) {
             let address = address(session, group, source);
-            return self.depart_forged(session, group, address);
+            return self.queue_forged_announce(session, group, address);
         }
         if is_drawn(mix.garbage) {
             let address = address(session, group, source);
-            return self.depart_garbage(session, group, address);
+            return self.queue_garbage(session, group, address);
         }
-        let id = self.id(session, group, source, due_ns)?;
+        let id = self.id_or_connect(session, group, source, due_ns)?;
         if is_drawn(mix.scrape) {
-            return self.depart_scrape(session, group, source, id, due_ns);
+            return self.queue_scrape(session, group, source, id, due_ns);
         }
-        self.depart_announces(session, group, source, id, due_ns)
+        self.queue_announces(session, group, source, id, due_ns)
     }
 
-    /// Sends the first announce of a peer.
+    /// Queues the first announce of a peer.
     pub(super) fn queue_first_announce(
         &mut self,
         session: &mut Session<'_>,
@@ -59,7 +59,7 @@ impl Datagrams {
     ) -> io::Result<()> {
         let source = session.population.groups[group].source_of(peer);
         let due_ns = session.now_ns();
-        let id = self.id(session, group, source, due_ns)?;
+        let id = self.id_or_connect(session, group, source, due_ns)?;
         let step = session.population.enter(group, peer);
         let request =
             session.request(RequestKind::Announce { stopped: false }, group, source, due_ns);
@@ -72,7 +72,7 @@ impl Datagrams {
         })
     }
 
-    /// Sends `segments` connects of a client as one datagram.
+    /// Queues `segments` connects of a client, which one call sends: the kernel splits them into datagrams (UDP GSO).
     pub(super) fn queue_connects(
         &mut self,
         session: &mut Session<'_>,
@@ -93,8 +93,8 @@ impl Datagrams {
         self.push_written(session, group, source, LEN, requests)
     }
 
-    /// Sends announces of peers with the same address as one datagram.
-    fn depart_announces(
+    /// Queues announces of peers with the same address, which one call sends.
+    fn queue_announces(
         &mut self,
         session: &mut Session<'_>,
         group: usize,
@@ -118,8 +118,8 @@ impl Datagrams {
         self.push_written(session, group, source, LEN, requests)
     }
 
-    /// Sends a scrape.
-    fn depart_scrape(
+    /// Queues a scrape.
+    fn queue_scrape(
         &mut self,
         session: &mut Session<'_>,
         group: usize,
@@ -138,7 +138,7 @@ impl Datagrams {
         })
     }
 
-    /// Sends a request of a flood.
+    /// Queues a request of a flood.
     pub(super) fn queue_flood_request(
         &mut self,
         session: &mut Session<'_>,
@@ -154,13 +154,13 @@ impl Datagrams {
                     udp::write_connect(bytes, transaction)
                 })
             }
-            FloodKind::Forged => self.depart_forged(session, group, address),
-            FloodKind::Garbage => self.depart_garbage(session, group, address),
+            FloodKind::Forged => self.queue_forged_announce(session, group, address),
+            FloodKind::Garbage => self.queue_garbage(session, group, address),
         }
     }
 
-    /// Sends an announce with a forged connection id.
-    fn depart_forged(
+    /// Queues an announce with a forged connection id.
+    fn queue_forged_announce(
         &mut self,
         session: &mut Session<'_>,
         group: usize,
@@ -176,8 +176,8 @@ impl Datagrams {
         self.push_from(session, group, address, None, write)
     }
 
-    /// Sends random bytes.
-    fn depart_garbage(
+    /// Queues random bytes.
+    fn queue_garbage(
         &mut self,
         session: &mut Session<'_>,
         group: usize,
@@ -195,8 +195,9 @@ impl Datagrams {
         })
     }
 
-    /// Returns the connection id of a client, and requests a new one if it is old or suspect.
-    fn id(
+    /// Returns the connection id of a client, and requests a new one if it is old, or if a request with it was refused
+    /// or lost.
+    fn id_or_connect(
         &mut self,
         session: &mut Session<'_>,
         group: usize,
@@ -210,7 +211,7 @@ impl Datagrams {
         Ok(self.clients.id(group, source).unwrap_or_default())
     }
 
-    /// Sends requests of the same length as one datagram, which the kernel splits into segments.
+    /// Queues requests of the same length, which one call sends and the kernel splits into datagrams.
     fn push_written(
         &mut self,
         session: &mut Session<'_>,
@@ -249,22 +250,23 @@ impl Datagrams {
         segment: Option<u16>,
         write: impl FnOnce(&mut [u8]) -> usize,
     ) -> io::Result<()> {
-        let wire = &mut self.targets[group];
-        if wire.out.is_full() {
-            session.run_stats.step.generator.unsent += wire.out.send(&wire.socket)? as u64;
+        let target = &mut self.targets[group];
+        if target.out.is_full() {
+            session.run_stats.step.generator.unsent += target.out.send(&target.socket)? as u64;
         }
-        wire.out.push(&wire.to, address, segment, write);
+        target.out.push(&target.to, address, segment, write);
         Ok(())
     }
 }
 
-/// Returns the source address of a client, if the socket does not have it by itself.
+/// Returns the source address to set on the datagrams of a client; `None` if that of the socket is right.
 fn address(session: &Session<'_>, group: usize, source: u32) -> Option<IpAddr> {
     let sources = &session.population.groups[group].sources;
-    sources.must_be_set.then(|| sources.address(source))
+    sources.is_set_per_datagram.then(|| sources.address(source))
 }
 
-/// Returns an address that no client of the population uses; without spare addresses, that of a client.
+/// Returns an address that no client of the population uses: on loopback one of 127.128.0.0/9. For other targets there
+/// is none; returns that of a random client.
 fn unused_address(session: &mut Session<'_>, group: usize) -> Option<IpAddr> {
     let sources = session.population.groups[group].sources;
     match sources.first {
