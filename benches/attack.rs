@@ -1,8 +1,9 @@
 //! Simulates an attack on the memory of a swarm table, and measures its effect on honest clients.
 //!
 //! An honest population that needs 60 % of the memory limit announces, leaves and is replaced. Attackers in a number of
-//! /24 networks send ten times as many announces: new torrents, torrents whose download they claim to complete before
-//! they leave, and peers of honest torrents. There are no sockets and no real time: the same seed gives the same run.
+//! /24 networks perform ten times as many actions, most of them one announce: new torrents, torrents whose download
+//! they claim to complete before they leave, and peers of honest torrents. There are no sockets and no real time: the
+//! same seed gives the same run.
 
 use crate::{endpoint_of, peers_of};
 use fastrand::Rng;
@@ -14,12 +15,12 @@ use tsubame_storage::{
 const LIFETIME_SECS: u64 = 900;
 const INTERVAL_SECS: u64 = 600;
 
-/// Bytes of a torrent of the honest population after some churn.
+/// Average bytes of an honest torrent with its peers, after some churn.
 const TORRENT_BYTES: usize = 90;
 
 /// Percentage of the honest clients that are in a few networks, as behind CGNAT.
 const CGNAT_PERCENT: u32 = 30;
-/// Number of networks behind CGNAT.
+/// Number of /24 networks from which clients behind CGNAT appear.
 const CGNAT_NETWORKS: u32 = 200;
 
 /// Parameters of a simulated attack.
@@ -41,9 +42,9 @@ pub struct AttackOutcome {
     pub peers_kept: f64,
     /// Percentage of the honest torrents that were stored at the end.
     pub torrents_kept: f64,
-    /// Percentage of new honest torrents that were stored at their first announce.
+    /// Percentage of honest torrents that were not stored when a new client announced them, and were then stored.
     pub new_torrents_stored: f64,
-    /// Percentage of the announces of the attackers that were stored.
+    /// Percentage of the actions of the attackers whose last announce was stored.
     pub attack_stored: f64,
     /// Percentage of the memory limit that was used at the end.
     pub memory_used_percent: f64,
@@ -68,24 +69,24 @@ struct Simulation {
     next_peer: u32,
     /// Numbers of new honest torrents that were stored and refused.
     new_torrents: [u64; 2],
-    /// Numbers of announces of the attackers that were stored and refused.
+    /// Numbers of actions of the attackers whose last announce was stored, and refused.
     attack: [u64; 2],
 }
 
-/// Simulates an attack of three lifetimes.
+/// Simulates an attack that lasts three peer lifetimes, after one interval without attack.
 pub fn simulate(attack: Attack) -> AttackOutcome {
     let mut simulation = Simulation::new(attack);
-    let honest = attack.memory_bytes * 6 / 10 / TORRENT_BYTES;
-    for torrent in 0..honest as u32 {
+    let torrents = attack.memory_bytes * 6 / 10 / TORRENT_BYTES;
+    for torrent in 0..torrents as u32 {
         for _ in 0..peers_of(torrent) {
             let client = simulation.client(torrent);
             let due = simulation.rng.u64(..INTERVAL_SECS);
             simulation.clients[due as usize].push(client);
         }
     }
-    simulation.next_torrent = honest as u32;
-    let count: usize = simulation.clients.iter().map(Vec::len).sum();
-    let per_second = if attack.prefixes == 0 { 0 } else { count as u64 * 10 / INTERVAL_SECS };
+    simulation.next_torrent = torrents as u32;
+    let clients: usize = simulation.clients.iter().map(Vec::len).sum();
+    let per_second = if attack.prefixes == 0 { 0 } else { clients as u64 * 10 / INTERVAL_SECS };
     (0..INTERVAL_SECS).for_each(|_| simulation.second(0, 0));
     (simulation.new_torrents, simulation.attack) = ([0; 2], [0; 2]);
     (0..3 * LIFETIME_SECS).for_each(|_| simulation.second(per_second, attack.prefixes));
@@ -143,14 +144,15 @@ impl Simulation {
         self.now += 1;
         let at = (self.now % INTERVAL_SECS) as usize;
         let due = std::mem::take(&mut self.clients[at]);
-        let (mut attacks_left, each) = (attacks, attacks / due.len().max(1) as u64 + 1);
+        let mut attacks_left = attacks;
+        let attacks_per_client = attacks / due.len().max(1) as u64 + 1;
         for client in due {
             let client = self.announce_honest_client(client);
             self.clients[at].push(client);
-            for _ in 0..each.min(attacks_left) {
+            for _ in 0..attacks_per_client.min(attacks_left) {
                 self.attack(prefixes);
             }
-            attacks_left -= each.min(attacks_left);
+            attacks_left -= attacks_per_client.min(attacks_left);
         }
         // A shard sweeps after every 256 datagrams, and each second.
         for _ in 0..=attacks / 256 {

@@ -16,6 +16,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Number of torrents of the table, without the large swarm.
 const TORRENTS: u32 = 10_000;
+/// Number of the torrent with a large swarm; the others have the numbers below it.
+const LARGE_SWARM: u32 = TORRENTS;
 
 /// Number of peers of the large swarm, more than a reply contains.
 const LARGE_SWARM_PEERS: u32 = 1_000;
@@ -46,7 +48,7 @@ fn main() {
         }
     }
     for peer in 0..LARGE_SWARM_PEERS {
-        let request = announce(ids[peer as usize], TORRENTS, peer);
+        let request = announce(ids[peer as usize], LARGE_SWARM, peer);
         tracker.handle(NOW, source(peer), &request, &mut reply);
     }
     for (source, request) in requests.iter().cycle().take(count as usize) {
@@ -61,14 +63,15 @@ fn source(peer: u32) -> SocketAddr {
 
 /// Returns requests with their sources: one announce in four is for the large swarm.
 fn requests(kind: &str, ids: &[u64]) -> Vec<(SocketAddr, Vec<u8>)> {
-    let each = |of: &dyn Fn(u32) -> (SocketAddr, Vec<u8>)| (0..1_000).map(of).collect();
+    let thousand =
+        |request: &dyn Fn(u32) -> (SocketAddr, Vec<u8>)| (0..1_000).map(request).collect();
     match kind {
-        "connect" => each(&|_| (source(0), head(PROTOCOL_MAGIC, ACTION_CONNECT))),
-        "announce" => each(&|number| match number % 4 {
-            0 => (source(number), announce(ids[number as usize], TORRENTS, number)),
+        "connect" => thousand(&|_| (source(0), head(PROTOCOL_MAGIC, ACTION_CONNECT))),
+        "announce" => thousand(&|number| match number % 4 {
+            0 => (source(number), announce(ids[number as usize], LARGE_SWARM, number)),
             _ => (source(0), announce(ids[0], number * 7 % TORRENTS, 0)),
         }),
-        "scrape" => each(&|number| {
+        "scrape" => thousand(&|number| {
             let mut bytes = head(ids[0], ACTION_SCRAPE);
             (0..3).for_each(|row| bytes.extend(info_hash_of((number * 7 + row) % TORRENTS).0));
             (source(0), bytes)

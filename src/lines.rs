@@ -26,7 +26,7 @@ impl std::error::Error for Mistakes {}
 
 impl Mistakes {
     /// Returns a value if there are no mistakes.
-    pub fn or<T>(self, value: T) -> Result<T, Self> {
+    pub fn into_result<T>(self, value: T) -> Result<T, Self> {
         if self.0.is_empty() { Ok(value) } else { Err(self) }
     }
 

@@ -58,7 +58,7 @@ fn list(bytes: &[u8]) {
     let mut mistakes = Mistakes::default();
     let take = |entry: &str| parse_entry(entry, &mut hashes);
     read_entries_from(Path::new("fuzz"), bytes, &mut mistakes, take);
-    let result = mistakes.or(());
+    let result = mistakes.into_result(());
     let text = String::from_utf8_lossy(bytes);
     let lines = text.strip_prefix('\u{feff}').unwrap_or(&text).split('\n');
     let expected = lines.map(|line| {

@@ -20,7 +20,9 @@ fuzz_target!(|bytes: &[u8]| {
     for operation in rest.as_chunks::<5>().0 {
         match *operation {
             // Time without sweeps, as when the process is stopped.
-            [0xff, high, low, ..] => checker.freeze(u64::from(u16::from_be_bytes([high, low]))),
+            [0xff, high, low, ..] => {
+                checker.wait_without_sweeps(u64::from(u16::from_be_bytes([high, low])))
+            }
             operation => checker.apply(model::Operation::from_bytes(operation)),
         }
     }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedSender;
 
-/// Maximum number of lists that are sent at a time: each takes memory, and the list of all torrents scans of all
-/// swarms.
+/// Maximum number of lists that are sent at a time: each takes memory, and the list of all torrents needs
+/// scans of all swarms.
 const LISTS_MAX: usize = 2;
 
 /// Maximum number of event streams at a time: a part of the connections, so that others stay free.

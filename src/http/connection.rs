@@ -47,7 +47,7 @@ struct Connection {
     /// Received bytes, decrypted, that have not been parsed yet.
     input: Vec<u8>,
     session: Option<TlsSession>,
-    /// Whether at least one request has been answered.
+    /// Whether the head of at least one request has been read.
     has_answered: bool,
 }
 

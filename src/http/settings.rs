@@ -26,7 +26,7 @@ pub struct HttpSettings {
     pub idle_timeout_secs: u64,
     /// Seconds that a request may take to arrive.
     pub request_timeout_secs: u64,
-    /// Maximum number of connections of one source once half of all connections are in use.
+    /// Maximum number of connections of one source while at least half of `connections_max` are open.
     pub connections_per_source_max: usize,
     /// Networks that may get the list of all torrents.
     pub full_scrape_networks: Vec<IpNet>,

@@ -1,8 +1,8 @@
-//! `access_list`: the torrents that are served.
+//! `access_list`: the torrents that are permitted, or those that are forbidden.
 //!
-//! A helper thread reads a list once for all shards; it replaces the previous one only if all of it could be read.
-//! Torrents that are added or removed while the tracker runs are overrides: they are stored beside the list and in a
-//! separate file, so that they survive a restart.
+//! A helper thread reads a list once for all shards. The new list replaces the previous one only if all of its sources
+//! could be read. Torrents that are added or removed while the tracker runs are overrides: they are kept in a map and
+//! in a file of their own, so that they survive a restart.
 
 use super::hash_list::HashList;
 use super::overrides::{self, Overrides};
@@ -19,7 +19,7 @@ use tsubame_storage::InfoHash;
 /// Maximum bytes of a `.torrent` file.
 const TORRENT_LEN_MAX: u64 = 32 << 20;
 
-/// Maximum number of overrides beside a list; if there are more, the list is rebuilt with them.
+/// Maximum number of overrides in memory; if there are more, the list is rebuilt with them.
 const OVERRIDES_MAX: usize = 4096;
 
 /// Sources of a list.
@@ -75,16 +75,16 @@ impl AccessList {
         for directory in &sources.torrents {
             read_torrents(directory, &mut hashes, &mut mistakes);
         }
-        let _writing = overrides::writing();
+        let _lock = overrides::lock();
         let read = sources.overrides.as_deref().map_or(Ok(Overrides::default()), Overrides::read);
         let mut overrides = read.unwrap_or_else(|mistake| {
             mistakes.0.push(mistake);
             Overrides::default()
         });
-        mistakes.or(())?;
+        mistakes.into_result(())?;
         let base = HashList::new(hashes, seed);
         if let Some(path) = &sources.overrides {
-            overrides.compare(path, |hash| base.contains(hash));
+            overrides.remove_redundant(path, |hash| base.contains(hash));
             if let Some(Err(error)) = (!check).then(|| overrides.compact(path)) {
                 let text =
                     format!("cannot rewrite {}: {error}; check its permissions", path.display());
@@ -162,7 +162,7 @@ pub fn parse_entry(entry: &str, hashes: &mut Vec<InfoHash>) -> Result<(), String
     Ok(())
 }
 
-/// Returns whether a file of a directory is read, by its extension.
+/// Returns whether a file has the extension of torrent files; other files of a directory are ignored.
 pub fn is_torrent_file(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "torrent")
 }

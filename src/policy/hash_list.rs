@@ -7,7 +7,7 @@
 
 use tsubame_storage::InfoHash;
 
-/// Average number of hashes in a bucket, which takes one or two cache lines.
+/// Average number of hashes in a bucket, 80 bytes.
 const PER_BUCKET: usize = 4;
 
 /// Keys of the bucket hash.
@@ -20,6 +20,7 @@ const FILTER_BITS_PER_HASH: usize = 20;
 const BITS_SET_PER_HASH: u32 = 4;
 
 impl HashKeys {
+    /// Returns the keyed hash of an info hash.
     fn hash(self, InfoHash(bytes): &InfoHash) -> u64 {
         let word = |at: usize| {
             let mut word = [0; 8];
@@ -37,14 +38,14 @@ impl HashKeys {
     }
 }
 
-/// Maps a hash to an index below `len`, by its upper bits.
-fn scale(hash: u64, len: usize) -> usize {
-    ((u128::from(hash) * len as u128) >> 64) as usize
+/// Maps a keyed hash to an index below `len`. The upper bits of the hash select it.
+fn scale(keyed: u64, len: usize) -> usize {
+    ((u128::from(keyed) * len as u128) >> 64) as usize
 }
 
-/// Returns the bits that a hash sets in its word of the filter, by its lower bits.
-fn filter_bits(hash: u64) -> u64 {
-    (0..BITS_SET_PER_HASH).fold(0, |bits, index| bits | 1 << (hash >> (6 * index) & 63))
+/// Returns the bits that a keyed hash sets in its word of the filter. Its lower bits select them.
+fn filter_bits(keyed: u64) -> u64 {
+    (0..BITS_SET_PER_HASH).fold(0, |bits, index| bits | 1 << (keyed >> (6 * index) & 63))
 }
 
 /// An immutable set of info hashes.
@@ -75,10 +76,10 @@ impl HashList {
         let mut starts = vec![0; buckets + 1];
         let mut filter = vec![0; (hashes.len() * FILTER_BITS_PER_HASH).div_ceil(64).max(1)];
         for hash in &hashes {
-            let hash = keys.hash(hash);
-            starts[scale(hash, buckets) + 1] += 1;
-            let word = scale(hash, filter.len());
-            filter[word] |= filter_bits(hash);
+            let keyed = keys.hash(hash);
+            starts[scale(keyed, buckets) + 1] += 1;
+            let word = scale(keyed, filter.len());
+            filter[word] |= filter_bits(keyed);
         }
         let mut sum = 0;
         for start in &mut starts {
@@ -116,8 +117,8 @@ impl HashList {
         self.hashes.iter()
     }
 
-    fn bucket(&self, hash: u64) -> &[InfoHash] {
-        let bucket = scale(hash, self.starts.len() - 1);
+    fn bucket(&self, keyed: u64) -> &[InfoHash] {
+        let bucket = scale(keyed, self.starts.len() - 1);
         &self.hashes[self.starts[bucket] as usize..self.starts[bucket + 1] as usize]
     }
 }

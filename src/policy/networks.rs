@@ -41,7 +41,7 @@ impl NetworkFilter {
                 Ok(())
             });
         }
-        mistakes.or(networks)
+        mistakes.into_result(networks)
     }
 
     /// Returns the number of networks.

@@ -76,9 +76,9 @@ impl Overrides {
         Ok(overrides)
     }
 
-    /// Drops the overrides that agree with the lists, and adds a warning about torrents that are on the lists but
+    /// Removes the overrides that agree with the lists, and adds a warning about torrents that are on the lists but
     /// removed.
-    pub fn compare(&mut self, path: &Path, is_listed: impl Fn(&InfoHash) -> bool) {
+    pub fn remove_redundant(&mut self, path: &Path, is_listed: impl Fn(&InfoHash) -> bool) {
         let before = self.torrents.len();
         self.torrents.retain(|hash, on| is_listed(hash) != *on);
         self.surplus += before - self.torrents.len();
@@ -118,16 +118,16 @@ impl Overrides {
 }
 
 /// Lock held while overrides are read and rewritten: an override that is appended in between would be lost.
-static WRITING: Mutex<()> = Mutex::new(());
+static LOCK: Mutex<()> = Mutex::new(());
 
 /// Waits until no other thread reads or writes overrides, and locks them.
-pub fn writing() -> MutexGuard<'static, ()> {
-    WRITING.lock().unwrap_or_else(PoisonError::into_inner)
+pub fn lock() -> MutexGuard<'static, ()> {
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Appends overrides to the file and syncs it to disk.
 pub fn append(path: &Path, changes: &[(InfoHash, bool)]) -> io::Result<()> {
-    let _writing = writing();
+    let _lock = lock();
     let is_new = !path.exists();
     let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
     // If the last line was cut off, the overrides begin a new one.
@@ -200,7 +200,7 @@ mod tests {
         let expected = [(1, false), (2, false), (3, true), (4, true), (5, true)];
         assert_eq!(overrides.torrents, expected.map(|(byte, on)| (hash(byte), on)).into());
         // The lists contain 2, which was removed, and 3, which was added.
-        overrides.compare(&path, |it| [hash(2), hash(3)].contains(it));
+        overrides.remove_redundant(&path, |it| [hash(2), hash(3)].contains(it));
         assert_eq!(overrides.torrents.len(), 3);
         assert!(overrides.warnings[1].contains(&hash(2).to_string()), "{:?}", overrides.warnings);
         overrides.compact(&path).unwrap();

@@ -35,7 +35,7 @@ impl Passkeys {
             keys.insert(key.into());
             Ok(())
         });
-        mistakes.or(Self(keys))
+        mistakes.into_result(Self(keys))
     }
 
     /// Returns the number of passkeys.

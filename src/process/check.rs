@@ -18,9 +18,9 @@ pub fn mistakes(config: &Config) -> Vec<String> {
     let tls = &config.http.tls;
     let certificate =
         (!tls.listen.is_empty()).then(|| Certificate::load(&tls.certificate, &tls.key));
-    let certificate = certificate.and_then(Result::err).map(|error| error.to_string());
-    let token = ControlToken::load(&config.control).err();
-    let cores = match &config.cpus {
+    let certificate_error = certificate.and_then(Result::err).map(|error| error.to_string());
+    let token_error = ControlToken::load(&config.control).err();
+    let cpu_error = match &config.cpus {
         CpuSelection::Auto => None,
         list => cpus::choose(list).err().map(|error| error.to_string()),
     };
@@ -30,8 +30,10 @@ pub fn mistakes(config: &Config) -> Vec<String> {
         _ => true,
     };
     let hooks: Vec<HookConfig> = config.hooks.iter().filter(has_file).cloned().collect();
-    let hooks = CompiledPolicy::load(&hooks, &CompiledPolicy::default(), 0, ReadMode::Check).err();
-    let hooks: Vec<String> = hooks.iter().flat_map(|it| lines(&it.to_string())).collect();
+    let hook_error =
+        CompiledPolicy::load(&hooks, &CompiledPolicy::default(), 0, ReadMode::Check).err();
+    let hook_mistakes: Vec<String> =
+        hook_error.iter().flat_map(|it| lines(&it.to_string())).collect();
     let listen = [
         ("udp.listen", &config.udp.listen),
         ("http.listen", &config.http.listen),
@@ -42,7 +44,8 @@ pub fn mistakes(config: &Config) -> Vec<String> {
         listen.into_iter().chain([("control.listen", &control)]).flat_map(|(key, addresses)| {
             addresses.iter().filter_map(move |it| address_error(key, *it))
         });
-    cores.into_iter().chain(token).chain(address_errors).chain(certificate).chain(hooks).collect()
+    let errors = cpu_error.into_iter().chain(token_error).chain(address_errors);
+    errors.chain(certificate_error).chain(hook_mistakes).collect()
 }
 
 /// Returns warnings about settings that work but are probably not intended.

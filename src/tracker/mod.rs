@@ -1,6 +1,6 @@
 //! The tracker: decides which requests are admitted, and answers them from the swarm table.
 //!
-//! A request is handled in two steps. Admission needs no swarm and runs on the shard that received the request:
+//! A request is handled in two steps. Admission selects no peers and runs on the shard that received the request:
 //! [`Tracker::admit`] over UDP, [`Tracker::admit_announce`] and [`Tracker::admit_scrape`] over HTTP. The answer needs
 //! the swarm and runs on the shard that owns the torrent: [`Tracker::answer`] over UDP, [`Tracker::fill_peer_list`] and
 //! [`Tracker::swarm_stats`] over HTTP. Nothing here does I/O, reads a clock, allocates for a datagram or logs. The
@@ -73,7 +73,7 @@ impl Tracker {
         self.policy.begin_turn();
     }
 
-    /// Removes torrents that policy forbids in a bounded step; returns whether more work is due.
+    /// Removes, in a bounded step, torrents that policy forbids; returns whether more work is due.
     pub fn purge(&mut self, now: Now) -> bool {
         self.purge.run(&mut self.swarms, &self.policy, now)
     }

@@ -13,7 +13,7 @@ pub(super) enum Purge {
     /// All stored torrents are permitted.
     Done,
     /// The first pass. A second one starts at the given time: until then, other shards may forward announces that they
-    /// admitted by the policy before.
+    /// admitted under the previous policy.
     FirstPass(TableCursor, Seconds),
     /// Waits for the time at which the second pass starts.
     Waiting(Seconds),

@@ -28,7 +28,7 @@ pub(crate) struct FamilyPeers<'a, const N: usize> {
     pub(crate) records: RecordStorage<'a, N>,
     pub(crate) roles: RoleCounts,
     /// Change of the number of partial seeds since this was created.
-    pub(crate) more_partial_seeds: i32,
+    pub(crate) partial_seeds_change: i32,
     pub(crate) sources: &'a mut SourceCounts,
     /// Number of peers that were removed since this was created because they had expired.
     pub(crate) expired: u32,
@@ -68,8 +68,8 @@ impl<const N: usize> FamilyPeers<'_, N> {
 
     /// Overwrites the record of a peer whose role has not changed.
     pub(crate) fn replace(&mut self, position: usize, record: [u8; N]) {
-        self.more_partial_seeds += partial_seed(&record) as i32;
-        self.more_partial_seeds -= partial_seed(self.at(position)) as i32;
+        self.partial_seeds_change += partial_seed(&record) as i32;
+        self.partial_seeds_change -= partial_seed(self.at(position)) as i32;
         *self.at_mut(position) = record;
     }
 
@@ -79,14 +79,14 @@ impl<const N: usize> FamilyPeers<'_, N> {
     }
 
     fn count(&mut self, record: &[u8; N]) {
-        self.more_partial_seeds += partial_seed(record) as i32;
+        self.partial_seeds_change += partial_seed(record) as i32;
         self.sources.add(SourceNetwork::of_record(record));
     }
 
     /// Removes a peer from the counts, before its record is removed.
     fn uncount(&mut self, position: usize) {
         let record = *self.at(position);
-        self.more_partial_seeds -= partial_seed(&record) as i32;
+        self.partial_seeds_change -= partial_seed(&record) as i32;
         self.sources.remove(SourceNetwork::of_record(&record));
     }
 

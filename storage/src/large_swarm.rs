@@ -212,7 +212,7 @@ impl<const N: usize> LargeSwarms<N> {
     }
 
     /// Updates the memory held after a large swarm of `before` bytes was changed.
-    pub(crate) fn account(&mut self, before: usize, handle: u32) {
+    pub(crate) fn update_bytes(&mut self, before: usize, handle: u32) {
         self.bytes = self.bytes - before + self.at(handle).bytes();
     }
 

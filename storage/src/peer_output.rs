@@ -11,8 +11,8 @@ pub struct PeerOutput<'a> {
     pub v4: &'a mut [u8],
     /// Space for IPv6 peers, 18 bytes each.
     pub v6: &'a mut [u8],
-    /// Maximum number of peers of both families together. Each family gets at least a quarter of it, if the swarm has
-    /// that many peers of it.
+    /// Maximum number of peers of both families together. Each family gets at least a quarter of them, or all
+    /// of its peers if the swarm has fewer.
     pub peers_max: usize,
 }
 
@@ -34,8 +34,8 @@ pub(crate) fn cut(out: &mut &mut [u8], family: Family, peers: usize) {
 
 /// Returns how many of `peers_max` peers are IPv4, if a swarm has `v4` and `v6` peers to select from.
 ///
-/// The share is that of the swarm, so that every peer is selected with the same probability. But a rare family gets a
-/// quarter: a client that has only that family can use no other peers.
+/// The reply has the same proportion of IPv4 peers as the swarm, so that every peer is selected with the same
+/// probability. But a rare family gets a quarter: a client that has only that family can use no other peers.
 pub(crate) fn v4_share(peers_max: usize, v4: usize, v6: usize) -> usize {
     let all = v4 + v6;
     if all <= peers_max {

@@ -1,7 +1,7 @@
 //! Entries, and the placement of their peers: inline, in a block, or in a large swarm.
 //!
-//! Peers are moved between placements as swarms grow and shrink. Every gap is filled, so that memory is freed at the
-//! end.
+//! Peers are moved between placements as swarms grow and shrink. Every gap is filled with the last element, so that
+//! memory is freed from the end of the arrays.
 
 use crate::blocks::{BLOCK_PEERS_MAX, Blocks, Class};
 use crate::chunks::Chunks;
@@ -41,19 +41,19 @@ pub(crate) struct PeerStores {
 /// Relates the size of a record to its address family.
 pub(crate) trait RecordWidth<const N: usize> {
     const FAMILY: Family;
-    fn swarm(&mut self) -> &mut LargeSwarms<N>;
+    fn large_swarms(&mut self) -> &mut LargeSwarms<N>;
 }
 
 impl RecordWidth<V4> for PeerStores {
     const FAMILY: Family = Family::V4;
-    fn swarm(&mut self) -> &mut LargeSwarms<V4> {
+    fn large_swarms(&mut self) -> &mut LargeSwarms<V4> {
         &mut self.large_v4
     }
 }
 
 impl RecordWidth<V6> for PeerStores {
     const FAMILY: Family = Family::V6;
-    fn swarm(&mut self) -> &mut LargeSwarms<V6> {
+    fn large_swarms(&mut self) -> &mut LargeSwarms<V6> {
         &mut self.large_v6
     }
 }
@@ -93,7 +93,7 @@ impl TorrentStore {
         }
     }
 
-    /// Returns the memory held.
+    /// Returns the memory held by entries and records, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         let peer_stores = &self.peer_stores;
         self.entries.bytes()
@@ -125,13 +125,13 @@ impl TorrentStore {
                 RecordStorage::Slice(self.peer_stores.blocks.records_mut(class, handle))
             }
             Placement::LargeSwarm(handle) => {
-                RecordStorage::LargeSwarm(self.peer_stores.swarm().at_mut(handle))
+                RecordStorage::LargeSwarm(self.peer_stores.large_swarms().at_mut(handle))
             }
         };
         FamilyPeers {
             records,
             roles,
-            more_partial_seeds: 0,
+            partial_seeds_change: 0,
             sources: &mut self.sources,
             expired: 0,
         }
@@ -148,18 +148,21 @@ impl TorrentStore {
     {
         let family = <PeerStores as RecordWidth<N>>::FAMILY;
         let mut family_peers = self.family_peers::<N>(position);
-        let before = large_swarm_bytes(&family_peers);
+        let bytes_before = large_swarm_bytes(&family_peers);
         let result = change(&mut family_peers);
-        let (roles, more) = (family_peers.roles, family_peers.more_partial_seeds);
+        let (roles, partial_seeds_change) = (family_peers.roles, family_peers.partial_seeds_change);
         self.expired_peers += u64::from(family_peers.expired);
         let entry = self.entries.at_mut(position as usize);
         entry.set_roles(family, roles);
-        if more != 0 {
+        if partial_seeds_change != 0 {
             let partial_seeds = entry.partial_seeds_of(family);
-            entry.set_partial_seeds(family, partial_seeds.saturating_add_signed(more));
+            entry.set_partial_seeds(
+                family,
+                partial_seeds.saturating_add_signed(partial_seeds_change),
+            );
         }
         if let Placement::LargeSwarm(handle) = entry.placement(family) {
-            self.peer_stores.swarm().account(before, handle);
+            self.peer_stores.large_swarms().update_bytes(bytes_before, handle);
         }
         result
     }
@@ -172,8 +175,8 @@ impl TorrentStore {
         self.family_peers::<N>(position).has_room()
     }
 
-    /// Moves the peers of one family to a placement with room for one more, if there is none. Returns whether there is
-    /// room now.
+    /// If the placement of a family is full, moves its peers to a larger one. Returns whether there is room for one
+    /// more peer now.
     pub(crate) fn grow<const N: usize>(&mut self, position: u32, key: EndpointHasher<'_>) -> bool
     where
         PeerStores: RecordWidth<N>,
@@ -220,7 +223,8 @@ impl TorrentStore {
         }
     }
 
-    /// Removes an entry without peers. If that moved the last entry to its position, returns where it was.
+    /// Removes an entry without peers. The last entry fills the gap; returns its previous position, or `None` if the
+    /// removed entry was the last.
     pub(crate) fn remove(&mut self, position: u32) -> Option<u32> {
         debug_assert_eq!(self.entry(position).peers(), 0);
         self.free_placement::<V4>(position);
@@ -260,7 +264,8 @@ impl TorrentStore {
                 self.free_placement::<N>(position);
                 return;
             }
-            // If two classes smaller would do, one class smaller leaves room to grow.
+            // Moved to the next smaller class only if the peers would fit the one below it, so that room to grow
+            // remains.
             Placement::Block(class, _) => {
                 let fits_two_smaller =
                     class.smaller(2).is_some_and(|class| len <= class.capacity::<N>());
@@ -323,7 +328,7 @@ impl TorrentStore {
         match placement {
             Placement::Inline | Placement::None => {}
             Placement::LargeSwarm(handle) => {
-                if let Some(owner) = self.peer_stores.swarm().free(handle) {
+                if let Some(owner) = self.peer_stores.large_swarms().free(handle) {
                     self.entry_mut(owner).set_placement(family, Placement::LargeSwarm(handle));
                 }
             }
@@ -382,7 +387,7 @@ impl TorrentStore {
     ) where
         PeerStores: RecordWidth<N>,
     {
-        let handle = self.peer_stores.swarm().add(swarm, position);
+        let handle = self.peer_stores.large_swarms().add(swarm, position);
         let family = <PeerStores as RecordWidth<N>>::FAMILY;
         let entry = self.entry_mut(position);
         entry.set_placement(family, Placement::LargeSwarm(handle));

@@ -16,8 +16,7 @@ const BUCKETS_PER_PREFIX: u8 = 8;
 /// Maximum number of peers in a bucket.
 const BUCKET_PEERS_MAX: usize = 16;
 
-/// An index of peers for each prefix length. Each has at most as many peers of a prefix as the buckets of the prefix
-/// hold.
+/// An index of peers for each prefix length. An index has at most 128 peers of a prefix: 8 buckets of 16.
 ///
 /// A peer whose bucket is full replaces a random one in it. So the indexed peers are a sample of those that announced
 /// recently, and no peer is returned to everybody forever.
@@ -56,11 +55,11 @@ impl<const N: usize, const CHUNK: usize> IndexedRecords<'_, N, CHUNK> {
         self.hasher.hash(&bytes)
     }
 
-    /// Returns whether the peer at a position is in a bucket of the prefix of a record: other peers may have the same
-    /// hash.
-    fn is_in_bucket(&self, record: &[u8; N], length: u8, of: u8, position: u32) -> bool {
+    /// Returns whether the peer at a position has the prefix of `record` and is in its bucket `number`: peers of other
+    /// buckets may have the same hash.
+    fn is_in_bucket(&self, record: &[u8; N], length: u8, number: u8, position: u32) -> bool {
         let other = self.at(position);
-        bucket(other) == of && prefix_of(record).shares(prefix_of(other), length)
+        bucket(other) == number && prefix_of(record).shares(prefix_of(other), length)
     }
 }
 
@@ -89,7 +88,7 @@ impl SubnetIndex {
         size_of::<Self>() + levels + self.levels.iter().map(PositionIndex::bytes).sum::<usize>()
     }
 
-    /// Returns peers that share the prefix of a record at a level of the prefix lengths.
+    /// Returns peers that share the prefix of a record; `level` is the position of its length in [`Self::lengths`].
     pub(crate) fn subnet_peers<const N: usize, const CHUNK: usize>(
         &self,
         level: usize,
@@ -159,7 +158,7 @@ impl SubnetIndex {
         visited
     }
 
-    /// Updates the index when the peer at `from` moves to `to`, whose record is not indexed.
+    /// Updates the index before the record at `from` is moved to `to`. The record at `to` must not be in the index.
     pub(crate) fn relocate<const N: usize, const CHUNK: usize>(
         &mut self,
         from: u32,

@@ -43,7 +43,7 @@ impl SweepCursor {
 
     /// Returns whether the last complete pass began so long ago that the one-byte age of a record may be ambiguous.
     pub(crate) fn is_overdue(&self, table: &Table, now: Seconds) -> bool {
-        now.0.saturating_sub(self.complete_since.0) >= table.context.ticks.ambiguous_secs()
+        now.0.saturating_sub(self.complete_since.0) >= table.context.ticks.unambiguous_secs()
     }
 
     /// Sets the time of the table to `now` after a pause so long that one-byte ages would wrap around.

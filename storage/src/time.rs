@@ -19,8 +19,8 @@ pub fn longest_lifetime_secs(at_start_secs: u32) -> u32 {
 /// Converts seconds to wrapping one-byte ticks, and tells whether a tick has expired.
 ///
 /// A peer of 256 ticks or more would look young again. The sweep visits everything in each quarter of a lifetime (at
-/// most 38 ticks), and at least 105 ticks may pass between two visits before that happens. After a longer gap
-/// everything is visited at once.
+/// most 38 ticks); ages are right as long as two visits are at most 105 ticks apart. After a longer gap everything is
+/// visited at once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ticks {
     tick_secs: u32,
@@ -33,7 +33,7 @@ impl Ticks {
         self.tick_secs.saturating_mul(LIFETIME_TICKS_MAX)
     }
 
-    /// Returns ticks for a lifetime in seconds, each a whole number of seconds.
+    /// Returns ticks for a lifetime. A tick is a whole number of seconds long.
     pub(crate) fn of_lifetime(lifetime_secs: u32) -> Self {
         let lifetime_secs = lifetime_secs.max(1);
         let tick_secs = lifetime_secs.div_ceil(TICKS_PER_LIFETIME);
@@ -60,8 +60,8 @@ impl Ticks {
         u32::from(now.wrapping_sub(tick)) * self.tick_secs
     }
 
-    /// Returns the seconds after which an old tick may look young.
-    pub(crate) fn ambiguous_secs(self) -> u64 {
+    /// Returns the longest time between two visits, in seconds, in which no expired peer looks young again.
+    pub(crate) fn unambiguous_secs(self) -> u64 {
         u64::from(self.tick_secs) * u64::from(u8::MAX - self.lifetime_ticks)
     }
 }
@@ -96,7 +96,7 @@ mod tests {
                 |after: u64| changed.is_expired(changed.at(Seconds(1_000 + after)), written);
             assert!(!expired(u64::from(lifetime)), "{lifetime}");
             assert!(expired(u64::from(lifetime) + 90), "{lifetime}");
-            assert!(changed.ambiguous_secs() >= 100 * 45);
+            assert!(changed.unambiguous_secs() >= 100 * 45);
         }
     }
 }

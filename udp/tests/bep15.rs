@@ -64,7 +64,7 @@ fn connect_reply_is_exactly_sixteen_bytes() {
 }
 
 #[test]
-fn announce_fields_are_read_at_the_offsets_of_the_table() {
+fn announce_fields_are_read_at_the_offsets_of_bep_15() {
     let bytes = announce();
     let Ok(UdpRequest::Announce(announce)) = UdpRequest::parse(&bytes) else {
         panic!("no announce")
@@ -229,7 +229,7 @@ fn replies_are_not_requests() {
         bytes[8..12].copy_from_slice(&action.to_be_bytes());
         assert_eq!(UdpRequest::parse(&bytes).unwrap_err(), RequestError::UnknownAction);
     }
-    // Action 4 is also a request, but it is longer than its reply without peers.
+    // Action 4 also exists as a request, an announce with an IPv6 address (110 bytes); a shorter datagram is refused.
     let mut bytes = announce();
     bytes[8..12].copy_from_slice(&4_u32.to_be_bytes());
     assert_eq!(UdpRequest::parse(&bytes).unwrap_err(), RequestError::TooShort);

@@ -47,7 +47,7 @@ pub enum E2eError {
 pub(super) trait TestClient {
     fn tracker(&self) -> SocketAddr;
 
-    /// Performs the step before the first announce, if there is one, and describes its result.
+    /// Gets what the first announce needs, over UDP a connection id, and describes it.
     fn prepare(&mut self) -> Result<Option<String>, E2eError>;
 
     fn announce(

@@ -1,4 +1,4 @@
-//! Tests of the page, and of its documentation.
+//! Tests of `/metrics` and of docs/metrics.md.
 
 use super::*;
 use crate::clock::Clock;
@@ -94,7 +94,7 @@ fn the_format_is_negotiated() {
     }
 }
 
-/// Environment variable with which the test of the documentation writes it.
+/// Environment variable that makes the test write docs/metrics.md instead of comparing it.
 const UPDATE: &str = "TSUBAME_UPDATE_DOCS";
 
 const DOCUMENTATION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");

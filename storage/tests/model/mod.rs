@@ -30,6 +30,14 @@ pub(crate) struct Operation {
 }
 
 impl Operation {
+    /// Kind of an announce.
+    pub(crate) const ANNOUNCE: u8 = 0;
+
+    /// Returns whether this lets time pass, and nothing else.
+    pub(crate) fn is_wait(self) -> bool {
+        self.kind % 16 == 14
+    }
+
     pub(crate) fn from_bytes(bytes: [u8; 5]) -> Self {
         let [kind, torrent, high, low, detail] = bytes;
         Self { kind, torrent, peer: u16::from_be_bytes([high, low]), detail }
@@ -458,7 +466,7 @@ impl Checker {
     }
 
     /// Advances the time without sweeps, as when the process is stopped.
-    pub(crate) fn freeze(&mut self, seconds: u64) {
+    pub(crate) fn wait_without_sweeps(&mut self, seconds: u64) {
         self.now += seconds;
         self.frozen += seconds;
         while self.swarms.sweep(Seconds(self.now)) {}
