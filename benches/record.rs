@@ -62,7 +62,8 @@ pub struct StepRecord {
     /// Number of connections opened, over HTTP.
     #[serde(default)]
     pub connections: u64,
-    /// Number of requests lost because their connection was refused, ended before the reply, or carried something else.
+    /// Number of requests lost because their connection was refused, ended before the reply, or sent something that is
+    /// not an HTTP reply.
     #[serde(default)]
     pub broken: u64,
     /// Number of requests that were delayed by more than a millisecond because no connection was free; latency includes

@@ -215,18 +215,18 @@ fn limits_keep_their_counts_when_a_hook_is_added_above() {
     let limit = "  - {name: limits, options: {torrents_per_minute: 4, burst: 4}}\n";
     let world = World::new(1, limit);
     world.udp.socket.set_read_timeout(Some(NO_REPLY_TIMEOUT)).unwrap();
-    let is_known_permitted = |torrent| {
+    let is_served = |torrent| {
         let announce = Announce::of(torrent, 7_001);
         matches!(over_http(world.http, &announce, CLIENT, ""), Swarm(..))
     };
-    let served = (1..20).take_while(|torrent| is_known_permitted(*torrent)).count();
+    let served = (1..20).take_while(|torrent| is_served(*torrent)).count();
     assert!((4..8).contains(&served), "{served}");
     let above = format!("  - {{name: clients, options: {{mode: deny, clients: [XX]}}}}\n{limit}");
     world.tracker.write_config(&policy::config(1, &above));
     assert_eq!(world.ask("POST", "/v1/reload").0, 200);
     let banned = error("this client is not permitted on this tracker");
     wait_until(|| world.announce_over_both(1, b"-XX0001-abcdefghijkl", "")[1] == banned);
-    let served = (20..40).take_while(|torrent| is_known_permitted(*torrent)).count();
+    let served = (20..40).take_while(|torrent| is_served(*torrent)).count();
     assert!(served < 3, "{served} more were served");
 }
 
@@ -248,7 +248,7 @@ fn subnet_peers_are_returned_first_over_both_protocols() {
     let count = |peers: &BTreeSet<(IpAddr, u16)>, which| {
         addresses(which).filter(|ip| peers.contains(&(IpAddr::from(*ip), 7_001))).count()
     };
-    // More peers than the rack has, fewer than the site has.
+    // Asks for 50 peers: more than the rack has, fewer than the site has.
     let ask = |world: &mut World| {
         let ip = [81, 2, 3, 200];
         let asks = Announce { ip, num_want: 50, ..Announce::of(1, 7_001) };

@@ -15,7 +15,7 @@ struct LoadClient {
     is_suspect: bool,
 }
 
-/// The clients of each peer group, by the number of their address.
+/// The clients of each peer group, by the index of their address.
 pub(crate) struct LoadClients(Vec<Vec<LoadClient>>);
 
 impl LoadClients {
@@ -80,7 +80,7 @@ mod tests {
     use crate::population::{Shape, SourceAddresses};
 
     #[test]
-    fn an_id_is_renewed_once_when_old_or_suspect() {
+    fn old_and_suspect_ids_are_renewed() {
         let sources =
             SourceAddresses { first: [127, 1, 0, 1].into(), count: 2, is_set_per_datagram: true };
         let population = Population::new(1, Shape::Public, &[(sources, 2)], 0.0).unwrap();

@@ -3,7 +3,7 @@
 mod requests;
 
 use crate::clients::LoadClients;
-use crate::engine::{FIRST_REPLY_TIMEOUT, FloodKind, Transport};
+use crate::engine::{FloodKind, SILENCE_TIMEOUT, Transport};
 use crate::in_flight::{FLOOD, RequestKind, SentRequest, UNPROVEN};
 use crate::options::{RequestMix, RunOptions, Target};
 use crate::population::Population;
@@ -62,14 +62,14 @@ impl Datagrams {
 impl Transport for Datagrams {
     /// Requests a connection id for every client.
     fn prepare(&mut self, session: &mut Session<'_>) -> io::Result<()> {
-        let end_ns = session.now_ns() + FIRST_REPLY_TIMEOUT.as_nanos() as u64;
+        let end_ns = session.now_ns() + SILENCE_TIMEOUT.as_nanos() as u64;
         loop {
             let now_ns = session.now_ns();
             let unconnected: Vec<_> = self.clients.without_id().collect();
             let Some((group, _)) = unconnected.first() else { return Ok(()) };
             if now_ns > end_ns {
                 return Err(io::Error::other(format!(
-                    "{} has not answered every connect within {FIRST_REPLY_TIMEOUT:?}; is the tracker up and \
+                    "{} has not answered every connect within {SILENCE_TIMEOUT:?}; is the tracker up and \
                      reachable?",
                     self.targets[*group].url
                 )));
@@ -114,7 +114,7 @@ impl Transport for Datagrams {
         true
     }
 
-    fn pending(&self) -> usize {
+    fn waiting_for_connection(&self) -> usize {
         0
     }
 

@@ -15,8 +15,8 @@ use std::time::Duration;
 use tsubame_bench::batch::BATCH;
 use tsubame_bench::{observe, record};
 
-/// Time within which a tracker must reply at all.
-pub(crate) const FIRST_REPLY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time without any reply after which the tracker is considered down.
+pub(crate) const SILENCE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Turns of the loop between two searches for lost requests.
 const TURNS_PER_EXPIRY: u32 = 16;
@@ -33,12 +33,12 @@ pub(crate) trait Transport {
     fn can_send(&self) -> bool;
 
     /// Returns the number of requests that wait for a connection.
-    fn pending(&self) -> usize;
+    fn waiting_for_connection(&self) -> usize;
 
     /// Drops the requests that wait for a connection.
     fn end_step(&mut self, session: &mut Session<'_>);
 
-    /// Sends the request of one client, or of several clients with the same address.
+    /// Sends a request of one client, or over UDP up to `--segments` of them with one call.
     fn send_request(
         &mut self,
         session: &mut Session<'_>,
@@ -77,9 +77,9 @@ pub(crate) trait Transport {
 /// Kinds of requests that no client would send.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum FloodKind {
-    /// A connect from an address that does not use the connection id.
+    /// A connect, on loopback from an address that no client uses.
     Connect,
-    /// An announce from an unused address with a forged connection id.
+    /// An announce with a forged connection id, on loopback from an address that no client uses.
     Forged,
     /// Random bytes.
     Garbage,
@@ -161,7 +161,7 @@ impl<'a, T: Transport> Engine<'a, T> {
             let mut sent = 0;
             while sent < BATCH
                 && (load.rate.is_some() || self.transport.can_send())
-                && let waiting = self.session.in_flight.waiting()
+                && let waiting = self.session.in_flight.unanswered()
                 && let Some(due_ns) = pace.next(&mut self.session.rng, now_ns, waiting)
             {
                 self.transport.send_request(&mut self.session, &load.mix, due_ns)?;
@@ -209,7 +209,8 @@ impl<'a, T: Transport> Engine<'a, T> {
                 self.expire(now_ns);
                 progress.show(now_ns - start_ns, &self.session.run_stats);
                 for _ in 0..BATCH {
-                    let unanswered = self.session.in_flight.waiting() + self.transport.pending();
+                    let unanswered = self.session.in_flight.unanswered()
+                        + self.transport.waiting_for_connection();
                     if unanswered >= self.session.run.in_flight {
                         break;
                     }
@@ -223,15 +224,15 @@ impl<'a, T: Transport> Engine<'a, T> {
                 self.transport.flush(&mut self.session)?;
                 // Requests that failed immediately are repeated, too.
                 self.expire(now_ns);
-                let unanswered = self.session.in_flight.waiting() + self.transport.pending();
+                let unanswered =
+                    self.session.in_flight.unanswered() + self.transport.waiting_for_connection();
                 if unanswered == 0 && self.to_repeat.is_empty() {
                     break;
                 }
-                if self.session.run_stats.silent_ns(now_ns) > FIRST_REPLY_TIMEOUT.as_nanos() as u64
-                {
+                if self.session.run_stats.silent_ns(now_ns) > SILENCE_TIMEOUT.as_nanos() as u64 {
                     let url = self.transport.url(group);
                     return Err(io::Error::other(format!(
-                        "{url} has not replied for {FIRST_REPLY_TIMEOUT:?}; is it still up?"
+                        "{url} has not replied for {SILENCE_TIMEOUT:?}; is it still up?"
                     )));
                 }
             }
@@ -242,7 +243,7 @@ impl<'a, T: Transport> Engine<'a, T> {
 
     /// Receives until no request is unanswered.
     fn drain(&mut self) -> io::Result<()> {
-        while self.session.in_flight.waiting() > 0 {
+        while self.session.in_flight.unanswered() > 0 {
             self.receive()?;
             self.expire(self.session.now_ns());
         }

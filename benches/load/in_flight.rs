@@ -57,7 +57,7 @@ pub(crate) struct SentRequest {
 #[derive(Clone, Copy, Default)]
 struct InFlightSlot {
     request: SentRequest,
-    waiting: bool,
+    unanswered: bool,
 }
 
 /// All unanswered requests.
@@ -65,17 +65,22 @@ pub(crate) struct InFlight {
     slots: Box<[InFlightSlot]>,
     oldest: u64,
     next: u64,
-    waiting: usize,
+    unanswered: usize,
 }
 
 impl InFlight {
     pub(crate) fn new() -> Self {
-        Self { slots: vec![InFlightSlot::default(); SLOTS].into(), oldest: 0, next: 0, waiting: 0 }
+        Self {
+            slots: vec![InFlightSlot::default(); SLOTS].into(),
+            oldest: 0,
+            next: 0,
+            unanswered: 0,
+        }
     }
 
     /// Returns the number of unanswered requests.
-    pub(crate) fn waiting(&self) -> usize {
-        self.waiting
+    pub(crate) fn unanswered(&self) -> usize {
+        self.unanswered
     }
 
     /// Returns the number of requests sent so far, which orders events.
@@ -90,9 +95,9 @@ impl InFlight {
             false => None,
         };
         let transaction = self.next as u32 & (FLOOD - 1);
-        self.slots[self.next as usize % SLOTS] = InFlightSlot { request, waiting: true };
+        self.slots[self.next as usize % SLOTS] = InFlightSlot { request, unanswered: true };
         self.next += 1;
-        self.waiting += 1;
+        self.unanswered += 1;
         (transaction, lost)
     }
 
@@ -105,11 +110,11 @@ impl InFlight {
             _ => return RequestLookup::Unknown,
         };
         let slot = &mut self.slots[number as usize % SLOTS];
-        if number < self.oldest || !slot.waiting {
+        if number < self.oldest || !slot.unanswered {
             return RequestLookup::Closed;
         }
-        slot.waiting = false;
-        self.waiting -= 1;
+        slot.unanswered = false;
+        self.unanswered -= 1;
         RequestLookup::Expected(slot.request, number)
     }
 
@@ -117,7 +122,7 @@ impl InFlight {
     pub(crate) fn expire(&mut self, before_ns: u64) -> Option<SentRequest> {
         while self.oldest < self.next {
             let slot = &self.slots[self.oldest as usize % SLOTS];
-            if slot.waiting && slot.request.sent_ns >= before_ns {
+            if slot.unanswered && slot.request.sent_ns >= before_ns {
                 return None;
             }
             if let Some(request) = self.pop_oldest() {
@@ -130,9 +135,9 @@ impl InFlight {
     fn pop_oldest(&mut self) -> Option<SentRequest> {
         let slot = &mut self.slots[self.oldest as usize % SLOTS];
         self.oldest += 1;
-        let waiting = std::mem::take(&mut slot.waiting);
-        self.waiting -= usize::from(waiting);
-        waiting.then_some(slot.request)
+        let unanswered = std::mem::take(&mut slot.unanswered);
+        self.unanswered -= usize::from(unanswered);
+        unanswered.then_some(slot.request)
     }
 }
 
@@ -159,7 +164,7 @@ mod tests {
         assert_eq!(in_flight.expire(3).unwrap().sent_ns, 2);
         assert!(in_flight.expire(3).is_none());
         assert!(matches!(in_flight.take(transactions[0]), RequestLookup::Closed), "too late");
-        assert_eq!(in_flight.waiting(), 1);
+        assert_eq!(in_flight.unanswered(), 1);
     }
 
     #[test]
@@ -167,6 +172,6 @@ mod tests {
         let mut in_flight = InFlight::new();
         let lost = (0..SLOTS as u64 + 2).filter_map(|time| in_flight.add(at(time)).1);
         assert_eq!(lost.map(|request| request.sent_ns).collect::<Vec<_>>(), [0, 1]);
-        assert_eq!(in_flight.waiting(), SLOTS);
+        assert_eq!(in_flight.unanswered(), SLOTS);
     }
 }

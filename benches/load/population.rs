@@ -61,7 +61,7 @@ impl SourceAddresses {
         }
     }
 
-    /// Returns the number of an address.
+    /// Returns the index of an address.
     fn index(&self, address: &[u8]) -> Option<u32> {
         let offset = match (self.first, address.len()) {
             (IpAddr::V4(first), 4) => {
@@ -91,8 +91,9 @@ pub(crate) struct PeerGroup {
     pub(crate) sources: SourceAddresses,
     torrent_of: Vec<u32>,
     states: Vec<PeerState>,
-    /// By peer: number of requests sent when the tracker confirmed that the peer stopped; 0 while it takes part.
-    gone: Vec<u32>,
+    /// By peer: number of the request from which on the tracker must not return it, because it has confirmed that the
+    /// peer stopped; 0 while the peer takes part.
+    gone_since: Vec<u32>,
 }
 
 /// All peers, and the number of peers of each torrent.
@@ -132,9 +133,9 @@ impl Population {
             }
             let torrent_of = spread(&shares, *peers);
             torrent_of.iter().for_each(|torrent| peers_in[*torrent as usize] += 1);
-            let (states, gone) =
+            let (states, gone_since) =
                 (vec![PeerState::Absent; torrent_of.len()], vec![0; torrent_of.len()]);
-            built.push(PeerGroup { sources: *sources, torrent_of, states, gone });
+            built.push(PeerGroup { sources: *sources, torrent_of, states, gone_since });
         }
         Ok(Self { groups: built, peers_in, churn })
     }
@@ -167,14 +168,14 @@ impl Population {
             _ => LoadEvent::None,
         };
         *state = match (event, *state) {
-            (LoadEvent::Started, _) if is_seeder(peer) => PeerState::Seeder,
+            (LoadEvent::Started, _) if starts_as_seeder(peer) => PeerState::Seeder,
             (LoadEvent::Started, _) => PeerState::Leecher,
             (LoadEvent::Completed, _) => PeerState::Seeder,
             (LoadEvent::Stopped, _) => PeerState::Absent,
             (LoadEvent::None, state) => state,
         };
         if event == LoadEvent::Started {
-            group.gone[peer as usize] = 0;
+            group.gone_since[peer as usize] = 0;
         }
         // A stopped peer announces itself as a leecher, whatever it was.
         let left = if *state == PeerState::Seeder { 0 } else { LEFT };
@@ -184,8 +185,8 @@ impl Population {
     /// Starts a peer whatever its state is; returns its announce.
     pub(crate) fn enter(&mut self, group: usize, peer: u32) -> PeerStep {
         let group = &mut self.groups[group];
-        group.gone[peer as usize] = 0;
-        let seeds = is_seeder(peer);
+        group.gone_since[peer as usize] = 0;
+        let seeds = starts_as_seeder(peer);
         group.states[peer as usize] = if seeds { PeerState::Seeder } else { PeerState::Leecher };
         PeerStep { event: LoadEvent::Started, left: if seeds { 0 } else { LEFT } }
     }
@@ -194,7 +195,7 @@ impl Population {
     pub(crate) fn confirm_gone(&mut self, group: usize, peer: u32, sent: u64) {
         let group = &mut self.groups[group];
         if group.states[peer as usize] == PeerState::Absent {
-            group.gone[peer as usize] = sent as u32;
+            group.gone_since[peer as usize] = sent as u32;
         }
     }
 }
@@ -219,7 +220,7 @@ impl PeerGroup {
         self.torrent_of[peer as usize]
     }
 
-    /// Returns the number of the address of a peer.
+    /// Returns the index of the address of a peer.
     pub(crate) fn source_of(&self, peer: u32) -> u32 {
         peer % self.sources.count
     }
@@ -246,8 +247,8 @@ impl PeerGroup {
 
     /// Returns whether the tracker knew that a peer has stopped before the request with this number was sent.
     pub(crate) fn was_gone(&self, peer: u32, number: u64) -> bool {
-        let gone = self.gone[peer as usize];
-        gone != 0 && gone <= number as u32
+        let gone_since = self.gone_since[peer as usize];
+        gone_since != 0 && gone_since <= number as u32
     }
 }
 
@@ -257,7 +258,7 @@ pub(crate) fn info_hash(torrent: u32) -> [u8; 20] {
 }
 
 /// Returns whether a peer starts as a seeder; one in four does.
-fn is_seeder(peer: u32) -> bool {
+fn starts_as_seeder(peer: u32) -> bool {
     peer.wrapping_mul(0x9e37_79b9) >> 30 == 0
 }
 

@@ -119,7 +119,7 @@ impl<'a> Session<'a> {
                 return None;
             }
         };
-        let has_unanswered = self.in_flight.waiting() > 0;
+        let has_unanswered = self.in_flight.unanswered() > 0;
         self.run_stats.count_answered(reply.name(), &request, now_ns, has_unanswered);
         if usize::from(request.group) != group {
             self.run_stats.count_wrong("reply from the tracker of the other address family");

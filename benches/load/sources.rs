@@ -7,10 +7,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 /// Maximum number of peers per address, as each needs its own port.
 const PEERS_PER_ADDRESS: u32 = 60_000;
 
-/// First source address on loopback. All of 127.0.0.0/8 is local; the floods use 127.128.0.0/9.
+/// First source address on loopback. All of 127.0.0.0/8 is local; floods use addresses above the last one.
 const LOOPBACK_FIRST: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 1);
 /// Number of source addresses on loopback.
-const LOOPBACK_COUNT: u32 = 127 << 16;
+const LOOPBACK_COUNT: u32 = (127 << 16) - 1;
 
 /// Selects `wanted` addresses of the address family of the target, or more if the peers need them.
 ///

@@ -6,7 +6,7 @@
 mod stream;
 mod tls;
 
-use crate::engine::{FIRST_REPLY_TIMEOUT, FloodKind, Transport};
+use crate::engine::{FloodKind, SILENCE_TIMEOUT, Transport};
 use crate::http::{self, HttpPaths};
 use crate::in_flight::{RequestKind, SentRequest};
 use crate::options::{RequestMix, Target};
@@ -420,8 +420,8 @@ impl Transport for Streams {
     fn prepare(&mut self, _: &mut Session<'_>) -> io::Result<()> {
         for HttpTarget { url, address, name, .. } in &self.trackers {
             let probe = || -> io::Result<()> {
-                let mut stream = TcpStream::connect_timeout(address, FIRST_REPLY_TIMEOUT)?;
-                stream.set_read_timeout(Some(FIRST_REPLY_TIMEOUT))?;
+                let mut stream = TcpStream::connect_timeout(address, SILENCE_TIMEOUT)?;
+                stream.set_read_timeout(Some(SILENCE_TIMEOUT))?;
                 if let Some(name) = name {
                     tls::session(name)?.complete_io(&mut stream)?;
                 }
@@ -459,7 +459,7 @@ impl Transport for Streams {
         !self.idle.is_empty()
     }
 
-    fn pending(&self) -> usize {
+    fn waiting_for_connection(&self) -> usize {
         self.jobs.len()
     }
 

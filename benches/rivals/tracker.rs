@@ -53,7 +53,7 @@ impl TrackerKind {
     }
 }
 
-/// Where a tracker is started, and the settings that depend on the section.
+/// Where a tracker is started, and the settings that depend on the section of the comparison (`sections.rs`).
 #[derive(Clone, Debug)]
 pub(crate) struct TrackerPlacement {
     /// Folder of the other trackers.
@@ -148,8 +148,7 @@ fn free_port() -> Result<u16, String> {
     socket.local_addr().map(|address| address.port()).map_err(|error| error.to_string())
 }
 
-/// Returns the config of a tracker. All have the same limits: up to 50 peers per reply, no statistics, and the buffers
-/// that their documentation recommends.
+/// Returns the config of a tracker. The generator requests at most 50 peers, so that limits of replies do not matter.
 fn config_of(
     kind: TrackerKind,
     place: &TrackerPlacement,

@@ -36,10 +36,10 @@ impl TopView {
         match result {
             Ok(status) => {
                 self.error = None;
-                // The tracker was restarted: counts begin anew.
-                let is_newer =
+                // If the uptime fell, the tracker was restarted: there is nothing to compare with.
+                let is_same_run =
                     |(_, old): &(Duration, Status)| old.uptime_secs <= status.uptime_secs;
-                self.before = self.current.take().filter(is_newer);
+                self.before = self.current.take().filter(is_same_run);
                 self.current = Some((now, status));
                 if self.before.is_some() {
                     self.history.push_back(self.rate(answered));
@@ -92,10 +92,11 @@ impl TopView {
         self.draw_summary(frame, areas[0], status);
         let history: Vec<u64> = self.history.iter().copied().collect();
         let title = format!("answers per second: {}", grouped(self.rate(answered)));
-        let shown = history.len().saturating_sub(usize::from(areas[1].width.saturating_sub(2)));
+        let first_shown =
+            history.len().saturating_sub(usize::from(areas[1].width.saturating_sub(2)));
         let sparkline = Sparkline::default()
             .block(Block::bordered().title(title))
-            .data(&history[shown..])
+            .data(&history[first_shown..])
             .style(Style::new().fg(Color::Cyan));
         frame.render_widget(sparkline, areas[1]);
         self.draw_shards(frame, areas[2], status);
@@ -223,7 +224,7 @@ pub fn run(address: &ControlAddress, token: Option<&str>) -> std::io::Result<()>
         if let Err(error) = terminal.draw(|frame| view.draw(frame)) {
             break Err(error);
         }
-        match wait_for_end(&clock, &mut |frame| view.draw(frame), &mut terminal) {
+        match wait_for_refresh_or_end(&clock, &mut |frame| view.draw(frame), &mut terminal) {
             Ok(false) => {}
             Ok(true) => break Ok(()),
             Err(error) => break Err(error),
@@ -233,8 +234,8 @@ pub fn run(address: &ControlAddress, token: Option<&str>) -> std::io::Result<()>
     result
 }
 
-/// Waits for the next refresh; returns whether the user ended the program. A terminal of another size is drawn at once.
-fn wait_for_end(
+/// Waits for the next refresh; returns whether the user ended the program. Draws at once when the terminal is resized.
+fn wait_for_refresh_or_end(
     clock: &Clock,
     draw: &mut dyn FnMut(&mut Frame<'_>),
     terminal: &mut ratatui::DefaultTerminal,

@@ -156,7 +156,7 @@ fn access_list(options: &mut Section<'_>) -> HookConfig {
                 })
             })
         }),
-        torrents: options.value("torrents", Vec::new(), values::path_list),
+        torrent_directories: options.value("torrents", Vec::new(), values::path_list),
         overrides: options.value("overrides_file", None, |value| values::path(value).map(Some)),
     };
     let interval = options.value("interval", 86_400, |value| seconds(value, REFUSAL_INTERVAL_MAX));

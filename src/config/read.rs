@@ -274,7 +274,7 @@ fn tab_before(source: &str, line: Option<usize>) -> Option<usize> {
     lines.filter(|(text, _)| is_tab(text)).map(|(_, number)| number).last()
 }
 
-/// Splits a line into its list dashes and key, each with its indentation.
+/// Splits a line into its first list dash and the rest, each with its indentation.
 fn keys_and_dashes((number, line): (usize, &str)) -> impl Iterator<Item = (usize, usize, &str)> {
     let text = line.trim_start();
     let indent = line.len() - text.len();

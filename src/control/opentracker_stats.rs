@@ -57,11 +57,12 @@ fn write_row_with_downloads(text: &mut String, info_hash: &InfoHash, stats: &Swa
 }
 
 /// Returns whether the page for a query lists the largest torrents.
-pub(super) fn needs_summary(query: &str) -> bool {
+pub(super) fn needs_swarm_scan(query: &str) -> bool {
     matches!(mode_of(query), "top10" | "top100")
 }
 
-/// Returns the page for a query, or an error text if there is no such mode.
+/// Returns the page for a query, or an error text for other modes, among them `tpbs`, whose page is sent while it is
+/// made.
 ///
 /// The largest torrents are those of the last scan of all swarms.
 pub fn page(query: &str, monitored: &Monitored) -> Result<StatsPage, String> {

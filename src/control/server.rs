@@ -377,7 +377,7 @@ async fn stats(
         });
         return stream::response(opentracker_stats::TEXT, body);
     }
-    if opentracker_stats::needs_summary(&query)
+    if opentracker_stats::needs_swarm_scan(&query)
         && let Err(no_answer) = state.torrents.refresh_summary().await
     {
         return (StatusCode::SERVICE_UNAVAILABLE, format!("{no_answer}\n")).into_response();

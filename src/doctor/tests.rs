@@ -1,4 +1,4 @@
-//! Tests of the checks with hosts that have or lack each cause.
+//! Tests of the checks: hosts with and without each problem.
 
 use super::*;
 use std::collections::BTreeMap;

@@ -30,7 +30,7 @@ pub struct ListSources {
     /// Info hashes listed in the config.
     pub info_hashes: Vec<InfoHash>,
     /// Directories of `.torrent` files.
-    pub torrents: Vec<PathBuf>,
+    pub torrent_directories: Vec<PathBuf>,
     /// File of the overrides.
     pub overrides: Option<PathBuf>,
 }
@@ -72,7 +72,7 @@ impl AccessList {
         for path in &sources.files {
             lines::read_entries(path, &mut mistakes, |entry| parse_entry(entry, &mut hashes));
         }
-        for directory in &sources.torrents {
+        for directory in &sources.torrent_directories {
             read_torrents(directory, &mut hashes, &mut mistakes);
         }
         let _lock = overrides::lock();
@@ -229,7 +229,7 @@ mod tests {
         let mut sources = ListSources {
             files: vec![file.clone()],
             info_hashes: vec![hash(9)],
-            torrents: vec![torrents.clone()],
+            torrent_directories: vec![torrents.clone()],
             overrides: Some(overrides.clone()),
         };
         let load = |sources: &ListSources| AccessList::load(sources, 1, false);
@@ -258,7 +258,7 @@ mod tests {
             error.contains("b.torrent: is not a torrent file") && error.contains("c.torrent"),
             "{error}"
         );
-        sources.torrents.clear();
+        sources.torrent_directories.clear();
         for (bad, words) in [
             ("zz", "list:2: \"zz\" is not an info hash"),
             (&hex(1)[1..], "is not an info hash"),

@@ -1,11 +1,11 @@
 //! The policy of a shard: its hooks in the configured order.
 
+use super::access_rule::AccessRule;
 use super::hook::{Hook, check_passkey};
 use super::networks::NetworkFilter;
 use super::parameters::Parameters;
 use super::refusal::{PausedRequest, PolicyStop, Refusal, RefusalReply};
 use super::request::{AnnounceContext, Intervals, ParameterSource};
-use super::torrent_list::TorrentList;
 use crate::clock::Now;
 use crate::stats::outcome::Outcome;
 use std::net::IpAddr;
@@ -97,10 +97,10 @@ impl Policy {
 
     /// Returns whether two policies have the same lists of torrents.
     pub fn serves_same_torrents(&self, other: &Self) -> bool {
-        self.lists().map(TorrentList::identity).eq(other.lists().map(TorrentList::identity))
+        self.lists().map(AccessRule::identity).eq(other.lists().map(AccessRule::identity))
     }
 
-    fn lists(&self) -> impl Iterator<Item = &TorrentList> {
+    fn lists(&self) -> impl Iterator<Item = &AccessRule> {
         self.hooks.iter().filter_map(|hook| match hook {
             Hook::AccessList(torrents) => Some(torrents),
             _ => None,

@@ -1,6 +1,7 @@
 //! The compiled policy: hooks with their lists, made at start or by a helper thread, and shared by all shards.
 
 use super::access_list::{AccessList, ListChange, LoadedList};
+use super::access_rule::AccessRule;
 use super::chain::Policy;
 use super::clients::ClientFilter;
 use super::custom::CustomHook;
@@ -12,7 +13,6 @@ use super::limits::{LimitSettings, Limits};
 use super::networks::NetworkFilter;
 use super::passkeys::Passkeys;
 use super::seeds::SeedSequence;
-use super::torrent_list::TorrentList;
 use crate::slow_reads::SlowReads;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -57,7 +57,7 @@ pub enum ReadMode<'a> {
 /// A hook with its lists.
 #[derive(Clone, Debug)]
 enum CompiledHook {
-    AccessList(TorrentList),
+    AccessList(AccessRule),
     Clients(Arc<ClientFilter>),
     Passkey(Arc<Passkeys>, CoversScrapes),
     Jwt(Arc<JwtSettings>, Arc<KeySet>),
@@ -155,7 +155,7 @@ impl CompiledPolicy {
         let compiled = match (hook, self.data_of(hook)) {
             (HookConfig::AccessList { mode, reply, .. }, Some(HookData::AccessList(list))) => {
                 let list = list.clone();
-                CompiledHook::AccessList(TorrentList { list, mode: *mode, reply: *reply })
+                CompiledHook::AccessList(AccessRule { list, mode: *mode, reply: *reply })
             }
             (HookConfig::Networks { .. }, Some(HookData::Networks(networks))) => {
                 return self.networks.push(networks.clone());
@@ -249,7 +249,7 @@ impl CompiledPolicy {
     }
 
     /// Returns the lists that decide which torrents are served.
-    fn lists(&mut self) -> impl Iterator<Item = &mut TorrentList> {
+    fn lists(&mut self) -> impl Iterator<Item = &mut AccessRule> {
         self.hooks.iter_mut().filter_map(|hook| match hook {
             CompiledHook::AccessList(torrents) => Some(torrents),
             _ => None,

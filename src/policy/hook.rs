@@ -1,5 +1,6 @@
 //! A hook of a shard, with its counters.
 
+use super::access_rule::AccessRule;
 use super::clients::ClientFilter;
 use super::custom::CustomHook;
 use super::interval::{IntervalVariation, LoadBasedInterval, LoadMeter};
@@ -9,7 +10,6 @@ use super::parameters::Parameters;
 use super::passkeys::Passkeys;
 use super::refusal::{Refusal, RefusalReply};
 use super::request::{AnnounceContext, Intervals};
-use super::torrent_list::TorrentList;
 use crate::stats::outcome::Outcome;
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ pub(super) type CoversScrapes = bool;
 /// A hook with its counters.
 #[derive(Debug)]
 pub(super) enum Hook {
-    AccessList(TorrentList),
+    AccessList(AccessRule),
     Clients(Arc<ClientFilter>),
     Passkey(Arc<Passkeys>, CoversScrapes),
     Jwt(Box<Jwt>),

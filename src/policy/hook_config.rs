@@ -82,8 +82,8 @@ impl HookConfig {
     pub fn files(&self) -> Vec<&Path> {
         match self {
             Self::AccessList {
-                sources: ListSources { files, torrents: directories, .. }, ..
-            } => files.iter().chain(directories).map(PathBuf::as_path).collect(),
+                sources: ListSources { files, torrent_directories, .. }, ..
+            } => files.iter().chain(torrent_directories).map(PathBuf::as_path).collect(),
             Self::Networks { files, .. } => files.iter().map(PathBuf::as_path).collect(),
             Self::Passkey { file, .. } => vec![file],
             Self::Jwt(settings) => match &settings.keys {

@@ -10,6 +10,7 @@
 //! without changing it, see [`custom`].
 
 pub mod access_list;
+mod access_rule;
 mod chain;
 pub mod clients;
 mod compiled;
@@ -28,7 +29,6 @@ mod refusal;
 mod request;
 pub mod seeds;
 pub mod torrent;
-mod torrent_list;
 
 pub use chain::Policy;
 pub use compiled::{CompiledPolicy, ListSize, LoadedPolicy, PolicyError, ReadMode};

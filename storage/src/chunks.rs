@@ -36,7 +36,7 @@ impl<T, const CHUNK: usize> Chunks<T, CHUNK> {
     }
 
     /// Returns the memory that the next push allocates; mostly 0.
-    pub(crate) fn next_bytes(&self) -> usize {
+    pub(crate) fn next_push_bytes(&self) -> usize {
         let (chunk, _) = Self::locate(self.len);
         if chunk == self.chunks.len() { self.next_capacity() * size_of::<T>() } else { 0 }
     }
@@ -117,18 +117,15 @@ mod tests {
         let mut chunks = Chunks::<u64, 16>::new();
         for value in 0..1000 {
             let before = chunks.chunks.iter().map(Vec::capacity).sum::<usize>() * 8;
-            let next = chunks.next_bytes();
+            let next = chunks.next_push_bytes();
             chunks.push(value);
             let after = chunks.chunks.iter().map(Vec::capacity).sum::<usize>() * 8;
             assert_eq!(after - before, next);
             assert_eq!(chunks.len() as u64, value + 1);
-            let large_swarm_bytes: usize = chunks.chunks.iter().map(Vec::capacity).sum();
+            let capacity: usize = chunks.chunks.iter().map(Vec::capacity).sum();
             let list = chunks.chunks.capacity() * size_of::<Vec<u64>>();
-            assert_eq!(chunks.bytes(), large_swarm_bytes * 8 + list);
-            assert!(
-                large_swarm_bytes <= (2 * chunks.len()).max(4)
-                    && large_swarm_bytes < chunks.len() + 17
-            );
+            assert_eq!(chunks.bytes(), capacity * 8 + list);
+            assert!(capacity <= (2 * chunks.len()).max(4) && capacity < chunks.len() + 17);
         }
         *chunks.at_mut(500) = 7;
         assert_eq!((*chunks.at(499), *chunks.at(500), *chunks.at(501)), (499, 7, 501));

@@ -39,7 +39,7 @@ pub(crate) struct FamilyPeers<'a, const N: usize> {
 pub(crate) struct FoundRecord {
     pub(crate) position: Option<usize>,
     /// Number of other peers with the same cap prefix that the search passed: all of them if no record
-    /// was found and [`FamilyPeers::counts_addresses`].
+    /// was found and [`FamilyPeers::finds_all_of_address`].
     pub(crate) same_address: u32,
 }
 
@@ -91,10 +91,10 @@ impl<const N: usize> FamilyPeers<'_, N> {
     }
 
     /// Returns whether a search that finds no record counts all peers with the same cap prefix.
-    pub(crate) fn counts_addresses(&self) -> bool {
+    pub(crate) fn finds_all_of_address(&self) -> bool {
         match &self.records {
             RecordStorage::Slice(_) => true,
-            RecordStorage::LargeSwarm(large_swarm) => large_swarm.counts_addresses(),
+            RecordStorage::LargeSwarm(large_swarm) => large_swarm.finds_all_of_address(),
         }
     }
 
@@ -194,7 +194,7 @@ impl<const N: usize> FamilyPeers<'_, N> {
         *self.at_mut(place) = record;
         self.count(&record);
         if let RecordStorage::LargeSwarm(large_swarm) = &mut self.records
-            && !large_swarm.index_record(place, &context.hasher)
+            && !large_swarm.index_endpoint(place, &context.hasher)
         {
             self.uncount(place);
             self.fill_gap(place, context);
@@ -282,7 +282,7 @@ impl<const N: usize> FamilyPeers<'_, N> {
         match &mut self.records {
             RecordStorage::Slice(_) => 0,
             RecordStorage::LargeSwarm(large_swarm) => {
-                large_swarm.unindex_record(position, &context.hasher)
+                large_swarm.remove_from_indexes(position, &context.hasher)
             }
         }
     }

@@ -168,16 +168,16 @@ impl Table {
             return refused(JoinRefusal::SwarmCap);
         }
         let peers = self.store.family_peers::<N>(position);
-        let (has_room, counts_addresses) = (peers.has_room(), peers.counts_addresses());
-        let shares_address = match counts_addresses {
+        let (has_room, finds_all_of_address) = (peers.has_room(), peers.finds_all_of_address());
+        let shares_address = match finds_all_of_address {
             true => same_address >= PER_ADDRESS_MAX,
             false => peers.seems_to_share_address(&record, &mut self.rng),
         };
         let address_cap = match address_cap {
-            0 if counts_addresses && stored > BLOCK_PEERS_MAX => UNCAPPED_ADDRESS_PEERS_MAX,
+            0 if finds_all_of_address && stored > BLOCK_PEERS_MAX => UNCAPPED_ADDRESS_PEERS_MAX,
             cap => cap,
         };
-        if address_cap > 0 && counts_addresses && same_address >= address_cap {
+        if address_cap > 0 && finds_all_of_address && same_address >= address_cap {
             return refused(JoinRefusal::AddressCap);
         }
         if self.is_above_source_limit(&record) {
@@ -207,8 +207,11 @@ impl Table {
     where
         PeerStores: RecordWidth<N>,
     {
-        let capped = self.address_cap::<N>() > 0;
-        self.store.grow::<N>(position, EndpointHasher { hasher: &self.context.hasher, capped })
+        let hashes_without_port = self.address_cap::<N>() > 0;
+        self.store.grow::<N>(
+            position,
+            EndpointHasher { hasher: &self.context.hasher, hashes_without_port },
+        )
     }
 
     /// Cuts the output for IPv4 peers to the share of IPv4 among the peers that the requester can use.

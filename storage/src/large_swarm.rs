@@ -18,8 +18,9 @@ pub(crate) const LARGE_SWARM_PEERS_MAX: usize = 4 << 20;
 pub(crate) struct LargeSwarm<const N: usize> {
     records: Chunks<[u8; N], CHUNK>,
     index: PositionIndex,
-    /// Whether the index leaves ports out: see [`EndpointHasher`]. It stays as it was when the swarm was created.
-    capped: bool,
+    /// Whether the hash of the index leaves ports out, because a cap per address applied when the swarm was created:
+    /// see [`EndpointHasher`].
+    hashes_without_port: bool,
     /// Finds subnet peers, if they are preferred.
     subnet_index: Option<Box<SubnetIndex>>,
 }
@@ -32,13 +33,21 @@ impl<const N: usize> LargeSwarm<N> {
         size_of::<Self>() + self.records.bytes() + self.index.bytes() + subnet_index
     }
 
-    pub(crate) fn holding(records: &[[u8; N]], key: EndpointHasher<'_>) -> Option<Self> {
+    /// Creates a large swarm of these records; returns `None` if the index has no room for them.
+    pub(crate) fn from_records(
+        records: &[[u8; N]],
+        endpoint_hasher: EndpointHasher<'_>,
+    ) -> Option<Self> {
         let index = PositionIndex::new();
-        let mut large_swarm =
-            Self { records: Chunks::new(), index, capped: key.capped, subnet_index: None };
+        let mut large_swarm = Self {
+            records: Chunks::new(),
+            index,
+            hashes_without_port: endpoint_hasher.hashes_without_port,
+            subnet_index: None,
+        };
         for record in records {
             large_swarm.records.push(*record);
-            if !large_swarm.index_record(large_swarm.records.len() - 1, key.hasher) {
+            if !large_swarm.index_endpoint(large_swarm.records.len() - 1, endpoint_hasher.hasher) {
                 return None;
             }
         }
@@ -49,14 +58,14 @@ impl<const N: usize> LargeSwarm<N> {
         self.records.len()
     }
 
-    /// Returns whether a search for an endpoint passes all peers of the same address.
-    pub(crate) fn counts_addresses(&self) -> bool {
-        self.capped
+    /// Returns whether an unsuccessful search visits all peers of the same address, so that they can be counted.
+    pub(crate) fn finds_all_of_address(&self) -> bool {
+        self.hashes_without_port
     }
 
-    /// Returns the key of the index of this swarm.
-    fn key<'a>(&self, hasher: &'a SipHasher13) -> EndpointHasher<'a> {
-        EndpointHasher { hasher, capped: self.capped }
+    /// Returns the hash function of the index.
+    fn endpoint_hasher<'a>(&self, hasher: &'a SipHasher13) -> EndpointHasher<'a> {
+        EndpointHasher { hasher, hashes_without_port: self.hashes_without_port }
     }
 
     pub(crate) fn at(&self, position: usize) -> &[u8; N] {
@@ -82,7 +91,7 @@ impl<const N: usize> LargeSwarm<N> {
     ) -> Option<usize> {
         let at = |position: u32| self.records.at(position as usize);
         self.index
-            .find(self.key(hasher).hash(record), |position| matches(at(position)))
+            .find(self.endpoint_hasher(hasher).hash(record), |position| matches(at(position)))
             .map(|p| p as usize)
     }
 
@@ -96,16 +105,16 @@ impl<const N: usize> LargeSwarm<N> {
     }
 
     /// Adds the record at a position to the index; returns whether the index had room.
-    pub(crate) fn index_record(&mut self, position: usize, hasher: &SipHasher13) -> bool {
-        let key = self.key(hasher);
+    pub(crate) fn index_endpoint(&mut self, position: usize, hasher: &SipHasher13) -> bool {
+        let key = self.endpoint_hasher(hasher);
         let records = &self.records;
         let hash_of = |position: u32| key.hash(records.at(position as usize));
         self.index.insert(hash_of(position as u32), position as u32, hash_of)
     }
 
     /// Removes the record at a position from the indexes; returns the number of slots that were visited.
-    pub(crate) fn unindex_record(&mut self, position: usize, hasher: &SipHasher13) -> usize {
-        let key = self.key(hasher);
+    pub(crate) fn remove_from_indexes(&mut self, position: usize, hasher: &SipHasher13) -> usize {
+        let key = self.endpoint_hasher(hasher);
         let records = &self.records;
         let hash_of = |position: u32| key.hash(records.at(position as usize));
         let visited = self.index.remove(hash_of(position as u32), position as u32, hash_of);
@@ -121,7 +130,7 @@ impl<const N: usize> LargeSwarm<N> {
     /// Copies a record to a position whose record is not indexed any more.
     pub(crate) fn relocate(&mut self, from: usize, to: usize, hasher: &SipHasher13) {
         let record = *self.records.at(from);
-        self.index.relocate(self.key(hasher).hash(&record), from as u32, to as u32);
+        self.index.relocate(self.endpoint_hasher(hasher).hash(&record), from as u32, to as u32);
         if let Some(subnet_index) = &mut self.subnet_index {
             let peers = IndexedRecords { records: &self.records, hasher };
             subnet_index.relocate(from as u32, to as u32, &peers);

@@ -200,7 +200,9 @@ impl TorrentStore {
                 true
             }
             _ => {
-                let Some(swarm) = LargeSwarm::holding(buffer.records(), key) else { return false };
+                let Some(swarm) = LargeSwarm::from_records(buffer.records(), key) else {
+                    return false;
+                };
                 self.free_placement::<N>(position);
                 self.move_to_large_swarm(position, swarm, &buffer);
                 true

@@ -92,12 +92,16 @@ pub(crate) fn cap_prefix<const N: usize>(record: &[u8; N]) -> &[u8] {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EndpointHasher<'a> {
     pub(crate) hasher: &'a SipHasher13,
-    pub(crate) capped: bool,
+    pub(crate) hashes_without_port: bool,
 }
 
 impl EndpointHasher<'_> {
     pub(crate) fn hash<const N: usize>(self, record: &[u8; N]) -> u64 {
-        self.hasher.hash(if self.capped { cap_prefix(record) } else { compact(record) })
+        self.hasher.hash(if self.hashes_without_port {
+            cap_prefix(record)
+        } else {
+            compact(record)
+        })
     }
 }
 

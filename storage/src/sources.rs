@@ -180,30 +180,26 @@ mod tests {
             // One step in four uses one of eight sources, which therefore have many peers.
             let number = if rng.u8(..4) == 0 { rng.u32(..8) } else { rng.u32(..40_000) };
             let source = SourceNetwork::from_number(number.into());
-            let large_swarm_bytes = model.entry(source).or_default();
-            if *large_swarm_bytes > 0 && rng.u8(..3) == 0 {
-                *large_swarm_bytes -= 1;
+            let stored = model.entry(source).or_default();
+            if *stored > 0 && rng.u8(..3) == 0 {
+                *stored -= 1;
                 counts.remove(source);
             } else {
-                *large_swarm_bytes += 1;
+                *stored += 1;
                 counts.add(source);
             }
         }
-        let total: u64 =
-            model.values().map(|large_swarm_bytes| u64::from(*large_swarm_bytes)).sum();
+        let total: u64 = model.values().map(|stored| u64::from(*stored)).sum();
         assert_eq!(counts.total, total, "seed {seed}");
         let mut over = 0;
-        for (source, large_swarm_bytes) in &model {
+        for (source, stored) in &model {
             let found = counts.count(*source);
-            assert!(
-                found >= *large_swarm_bytes,
-                "seed {seed}: {source} has {large_swarm_bytes}, not {found}"
-            );
-            over += usize::from(found > large_swarm_bytes + 2 * counts.error());
+            assert!(found >= *stored, "seed {seed}: {source} has {stored}, not {found}");
+            over += usize::from(found > stored + 2 * counts.error());
         }
         assert!(over * 100 < model.len(), "{over} of {} are far off", model.len());
-        for (source, large_swarm_bytes) in &model {
-            (0..*large_swarm_bytes).for_each(|_| counts.remove(*source));
+        for (source, stored) in &model {
+            (0..*stored).for_each(|_| counts.remove(*source));
         }
         assert!(counts.cells.as_flattened().iter().all(|cell| *cell == 0));
     }

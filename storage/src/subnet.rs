@@ -16,8 +16,8 @@ pub struct SubnetPreference {
     pub v4: PrefixLengths,
     /// Prefix lengths for IPv6.
     pub v6: PrefixLengths,
-    /// Percentage of the peers of a reply that are selected at random all the same. Clients that know only peers of
-    /// their own subnet would lack the pieces that none of them has.
+    /// Percentage of the peers of a reply that are selected at random despite the preference. Clients that know only
+    /// peers of their own subnet would lack the pieces that none of them has.
     pub at_random_percent: u8,
 }
 
@@ -57,7 +57,7 @@ impl Prefix {
         Self(u128::from_be_bytes(bytes))
     }
 
-    /// Returns the first `length` bits, at least one.
+    /// Returns the first `length` bits; `length` must be 1 to 128.
     pub(crate) fn cut(self, length: u8) -> Self {
         Self(self.0 & u128::MAX << (128 - u32::from(length)))
     }
@@ -76,7 +76,8 @@ pub(crate) fn prefix_of<const N: usize>(record: &[u8; N]) -> Prefix {
     Prefix::of(address(record))
 }
 
-/// Returns the FNV-1a hash of an endpoint. It is not keyed: only for what an attacker may choose without harm.
+/// Returns the FNV-1a hash of an endpoint or an address. It is not keyed: only for what an attacker may choose without
+/// harm.
 pub(crate) fn fnv1a(endpoint: &[u8]) -> u32 {
     let fnv1a = |sum: u32, byte: &u8| (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
     endpoint.iter().fold(0x811c_9dc5, fnv1a)
@@ -113,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lengths_fall() {
+    fn lengths_must_descend() {
         assert!(PrefixLengths::new(&[24, 16]).is_some());
         assert!(PrefixLengths::new(&[]).is_some_and(PrefixLengths::is_empty));
         for wrong in [&[16, 24][..], &[24, 24], &[129], &[24, 0], &[5, 4, 3, 2, 1]] {

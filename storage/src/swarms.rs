@@ -39,16 +39,17 @@ impl Swarms {
 
     /// Sets the subnets whose peers are returned first.
     ///
-    /// In a swarm that is large already, subnet peers are found only after they have announced again.
+    /// In a swarm that is large already, at first only 65 peers are found as subnet peers, and others after they have
+    /// announced again.
     pub fn set_subnet_preference(&mut self, subnets: SubnetPreference) {
         self.table.subnets = subnets;
     }
 
     /// Replaces the settings; keys and seed stay as they were.
     ///
-    /// Lifetimes are cut to [`crate::longest_lifetime_secs`] of those the table was created with. When a cap on peers
-    /// per address is introduced, swarms with more than 64 peers of a family keep theirs without it; when one is
-    /// removed, such swarms keep a cap of 256.
+    /// A lifetime is at most [`crate::longest_lifetime_secs`] of that with which the table was created. A new cap per
+    /// address is not enforced in swarms that are large already (more than 64 peers of a family). After a cap was
+    /// removed, large swarms that were created under it store at most 256 peers of an address.
     pub fn reconfigure(&mut self, settings: TableSettings) {
         self.table.reconfigure(settings);
     }

@@ -271,7 +271,7 @@ impl Table {
     }
 
     fn has_memory_for_torrent(&self) -> bool {
-        self.bytes() + self.store.entries.next_bytes() <= self.torrents_limit()
+        self.bytes() + self.store.entries.next_push_bytes() <= self.torrents_limit()
     }
 
     fn torrents_limit(&self) -> usize {

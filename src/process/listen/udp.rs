@@ -61,10 +61,19 @@ pub enum ListenError {
     Inherited(#[from] InheritedError),
     /// Any other error.
     #[error(
-        "{0}: cannot bind {1}: {2}; an IPv6 link-local address needs the number of its interface, \
-         for example [fe80::1%2]:6969"
+        "{0}: cannot bind {1}: {2}{hint}", hint = scope_hint(.1)
     )]
     Failed(ListenKey, SocketAddr, #[source] io::Error),
+}
+
+/// Returns the cure for a link-local address without an interface, and nothing for others.
+fn scope_hint(address: &SocketAddr) -> &'static str {
+    match address {
+        SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() && v6.scope_id() == 0 => {
+            "; an IPv6 link-local address needs the number of its interface, for example [fe80::1%2]:6969"
+        }
+        _ => "; check that the interface is up, or choose another address",
+    }
 }
 
 /// The bound UDP sockets.
@@ -112,7 +121,8 @@ impl UdpListeners {
         for address in &udp.listen {
             passed.push((*address, inherited.take_udp(*address, shards)?));
         }
-        // All addresses are checked before any is bound: a wildcard would conflict with sockets of this process.
+        // Every address is bound exclusively once before any is bound for the shards: with their sockets, a wildcard
+        // could not be bound exclusively.
         let claim = |address| UdpSocket::bind_exclusive(address).map(|socket| socket.address());
         let to_bind = passed.extract_if(.., |(_, sockets)| sockets.is_empty());
         let to_bind: Vec<SocketAddr> = to_bind.map(|(address, _)| address).collect();
@@ -146,7 +156,6 @@ impl UdpListeners {
     ) -> Result<(), ListenError> {
         if address.ip().is_unspecified() {
             for local in local_addresses(address) {
-                // An address may have been removed or not be ready yet; the wildcard socket receives its datagrams.
                 if self.has_socket(local) {
                     continue;
                 }
@@ -155,6 +164,8 @@ impl UdpListeners {
                     Err(error @ (ListenError::Files(..) | ListenError::Steering(_))) => {
                         return Err(error);
                     }
+                    // The address may have been removed or not be ready yet; the wildcard socket receives its
+                    // datagrams.
                     Err(_) => {}
                 }
             }
@@ -197,7 +208,7 @@ impl UdpListeners {
         self.steer_last(binding)
     }
 
-    /// Attaches the steering program to the group that was bound last, before datagrams arrive.
+    /// Attaches the steering program to the group that was bound last, before its datagrams are read.
     ///
     /// If the kernel refuses it for one group, it is detached from all: a tracker that is steered in part is hard to
     /// understand.

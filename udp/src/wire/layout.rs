@@ -38,7 +38,7 @@ pub mod announce {
     pub const EVENT: Range<usize> = 80..84;
     /// IPv4 address to use instead of the source address, or 0.
     pub const IP: Range<usize> = 84..88;
-    /// Key: identifies a client across announces; clients keep it for different times.
+    /// Key: identifies a client across announces; how long one is kept depends on the client.
     pub const KEY: Range<usize> = 88..92;
     /// Number of wanted peers, signed; -1 leaves the number to the tracker.
     pub const NUM_WANT: Range<usize> = 92..96;
