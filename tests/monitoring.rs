@@ -5,91 +5,15 @@
 mod common;
 
 use common::http::{self, Connection};
-use common::lab::wait_until;
+use common::prometheus::{Prometheus, RANGE, certificate, deploy};
 use common::{Announce, Client, Tracker, control_of, cpus, info_hash_of};
 use serde_json::Value;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::net::UdpSocket;
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
-
-/// Time in which an expression must return data, or an alert fire.
-const TIMEOUT: Duration = Duration::from_secs(90);
-
-/// Range of rates: some scrapes, which are made each second.
-const RANGE: &str = "[10s]";
-
-/// A Prometheus server, which is killed when it is dropped.
-struct Prometheus {
-    process: Child,
-    url: String,
-}
-
-impl Prometheus {
-    /// Starts a server that scrapes `target` and evaluates the alerts without delay.
-    fn start(directory: &Path, target: SocketAddr) -> Self {
-        let alerts = std::fs::read_to_string(deploy("alerts.yml")).unwrap();
-        let is_delay = |line: &&str| line.trim_start().starts_with("for: ");
-        let rules: Vec<_> = alerts.lines().filter(|line| !is_delay(line)).collect();
-        let rules = rules.join("\n").replace("[5m]", RANGE).replace("[15m]", RANGE);
-        std::fs::write(directory.join("rules.yml"), rules).unwrap();
-        let config = format!(
-            "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: [rules.yml]\nscrape_configs:\n- \
-             {{job_name: tsubame, static_configs: [{{targets: [\"{target}\"]}}]}}\n"
-        );
-        let config_file = directory.join("prometheus.yml");
-        std::fs::write(&config_file, config).unwrap();
-        // Prometheus cannot report a port that it has chosen.
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let process = Command::new("prometheus")
-            .arg(format!("--config.file={}", config_file.display()))
-            .arg(format!("--storage.tsdb.path={}", directory.join("data").display()))
-            .arg(format!("--web.listen-address={address}"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self { process, url: format!("http://{address}") }
-    }
-
-    /// Returns the number of samples that an expression returns; `None` if there is no answer.
-    fn query(&self, expression: &str) -> Option<usize> {
-        let reply =
-            ureq::get(format!("{}/api/v1/query", self.url)).query("query", expression).call();
-        let reply: Value =
-            serde_json::from_str(&reply.ok()?.body_mut().read_to_string().ok()?).ok()?;
-        reply["data"]["result"].as_array().map(Vec::len)
-    }
-
-    fn wait_for(&self, expression: &str) {
-        wait_until(expression, TIMEOUT, || {
-            self.query(expression).is_some_and(|samples| samples > 0)
-        });
-    }
-
-    fn is_firing(&self, alert: &str) -> bool {
-        let expression = format!("ALERTS{{alertname=\"{alert}\",alertstate=\"firing\"}}");
-        self.query(&expression).is_some_and(|samples| samples > 0)
-    }
-
-    fn wait_for_alert(&self, alert: &str) {
-        wait_until(alert, TIMEOUT, || self.is_firing(alert));
-    }
-}
-
-impl Drop for Prometheus {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn deploy(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name)
-}
 
 /// Sends requests of all kinds over all protocols until it is dropped.
 struct Load {
@@ -136,27 +60,7 @@ impl Drop for Load {
 
 /// Starts a tracker with TLS, whose certificate expires in three days, and with hooks.
 fn start(directory: &Path) -> Tracker {
-    let (certificate, key) = (directory.join("cert.pem"), directory.join("key.pem"));
-    let made = Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "3",
-        ])
-        .args(["-subj", "/CN=tracker"])
-        .arg("-out")
-        .arg(&certificate)
-        .arg("-keyout")
-        .arg(&key)
-        .stderr(Stdio::null())
-        .status();
-    assert!(made.unwrap().success());
+    let (certificate, key) = certificate(directory);
     Tracker::start(&format!(
         "cpus: {}\nudp: {{listen: \"127.0.0.1:0\"}}\nhttp: {{listen: \"127.0.0.1:0\", tls: {{listen: \"127.0.0.1:0\", \
          certificate: {}, key: {}}}}}\ncontrol: {{listen: \"127.0.0.1:0\"}}\nhooks:\n- {{name: limits, options: \
@@ -195,7 +99,7 @@ fn every_expression_returns_data_and_alerts_fire() {
             [" > ", " == ", " < "].iter().find_map(|it| Some(line.rsplit_once(it)?.0)).unwrap();
         prometheus.wait_for(&metric.replace("[5m]", RANGE).replace("[15m]", RANGE));
     }
-    prometheus.wait_for_alert("TsubameCertificateExpires");
+    prometheus.wait_for_alert("TsubameCertificateExpires", || {});
     for alert in
         ["TsubameDown", "TsubameShardStuck", "TsubameReloadFailed", "TsubameMemoryPressure"]
     {
@@ -203,10 +107,10 @@ fn every_expression_returns_data_and_alerts_fire() {
     }
     tracker.write_config("hooks: [{name: nothing}]\n");
     tracker.signal("HUP");
-    prometheus.wait_for_alert("TsubameReloadFailed");
+    prometheus.wait_for_alert("TsubameReloadFailed", || {});
     drop(load);
     tracker.stop();
-    prometheus.wait_for_alert("TsubameDown");
+    prometheus.wait_for_alert("TsubameDown", || {});
 }
 
 /// The unit tests of the alerts: each fires for its cause, and none for a healthy tracker.

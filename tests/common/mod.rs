@@ -3,9 +3,11 @@
 #![allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part")]
 
 pub(crate) mod container;
+pub(crate) mod flood;
 pub(crate) mod http;
 pub(crate) mod lab;
 pub(crate) mod policy;
+pub(crate) mod prometheus;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
