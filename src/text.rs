@@ -20,6 +20,16 @@ pub fn plural(count: u64, noun: &str) -> String {
     format!("{} {noun}{}", grouped(count), if count == 1 { "" } else { "s" })
 }
 
+/// Returns a text in which a URL has neither user and password nor a query, which may be secret. Other texts stay as
+/// they are.
+pub fn without_secrets(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
+    let (rest, query) = rest.split_once('?').map_or((rest, ""), |(rest, _)| (rest, "?..."));
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    format!("{scheme}://{host}{path}{query}")
+}
+
 /// Returns a number of bytes with a binary unit: `1.5 MiB`.
 pub fn iec(bytes: u64) -> String {
     ByteSize(bytes).display().iec().to_string()

@@ -21,9 +21,10 @@ fn packages() -> &'static [PathBuf; 2] {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let built = Command::new(root.join("deploy/package")).output().unwrap();
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-        let version = env!("CARGO_PKG_VERSION");
-        ["tsubame", "tsubame-load"]
-            .map(|name| root.join(format!("target/debian/{name}_{version}-1_amd64.deb")))
+        let architecture = Command::new("dpkg").arg("--print-architecture").output().unwrap();
+        let architecture = String::from_utf8(architecture.stdout).unwrap();
+        let suffix = format!("{}-1_{}.deb", env!("CARGO_PKG_VERSION"), architecture.trim());
+        ["tsubame", "tsubame-load"].map(|name| root.join(format!("target/debian/{name}_{suffix}")))
     })
 }
 
@@ -118,4 +119,18 @@ fn the_service_recovers_from_a_torn_config_and_keeps_its_sockets() {
     // The first datagram starts the service, which answers it.
     container.succeed("tsubame e2e udp://127.0.0.1:6969 http://127.0.0.1:6969/announce");
     container.succeed("systemctl is-active tsubame");
+    // While the config has an error, requests start the service again and again, and the sockets stay.
+    container.succeed("cp /etc/tsubame.yaml /root/two-shards.yaml");
+    container.succeed("printf 'udp: {listen: [' >/etc/tsubame.yaml");
+    assert_ne!(container.run("systemctl restart tsubame").code, Some(0));
+    for _ in 0..30 {
+        container.succeed("echo x >/dev/udp/127.0.0.1/6969");
+    }
+    container.wait_for("test $(journalctl --unit tsubame | grep --count 'is not YAML') -gt 3");
+    container.succeed("systemctl is-active tsubame.socket");
+    container.succeed("cp /root/two-shards.yaml /etc/tsubame.yaml");
+    container.wait_for("systemctl is-active tsubame && tsubame e2e udp://127.0.0.1:6969");
+    // A request that arrives while no tracker runs is answered by the next one.
+    container.succeed("systemctl stop tsubame.service");
+    container.succeed("tsubame e2e udp://127.0.0.1:6969");
 }

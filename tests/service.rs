@@ -131,13 +131,16 @@ fn sockets_of_the_service_manager_are_used() {
     let other_udp = bind(address_of(&udp), Type::DGRAM);
     let udp6 = bind("[::1]:0".parse().unwrap(), Type::DGRAM);
     let other_udp6 = bind(address_of(&udp6), Type::DGRAM);
+    for socket in [&udp, &other_udp, &udp6, &other_udp6] {
+        socket2::SockRef::from(socket).set_recv_buffer_size(1 << 20).unwrap();
+    }
     let [http, control] = [(); 2].map(|()| bind(local, Type::STREAM));
     let unix = OwnedFd::from(UnixListener::bind(&path).unwrap());
     let [udp_address, udp6_address, http_address, control_address] =
         [&udp, &udp6, &http, &control].map(address_of);
     let config = format!(
-        "cpus: {}\nudp: {{listen: [\"{udp_address}\", \"{udp6_address}\"]}}\nhttp: {{listen: \"{http_address}\"}}\n\
-         control: {{listen: \"{control_address}\", socket: {}}}\n",
+        "cpus: {}\nudp: {{listen: [\"{udp_address}\", \"{udp6_address}\"], receive_buffer: 64KiB}}\nhttp: {{listen: \
+         \"{http_address}\"}}\ncontrol: {{listen: \"{control_address}\", socket: {}}}\n",
         cpus(2),
         path.display()
     );
@@ -160,7 +163,15 @@ fn sockets_of_the_service_manager_are_used() {
     let status = tsubame().args(["status", "--control"]).arg(&path).output().unwrap();
     assert!(status.status.success(), "{status:?}");
     tracker.wait_for("control plane on");
+    // The receive buffer that the service manager has set is larger than that of the config, and stays.
+    let page = tracker.log.join("\n");
+    assert!(page.contains("a receive buffer of 1.0 MiB"), "{page}");
     tracker.stop();
+    // The next process takes the same sockets.
+    let next = Tracker::start_with_command(&config, |command| pass_sockets(&command, &sockets));
+    Client::connected("127.0.0.1", udp_address).announce(&Announce::of(1, 7_000));
+    assert_eq!(Connection::to(http_address).get("/").status, 200);
+    next.stop();
     assert!(path.exists(), "a socket of the service manager was removed");
 }
 
@@ -190,6 +201,16 @@ fn unsuitable_sockets_of_the_service_manager_are_explained() {
     );
     let (code, text) = run(&config("127.0.0.1:0"), &sockets);
     assert!(code == Some(2) && text.contains("not in udp.listen"), "{text}");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("control");
+    let unix = UnixListener::bind(&path).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
+    let for_all = format!(
+        "udp: {{listen: \"127.0.0.1:0\"}}\nhttp: {{listen: []}}\ncontrol: {{listen: \"\", socket: {}}}\n",
+        path.display()
+    );
+    let (code, text) = run(&for_all, &[unix.into()]);
+    assert!(code == Some(2) && text.contains("SocketMode=0660"), "{text}");
     let file = [OwnedFd::from(std::fs::File::open("/dev/null").unwrap())];
     let (code, text) = run(&config("127.0.0.1:0"), &file);
     assert!(code == Some(2) && text.contains("socket number 0"), "{text}");

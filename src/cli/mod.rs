@@ -280,14 +280,17 @@ fn write_man_pages(directory: &std::path::Path) -> i32 {
 }
 
 fn examine_host(path: Option<&std::path::Path>, json: bool) -> i32 {
-    let config = match Config::load(path) {
-        Ok(config) => config,
+    let (config, mistakes) = match path
+        .map_or_else(|| Config::load(None).map(|it| (it, Vec::new())), Config::load_all)
+    {
+        Ok(loaded) => loaded,
         Err(error) => {
             eprintln!("{error}");
             return EXIT_USAGE;
         }
     };
-    let diagnosis = doctor::diagnose(&doctor::LocalHost, &config, path);
+    let mistakes: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+    let diagnosis = doctor::diagnose(&doctor::LocalHost, (&config, &mistakes), path);
     match json {
         true => println!("{}", serde_json::to_string_pretty(&diagnosis).unwrap_or_default()),
         false => print!("{}", diagnosis.text()),

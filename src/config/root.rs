@@ -135,6 +135,12 @@ impl Config {
         Self { cpus, user, udp, http, announce, storage, hooks, control, log, values }
     }
 
+    /// Returns the file that `udp.connection_id_keys` names, if it names one.
+    pub fn connection_id_keys_file(&self) -> Option<PathBuf> {
+        let value = self.values.iter().find(|it| it.key == "udp.connection_id_keys")?;
+        Some(PathBuf::from(&value.value)).filter(|path| path.is_file())
+    }
+
     /// Checks that peers are stored for longer than every announce interval.
     pub fn check_intervals(&self) -> Result<(), String> {
         let AnnounceConfig { interval, peer_lifetime, .. } = &self.announce;

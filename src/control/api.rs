@@ -173,7 +173,7 @@ async fn config(State(state): State<ControlState>) -> ApiResult {
     struct ConfigReply<'a> {
         values: &'a [ServedValue],
     }
-    json(&ConfigReply { values: &state.monitored.served().values })
+    json(&ConfigReply { values: &state.monitored.values_in_force() })
 }
 
 /// A torrent in a reply.

@@ -1,6 +1,7 @@
 //! The listening sockets of the control plane.
 
 use crate::config::ControlConfig;
+use rustix::fs::Mode;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -22,6 +23,12 @@ pub enum ControlError {
     /// Another process listens on the unix socket.
     #[error("control.socket: another process listens on {0}; stop it, or choose another path")]
     SocketTaken(PathBuf),
+    /// The service manager passed a unix socket that all users can use.
+    #[error(
+        "control.socket: all users of this machine can use {0}, which the service manager passed; set SocketMode=0660 \
+         in the socket unit"
+    )]
+    SocketForAll(PathBuf),
     /// The unix socket could not be created for another reason.
     #[error(
         "control.socket: cannot listen on {0}: {1}; choose a directory that this user may write to"
@@ -63,6 +70,10 @@ impl ControlListeners {
         let unix = match (control.socket.as_deref(), unix) {
             (Some(path), Some(passed)) => {
                 let failed = |error| ControlError::SocketFailed(path.to_owned(), error);
+                let mode = std::fs::metadata(path).map_err(failed)?.permissions().mode();
+                if mode & 0o002 != 0 {
+                    return Err(ControlError::SocketForAll(path.to_owned()));
+                }
                 passed.set_nonblocking(true).map_err(failed)?;
                 Some(passed)
             }
@@ -91,9 +102,12 @@ fn bind_unix(path: &Path) -> Result<UnixListener, ControlError> {
         }
         std::fs::remove_file(path).map_err(failed)?;
     }
-    let listener = UnixListener::bind(path).map_err(failed)?;
-    // For the user and the group only: every client of the socket may change what is served.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
+    // For the user and the group only: every client of the socket may change what is served. No other thread creates
+    // files meanwhile.
+    let previous = rustix::process::umask(Mode::XUSR | Mode::XGRP | Mode::RWXO);
+    let listener = UnixListener::bind(path);
+    rustix::process::umask(previous);
+    let listener = listener.map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     Ok(listener)
 }

@@ -6,6 +6,7 @@ use crate::control::history::History;
 use crate::control::token::ControlToken;
 use crate::policy::ListSize;
 use crate::policy::access_list::AccessList;
+use crate::process::log;
 use crate::slow_reads::SlowReads;
 use crate::stats::client_samples::ClientPrefix;
 use crate::stats::shared_stats::SharedStats;
@@ -127,6 +128,18 @@ impl Monitored {
     /// Returns the parts of the config that are served now.
     pub fn served(&self) -> ServedConfig {
         self.process.tables().served.clone()
+    }
+
+    /// Returns the values of all config keys that are in force. The level of the log is the current one, which the API
+    /// can change.
+    pub fn values_in_force(&self) -> Vec<ServedValue> {
+        let mut values = self.served().values.to_vec();
+        let level = log::level().name();
+        if let Some(value) = values.iter_mut().find(|it| it.key == "log.level" && it.value != level)
+        {
+            (value.value, value.is_default) = (level.to_owned(), false);
+        }
+        values
     }
 
     /// Counts sampled announces by client program.

@@ -262,7 +262,7 @@ fn with_content(monitored: &Monitored, make: impl FnOnce(&PageContent<'_>) -> St
     let (status, history) = (Status::read(monitored), monitored.history());
     let (summary, events) = (monitored.summary(), recent_events::recent());
     let largest = summary.as_ref().map_or(&[][..], |(_, summary)| &summary.largest);
-    let values = &monitored.served().values;
+    let values = &monitored.values_in_force();
     make(&PageContent { status: &status, history: &history, largest, events: &events, values })
 }
 

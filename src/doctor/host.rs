@@ -11,6 +11,10 @@ const TOOL_TIMEOUT_SECS: &str = "10";
 pub(super) struct Subject<'a> {
     pub(super) host: &'a dyn Host,
     pub(super) config: &'a Config,
+    /// Errors in the text of the config.
+    pub(super) mistakes: &'a [String],
+    /// Time in seconds since 1970.
+    pub(super) unix_secs: u64,
     /// File of the config, if it is not the default config.
     pub(super) path: Option<&'a Path>,
     /// Core of each shard.

@@ -2,9 +2,9 @@
 
 use super::finding::Finding;
 use super::host::Subject;
+use super::setup::split_cure;
 use crate::process::{check, memory};
 use crate::text::iec;
-use rustix::process::{Resource, getrlimit};
 use tsubame_udp::ring::{Ring, UdpSocket};
 
 /// Lowest kernel version that is supported.
@@ -14,8 +14,9 @@ const KERNEL_MIN: (u32, u32) = (6, 1);
 const FILES_PER_SHARD: u64 = 128;
 
 pub(super) fn findings(subject: &Subject<'_>) -> Vec<Finding> {
-    let mut findings = vec![kernel(subject), io_uring(subject), open_files(subject)];
-    findings.extend([locked_memory(), ram(subject), governor(subject), clock(subject)]);
+    let limits = ProcessLimits::read(subject);
+    let mut findings = vec![kernel(subject), io_uring(subject), open_files(subject, &limits)];
+    findings.extend([locked_memory(&limits), ram(subject), governor(subject), clock(subject)]);
     findings
 }
 
@@ -38,43 +39,81 @@ fn io_uring(subject: &Subject<'_>) -> Finding {
         .map_err(|error| format!("cannot bind a UDP socket of 127.0.0.1: {error}"))
         .and_then(|socket| Ring::new(vec![socket]).map_err(|error| error.to_string()));
     if let Err(error) = ring {
-        return Finding::problem("io_uring", error, None);
+        let (text, cure) = split_cure(&error);
+        return Finding::problem("io_uring", text, cure);
     }
     match subject.host.read("/proc/sys/kernel/io_uring_disabled").as_deref() {
-        Some("1") => Finding::warning(
+        Some("1") => Finding::problem(
             "io_uring",
-            "this user may use it, but the sysctl kernel.io_uring_disabled is 1, which excludes other users",
+            "root may use it, but the sysctl kernel.io_uring_disabled is 1, which excludes the user of the service",
             "sysctl -w kernel.io_uring_disabled=0".to_owned(),
         ),
         _ => Finding::ok("io_uring", "a ring with all required features can be created"),
     }
 }
 
-fn open_files(subject: &Subject<'_>) -> Finding {
-    let connections = u64::from(subject.config.http.limits.connections);
-    let needed = connections + subject.cores.len() as u64 * FILES_PER_SHARD + FILES_PER_SHARD;
-    match getrlimit(Resource::Nofile).maximum {
-        Some(limit) if limit < needed => Finding::warning(
-            "open_files",
-            format!(
-                "this shell permits {limit} open files, and http.limits.connections ({connections}) needs {needed}"
-            ),
-            format!("ulimit -n {needed}, or LimitNOFILE={needed} in the unit"),
-        ),
-        _ => Finding::ok("open_files", format!("the limit permits the needed {needed} files")),
+/// Limits of a process.
+struct ProcessLimits {
+    /// Whose limits they are.
+    owner: &'static str,
+    /// Text of `/proc/PID/limits`.
+    text: String,
+}
+
+impl ProcessLimits {
+    /// Reads the limits of the running tracker or, if none runs, those of this process.
+    fn read(subject: &Subject<'_>) -> Self {
+        let host = subject.host;
+        let is_tracker = |process: &&String| {
+            host.read(&format!("/proc/{process}/comm")).as_deref() == Some("tsubame")
+                && host
+                    .read(&format!("/proc/{process}/cmdline"))
+                    .is_some_and(|it| !it.contains("doctor"))
+        };
+        let running = host.list("/proc").iter().find(is_tracker).cloned();
+        let owner = if running.is_some() { "the running tracker" } else { "this shell" };
+        let process = running.unwrap_or_else(|| "self".to_owned());
+        Self { owner, text: host.read(&format!("/proc/{process}/limits")).unwrap_or_default() }
+    }
+
+    /// Returns the hard limit of a name such as `Max open files`; `None` if there is no limit or it is unknown.
+    fn hard(&self, name: &str) -> Option<u64> {
+        let line = self.text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_ascii_whitespace().nth(1)?.parse().ok()
     }
 }
 
-/// The rings themselves were created by [`io_uring`]; registered buffers count as locked memory.
-fn locked_memory() -> Finding {
+fn open_files(subject: &Subject<'_>, limits: &ProcessLimits) -> Finding {
+    let connections = u64::from(subject.config.http.limits.connections);
+    let needed = connections + subject.cores.len() as u64 * FILES_PER_SHARD + FILES_PER_SHARD;
+    match limits.hard("Max open files") {
+        Some(limit) if limit < needed => Finding::warning(
+            "open_files",
+            format!(
+                "{} may open {limit} files, and http.limits.connections ({connections}) needs {needed}",
+                limits.owner
+            ),
+            format!("ulimit -n {needed}, or LimitNOFILE={needed} in the unit"),
+        ),
+        _ => Finding::ok(
+            "open_files",
+            format!("{} may open the needed {needed} files", limits.owner),
+        ),
+    }
+}
+
+/// [`io_uring`] creates a ring; registered buffers count as locked memory.
+fn locked_memory(limits: &ProcessLimits) -> Finding {
     const NEEDED: u64 = 8 << 20;
-    match getrlimit(Resource::Memlock).maximum {
+    match limits.hard("Max locked memory") {
         Some(limit) if limit < NEEDED => Finding::warning(
             "locked_memory",
-            format!("this shell permits {} of locked memory, which a ring may exceed", iec(limit)),
+            format!("{} may lock {} of memory, which a ring may exceed", limits.owner, iec(limit)),
             "ulimit -l unlimited, or LimitMEMLOCK=infinity in the unit".to_owned(),
         ),
-        Some(limit) => Finding::ok("locked_memory", format!("the limit is {}", iec(limit))),
+        Some(limit) => {
+            Finding::ok("locked_memory", format!("{} may lock {}", limits.owner, iec(limit)))
+        }
         None => Finding::ok("locked_memory", "there is no limit"),
     }
 }
@@ -82,7 +121,10 @@ fn locked_memory() -> Finding {
 fn ram(subject: &Subject<'_>) -> Finding {
     let limit = memory::limit(subject.config.storage.memory);
     match check::memory_warning(subject.config) {
-        Some(warning) => Finding::warning("memory", warning, None),
+        Some(warning) => {
+            let (text, cure) = split_cure(&warning);
+            Finding::warning("memory", text, cure)
+        }
         None => Finding::ok(
             "memory",
             format!("limit of swarms: {} ({})", iec(limit.bytes as u64), limit.origin),

@@ -12,6 +12,7 @@ mod setup;
 pub use finding::{Finding, FindingLevel};
 pub use host::{Host, LocalHost};
 
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::process::cpus;
 use crate::text::plural;
@@ -31,11 +32,16 @@ pub struct Diagnosis {
     pub warnings: usize,
 }
 
-/// Makes all checks of a host and a config, which was read from `path`.
-pub fn diagnose(host: &dyn Host, config: &Config, path: Option<&Path>) -> Diagnosis {
+/// Makes all checks of a host and a config, which was read from `path` and whose text has these mistakes.
+pub fn diagnose(
+    host: &dyn Host,
+    (config, mistakes): (&Config, &[String]),
+    path: Option<&Path>,
+) -> Diagnosis {
     // If a core is not available, the check of the config reports it.
     let cores = cpus::choose(&config.cpus).unwrap_or_else(|_| vec![0]);
-    let subject = Subject { host, config, path, cores };
+    let unix_secs = Clock::new().now().unix_secs;
+    let subject = Subject { host, config, mistakes, unix_secs, path, cores };
     let mut findings = machine::findings(&subject);
     findings.extend(network::findings(&subject));
     findings.extend(setup::findings(&subject));

@@ -3,7 +3,7 @@
 use super::finding::Finding;
 use super::host::Subject;
 use crate::text::{grouped, iec, plural};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 /// Lowest `net.core.netdev_max_backlog` without a warning. The default of the kernel, 1000, is 10 ms of traffic at
@@ -58,29 +58,38 @@ fn receive_buffer(subject: &Subject<'_>) -> Finding {
     }
 }
 
-/// Datagrams that the kernel has dropped since it started, at sockets of all programs.
-fn dropped_datagrams(subject: &Subject<'_>) -> Finding {
-    let snmp = subject.host.read("/proc/net/snmp").unwrap_or_default();
-    let mut udp = snmp.lines().filter_map(|line| line.strip_prefix("Udp: "));
+/// Returns the number of datagrams of an address family that the kernel has delivered since it started, and the number
+/// that it has dropped because a receive buffer was full.
+fn delivered_and_dropped(subject: &Subject<'_>) -> [(u64, u64); 2] {
+    let v4 = subject.host.read("/proc/net/snmp").unwrap_or_default();
+    let mut udp = v4.lines().filter_map(|line| line.strip_prefix("Udp: "));
     let (names, values) = (udp.next().unwrap_or_default(), udp.next().unwrap_or_default());
-    let counters: BTreeMap<&str, u64> =
-        names.split(' ').zip(values.split(' ').map(|value| value.parse().unwrap_or(0))).collect();
-    let of = |name| counters.get(name).copied().unwrap_or(0);
-    let (received, dropped) = (of("InDatagrams"), of("RcvbufErrors"));
-    // One in ten thousand is what a burst at start may cost.
-    if dropped > 0 && dropped > received / 10_000 {
-        return Finding::warning(
-            "dropped_datagrams",
-            format!(
-                "since its start the kernel has dropped {} IPv4 datagrams of all programs because a receive buffer was \
-                 full, and delivered {}",
-                grouped(dropped),
-                grouped(received)
-            ),
-            "compare tsubame_kernel_dropped_total of /metrics; raise udp.receive_buffer, or add cores".to_owned(),
-        );
-    }
-    Finding::ok("dropped_datagrams", format!("{} of {}", grouped(dropped), grouped(received)))
+    let v4 = |name: &str| {
+        let found = names.split(' ').zip(values.split(' ')).find(|(it, _)| *it == name);
+        found.and_then(|(_, value)| value.parse().ok()).unwrap_or(0)
+    };
+    let v6_counters = subject.host.read("/proc/net/snmp6").unwrap_or_default();
+    let v6 = |name: &str| {
+        let line = v6_counters.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+    };
+    [(v4("InDatagrams"), v4("RcvbufErrors")), (v6("Udp6InDatagrams"), v6("Udp6RcvbufErrors"))]
+}
+
+/// The counters of the kernel begin at its start, so that old drops do not tell whether something should change now.
+fn dropped_datagrams(subject: &Subject<'_>) -> Finding {
+    let [(v4, v4_dropped), (v6, v6_dropped)] = delivered_and_dropped(subject);
+    Finding::ok(
+        "dropped_datagrams",
+        format!(
+            "since its start the kernel has dropped {} of {} IPv4 and {} of {} IPv6 datagrams of all programs because \
+             a receive buffer was full; tsubame_kernel_dropped_total has those of the tracker",
+            grouped(v4_dropped),
+            grouped(v4 + v4_dropped),
+            grouped(v6_dropped),
+            grouped(v6 + v6_dropped)
+        ),
+    )
 }
 
 fn backlog(subject: &Subject<'_>) -> Finding {
@@ -173,11 +182,14 @@ fn hash_fields(subject: &Subject<'_>, card: &str) -> Finding {
             Ok(fields) if fields.contains("L4 bytes 0 & 1") => {}
             Ok(_) => wrong.push(protocol),
             Err(why) => {
-                return Finding::unknown(
-                    "hash_fields",
-                    format!("the fields of {protocol} that {card} hashes: {why}"),
-                    "apt install ethtool, and run tsubame doctor as root",
-                );
+                let cure = match why.contains("not supported") {
+                    true => {
+                        "none if the card cannot hash ports; if one core is busy, set rps_cpus of its queues"
+                    }
+                    false => "apt install ethtool, and run tsubame doctor as root",
+                };
+                let text = format!("the fields of {protocol} that {card} hashes: {why}");
+                return Finding::unknown("hash_fields", text, cure);
             }
         }
     }
@@ -221,7 +233,8 @@ fn interrupt_cores(subject: &Subject<'_>, card: &str) -> Vec<(String, String)> {
 fn interrupts(subject: &Subject<'_>, card: &str) -> Finding {
     let interrupts = interrupt_cores(subject, card);
     let used: BTreeSet<&str> = interrupts.iter().map(|(_, cores)| cores.as_str()).collect();
-    let usable = interrupts.len().min(subject.cores.len());
+    // A queue may have an interrupt of its own for each direction.
+    let usable = interrupts.len().min(receive_queues(subject, card)).min(subject.cores.len());
     if usable > 1 && used.len() < usable {
         let targets = subject.cores.iter().cycle();
         let commands = interrupts.iter().zip(targets).map(|((number, _), core)| {
@@ -284,11 +297,8 @@ fn firewall(subject: &Subject<'_>) -> Finding {
     let rules = subject.host.run("nft", &["list", "ruleset"]);
     let tracks = entries > 0 || rules.as_ref().is_ok_and(|rules| rules.contains("ct state"));
     let is_exempt = |port: &u16| {
-        let has_port = |line: &str| {
-            line.split(|it: char| !it.is_ascii_digit()).any(|word| word == port.to_string())
-        };
-        let exempts = |line: &str| line.contains("notrack") && has_port(line);
-        rules.as_ref().is_ok_and(|rules| rules.lines().any(exempts))
+        let rules = rules.as_deref().unwrap_or_default();
+        exempts(rules, "udp dport", *port) && exempts(rules, "udp sport", *port)
     };
     let ports = ports(&subject.config.udp.listen);
     let Some(port) = ports.iter().find(|port| !is_exempt(port)) else {
@@ -299,14 +309,15 @@ fn firewall(subject: &Subject<'_>) -> Finding {
     }
     let max = sysctl(subject, "net.netfilter.nf_conntrack_max").unwrap_or(0);
     let rules = match &rules {
-        Ok(_) => format!("no rule of nftables exempts UDP port {port}"),
+        Ok(_) => format!("nftables does not exempt UDP port {port} in both directions"),
         Err(why) => format!("it is not known whether UDP port {port} is exempt ({why})"),
     };
     Finding::warning(
         check,
         format!(
             "the kernel tracks connections ({} of {} entries), and {rules}; when the table is full, datagrams are \
-             dropped silently",
+             dropped silently. If the firewall filters, first permit UDP port {port} without ct state: exempt \
+             datagrams have none",
             grouped(entries),
             grouped(max)
         ),
@@ -318,6 +329,22 @@ fn firewall(subject: &Subject<'_>) -> Finding {
              nft add rule inet tsubame output udp sport {port} notrack"
         ),
     )
+}
+
+/// Returns whether a rule exempts datagrams from connection tracking whose port, named by `field`, is this one.
+fn exempts(rules: &str, field: &str, port: u16) -> bool {
+    let has_port = |text: &str| {
+        let ends = text.split(['{', '}', ',', ' ']).filter(|it| !it.is_empty());
+        let mut ports = ends.map_while(|range| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            Some(first.parse::<u16>().ok()?..=last.parse::<u16>().ok()?)
+        });
+        ports.any(|range| range.contains(&port))
+    };
+    rules
+        .lines()
+        .filter(|line| line.contains("notrack"))
+        .any(|line| line.split_once(field).is_some_and(|(_, rest)| has_port(rest)))
 }
 
 /// Half of the clients of a public tracker have IPv6, too.

@@ -2,8 +2,8 @@
 
 use super::finding::Finding;
 use super::host::Subject;
-use crate::clock::Clock;
 use crate::http::Certificate;
+use crate::policy::HookConfig;
 use crate::process::check;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -16,13 +16,15 @@ const SECS_PER_DAY: u64 = 86_400;
 
 pub(super) fn findings(subject: &Subject<'_>) -> Vec<Finding> {
     let (config, mut findings) = (subject.config, Vec::new());
-    let mistakes = check::mistakes(config).into_iter();
-    findings.extend(mistakes.map(|mistake| Finding::problem("config", mistake, None)));
-    findings.extend(
-        check::setting_warnings(config)
-            .into_iter()
-            .map(|text| Finding::warning("config", text, None)),
-    );
+    let mistakes = subject.mistakes.iter().cloned().chain(check::mistakes(config));
+    findings.extend(mistakes.map(|mistake| {
+        let (text, cure) = split_cure(&mistake);
+        Finding::problem("config", text, cure)
+    }));
+    findings.extend(check::setting_warnings(config).iter().map(|warning| {
+        let (text, cure) = split_cure(warning);
+        Finding::warning("config", text, cure)
+    }));
     if findings.is_empty() {
         let name = subject
             .path
@@ -32,8 +34,16 @@ pub(super) fn findings(subject: &Subject<'_>) -> Vec<Finding> {
     findings.extend(certificate(subject));
     findings.extend(trusted_networks(subject));
     findings.extend(control_plane(subject));
-    findings.push(secrets(subject));
+    findings.extend(secrets(subject));
     findings
+}
+
+/// Splits a message into what was found, and its cure, which follows the last semicolon.
+pub(super) fn split_cure(message: &str) -> (String, Option<String>) {
+    match message.rsplit_once("; ") {
+        Some((text, cure)) => (text.to_owned(), Some(cure.to_owned())),
+        None => (message.to_owned(), None),
+    }
 }
 
 fn certificate(subject: &Subject<'_>) -> Option<Finding> {
@@ -43,7 +53,7 @@ fn certificate(subject: &Subject<'_>) -> Option<Finding> {
     }
     // An error of loading is a mistake of the config.
     let expiry = Certificate::load(&tls.certificate, &tls.key).ok()?.expiry_unix_secs()?;
-    let now = Clock::new().now().unix_secs;
+    let now = subject.unix_secs;
     let days = expiry.saturating_sub(now) / SECS_PER_DAY;
     let path = tls.certificate.display();
     let cure = "renew it, for example: certbot renew; then: systemctl reload tsubame".to_owned();
@@ -88,44 +98,57 @@ fn control_plane(subject: &Subject<'_>) -> Option<Finding> {
             "control.listen: {address} can be reached from other hosts, which can read the metrics"
         ),
         format!(
-            "listen on 127.0.0.1:{port}, or permit only the monitoring host: nft add rule inet filter input tcp dport \
-             {port} ip saddr != MONITOR drop",
-            port = address.port()
+            "set control.listen to 127.0.0.1:{}, or permit only the monitoring host",
+            address.port()
         ),
     ))
 }
 
 /// Files with secrets must not be readable by all users.
-fn secrets(subject: &Subject<'_>) -> Finding {
+fn secrets(subject: &Subject<'_>) -> Vec<Finding> {
     let config = subject.config;
-    let tls_key = (!config.http.tls.listen.is_empty()).then_some(config.http.tls.key.as_path());
-    let token = config.control.token_file.as_deref();
-    for (what, file) in [
-        ("the private key", tls_key),
-        ("the token of the control plane", token),
-        ("the keys of connection ids", file_of_keys(subject)),
-    ] {
-        if let Some(file) = file.filter(|file| is_readable_by_all(file)) {
-            return Finding::warning(
+    let mut files: Vec<(&str, &Path)> = Vec::new();
+    if !config.http.tls.listen.is_empty() {
+        files.push(("the private key", &config.http.tls.key));
+    }
+    files.extend(
+        config.control.token_file.as_deref().map(|it| ("the token of the control plane", it)),
+    );
+    for hook in &config.hooks {
+        match hook {
+            HookConfig::Passkey { file, .. } => files.push(("the passkeys", file)),
+            HookConfig::Custom(_) => {
+                files.extend(subject.path.map(|it| ("the options of a hook", it)))
+            }
+            _ => {}
+        }
+    }
+    let keys_file = config.connection_id_keys_file();
+    if !config.udp.connection_id_keys.is_empty() {
+        let file = keys_file.as_deref().or(subject.path);
+        files.extend(file.map(|file| ("the keys of connection ids", file)));
+    }
+    let readable = files.into_iter().filter(|(_, file)| is_readable_by_all(file));
+    let findings: Vec<_> = readable
+        .map(|(what, file)| {
+            Finding::warning(
                 "secrets",
                 format!("{}: all users of this machine can read {what}", file.display()),
                 format!("chmod o-r {}", file.display()),
-            );
-        }
+            )
+        })
+        .collect();
+    match findings.is_empty() {
+        true => vec![Finding::ok("secrets", "no file with a secret is readable by all users")],
+        false => findings,
     }
-    Finding::ok("secrets", "no file with a secret is readable by all users")
 }
 
-/// Returns the file with the keys of connection ids: the config, or the file that it names.
-fn file_of_keys<'a>(subject: &Subject<'a>) -> Option<&'a Path> {
-    if subject.config.udp.connection_id_keys.is_empty() {
-        return None;
-    }
-    let value = subject.config.values.iter().find(|it| it.key == "udp.connection_id_keys")?;
-    let named = Path::new(&value.value);
-    if named.exists() { Some(named) } else { subject.path }
-}
-
+/// Returns whether all users can read a file, and enter all directories above it.
 fn is_readable_by_all(file: &Path) -> bool {
-    std::fs::metadata(file).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
+    let has = |path: &Path, bit| {
+        std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & bit != 0)
+    };
+    let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    has(&file, 0o004) && file.ancestors().skip(1).all(|directory| has(directory, 0o001))
 }

@@ -44,10 +44,15 @@ pub fn serve(
 ) -> io::Result<Rc<HttpService>> {
     let plain = std::mem::take(&mut resources.plain);
     let encrypted = std::mem::take(&mut resources.encrypted);
-    let duplicates = plain.iter().chain(&encrypted).map(std::net::TcpListener::try_clone);
+    let inherited = std::mem::take(&mut resources.inherited);
+    let is_own = |listener: &&std::net::TcpListener| {
+        listener.local_addr().is_ok_and(|address| !inherited.contains(&address))
+    };
+    let own = plain.iter().chain(&encrypted).filter(is_own);
+    let duplicates = own.map(std::net::TcpListener::try_clone);
     let duplicates = duplicates.collect::<io::Result<Vec<_>>>()?;
-    let has_listeners = !duplicates.is_empty();
-    let service = Rc::new(HttpService::new(node.clone(), resources, duplicates));
+    let has_listeners = !plain.is_empty() || !encrypted.is_empty();
+    let service = Rc::new(HttpService::new(node.clone(), resources, (duplicates, has_listeners)));
     let plain = plain.into_iter().map(|listener| (listener, false));
     for (listener, is_encrypted) in plain.chain(encrypted.into_iter().map(|it| (it, true))) {
         let listener = Rc::new(TcpListener::from_std(listener));

@@ -9,7 +9,7 @@ use crate::shard::node::Node;
 use crate::tracker::peer_list::PeerList;
 use std::cell::{Cell, RefCell, RefMut};
 use std::collections::HashMap;
-use std::net::{IpAddr, Shutdown, TcpListener};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +55,8 @@ pub struct HttpResources {
     pub plain: Vec<TcpListener>,
     /// Listening sockets of HTTPS.
     pub encrypted: Vec<TcpListener>,
+    /// Addresses of the sockets that a service manager keeps for the next process.
+    pub inherited: Vec<SocketAddr>,
     /// Settings.
     pub settings: Arc<HttpSettings>,
     /// TLS, if there are sockets of HTTPS.
@@ -84,8 +86,10 @@ pub struct HttpService {
     handshakes: Cell<usize>,
     /// Time for timeouts, updated once per second because reading the clock at each change of state would cost more.
     second: Cell<Seconds>,
-    /// Duplicates of the listening sockets, to shut them down while accepts wait on them.
+    /// Duplicates of the listening sockets that belong to this process, to shut them down while accepts wait on them.
     listeners: Vec<TcpListener>,
+    /// Whether there are listening sockets, of this process or inherited.
+    has_listeners: bool,
     stopped_at: Cell<Option<Duration>>,
 }
 
@@ -93,7 +97,7 @@ impl HttpService {
     pub(super) fn new(
         node: Rc<RefCell<Node>>,
         resources: HttpResources,
-        listeners: Vec<TcpListener>,
+        (listeners, has_listeners): (Vec<TcpListener>, bool),
     ) -> Self {
         let HttpResources { settings, tls, full_scrapes, helpers, stats_pages, .. } = resources;
         let second = Cell::new(node.borrow().now());
@@ -111,6 +115,7 @@ impl HttpService {
             handshakes: Cell::new(0),
             second,
             listeners,
+            has_listeners,
             stopped_at: Cell::new(None),
         }
     }
@@ -205,7 +210,7 @@ impl HttpService {
         self.node().http_stats().open = self.connections.borrow().len() as u64;
     }
 
-    /// Closes the listening sockets and all connections but those that are being answered.
+    /// Closes the listening sockets that belong to this process, and all connections but those that are being answered.
     pub fn stop(&self) {
         for listener in &self.listeners {
             let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
@@ -223,7 +228,7 @@ impl HttpService {
     pub fn has_stopped(&self) -> bool {
         let Some(stopped_at) = self.stopped_at.get() else { return false };
         let elapsed = self.node().elapsed().saturating_sub(stopped_at);
-        let least = if self.listeners.is_empty() { Duration::ZERO } else { MESH_TIME_AFTER_STOP };
+        let least = if self.has_listeners { MESH_TIME_AFTER_STOP } else { Duration::ZERO };
         elapsed >= STOP_TIMEOUT || !self.has_connections() && elapsed >= least
     }
 

@@ -78,6 +78,14 @@ impl HookConfig {
         matches!(self, Self::AccessList { .. } | Self::Networks { .. })
     }
 
+    /// Returns the file to which the tracker writes changes of the hook.
+    pub fn overrides_file(&self) -> Option<&Path> {
+        match self {
+            Self::AccessList { sources, .. } => sources.overrides.as_deref(),
+            _ => None,
+        }
+    }
+
     /// Returns the files and directories that the hook is read from. It is read again when one of them changes.
     pub fn files(&self) -> Vec<&Path> {
         match self {

@@ -6,7 +6,7 @@ use crate::http::Certificate;
 use crate::policy::jwt::KeySource;
 use crate::policy::{CompiledPolicy, HookConfig, ReadMode};
 use crate::process::{cpus, memory};
-use crate::text::iec;
+use crate::text::{iec, without_secrets};
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
@@ -82,8 +82,9 @@ pub fn setting_warnings(config: &Config) -> Vec<String> {
             && url.starts_with("http://")
         {
             warnings.push(format!(
-                "hooks: jwt: jwk_set_url: {url} is not encrypted: an attacker on the network can replace the keys and \
-                 issue tokens; use https"
+                "hooks: jwt: jwk_set_url: {} is not encrypted: an attacker on the network can replace the keys and \
+                 issue tokens; use https",
+                without_secrets(url)
             ));
         }
     }

@@ -7,6 +7,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::lchown;
 use std::path::Path;
 use thiserror::Error;
 
@@ -32,6 +33,11 @@ pub enum PrivilegeError {
         "user: cannot become {0:?}: {1}; permit CAP_SETUID and CAP_SETGID, or remove the key user"
     )]
     Refused(String, #[source] io::Error),
+}
+
+/// Returns whether [`give_up`] will change the user of the process.
+pub fn will_change_user(config: &Config) -> bool {
+    geteuid().is_root() && !config.user.is_empty()
 }
 
 /// Gives up privileges, if the process has those of root: it becomes the user of the config or, if that has none, keeps
@@ -60,9 +66,7 @@ pub fn give_up(config: &Config, control_socket: Option<&Path>) -> Result<(), Pri
     }
     match user.filter(|user| !user.uid.is_root()) {
         Some(user) => {
-            let chown = |path| {
-                std::os::unix::fs::chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
-            };
+            let chown = |path| lchown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw()));
             let changed = control_socket.map_or(Ok(()), chown).and_then(|()| change_user(&user));
             changed.map_err(|error| PrivilegeError::Refused(name.to_owned(), error))
         }
@@ -92,28 +96,41 @@ fn drop_capabilities() {
     let _ = rustix::thread::set_no_new_privs(true);
 }
 
-/// Returns a text for each file that a reload reads, and that the user of this process cannot read.
-pub fn unreadable_files(config: &Config, path: Option<&Path>) -> Vec<String> {
+/// Returns a text for each file that a reload reads or writes, and that the user of this process cannot.
+pub fn inaccessible_files(config: &Config, path: Option<&Path>) -> Vec<String> {
     let tls = &config.http.tls;
     let certificate = [tls.certificate.as_path(), tls.key.as_path()];
     let certificate = certificate.into_iter().filter(|_| !tls.listen.is_empty());
-    let files = path.into_iter().chain(certificate).chain(config.control.token_file.as_deref());
-    let files = files.chain(config.hooks.iter().flat_map(HookConfig::files));
-    let errors = files.filter_map(|file| {
-        let denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
-        let error = File::open(file).err().filter(denied)?;
+    let keys = config.connection_id_keys_file();
+    let read = path.into_iter().chain(certificate).chain(config.control.token_file.as_deref());
+    let read = read.chain(keys.as_deref()).chain(config.hooks.iter().flat_map(HookConfig::files));
+    let denied = |file: &Path, opened: io::Result<File>, verb| {
+        let error = opened.err().filter(|it| it.kind() == io::ErrorKind::PermissionDenied)?;
         Some(format!(
-            "{}: {error}: a reload will fail, because the tracker runs as user {}; permit this user to read the file",
+            "{}: {error}: a reload will fail, because the tracker runs as user {}; permit this user to {verb} the file",
             file.display(),
             user_name()
         ))
-    });
-    errors.collect()
+    };
+    let unreadable = read.filter_map(|file| denied(file, File::open(file), "read"));
+    let written = config.hooks.iter().filter_map(HookConfig::overrides_file);
+    let unwritable =
+        written.filter_map(|file| denied(file, File::options().append(true).open(file), "write"));
+    unreadable.chain(unwritable).collect()
 }
 
-/// Returns the name of the user that this process runs as.
+/// Returns the name of the user that this process runs as, or its number.
 pub fn user_name() -> String {
     let uid = geteuid();
-    let user = User::from_uid(uid).ok().flatten();
+    // A static glibc would load libraries of the host to look up names.
+    let user = match cfg!(target_feature = "crt-static") {
+        true => None,
+        false => User::from_uid(uid).ok().flatten(),
+    };
     user.map_or_else(|| uid.to_string(), |user| user.name)
+}
+
+/// Returns whether this process may do what only root may, apart from what files and io_uring need.
+pub fn has_privileges_of_root() -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|now| !now.effective.difference(KEPT).is_empty())
 }

@@ -473,10 +473,7 @@ impl ServedState {
 
 /// Returns the file to which changes of the access list over the API are written.
 fn overrides_file(config: &Config) -> Option<&Path> {
-    config.hooks.iter().find_map(|hook| match hook {
-        HookConfig::AccessList { sources, .. } => sources.overrides.as_deref(),
-        _ => None,
-    })
+    config.hooks.iter().find_map(HookConfig::overrides_file)
 }
 
 /// Returns the stamps of all files of the hooks, except the overrides file, which the tracker itself writes. They must

@@ -83,10 +83,7 @@ pub fn started(
     if !config.hooks.is_empty() {
         info!("policy: {policy}");
     }
-    match privileges::user_name().as_str() {
-        "root" => info!("user: root, with the capabilities that files and io_uring need only"),
-        name => info!("user: {name}"),
-    }
+    runs_as_user();
     control_listens(control);
     let udp = listeners.left_out.iter().map(|address| (ListenKey::Udp, address));
     let http = http.left_out.iter().map(|address| (ListenKey::Http, address));
@@ -97,7 +94,21 @@ pub fn started(
         );
     }
     warnings(config, listeners, cores);
-    privileges::unreadable_files(config, path).iter().for_each(|warning| warn!("{warning}"));
+    privileges::inaccessible_files(config, path).iter().for_each(|warning| warn!("{warning}"));
+}
+
+/// Logs the user that the process runs as; root is a warning.
+fn runs_as_user() {
+    match privileges::user_name().as_str() {
+        "root" | "0" => warn!(
+            "user: the tracker runs as root{}; set the key user to an unprivileged user, or use the systemd unit",
+            match privileges::has_privileges_of_root() {
+                true => ", and its capabilities could not be given up",
+                false => " without most of its capabilities, but can still write all files",
+            }
+        ),
+        name => info!("user: {name}"),
+    }
 }
 
 fn control_listens(control: &ControlListeners) {

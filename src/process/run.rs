@@ -26,7 +26,7 @@ use crate::slow_reads::SlowReads;
 use crate::stats::client_samples::{ClientSamples, SampleReader};
 use crate::stats::shared_stats::SharedStats;
 use crate::tracker::Tracker;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -98,6 +98,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
         retired_updates,
         shared_stats: &shared_stats,
         stats_pages: stats_pages(&monitored),
+        inherited: [&*listeners.http.inherited, &listeners.https.inherited].concat(),
     };
     let sockets = shard_sockets(&mut listeners);
     let (links, sample_readers) = shard_links(endpoints);
@@ -151,7 +152,12 @@ fn stats_pages(monitored: &Monitored) -> StatsPages {
 
 /// Loads the hooks with their lists.
 fn load_policy(config: &Config, seed: u64) -> Result<LoadedPolicy, PolicyError> {
-    CompiledPolicy::load(&config.hooks, &CompiledPolicy::default(), seed, ReadMode::AtStart)
+    // Root must not write files that another user can replace by symbolic links, and that this user rewrites later.
+    let read_mode = match privileges::will_change_user(config) {
+        true => ReadMode::Check,
+        false => ReadMode::AtStart,
+    };
+    CompiledPolicy::load(&config.hooks, &CompiledPolicy::default(), seed, read_mode)
 }
 
 /// Moves the sockets of each shard out of the listeners.
@@ -175,6 +181,8 @@ struct ShardTemplate<'a> {
     retired_updates: UnboundedSender<Box<ShardUpdate>>,
     shared_stats: &'a [Arc<SharedStats>],
     stats_pages: StatsPages,
+    /// Addresses of HTTP whose sockets the service manager keeps.
+    inherited: Vec<SocketAddr>,
 }
 
 /// UDP sockets of a shard, and its listening sockets for HTTP and for HTTPS.
@@ -213,6 +221,7 @@ impl ShardTemplate<'_> {
         let http = HttpResources {
             plain,
             encrypted,
+            inherited: self.inherited.clone(),
             settings: http,
             tls: self.tls.clone(),
             full_scrapes: self.full_scrapes.clone(),

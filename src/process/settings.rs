@@ -9,9 +9,11 @@ use crate::process::memory;
 use crate::shard::mesh;
 use crate::shard::update::ShardSettings;
 use crate::tracker::AnnounceSettings;
+use humantime::format_duration;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use tsubame_storage::{TableSettings, longest_lifetime_secs, source_counts_bytes};
 use tsubame_udp::connection_id::ConnectionIds;
 
@@ -81,7 +83,7 @@ impl StartupState {
     pub fn keys_that_need_restart(&self, config: &Config) -> Vec<&'static str> {
         let (old, new) = (&*self.config, config);
         // The longest lifetime that a table can be changed to depends on its lifetime at start.
-        let is_within_limit = |old: std::time::Duration, new: std::time::Duration| {
+        let is_within_limit = |old: Duration, new: Duration| {
             new.as_secs() <= u64::from(longest_lifetime_secs(old.as_secs() as u32))
         };
         // In the order of `KEYS_THAT_NEED_RESTART`.
@@ -111,18 +113,25 @@ impl StartupState {
     /// only after a restart.
     pub fn values_in_force(&self, config: &Config) -> Vec<ServedValue> {
         let waiting = self.keys_that_need_restart(config);
+        let lifetimes = [
+            ("announce.peer_lifetime", self.config.announce.peer_lifetime),
+            ("storage.keep_completed", self.config.storage.keep_completed),
+        ];
         let values = config.values.iter().map(|new| {
-            let old = self.config.values.iter().find(|old| old.key == new.key);
-            let (in_force, after_restart) = match old {
-                Some(old) if waiting.contains(&new.key.as_str()) => (old, Some(new.value.clone())),
-                _ => (new, None),
+            let is_waiting = waiting.contains(&new.key.as_str());
+            let old = self.config.values.iter().find(|old| old.key == new.key && is_waiting);
+            let lifetime = lifetimes.iter().find(|(key, _)| *key == new.key);
+            let (value, is_default) = match (old, lifetime) {
+                // The table has cut the lifetime.
+                (Some(_), Some((_, at_start))) => {
+                    let longest = longest_lifetime_secs(at_start.as_secs() as u32);
+                    (format_duration(Duration::from_secs(longest.into())).to_string(), false)
+                }
+                (Some(old), None) => (old.value.clone(), old.is_default),
+                (None, _) => (new.value.clone(), new.is_default),
             };
-            ServedValue {
-                key: new.key.clone(),
-                value: in_force.value.clone(),
-                is_default: in_force.is_default,
-                after_restart,
-            }
+            let after_restart = is_waiting.then(|| new.value.clone());
+            ServedValue { key: new.key.clone(), value, is_default, after_restart }
         });
         values.collect()
     }

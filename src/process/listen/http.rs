@@ -29,6 +29,8 @@ pub struct HttpListeners {
     pub shards: Vec<Vec<TcpListener>>,
     /// Configured addresses, with the ports that were assigned.
     pub addresses: Vec<SocketAddr>,
+    /// Addresses whose sockets the service manager has passed, and keeps.
+    pub inherited: Vec<SocketAddr>,
     /// Addresses that were skipped because this machine does not support their address family.
     pub left_out: Vec<SocketAddr>,
 }
@@ -57,6 +59,7 @@ pub fn bind(
             continue;
         }
         listeners.addresses.push(*address);
+        listeners.inherited.push(*address);
         for (shard, socket) in listeners.shards.iter_mut().zip(sockets) {
             let failed = |error| InheritedError::Failed(address.to_string(), error);
             set_options(&SockRef::from(&socket)).map_err(failed)?;
@@ -65,7 +68,8 @@ pub fn bind(
     }
     // First bound without SO_REUSEPORT: with it, a second process could take a part of the connections unnoticed.
     let claim = |address| listen(address, false)?.local_addr();
-    let (claimed, left_out) = claim_addresses(key, &to_bind, clock, claim)?;
+    let (claimed, left_out) =
+        claim_addresses((key, &to_bind, !listeners.addresses.is_empty()), clock, claim)?;
     listeners.left_out = left_out;
     for address in claimed {
         for shard in &mut listeners.shards {

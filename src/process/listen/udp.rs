@@ -126,7 +126,8 @@ impl UdpListeners {
         let claim = |address| UdpSocket::bind_exclusive(address).map(|socket| socket.address());
         let to_bind = passed.extract_if(.., |(_, sockets)| sockets.is_empty());
         let to_bind: Vec<SocketAddr> = to_bind.map(|(address, _)| address).collect();
-        let (claimed, left_out) = claim_addresses(ListenKey::Udp, &to_bind, clock, claim)?;
+        let (claimed, left_out) =
+            claim_addresses((ListenKey::Udp, &to_bind, !passed.is_empty()), clock, claim)?;
         listeners.left_out = left_out;
         let steering = if shards == 1 { SteeringMode::Off } else { udp.steering };
         let binding = GroupBinding { udp, keys, shards, steering };
@@ -135,7 +136,12 @@ impl UdpListeners {
             let take = |socket| UdpSocket::inherited(socket, udp.receive_buffer);
             let group = sockets.into_iter().map(take).collect::<io::Result<Vec<_>>>();
             let failed = |error| InheritedError::Failed(address.to_string(), error);
-            listeners.add_group(group.map_err(failed)?, &binding)?;
+            let group = group.map_err(failed)?;
+            if let Some(socket) = group.first() {
+                // Of a previous process, with other keys; mostly there is none.
+                let _ = steering::detach(socket.as_fd());
+            }
+            listeners.add_group(group, &binding)?;
             listeners.addresses.push(address);
         }
         for address in claimed {
@@ -247,13 +253,13 @@ struct GroupBinding<'a> {
 }
 
 /// Checks that no other process uses these addresses, and assigns a port where port 0 is configured. Returns the
-/// addresses, and those that are skipped because this machine does not support their address family.
+/// addresses, and those that are skipped because this machine does not support their address family. `has_others` says
+/// whether the key has other addresses, which are served already.
 ///
 /// SO_REUSEPORT would let a second process of the same user join a group unnoticed and receive a part of the datagrams.
 /// So each address is first bound without it.
 pub(crate) fn claim_addresses(
-    key: ListenKey,
-    addresses: &[SocketAddr],
+    (key, addresses, has_others): (ListenKey, &[SocketAddr], bool),
     clock: &Clock,
     bind_exclusive: impl Fn(SocketAddr) -> io::Result<SocketAddr>,
 ) -> Result<(Vec<SocketAddr>, Vec<SocketAddr>), ListenError> {
@@ -262,12 +268,16 @@ pub(crate) fn claim_addresses(
         match claim(key, *address, clock, &bind_exclusive) {
             Ok(address) => claimed.push(address),
             // One address family is enough: many machines and containers have no IPv6.
-            Err(ListenError::NoFamily(_, address)) if addresses.len() > 1 => left_out.push(address),
+            Err(ListenError::NoFamily(_, address)) if addresses.len() > 1 || has_others => {
+                left_out.push(address);
+            }
             Err(error) => return Err(error),
         }
     }
     match left_out.first() {
-        Some(address) if claimed.is_empty() => Err(ListenError::NoFamily(key, *address)),
+        Some(address) if claimed.is_empty() && !has_others => {
+            Err(ListenError::NoFamily(key, *address))
+        }
         _ => Ok((claimed, left_out)),
     }
 }

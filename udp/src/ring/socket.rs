@@ -26,18 +26,20 @@ impl UdpSocket {
     pub fn bind_shared(address: SocketAddr, receive_buffer: usize) -> io::Result<Self> {
         let socket = Self::open(address)?;
         socket.set_reuse_port(true)?;
-        set_options(&socket, address, receive_buffer)?;
+        set_options(&socket, address, Some(receive_buffer))?;
         socket.bind(&SockAddr::from(address))?;
         Self::bound(socket, address)
     }
 
-    /// Takes over a socket that a service manager has bound; the parameters are as for [`Self::bind_shared`].
+    /// Takes over a socket that a service manager has bound; the parameters are as for [`Self::bind_shared`]. A receive
+    /// buffer that is larger already stays so: the service manager may exceed the limit of the kernel.
     pub fn inherited(socket: std::net::UdpSocket, receive_buffer: usize) -> io::Result<Self> {
         let address = socket.local_addr()?;
         // The ring waits for datagrams itself; a receive on a nonblocking socket would fail instead.
         socket.set_nonblocking(false)?;
         let socket = Socket::from(socket);
-        set_options(&socket, address, receive_buffer)?;
+        let has_buffer = socket.recv_buffer_size()? / 2 >= receive_buffer;
+        set_options(&socket, address, (!has_buffer).then_some(receive_buffer))?;
         Self::bound(socket, address)
     }
 
@@ -109,8 +111,12 @@ impl AsFd for UdpSocket {
     }
 }
 
-/// Sets the options of a socket that serves requests.
-fn set_options(socket: &Socket, address: SocketAddr, receive_buffer: usize) -> io::Result<()> {
+/// Sets the options of a socket that serves requests, and the size of its receive buffer if there is one.
+fn set_options(
+    socket: &Socket,
+    address: SocketAddr,
+    receive_buffer: Option<usize>,
+) -> io::Result<()> {
     // Replies must arrive: by default, routers must not fragment them, and tunnels with a smaller MTU would drop them
     // silently.
     if address.is_ipv4() {
@@ -124,6 +130,7 @@ fn set_options(socket: &Socket, address: SocketAddr, receive_buffer: usize) -> i
         };
         set_option(socket.as_fd(), level, option, 1)?;
     }
+    let Some(receive_buffer) = receive_buffer else { return Ok(()) };
     // With CAP_NET_ADMIN the size may exceed the limit of the sysctl. The actual size is reported, not enforced.
     if rustix::net::sockopt::set_socket_recv_buffer_size_force(socket, receive_buffer).is_err() {
         socket.set_recv_buffer_size(receive_buffer)?;
