@@ -62,9 +62,9 @@ impl PageContent<'_> {
         self.torrents(&mut html);
         self.clients(&mut html);
         self.hooks(&mut html);
-        self.config(&mut html);
         html.push_str("</div>");
         self.log(&mut html);
+        self.config(&mut html);
         html
     }
 
@@ -252,11 +252,11 @@ impl PageContent<'_> {
                 [escape(&it.key), escape(&it.value) + &waiting]
             })
         };
-        html.push_str("<div class=values>");
+        html.push_str("<div class=tables><div class=values>");
         table(html, "Config: keys that are set", ["key", "value"], rows(false));
         html.push_str("</div><div class=values>");
         table(html, "Config: defaults", ["key", "value"], rows(true));
-        html.push_str("</div>");
+        html.push_str("</div></div>");
     }
 
     fn log(&self, html: &mut String) {
