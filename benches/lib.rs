@@ -77,7 +77,7 @@ pub fn tracker(key: u8) -> Tracker {
 }
 
 /// Processes an announce; `reply` receives the peers.
-pub fn enter(
+pub fn announce_to(
     table: &mut Swarms,
     now: Seconds,
     announce: &SwarmAnnounce,
@@ -93,7 +93,7 @@ pub fn fill(table: &mut Swarms, now: Seconds, torrents: std::ops::Range<u32>) ->
     let mut peers = 0;
     for round in 0..50 {
         for torrent in torrents.clone().filter(|torrent| peers_of(*torrent) > round) {
-            enter(table, now, &announce_of(torrent, round), &mut []);
+            announce_to(table, now, &announce_of(torrent, round), &mut []);
             peers += 1;
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release -p tsubame-bench --example memory -- filled` (or `flood`) prints a table.
 
-use tsubame_bench::{LIFETIME_SECS, announce_of, empty_table, enter, fill, peers_of};
+use tsubame_bench::{LIFETIME_SECS, announce_of, announce_to, empty_table, fill, peers_of};
 use tsubame_storage::{Seconds, Swarms};
 
 /// The allocator of the tracker.
@@ -60,12 +60,12 @@ fn flood() {
         let start = (now as u32 - 1) * per_second % 1_000_000;
         for torrent in start..(start + per_second).min(1_000_000) {
             for peer in 0..peers_of(torrent) {
-                enter(&mut table, Seconds(now), &announce_of(torrent, peer), &mut []);
+                announce_to(&mut table, Seconds(now), &announce_of(torrent, peer), &mut []);
             }
         }
         for torrent in flooded.by_ref().take((others / (LIFETIME_SECS / 2)) as usize + 1) {
             for peer in 0..peers_of(torrent) {
-                enter(&mut table, Seconds(now), &announce_of(torrent, peer), &mut []);
+                announce_to(&mut table, Seconds(now), &announce_of(torrent, peer), &mut []);
             }
         }
         while table.sweep(Seconds(now)) {}

@@ -6,7 +6,9 @@
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use fastrand::Rng;
 use std::hint::black_box;
-use tsubame_bench::{LIFETIME_SECS, announce_of, empty_table, enter, fill, info_hash_of, peers_of};
+use tsubame_bench::{
+    LIFETIME_SECS, announce_of, announce_to, empty_table, fill, info_hash_of, peers_of,
+};
 use tsubame_storage::{
     AnnounceEvent, Endpoint, Family, InfoHash, PeerOutput, PrefixLengths, Role, Seconds,
     SubnetPreference, SwarmAnnounce, Swarms,
@@ -51,7 +53,7 @@ fn announces(criterion: &mut Criterion, name: &str, table: &mut Swarms, torrents
             || batch(&mut rng),
             |announces| {
                 for announce in &announces {
-                    black_box(enter(table, Seconds(1), announce, &mut reply));
+                    black_box(announce_to(table, Seconds(1), announce, &mut reply));
                 }
             },
             BatchSize::SmallInput,
@@ -107,8 +109,8 @@ fn scrapes(criterion: &mut Criterion, name: &str, table: &Swarms, torrents: u32)
 
 /// Measures a complete sweep of the table, which a shard distributes over a quarter of a lifetime.
 ///
-/// The table is filled at time 0, and the sweep begins at a quarter of a lifetime. At half a lifetime no peer is
-/// expired, at 1.1 lifetimes all are.
+/// The table is filled at time 0. A step at a quarter of a lifetime, which is not measured, starts the pass; the rest
+/// is measured at half a lifetime (no peer is expired) or at 1.1 lifetimes (all are).
 fn sweep(criterion: &mut Criterion, name: &str, torrents: u32) {
     let lifetime = u64::from(LIFETIME_SECS);
     let mut group = criterion.benchmark_group(format!("{name}/sweep, a pass"));
@@ -160,12 +162,12 @@ fn subnet_preference(criterion: &mut Criterion) {
             };
             let (mut reply, mut rng) = (vec![0; wanted * 6], Rng::with_seed(9));
             for number in 0..peers {
-                enter(&mut table, Seconds(1), &announce(number), &mut reply);
+                announce_to(&mut table, Seconds(1), &announce(number), &mut reply);
             }
             group.bench_function(format!("{name}, of {peers}"), |bencher| {
                 bencher.iter(|| {
                     let announce = announce(rng.u32(..peers));
-                    black_box(enter(&mut table, Seconds(1), &announce, &mut reply))
+                    black_box(announce_to(&mut table, Seconds(1), &announce, &mut reply))
                 });
             });
         }

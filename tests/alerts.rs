@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::flood::{core_of_other_shard, flood_one_torrent};
+use common::flood::{core_of_shard_without_torrent, flood_one_torrent};
 use common::http::Connection;
 use common::prometheus::{Prometheus, certificate, deploy};
 use common::{Announce, Client, Tracker, cpus, head};
@@ -124,7 +124,7 @@ impl FiredAlerts {
 /// Number of networks that announce in a round, and of torrents that each announces.
 const FILL: (u32, u32) = (10, 300);
 
-/// Announces new torrents from other networks in each round.
+/// Announces new torrents, in each round from networks that have not announced before.
 fn fill(tracker: SocketAddr, round: u32) {
     let (networks, torrents) = FILL;
     for network in round * networks..(round + 1) * networks {
@@ -144,7 +144,7 @@ fn send_announces(client: &Client, torrents: Range<u32>) {
 
 /// Floods one shard while the other is idle.
 fn overload_one_shard(alerts: &mut FiredAlerts, address: SocketAddr, control: SocketAddr) {
-    let core = core_of_other_shard(address, control).expect("needs two cores");
+    let core = core_of_shard_without_torrent(address, control).expect("needs two cores");
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| flood_one_torrent(address, core, &done));
@@ -227,7 +227,7 @@ fn each_alert_fires_when_its_cause_is_brought_about() {
     let process = tracker.id().to_string();
     let http = tracker.addresses_of("http")[0];
     alerts.expect("TsubameHttpAcceptFails", || {
-        // The control plane needs files, too, when Prometheus asks.
+        // The limit is raised again at once: the control plane needs a descriptor when Prometheus scrapes it.
         run("prlimit", &["--pid", &process, "--nofile=10:"]);
         (0..3).for_each(|_| drop(TcpStream::connect(http)));
         run("prlimit", &["--pid", &process, "--nofile=10000:"]);

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::container::Container;
+use common::container::{Container, SOURCE};
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -294,8 +294,7 @@ fn commands_in_the_pages_succeed() {
     let built = Command::new(root().join("deploy/package")).output().unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     let container = Container::start();
-    let source = root().display();
-    container.succeed(&format!("dpkg --install {source}/target/debian/*.deb && apt-get --version"));
+    container.succeed(&format!("dpkg --install {SOURCE}/target/debian/*.deb"));
     for program in NOT_IN_CONTAINER {
         container.succeed(&format!("ln --symbolic --force /bin/true /usr/local/bin/{program}"));
     }
@@ -318,7 +317,7 @@ fn commands_in_the_pages_succeed() {
         let script = commands(block).join("\n");
         // The doctor finds something to change in a container.
         let doctor = "tsubame() { command tsubame \"$@\" || [ \"$1\" = doctor ]; }";
-        let result = container.run(&format!("cd {source} && set -e\n{doctor}\n{script}"));
+        let result = container.run(&format!("cd {SOURCE} && set -e\n{doctor}\n{script}"));
         if result.code != Some(0) {
             failed.push(format!("{}:{}:\n{script}\n{}", block.page, block.line, result.text));
         }

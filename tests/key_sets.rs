@@ -1,4 +1,4 @@
-//! Key sets for tokens over HTTPS: redirects, size limits, timeouts and certificates.
+//! Fetching key sets over HTTPS: redirects, size limits, timeouts and certificates.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
@@ -120,7 +120,7 @@ fn key_sets_are_fetched_over_https_from_trusted_servers() {
 }
 
 #[test]
-fn plain_http_redirect_loops_and_oversized_key_sets_are_refused() {
+fn redirects_to_http_endless_redirects_and_long_key_sets_are_refused() {
     let server = Server::new();
     // The target of the redirect exists, so the redirect itself is what is refused.
     let mut stream = TcpStream::connect(server.http).unwrap();

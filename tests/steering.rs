@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::flood::{core_of_other_shard, flood_one_torrent};
+use common::flood::{core_of_shard_without_torrent, flood_one_torrent};
 use common::policy::wait_until;
 use common::{
     Announce, Client, NO_REPLY_TIMEOUT, Tracker, WAIT_TIMEOUT, control_of, cpus, head, http_get,
@@ -19,7 +19,7 @@ fn steering_is_detached_while_a_flood_targets_one_shard() {
     ));
     let control = control_of(&mut tracker);
     let (address, done) = (tracker.addresses()[0], AtomicBool::new(false));
-    let Some(core) = core_of_other_shard(address, control) else {
+    let Some(core) = core_of_shard_without_torrent(address, control) else {
         eprintln!("skipped: with one core, no shard is idle while another one is busy");
         return;
     };

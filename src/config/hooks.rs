@@ -39,7 +39,8 @@ pub(super) const NAMES: [&str; 9] = [
     "subnet_preference",
 ];
 
-/// Reads all hooks, and omits invalid ones.
+/// Reads all hooks. A hook with an unknown name, and a custom hook with invalid options, are omitted; other mistakes
+/// leave defaults in place.
 pub(super) fn read(root: &mut Section<'_>) -> Vec<HookConfig> {
     let mut hooks = Vec::new();
     root.each("hooks", |mut hook| {
@@ -219,7 +220,7 @@ fn jwt(options: &mut Section<'_>) -> HookConfig {
         other => Err(format!("{other:?} is not a URL; write it as https://host/jwks.json")),
     });
     let require_https = options.value("require_https", true, values::boolean);
-    if let Some(url) = url.as_deref().filter(|url| require_https && !is_private_to_host(url)) {
+    if let Some(url) = url.as_deref().filter(|url| require_https && !is_https_or_loopback(url)) {
         let text = format!(
             "{url:?} is not encrypted: an attacker on the network path could approve torrents; use https, or set \
              require_https: false"
@@ -259,7 +260,7 @@ fn jwt(options: &mut Section<'_>) -> HookConfig {
 }
 
 /// Returns whether a URL uses HTTPS or refers to this host.
-fn is_private_to_host(url: &str) -> bool {
+fn is_https_or_loopback(url: &str) -> bool {
     let Some(rest) = url.strip_prefix("http://") else { return true };
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);

@@ -21,7 +21,7 @@ pub struct HttpConfig {
     pub paths: Paths,
     /// Networks of reverse proxies whose client address headers are trusted.
     pub trusted_proxies: Vec<IpNet>,
-    /// Header or protocol in which trusted proxies pass the client address.
+    /// Header in which trusted proxies pass the client address.
     pub proxy_header: ClientAddressHeader,
     /// Limits on connections and requests.
     pub limits: HttpLimitsConfig,

@@ -32,8 +32,9 @@ pub(super) enum ClientAddress {
 /// Status and error text of a request that is refused.
 pub(super) type AccessError = (StatusCode, String);
 
-/// Refuses requests of web pages in a browser on this machine: they have an `Origin` header that is not this host, or
-/// another host name that resolves to this machine (DNS rebinding). `names` are the configured names of this host.
+/// Refuses requests of web pages in a browser on this machine: their `Origin` is not this host, or their
+/// `Host` is a foreign name that resolves to this machine (DNS rebinding). `names` are the configured names of this
+/// host.
 pub(super) fn refuse_requests_from_web_pages(
     uri: &Uri,
     headers: &HeaderMap,
@@ -83,7 +84,7 @@ pub(super) fn authorize(
         ClientAddress::Ip(address) if address.is_loopback() && !is_proxied => return Ok(()),
         ClientAddress::Ip(_) => {}
     }
-    let Some(token) = monitored.served().control_token else {
+    let Some(token) = monitored.served_config().control_token else {
         let text = "this request is permitted from this machine only; for other hosts set control.token_file";
         return Err((StatusCode::FORBIDDEN, text.to_owned()));
     };

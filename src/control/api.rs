@@ -309,7 +309,7 @@ async fn change_list(State(state): State<ControlState>, bytes: Bytes) -> ApiResu
 
 /// Handles `GET /v1/access_list`: replies with the info hashes of the access list, one on each line, in no order.
 async fn export_list(State(state): State<ControlState>) -> ApiResult {
-    let Some(list) = state.monitored.served().access_list else {
+    let Some(list) = state.monitored.served_config().access_list else {
         let text = "the config must have exactly one access_list hook";
         return Err(error(StatusCode::CONFLICT, text));
     };

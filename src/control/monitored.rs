@@ -126,14 +126,14 @@ impl Monitored {
     }
 
     /// Returns the parts of the config that are served now.
-    pub fn served(&self) -> ServedConfig {
+    pub fn served_config(&self) -> ServedConfig {
         self.process.tables().served.clone()
     }
 
     /// Returns the values of all config keys that are in force. The level of the log is the current one, which the API
     /// can change.
     pub fn values_in_force(&self) -> Vec<ServedValue> {
-        let mut values = self.served().values.to_vec();
+        let mut values = self.served_config().values.to_vec();
         let level = log::level().name();
         if let Some(value) = values.iter_mut().find(|it| it.key == "log.level" && it.value != level)
         {

@@ -15,8 +15,8 @@ use tsubame_storage::{InfoHash, SwarmStats};
 /// The frame of the page: styles, and the script that listens to the event stream.
 const FRAME: &str = include_str!("page.html");
 
-/// Place of the figures in the frame.
-const PLACEHOLDER: &str = "{{figures}}";
+/// Place of the content in the frame.
+const PLACEHOLDER: &str = "{{content}}";
 
 /// Content-Security-Policy of the page: nothing is fetched but the event stream.
 pub(super) const SECURITY_POLICY: &str = concat!(
@@ -47,11 +47,11 @@ pub(super) struct PageContent<'a> {
 impl PageContent<'_> {
     /// Returns the whole page.
     pub(super) fn page(&self) -> String {
-        FRAME.replacen(PLACEHOLDER, &self.figures(), 1)
+        FRAME.replacen(PLACEHOLDER, &self.content(), 1)
     }
 
-    /// Returns the figures, which the script replaces.
-    pub(super) fn figures(&self) -> String {
+    /// Returns the content of the frame, which the script replaces.
+    pub(super) fn content(&self) -> String {
         let mut html = String::new();
         self.heading(&mut html);
         self.cards(&mut html);
@@ -313,10 +313,10 @@ fn escape(text: &str) -> String {
     escaped
 }
 
-/// Returns a message of the event stream with new figures (WHATWG HTML, section 9.2).
-pub(super) fn message(figures: &str) -> String {
+/// Returns a message of the event stream with new content (WHATWG HTML, section 9.2).
+pub(super) fn message(content: &str) -> String {
     let mut message = String::new();
-    figures.lines().for_each(|line| _ = writeln!(message, "data: {line}"));
+    content.lines().for_each(|line| _ = writeln!(message, "data: {line}"));
     message.push('\n');
     message
 }

@@ -285,7 +285,7 @@ async fn events(State(state): State<ControlState>) -> Response {
     let (sender, body) = stream::body();
     tokio::spawn(async move {
         loop {
-            let figures = with_content(&state.monitored, |content| content.figures());
+            let figures = with_content(&state.monitored, |content| content.content());
             if sender.send(Ok(page::message(&figures).into())).await.is_err() {
                 break;
             }

@@ -153,7 +153,7 @@ impl Status {
         let shards: Vec<_> = monitored.shared_stats.iter().map(|stats| stats.read()).collect();
         let mut sum = ShardStats::default();
         shards.iter().for_each(|stats| sum.add(stats));
-        let (process, served) = (&monitored.process, monitored.served());
+        let (process, served) = (&monitored.process, monitored.served_config());
         let distinct = monitored
             .summary()
             .and_then(|(_, summary)| summary.distinct.as_ref().map(|distinct| distinct.estimate()));
@@ -234,7 +234,7 @@ fn shard_status(stats: &ShardStats, last_update_age_secs: u64) -> ShardStatus {
 }
 
 fn hook_status(name: &str, monitored: &Monitored, sum: &ShardStats) -> HookStatus {
-    let sizes = monitored.served().list_sizes;
+    let sizes = monitored.served_config().list_sizes;
     let entries = sizes.iter().filter(|size| size.hook == name).map(|size| size.len as u64);
     let refusing = Outcome::ALL.into_iter().filter(|outcome| outcome.hook() == Some(name));
     HookStatus {

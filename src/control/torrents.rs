@@ -149,7 +149,7 @@ impl Torrents {
         let mut sum = SwarmSummary::default();
         for shard in 0..self.shards() {
             let request =
-                |reply| AdminRequest::Summarize { largest_max: LARGEST_MAX, distinct_key, reply };
+                |reply| AdminRequest::Summarize { largest_count: LARGEST_MAX, distinct_key, reply };
             let summary = self.request_within(SCAN_TIMEOUT, shard, request).await?;
             sum.add(summary, LARGEST_MAX);
         }

@@ -55,7 +55,7 @@ pub struct HttpResources {
     pub plain: Vec<TcpListener>,
     /// Listening sockets of HTTPS.
     pub encrypted: Vec<TcpListener>,
-    /// Addresses of the sockets that a service manager keeps for the next process.
+    /// Addresses of sockets that the service manager passed to this process, and keeps open after its end.
     pub inherited: Vec<SocketAddr>,
     /// Settings.
     pub settings: Arc<HttpSettings>,
@@ -86,9 +86,10 @@ pub struct HttpService {
     handshakes: Cell<usize>,
     /// Time for timeouts, updated once per second because reading the clock at each change of state would cost more.
     second: Cell<Seconds>,
-    /// Duplicates of the listening sockets that belong to this process, to shut them down while accepts wait on them.
+    /// Duplicates of the listening sockets that this process opened itself, to shut them down while accepts wait on
+    /// them.
     listeners: Vec<TcpListener>,
-    /// Whether there are listening sockets, of this process or inherited.
+    /// Whether HTTP is served. If so, other shards may need answers for their HTTP requests during a stop.
     has_listeners: bool,
     stopped_at: Cell<Option<Duration>>,
 }
@@ -210,7 +211,8 @@ impl HttpService {
         self.node().http_stats().open = self.connections.borrow().len() as u64;
     }
 
-    /// Closes the listening sockets that belong to this process, and all connections but those that are being answered.
+    /// Closes the listening sockets that this process opened itself, and all connections but those that are being
+    /// answered.
     pub fn stop(&self) {
         for listener in &self.listeners {
             let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);

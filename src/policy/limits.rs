@@ -66,16 +66,16 @@ pub enum LimitExceeded {
 #[derive(Clone, Copy, Debug, Default)]
 struct SourceSlot {
     tag: u32,
-    announces: u64,
-    torrents: u64,
+    next_announce_us: u64,
+    next_torrent_us: u64,
 }
 
 /// The request counts of a shard, by source.
 pub struct Limits {
     settings: LimitSettings,
-    /// Whether the counts were taken over from or by another instance already.
-    inherited: bool,
-    /// Number of shards. A shard receives about one announce of a source in this many, so it applies that part of each
+    /// Whether this instance has received the counts of another, or given its own away.
+    has_exchanged: bool,
+    /// Number of shards. A shard receives about 1/`shards` of the announces of a source, and applies 1/`shards` of each
     /// limit.
     shards: u64,
     key: (u64, u64),
@@ -97,7 +97,7 @@ impl Limits {
         let mut rng = fastrand::Rng::with_seed(seed);
         Self {
             settings,
-            inherited: false,
+            has_exchanged: false,
             shards: shards.into(),
             key: (rng.u64(..), rng.u64(..)),
             slots: vec![Default::default(); SOURCE_SETS].into(),
@@ -112,20 +112,20 @@ impl Limits {
 
     /// Takes over the counts of another instance; returns whether it did.
     ///
-    /// Both must use the same prefix lengths. With `same_options`, their settings must be equal; without it, they must
-    /// differ.
+    /// Both must use the same prefix lengths. The caller tries hooks with equal settings first (`same_options`), and
+    /// then those whose settings have changed.
     pub(super) fn inherit(&mut self, from: &mut Self, same_options: bool) -> bool {
         let (new, old) = (&self.settings, &from.settings);
         let prefixes = |settings: &LimitSettings| (settings.ipv4_prefix, settings.ipv6_prefix);
-        let takes = !self.inherited
-            && !from.inherited
+        let takes = !self.has_exchanged
+            && !from.has_exchanged
             && (new == old) == same_options
             && prefixes(new) == prefixes(old);
         if takes {
             std::mem::swap(&mut self.slots, &mut from.slots);
             std::mem::swap(&mut self.pairs, &mut from.pairs);
             self.key = from.key;
-            (self.inherited, from.inherited) = (true, true);
+            (self.has_exchanged, from.has_exchanged) = (true, true);
         }
         takes
     }
@@ -164,12 +164,13 @@ impl Limits {
         let burst = u64::from(settings.burst.max(settings.announces_per_s)).div_ceil(self.shards);
         let slot_hash = self.hash(prefix, &[]);
         let slot = find(&mut self.slots, slot_hash, now_us);
-        slot.announces =
-            spend(slot.announces, now_us, each, burst).ok_or(LimitExceeded::Announces)?;
+        slot.next_announce_us =
+            spend(slot.next_announce_us, now_us, each, burst).ok_or(LimitExceeded::Announces)?;
         Ok(())
     }
 
-    /// Counts an announce, unless it exceeds a limit.
+    /// Counts an announce, unless it exceeds the limit of announces. One that exceeds the limit of torrents counts,
+    /// too.
     pub fn count(
         &mut self,
         now: Seconds,
@@ -191,8 +192,8 @@ impl Limits {
                 let slot_hash = self.hash(&prefix, &[]);
                 let slot = find(&mut self.slots, slot_hash, now_us);
                 let burst = per_min.div_ceil(self.shards);
-                slot.torrents =
-                    spend(slot.torrents, now_us, each, burst).ok_or(LimitExceeded::Torrents)?;
+                slot.next_torrent_us = spend(slot.next_torrent_us, now_us, each, burst)
+                    .ok_or(LimitExceeded::Torrents)?;
                 self.insert_pair(pair, minute);
             }
         }
@@ -268,7 +269,7 @@ fn find(slots: &mut [[SourceSlot; WAYS]], hash: u64, now_us: u64) -> &mut Source
     let set = &mut slots[hash as usize % SOURCE_SETS];
     let tag = (hash >> 32) as u32;
     let existing = set.iter().position(|slot| slot.tag == tag);
-    let debt = |slot: &SourceSlot| slot.announces.max(slot.torrents).max(now_us);
+    let debt = |slot: &SourceSlot| slot.next_announce_us.max(slot.next_torrent_us).max(now_us);
     let least = set.iter().enumerate().min_by_key(|(_, slot)| debt(slot)).map_or(0, |(at, _)| at);
     let slot = &mut set[existing.unwrap_or(least)];
     if existing.is_none() {

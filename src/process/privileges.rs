@@ -37,7 +37,7 @@ pub enum PrivilegeError {
 
 /// Returns whether [`give_up`] will change the user of the process.
 pub fn will_change_user(config: &Config) -> bool {
-    geteuid().is_root() && !config.user.is_empty()
+    geteuid().is_root() && !config.user.is_empty() && config.user != "root"
 }
 
 /// Gives up privileges, if the process has those of root: it becomes the user of the config or, if that has none, keeps
@@ -89,10 +89,15 @@ fn change_user(user: &User) -> io::Result<()> {
 /// Removes all capabilities but [`KEPT`] from the calling thread, and from threads and programs that it starts.
 fn drop_capabilities() {
     let Ok(now) = rustix::thread::capabilities(None) else { return };
-    let (effective, permitted) = (now.effective & KEPT, now.permitted & KEPT);
-    let kept = CapabilitySets { effective, permitted, inheritable: CapabilitySet::empty() };
+    // With this value, the kernel permits io_uring to processes with CAP_SYS_ADMIN only.
+    let is_restricted = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled")
+        .is_ok_and(|value| value.trim() == "1");
+    let for_rings = if is_restricted { CapabilitySet::SYS_ADMIN } else { CapabilitySet::empty() };
+    let kept = KEPT | for_rings;
+    let (effective, permitted) = (now.effective & kept, now.permitted & kept);
+    let sets = CapabilitySets { effective, permitted, inheritable: CapabilitySet::empty() };
     // Where the kernel refuses, the process keeps its capabilities, as it would without this function.
-    let _ = rustix::thread::set_capabilities(None, kept);
+    let _ = rustix::thread::set_capabilities(None, sets);
     let _ = rustix::thread::set_no_new_privs(true);
 }
 

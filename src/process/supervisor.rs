@@ -18,7 +18,7 @@ pub const EXIT_SUCCESS: i32 = 0;
 pub const EXIT_USAGE: i32 = 1;
 /// Exit code of a tracker that could not start.
 pub const EXIT_START: i32 = 2;
-/// Exit code of a tracker of which a shard has died.
+/// Exit code of a tracker of which a shard has died, or a thread has panicked.
 pub const EXIT_SHARD: i32 = 3;
 
 /// Reason why a shard could not start or has failed.
@@ -58,10 +58,10 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Starts a pinned thread for each pair of core and body, and waits until each body has called `ready` or has
+    /// Starts a pinned thread for each pair of core and body, and waits until the shard of each body is set up or has
     /// ended.
     ///
-    /// A body sets up its shard, calls `ready`, and serves until the shard is stopped.
+    /// A body gets a function that it calls once its shard is set up; then it serves until the shard is stopped.
     ///
     /// # Errors
     ///

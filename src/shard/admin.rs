@@ -15,8 +15,8 @@ const REQUESTS_MAX: usize = 64;
 pub enum AdminRequest {
     /// Summarizes all swarms of the shard.
     Summarize {
-        /// Number of torrents with the most peers that are listed.
-        largest_max: usize,
+        /// How many of the torrents with the most peers the summary lists.
+        largest_count: usize,
         /// Key of the hash by which distinct peers are counted, the same for all shards; `None` to leave that out.
         distinct_key: Option<(u64, u64)>,
         /// Receives the summary.
@@ -129,8 +129,8 @@ fn begin(request: AdminRequest, tracker: &mut Tracker) -> Option<AdminJob> {
     match request {
         // Answered when it arrived.
         AdminRequest::Inspect { .. } => None,
-        AdminRequest::Summarize { largest_max, distinct_key, reply } => {
-            let scan = SummaryScan::begin(swarms, largest_max, distinct_key);
+        AdminRequest::Summarize { largest_count, distinct_key, reply } => {
+            let scan = SummaryScan::begin(swarms, largest_count, distinct_key);
             Some(AdminJob::Summarize(Box::new(scan), reply))
         }
         AdminRequest::ListPage { after, reply } => {

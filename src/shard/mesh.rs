@@ -1,7 +1,7 @@
 //! The mesh: a lock-free queue from each shard to each other shard, and from the control plane to each shard.
 //!
-//! The nodes of the mesh are the shards, and the control plane as the last one. Nothing blocks and nothing grows: a
-//! full queue refuses a message, and the sender counts it. A node sets a flag before it sleeps and then checks its
+//! The members of the mesh are the shards, and the control plane as the last one. Nothing blocks and nothing grows: a
+//! full queue refuses a message, and the sender counts it. A member sets a flag before it sleeps and then checks its
 //! queues once more; a sender wakes it only if the flag is set, once for a batch.
 
 use super::message::Message;
@@ -25,31 +25,31 @@ const CONTROL_MESSAGES: usize = 64;
 /// about as much work as a batch of datagrams.
 const MESSAGES_PER_TURN: usize = 128;
 
-/// Wakes a node.
+/// Wakes a member.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct NodeWakeup {
-    /// A bit for each node that has sent a message.
+struct MemberWakeup {
+    /// A bit for each member that has sent a message.
     ready: Box<[ReadyBits]>,
     sleeping: AtomicBool,
     notify: Notify,
 }
 
-/// Bits of 64 nodes, on cache lines of their own because one node reads them and others write them.
+/// Bits of 64 members, on cache lines of their own because one member reads them and others write them.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct ReadyBits(AtomicU64);
 
-/// The endpoint of a node: its queues to and from all other nodes.
+/// The endpoint of a member: its queues to and from other members.
 #[derive(Debug)]
 pub struct MeshEndpoint {
-    node: usize,
+    member: usize,
     receivers: Vec<Option<Consumer<Message>>>,
     senders: Vec<Option<Producer<Message>>>,
-    /// Nodes to which messages were sent since the last [`MeshEndpoint::notify`].
+    /// Members to which messages were sent since the last [`MeshEndpoint::notify`].
     to_notify: Vec<bool>,
-    wakeups: Arc<[NodeWakeup]>,
-    /// Rotates the order in which nodes are served.
+    wakeups: Arc<[MemberWakeup]>,
+    /// Rotates the order in which members are served.
     next: u32,
     /// Number of messages that were queued.
     sent: u64,
@@ -59,8 +59,8 @@ pub struct MeshEndpoint {
 
 /// Returns the number of messages of each queue between shards.
 fn messages_per_queue(shards: u16) -> usize {
-    let nodes = usize::from(shards) + 1;
-    (MEMORY_BYTES / (nodes * nodes) / size_of::<Message>()).clamp(MESSAGES_MIN, MESSAGES_MAX)
+    let members = usize::from(shards) + 1;
+    (MEMORY_BYTES / (members * members) / size_of::<Message>()).clamp(MESSAGES_MIN, MESSAGES_MAX)
 }
 
 /// Returns the memory of all queues in bytes.
@@ -74,20 +74,20 @@ pub fn memory_bytes(shards: u16) -> usize {
 ///
 /// The control plane sends and does not receive: it has queues in one direction only.
 pub fn mesh(shards: u16) -> Vec<MeshEndpoint> {
-    let nodes = usize::from(shards) + 1;
-    let control = nodes - 1;
-    let words = nodes.div_ceil(64);
-    let waker = |_| NodeWakeup {
+    let members = usize::from(shards) + 1;
+    let control = members - 1;
+    let words = members.div_ceil(64);
+    let waker = |_| MemberWakeup {
         ready: (0..words).map(|_| ReadyBits::default()).collect(),
-        ..NodeWakeup::default()
+        ..MemberWakeup::default()
     };
-    let wakeups: Arc<[NodeWakeup]> = (0..nodes).map(waker).collect();
-    let mut endpoints: Vec<MeshEndpoint> = (0..nodes)
-        .map(|node| MeshEndpoint {
-            node,
-            receivers: (0..nodes).map(|_| None).collect(),
-            senders: (0..nodes).map(|_| None).collect(),
-            to_notify: vec![false; nodes],
+    let wakeups: Arc<[MemberWakeup]> = (0..members).map(waker).collect();
+    let mut endpoints: Vec<MeshEndpoint> = (0..members)
+        .map(|member| MeshEndpoint {
+            member,
+            receivers: (0..members).map(|_| None).collect(),
+            senders: (0..members).map(|_| None).collect(),
+            to_notify: vec![false; members],
             wakeups: wakeups.clone(),
             next: 0,
             sent: 0,
@@ -95,7 +95,7 @@ pub fn mesh(shards: u16) -> Vec<MeshEndpoint> {
         })
         .collect();
     let messages = messages_per_queue(shards);
-    for from in 0..nodes {
+    for from in 0..members {
         for to in (0..control).filter(|to| *to != from) {
             let messages = match from == control {
                 true => CONTROL_MESSAGES,
@@ -110,20 +110,20 @@ pub fn mesh(shards: u16) -> Vec<MeshEndpoint> {
 }
 
 impl MeshEndpoint {
-    /// Returns the number of this node.
-    pub(super) fn node(&self) -> usize {
-        self.node
+    /// Returns the number of this member.
+    pub(super) fn member(&self) -> usize {
+        self.member
     }
 
-    /// Adds a message to the queue of another node; returns false if it is full.
+    /// Adds a message to the queue of another member; returns false if it is full.
     ///
-    /// The other node is woken by the next [`Self::notify`].
+    /// The other member is woken by the next [`Self::notify`].
     pub fn send(&mut self, to: usize, message: Message) -> bool {
         let Some(sender) = &mut self.senders[to] else { return false };
         let sent = sender.push(message).is_ok();
         self.sent += u64::from(sent);
         self.dropped += u64::from(!sent);
-        // Also if the queue is full: its node may not know yet that it has messages.
+        // Also if the queue is full: its member may not know yet that it has messages.
         self.to_notify[to] = true;
         sent
     }
@@ -133,40 +133,40 @@ impl MeshEndpoint {
         (self.sent, self.dropped)
     }
 
-    /// Returns whether the queue of another node can take a message: it exists and is not full.
+    /// Returns whether the queue of another member can take a message: it exists and is not full.
     pub fn has_room(&self, to: usize) -> bool {
         self.senders[to].as_ref().is_some_and(|sender| !sender.is_full())
     }
 
-    /// Wakes the nodes that messages were sent to.
+    /// Wakes the members that messages were sent to.
     pub fn notify(&mut self) {
         for (to, to_notify) in
             self.to_notify.iter_mut().enumerate().filter(|(_, to_notify)| **to_notify)
         {
             *to_notify = false;
             let wakeup = &self.wakeups[to];
-            wakeup.ready[self.node / 64].0.fetch_or(1 << (self.node % 64), Ordering::SeqCst);
+            wakeup.ready[self.member / 64].0.fetch_or(1 << (self.member % 64), Ordering::SeqCst);
             if wakeup.sleeping.swap(false, Ordering::SeqCst) {
                 wakeup.notify.notify_one();
             }
         }
     }
 
-    /// Wakes this node: another task of its thread has work for it.
+    /// Wakes this member: another task of its thread has work for it.
     pub fn notify_self(&self) {
-        self.wakeups[self.node].notify.notify_one();
+        self.wakeups[self.member].notify.notify_one();
     }
 
     /// Receives a bounded number of messages; returns how many.
     pub fn receive(&mut self, mut take: impl FnMut(usize, Message)) -> usize {
-        let Self { wakeups, receivers, node, next, .. } = self;
+        let Self { wakeups, receivers, member, next, .. } = self;
         let mut left = MESSAGES_PER_TURN;
-        for (word, ready) in wakeups[*node].ready.iter().enumerate() {
+        for (word, ready) in wakeups[*member].ready.iter().enumerate() {
             if ready.0.load(Ordering::Relaxed) == 0 {
                 continue;
             }
             let bits = ready.0.swap(0, Ordering::SeqCst);
-            // Each turn starts with another node, so that none is always served last.
+            // Each turn starts with another member, so that none is always served last.
             let turn = *next % 64;
             let in_turn = (turn..64).chain(0..turn).filter(|bit| bits >> bit & 1 == 1);
             for bit in in_turn {
@@ -190,9 +190,9 @@ impl MeshEndpoint {
         MESSAGES_PER_TURN
     }
 
-    /// Marks this node as sleeping; returns false if it has messages and must not sleep.
+    /// Marks this member as sleeping; returns false if it has messages and must not sleep.
     pub fn prepare_sleep(&self) -> bool {
-        let wakeup = &self.wakeups[self.node];
+        let wakeup = &self.wakeups[self.member];
         wakeup.sleeping.store(true, Ordering::SeqCst);
         let quiet = wakeup.ready.iter().all(|ready| ready.0.load(Ordering::SeqCst) == 0);
         if !quiet {
@@ -201,28 +201,28 @@ impl MeshEndpoint {
         quiet
     }
 
-    /// Marks this node as awake.
+    /// Marks this member as awake.
     pub fn end_sleep(&self) {
-        self.wakeups[self.node].sleeping.store(false, Ordering::SeqCst);
+        self.wakeups[self.member].sleeping.store(false, Ordering::SeqCst);
     }
 
-    /// Returns a handle to wait on until this node is woken.
+    /// Returns a handle to wait on until this member is woken.
     pub fn wakeup_receiver(&self) -> WakeupReceiver {
-        WakeupReceiver { wakeups: self.wakeups.clone(), node: self.node }
+        WakeupReceiver { wakeups: self.wakeups.clone(), member: self.member }
     }
 }
 
-/// Waits until a node is woken.
+/// Waits until a member is woken.
 #[derive(Debug)]
 pub struct WakeupReceiver {
-    wakeups: Arc<[NodeWakeup]>,
-    node: usize,
+    wakeups: Arc<[MemberWakeup]>,
+    member: usize,
 }
 
 impl WakeupReceiver {
-    /// Waits until another node, or another task of this thread, notifies the node.
+    /// Waits until another member, or another task of this thread, notifies the member.
     pub async fn notified(&self) {
-        self.wakeups[self.node].notify.notified().await;
+        self.wakeups[self.member].notify.notified().await;
     }
 }
 

@@ -13,16 +13,16 @@ pub(super) struct PageScans(VecDeque<PageJob>);
 
 #[derive(Debug)]
 struct PageJob {
-    /// Node that the page is for.
-    node: usize,
+    /// Member of the mesh that the page is for.
+    member: usize,
     request: PageRequest,
     scan: Option<PageScan>,
     is_complete: bool,
 }
 
 impl PageScans {
-    pub(super) fn add(&mut self, node: usize, request: PageRequest) {
-        self.0.push_back(PageJob { node, request, scan: None, is_complete: false });
+    pub(super) fn add(&mut self, member: usize, request: PageRequest) {
+        self.0.push_back(PageJob { member, request, scan: None, is_complete: false });
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -42,17 +42,17 @@ impl PageScans {
         let scan = job.scan.get_or_insert_with(|| PageScan::begin(swarms, after));
         job.is_complete =
             job.is_complete || scan.step(swarms, |info_hash| policy.serves(info_hash));
-        let is_own = job.node == endpoint.node();
+        let is_own = job.member == endpoint.member();
         // While the queue is full the page waits: a list that lacks a page would be false.
-        if !job.is_complete || !is_own && !endpoint.has_room(job.node) {
+        if !job.is_complete || !is_own && !endpoint.has_room(job.member) {
             return;
         }
-        if let Some(PageJob { node, request, scan: Some(scan), .. }) = self.0.pop_front() {
+        if let Some(PageJob { member, request, scan: Some(scan), .. }) = self.0.pop_front() {
             let reply = PageReply { request_id: request.request_id, page: scan.finish() };
             if is_own {
                 pending.complete_page(Box::new(reply));
             } else {
-                endpoint.send(node, Message::PageReply(Box::new(reply)));
+                endpoint.send(member, Message::PageReply(Box::new(reply)));
                 endpoint.notify();
             }
         }

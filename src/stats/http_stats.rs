@@ -1,10 +1,10 @@
 //! Counters of HTTP connections.
 
 /// Number of classes of the age of connections.
-pub const CONNECTION_AGES: usize = 6;
+pub const AGE_CLASSES: usize = 6;
 
 /// Upper bounds of the classes of ages, in seconds; the last class has none.
-pub const CONNECTION_AGES_MAX: [u64; CONNECTION_AGES - 1] = [1, 10, 60, 600, 3_600];
+pub const AGE_BOUNDS_SECS: [u64; AGE_CLASSES - 1] = [1, 10, 60, 600, 3_600];
 
 /// Counters of HTTP connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,20 +29,20 @@ pub struct HttpStats {
     pub tls_1_2: u64,
     /// Number of completed handshakes of TLS 1.3.
     pub tls_1_3: u64,
-    /// Number of closed connections by their age: see [`CONNECTION_AGES_MAX`].
-    pub ages: [u64; CONNECTION_AGES],
+    /// Number of closed connections by their age: see [`AGE_BOUNDS_SECS`].
+    pub ages: [u64; AGE_CLASSES],
     /// Sum of the ages of closed connections, in seconds.
     pub ages_secs: u64,
 }
 
 impl HttpStats {
-    /// Number of values.
-    pub(super) const CELLS: usize = 11 + CONNECTION_AGES;
+    /// Number of values, each of which is one atomic of the shared statistics.
+    pub(super) const CELLS: usize = 11 + AGE_CLASSES;
 
     /// Counts a connection that was closed after `age_secs` seconds.
     pub fn count_closed(&mut self, age_secs: u64) {
-        let class = CONNECTION_AGES_MAX.iter().position(|max| age_secs <= *max);
-        self.ages[class.unwrap_or(CONNECTION_AGES - 1)] += 1;
+        let class = AGE_BOUNDS_SECS.iter().position(|max| age_secs <= *max);
+        self.ages[class.unwrap_or(AGE_CLASSES - 1)] += 1;
         self.ages_secs += age_secs;
     }
 

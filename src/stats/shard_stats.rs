@@ -12,8 +12,8 @@ const OUTCOMES: usize = Outcome::ALL.len();
 /// Number of classes of batch sizes: 1 datagram, 2 to 3, 4 to 7, and so on; the last is that of full batches.
 pub const BATCH_SIZES: usize = 7;
 
-/// Number of classes of replies by their peers: 0, 1, 2 to 3, 4 to 7, and so on; the last has no upper bound.
-pub const REPLY_SIZES: usize = 10;
+/// Number of classes of replies by their number of peers: 0, 1, 2 to 3, 4 to 7, and so on; the last has no upper bound.
+pub const REPLY_PEER_CLASSES: usize = 10;
 
 /// Number of events of an announce.
 pub const EVENTS: usize = 5;
@@ -69,13 +69,13 @@ pub struct TurnTimes {
     pub phase_ns: [u64; TurnPhase::ALL.len()],
 }
 
-/// Announces that were answered with a list of peers, by protocol.
+/// Announces over one protocol that were answered with a list of peers, which may be empty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AnsweredAnnounces {
     /// Number of announces by event: the index is its number in BEP 15, and 4 for `paused` (BEP 21).
     pub events: [u64; EVENTS],
     /// Number of replies by the class of their number of peers.
-    pub reply_sizes: [u64; REPLY_SIZES],
+    pub replies_by_peers: [u64; REPLY_PEER_CLASSES],
     /// Number of peers in these replies.
     pub peers: u64,
 }
@@ -85,13 +85,13 @@ impl AnsweredAnnounces {
     fn reply_class(peers: usize) -> usize {
         match peers {
             0 => 0,
-            peers => (peers.ilog2() as usize + 1).min(REPLY_SIZES - 1),
+            peers => (peers.ilog2() as usize + 1).min(REPLY_PEER_CLASSES - 1),
         }
     }
 
     /// Returns the largest number of peers in a class of replies; `None` for the last class.
-    pub fn reply_size_max(class: usize) -> Option<u64> {
-        (class + 1 < REPLY_SIZES).then(|| (1 << class) - 1)
+    pub fn class_peers_max(class: usize) -> Option<u64> {
+        (class + 1 < REPLY_PEER_CLASSES).then(|| (1 << class) - 1)
     }
 }
 
@@ -155,7 +155,7 @@ impl ShardStats {
     pub fn count_announce(&mut self, protocol: Protocol, event: AnnounceEvent, peers: usize) {
         let announces = &mut self.answered_announces[protocol as usize];
         announces.events[event as usize] += 1;
-        announces.reply_sizes[AnsweredAnnounces::reply_class(peers)] += 1;
+        announces.replies_by_peers[AnsweredAnnounces::reply_class(peers)] += 1;
         announces.peers += peers as u64;
     }
 
@@ -182,7 +182,7 @@ impl ShardStats {
         answered.map(|outcome| self.requests(*outcome)).sum()
     }
 
-    /// Returns the number of invalid requests.
+    /// Returns the number of requests that are malformed, or whose source is not proven.
     pub fn rejected(&self) -> u64 {
         use Outcome::{
             BadMagic, BadQuery, BadRequest, BrokenProxyHeader, HeadTooLong, MethodNotAllowed,
@@ -258,8 +258,8 @@ impl ShardStats {
     /// Calls a function with every value, always in the same order.
     fn visit(&mut self, visit: &mut impl FnMut(&mut u64)) {
         self.outcomes.iter_mut().flatten().flatten().for_each(&mut *visit);
-        for AnsweredAnnounces { events, reply_sizes, peers } in &mut self.answered_announces {
-            events.iter_mut().chain(reply_sizes).chain([peers]).for_each(&mut *visit);
+        for AnsweredAnnounces { events, replies_by_peers, peers } in &mut self.answered_announces {
+            events.iter_mut().chain(replies_by_peers).chain([peers]).for_each(&mut *visit);
         }
         let RingCounts {
             enters,
@@ -290,7 +290,7 @@ impl ShardStats {
 
 /// Number of values of [`ShardStats`].
 pub(super) const CELLS: usize = 2 * 2 * OUTCOMES
-    + 2 * (EVENTS + REPLY_SIZES + 1)
+    + 2 * (EVENTS + REPLY_PEER_CLASSES + 1)
     + 6
     + BATCH_SIZES
     + TurnPhase::ALL.len()
@@ -350,12 +350,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bounds_of_reply_sizes_are_those_of_their_classes() {
-        for class in 0..REPLY_SIZES - 1 {
-            let max = AnsweredAnnounces::reply_size_max(class).expect("it has a bound") as usize;
+    fn the_bounds_of_classes_of_replies_are_right() {
+        for class in 0..REPLY_PEER_CLASSES - 1 {
+            let max = AnsweredAnnounces::class_peers_max(class).expect("it has a bound") as usize;
             let class_of = AnsweredAnnounces::reply_class;
             assert_eq!((class_of(max), class_of(max + 1)), (class, class + 1));
         }
-        assert_eq!(AnsweredAnnounces::reply_size_max(REPLY_SIZES - 1), None);
+        assert_eq!(AnsweredAnnounces::class_peers_max(REPLY_PEER_CLASSES - 1), None);
     }
 }

@@ -20,8 +20,9 @@ const WRONG_CONNECTION_ID: &str = "wrong connection id";
 const _: () = assert!(ERROR_REPLY_LEN + WRONG_CONNECTION_ID.len() <= SCRAPE_LEN_MIN);
 
 impl Tracker {
-    /// Checks everything about a datagram that needs neither the swarm nor hooks other than `networks`. An `Err` is the
-    /// reply to a refused request, or to a connect, which is answered here.
+    /// Checks everything about a datagram that needs neither the swarm nor hooks other than `networks`. The returned
+    /// request is admitted once [`Self::check_policy`] permits it, too. An `Err` is the reply to a refused request, or
+    /// to a connect, which is answered here.
     ///
     /// The cheapest checks come first, as floods should cost the least. Until the connection id proves that the source
     /// is not forged, no reply is longer than the request.
@@ -212,7 +213,7 @@ impl Tracker {
         }
     }
 
-    /// Returns an announce as it is admitted unless policy changes it.
+    /// Converts an announce whose source is proven; hooks may still refuse it, or change its intervals.
     #[inline(always)] // Called for announces over UDP only: a call and a copy are 4 % of their instructions.
     fn proven_announce(&self, source: IpAddr, request: &AnnounceRequest<'_>) -> AdmittedAnnounce {
         let family = Family::of(source);
@@ -256,7 +257,7 @@ fn refuse(
         (RefusalReply::Empty(secs), Some(is_v6_action)) => AnnounceReply::begin(reply)
             .map(|reply| reply.with_v6_action(is_v6_action))
             .map_or(0, |reply| reply.finish(transaction_id, secs, SwarmCounts::default(), 0)),
-        // Zero counts would be false.
+        // A scrape has no empty reply: counts of zero would be taken as true.
         (RefusalReply::Empty(_), None) | (RefusalReply::Silence(_), _) => 0,
     };
     UdpReply { outcome, len }

@@ -85,9 +85,9 @@ pub(crate) fn select<const N: usize>(
         written: 0,
         usable,
         context,
-        selected: None,
+        subnet_peers: None,
         address_limit: None,
-        skip_written: false,
+        checks_whole_reply: false,
     };
     let role = requester.role;
     if subnet.is_none() && !limit_addresses {
@@ -124,7 +124,7 @@ const SKIPPED_MAX: usize = 128;
 #[derive(Debug)]
 struct AddressLimit {
     counts: [u8; 256],
-    /// Endpoints in compact form that were skipped, one after the other.
+    /// The skipped endpoints in compact form, concatenated. A record has two bytes more than its compact form.
     skipped: [u8; SKIPPED_MAX * (V6 - 2)],
     skipped_len: usize,
 }
@@ -176,14 +176,14 @@ struct ReplyWriter<'a> {
     written: usize,
     usable: u16,
     context: &'a RecordContext,
-    selected: Option<SelectedPeers>,
+    subnet_peers: Option<WrittenSubnetPeers>,
     address_limit: Option<AddressLimit>,
-    /// Whether the records that are visited may have been written already.
-    skip_written: bool,
+    /// Whether a record may be anywhere in the reply already, not only among the subnet peers.
+    checks_whole_reply: bool,
 }
 
 /// Subnet peers that are in the reply already.
-struct SelectedPeers {
+struct WrittenSubnetPeers {
     /// Number of their bytes in the reply.
     end: usize,
     /// Prefix that they share, and its length.
@@ -202,7 +202,7 @@ fn filter_bit(endpoint: &[u8]) -> (usize, u64) {
     (mixed as usize / 64 % FILTER_WORDS, 1 << (mixed % 64))
 }
 
-impl SelectedPeers {
+impl WrittenSubnetPeers {
     fn contains<const N: usize>(&self, out: &[u8], record: &[u8; N]) -> bool {
         let (word, bit) = filter_bit(compact(record));
         self.filter[word] & bit != 0
@@ -244,7 +244,7 @@ impl ReplyWriter<'_> {
         }
         if CHECK && self.address_limit.is_some() && available_seeders > share {
             // If there are few addresses among the leechers, seeders get more than their share.
-            self.skip_written = true;
+            self.checks_whole_reply = true;
             let rest = (self.out.len() - self.written) / (N - 2);
             self.take_run::<N, CHECK>(peers, 0..seeders, own, rest, rng);
         }
@@ -268,8 +268,10 @@ impl ReplyWriter<'_> {
             if self.written >= end {
                 break;
             }
-            let filter = self.selected.take().map_or([0; FILTER_WORDS], |selected| selected.filter);
-            self.selected = Some(SelectedPeers { end: self.written, prefix, length, filter });
+            let filter =
+                self.subnet_peers.take().map_or([0; FILTER_WORDS], |selected| selected.filter);
+            self.subnet_peers =
+                Some(WrittenSubnetPeers { end: self.written, prefix, length, filter });
             let subnet_peers =
                 peers.subnet_peers(subnet.lengths, level, &subnet.record, self.context, rng);
             let positions = subnet_peers.positions();
@@ -288,7 +290,7 @@ impl ReplyWriter<'_> {
                     continue;
                 }
                 *if is_seeder { &mut roles.seeders } else { &mut roles.leechers } += 1;
-                if let Some(selected) = &mut self.selected {
+                if let Some(selected) = &mut self.subnet_peers {
                     let (word, bit) = filter_bit(compact(record));
                     selected.filter[word] |= bit;
                     selected.end = self.written;
@@ -340,15 +342,16 @@ impl ReplyWriter<'_> {
         }
     }
 
-    /// Returns whether a record may be written: it is not in the reply already, and its address has not enough peers in
-    /// it. Counts the address.
+    /// Returns whether a record may be written: it is not in the reply already, and its address is below its limit
+    /// there. If so, counts the peer for its address.
     fn permit<const N: usize>(&mut self, record: &[u8; N]) -> bool {
         let written = &self.out[..self.written];
-        let is_taken = match self.skip_written {
+        let is_taken = match self.checks_whole_reply {
             true => written.chunks_exact(N - 2).any(|selected| selected == compact(record)),
-            false => {
-                self.selected.as_ref().is_some_and(|selected| selected.contains(self.out, record))
-            }
+            false => self
+                .subnet_peers
+                .as_ref()
+                .is_some_and(|selected| selected.contains(self.out, record)),
         };
         !is_taken
             && self.address_limit.as_mut().is_none_or(|address_limit| address_limit.admit(record))

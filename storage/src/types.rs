@@ -9,7 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InfoHash(pub [u8; 20]);
 
-/// Identifier that a client chooses for itself (BEP 20). Only policy reads it; the swarm table does not store it.
+/// Identifier that a client chooses for itself (BEP 20). Policy reads it, and the statistics of client programs; the
+/// swarm table does not store it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PeerId(pub [u8; 20]);
 
@@ -196,7 +197,7 @@ impl Scope {
         }
     }
 
-    /// Returns whether a peer of this scope is returned to a requester of another scope.
+    /// Returns whether a peer of this scope is returned to a requester of the scope `requester`.
     pub fn reaches(self, requester: Self) -> bool {
         self == Self::Global || self == requester
     }
@@ -237,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scope_follows_the_registries() {
+    fn scope_of_special_addresses() {
         let expected = [
             ("8.8.8.8", Scope::Global),
             ("100.63.255.255", Scope::Global),

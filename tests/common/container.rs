@@ -7,6 +7,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+/// Folder of the source in a container, a copy-on-write view.
+pub(crate) const SOURCE: &str = "/source";
+
 /// Time in which systemd must have started all units.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -44,7 +47,7 @@ impl Container {
         let path = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
         // The upper directory must not be on an overlay itself, as /tmp is in some containers.
         run_here("mount", &["-t", "tmpfs", "tmpfs", &directory.path().to_string_lossy()]);
-        for name in ["changes", "work", "root"] {
+        for name in ["changes", "work", "root", "source"] {
             std::fs::create_dir(directory.path().join(name)).unwrap();
         }
         let options = format!("lowerdir=/,upperdir={},workdir={}", path("changes"), path("work"));
@@ -52,6 +55,8 @@ impl Container {
         let nspawn = Command::new("systemd-nspawn")
             .arg("--directory")
             .arg(directory.path().join("root"))
+            // The folder of the source may be on a file system that the container replaces, such as /tmp.
+            .arg(format!("--overlay={}:{}:{SOURCE}", env!("CARGO_MANIFEST_DIR"), path("source")))
             .args(["--private-network", "--register=no", "--keep-unit", "--console=pipe"])
             .args(["--link-journal=no", "--machine=tsubame-test", "--hostname=tsubame-test"])
             // The default filter refuses io_uring, which is what a container of operators must permit.

@@ -45,7 +45,10 @@ fn segmenting(tracker: SocketAddr, len: usize) -> UdpSocket {
 
 /// Returns the core of the shard that does not own the torrent, so that the flood leaves the other core to the shard
 /// that does. Returns `None` if both shards run on one core.
-pub(crate) fn core_of_other_shard(tracker: SocketAddr, control: SocketAddr) -> Option<usize> {
+pub(crate) fn core_of_shard_without_torrent(
+    tracker: SocketAddr,
+    control: SocketAddr,
+) -> Option<usize> {
     Client::connected("127.0.0.1", tracker).announce(&Announce::of(1, 7_000));
     let owns = |shard: usize| {
         http_get(control, "/metrics").contains(&format!("tsubame_torrents{{shard=\"{shard}\"}} 1"))

@@ -93,7 +93,7 @@ impl Stream {
             if self.arrived.len() > http::REPLY_LEN_MAX {
                 return Err(io::Error::other("the reply is too long"));
             }
-            // A partly filled buffer has all bytes; epoll reports an end that comes later.
+            // A read that does not fill the buffer has emptied the socket. If the stream ends later, epoll reports it.
             if len < buffer.len() && !hung_up {
                 return Ok(false);
             }

@@ -2,10 +2,10 @@
 
 use super::snapshot::{MetricsSnapshot, ShardSnapshot};
 use crate::shard::FIXED_BYTES;
-use crate::stats::http_stats::CONNECTION_AGES_MAX;
+use crate::stats::http_stats::AGE_BOUNDS_SECS;
 use crate::stats::outcome::Outcome;
 use crate::stats::shard_stats::{
-    AnsweredAnnounces, BATCH_SIZES, Protocol, REPLY_SIZES, ShardStats, TurnPhase,
+    AnsweredAnnounces, BATCH_SIZES, Protocol, REPLY_PEER_CLASSES, ShardStats, TurnPhase,
 };
 use MetricKind::{Counter, Gauge, Histogram, Info};
 use Sample::{Float, Integer};
@@ -196,7 +196,7 @@ pub(super) const METRICS: &[Metric] = &[
         "announces",
         Counter,
         &["shard", "protocol", "event"],
-        "Announces that were answered with peers, by event",
+        "Announces that were answered with a list of peers, which may be empty, by event",
         ShardLabelled(announces),
     ),
     metric(
@@ -474,8 +474,8 @@ fn announces(shard: &ShardSnapshot) -> Vec<LabelledSample> {
 fn reply_peers(shard: &ShardSnapshot) -> Vec<LabelledSample> {
     let histogram = |(protocol, name): (Protocol, &str)| {
         let announces = &shard.stats.answered_announces[protocol as usize];
-        let bounds = (0..REPLY_SIZES).map(AnsweredAnnounces::reply_size_max);
-        (vec![name.to_owned()], histogram(announces.peers, bounds, &announces.reply_sizes))
+        let bounds = (0..REPLY_PEER_CLASSES).map(AnsweredAnnounces::class_peers_max);
+        (vec![name.to_owned()], histogram(announces.peers, bounds, &announces.replies_by_peers))
     };
     PROTOCOLS.into_iter().map(histogram).collect()
 }
@@ -551,7 +551,7 @@ fn evicted(shard: &ShardSnapshot) -> Vec<LabelledSample> {
 
 fn connection_ages(shard: &ShardSnapshot) -> Sample {
     let http = &shard.stats.http;
-    let bounds = CONNECTION_AGES_MAX.into_iter().map(Some).chain([None]);
+    let bounds = AGE_BOUNDS_SECS.into_iter().map(Some).chain([None]);
     histogram(http.ages_secs, bounds, &http.ages)
 }
 
@@ -568,7 +568,7 @@ fn reloads(snapshot: &MetricsSnapshot) -> Vec<LabelledSample> {
 
 fn list_entries(snapshot: &MetricsSnapshot) -> Vec<LabelledSample> {
     let mut samples: Vec<LabelledSample> = Vec::new();
-    for size in snapshot.monitored.served().list_sizes {
+    for size in snapshot.monitored.served_config().list_sizes {
         let labels = vec![size.hook.to_owned(), size.entries.to_owned()];
         // Two hooks of one kind have the same labels.
         match samples.iter_mut().find(|(known, _)| *known == labels) {

@@ -47,7 +47,7 @@ impl MetricsSnapshot {
             stuck_reads: monitored.slow_reads.stuck().len(),
             summary: monitored.summary().map(|(at, summary)| (now.0.saturating_sub(at.0), summary)),
             clients: monitored.clients(),
-            hooks: monitored.served().hooks,
+            hooks: monitored.served_config().hooks,
             monitored: monitored.clone(),
         }
     }

@@ -25,7 +25,7 @@ impl fmt::Display for ListenKey {
 
 impl ListenKey {
     /// Returns the option of `ss` that lists sockets of this protocol.
-    pub(super) fn letter(self) -> char {
+    pub(super) fn ss_option(self) -> char {
         if self == Self::Udp { 'u' } else { 't' }
     }
 }

@@ -29,8 +29,8 @@ const LOCAL_ADDRESSES_MAX: usize = 32;
 pub enum ListenError {
     /// Another process uses the address.
     #[error(
-        "{0}: {1} is taken by another process (run ss -{letter}lpn 'sport = {port}' to find it); stop that \
-         process, or choose another port", letter = .0.letter(), port = .1.port()
+        "{0}: {1} is taken by another process (run ss -{ss_option}lpn 'sport = {port}' to find it); stop that \
+         process, or choose another port", ss_option = .0.ss_option(), port = .1.port()
     )]
     Taken(ListenKey, SocketAddr),
     /// The process lacks a privilege.

@@ -6,7 +6,7 @@
 
 #![expect(unsafe_code, reason = "memory the kernel writes to")]
 
-use super::packet::{CONTROL_LEN, HEADER_LEN, NAME_LEN};
+use super::packet::{CONTROL_LEN, HEADER_LEN, NAME_LEN_MAX};
 use io_uring::types::BufRingEntry;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
@@ -23,7 +23,7 @@ pub const REPLY_LEN_MAX: usize = 1472;
 ///
 /// The length is a multiple of a cache line, but not a power of two, which would map all headers to few cache sets.
 pub(super) const BUFFER_LEN: usize =
-    (HEADER_LEN + NAME_LEN + CONTROL_LEN + 24 + DATAGRAM_LEN_MAX).next_multiple_of(64);
+    (HEADER_LEN + NAME_LEN_MAX + CONTROL_LEN + 24 + DATAGRAM_LEN_MAX).next_multiple_of(64);
 
 const _: () = assert!(BUFFER_LEN >= 1604 && !BUFFER_LEN.is_power_of_two());
 
@@ -31,7 +31,7 @@ const _: () = assert!(BUFFER_LEN >= 1604 && !BUFFER_LEN.is_power_of_two());
 #[repr(C, align(64))]
 pub(super) struct ReplySlot {
     pub(super) reply: [u8; REPLY_LEN_MAX],
-    pub(super) name: [u8; NAME_LEN],
+    pub(super) name: [u8; NAME_LEN_MAX],
     pub(super) control: [u8; CONTROL_LEN],
     pub(super) message: libc::msghdr,
     pub(super) vector: libc::iovec,

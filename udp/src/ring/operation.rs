@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "memory handed to the kernel")]
 
 use super::memory::{REPLY_LEN_MAX, ReplySlot};
-use super::packet::{self, CONTROL_LEN, NAME_LEN};
+use super::packet::{self, CONTROL_LEN, NAME_LEN_MAX};
 use super::socket::UdpSocket;
 use io_uring::types::Fixed;
 use io_uring::{opcode, squeue};
@@ -14,7 +14,7 @@ use std::ptr::NonNull;
 pub(super) fn receive_message(socket: &UdpSocket) -> libc::msghdr {
     // SAFETY: a message header of zeros is valid: it has null pointers with lengths of zero.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_namelen = NAME_LEN as u32;
+    message.msg_namelen = NAME_LEN_MAX as u32;
     message.msg_controllen = if socket.reports_local() { CONTROL_LEN } else { 0 };
     message
 }
@@ -41,7 +41,7 @@ pub(super) fn reply_entry(
     // SAFETY: the caller has exclusive access to the slot; the reference ends before the kernel reads it.
     let slot = unsafe { slot.as_mut() };
     let (name, name_len) = match to {
-        ReplyDestination::Name(name) => (name.as_ptr(), NAME_LEN as u32),
+        ReplyDestination::Name(name) => (name.as_ptr(), NAME_LEN_MAX as u32),
         ReplyDestination::Address(address) => {
             let len = packet::write_name(&mut slot.name, address);
             (slot.name.as_mut_ptr(), len)

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 /// Bytes of `struct io_uring_recvmsg_out`.
 pub(super) const HEADER_LEN: usize = 16;
-/// Bytes of a socket address of either family.
-pub(super) const NAME_LEN: usize = size_of::<libc::sockaddr_in6>();
+/// Bytes reserved for a socket address: those of the longer family.
+pub(super) const NAME_LEN_MAX: usize = size_of::<libc::sockaddr_in6>();
 /// Bytes of one control message with `struct in6_pktinfo`, the longer of the two types.
 pub(super) const CONTROL_LEN: usize = (CMSG_HEADER_LEN + PKTINFO_V6_LEN).next_multiple_of(8);
 
@@ -15,14 +15,14 @@ const CMSG_HEADER_LEN: usize = size_of::<libc::cmsghdr>();
 const PKTINFO_V4_LEN: usize = size_of::<libc::in_pktinfo>();
 const PKTINFO_V6_LEN: usize = size_of::<libc::in6_pktinfo>();
 
-const _: () = assert!(NAME_LEN == 28 && NAME_LEN_V4 == 16 && CMSG_HEADER_LEN == 16);
+const _: () = assert!(NAME_LEN_MAX == 28 && NAME_LEN_V4 == 16 && CMSG_HEADER_LEN == 16);
 const _: () = assert!(PKTINFO_V4_LEN == 12 && PKTINFO_V6_LEN == 20 && CONTROL_LEN == 40);
 
 /// The parsed bytes before the payload in a receive buffer, and the place of the payload.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PacketHeader {
     pub(super) source: SocketAddr,
-    /// Destination address and interface of the datagram, if the socket reports them.
+    /// Local address from which to reply, and interface, if the socket reports them.
     pub(super) local: Option<(IpAddr, u32)>,
     /// Position of the payload in the buffer.
     payload_start: u32,
@@ -38,21 +38,22 @@ impl PacketHeader {
     }
 }
 
-/// Parses the bytes that a multishot receive wrote; returns `None` if they are not a UDP datagram.
+/// Parses the bytes that a multishot receive wrote; returns `None` if they are too short, or the source is
+/// neither IPv4 nor IPv6.
 pub(super) fn parse(buffer: &[u8], control_len: usize) -> Option<PacketHeader> {
     let (header, rest) = buffer.split_first_chunk::<HEADER_LEN>()?;
     let word = |index: usize| {
         let bytes = header.as_chunks::<4>().0.get(index).copied();
         bytes.map_or(0, u32::from_ne_bytes)
     };
-    let (name, rest) = rest.split_at_checked(NAME_LEN)?;
+    let (name, rest) = rest.split_at_checked(NAME_LEN_MAX)?;
     let (control, payload) = rest.split_at_checked(control_len)?;
     // The length in the header is that of the datagram, even if it was truncated.
     let payload_len = (payload.len() as u32).min(word(2));
     Some(PacketHeader {
         source: read_name(name)?,
         local: control.get(..word(1) as usize).and_then(read_control),
-        payload_start: (HEADER_LEN + NAME_LEN + control_len) as u32,
+        payload_start: (HEADER_LEN + NAME_LEN_MAX + control_len) as u32,
         payload_len,
         truncated: word(3) & libc::MSG_TRUNC as u32 != 0,
     })
@@ -79,8 +80,8 @@ pub(super) fn read_name(name: &[u8]) -> Option<SocketAddr> {
 }
 
 /// Writes a socket address; returns its length in bytes.
-pub(super) fn write_name(name: &mut [u8; NAME_LEN], address: SocketAddr) -> u32 {
-    *name = [0; NAME_LEN];
+pub(super) fn write_name(name: &mut [u8; NAME_LEN_MAX], address: SocketAddr) -> u32 {
+    *name = [0; NAME_LEN_MAX];
     let (family, len) = match address {
         SocketAddr::V4(address) => {
             name[4..8].copy_from_slice(&address.ip().octets());
@@ -89,7 +90,7 @@ pub(super) fn write_name(name: &mut [u8; NAME_LEN], address: SocketAddr) -> u32 
         SocketAddr::V6(address) => {
             name[8..24].copy_from_slice(&address.ip().octets());
             name[24..28].copy_from_slice(&address.scope_id().to_ne_bytes());
-            (libc::AF_INET6, NAME_LEN)
+            (libc::AF_INET6, NAME_LEN_MAX)
         }
     };
     name[..2].copy_from_slice(&(family as u16).to_ne_bytes());
@@ -154,12 +155,12 @@ mod tests {
     fn written_socket_addresses_are_parsed() {
         for address in ["192.0.2.7:6969", "[2001:db8::7]:6969", "[fe80::1%3]:1"] {
             let address: SocketAddr = address.parse().unwrap();
-            let mut name = [0xff; NAME_LEN];
+            let mut name = [0xff; NAME_LEN_MAX];
             let len = write_name(&mut name, address) as usize;
             assert_eq!(len, if address.is_ipv4() { 16 } else { 28 });
             assert_eq!(read_name(&name), Some(address));
         }
-        assert_eq!(read_name(&[0; NAME_LEN]), None);
+        assert_eq!(read_name(&[0; NAME_LEN_MAX]), None);
     }
 
     #[test]
@@ -184,11 +185,11 @@ mod tests {
             let plausible: [(usize, i32); 3] = [
                 (HEADER_LEN, *rng.choice(&[libc::AF_INET, libc::AF_INET6]).unwrap()),
                 (
-                    HEADER_LEN + NAME_LEN + 8,
+                    HEADER_LEN + NAME_LEN_MAX + 8,
                     *rng.choice(&[libc::IPPROTO_IP, libc::IPPROTO_IPV6]).unwrap(),
                 ),
                 (
-                    HEADER_LEN + NAME_LEN + 12,
+                    HEADER_LEN + NAME_LEN_MAX + 12,
                     *rng.choice(&[libc::IP_PKTINFO, libc::IPV6_PKTINFO]).unwrap(),
                 ),
             ];
@@ -205,10 +206,10 @@ mod tests {
             }
             for control_len in [0, CONTROL_LEN] {
                 let parsed = parse(&bytes, control_len);
-                let long_enough = bytes.len() >= HEADER_LEN + NAME_LEN + control_len;
+                let long_enough = bytes.len() >= HEADER_LEN + NAME_LEN_MAX + control_len;
                 assert_eq!(parsed.is_some(), long_enough, "round {round}");
                 if let Some(header) = parsed {
-                    let after = &bytes[HEADER_LEN + NAME_LEN + control_len..];
+                    let after = &bytes[HEADER_LEN + NAME_LEN_MAX + control_len..];
                     let len = u32::from_ne_bytes(bytes[8..12].try_into().unwrap()) as usize;
                     let payload = &after[..len.min(after.len())];
                     assert_eq!(header.payload(&bytes), payload, "round {round}");
