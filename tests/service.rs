@@ -252,7 +252,7 @@ fn privileges_of_root_are_given_up() {
         std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600)).unwrap();
         command
     });
-    let line = tracker.wait_for("a reload will fail");
+    let line = tracker.wait_for("over the API will fail");
     assert!(line.contains("user nobody"), "{line}");
     for (field, value) in
         [("Uid:", "65534 65534 65534 65534"), ("Groups:", "65534"), ("CapPrm:", &"0".repeat(16))]

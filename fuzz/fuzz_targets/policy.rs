@@ -100,6 +100,6 @@ fn import(bytes: &[u8]) {
         let error = error.to_string();
         assert!(!error.contains("is not YAML"), "{error}\n{}", imported.config);
     } else {
-        assert!(imported.is_complete, "an access rule was lost:\n{}", imported.config);
+        assert!(imported.has_all_access_rules, "an access rule was lost:\n{}", imported.config);
     }
 }

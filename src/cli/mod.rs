@@ -212,7 +212,7 @@ fn import(path: &std::path::Path) -> i32 {
         Ok(imported) => {
             print!("{}", imported.config);
             imported.notes.iter().for_each(|note| eprintln!("{}: {note}", path.display()));
-            if imported.is_complete {
+            if imported.has_all_access_rules {
                 return EXIT_SUCCESS;
             }
             eprintln!(

@@ -55,7 +55,7 @@ pub struct HttpLimitsConfig {
     pub idle_timeout: Duration,
     /// Maximum time for a request to arrive completely.
     pub request_timeout: Duration,
-    /// Share of the connections, in percent, that one source may hold while more than half of all are in use.
+    /// Share of the connections, in percent, that one source may hold while at least half of all are in use.
     pub per_source_percent: u32,
 }
 

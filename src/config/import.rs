@@ -70,7 +70,7 @@ mod tests {
         assert_eq!(config.http.paths.announce.len(), 2);
         let control = config.control.listen.map(|it| it.to_string());
         assert_eq!(control.as_deref(), Some("127.0.0.1:6880"), "loopback only");
-        assert!(imported.is_complete);
+        assert!(imported.has_all_access_rules);
         let [jwt, clients, torrents, variation] = &config.hooks[..] else { panic!("{config:?}") };
         assert!(
             matches!(jwt, HookConfig::Jwt(settings) if settings.issuer.as_deref() == Some("https://issuer.example"))
@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn a_full_opentracker_config_is_converted() {
         let (config, imported) = convert(include_str!("../../tests/import/opentracker.conf"));
-        assert!(imported.is_complete);
+        assert!(imported.has_all_access_rules);
         let notes = imported.notes.join("\n");
         let expected = [addresses("0.0.0.0"), addresses("[::]:6969")].map(Option::unwrap).concat();
         assert_eq!(config.udp.listen, expected);
@@ -203,7 +203,7 @@ mod tests {
             "listen.udp 0.0.0.0\naccess.blaklist /x\n",
         ] {
             let imported = import("the file", text).unwrap();
-            assert!(!imported.is_complete, "{text}:\n{}", imported.config);
+            assert!(!imported.has_all_access_rules, "{text}:\n{}", imported.config);
             let error = Config::parse("made", &imported.config).unwrap_err().to_string();
             assert!(error.contains("could not be imported"), "{text}: {error}");
         }

@@ -1,4 +1,4 @@
-//! Gives up the privileges of root, which only binding sockets needs.
+//! Gives up the privileges of root that only binding sockets needs.
 
 use crate::config::Config;
 use crate::policy::HookConfig;
@@ -30,7 +30,7 @@ pub enum PrivilegeError {
     NotRoot(String),
     /// The kernel refuses the change.
     #[error(
-        "user: cannot become {0:?}: {1}; permit CAP_SETUID and CAP_SETGID, or remove the key user"
+        "user: cannot become {0:?}: {1}; permit CAP_SETUID, CAP_SETGID and CAP_CHOWN, or remove the key user"
     )]
     Refused(String, #[source] io::Error),
 }
@@ -89,7 +89,7 @@ fn change_user(user: &User) -> io::Result<()> {
 /// Removes all capabilities but [`KEPT`] from the calling thread, and from threads and programs that it starts.
 fn drop_capabilities() {
     let Ok(now) = rustix::thread::capabilities(None) else { return };
-    // With this value, the kernel permits io_uring to processes with CAP_SYS_ADMIN only.
+    // With this value, the kernel permits io_uring to processes with CAP_SYS_ADMIN, and to a group.
     let is_restricted = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled")
         .is_ok_and(|value| value.trim() == "1");
     let for_rings = if is_restricted { CapabilitySet::SYS_ADMIN } else { CapabilitySet::empty() };
@@ -101,7 +101,8 @@ fn drop_capabilities() {
     let _ = rustix::thread::set_no_new_privs(true);
 }
 
-/// Returns a text for each file that a reload reads or writes, and that the user of this process cannot.
+/// Returns a text for each file that a reload reads, or to which the API writes, and that the user of this process
+/// cannot read or write.
 pub fn inaccessible_files(config: &Config, path: Option<&Path>) -> Vec<String> {
     let tls = &config.http.tls;
     let certificate = [tls.certificate.as_path(), tls.key.as_path()];
@@ -112,7 +113,8 @@ pub fn inaccessible_files(config: &Config, path: Option<&Path>) -> Vec<String> {
     let denied = |file: &Path, opened: io::Result<File>, verb| {
         let error = opened.err().filter(|it| it.kind() == io::ErrorKind::PermissionDenied)?;
         Some(format!(
-            "{}: {error}: a reload will fail, because the tracker runs as user {}; permit this user to {verb} the file",
+            "{}: {error}: a reload or a change over the API will fail, because this process runs as user {}; permit \
+             this user to {verb} the file",
             file.display(),
             user_name()
         ))
@@ -135,7 +137,7 @@ pub fn user_name() -> String {
     user.map_or_else(|| uid.to_string(), |user| user.name)
 }
 
-/// Returns whether this process may do what only root may, apart from what files and io_uring need.
+/// Returns whether this process has capabilities that neither files nor locked memory need.
 pub fn has_privileges_of_root() -> bool {
     rustix::thread::capabilities(None).is_ok_and(|now| !now.effective.difference(KEPT).is_empty())
 }

@@ -103,7 +103,7 @@ fn runs_as_user() {
         "root" | "0" => warn!(
             "user: the tracker runs as root{}; set the key user to an unprivileged user, or use the systemd unit",
             match privileges::has_privileges_of_root() {
-                true => ", and its capabilities could not be given up",
+                true => ", with capabilities that could not be given up",
                 false => " without most of its capabilities, but can still write all files",
             }
         ),

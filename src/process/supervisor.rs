@@ -14,7 +14,7 @@ use tsubame_udp::ring::SetupError;
 
 /// Exit code for success.
 pub const EXIT_SUCCESS: i32 = 0;
-/// Exit code for a mistake in the config or on the command line, and for a failed `check`, `import` or `e2e`.
+/// Exit code for a mistake in the config or on the command line, and for a failed `check`, `import`, `doctor` or `e2e`.
 pub const EXIT_USAGE: i32 = 1;
 /// Exit code of a tracker that could not start.
 pub const EXIT_START: i32 = 2;

@@ -4,7 +4,7 @@ use crate::chunks::Chunks;
 use crate::index::PositionIndex;
 use crate::record::EndpointHasher;
 use crate::subnet::{PrefixLengths, SubnetPeers};
-use crate::subnet_index::{IndexedRecords, SubnetIndex};
+use crate::subnet_index::{SubnetIndex, SwarmRecords};
 use siphasher::sip::SipHasher13;
 
 /// Records of a chunk: 16 KiB of IPv4, 40 KiB of IPv6.
@@ -13,7 +13,7 @@ const CHUNK: usize = 2048;
 /// Maximum number of peers of one family in a swarm. It keeps the list of chunks small enough to be moved at once.
 pub(crate) const LARGE_SWARM_PEERS_MAX: usize = 4 << 20;
 
-/// The peers of one family in a swarm with more than [`crate::blocks::BLOCK_PEERS_MAX`] of them.
+/// The peers of one family in a swarm that has had more than [`crate::blocks::BLOCK_PEERS_MAX`] of them.
 #[derive(Debug)]
 pub(crate) struct LargeSwarm<const N: usize> {
     records: Chunks<[u8; N], CHUNK>,
@@ -106,21 +106,21 @@ impl<const N: usize> LargeSwarm<N> {
 
     /// Adds the record at a position to the index; returns whether the index had room.
     pub(crate) fn index_endpoint(&mut self, position: usize, hasher: &SipHasher13) -> bool {
-        let key = self.endpoint_hasher(hasher);
+        let endpoint_hasher = self.endpoint_hasher(hasher);
         let records = &self.records;
-        let hash_of = |position: u32| key.hash(records.at(position as usize));
+        let hash_of = |position: u32| endpoint_hasher.hash(records.at(position as usize));
         self.index.insert(hash_of(position as u32), position as u32, hash_of)
     }
 
     /// Removes the record at a position from the indexes; returns the number of slots that were visited.
     pub(crate) fn remove_from_indexes(&mut self, position: usize, hasher: &SipHasher13) -> usize {
-        let key = self.endpoint_hasher(hasher);
+        let endpoint_hasher = self.endpoint_hasher(hasher);
         let records = &self.records;
-        let hash_of = |position: u32| key.hash(records.at(position as usize));
+        let hash_of = |position: u32| endpoint_hasher.hash(records.at(position as usize));
         let visited = self.index.remove(hash_of(position as u32), position as u32, hash_of);
         match &mut self.subnet_index {
             Some(subnet_index) => {
-                let peers = IndexedRecords { records, hasher };
+                let peers = SwarmRecords { records, hasher };
                 visited + subnet_index.remove(position as u32, &peers)
             }
             None => visited,
@@ -132,7 +132,7 @@ impl<const N: usize> LargeSwarm<N> {
         let record = *self.records.at(from);
         self.index.relocate(self.endpoint_hasher(hasher).hash(&record), from as u32, to as u32);
         if let Some(subnet_index) = &mut self.subnet_index {
-            let peers = IndexedRecords { records: &self.records, hasher };
+            let peers = SwarmRecords { records: &self.records, hasher };
             subnet_index.relocate(from as u32, to as u32, &peers);
         }
         *self.records.at_mut(to) = record;
@@ -147,7 +147,7 @@ impl<const N: usize> LargeSwarm<N> {
         rng: &mut fastrand::Rng,
     ) {
         self.drop_other_subnet_index(lengths);
-        let peers = IndexedRecords { records: &self.records, hasher };
+        let peers = SwarmRecords { records: &self.records, hasher };
         let subnet_index = self
             .subnet_index
             .get_or_insert_with(|| Box::new(SubnetIndex::new(lengths, &peers, rng)));
@@ -159,8 +159,8 @@ impl<const N: usize> LargeSwarm<N> {
         self.subnet_index.take_if(|subnet_index| subnet_index.lengths() != lengths);
     }
 
-    /// Returns peers that share the prefix of a record at a level of the prefix lengths, if they are indexed by these
-    /// lengths.
+    /// Returns peers that share the first `lengths[level]` bits with a record; none if the subnet index was built for
+    /// other lengths.
     pub(crate) fn subnet_peers(
         &self,
         lengths: PrefixLengths,
@@ -169,7 +169,7 @@ impl<const N: usize> LargeSwarm<N> {
         hasher: &SipHasher13,
         rng: &mut fastrand::Rng,
     ) -> SubnetPeers {
-        let peers = IndexedRecords { records: &self.records, hasher };
+        let peers = SwarmRecords { records: &self.records, hasher };
         let subnet_index = self.subnet_index.as_deref().filter(|it| it.lengths() == lengths);
         subnet_index.map_or(SubnetPeers::EMPTY, |it| it.subnet_peers(level, record, &peers, rng))
     }
@@ -177,7 +177,8 @@ impl<const N: usize> LargeSwarm<N> {
 
 /// All large swarms of one family, by handle.
 ///
-/// They are contiguous, as blocks are, each with the position of the entry that owns it.
+/// Handles have no gaps: the last swarm fills the place of one that is freed. Each swarm is stored with the position of
+/// the entry that owns it, which is updated then.
 #[derive(Debug)]
 pub(crate) struct LargeSwarms<const N: usize> {
     swarms: Chunks<(u32, Box<LargeSwarm<N>>), 1024>,

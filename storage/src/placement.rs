@@ -16,7 +16,7 @@ use siphasher::sip::SipHasher13;
 
 /// Number of peers at which a large swarm is moved back to a block: well below [`BLOCK_PEERS_MAX`], so that a swarm
 /// does not move back and forth.
-const BLOCK_PEERS_RETURN: usize = 48;
+const LARGE_SWARM_SHRINK_PEERS: usize = 48;
 
 /// The entries of a table with the records of their peers.
 #[derive(Debug)]
@@ -273,7 +273,9 @@ impl TorrentStore {
                     class.smaller(2).is_some_and(|class| len <= class.capacity::<N>());
                 class.smaller(1).filter(|_| fits_two_smaller)
             }
-            Placement::LargeSwarm(_) if len <= BLOCK_PEERS_RETURN => Class::holding::<N>(len + 1),
+            Placement::LargeSwarm(_) if len <= LARGE_SWARM_SHRINK_PEERS => {
+                Class::holding::<N>(len + 1)
+            }
             _ => None,
         };
         if let Some(class) = target {

@@ -43,13 +43,12 @@ pub(crate) struct SubnetRequest<const N: usize> {
     /// A record with the endpoint of the requester.
     pub(crate) record: [u8; N],
     pub(crate) lengths: PrefixLengths,
-    /// Percentage of the reply that is selected at random all the same.
+    /// Percentage of the reply that is selected at random despite the preference.
     pub(crate) at_random_percent: u8,
 }
 
 impl Requester {
-    /// Returns a bit set: bit `f` is set if the requester can use peers whose flags, of those in [`USED_FLAGS`], are
-    /// `f`.
+    /// Returns a table of 16 bits: bit `flags & USED_FLAGS` of a record says whether the requester can use the peer.
     fn usable(self) -> u16 {
         let can_use = |record_flags: u8| {
             let partial = record_flags & flags::PARTIAL_SEED != 0;
@@ -243,7 +242,7 @@ impl ReplyWriter<'_> {
             self.take_run::<N, CHECK>(peers, seeders..end, own, rest, rng);
         }
         if CHECK && self.address_limit.is_some() && available_seeders > share {
-            // If there are few addresses among the leechers, seeders get more than their share.
+            // If there are few addresses among the leechers, the reply has more seeders than their share.
             self.checks_whole_reply = true;
             let rest = (self.out.len() - self.written) / (N - 2);
             self.take_run::<N, CHECK>(peers, 0..seeders, own, rest, rng);

@@ -26,9 +26,9 @@ pub(crate) struct SubnetIndex {
     levels: Vec<PositionIndex>,
 }
 
-/// The records of a swarm, and their hash function.
+/// All records of a swarm, in the index or not, and the hash function of the index.
 #[derive(Debug)]
-pub(crate) struct IndexedRecords<'a, const N: usize, const CHUNK: usize> {
+pub(crate) struct SwarmRecords<'a, const N: usize, const CHUNK: usize> {
     pub(crate) records: &'a Chunks<[u8; N], CHUNK>,
     pub(crate) hasher: &'a SipHasher13,
 }
@@ -38,7 +38,7 @@ fn bucket<const N: usize>(record: &[u8; N]) -> u8 {
     (fnv1a(compact(record)) >> 16) as u8 % BUCKETS_PER_PREFIX
 }
 
-impl<const N: usize, const CHUNK: usize> IndexedRecords<'_, N, CHUNK> {
+impl<const N: usize, const CHUNK: usize> SwarmRecords<'_, N, CHUNK> {
     fn at(&self, position: u32) -> &[u8; N] {
         self.records.at(position as usize)
     }
@@ -67,7 +67,7 @@ impl SubnetIndex {
     /// Creates an index of the first peers of a swarm.
     pub(crate) fn new<const N: usize, const CHUNK: usize>(
         lengths: PrefixLengths,
-        peers: &IndexedRecords<'_, N, CHUNK>,
+        peers: &SwarmRecords<'_, N, CHUNK>,
         rng: &mut fastrand::Rng,
     ) -> Self {
         let levels = lengths.iter().map(|_| PositionIndex::new()).collect();
@@ -93,7 +93,7 @@ impl SubnetIndex {
         &self,
         level: usize,
         record: &[u8; N],
-        peers: &IndexedRecords<'_, N, CHUNK>,
+        peers: &SwarmRecords<'_, N, CHUNK>,
         rng: &mut fastrand::Rng,
     ) -> SubnetPeers {
         let mut subnet_peers = SubnetPeers::EMPTY;
@@ -114,7 +114,7 @@ impl SubnetIndex {
     pub(crate) fn insert<const N: usize, const CHUNK: usize>(
         &mut self,
         position: u32,
-        peers: &IndexedRecords<'_, N, CHUNK>,
+        peers: &SwarmRecords<'_, N, CHUNK>,
         rng: &mut fastrand::Rng,
     ) {
         let record = peers.at(position);
@@ -145,7 +145,7 @@ impl SubnetIndex {
     pub(crate) fn remove<const N: usize, const CHUNK: usize>(
         &mut self,
         position: u32,
-        peers: &IndexedRecords<'_, N, CHUNK>,
+        peers: &SwarmRecords<'_, N, CHUNK>,
     ) -> usize {
         let mut visited = 0;
         for (index, length) in self.levels.iter_mut().zip(self.lengths.iter()) {
@@ -163,7 +163,7 @@ impl SubnetIndex {
         &mut self,
         from: u32,
         to: u32,
-        peers: &IndexedRecords<'_, N, CHUNK>,
+        peers: &SwarmRecords<'_, N, CHUNK>,
     ) {
         for (index, length) in self.levels.iter_mut().zip(self.lengths.iter()) {
             let hash = peers.hash(peers.at(from), length);
@@ -194,7 +194,7 @@ mod tests {
             let record = record_of::<V4>([10, 0, high, low].into(), 7_000, 0, 0);
             records.push(record.expect("it is an IPv4 address"));
         }
-        let peers = IndexedRecords { records: &records, hasher: &SipHasher13::new_with_keys(1, 2) };
+        let peers = SwarmRecords { records: &records, hasher: &SipHasher13::new_with_keys(1, 2) };
         let mut rng = fastrand::Rng::with_seed(3);
         let mut subnet_index = SubnetIndex::new(lengths, &peers, &mut rng);
         (0..3_072).for_each(|position| subnet_index.insert(position, &peers, &mut rng));

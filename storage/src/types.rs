@@ -9,8 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InfoHash(pub [u8; 20]);
 
-/// Identifier that a client chooses for itself (BEP 20). Policy reads it, and the statistics of client programs; the
-/// swarm table does not store it.
+/// Identifier that a client chooses for itself (BEP 20). Only policy and the statistics of client programs read
+/// it; the swarm table does not store it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PeerId(pub [u8; 20]);
 

@@ -13,7 +13,7 @@ pub struct ImportedConfig {
     /// Errors, and keys without an exact counterpart, one per line.
     pub notes: Vec<String>,
     /// Whether all access rules were converted.
-    pub is_complete: bool,
+    pub has_all_access_rules: bool,
 }
 
 /// A key with its value and the key that it was made from.
@@ -106,7 +106,11 @@ impl ImportDraft {
         if !self.hooks.is_empty() {
             _ = write!(config, "\nhooks:\n{}", self.hooks.join("\n"));
         }
-        ImportedConfig { config, notes: self.notes, is_complete: self.unconverted_rules == 0 }
+        ImportedConfig {
+            config,
+            notes: self.notes,
+            has_all_access_rules: self.unconverted_rules == 0,
+        }
     }
 }
 

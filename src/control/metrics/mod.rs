@@ -96,7 +96,7 @@ impl Collector for MetricsSnapshot {
     }
 }
 
-/// Writes a metric with all of its samples (without labels, the only one); without samples it is left out.
+/// Writes a metric with its samples. A metric without labels has a single sample; one without samples is left out.
 fn encode(
     metric: &Metric,
     snapshot: &MetricsSnapshot,
