@@ -54,13 +54,13 @@ fn ptrace(request: libc::c_uint, thread: libc::pid_t) -> io::Result<()> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// A directory whose file system stops answering when it is told to.
-struct FragileDirectory {
+/// A directory on a FUSE file system; while the daemon of the file system is stopped, reads of files wait.
+struct FuseDirectory {
     mounted: std::path::PathBuf,
     daemon: std::process::Child,
 }
 
-impl FragileDirectory {
+impl FuseDirectory {
     fn new(directory: &Path) -> Self {
         let (files, mounted) = (directory.join("files"), directory.join("mounted"));
         std::fs::create_dir(&files).unwrap();
@@ -77,7 +77,7 @@ impl FragileDirectory {
     }
 }
 
-impl Drop for FragileDirectory {
+impl Drop for FuseDirectory {
     fn drop(&mut self) {
         self.signal("CONT");
         let _ = Command::new("umount").arg("--lazy").arg(&self.mounted).status();
@@ -166,15 +166,11 @@ fn exhaust_memory(alerts: &mut FiredAlerts, address: SocketAddr) {
 }
 
 /// Stops the file system of a list, and then a shard.
-fn stop_file_system_and_shard(
-    alerts: &mut FiredAlerts,
-    fragile: &FragileDirectory,
-    tracker: &Tracker,
-) {
+fn stop_file_system_and_shard(alerts: &mut FiredAlerts, fuse: &FuseDirectory, tracker: &Tracker) {
     let address = tracker.addresses()[0];
-    fragile.signal("STOP");
+    fuse.signal("STOP");
     alerts.expect("TsubameReadStuck", || {});
-    fragile.signal("CONT");
+    fuse.signal("CONT");
 
     // Some of these reach the shard that goes on; it forwards announces to the one that is stopped.
     let clients = [(); 8].map(|()| Client::connected("127.0.0.1", address));
@@ -205,7 +201,7 @@ fn each_alert_fires_when_its_cause_is_brought_about() {
     first.stop();
     alerts.expect("TsubameDown", || {});
 
-    let fragile = FragileDirectory::new(directory.path());
+    let fuse = FuseDirectory::new(directory.path());
     let (chain, key) = certificate(directory.path());
     let config = format!(
         "{base}udp: {{listen: \"127.0.0.1:0\", steering: off}}\nhttp: {{listen: \"127.0.0.1:0\", tls: {{listen: \
@@ -213,7 +209,7 @@ fn each_alert_fires_when_its_cause_is_brought_about() {
          options: {{mode: deny, files: [{}/list]}}}}\n",
         chain.display(),
         key.display(),
-        fragile.mounted.display()
+        fuse.mounted.display()
     );
     let tracker = Tracker::start(&config);
     let address = tracker.addresses()[0];
@@ -243,7 +239,7 @@ fn each_alert_fires_when_its_cause_is_brought_about() {
     drop(refused);
 
     exhaust_memory(&mut alerts, address);
-    stop_file_system_and_shard(&mut alerts, &fragile, &tracker);
+    stop_file_system_and_shard(&mut alerts, &fuse, &tracker);
 
     let all = std::fs::read_to_string(deploy("alerts.yml")).unwrap();
     let names = all.lines().filter_map(|line| line.trim().strip_prefix("- alert: "));

@@ -1,7 +1,7 @@
 //! The values of all config keys as text, for operators to read.
 
 use super::read::ReadValues;
-use crate::text::without_secrets;
+use crate::text::{plural, without_secrets};
 use serde_yaml::Value;
 use std::collections::BTreeMap;
 
@@ -58,7 +58,7 @@ fn text(key: &str, value: &Value) -> String {
     match value {
         // The path of a file is no secret.
         Value::Sequence(keys) if key == "udp.connection_id_keys" && !keys.is_empty() => {
-            format!("({} keys, not shown)", keys.len())
+            format!("({}, not shown)", plural(keys.len() as u64, "key"))
         }
         // Of a custom hook: only its code knows what its options mean.
         _ if key.starts_with("hooks.") && key.ends_with(".options") => "(not shown)".to_owned(),
@@ -113,7 +113,7 @@ mod tests {
             ("announce.min_interval", "10m", true),
             ("announce.peer_lifetime", "45m", true),
             ("cpus", "auto", true),
-            ("udp.connection_id_keys", "(1 keys, not shown)", false),
+            ("udp.connection_id_keys", "(1 key, not shown)", false),
             ("http.listen", "[0.0.0.0:6969, [::]:6969]", true),
             ("control.socket", "\"\"", true),
             ("hooks.0.name", "access_list", false),

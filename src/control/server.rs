@@ -285,8 +285,8 @@ async fn events(State(state): State<ControlState>) -> Response {
     let (sender, body) = stream::body();
     tokio::spawn(async move {
         loop {
-            let figures = with_content(&state.monitored, |content| content.content());
-            if sender.send(Ok(page::message(&figures).into())).await.is_err() {
+            let content = with_content(&state.monitored, |page| page.content());
+            if sender.send(Ok(page::message(&content).into())).await.is_err() {
                 break;
             }
             tokio::select! {

@@ -67,3 +67,11 @@ impl Finding {
         Self { check, level: FindingLevel::Problem, text: text.into(), cure: cure.into() }
     }
 }
+
+/// Splits a message into what was found, and its cure, which follows the last semicolon.
+pub(super) fn split_cure(message: &str) -> (String, Option<String>) {
+    match message.rsplit_once("; ") {
+        Some((text, cure)) => (text.to_owned(), Some(cure.to_owned())),
+        None => (message.to_owned(), None),
+    }
+}

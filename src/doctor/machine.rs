@@ -1,8 +1,7 @@
 //! Checks of the kernel, the processor, the clock and the limits of the process.
 
-use super::finding::Finding;
+use super::finding::{Finding, split_cure};
 use super::host::Subject;
-use super::setup::split_cure;
 use crate::process::{check, memory};
 use crate::text::iec;
 use tsubame_udp::ring::{Ring, UdpSocket};

@@ -1,6 +1,6 @@
 //! Checks of the config and of its files.
 
-use super::finding::Finding;
+use super::finding::{Finding, split_cure};
 use super::host::Subject;
 use crate::http::Certificate;
 use crate::policy::HookConfig;
@@ -36,14 +36,6 @@ pub(super) fn findings(subject: &Subject<'_>) -> Vec<Finding> {
     findings.extend(control_plane(subject));
     findings.extend(secrets(subject));
     findings
-}
-
-/// Splits a message into what was found, and its cure, which follows the last semicolon.
-pub(super) fn split_cure(message: &str) -> (String, Option<String>) {
-    match message.rsplit_once("; ") {
-        Some((text, cure)) => (text.to_owned(), Some(cure.to_owned())),
-        None => (message.to_owned(), None),
-    }
 }
 
 fn certificate(subject: &Subject<'_>) -> Option<Finding> {

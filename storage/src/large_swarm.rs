@@ -33,7 +33,7 @@ impl<const N: usize> LargeSwarm<N> {
         size_of::<Self>() + self.records.bytes() + self.index.bytes() + subnet_index
     }
 
-    /// Creates a large swarm of these records; returns `None` if the index has no room for them.
+    /// Creates a large swarm from records, and adds all of them to its index; returns `None` if the index is full.
     pub(crate) fn from_records(
         records: &[[u8; N]],
         endpoint_hasher: EndpointHasher<'_>,

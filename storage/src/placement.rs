@@ -175,8 +175,7 @@ impl TorrentStore {
         self.family_peers::<N>(position).has_room()
     }
 
-    /// If the placement of a family is full, moves its peers to a larger one. Returns whether there is room for one
-    /// more peer now.
+    /// Moves the peers of a family to a larger placement if theirs is full. Returns whether one more peer fits now.
     pub(crate) fn grow<const N: usize>(&mut self, position: u32, key: EndpointHasher<'_>) -> bool
     where
         PeerStores: RecordWidth<N>,
@@ -266,8 +265,7 @@ impl TorrentStore {
                 self.free_placement::<N>(position);
                 return;
             }
-            // Moved to the next smaller class only if the peers would fit the one below it, so that room to grow
-            // remains.
+            // A block whose peers would fit two classes lower moves down one class, and so keeps room to grow.
             Placement::Block(class, _) => {
                 let fits_two_smaller =
                     class.smaller(2).is_some_and(|class| len <= class.capacity::<N>());
