@@ -4,7 +4,10 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+
+use rustix::fs::OFlags;
 
 /// Maximum bytes of a line; longer lines are split. A file that was configured by mistake may have no line ends.
 const LINE_LEN_MAX: u64 = 4096;
@@ -39,10 +42,12 @@ impl Mistakes {
 
 /// Opens a regular file. Fails for a directory, a FIFO or a device.
 pub fn open(path: &Path) -> std::io::Result<File> {
-    // The kind is checked first, as opening a FIFO blocks until there is a writer.
-    let kind = std::fs::metadata(path)?.file_type();
+    // Without this flag, opening a FIFO blocks until there is a writer.
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    let kind = file.metadata()?.file_type();
     if kind.is_file() {
-        return File::open(path);
+        return Ok(file);
     }
     let kind = if kind.is_dir() { "a directory" } else { "not a regular file" };
     Err(std::io::Error::other(format!("it is {kind}")))

@@ -175,7 +175,7 @@ impl World {
         Self {
             rng,
             seconds,
-            ids: ConnectionIds::new(config.udp.connection_id_keys[0], &[], 120),
+            ids: ConnectionIds::new(config.udp.connection_id_keys.keys[0], &[], 120),
             nodes,
             control,
             retired: retired_receiver,

@@ -22,3 +22,4 @@ pub use sections::{
     AnnounceConfig, ControlConfig, CpuSelection, LogConfig, LogFormat, LogLevel, SteeringMode,
     StorageConfig, UdpConfig,
 };
+pub use values::ConnectionIdKeys;

@@ -135,12 +135,6 @@ impl Config {
         Self { cpus, user, udp, http, announce, storage, hooks, control, log, values }
     }
 
-    /// Returns the file that `udp.connection_id_keys` names, if it names one.
-    pub fn connection_id_keys_file(&self) -> Option<PathBuf> {
-        let value = self.values.iter().find(|it| it.key == "udp.connection_id_keys")?;
-        Some(PathBuf::from(&value.value)).filter(|path| path.is_file())
-    }
-
     /// Checks that peers are stored for longer than every announce interval.
     pub fn check_intervals(&self) -> Result<(), String> {
         let AnnounceConfig { interval, peer_lifetime, .. } = &self.announce;
@@ -341,7 +335,7 @@ http: {listen: [], tls: {listen: \"0.0.0.0:443\", certificate: c.pem, key: k.pem
         .unwrap();
         assert_eq!(config.cpus, CpuSelection::List(vec![0, 2, 3, 4]));
         assert_eq!(config.udp.listen, ["127.0.0.1:0".parse().unwrap()]);
-        assert_eq!(config.udp.connection_id_keys.len(), 1);
+        assert_eq!(config.udp.connection_id_keys.keys.len(), 1);
         assert!(config.udp.explain_wrong_connection_id);
         assert_eq!(config.udp.steering, SteeringMode::Off);
         assert_eq!(config.announce.trust_client_ip.len(), 2);
@@ -361,7 +355,8 @@ http: {listen: [], tls: {listen: \"0.0.0.0:443\", certificate: c.pem, key: k.pem
         let source =
             |path: &Path| format!("udp: {{connection_id_keys: {:?}}}", path.display().to_string());
         let config = Config::parse("t", &source(&path)).unwrap();
-        assert_eq!(config.udp.connection_id_keys.len(), 2);
+        assert_eq!(config.udp.connection_id_keys.keys.len(), 2);
+        assert_eq!(config.udp.connection_id_keys.file, Some(path.clone()));
         std::fs::write(&path, "00112233445566778899aabbccddeeff\nshort\n").unwrap();
         let text = mistakes(&source(&path));
         assert!(text.contains("keys:2") && text.contains("32 hexadecimal digits"), "{text}");

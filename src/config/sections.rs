@@ -2,7 +2,7 @@
 //! their own.
 
 use super::read::Section;
-use super::values;
+use super::values::{self, ConnectionIdKeys};
 use crate::sizes::{NUMWANT_LIMIT, REPLY_LEN_DEFAULT, REPLY_LEN_LIMIT, REPLY_LEN_MIN};
 use ipnet::IpNet;
 use serde_yaml::Value;
@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 use tsubame_storage::Caps;
-use tsubame_udp::connection_id::{ConnectionIdKey, LIFETIME_SECS_MAX};
+use tsubame_udp::connection_id::LIFETIME_SECS_MAX;
 use tsubame_udp::steering::SHARDS_MAX;
 use values::DAY;
 
@@ -49,7 +49,7 @@ pub struct UdpConfig {
     /// How long a connection id is accepted.
     pub connection_id_lifetime: Duration,
     /// Keys of connection ids; random if empty.
-    pub connection_id_keys: Vec<ConnectionIdKey>,
+    pub connection_id_keys: ConnectionIdKeys,
     /// Whether to reply to an invalid connection id with an error.
     pub explain_wrong_connection_id: bool,
     /// Whether the kernel steers requests.
@@ -174,7 +174,11 @@ impl UdpConfig {
                     values::duration(value, Duration::from_secs(60), max_lifetime)
                 },
             ),
-            connection_id_keys: section.value("connection_id_keys", Vec::new(), values::keys),
+            connection_id_keys: section.value(
+                "connection_id_keys",
+                ConnectionIdKeys::default(),
+                values::keys,
+            ),
             explain_wrong_connection_id: section.value("wrong_connection_id", false, |value| {
                 values::choice(value, &[("drop", false), ("error", true)])
             }),

@@ -175,14 +175,27 @@ pub(super) fn networks(value: &Value) -> ParseResult<Vec<IpNet>> {
     list(value, network)
 }
 
+/// The value of `udp.connection_id_keys`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConnectionIdKeys {
+    /// The keys, the newest first.
+    pub keys: Vec<ConnectionIdKey>,
+    /// The file that the keys were read from, unless they are in the config.
+    pub file: Option<PathBuf>,
+}
+
 /// Reads a list of keys, or the path of a file with one key per line.
-pub(super) fn keys(value: &Value) -> ParseResult<Vec<ConnectionIdKey>> {
+pub(super) fn keys(value: &Value) -> ParseResult<ConnectionIdKeys> {
     match value {
         Value::Sequence(values) => {
-            values.iter().map(|value| key(&text(value)?).map_err(str::to_owned)).collect()
+            let keys = values.iter().map(|value| key(&text(value)?).map_err(str::to_owned));
+            Ok(ConnectionIdKeys { keys: keys.collect::<ParseResult<_>>()?, file: None })
         }
-        Value::String(path) if path.trim().is_empty() => Ok(Vec::new()),
-        Value::String(path) => keys_of_file(Path::new(path.trim())),
+        Value::String(path) if path.trim().is_empty() => Ok(ConnectionIdKeys::default()),
+        Value::String(path) => {
+            let file = PathBuf::from(path.trim());
+            Ok(ConnectionIdKeys { keys: keys_of_file(&file)?, file: Some(file) })
+        }
         other => {
             Err(format!("{} is neither a list of keys nor the path of a file", describe(other)))
         }

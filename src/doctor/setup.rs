@@ -115,9 +115,9 @@ fn secrets(subject: &Subject<'_>) -> Vec<Finding> {
             _ => {}
         }
     }
-    let keys_file = config.connection_id_keys_file();
-    if !config.udp.connection_id_keys.is_empty() {
-        let file = keys_file.as_deref().or(subject.path);
+    let ids = &config.udp.connection_id_keys;
+    if !ids.keys.is_empty() {
+        let file = ids.file.as_deref().or(subject.path);
         files.extend(file.map(|file| ("the keys of connection ids", file)));
     }
     let readable = files.into_iter().filter(|(_, file)| is_readable_by_all(file));

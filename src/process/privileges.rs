@@ -3,9 +3,9 @@
 use crate::config::Config;
 use crate::policy::HookConfig;
 use nix::unistd::{User, geteuid, initgroups, setresgid, setresuid};
+use rustix::fs::Access;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use std::ffi::CString;
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::lchown;
 use std::path::Path;
@@ -107,22 +107,25 @@ pub fn inaccessible_files(config: &Config, path: Option<&Path>) -> Vec<String> {
     let tls = &config.http.tls;
     let certificate = [tls.certificate.as_path(), tls.key.as_path()];
     let certificate = certificate.into_iter().filter(|_| !tls.listen.is_empty());
-    let keys = config.connection_id_keys_file();
+    let keys = config.udp.connection_id_keys.file.as_deref();
     let read = path.into_iter().chain(certificate).chain(config.control.token_file.as_deref());
-    let read = read.chain(keys.as_deref()).chain(config.hooks.iter().flat_map(HookConfig::files));
-    let denied = |file: &Path, opened: io::Result<File>, verb| {
-        let error = opened.err().filter(|it| it.kind() == io::ErrorKind::PermissionDenied)?;
-        Some(format!(
-            "{}: {error}: a reload or a change over the API will fail, because this process runs as user {}; permit \
-             this user to {verb} the file",
-            file.display(),
-            user_name()
-        ))
+    let read = read.chain(keys).chain(config.hooks.iter().flat_map(HookConfig::files));
+    // Opening the files could block: one may have become a FIFO.
+    let denied = |file: &Path, access, verb| {
+        let error = io::Error::from(rustix::fs::access(file, access).err()?);
+        let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
+        is_denied.then(|| {
+            format!(
+                "{}: {error}: a reload or a change over the API will fail, because this process runs as user {}; \
+                 permit this user to {verb} the file",
+                file.display(),
+                user_name()
+            )
+        })
     };
-    let unreadable = read.filter_map(|file| denied(file, File::open(file), "read"));
+    let unreadable = read.filter_map(|file| denied(file, Access::READ_OK, "read"));
     let written = config.hooks.iter().filter_map(HookConfig::overrides_file);
-    let unwritable =
-        written.filter_map(|file| denied(file, File::options().append(true).open(file), "write"));
+    let unwritable = written.filter_map(|file| denied(file, Access::WRITE_OK, "write"));
     unreadable.chain(unwritable).collect()
 }
 
@@ -140,4 +143,22 @@ pub fn user_name() -> String {
 /// Returns whether this process has capabilities that neither files nor locked memory need.
 pub fn has_privileges_of_root() -> bool {
     rustix::thread::capabilities(None).is_ok_and(|now| !now.effective.difference(KEPT).is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_check_of_files_does_not_open_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        let access_list = format!(
+            "hooks: [{{name: access_list, options: {{mode: deny, files: {0}, overrides_file: {0}}}}}]",
+            fifo.display()
+        );
+        let config = Config::parse("t", &access_list).unwrap();
+        assert_eq!(inaccessible_files(&config, None), [""; 0]);
+    }
 }

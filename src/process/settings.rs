@@ -50,7 +50,8 @@ impl StartupState {
     pub fn shard_settings(&self, config: &Config, shard: u16) -> ShardSettings {
         let (udp, announce) = (&config.udp, &config.announce);
         let random_key = self.identity.connection_id_key();
-        let (first, others) = udp.connection_id_keys.split_first().unwrap_or((&random_key, &[]));
+        let (first, others) =
+            udp.connection_id_keys.keys.split_first().unwrap_or((&random_key, &[]));
         let shards = self.identity.shards;
         ShardSettings {
             ids: ConnectionIds::new(*first, others, udp.connection_id_lifetime.as_secs()),
