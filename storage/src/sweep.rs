@@ -48,15 +48,17 @@ impl SweepCursor {
 
     /// Sets the time of the table to `now` after a pause so long that one-byte ages would wrap around.
     ///
-    /// First every entry is visited at the current time of the table, the last at which a peer can have announced; then
-    /// at `now`, or one lifetime later if that is earlier, when every peer has expired. These are the only passes
-    /// without a bound on their work.
+    /// Every entry is visited at the current time of the table, the last at which a peer can have announced; then at
+    /// the time when every peer has expired; then when the counts of completed downloads have expired, too. Times
+    /// after `now` are replaced by it. These are the only passes without a bound on their work.
     pub(crate) fn catch_up(&mut self, table: &mut Table, now: Seconds) {
         self.visit_all(table);
-        let lifetime = u64::from(table.settings.peer_lifetime_secs);
-        let expired = Seconds(table.now.0 + lifetime + lifetime.div_ceil(60) + 2);
-        table.set_time(now.min(expired));
-        self.visit_all(table);
+        let settings = &table.settings;
+        for secs in [settings.peer_lifetime_secs, settings.keep_completed_secs] {
+            let expired = table.now.0 + u64::from(secs) + u64::from(secs.div_ceil(60)) + 2;
+            table.set_time(now.min(Seconds(expired)));
+            self.visit_all(table);
+        }
         table.set_time(now);
         *self = Self { began: now, complete_since: now, ..Self::default() };
     }

@@ -15,6 +15,8 @@ const LIFETIME_TICKS: u64 = 60;
 /// Seconds of one pass of the sweep.
 const SWEEP_PERIOD: u64 = LIFETIME as u64 / 4;
 const KEEP_COMPLETED: u32 = 12_000;
+/// Seconds without sweeps after which the next sweep removes every torrent.
+const EVERYTHING_EXPIRED: u64 = LIFETIME as u64 + KEEP_COMPLETED as u64 + 1_000;
 
 /// Prefix lengths of the subnet preference for IPv4 and IPv6, if one is set.
 const PREFIX_LENGTHS: [&[u8]; 2] = [&[20, 17], &[124, 48]];
@@ -30,14 +32,6 @@ pub(crate) struct Operation {
 }
 
 impl Operation {
-    /// Kind of an announce.
-    pub(crate) const ANNOUNCE: u8 = 0;
-
-    /// Returns whether this lets time pass, and nothing else.
-    pub(crate) fn is_wait(self) -> bool {
-        self.kind % 16 == 14
-    }
-
     pub(crate) fn from_bytes(bytes: [u8; 5]) -> Self {
         let [kind, torrent, high, low, detail] = bytes;
         Self { kind, torrent, peer: u16::from_be_bytes([high, low]), detail }
@@ -265,11 +259,13 @@ impl Checker {
         swarm.completed += u32::from(completes);
         peer.completed |= completes;
         if announce.event == AnnounceEvent::Stopped {
-            swarm.peers.remove(&announce.endpoint);
             // An expired peer may have been removed from the table long ago.
-            if previous.is_some() {
-                swarm.emptied_at = self.now;
-            }
+            let removed = swarm.peers.remove(&announce.endpoint);
+            let left_at = match previous {
+                Some(_) => self.now,
+                None => removed.map_or(0, |peer| peer.announced_at + u64::from(LIFETIME)),
+            };
+            swarm.emptied_at = swarm.emptied_at.max(left_at);
         } else {
             swarm.peers.insert(announce.endpoint, peer);
             self.check_caps(announce);
@@ -470,6 +466,11 @@ impl Checker {
         self.now += seconds;
         self.frozen += seconds;
         while self.swarms.sweep(Seconds(self.now)) {}
+        if seconds >= EVERYTHING_EXPIRED {
+            assert_eq!(self.swarms.stats().torrents, 0, "torrents after a pause of {seconds} s");
+            self.model.clear();
+            self.frozen = 0;
+        }
     }
 
     /// Returns the number of seconds without an announce after which a peer must have been swept.
@@ -486,7 +487,7 @@ impl Checker {
             if let Some(last) = last.filter(|_| swarm.peers.is_empty()) {
                 // The swarm became empty at this time or a little later. The earlier time is the safe bound for how
                 // long its count of downloads must be kept.
-                swarm.emptied_at = last + u64::from(LIFETIME);
+                swarm.emptied_at = swarm.emptied_at.max(last + u64::from(LIFETIME));
             }
             if swarm.peers.is_empty()
                 && self.now - swarm.emptied_at > 2 * u64::from(KEEP_COMPLETED) + 2 * grace
