@@ -184,11 +184,12 @@ fn shards(keys: &std::path::Path) -> Vec<SimulatedShard> {
             client_samples: ClientSamples::new().0,
             shared_stats: shared_stats.clone(),
             clock,
+            gather: None,
         };
         let shard = Shard::new(ShardResources { node, datapath });
         SimulatedShard { shard, link, shared_stats }
     };
-    (0..2).zip(mesh(2)).map(node).collect()
+    (0..2).zip(mesh(2).unwrap()).map(node).collect()
 }
 
 #[test]

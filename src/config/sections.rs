@@ -54,6 +54,8 @@ pub struct UdpConfig {
     pub explain_wrong_connection_id: bool,
     /// Whether the kernel steers requests.
     pub steering: SteeringMode,
+    /// How long datagrams are gathered before they are answered; zero is not at all, and `None` is what pays.
+    pub gather: Option<Duration>,
     /// Size in bytes of each socket's receive buffer.
     pub receive_buffer: usize,
     /// Maximum size in bytes of an announce response.
@@ -190,6 +192,7 @@ impl UdpConfig {
                 ];
                 values::choice(value, &all)
             }),
+            gather: section.value("gather", None, values::gather),
             receive_buffer: section
                 .value("receive_buffer", 8 << 20, |value| values::size(value, 64 << 10, 1 << 30)),
             max_reply_size: section.value("max_reply_size", REPLY_LEN_DEFAULT, |value| {

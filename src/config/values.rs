@@ -86,6 +86,20 @@ pub(super) fn duration(value: &Value, min: Duration, max: Duration) -> ParseResu
     Err(format!("{text} is out of range; give whole seconds from {min} to {max}"))
 }
 
+/// Longest time for which datagrams can be gathered.
+const GATHER_MAX: Duration = Duration::from_millis(1);
+
+/// Reads `auto`, which is `None`, `off`, which is zero, or a time.
+pub(super) fn gather(value: &Value) -> ParseResult<Option<Duration>> {
+    if let Ok(chosen) = choice(value, &[("auto", None), ("off", Some(Duration::ZERO))]) {
+        return Ok(chosen);
+    }
+    let text = text(value)?;
+    let time = humantime::parse_duration(&text).ok();
+    let time = time.filter(|time| (Duration::from_micros(1)..=GATHER_MAX).contains(time));
+    time.map(Some).ok_or_else(|| format!("{text:?} is not auto, off or a time from 1us to 1ms"))
+}
+
 pub(super) fn size(value: &Value, min: usize, max: usize) -> ParseResult<usize> {
     let text = text(value)?;
     let size: ByteSize =

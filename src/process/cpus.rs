@@ -4,6 +4,7 @@ use crate::config::CpuSelection;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::collections::BTreeSet;
 use std::io;
+use std::num::NonZeroU64;
 use thiserror::Error;
 
 /// Reason why no cores could be chosen.
@@ -78,6 +79,12 @@ pub fn affinity() -> CpuSet {
 pub fn allow_cores(cores: &CpuSet) {
     // If that fails, the thread stays on its core and is slow.
     let _ = sched_setaffinity(None, cores);
+}
+
+/// Lets the calling thread wait for less than the 50 microseconds by which the kernel delays wake-ups by default.
+pub fn make_timers_precise() {
+    // If that fails, waits are a little longer.
+    let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
 }
 
 /// Lowers the priority of the calling thread below that of the shards.

@@ -82,7 +82,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
         files_for_connections: files_for_connections(shards),
     });
     let (retired_updates, to_free) = unbounded_channel();
-    let mut endpoints = mesh(shards);
+    let mut endpoints = mesh(shards).map_err(RunError::Runtime)?;
     let control_endpoint = endpoints.pop().expect("a mesh has an endpoint for the control plane");
     let shared_stats: Arc<[Arc<SharedStats>]> = (0..shards).map(|_| Arc::default()).collect();
     let monitored = monitored(shared_stats.clone(), clock, shards);
@@ -214,7 +214,7 @@ impl ShardTemplate<'_> {
         (endpoint, client_samples): ShardLinks,
     ) -> impl FnOnce(&dyn Fn()) -> Result<(), ShardError> + Send + use<> {
         let shards = self.startup.identity.shards;
-        let ShardSettings { ids, announce, table, http } =
+        let ShardSettings { ids, announce, table, gather, http } =
             self.startup.shard_settings(self.config, number);
         let mut tracker = Tracker::new(ids, announce, Swarms::new(table));
         tracker.exchange_policy(self.clock.now(), &mut self.policy.policy(shards, seed));
@@ -238,6 +238,7 @@ impl ShardTemplate<'_> {
             shared_stats: self.shared_stats[usize::from(number)].clone(),
             client_samples,
             clock: self.clock,
+            gather,
         };
         move |ready: &dyn Fn()| {
             let datapath = Ring::new(sockets)?;
@@ -295,6 +296,7 @@ fn serve_shard(
     let mut builder = tokio_uring::builder();
     builder.entries(RUNTIME_RING_ENTRIES);
     let runtime = tokio_uring::Runtime::new(&builder).map_err(ShardError::Start)?;
+    cpus::make_timers_precise();
     ready();
     let ended = runtime.block_on(Shard::new(resources).run(http)).map_err(ShardError::Ring);
     // Dropping it would wait until the clients have closed their connections.

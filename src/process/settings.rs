@@ -76,6 +76,7 @@ impl StartupState {
                 hash_key: self.identity.table_hash_key(),
                 seed: self.identity.seed(shard),
             },
+            gather: udp.gather,
             http: Arc::new(self.http_settings(config)),
         }
     }

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 use tsubame_udp::ring::{
-    Datagram, ForwardSlot, ReceivedDatagram, ReturnPath, Ring, RingCounts, UnreadableDatagram,
+    Datagram, ForwardSlot, ReceivedDatagram, ReturnPath, Ring, RingCounts, UnreadableDatagram, Wait,
 };
 
 /// Receives datagrams and sends replies, in batches and without blocking.
@@ -16,11 +16,9 @@ pub trait Datapath {
     /// A slot for the reply to a datagram that another shard received.
     type Slot;
 
-    /// Submits replies and collects received datagrams; returns the number of datagrams that
+    /// Submits replies, waits if `wait` says so, and collects received datagrams; returns the number of datagrams that
     /// [`Self::take`] can return.
-    ///
-    /// With a timeout, it waits up to that long for a full batch of datagrams.
-    fn turn(&mut self, timeout: Option<Duration>) -> io::Result<usize>;
+    fn turn(&mut self, wait: Wait) -> io::Result<usize>;
 
     /// Returns the next datagram; its source and local address are parsed from the metadata of the kernel.
     ///
@@ -73,11 +71,8 @@ impl Datapath for Ring {
     type Received = ReceivedDatagram;
     type Slot = ForwardSlot;
 
-    fn turn(&mut self, timeout: Option<Duration>) -> io::Result<usize> {
-        match timeout {
-            Some(timeout) => self.turn_with_timeout(timeout),
-            None => Self::turn(self),
-        }
+    fn turn(&mut self, wait: Wait) -> io::Result<usize> {
+        Self::turn(self, wait)
     }
 
     fn take(&mut self) -> Option<Result<ReceivedDatagram, UnreadableDatagram>> {

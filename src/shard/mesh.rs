@@ -1,13 +1,16 @@
 //! The mesh: a lock-free queue from each shard to each other shard, and from the control plane to each shard.
 //!
 //! The members of the mesh are the shards, and the control plane as the last one. Nothing blocks and nothing grows: a
-//! full queue refuses a message, and the sender counts it. A member sets a flag before it sleeps and then checks its
-//! queues once more; a sender wakes it only if the flag is set, once for a batch.
+//! full queue refuses a message, and the sender counts it. A member says where it sleeps before it does, and then
+//! checks its queues again; a sender wakes it only if it sleeps, once for a batch.
 
 use super::message::Message;
 use rtrb::{Consumer, Producer, RingBuffer};
+use rustix::event::{EventfdFlags, eventfd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use tokio::sync::Notify;
 
 /// Maximum memory of all queues between shards in bytes, for up to 148 shards.
@@ -26,14 +29,32 @@ const CONTROL_MESSAGES: usize = 64;
 const MESSAGES_PER_TURN: usize = 128;
 
 /// Wakes a member.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 #[repr(align(128))]
 struct MemberWakeup {
     /// A bit for each member that has sent a message.
     ready: Box<[ReadyBits]>,
-    sleeping: AtomicBool,
+    /// A [`Sleep`] as a number, or [`AWAKE`].
+    sleep: AtomicU8,
+    /// An eventfd, which wakes a member that sleeps in its ring.
+    event: OwnedFd,
+    /// Wakes a member that sleeps in its runtime.
     notify: Notify,
 }
+
+/// Where a member sleeps, and so how it is woken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Sleep {
+    /// In its ring, which watches its eventfd.
+    InRing = 1,
+    /// In the runtime of its thread. The ring could not pass a wake-up by eventfd on at once: the kernel delays an
+    /// eventfd that is signalled by another one.
+    InRuntime = 2,
+}
+
+/// State of a member that does not sleep.
+const AWAKE: u8 = 0;
 
 /// Bits of 64 members, on cache lines of their own because one member reads them and others write them.
 #[derive(Debug, Default)]
@@ -73,15 +94,23 @@ pub fn memory_bytes(shards: u16) -> usize {
 /// Creates the endpoints of `shards` shards, and that of the control plane as the last one.
 ///
 /// The control plane sends and does not receive: it has queues in one direction only.
-pub fn mesh(shards: u16) -> Vec<MeshEndpoint> {
+///
+/// # Errors
+///
+/// If the kernel refuses an eventfd, because too many files are open.
+pub fn mesh(shards: u16) -> io::Result<Vec<MeshEndpoint>> {
     let members = usize::from(shards) + 1;
     let control = members - 1;
     let words = members.div_ceil(64);
-    let waker = |_| MemberWakeup {
-        ready: (0..words).map(|_| ReadyBits::default()).collect(),
-        ..MemberWakeup::default()
+    let wakeup = |_| {
+        Ok(MemberWakeup {
+            ready: (0..words).map(|_| ReadyBits::default()).collect(),
+            sleep: AtomicU8::new(AWAKE),
+            event: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
+            notify: Notify::default(),
+        })
     };
-    let wakeups: Arc<[MemberWakeup]> = (0..members).map(waker).collect();
+    let wakeups = (0..members).map(wakeup).collect::<io::Result<Arc<[MemberWakeup]>>>()?;
     let mut endpoints: Vec<MeshEndpoint> = (0..members)
         .map(|member| MeshEndpoint {
             member,
@@ -106,7 +135,7 @@ pub fn mesh(shards: u16) -> Vec<MeshEndpoint> {
             endpoints[to].receivers[from] = Some(consumer);
         }
     }
-    endpoints
+    Ok(endpoints)
 }
 
 impl MeshEndpoint {
@@ -146,8 +175,12 @@ impl MeshEndpoint {
             *to_notify = false;
             let wakeup = &self.wakeups[to];
             wakeup.ready[self.member / 64].0.fetch_or(1 << (self.member % 64), Ordering::SeqCst);
-            if wakeup.sleeping.swap(false, Ordering::SeqCst) {
+            let sleep = wakeup.sleep.swap(AWAKE, Ordering::SeqCst);
+            if sleep == Sleep::InRuntime as u8 {
                 wakeup.notify.notify_one();
+            } else if sleep == Sleep::InRing as u8 {
+                // It fails only after 2^64 wake-ups.
+                let _ = rustix::io::write(&wakeup.event, &1_u64.to_ne_bytes());
             }
         }
     }
@@ -191,9 +224,9 @@ impl MeshEndpoint {
     }
 
     /// Marks this member as sleeping; returns false if it has messages and must not sleep.
-    pub fn prepare_sleep(&self) -> bool {
+    pub(super) fn prepare_sleep(&self, sleep: Sleep) -> bool {
         let wakeup = &self.wakeups[self.member];
-        wakeup.sleeping.store(true, Ordering::SeqCst);
+        wakeup.sleep.store(sleep as u8, Ordering::SeqCst);
         let quiet = wakeup.ready.iter().all(|ready| ready.0.load(Ordering::SeqCst) == 0);
         if !quiet {
             self.end_sleep();
@@ -203,7 +236,7 @@ impl MeshEndpoint {
 
     /// Marks this member as awake.
     pub fn end_sleep(&self) {
-        self.wakeups[self.member].sleeping.store(false, Ordering::SeqCst);
+        self.wakeups[self.member].sleep.store(AWAKE, Ordering::SeqCst);
     }
 
     /// Returns a handle to wait on until this member is woken.
@@ -220,7 +253,12 @@ pub struct WakeupReceiver {
 }
 
 impl WakeupReceiver {
-    /// Waits until another member, or another task of this thread, notifies the member.
+    /// Returns the eventfd that wakes the member when it sleeps in its ring.
+    pub fn event(&self) -> BorrowedFd<'_> {
+        self.wakeups[self.member].event.as_fd()
+    }
+
+    /// Waits until the member is woken while it sleeps in its runtime, or by [`MeshEndpoint::notify_self`].
     pub async fn notified(&self) {
         self.wakeups[self.member].notify.notified().await;
     }
@@ -230,6 +268,7 @@ impl WakeupReceiver {
 mod tests {
     use super::*;
     use crate::shard::message::ScrapeRows;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use tsubame_storage::InfoHash;
 
     fn message(request_id: u32) -> Message {
@@ -238,7 +277,7 @@ mod tests {
 
     #[test]
     fn messages_arrive_in_order_and_a_full_queue_refuses() {
-        let mut endpoints = mesh(2);
+        let mut endpoints = mesh(2).unwrap();
         let sent =
             (0..5_000).take_while(|request_id| endpoints[0].send(1, message(*request_id))).count();
         assert_eq!(sent, MESSAGES_MAX);
@@ -262,7 +301,7 @@ mod tests {
         for shards in [1, 2, 16, 128] {
             assert!(memory_bytes(shards) <= MEMORY_BYTES + (2 << 20), "{shards}");
         }
-        let mut endpoints = mesh(3);
+        let mut endpoints = mesh(3).unwrap();
         let fill = |endpoint: &mut MeshEndpoint, to| {
             (0..5_000).take_while(|it| endpoint.send(to, message(*it))).count()
         };
@@ -275,20 +314,20 @@ mod tests {
 
     #[test]
     fn a_node_with_messages_does_not_sleep() {
-        let mut endpoints = mesh(1);
-        assert!(endpoints[0].prepare_sleep());
+        let mut endpoints = mesh(1).unwrap();
+        assert!(endpoints[0].prepare_sleep(Sleep::InRing));
         endpoints[0].end_sleep();
         endpoints[1].send(0, Message::Stop);
         endpoints[1].notify();
-        assert!(!endpoints[0].prepare_sleep());
+        assert!(!endpoints[0].prepare_sleep(Sleep::InRing));
         assert_eq!(endpoints[0].receive(|from, _| assert_eq!(from, 1)), 1);
-        assert!(endpoints[0].prepare_sleep());
+        assert!(endpoints[0].prepare_sleep(Sleep::InRing));
     }
 
-    #[test]
-    fn a_sleeping_node_misses_no_message() {
+    /// Sends messages to a member that sleeps whenever it has none; `wait` returns once it is woken.
+    fn send_to_a_sleeper(sleep: Sleep, wait: impl Fn(&WakeupReceiver)) {
         const MESSAGES: u32 = if cfg!(miri) { 20 } else { 20_000 };
-        let mut endpoints = mesh(2);
+        let mut endpoints = mesh(2).unwrap();
         endpoints.pop();
         let (mut receiver, mut sender) = (endpoints.pop().unwrap(), endpoints.pop().unwrap());
         let waker = receiver.wakeup_receiver();
@@ -304,18 +343,34 @@ mod tests {
             }
             sender.notify();
         });
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let mut seen = 0;
-            while seen < MESSAGES {
-                let taken = receiver.receive(|_, _| seen += 1);
-                if taken == 0 && receiver.prepare_sleep() {
-                    let timeout = std::time::Duration::from_secs(10);
-                    tokio::time::timeout(timeout, waker.notified()).await.expect("missed");
-                    receiver.end_sleep();
-                }
+        let mut seen = 0;
+        while seen < MESSAGES {
+            let taken = receiver.receive(|_, _| seen += 1);
+            if taken == 0 && receiver.prepare_sleep(sleep) {
+                wait(&waker);
+                receiver.end_sleep();
             }
-        });
+        }
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_member_that_sleeps_in_its_runtime_misses_no_message() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        send_to_a_sleeper(Sleep::InRuntime, |waker| {
+            let timeout = std::time::Duration::from_secs(10);
+            let woken = async { tokio::time::timeout(timeout, waker.notified()).await };
+            runtime.block_on(woken).expect("missed");
+        });
+    }
+
+    #[test]
+    fn a_member_that_sleeps_in_its_ring_misses_no_message() {
+        send_to_a_sleeper(Sleep::InRing, |waker| {
+            let mut polled = [PollFd::from_borrowed_fd(waker.event(), PollFlags::IN)];
+            let timeout = Timespec { tv_sec: 10, tv_nsec: 0 };
+            assert_eq!(poll(&mut polled, Some(&timeout)).unwrap(), 1, "missed");
+            rustix::io::read(waker.event(), &mut [0; 8]).unwrap();
+        });
     }
 }

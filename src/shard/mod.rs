@@ -1,10 +1,11 @@
 //! A shard: one pinned thread with its sockets, its swarms and its HTTP connections.
 //!
 //! A step of a shard is up to 16 turns, in which it answers a batch of datagrams and handles messages of other shards,
-//! and then a bounded part of the maintenance of its table.
+//! and then a bounded part of the maintenance of its table. Between steps it waits, in its ring or in its runtime.
 
 pub mod admin;
 pub mod datapath;
+mod gather;
 pub mod mesh;
 pub mod message;
 pub mod node;
@@ -12,27 +13,25 @@ mod page_scans;
 mod pending_replies;
 mod pending_scrapes;
 mod phase_timer;
+mod run;
+mod runtime_watch;
 mod scrape_requests;
 mod token_queue;
 mod udp;
 pub mod update;
 
 use crate::clock::Now;
-use crate::http::{self, HttpResources};
 use datapath::Datapath;
-use mesh::MeshEndpoint;
+use mesh::{MeshEndpoint, Sleep};
 use message::{HTTP_REQUEST, Message};
 use node::{Node, NodeResources};
 use std::cell::{Ref, RefCell, RefMut};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tsubame_storage::{Prefetch, source_counts_bytes};
-use tsubame_udp::ring::Ring;
-use udp::UdpRequests;
+use tsubame_udp::ring::{Ring, Wait};
+use udp::{BATCH_MAX, UdpRequests};
 
 /// Bytes that a shard allocates at start: buffers, queues, and the counts by source of its swarm table.
 pub const FIXED_BYTES: usize =
@@ -47,21 +46,8 @@ const WORK_PER_STEP: usize = 256;
 /// Number of nearly empty turns after which a step yields to the other tasks of the thread.
 const TURNS_PER_STEP: usize = 16;
 
-/// Steps of a busy shard without connections after which accepts and closes of HTTP are submitted to the kernel.
-const STEPS_PER_SUBMIT: u32 = 64;
-
-/// Number of datagrams since the last wait from which the shard waits for more instead of sleeping.
-const BUSY_THRESHOLD: usize = 4;
-
-/// How long a busy shard waits for more datagrams, at most once in a step. Replies, HTTP and messages are delayed by at
-/// most this.
-const GATHER_TIMEOUT: Duration = Duration::from_micros(100);
-
-/// How long the operations of the datapath may take to end when the shard stops.
-const STOP_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// How often messages are handled while connections end when the shard stops.
-const STOP_INTERVAL: Duration = Duration::from_millis(2);
+/// How often a shard that waits in its ring publishes its statistics; one that waits in its runtime does in each step.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A shard.
 pub struct Shard<D: Datapath = Ring> {
@@ -69,8 +55,12 @@ pub struct Shard<D: Datapath = Ring> {
     udp: UdpRequests<D>,
     inbox: Vec<(usize, Message)>,
     prefetches: Vec<Option<Prefetch>>,
-    /// Number of datagrams since the last wait or sleep.
-    datagrams_since_wait: usize,
+    /// Number of datagrams of the current step.
+    datagrams: usize,
+    /// Whether the last step left nothing to do.
+    is_idle: bool,
+    /// Time at which the statistics were published.
+    published_at: Duration,
 }
 
 /// What a shard is made of.
@@ -94,58 +84,6 @@ pub enum NextStep {
     Stop,
 }
 
-impl Shard {
-    /// Serves until the control plane stops the shard.
-    pub async fn run(mut self, http: HttpResources) -> io::Result<()> {
-        let event = awaitable(self.udp.datapath.event().try_clone_to_owned()?)?;
-        let waker = self.node().endpoint.wakeup_receiver();
-        let http = http::serve(http, &self.node)?;
-        let mut seconds = tokio::time::interval(Duration::from_secs(1));
-        let mut steps: u32 = 0;
-        loop {
-            match self.step()? {
-                NextStep::Continue => {
-                    steps = steps.wrapping_add(1);
-                    if http.has_connections() || steps.is_multiple_of(STEPS_PER_SUBMIT) {
-                        // tokio-uring submits its operations only before it waits, and a task that yields keeps it
-                        // from waiting: awaiting an operation makes it submit.
-                        tokio_uring::no_op().await?;
-                    } else {
-                        tokio::task::yield_now().await;
-                    }
-                    continue;
-                }
-                NextStep::Stop => break,
-                NextStep::Sleep => {}
-            }
-            tokio::select! {
-                biased;
-                ready = event.readable() => {
-                    drain(event.get_ref());
-                    ready?.clear_ready();
-                }
-                () = waker.notified() => {}
-                _ = seconds.tick() => {}
-            }
-            self.wake_up();
-        }
-        http.stop();
-        while !http.has_stopped() {
-            // Other shards may wait for replies from this one, and this one for theirs.
-            let now = self.node().clock.now();
-            self.handle_messages(now)?;
-            self.node.borrow_mut().scan();
-            self.node.borrow_mut().endpoint.notify();
-            tokio::time::sleep(STOP_INTERVAL).await;
-        }
-        self.publish();
-        self.udp.datapath.stop(STOP_TIMEOUT);
-        // The process is about to end: freeing gigabytes would only delay that.
-        std::mem::forget(self);
-        Ok(())
-    }
-}
-
 impl<D: Datapath> Shard<D> {
     /// Creates a shard.
     pub fn new(resources: ShardResources<D>) -> Self {
@@ -155,7 +93,9 @@ impl<D: Datapath> Shard<D> {
             udp: UdpRequests::new(resources.datapath),
             inbox: Vec::with_capacity(messages),
             prefetches: Vec::with_capacity(messages),
-            datagrams_since_wait: 0,
+            datagrams: 0,
+            is_idle: false,
+            published_at: Duration::ZERO,
         }
     }
 
@@ -175,17 +115,14 @@ impl<D: Datapath> Shard<D> {
             return Ok(NextStep::Stop);
         }
         let is_idle = self.take_turns()?;
-        let now = self.node().clock.now();
-        let has_work = self.node_mut().maintain(now);
-        self.publish();
-        let has_scanned = self.node_mut().scan();
-        if has_scanned || !is_idle || has_work {
+        let has_work = self.end_turns(true);
+        if has_work || !is_idle {
             return Ok(NextStep::Continue);
         }
-        // The event is enabled before the turn. The waker is armed after it, and then the queues are checked once more.
+        // The event is enabled before the turn. The waker is armed after it, and then the queues are checked again.
         // So whatever arrives is found by the turn or that check, or triggers the event or the waker.
         self.udp.datapath.set_event_enabled(true);
-        if self.turn(None)? == (0, 0) && self.node().endpoint.prepare_sleep() {
+        if self.turn(Wait::No)? == (0, 0) && self.node().endpoint.prepare_sleep(Sleep::InRuntime) {
             return Ok(NextStep::Sleep);
         }
         self.udp.datapath.set_event_enabled(false);
@@ -198,28 +135,64 @@ impl<D: Datapath> Shard<D> {
         self.udp.datapath.set_event_enabled(false);
     }
 
+    /// Works like [`Self::step`], but never returns [`NextStep::Sleep`]. If the last step left nothing to do, it first
+    /// waits in the datapath until there is something, at most for `timeout`. One system call submits the replies of
+    /// the last step and waits.
+    pub fn step_with_wait(&mut self, timeout: Duration) -> io::Result<NextStep> {
+        if self.node().is_stopping {
+            return Ok(NextStep::Stop);
+        }
+        let gather = self.node().gather.time();
+        let mut wait = match self.is_idle && self.node().endpoint.prepare_sleep(Sleep::InRing) {
+            true => Wait::Event { gather, timeout },
+            false => Wait::No,
+        };
+        (self.datagrams, self.is_idle) = (0, false);
+        let mut work = 0;
+        for _ in 0..TURNS_PER_STEP {
+            let (datagrams, messages) = self.turn(wait)?;
+            if wait != Wait::No {
+                self.node().endpoint.end_sleep();
+                wait = Wait::No;
+            }
+            // After a turn that took everything, the shard waits; but what arrived while it answered would be delayed
+            // by a wait that gathers.
+            self.is_idle = match gather.is_zero() {
+                true => datagrams < BATCH_MAX && messages < MeshEndpoint::messages_per_turn(),
+                false => datagrams + messages == 0,
+            };
+            work += datagrams + messages;
+            if self.is_idle || work >= WORK_PER_STEP {
+                break;
+            }
+        }
+        let now = self.node().clock.elapsed();
+        let is_due = now.saturating_sub(self.published_at) >= PUBLISH_INTERVAL;
+        if is_due {
+            self.published_at = now;
+        }
+        let has_work = self.end_turns(is_due);
+        self.is_idle &= !has_work;
+        Ok(NextStep::Continue)
+    }
+
     /// Takes turns until other tasks of the thread should run; returns whether there is nothing more to do.
     ///
-    /// A busy shard that finds no datagrams waits for a short time in the kernel instead of sleeping: waking up for
-    /// each of a hundred thousand datagrams a second costs more than answering them. It waits only after an empty turn,
-    /// so that clients that wait for a reply before their next request are not delayed.
+    /// A busy shard that finds no datagrams may wait for a short time in the kernel instead of sleeping ([`gather`]).
+    /// It waits only after an empty turn, and once.
     fn take_turns(&mut self) -> io::Result<bool> {
-        let (mut work, mut has_waited, mut timeout) = (0, false, None);
+        let gather = self.node().gather.time();
+        let (mut work, mut wait, mut has_waited) = (0, Wait::No, false);
+        self.datagrams = 0;
         for _ in 0..TURNS_PER_STEP {
-            let (datagrams, messages) = self.turn(timeout.take())?;
+            let (datagrams, messages) = self.turn(std::mem::replace(&mut wait, Wait::No))?;
             work += datagrams + messages;
-            // Messages do not tell whether datagrams will arrive.
-            self.datagrams_since_wait += datagrams;
             if datagrams + messages == 0 {
-                if self.datagrams_since_wait < BUSY_THRESHOLD {
-                    self.datagrams_since_wait = 0;
+                // Messages do not tell whether datagrams will arrive.
+                if has_waited || gather.is_zero() || self.datagrams == 0 {
                     return Ok(true);
                 }
-                if has_waited {
-                    break;
-                }
-                self.datagrams_since_wait = 0;
-                (has_waited, timeout) = (true, Some(GATHER_TIMEOUT));
+                (has_waited, wait) = (true, Wait::Gather(gather));
             }
             if work >= WORK_PER_STEP {
                 break;
@@ -228,9 +201,27 @@ impl<D: Datapath> Shard<D> {
         Ok(false)
     }
 
+    /// Ends the turns of a step: does a bounded part of the maintenance, and publishes the statistics if wanted.
+    /// Returns whether more is to be done.
+    fn end_turns(&mut self, publishes: bool) -> bool {
+        let now = {
+            let node = &mut *self.node.borrow_mut();
+            let clock = node.clock;
+            node.gather.record(self.datagrams, clock.elapsed(), || clock.thread_busy());
+            clock.now()
+        };
+        let has_work = self.node_mut().maintain(now);
+        if publishes {
+            self.publish();
+        }
+        let has_scanned = self.node_mut().scan();
+        has_work || has_scanned
+    }
+
     /// Takes one turn; returns the number of datagrams and of messages.
-    fn turn(&mut self, timeout: Option<Duration>) -> io::Result<(usize, usize)> {
-        let (now, datagrams) = self.udp.turn(&mut self.node.borrow_mut(), timeout)?;
+    fn turn(&mut self, wait: Wait) -> io::Result<(usize, usize)> {
+        let (now, datagrams) = self.udp.turn(&mut self.node.borrow_mut(), wait)?;
+        self.datagrams += datagrams;
         let messages = self.handle_messages(now)?;
         let mut node = self.node.borrow_mut();
         self.udp.end_turn(&mut node, datagrams);
@@ -278,19 +269,7 @@ impl<D: Datapath> Shard<D> {
             node.stats.busy_us = node.clock.thread_busy().as_micros() as u64;
         }
         node.stats.ring = udp.datapath.counts();
+        node.stats.gather_us = node.gather.time().as_micros() as u64;
         node.publish(now);
     }
-}
-
-#[expect(
-    deprecated,
-    reason = "deprecated because types that can change their descriptor are unsound here; an OwnedFd cannot"
-)]
-fn awaitable(event: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    AsyncFd::with_interest(event, Interest::READABLE)
-}
-
-/// Resets an eventfd, which does not block.
-fn drain(event: &OwnedFd) {
-    let _ = rustix::io::read(event, &mut [0; 8]);
 }

@@ -4,6 +4,7 @@
 //! call and never across an await.
 
 use super::admin::AdminJobs;
+use super::gather::GatherPolicy;
 use super::mesh::MeshEndpoint;
 use super::message::{Message, PageReply, PageRequest, ScrapeRows};
 use super::page_scans::PageScans;
@@ -63,6 +64,8 @@ pub struct NodeResources {
     pub client_samples: ClientSamples,
     /// The clock.
     pub clock: Clock,
+    /// How long datagrams are gathered; zero is not at all, and `None` is what pays.
+    pub gather: Option<Duration>,
 }
 
 /// A shard without its datapath.
@@ -86,6 +89,7 @@ pub struct Node {
     pub(super) shared_stats: Arc<SharedStats>,
     pub(super) client_samples: ClientSamples,
     pub(super) clock: Clock,
+    pub(super) gather: GatherPolicy,
     pub(super) is_stopping: bool,
 }
 
@@ -102,6 +106,7 @@ impl Node {
             shared_stats,
             client_samples,
             clock,
+            gather,
         } = resources;
         Self {
             number,
@@ -120,6 +125,7 @@ impl Node {
             shared_stats,
             client_samples,
             clock,
+            gather: GatherPolicy::new(gather),
             is_stopping: false,
         }
     }
@@ -209,7 +215,8 @@ impl Node {
             self.tracker.exchange_policy(now, policy);
         }
         if let Some(settings) = update.settings.take() {
-            let ShardSettings { ids, announce, table, http } = settings;
+            let ShardSettings { ids, announce, table, gather, http } = settings;
+            self.gather.set_fixed(gather);
             self.tracker.reconfigure(ids, announce, table);
             self.new_http_settings = Some(http);
         }

@@ -1,4 +1,4 @@
-//! Times of the phases of sampled turns.
+//! Processor times of the phases of sampled turns.
 
 use crate::clock::Clock;
 use crate::stats::shard_stats::{TurnPhase, TurnTimes};
@@ -13,27 +13,28 @@ const TURNS_PER_SAMPLE: u32 = 61;
 pub(super) struct PhaseTimer {
     /// Number of turns since the last sample.
     turns: u32,
-    /// Time at which the current phase began, if the turn is sampled.
+    /// Processor time of the thread at the begin of the current phase, if the turn is sampled. A turn may wait, which
+    /// this does not count.
     phase_start: Option<Duration>,
     /// Nanoseconds of the phases of this turn, indexed by [`TurnPhase`].
     phase_ns: [u64; TurnPhase::ALL.len()],
 }
 
 impl PhaseTimer {
-    /// Begins a turn. A turn that waits for datagrams is not sampled.
-    pub(super) fn begin_turn(&mut self, clock: &Clock, waits: bool) {
+    /// Begins a turn.
+    pub(super) fn begin_turn(&mut self, clock: &Clock) {
         self.turns = self.turns.saturating_add(1);
-        let is_sampled = !waits && self.turns >= TURNS_PER_SAMPLE;
+        let is_sampled = self.turns >= TURNS_PER_SAMPLE;
         if is_sampled {
             self.turns = 0;
         }
-        self.phase_start = is_sampled.then(|| clock.elapsed());
+        self.phase_start = is_sampled.then(|| clock.thread_busy());
     }
 
     /// Ends a phase and begins the next.
     pub(super) fn end_phase(&mut self, clock: &Clock, phase: TurnPhase) {
         if let Some(start) = self.phase_start {
-            let now = clock.elapsed();
+            let now = clock.thread_busy();
             self.phase_ns[phase as usize] = now.saturating_sub(start).as_nanos() as u64;
             self.phase_start = Some(now);
         }
@@ -58,12 +59,10 @@ mod tests {
         let (clock, mut timer, mut times) =
             (Clock::new(), PhaseTimer::default(), TurnTimes::default());
         for turn in 0..610 {
-            timer.begin_turn(&clock, false);
+            timer.begin_turn(&clock);
             TurnPhase::ALL.into_iter().for_each(|phase| timer.end_phase(&clock, phase));
             timer.end_turn(&mut times, usize::from(turn >= 305));
         }
         assert_eq!(times.turns, 5);
-        timer.begin_turn(&clock, true);
-        assert_eq!(timer.phase_start, None);
     }
 }

@@ -10,14 +10,13 @@ use crate::stats::outcome::Outcome;
 use crate::stats::shard_stats::{Protocol, TurnPhase};
 use crate::tracker::{AdmittedAnnounce, AdmittedRequest, AdmittedScrape, UdpReply};
 use std::io;
-use std::time::Duration;
 use tsubame_storage::{Family, Prefetch, Seconds, SwarmStats};
-use tsubame_udp::ring::{Datagram, ReturnPath};
+use tsubame_udp::ring::{Datagram, ReturnPath, Wait};
 use tsubame_udp::wire::{ANNOUNCE_REPLY_LEN, SCRAPE_ROW_LEN, TransactionId, UdpRequest};
 
 /// Maximum number of datagrams that are answered together. Larger batches would delay replies: with clients that wait
 /// for a reply before their next request, tracker and clients would take turns working.
-const BATCH_MAX: usize = 64;
+pub(super) const BATCH_MAX: usize = 64;
 
 /// The datapath of a shard, and the UDP requests in progress.
 #[derive(Debug)]
@@ -52,15 +51,11 @@ impl<D: Datapath> UdpRequests<D> {
         PendingScrapes::bytes()
     }
 
-    /// Sends replies, receives datagrams and answers a batch of them; returns the time and the size of the batch. With
-    /// `timeout` it waits at most that long for datagrams.
-    pub(super) fn turn(
-        &mut self,
-        node: &mut Node,
-        timeout: Option<Duration>,
-    ) -> io::Result<(Now, usize)> {
-        self.timer.begin_turn(&node.clock, timeout.is_some());
-        let available = self.datapath.turn(timeout)?.min(BATCH_MAX);
+    /// Sends replies, waits if `wait` says so, receives datagrams and answers a batch of them; returns the time and the
+    /// size of the batch.
+    pub(super) fn turn(&mut self, node: &mut Node, wait: Wait) -> io::Result<(Now, usize)> {
+        self.timer.begin_turn(&node.clock);
+        let available = self.datapath.turn(wait)?.min(BATCH_MAX);
         self.timer.end_phase(&node.clock, TurnPhase::Transfer);
         node.begin_turn();
         let now = node.clock.now();
@@ -243,7 +238,7 @@ impl<D: Datapath> UdpRequests<D> {
             return Ok(Some(slot));
         }
         // Slots of replies that the kernel has taken become free.
-        self.datapath.turn(None)?;
+        self.datapath.turn(Wait::No)?;
         Ok(self.datapath.forward_slot())
     }
 

@@ -4,6 +4,7 @@ use crate::http::settings::HttpSettings;
 use crate::policy::Policy;
 use crate::tracker::AnnounceSettings;
 use std::sync::Arc;
+use std::time::Duration;
 use tsubame_storage::TableSettings;
 use tsubame_udp::connection_id::ConnectionIds;
 
@@ -16,6 +17,8 @@ pub struct ShardSettings {
     pub announce: AnnounceSettings,
     /// Settings of the swarm table.
     pub table: TableSettings,
+    /// How long datagrams are gathered; zero is not at all, and `None` is what pays.
+    pub gather: Option<Duration>,
     /// Settings of HTTP.
     pub http: Arc<HttpSettings>,
 }

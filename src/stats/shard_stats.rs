@@ -117,6 +117,8 @@ pub struct ShardStats {
     pub messages_sent: u64,
     /// Number of messages to other shards that were dropped because a queue was full.
     pub messages_dropped: u64,
+    /// Time for which datagrams are gathered at present, in microseconds.
+    pub gather_us: u64,
     /// Processor time of the thread of the shard in microseconds, at its last update.
     pub busy_us: u64,
     /// Statistics of the swarm table.
@@ -138,6 +140,7 @@ impl Default for ShardStats {
             turn_times: TurnTimes::default(),
             messages_sent: 0,
             messages_dropped: 0,
+            gather_us: 0,
             busy_us: 0,
             table: TableStats::default(),
             http: HttpStats::default(),
@@ -280,6 +283,7 @@ impl ShardStats {
             &mut self.turn_times.turns,
             &mut self.messages_sent,
             &mut self.messages_dropped,
+            &mut self.gather_us,
             &mut self.busy_us,
         ];
         rest.into_iter().for_each(&mut *visit);
@@ -294,7 +298,7 @@ pub(super) const CELLS: usize = 2 * 2 * OUTCOMES
     + 6
     + BATCH_SIZES
     + TurnPhase::ALL.len()
-    + 7
+    + 8
     + TABLE_CELLS
     + HttpStats::CELLS;
 

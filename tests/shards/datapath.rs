@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 use tsubame::shard::datapath::Datapath;
-use tsubame_udp::ring::{Datagram, ReturnPath, RingCounts, UnreadableDatagram};
+use tsubame_udp::ring::{Datagram, ReturnPath, RingCounts, UnreadableDatagram, Wait};
 
 /// Number of receive buffers, few so that they run out.
 pub(crate) const BUFFERS: usize = 8;
@@ -32,6 +32,8 @@ pub(crate) struct Link {
     pub(crate) holds_sends: Cell<bool>,
     /// Whether the shard waits for an event.
     waits_for_event: Cell<bool>,
+    /// Whether the last turn waited and found no datagrams.
+    pub(crate) has_waited_in_vain: Cell<bool>,
     in_flight: Cell<usize>,
     /// Numbers of free buffers and free slots.
     pub(crate) free: Cell<(usize, usize)>,
@@ -128,7 +130,7 @@ impl Datapath for Model {
     type Received = Leased;
     type Slot = usize;
 
-    fn turn(&mut self, _: Option<Duration>) -> io::Result<usize> {
+    fn turn(&mut self, wait: Wait) -> io::Result<usize> {
         self.counts.enters += 1;
         if !self.link.holds_sends.get() {
             self.finish_sends();
@@ -145,6 +147,7 @@ impl Datapath for Model {
         }
         drop(socket);
         self.publish();
+        self.link.has_waited_in_vain.set(wait != Wait::No && self.arrived.is_empty());
         Ok(self.arrived.len())
     }
 

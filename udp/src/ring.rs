@@ -4,13 +4,14 @@
 //! in the socket. Received bytes stay valid until the [`ReceivedDatagram`] is passed to [`Ring::send`] or
 //! [`Ring::release`]. All memory is allocated when the ring is created.
 //!
-//! A ring belongs to the thread that created it. It does not interpret datagrams, and [`Ring::turn`] does not block:
-//! [`Ring::event`] becomes readable when a turn would find work. [`Ring::turn_with_timeout`] waits, and is meant for
-//! timeouts that are too short to delay the other tasks of the thread.
+//! A ring belongs to the thread that created it. It does not interpret datagrams. [`Ring::turn`] waits as its caller
+//! says: not at all, for some more datagrams, or for a datagram or a watched descriptor. A thread that waits elsewhere
+//! can poll [`Ring::event`], which becomes readable when a turn would find work.
 
 #![expect(unsafe_code, reason = "memory and descriptors handed to the kernel")]
 
 mod enter;
+mod epoll;
 mod memory;
 mod operation;
 mod operation_id;
@@ -18,11 +19,15 @@ mod packet;
 mod return_path;
 mod setup;
 mod socket;
+mod watch;
+mod watching;
 
+pub use epoll::epoll_that_polls;
 pub use memory::{DATAGRAM_LEN_MAX, REPLY_LEN_MAX};
 pub use return_path::ReturnPath;
 pub use setup::{KERNEL_MIN, SOCKETS_MAX, SetupError};
 pub use socket::UdpSocket;
+pub use watch::WatchNumber;
 
 pub(crate) use socket::{set_option, set_reuseport_program};
 
@@ -39,6 +44,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::time::Duration;
+use watch::Watches;
 
 /// Number of receive buffers, and so the maximum number of datagrams that are received and not yet answered; more wait
 /// in the socket.
@@ -101,6 +107,23 @@ pub struct Datagram<'a> {
 // The ring must fit into the 8 MiB that a shard may allocate at start, without the buffers of its sockets and the mesh.
 const _: () = assert!(Ring::memory_bytes() <= 8 << 20);
 
+/// Whether and how a turn waits in the kernel, after it has submitted replies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// It does not wait.
+    No,
+    /// It waits this long for a full batch of datagrams.
+    Gather(Duration),
+    /// It waits for a datagram or a watched descriptor, at most for `timeout`.
+    Event {
+        /// Minimum time of the wait, unless a full batch of datagrams arrives. At moderate load, most of the cost of a
+        /// datagram is waking up for it.
+        gather: Duration,
+        /// Maximum time of the wait.
+        timeout: Duration,
+    },
+}
+
 /// A slot for the reply to a datagram that another shard received.
 #[derive(Debug)]
 #[must_use = "a slot that is neither sent nor released is lost"]
@@ -154,6 +177,7 @@ struct RingState {
     free_forwards: Vec<u16>,
     replies_in_flight: usize,
     forwards_in_flight: usize,
+    watches: Watches,
     counts: RingCounts,
     stopping: bool,
 }
@@ -218,6 +242,7 @@ impl Ring {
             free_forwards: (0..FORWARD_SLOTS).collect(),
             replies_in_flight: 0,
             forwards_in_flight: 0,
+            watches: Watches::default(),
             counts: RingCounts::default(),
             stopping: false,
         };
@@ -276,29 +301,22 @@ impl Ring {
         usize::from(BUFFERS)
     }
 
-    /// Submits replies and collects received datagrams; returns the number of datagrams that
+    /// Submits replies, waits if `wait` says so, and collects received datagrams; returns the number of datagrams that
     /// [`Self::take`] can return.
     ///
     /// # Errors
     ///
     /// If a system call fails, or if too many receives failed in a row.
-    pub fn turn(&mut self) -> io::Result<usize> {
-        self.turn_inner(None)
-    }
-
-    /// Does what [`Self::turn`] does, but waits up to `timeout` for a full batch of datagrams.
-    ///
-    /// Replies are submitted before the wait. At moderate load, most of the cost of a datagram is waking up for it.
-    pub fn turn_with_timeout(&mut self, timeout: Duration) -> io::Result<usize> {
-        self.turn_inner(Some(timeout))
-    }
-
-    /// Does a turn, with a timeout or without waiting.
-    fn turn_inner(&mut self, timeout: Option<Duration>) -> io::Result<usize> {
+    pub fn turn(&mut self, wait: Wait) -> io::Result<usize> {
         self.state.memory_ref().buffers.publish();
-        match timeout {
-            Some(timeout) => self.enter_and_wait(timeout)?,
-            None => self.enter()?,
+        self.arm_watches()?;
+        // Without a receive in flight, nothing would end a wait.
+        let is_unarmed = self.state.armed.contains(&false);
+        match wait {
+            Wait::No => self.enter()?,
+            _ if is_unarmed => self.enter()?,
+            Wait::Gather(time) => self.enter_and_gather(time)?,
+            Wait::Event { gather, timeout } => self.enter_and_wait(gather, timeout)?,
         }
         self.reap();
         // Buffers are provided before receives are started: a receive without a buffer ends at once.
@@ -505,6 +523,9 @@ impl RingState {
                 self.forwards_in_flight -= 1;
                 self.count_sent(result);
                 self.free_forwards.push(slot);
+            }
+            Some(OperationId::Watch { number }) => {
+                self.watches.completed(number, result, cqueue::more(flags));
             }
             Some(OperationId::Cancel) | None => {}
         }

@@ -3,12 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 #![cfg(feature = "ring")]
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, UdpSocket as Client};
+use std::os::fd::AsFd;
 use std::time::Duration;
 use tsubame_storage::InfoHash;
-use tsubame_udp::ring::{REPLY_LEN_MAX, ReturnPath, Ring, UdpSocket};
+use tsubame_udp::ring::{REPLY_LEN_MAX, ReturnPath, Ring, UdpSocket, Wait, epoll_that_polls};
 use tsubame_udp::steering::{self, SteeringKeys};
 
 /// Timeout after which a test fails.
@@ -28,7 +29,7 @@ fn client(address: &str) -> Client {
 fn arrivals(ring: &mut Ring) -> usize {
     loop {
         ring.set_event_enabled(true);
-        let arrived = ring.turn().unwrap();
+        let arrived = ring.turn(Wait::No).unwrap();
         if arrived > 0 {
             ring.set_event_enabled(false);
             return arrived;
@@ -50,7 +51,7 @@ fn serve(ring: &mut Ring, mut answer: impl FnMut(&[u8], bool, &mut [u8]) -> usiz
             len => ring.send(received, len).unwrap(),
         }
     }
-    ring.turn().unwrap();
+    ring.turn(Wait::No).unwrap();
 }
 
 fn echo(payload: &[u8], _: bool, reply: &mut [u8]) -> usize {
@@ -123,7 +124,7 @@ fn a_datagram_longer_than_any_request_is_marked_as_truncated() {
 }
 
 #[test]
-fn a_turn_with_timeout_sends_first_and_gathers_datagrams() {
+fn a_turn_that_gathers_sends_first_and_gathers_datagrams() {
     let socket = bind("127.0.0.1:0");
     let server = socket.address();
     let mut ring = Ring::new(vec![socket]).unwrap();
@@ -142,7 +143,7 @@ fn a_turn_with_timeout_sends_first_and_gathers_datagrams() {
     });
     let (mut arrived, enters_before) = (0, ring.counts().enters);
     while arrived < 3 {
-        arrived = ring.turn_with_timeout(Duration::from_millis(50)).unwrap();
+        arrived = ring.turn(Wait::Gather(Duration::from_millis(50))).unwrap();
     }
     sender.join().unwrap();
     assert_eq!(arrived, 3);
@@ -150,10 +151,82 @@ fn a_turn_with_timeout_sends_first_and_gathers_datagrams() {
     assert!(entered < 20, "{entered} system calls: the turns did not wait");
     serve(&mut ring, echo);
     assert_eq!(
-        ring.turn_with_timeout(Duration::from_millis(1)).unwrap(),
+        ring.turn(Wait::Gather(Duration::from_millis(1))).unwrap(),
         0,
         "a turn without datagrams must end"
     );
+}
+
+/// A wait for an event lasts until there is a datagram or a watched descriptor is readable, and no longer than its
+/// timeout. An eventfd ends one wait for each write although it is never read.
+#[test]
+fn a_wait_for_an_event_ends_when_there_is_one() {
+    const LONG: Duration = Duration::from_secs(60);
+    const SHORT: Duration = Duration::from_millis(2);
+    let socket = bind("127.0.0.1:0");
+    let server = socket.address();
+    let mut ring = Ring::new(vec![socket]).unwrap();
+    let event = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+    let watch = ring.add_watch(event.try_clone().unwrap());
+    ring.set_watch_enabled(watch, true).unwrap();
+    ring.turn(Wait::No).unwrap();
+    for gather in [Duration::ZERO, Duration::from_micros(200)] {
+        let wait = |timeout| Wait::Event { gather, timeout };
+        assert_eq!(ring.turn(wait(SHORT)).unwrap(), 0, "nothing has happened");
+        for _ in 0..3 {
+            assert!(!ring.take_signal(watch));
+            rustix::io::write(&event, &1_u64.to_ne_bytes()).unwrap();
+            assert_eq!(ring.turn(wait(LONG)).unwrap(), 0);
+            assert!(ring.take_signal(watch));
+        }
+        let client = client("127.0.0.1:0");
+        client.send_to(b"one", server).unwrap();
+        assert_eq!(ring.turn(wait(LONG)).unwrap(), 1);
+        let received = ring.take().map(Result::unwrap).unwrap();
+        let len = echo(b"one", false, ring.open(&received).1);
+        ring.send(received, len).unwrap();
+        // The reply is submitted before the wait and does not end it; the answer of the client does.
+        let answer = std::thread::spawn(move || {
+            client.recv_from(&mut [0; 64]).unwrap();
+            client.send_to(b"two", server).unwrap();
+        });
+        let mut arrived = 0;
+        while arrived == 0 {
+            arrived = ring.turn(wait(LONG)).unwrap();
+        }
+        answer.join().unwrap();
+        serve(&mut ring, echo);
+    }
+    // A watch that is disabled ends no wait, and can be enabled again.
+    ring.set_watch_enabled(watch, false).unwrap();
+    rustix::io::write(&event, &1_u64.to_ne_bytes()).unwrap();
+    let none = Wait::Event { gather: Duration::ZERO, timeout: SHORT };
+    assert_eq!(ring.turn(none).unwrap(), 0);
+    ring.take_signal(watch);
+    rustix::io::write(&event, &1_u64.to_ne_bytes()).unwrap();
+    assert_eq!(ring.turn(none).unwrap(), 0);
+    assert!(!ring.take_signal(watch));
+    ring.set_watch_enabled(watch, true).unwrap();
+    ring.turn(Wait::Event { gather: Duration::ZERO, timeout: LONG }).unwrap();
+    assert!(ring.take_signal(watch), "the eventfd is readable");
+}
+
+#[test]
+fn the_epoll_instance_of_a_runtime_is_found() {
+    let (event, other) = (eventfd(0, EventfdFlags::NONBLOCK).unwrap(), client("127.0.0.1:0"));
+    assert!(epoll_that_polls(event.as_fd()).is_none());
+    let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
+    let data = rustix::event::epoll::EventData::new_u64(0);
+    let flags = rustix::event::epoll::EventFlags::IN;
+    rustix::event::epoll::add(&epoll, &event, data, flags).unwrap();
+    // A wait for the instance that was found ends when the descriptor that it polls is readable.
+    let mut ring = Ring::new(Vec::new()).unwrap();
+    let watch = ring.add_watch(epoll_that_polls(event.as_fd()).unwrap());
+    ring.set_watch_enabled(watch, true).unwrap();
+    rustix::io::write(&event, &1_u64.to_ne_bytes()).unwrap();
+    ring.turn(Wait::Event { gather: Duration::ZERO, timeout: TIMEOUT }).unwrap();
+    assert!(ring.take_signal(watch));
+    assert!(epoll_that_polls(other.as_fd()).is_none());
 }
 
 #[test]
@@ -181,7 +254,7 @@ fn without_free_buffers_datagrams_wait() {
     }
     // All buffers are in use: further turns receive nothing.
     for _ in 0..10 {
-        assert_eq!(ring.turn().unwrap(), 0);
+        assert_eq!(ring.turn(Wait::No).unwrap(), 0);
     }
     assert!(ring.counts().out_of_buffers > 0);
     held.drain(..).for_each(|received| ring.release(received));
@@ -219,7 +292,7 @@ fn another_ring_replies_along_the_return_path() {
                 rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_sec < deadline
             );
             for (number, ring) in rings.iter_mut().enumerate() {
-                ring.turn().unwrap();
+                ring.turn(Wait::No).unwrap();
                 if let Some(received) = ring.take().map(Result::unwrap) {
                     path = Some((number, ring.return_path(&received)));
                     ring.release(received);
@@ -231,7 +304,7 @@ fn another_ring_replies_along_the_return_path() {
         let slot = other.forward_slot().unwrap();
         other.forward_slot_bytes(&slot)[..6].copy_from_slice(b"answer");
         other.send_forwarded_reply(slot, &path, 6).unwrap();
-        other.turn().unwrap();
+        other.turn(Wait::No).unwrap();
         let mut reply = [0; 64];
         let (len, reply_source) = client.recv_from(&mut reply).unwrap();
         assert_eq!((&reply[..len], reply_source), (b"answer".as_slice(), server));
@@ -288,7 +361,7 @@ fn a_full_submission_queue_is_submitted_without_a_turn() {
     held.drain(..).for_each(|received| ring.send(received, 20).unwrap());
     assert!(ring.counts().enters > enters_before, "nothing was submitted before the turn");
     while ring.counts().sent < count {
-        ring.turn().unwrap();
+        ring.turn(Wait::No).unwrap();
     }
     assert!(ring.stop(TIMEOUT));
 }
@@ -298,7 +371,7 @@ fn a_ring_that_is_dropped_without_stop_frees_its_port() {
     let socket = bind("127.0.0.1:0");
     let server = socket.address();
     let mut ring = Ring::new(vec![socket]).unwrap();
-    ring.turn().unwrap();
+    ring.turn(Wait::No).unwrap();
     drop(ring);
     UdpSocket::bind_exclusive(server).unwrap();
 }
@@ -316,7 +389,7 @@ fn the_kernel_steers_to_the_owner() {
             let mut sockets = vec![first];
             sockets.extend((1..shards).map(|_| bind(&server.to_string())));
             let keys = SteeringKeys::new(std::array::from_fn(|_| rng.u32(..)));
-            steering::attach(std::os::fd::AsFd::as_fd(&sockets[0]), &keys, shards).unwrap();
+            steering::attach(sockets[0].as_fd(), &keys, shards).unwrap();
             let mut rings: Vec<Ring> =
                 sockets.into_iter().map(|socket| Ring::new(vec![socket]).unwrap()).collect();
             let from = if server.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
@@ -346,7 +419,7 @@ fn the_kernel_steers_to_the_owner() {
             // A datagram without an info hash arrives at any ring.
             client.send_to(&[0; 16], target).unwrap();
             let deadline = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_sec + 5;
-            while !rings.iter_mut().any(|ring| ring.turn().unwrap() > 0) {
+            while !rings.iter_mut().any(|ring| ring.turn(Wait::No).unwrap() > 0) {
                 assert!(
                     rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_sec < deadline
                 );

@@ -258,6 +258,13 @@ pub(super) const METRICS: &[Metric] = &[
     counter("io_uring_enters", "System calls to send and receive datagrams", |shard| {
         Integer(shard.stats.ring.enters)
     }),
+    metric(
+        "gather_seconds",
+        Gauge,
+        &["shard"],
+        "Time for which the shard gathers datagrams at present before it answers them; 0 where that does not pay",
+        Shard(|shard| Float(shard.stats.gather_us as f64 / 1e6)),
+    ),
     counter(
         "out_of_buffers",
         "Times that datagrams waited in the kernel because all receive buffers of the shard were in use",
@@ -273,7 +280,8 @@ pub(super) const METRICS: &[Metric] = &[
         "sampled_turn_seconds",
         Counter,
         &["shard", "phase"],
-        "Time of the phases of sampled turns: system calls (transfer), admit, answer, messages of other shards",
+        "Processor time of the phases of sampled turns: system calls (transfer), admit, answer, messages of other \
+         shards",
         ShardLabelled(turn_phases),
     ),
     counter("mesh_messages", "Messages to other shards that were queued", |shard| {

@@ -50,17 +50,41 @@ impl Ring {
     }
 
     /// Does what [`Self::enter`] does, and waits until [`COMPLETIONS_WANTED`] completions besides those of the replies
-    /// are there, or for `timeout`.
+    /// are there, or for `time`.
     ///
     /// The kernel counts a socket with datagrams as one completion until they are read, so a wait mostly lasts its full
     /// time.
-    pub(super) fn enter_and_wait(&mut self, timeout: Duration) -> io::Result<()> {
-        let sending = self.ring.submission().len();
-        self.state.counts.enters += 1;
+    pub(super) fn enter_and_gather(&mut self, time: Duration) -> io::Result<()> {
+        self.enter_with_timeout(COMPLETIONS_WANTED, SubmitArgs::new().timespec(&time.into()))
+    }
+
+    /// Does what [`Self::enter`] does, and waits for a completion besides those of the replies, at most for `timeout`
+    /// and at least for `gather` or until there are [`COMPLETIONS_WANTED`].
+    pub(super) fn enter_and_wait(&mut self, gather: Duration, timeout: Duration) -> io::Result<()> {
         let timeout = Timespec::from(timeout);
         let arguments = SubmitArgs::new().timespec(&timeout);
-        // Each reply completes at once, so it must not count towards [`COMPLETIONS_WANTED`].
-        let wanted = (sending + COMPLETIONS_WANTED) as u32;
+        if gather.is_zero() {
+            return self.enter_with_timeout(1, arguments);
+        }
+        if self.ring.params().is_feature_min_timeout() {
+            let gather = u32::try_from(gather.as_micros()).unwrap_or(u32::MAX);
+            return self.enter_with_timeout(COMPLETIONS_WANTED, arguments.min_wait_usec(gather));
+        }
+        self.enter_with_timeout(1, arguments)?;
+        self.enter_and_gather(gather)
+    }
+
+    /// Submits the queued operations, and waits for their completions and `wanted` others.
+    ///
+    /// A reply completes when it is submitted, unless the send buffer of its socket is full.
+    fn enter_with_timeout(
+        &mut self,
+        wanted: usize,
+        arguments: SubmitArgs<'_, '_>,
+    ) -> io::Result<()> {
+        let sending = self.ring.submission().len();
+        self.state.counts.enters += 1;
+        let wanted = (sending + wanted) as u32;
         let mut flags = EnterFlags::EXT_ARG | EnterFlags::GETEVENTS;
         if self.ring.params().is_feature_no_iowait() {
             // Otherwise the wait would be accounted as waiting for disks.

@@ -9,8 +9,10 @@ pub(super) enum OperationId {
     Reply { buffer: u16 },
     /// Reply to a datagram that another shard received.
     Forward { slot: u16 },
-    /// Cancellation of a receive.
+    /// Cancellation of a receive or a poll.
     Cancel,
+    /// Poll of a watched descriptor.
+    Watch { number: u16 },
 }
 
 /// Number of bits below the kind of an operation in a packed id.
@@ -24,6 +26,7 @@ impl OperationId {
             Self::Reply { buffer } => (2, buffer),
             Self::Forward { slot } => (3, slot),
             Self::Cancel => (4, 0),
+            Self::Watch { number } => (5, number),
         };
         kind << KIND_SHIFT | u64::from(index)
     }
@@ -36,6 +39,7 @@ impl OperationId {
             2 => Some(Self::Reply { buffer: index }),
             3 => Some(Self::Forward { slot: index }),
             4 => Some(Self::Cancel),
+            5 => Some(Self::Watch { number: index }),
             _ => None,
         }
     }
@@ -52,6 +56,7 @@ mod tests {
             OperationId::Reply { buffer: u16::MAX },
             OperationId::Forward { slot: 0 },
             OperationId::Cancel,
+            OperationId::Watch { number: 1 },
         ] {
             assert_eq!(OperationId::unpack(operation_id.pack()), Some(operation_id));
         }

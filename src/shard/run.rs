@@ -1,0 +1,99 @@
+//! The main loop of a shard, as a task on the runtime of its thread.
+
+use super::runtime_watch::{RING_WAIT_MAX, RuntimeWatch};
+use super::{NextStep, Shard};
+use crate::http::{self, HttpResources};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Steps of a busy shard without connections after which accepts and closes of HTTP are submitted to the kernel.
+const STEPS_PER_SUBMIT: u32 = 64;
+
+/// How long the operations of the datapath may take to end when the shard stops.
+const STOP_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How often messages are handled while connections end when the shard stops.
+const STOP_INTERVAL: Duration = Duration::from_millis(2);
+
+impl Shard {
+    /// Serves until the control plane stops the shard.
+    pub async fn run(mut self, http: HttpResources) -> io::Result<()> {
+        let event = awaitable(self.udp.datapath.event().try_clone_to_owned()?)?;
+        let waker = self.node().endpoint.wakeup_receiver();
+        let ring = &mut self.udp.datapath;
+        let mesh = ring.add_watch(waker.event().try_clone_to_owned()?);
+        ring.set_watch_enabled(mesh, true)?;
+        let clock = self.node().clock;
+        let mut runtime = RuntimeWatch::new(&mut self.udp.datapath, event.as_fd(), clock.elapsed());
+        let http = http::serve(http, &self.node)?;
+        let mut seconds = tokio::time::interval(Duration::from_secs(1));
+        let mut steps: u32 = 0;
+        loop {
+            let (now, ring) = (clock.elapsed(), &mut self.udp.datapath);
+            if runtime.permits_ring_wait(ring, now, http.has_connections())? {
+                if self.step_with_wait(RING_WAIT_MAX)? == NextStep::Stop {
+                    break;
+                }
+                if runtime.must_run_tasks(&mut self.udp.datapath, now) {
+                    tokio::task::yield_now().await;
+                }
+                continue;
+            }
+            match self.step()? {
+                NextStep::Continue => {
+                    steps = steps.wrapping_add(1);
+                    if http.has_connections() || steps.is_multiple_of(STEPS_PER_SUBMIT) {
+                        // tokio-uring submits its operations only before it waits, and a task that yields keeps it
+                        // from waiting: awaiting an operation makes it submit.
+                        tokio_uring::no_op().await?;
+                    } else {
+                        tokio::task::yield_now().await;
+                    }
+                    continue;
+                }
+                NextStep::Stop => break,
+                NextStep::Sleep => {}
+            }
+            tokio::select! {
+                biased;
+                ready = event.readable() => {
+                    drain(event.get_ref());
+                    ready?.clear_ready();
+                }
+                () = waker.notified() => {}
+                _ = seconds.tick() => {}
+            }
+            self.wake_up();
+        }
+        http.stop();
+        while !http.has_stopped() {
+            // Other shards may wait for replies from this one, and this one for theirs.
+            let now = self.node().clock.now();
+            self.handle_messages(now)?;
+            self.node.borrow_mut().scan();
+            self.node.borrow_mut().endpoint.notify();
+            tokio::time::sleep(STOP_INTERVAL).await;
+        }
+        self.publish();
+        self.udp.datapath.stop(STOP_TIMEOUT);
+        // The process is about to end: freeing gigabytes would only delay that.
+        std::mem::forget(self);
+        Ok(())
+    }
+}
+
+#[expect(
+    deprecated,
+    reason = "deprecated because types that can change their descriptor are unsound here; an OwnedFd cannot"
+)]
+fn awaitable(event: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(event, Interest::READABLE)
+}
+
+/// Resets an eventfd, which does not block.
+fn drain(event: &OwnedFd) {
+    let _ = rustix::io::read(event, &mut [0; 8]);
+}
