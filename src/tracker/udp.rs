@@ -134,6 +134,7 @@ impl Tracker {
     }
 
     /// Decides whether a datagram is admitted: [`Self::prove`] and [`Self::check_policy`].
+    #[inline]
     pub fn admit(
         &mut self,
         now: Now,

@@ -8,7 +8,7 @@ use crate::placement::{PeerStores, RecordWidth};
 use crate::record::{EndpointHasher, RecordContext, V4, V6, flags, record_of, scope_flags};
 use crate::select::{PER_ADDRESS_MAX, Requester, Selection, SubnetRequest, select};
 use crate::table::{Prefetch, Table};
-use crate::types::{AnnounceEvent, Family, Role, SwarmCounts};
+use crate::types::{AnnounceEvent, Family, Role, Scope, SwarmCounts};
 
 /// Maximum number of peers of one address in a large swarm that was created with a cap, once the cap is removed: its
 /// index still hashes the address only, so every search passes all of them.
@@ -57,9 +57,10 @@ impl Table {
             None => return AnnounceOutcome::unknown_torrent(),
             Some(position) => position,
         };
+        let scope = self.scope(announce.endpoint);
         let applied = match announce.endpoint.family() {
-            Family::V4 => self.apply_announce::<V4>(position, announce),
-            Family::V6 => self.apply_announce::<V6>(position, announce),
+            Family::V4 => self.apply_announce::<V4>(position, announce, scope),
+            Family::V6 => self.apply_announce::<V6>(position, announce, scope),
         };
         if applied.change == SwarmChange::Completed {
             self.store.entry_mut(position).add_completed();
@@ -71,13 +72,15 @@ impl Table {
         let own = |family| applied.own.filter(|_| announce.endpoint.family() == family);
         let (mut v4_len, mut v6_len) = (0, 0);
         if announce.event != AnnounceEvent::Stopped {
-            v4_len = self.select_peers::<V4>(position, announce, own(Family::V4), peers.v4);
+            let requester = Requester { role: announce.role, scope };
+            let (own_v4, own_v6) = (own(Family::V4), own(Family::V6));
+            v4_len = self.select_peers::<V4>(position, (announce, requester), own_v4, peers.v4);
             if both_families {
                 // IPv6 peers also take the places for which there was no IPv4 peer that the requester can use.
                 let rest = peers.peers_max - v4_len / Family::V4.compact_len();
                 cut(&mut peers.v6, Family::V6, rest);
             }
-            v6_len = self.select_peers::<V6>(position, announce, own(Family::V6), peers.v6);
+            v6_len = self.select_peers::<V6>(position, (announce, requester), own_v6, peers.v6);
         }
         let mut counts = self.counts_at(position);
         if let SwarmChange::Refused(_) = applied.change {
@@ -98,6 +101,7 @@ impl Table {
         &mut self,
         position: u32,
         announce: &SwarmAnnounce,
+        scope: Scope,
     ) -> AppliedAnnounce
     where
         PeerStores: RecordWidth<N>,
@@ -107,7 +111,7 @@ impl Table {
             Role::Seeder | Role::Leecher => 0,
         };
         let endpoint = announce.endpoint;
-        let flags = scope_flags(self.scope(endpoint)) | partial;
+        let flags = scope_flags(scope) | partial;
         let record = record_of::<N>(endpoint.address(), endpoint.port(), flags, self.context.tick);
         let Some(record) = record else { return AppliedAnnounce::default() };
         let context = &self.context;
@@ -135,7 +139,11 @@ impl Table {
             (None, _) if !endpoint.is_listening() => AppliedAnnounce::default(),
             (None, _) => self.join(position, record, announce, same_address),
         };
-        self.count_change(before, position, <PeerStores as RecordWidth<N>>::FAMILY);
+        let is_seeder = announce.role == Role::Seeder;
+        let keeps_role = |previous| (previous == Role::Seeder) == is_seeder;
+        if announce.event == AnnounceEvent::Stopped || !applied.previous.is_some_and(keeps_role) {
+            self.count_change(before, position, <PeerStores as RecordWidth<N>>::FAMILY);
+        }
         let lengths = self.prefix_lengths(<PeerStores as RecordWidth<N>>::FAMILY);
         if let Some(own) = applied.own
             && !lengths.is_empty()
@@ -232,24 +240,26 @@ impl Table {
     fn select_peers<const N: usize>(
         &mut self,
         position: u32,
-        announce: &SwarmAnnounce,
+        (announce, requester): (&SwarmAnnounce, Requester),
         own: Option<usize>,
         out: &mut [u8],
     ) -> usize
     where
         PeerStores: RecordWidth<N>,
     {
-        if out.is_empty() {
+        let entry = self.store.entry(position);
+        let has_others =
+            entry.roles(<PeerStores as RecordWidth<N>>::FAMILY).len() > own.iter().len();
+        if out.is_empty() || !has_others {
             return 0;
         }
+        let limit_addresses = entry.shares_addresses();
         let lengths = self.prefix_lengths(<PeerStores as RecordWidth<N>>::FAMILY);
         let (endpoint, at_random_percent) = (announce.endpoint, self.subnets.at_random_percent);
-        let requester = Requester { role: announce.role, scope: self.scope(endpoint) };
         let subnet = (!lengths.is_empty())
             .then(|| record_of::<N>(endpoint.address(), endpoint.port(), 0, 0))
             .flatten()
             .map(|record| SubnetRequest { record, lengths, at_random_percent });
-        let limit_addresses = self.store.entry(position).shares_addresses();
         let peers = self.store.family_peers::<N>(position);
         let selection = Selection { requester, own, subnet: subnet.as_ref(), limit_addresses };
         select(&peers, &selection, &self.context, &mut self.rng, out)

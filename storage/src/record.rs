@@ -35,7 +35,7 @@ pub(crate) fn scope_flags(scope: Scope) -> u8 {
 }
 
 /// Returns the scope in the flags of a record.
-pub(crate) fn scope_of(flags: u8) -> Scope {
+pub(crate) const fn scope_of(flags: u8) -> Scope {
     match flags & flags::SCOPE {
         0 => Scope::Global,
         0b0100 => Scope::Private,

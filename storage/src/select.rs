@@ -50,12 +50,28 @@ pub(crate) struct SubnetRequest<const N: usize> {
 impl Requester {
     /// Returns a table of 16 bits: bit `flags & USED_FLAGS` of a record says whether the requester can use the peer.
     fn usable(self) -> u16 {
-        let can_use = |record_flags: u8| {
-            let partial = record_flags & flags::PARTIAL_SEED != 0;
-            scope_of(record_flags).reaches(self.scope) && !(partial && self.role != Role::Leecher)
-        };
-        (0..=USED_FLAGS).filter(|flags| can_use(*flags)).fold(0, |bits, flags| bits | 1 << flags)
+        USABLE[usize::from(self.role == Role::Leecher)][self.scope as usize]
     }
+}
+
+/// The tables of [`Requester::usable`], by whether the requester is a leecher, and by its scope.
+const USABLE: [[u16; Scope::ALL.len()]; 2] = [usable_by_scope(false), usable_by_scope(true)];
+
+const fn usable_by_scope(is_leecher: bool) -> [u16; Scope::ALL.len()] {
+    let mut tables = [0; Scope::ALL.len()];
+    let mut scope = 0;
+    while scope < Scope::ALL.len() {
+        let mut flags = 0;
+        while flags <= USED_FLAGS {
+            let is_partial = flags & flags::PARTIAL_SEED != 0;
+            let is_usable =
+                scope_of(flags).reaches(Scope::ALL[scope]) && (is_leecher || !is_partial);
+            tables[scope] |= (is_usable as u16) << flags;
+            flags += 1;
+        }
+        scope += 1;
+    }
+    tables
 }
 
 /// The half of the flags byte that selection reads.
@@ -74,10 +90,10 @@ pub(crate) fn select<const N: usize>(
     rng: &mut fastrand::Rng,
     out: &mut [u8],
 ) -> usize {
-    if out.len() < N - 2 || peers.roles.len() == 0 {
+    let Selection { requester, own, subnet, limit_addresses } = *wanted;
+    if out.len() < N - 2 || peers.roles.len() == own.iter().len() {
         return 0;
     }
-    let Selection { requester, own, subnet, limit_addresses } = *wanted;
     let usable = requester.usable();
     let mut writer = ReplyWriter {
         out,
@@ -356,14 +372,34 @@ impl ReplyWriter<'_> {
             && self.address_limit.as_mut().is_none_or(|address_limit| address_limit.admit(record))
     }
 
+    /// Writes the usable ones of some records while there is space for a whole record, which is longer than what a
+    /// reply has of it. Returns how many were visited.
+    fn write_whole<const N: usize>(&mut self, records: &[[u8; N]], end: usize) -> usize {
+        let (usable, context) = (u32::from(self.usable), self.context.clone());
+        let mut rest = &mut self.out[self.written..end];
+        let (before, mut visited) = (rest.len(), 0);
+        for record in records {
+            let Some(to) = rest.first_chunk_mut::<N>() else { break };
+            visited += 1;
+            let is_usable = usable >> (record[N - 2] & USED_FLAGS) & 1;
+            let is_useful = is_usable & u32::from(!context.is_expired(record));
+            // The record is copied in any case and overwritten by the next one if it is not usable: no branch to
+            // predict.
+            to.copy_from_slice(record);
+            rest = &mut rest[is_useful as usize * (N - 2)..];
+        }
+        self.written += before - rest.len();
+        visited
+    }
+
     /// Writes the usable ones of some records until the reply has `end` bytes; returns how many were visited.
     fn write_usable<const N: usize, const CHECK: bool>(
         &mut self,
         records: &[[u8; N]],
         end: usize,
     ) -> usize {
-        let mut visited = 0;
-        for record in records {
+        let mut visited = if CHECK { 0 } else { self.write_whole(records, end) };
+        for record in &records[visited..] {
             if self.written == end {
                 break;
             }
@@ -371,12 +407,10 @@ impl ReplyWriter<'_> {
             let useful = self.usable >> (record[N - 2] & USED_FLAGS) & 1 == 1;
             let useful = useful && !self.context.is_expired(record);
             let useful = useful && (!CHECK || self.permit(record));
-            // The record is copied whole and overwritten by the next one if it is not usable: no branch to predict.
-            match self.out[self.written..].first_chunk_mut::<N>() {
-                Some(to) => *to = *record,
-                None => self.out[self.written..][..N - 2].copy_from_slice(compact(record)),
+            if useful {
+                self.out[self.written..][..N - 2].copy_from_slice(compact(record));
+                self.written += N - 2;
             }
-            self.written += if useful { N - 2 } else { 0 };
         }
         visited
     }

@@ -163,6 +163,10 @@ pub enum Scope {
 }
 
 impl Scope {
+    /// All scopes, each at the index that is its number.
+    pub(crate) const ALL: [Self; 4] =
+        [Self::Global, Self::Private, Self::LinkLocal, Self::Loopback];
+
     /// Returns the scope of an address.
     ///
     /// Of IPv6 only 2000::/3 is global, except documentation (2001:db8::/32) and 6to4 (2002::/16): floods of fake
@@ -198,8 +202,8 @@ impl Scope {
     }
 
     /// Returns whether a peer of this scope is returned to a requester of the scope `requester`.
-    pub fn reaches(self, requester: Self) -> bool {
-        self == Self::Global || self == requester
+    pub const fn reaches(self, requester: Self) -> bool {
+        matches!(self, Self::Global) || self as u8 == requester as u8
     }
 }
 
