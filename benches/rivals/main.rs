@@ -35,15 +35,21 @@ pub(crate) struct RivalsOptions {
     /// Core of the load generator.
     #[arg(long, default_value_t = 1)]
     load_cpu: usize,
-    /// Requests per second at which processor time is compared; all trackers must be able to serve them.
-    #[arg(long, default_value_t = 100_000)]
-    rate: u64,
-    /// Sections to run: rate, saturated, tester, veth, memory, pauses, shards.
+    /// Requests per second at which processor time is compared; all trackers must be able to serve them. With the
+    /// highest, announces alone are compared, too.
+    #[arg(long, value_delimiter = ',', default_value = "1000,5000,20000,50000,100000")]
+    rates: Vec<u64>,
+    /// Sections to run: rate, closed, saturated, tester, veth, memory, pauses, shards.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
 
 impl RivalsOptions {
+    /// Returns the highest rate.
+    fn rate(&self) -> u64 {
+        self.rates.iter().copied().max().unwrap_or(0)
+    }
+
     /// Returns whether a section is to be run.
     fn wants(&self, section: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|only| only == section)

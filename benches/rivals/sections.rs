@@ -16,6 +16,9 @@ const MIXES: [(&str, &str); 2] =
 /// Number of requests per segmented datagram at saturation: the generator must be faster than the trackers.
 const SEGMENTS: u16 = 16;
 
+/// Number of requests in flight in the closed loop: as few as a generator needs that is slower than the trackers.
+const IN_FLIGHT: u16 = 192;
+
 /// Number of torrents of the population, except where memory is measured.
 const TORRENTS: u32 = 100_000;
 
@@ -24,8 +27,12 @@ const ERRORS_MAX: f64 = 0.01;
 
 /// Runs the selected sections.
 pub(crate) fn all(options: &RivalsOptions) -> Result<(), String> {
-    let wanted = Speeds { rate: options.wants("rate"), saturated: options.wants("saturated") };
-    if wanted.rate || wanted.saturated {
+    let wanted = Speeds {
+        rate: options.wants("rate"),
+        closed: options.wants("closed"),
+        saturated: options.wants("saturated"),
+    };
+    if wanted.rate || wanted.closed || wanted.saturated {
         let place = loopback(options, TORRENTS);
         speed(options, &place, &Load::new(options), "loopback", wanted)?;
     }
@@ -168,11 +175,12 @@ fn start_all(
     kinds.iter().map(|kind| TrackerProcess::start(*kind, place)).collect()
 }
 
-/// Which comparisons of speed are run: processor time at a rate that all trackers can serve, and the rate at
-/// saturation.
+/// Which comparisons of speed are run: processor time at rates that all trackers can serve, the rate with a fixed number
+/// of requests in flight, and the rate at saturation.
 #[derive(Clone, Copy)]
 struct Speeds {
     rate: bool,
+    closed: bool,
     saturated: bool,
 }
 
@@ -198,14 +206,25 @@ fn speed(
         let mix = format!("--mix={mix}");
         // Replies of the reflector are constant, and at saturation checks would slow the generator.
         let common = [mix.as_str(), "--check=0"];
-        if wanted.rate {
-            let rate = format!("--rate={}", options.rate);
+        for requests_per_s in options.rates.iter().filter(|_| wanted.rate) {
+            if name != MIXES[0].0 && *requests_per_s != options.rate() {
+                continue;
+            }
+            let rate = format!("--rate={requests_per_s}");
             let arguments = [&common[..], &[&rate]].concat();
             let steps = rounds(options.pairs, &trackers, |it| load.run(it, place.ip, &arguments))?;
-            let title = format!("{} requests per second over {over}, {name}", options.rate);
-            table(&title, &trackers, &steps, "core us/answer, tsubame / other", |step| {
-                step.core_us_per_answer().unwrap_or(f64::NAN)
+            let title = format!("{requests_per_s} requests per second over {over}, {name}");
+            table(&title, &trackers, &steps, "process us/answer, tsubame / other", |step| {
+                step.process_us_per_answer().unwrap_or(f64::NAN)
             });
+        }
+        if wanted.closed {
+            let in_flight = format!("--in-flight={IN_FLIGHT}");
+            let arguments = [&common[..], &[&in_flight]].concat();
+            let steps = rounds(options.pairs, &trackers, |it| load.run(it, place.ip, &arguments))?;
+            let title = format!("closed loop over {over}, {IN_FLIGHT} requests in flight, {name}");
+            let figure = StepRecord::answers_per_s;
+            table(&title, &trackers, &steps, "answers/s, tsubame / other", figure);
         }
         if wanted.saturated {
             let segments = format!("--segments={SEGMENTS}");
@@ -223,10 +242,11 @@ fn speed(
         trackers.pop();
     }
     println!(
-        "Fairness: opentracker is Debian's build, which serves listed torrents only (all of these are listed), \
-         writes a log, and uses the kernel's default receive buffer. At saturation the generator sends \
-         {SEGMENTS} requests as one datagram, which saves all receivers work on loopback and veth. Over \
-         loopback, requests are received on the generator's core, and replies on the tracker's.\n"
+        "Fairness: all trackers have the receive buffer that the kernel gives by default. opentracker is built from \
+         Debian's source as an open tracker with -O3, if benches/compare could do that, otherwise it is Debian's \
+         program with a list of the torrents. At saturation the generator sends {SEGMENTS} requests as one datagram, \
+         which saves all receivers work on loopback and veth. Over loopback, requests are received on the \
+         generator's core, and replies on the tracker's.\n"
     );
     Ok(())
 }
@@ -237,7 +257,7 @@ fn over_veth(options: &RivalsOptions, veth: &Veth) -> Result<(), String> {
     (place.ip, place.namespace) = (veth::SERVER, Some(veth.server.clone()));
     let mut load = Load::new(options);
     (load.namespace, load.sources) = (Some(veth.load.clone()), Some(veth::CLIENTS));
-    speed(options, &place, &load, "veth", Speeds { rate: true, saturated: true })
+    speed(options, &place, &load, "veth", Speeds { rate: true, closed: false, saturated: true })
 }
 
 /// Prints a table with a row for each tracker.
@@ -390,7 +410,7 @@ fn pauses(options: &RivalsOptions) -> Result<(), String> {
         "## gaps while {torrents} torrents expire, {} requests per second for {seconds} s\n\n\
          | | round | longest gap ms | p99.99 us | max us | lost | core stolen ms | resident MiB |\n\
          |---|---|---|---|---|---|---|---|",
-        options.rate / 2
+        options.rate() / 2
     );
     for round in 1..=rounds {
         for kind in kinds(options, |kind| kind == TrackerKind::AquaticUring) {
@@ -401,7 +421,7 @@ fn pauses(options: &RivalsOptions) -> Result<(), String> {
             fill_publicly(&load, &tracker, &place)?;
             load.seconds = seconds;
             // The peers of the fill expire during this step; few of them announce again.
-            let rate = format!("--rate={}", options.rate / 2);
+            let rate = format!("--rate={}", options.rate() / 2);
             let step = load.run(&tracker, place.ip, &["--mix=announce=1", "--check=0", &rate])?;
             println!(
                 "| {} | {round} | {:.1} | {:.0} | {:.0} | {} | {:.0} | {:.0} |",
@@ -437,7 +457,7 @@ fn shards(options: &RivalsOptions) -> Result<(), String> {
         let steps = rounds(options.pairs, &trackers, |tracker| {
             // The same rate per shard gives batches of the same size, which determine most of the time.
             let one = tracker.kind == TrackerKind::OURS;
-            let rate = if one { options.rate / 2 } else { options.rate };
+            let rate = if one { options.rate() / 2 } else { options.rate() };
             let (mix, rate) = (format!("--mix={mix}"), format!("--rate={rate}"));
             let step = load.run(tracker, place.ip, &[&mix, &rate, "--check=0"])?;
             // The busy time of one core is meaningless with two shards.
@@ -450,7 +470,7 @@ fn shards(options: &RivalsOptions) -> Result<(), String> {
                 }
             })
         })?;
-        let title = format!("{} requests per second per shard, {name}", options.rate / 2);
+        let title = format!("{} requests per second per shard, {name}", options.rate() / 2);
         table(&title, &trackers, &steps, "process us/answer, one shard / this", |step| {
             step.process_us_per_answer().unwrap_or(f64::NAN)
         });

@@ -46,11 +46,32 @@ impl TrackerKind {
         if folder.join("aquatic_udp").exists() {
             found.extend([Self::AquaticUring, Self::AquaticMio]);
         }
-        if Path::new("/usr/bin/opentracker").exists() {
+        if opentracker(folder).is_some() {
             found.push(Self::OpenTracker);
         }
         found
     }
+}
+
+/// A program of opentracker.
+struct OpenTrackerProgram {
+    path: PathBuf,
+    /// Whether it serves all torrents; otherwise those of a list.
+    is_open: bool,
+}
+
+/// Returns the program that `benches/compare` has built, otherwise that of Debian if it is installed.
+fn opentracker(folder: &Path) -> Option<OpenTrackerProgram> {
+    let built = OpenTrackerProgram { path: folder.join("opentracker"), is_open: true };
+    let debian = OpenTrackerProgram { path: PathBuf::from("/usr/bin/opentracker"), is_open: false };
+    [built, debian].into_iter().find(|program| program.path.exists())
+}
+
+/// Returns the receive buffer in bytes that a program must set to get the one that the kernel gives to others: it
+/// doubles what is set. opentracker sets none, so all trackers get the same.
+fn receive_buffer() -> usize {
+    let default = fs::read_to_string("/proc/sys/net/core/rmem_default");
+    default.ok().and_then(|text| text.trim().parse::<usize>().ok()).unwrap_or(212_992) / 2
 }
 
 /// Where a tracker is started, and the settings that depend on the section of the comparison (`sections.rs`).
@@ -157,6 +178,7 @@ fn config_of(
 ) -> Result<String, String> {
     let TrackerPlacement { ip, cpu, .. } = place;
     let address = std::net::SocketAddr::new(*ip, port);
+    let buffer = receive_buffer();
     Ok(match kind {
         TrackerKind::Tsubame { shards, steering } => {
             let cpus: Vec<_> = (*cpu..cpu + shards).map(|cpu| cpu.to_string()).collect();
@@ -167,7 +189,7 @@ fn config_of(
             });
             let cpus = cpus.join(",");
             format!(
-                "cpus: \"{cpus}\"\nudp: {{listen: \"{address}\", steering: {steering}}}\n\
+                "cpus: \"{cpus}\"\nudp: {{listen: \"{address}\", steering: {steering}, receive_buffer: {buffer}B}}\n\
                  control: {{listen: \"\"}}\nhttp: {{listen: []}}\n{lifetime}"
             )
         }
@@ -178,6 +200,7 @@ fn config_of(
             });
             format!(
                 "socket_workers = 1\n[network]\naddress = \"{address}\"\nuse_io_uring = {ring}\n\
+                 socket_recv_buffer_size = {buffer}\n\
                  [protocol]\nmax_response_peers = 50\n{age}"
             )
         }
@@ -187,7 +210,9 @@ fn config_of(
                 .output()
                 .map_err(|error| error.to_string())?;
             fs::write(folder.join("permitted"), list.stdout).map_err(|error| error.to_string())?;
-            format!("listen.udp {address}\nlisten.tcp {address}\naccess.whitelist permitted\n")
+            let is_open = opentracker(&place.rivals).is_some_and(|program| program.is_open);
+            let list = if is_open { "" } else { "access.whitelist permitted\n" };
+            format!("listen.udp {address}\nlisten.tcp {address}\n{list}")
         }
         TrackerKind::Reflector { .. } => String::new(),
     })
@@ -214,7 +239,8 @@ fn command_of(
         }
         TrackerKind::OpenTracker => {
             let folder = config.parent().unwrap_or(config);
-            command.arg("opentracker").arg("-f").arg(config).arg("-d").arg(folder);
+            let program = opentracker(&place.rivals).ok_or("opentracker is not installed")?;
+            command.arg(program.path).arg("-f").arg(config).arg("-d").arg(folder);
             command.args(["-u", "nobody"]);
         }
         TrackerKind::Reflector { peers } => {
