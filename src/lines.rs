@@ -42,12 +42,16 @@ impl Mistakes {
 
 /// Opens a regular file. Fails for a directory, a FIFO or a device.
 pub fn open(path: &Path) -> std::io::Result<File> {
-    // Without this flag, opening a FIFO blocks until there is a writer.
-    let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file = File::options().read(true).custom_flags(flags).open(path)?;
-    let kind = file.metadata()?.file_type();
+    // The kind is checked first, because opening a device can have effects, and again when the file is open: it may
+    // have been replaced. With the first flag, opening a FIFO does not wait for a writer.
+    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
+    let mut kind = std::fs::metadata(path)?.file_type();
     if kind.is_file() {
-        return Ok(file);
+        let file = File::options().read(true).custom_flags(flags).open(path)?;
+        kind = file.metadata()?.file_type();
+        if kind.is_file() {
+            return Ok(file);
+        }
     }
     let kind = if kind.is_dir() { "a directory" } else { "not a regular file" };
     Err(std::io::Error::other(format!("it is {kind}")))

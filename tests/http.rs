@@ -5,7 +5,8 @@
 mod common;
 
 use common::http::{Announce, AnnounceReply, Connection, failure, header, rows_of};
-use common::{Client, Tracker, UNCAPPED, count_in, cpus, info_hash_of, now};
+use common::policy::wait_until;
+use common::{Client, Tracker, UNCAPPED, control_of, count_in, cpus, info_hash_of, now};
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{IpAddr, Shutdown, SocketAddr};
@@ -395,6 +396,40 @@ fn ten_thousand_connections_stay_open() {
     let line = tracker.stop();
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
     assert_eq!(count_in(&line, "over HTTP"), count + count.div_ceil(97), "{line}");
+}
+
+/// Shards that wait in their rings are woken by datagrams, by each other, and by HTTP connections.
+#[test]
+fn shards_that_wait_in_their_rings_are_woken() {
+    let config = config(2, "").replace("listen: \"\"", "listen: \"127.0.0.1:0\"");
+    let config = config.replace("udp: {", "udp: {steering: off, ");
+    let mut tracker = Tracker::start(&config);
+    let control = control_of(&mut tracker);
+    let enters = || -> Vec<u64> {
+        let mut connection = Connection::to(control);
+        connection.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        let page = String::from_utf8(connection.reply().unwrap().body).unwrap();
+        let lines = page.lines().filter(|line| line.starts_with("tsubame_io_uring_enters_total{"));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect()
+    };
+    // In their rings they wait for a tenth of a second at a time, in the runtime for a second.
+    let before = enters();
+    assert_eq!(before.len(), 2);
+    wait_until(|| enters().iter().zip(&before).all(|(now, before)| now - before > 20));
+    let mut client = Client::connected("127.0.0.1", tracker.addresses()[0]);
+    let begun = now();
+    for torrent in 0..40 {
+        let reply = client.announce(&common::Announce::of(torrent, 7_001));
+        assert_eq!((reply.seeders, reply.leechers), (0, 1));
+    }
+    // Half of the torrents belong to the other shard: without a wake-up, each of them would take a tenth of a second.
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    for torrent in 0..4 {
+        let seen = Connection::to(tracker.addresses_of("http")[0])
+            .announce(&Announce::of(torrent, 7_003, 5));
+        assert_eq!(seen.peers, peers(&[("127.0.0.1", 7_001)]));
+    }
+    tracker.stop();
 }
 
 /// HTTP connections share their threads with the datapaths, and are served during a flood of datagrams.

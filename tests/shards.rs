@@ -405,7 +405,7 @@ impl World {
             node.stalled_until = 0;
         }
         let is_idle = |node: &Node| {
-            node.asleep && !node.link.has_event() || node.link.has_waited_in_vain.get()
+            node.asleep && !node.link.has_event() || node.link.has_waited_without_datagrams.get()
         };
         // A shard that was late may have messages.
         let mut idle_ticks = 0;

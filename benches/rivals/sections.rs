@@ -16,7 +16,7 @@ const MIXES: [(&str, &str); 2] =
 /// Number of requests per segmented datagram at saturation: the generator must be faster than the trackers.
 const SEGMENTS: u16 = 16;
 
-/// Number of requests in flight in the closed loop: as few as a generator needs that is slower than the trackers.
+/// Number of requests in flight in the closed loop: so few that a tracker often has answered all of them.
 const IN_FLIGHT: u16 = 192;
 
 /// Number of torrents of the population, except where memory is measured.
@@ -175,8 +175,8 @@ fn start_all(
     kinds.iter().map(|kind| TrackerProcess::start(*kind, place)).collect()
 }
 
-/// Which comparisons of speed are run: processor time at rates that all trackers can serve, the rate with a fixed number
-/// of requests in flight, and the rate at saturation.
+/// Which comparisons of speed are run: processor time at rates that all trackers can serve, the rate with a fixed
+/// number of requests in flight, and the rate at saturation.
 #[derive(Clone, Copy)]
 struct Speeds {
     rate: bool,
@@ -242,11 +242,11 @@ fn speed(
         trackers.pop();
     }
     println!(
-        "Fairness: all trackers have the receive buffer that the kernel gives by default. opentracker is built from \
-         Debian's source as an open tracker with -O3, if benches/compare could do that, otherwise it is Debian's \
-         program with a list of the torrents. At saturation the generator sends {SEGMENTS} requests as one datagram, \
-         which saves all receivers work on loopback and veth. Over loopback, requests are received on the \
-         generator's core, and replies on the tracker's.\n"
+        "Fairness: all trackers, but not the reflector, have the receive buffer that the kernel gives by default. \
+         opentracker is built from Debian's source as an open tracker with -O3, if benches/compare could do \
+         that, otherwise it is Debian's program with a list of the torrents. At saturation the generator sends \
+         {SEGMENTS} requests as one datagram, which saves all receivers work on loopback and veth. Over \
+         loopback, requests are received on the generator's core, and replies on the tracker's.\n"
     );
     Ok(())
 }
@@ -313,7 +313,10 @@ fn tester(options: &RivalsOptions) -> Result<(), String> {
         println!("## aquatic_udp_load_test\n\nSkipped: {} does not exist\n", program.display());
         return Ok(());
     }
-    let trackers = start_all(&kinds(options, |kind| kind != TrackerKind::OpenTracker), &place)?;
+    let trackers = start_all(
+        &kinds(options, |kind| kind != TrackerKind::OpenTracker { is_open: false }),
+        &place,
+    )?;
     for (name, weights) in [("its default mix", (50, 1)), ("announces only", (0, 0))] {
         let rates = rounds(options.pairs, &trackers, |tracker| {
             run_tester(options, &program, tracker, weights).map_err(|error| error.to_string())
@@ -329,8 +332,8 @@ fn tester(options: &RivalsOptions) -> Result<(), String> {
             println!("| {} | {:.0} | {ratio} |", tracker.kind.name(), median(theirs));
         }
         println!(
-            "\nopentracker is skipped: Debian's build serves listed torrents only, and the tester generates its \
-             own.\n"
+            "\nDebian's program of opentracker is left out: it serves listed torrents only, and the tester generates \
+             its own.\n"
         );
     }
     Ok(())
@@ -386,7 +389,9 @@ fn memory(options: &RivalsOptions) -> Result<(), String> {
             );
         }
     }
-    println!("\nopentracker also stores its list of permitted torrents, about 20 bytes each.\n");
+    println!(
+        "\nDebian's program of opentracker also stores its list of permitted torrents, about 20 bytes each.\n"
+    );
     Ok(())
 }
 

@@ -17,8 +17,8 @@ pub(crate) enum TrackerKind {
     AquaticUring,
     /// aquatic_udp with mio.
     AquaticMio,
-    /// opentracker.
-    OpenTracker,
+    /// opentracker, built as an open tracker; otherwise the program of Debian, which serves the torrents of a list.
+    OpenTracker { is_open: bool },
     /// The reflector, which is the upper bound of what sockets permit, with this number of peers in each reply.
     Reflector { peers: u32 },
 }
@@ -35,7 +35,8 @@ impl TrackerKind {
             Self::Tsubame { steering: false, .. } => "tsubame, 2 shards, unsteered",
             Self::AquaticUring => "aquatic_udp io_uring",
             Self::AquaticMio => "aquatic_udp mio",
-            Self::OpenTracker => "opentracker",
+            Self::OpenTracker { is_open: true } => "opentracker",
+            Self::OpenTracker { is_open: false } => "opentracker (Debian's program)",
             Self::Reflector { .. } => "reflector",
         }
     }
@@ -46,25 +47,17 @@ impl TrackerKind {
         if folder.join("aquatic_udp").exists() {
             found.extend([Self::AquaticUring, Self::AquaticMio]);
         }
-        if opentracker(folder).is_some() {
-            found.push(Self::OpenTracker);
-        }
+        // The program that benches/compare has built, otherwise that of Debian if it is installed.
+        let is_installed = |is_open: &bool| opentracker(folder, *is_open).exists();
+        let program = [true, false].into_iter().find(is_installed);
+        found.extend(program.map(|is_open| Self::OpenTracker { is_open }));
         found
     }
 }
 
-/// A program of opentracker.
-struct OpenTrackerProgram {
-    path: PathBuf,
-    /// Whether it serves all torrents; otherwise those of a list.
-    is_open: bool,
-}
-
-/// Returns the program that `benches/compare` has built, otherwise that of Debian if it is installed.
-fn opentracker(folder: &Path) -> Option<OpenTrackerProgram> {
-    let built = OpenTrackerProgram { path: folder.join("opentracker"), is_open: true };
-    let debian = OpenTrackerProgram { path: PathBuf::from("/usr/bin/opentracker"), is_open: false };
-    [built, debian].into_iter().find(|program| program.path.exists())
+/// Returns the path of a program of opentracker.
+fn opentracker(folder: &Path, is_open: bool) -> PathBuf {
+    if is_open { folder.join("opentracker") } else { PathBuf::from("/usr/bin/opentracker") }
 }
 
 /// Returns the receive buffer in bytes that a program must set to get the one that the kernel gives to others: it
@@ -204,15 +197,16 @@ fn config_of(
                  [protocol]\nmax_response_peers = 50\n{age}"
             )
         }
-        TrackerKind::OpenTracker => {
+        TrackerKind::OpenTracker { is_open: true } => {
+            format!("listen.udp {address}\nlisten.tcp {address}\n")
+        }
+        TrackerKind::OpenTracker { is_open: false } => {
             let list = Command::new(beside("tsubame-load")?)
                 .args(["hashes", "--torrents", &place.torrents.to_string()])
                 .output()
                 .map_err(|error| error.to_string())?;
             fs::write(folder.join("permitted"), list.stdout).map_err(|error| error.to_string())?;
-            let is_open = opentracker(&place.rivals).is_some_and(|program| program.is_open);
-            let list = if is_open { "" } else { "access.whitelist permitted\n" };
-            format!("listen.udp {address}\nlisten.tcp {address}\n{list}")
+            format!("listen.udp {address}\nlisten.tcp {address}\naccess.whitelist permitted\n")
         }
         TrackerKind::Reflector { .. } => String::new(),
     })
@@ -237,10 +231,14 @@ fn command_of(
         TrackerKind::AquaticUring | TrackerKind::AquaticMio => {
             command.arg(place.rivals.join("aquatic_udp")).arg("-c").arg(config);
         }
-        TrackerKind::OpenTracker => {
+        TrackerKind::OpenTracker { is_open } => {
             let folder = config.parent().unwrap_or(config);
-            let program = opentracker(&place.rivals).ok_or("opentracker is not installed")?;
-            command.arg(program.path).arg("-f").arg(config).arg("-d").arg(folder);
+            command
+                .arg(opentracker(&place.rivals, is_open))
+                .arg("-f")
+                .arg(config)
+                .arg("-d")
+                .arg(folder);
             command.args(["-u", "nobody"]);
         }
         TrackerKind::Reflector { peers } => {

@@ -187,6 +187,7 @@ impl Config {
 mod tests {
     use super::*;
     use crate::config::{LogFormat, SteeringMode};
+    use std::time::Duration;
 
     fn mistakes(source: &str) -> String {
         match Config::parse("t.yaml", source) {
@@ -344,6 +345,19 @@ http: {listen: [], tls: {listen: \"0.0.0.0:443\", certificate: c.pem, key: k.pem
         assert_eq!(config.log.format, LogFormat::Json);
         assert_eq!(config.http.tls.certificate, Path::new("c.pem"));
         assert_eq!(config.http.paths.scrape.len(), 1);
+    }
+
+    #[test]
+    fn the_time_of_gathering_is_chosen_or_prescribed() {
+        let gather = |value: &str| format!("udp: {{gather: {value}}}");
+        let parsed = |value: &str| Config::parse("t", &gather(value)).unwrap().udp.gather;
+        assert_eq!(parsed("auto"), None);
+        assert_eq!(parsed("off"), Some(Duration::ZERO));
+        assert_eq!(parsed("70us"), Some(Duration::from_micros(70)));
+        for wrong in ["0us", "201us", "50", "often"] {
+            let text = mistakes(&gather(wrong));
+            assert!(text.contains(wrong) && text.contains("from 1us to 200us"), "{text}");
+        }
     }
 
     #[test]

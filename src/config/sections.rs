@@ -54,7 +54,8 @@ pub struct UdpConfig {
     pub explain_wrong_connection_id: bool,
     /// Whether the kernel steers requests.
     pub steering: SteeringMode,
-    /// How long datagrams are gathered before they are answered; zero is not at all, and `None` is what pays.
+    /// How long datagrams are gathered before they are answered; zero disables it, and with `None` trials choose the
+    /// time.
     pub gather: Option<Duration>,
     /// Size in bytes of each socket's receive buffer.
     pub receive_buffer: usize,

@@ -87,7 +87,7 @@ pub(super) fn duration(value: &Value, min: Duration, max: Duration) -> ParseResu
 }
 
 /// Longest time for which datagrams can be gathered.
-const GATHER_MAX: Duration = Duration::from_millis(1);
+const GATHER_MAX: Duration = Duration::from_micros(200);
 
 /// Reads `auto`, which is `None`, `off`, which is zero, or a time.
 pub(super) fn gather(value: &Value) -> ParseResult<Option<Duration>> {
@@ -97,7 +97,7 @@ pub(super) fn gather(value: &Value) -> ParseResult<Option<Duration>> {
     let text = text(value)?;
     let time = humantime::parse_duration(&text).ok();
     let time = time.filter(|time| (Duration::from_micros(1)..=GATHER_MAX).contains(time));
-    time.map(Some).ok_or_else(|| format!("{text:?} is not auto, off or a time from 1us to 1ms"))
+    time.map(Some).ok_or_else(|| format!("{text:?} is not auto, off or a time from 1us to 200us"))
 }
 
 pub(super) fn size(value: &Value, min: usize, max: usize) -> ParseResult<usize> {

@@ -17,7 +17,7 @@ pub trait Datapath {
     type Slot;
 
     /// Submits replies, waits if `wait` says so, and collects received datagrams; returns the number of datagrams that
-    /// [`Self::take`] can return.
+    /// [`Self::take`] can return. While there are such datagrams, it does not wait.
     fn turn(&mut self, wait: Wait) -> io::Result<usize>;
 
     /// Returns the next datagram; its source and local address are parsed from the metadata of the kernel.

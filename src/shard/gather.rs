@@ -19,7 +19,7 @@ const TRIAL_RATE_MIN: u64 = 20_000;
 
 /// Number of datagrams for which a candidate is used in a round of a trial.
 const INTERVAL_DATAGRAMS: u64 = 512;
-/// Maximum time of this; a trial that takes longer is abandoned.
+/// Maximum time for these datagrams; a trial that would take longer is abandoned.
 const INTERVAL_MAX: Duration = Duration::from_millis(200);
 /// Number of rounds of a trial. In each, all candidates are used in turn.
 const ROUNDS: usize = 15;
@@ -34,8 +34,10 @@ const RATE_SHARE_MIN: f64 = 0.93;
 const PAUSE_MIN: Duration = Duration::from_secs(4);
 /// Maximum time from a trial to the next one.
 const PAUSE_MAX: Duration = Duration::from_secs(32);
-/// Factor by which the rate must change for a trial before this time has passed.
+/// Factor by which the rate must change for a trial before its time.
 const RATE_CHANGE: u64 = 2;
+/// Time from a trial to the next one if the rate has changed so.
+const CHANGED_PAUSE: Duration = Duration::from_secs(1);
 
 /// Time over which the rate of datagrams is measured.
 const RATE_PERIOD: Duration = Duration::from_millis(100);
@@ -43,7 +45,7 @@ const RATE_PERIOD: Duration = Duration::from_millis(100);
 /// How long a shard gathers datagrams, and the measurements on which this is based.
 #[derive(Debug)]
 pub(super) struct GatherPolicy {
-    /// The time that the config prescribes; zero is not at all, and `None` is what pays.
+    /// The time that the config prescribes; zero disables gathering, and with `None` trials choose the time.
     fixed: Option<Duration>,
     rate: RateMeter,
     state: GatherState,
@@ -68,6 +70,8 @@ enum GatherState {
 #[derive(Clone, Copy, Debug)]
 struct GatherDecision {
     time: Duration,
+    /// Time at which the trial ended.
+    since: Duration,
     /// Time of the next trial.
     until: Duration,
     /// Time from the trial to the next one.
@@ -80,6 +84,8 @@ struct GatherDecision {
 #[derive(Debug)]
 struct GatherTrial {
     before: GatherDecision,
+    /// Datagrams per second before the trial.
+    rate: u64,
     /// Number of intervals that have ended.
     intervals: usize,
     /// Start of this interval, and the processor time of the thread then.
@@ -118,9 +124,9 @@ impl RateMeter {
 impl GatherPolicy {
     /// Creates the policy for a value of the config, which [`Self::set_fixed`] explains.
     pub(super) fn new(fixed: Option<Duration>) -> Self {
-        let (time, until) = (Duration::ZERO, Duration::ZERO);
-        let state =
-            GatherState::Settled(GatherDecision { time, until, pause: PAUSE_MIN, rate: None });
+        let [time, since, until] = [Duration::ZERO; 3];
+        let decision = GatherDecision { time, since, until, pause: PAUSE_MIN, rate: None };
+        let state = GatherState::Settled(decision);
         Self { fixed, rate: RateMeter::default(), state }
     }
 
@@ -136,8 +142,7 @@ impl GatherPolicy {
             (None, GatherState::Settled(decision)) => decision.time,
             (None, GatherState::Trial(trial)) => return trial.candidate(),
         };
-        let expected = u128::from(self.rate.per_second) * time.as_micros() / 1_000_000;
-        if expected >= EXPECTED_MIN { time } else { Duration::ZERO }
+        if gathers_several(time, self.rate.per_second) { time } else { Duration::ZERO }
     }
 
     /// Records the datagrams of a step that ended at `now`; `busy` returns the processor time of the thread.
@@ -151,9 +156,11 @@ impl GatherPolicy {
             GatherState::Settled(decision) => {
                 let Some(rate) = self.rate.record(datagrams, now) else { return };
                 let settled_rate = *decision.rate.get_or_insert(rate);
-                let is_due = now >= decision.until || self.rate.differs_from(settled_rate);
+                let has_changed =
+                    self.rate.differs_from(settled_rate) && now >= decision.since + CHANGED_PAUSE;
+                let is_due = now >= decision.until || has_changed;
                 if rate >= TRIAL_RATE_MIN && is_due && self.fixed.is_none() {
-                    let trial = GatherTrial::new(*decision, (now, busy()));
+                    let trial = GatherTrial::new(*decision, rate, (now, busy()));
                     self.state = GatherState::Trial(Box::new(trial));
                 }
             }
@@ -168,9 +175,9 @@ impl GatherPolicy {
 }
 
 impl GatherTrial {
-    fn new(before: GatherDecision, start: (Duration, Duration)) -> Self {
+    fn new(before: GatherDecision, rate: u64, start: (Duration, Duration)) -> Self {
         let costs = [[(0.0, 0.0); CANDIDATES.len()]; ROUNDS];
-        Self { before, intervals: 0, start, datagrams: 0, costs }
+        Self { before, rate, intervals: 0, start, datagrams: 0, costs }
     }
 
     /// Returns the candidate that is used at present.
@@ -189,8 +196,9 @@ impl GatherTrial {
         let elapsed = now.saturating_sub(self.start.0);
         if self.datagrams < INTERVAL_DATAGRAMS {
             let is_abandoned = elapsed >= INTERVAL_MAX;
-            let until = now + PAUSE_MIN;
-            return is_abandoned.then_some(GatherDecision { until, rate: None, ..self.before });
+            let (since, until) = (now, now + PAUSE_MIN);
+            let decision = GatherDecision { since, until, rate: None, ..self.before };
+            return is_abandoned.then_some(decision);
         }
         let busy = busy();
         let per_datagram = |time: Duration| time.as_nanos() as f64 / self.datagrams as f64;
@@ -203,6 +211,9 @@ impl GatherTrial {
 
     fn decide(&self, now: Duration) -> GatherDecision {
         let pays = |candidate: &usize| {
+            if !gathers_several(CANDIDATES[*candidate], self.rate) {
+                return false;
+            }
             let ratio_to_none = |part: fn(&(f64, f64)) -> f64| {
                 median(self.costs.map(|costs| part(&costs[*candidate]) / part(&costs[0])))
             };
@@ -212,8 +223,13 @@ impl GatherTrial {
         let shortest = (1..CANDIDATES.len()).find(pays).unwrap_or(0);
         let (before, time) = (self.before, CANDIDATES[shortest]);
         let pause = if time == before.time { (before.pause * 2).min(PAUSE_MAX) } else { PAUSE_MIN };
-        GatherDecision { time, until: now + pause, pause, rate: None }
+        GatherDecision { time, since: now, until: now + pause, pause, rate: None }
     }
+}
+
+/// Returns whether [`EXPECTED_MIN`] datagrams are expected in a time at a rate.
+fn gathers_several(time: Duration, rate: u64) -> bool {
+    u128::from(rate) * time.as_micros() / 1_000_000 >= EXPECTED_MIN
 }
 
 /// Returns the median of an odd number of values.
@@ -238,6 +254,8 @@ mod tests {
         costs: [f64; 3],
         now: f64,
         busy: f64,
+        /// Time of the next datagram.
+        arrival: f64,
         rng: fastrand::Rng,
     }
 
@@ -246,7 +264,8 @@ mod tests {
         fn new(costs: [f64; 3]) -> Self {
             let (rate, in_flight) = (0.1 / MICROSECOND, f64::INFINITY);
             let costs = costs.map(|cost| cost * MICROSECOND);
-            Self { rate, in_flight, costs, now: 1e9, busy: 0.0, rng: fastrand::Rng::with_seed(7) }
+            let rng = fastrand::Rng::with_seed(7);
+            Self { rate, in_flight, costs, now: 1e9, busy: 0.0, arrival: 1e9, rng }
         }
 
         /// Returns the random time until the next datagram.
@@ -262,15 +281,19 @@ mod tests {
                 let [datagram, wake_up, timer] = self.costs;
                 let wait = time.as_nanos() as f64;
                 let wake_up = if time.is_zero() { wake_up } else { timer };
+                // Clients that wait for replies send when they have them.
+                if self.in_flight.is_finite() {
+                    self.arrival = self.now;
+                }
                 // A wait without gathering ends at the next datagram.
-                let mut arrival = self.until_next();
-                let idle = if wait == 0.0 { arrival } else { wait };
+                let idle_until =
+                    if wait == 0.0 { self.arrival.max(self.now) } else { self.now + wait };
                 let mut count = 0.0;
-                while arrival <= idle + wake_up && count < self.in_flight {
-                    (arrival, count) = (arrival + self.until_next(), count + 1.0);
+                while self.arrival <= idle_until + wake_up && count < self.in_flight {
+                    (self.arrival, count) = (self.arrival + self.until_next(), count + 1.0);
                 }
                 let work = wake_up + datagram * count;
-                let elapsed = idle + work;
+                let elapsed = idle_until - self.now + work;
                 self.busy += work;
                 self.now += elapsed;
                 let at = CANDIDATES.iter().position(|it| *it == time).unwrap();
@@ -293,7 +316,7 @@ mod tests {
     #[test]
     fn a_long_wait_is_kept_where_timers_are_expensive() {
         let mut policy = GatherPolicy::new(None);
-        let shares = Machine::new([3.0, 7.0, 20.0]).run(&mut policy, 60.0);
+        let shares = Machine::new([3.0, 3.0, 20.0]).run(&mut policy, 60.0);
         assert!(shares[2] > 0.93, "{shares:?}");
     }
 
@@ -322,6 +345,10 @@ mod tests {
         (machine.in_flight, machine.rate) = (f64::INFINITY, 0.1 / MICROSECOND);
         machine.run(&mut policy, 3.0);
         assert_eq!(policy.time(), CANDIDATES[1]);
+        // The short wait would gather less than two datagrams, so the long one is chosen.
+        machine.rate = 0.03 / MICROSECOND;
+        machine.run(&mut policy, 3.0);
+        assert_eq!(policy.time(), CANDIDATES[2]);
         // Too few datagrams for any wait.
         machine.rate = 0.005 / MICROSECOND;
         machine.run(&mut policy, 1.0);

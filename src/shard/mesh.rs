@@ -34,7 +34,7 @@ const MESSAGES_PER_TURN: usize = 128;
 struct MemberWakeup {
     /// A bit for each member that has sent a message.
     ready: Box<[ReadyBits]>,
-    /// A [`Sleep`] as a number, or [`AWAKE`].
+    /// A [`SleepPlace`] as a number, or [`AWAKE`].
     sleep: AtomicU8,
     /// An eventfd, which wakes a member that sleeps in its ring.
     event: OwnedFd,
@@ -45,7 +45,7 @@ struct MemberWakeup {
 /// Where a member sleeps, and so how it is woken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Sleep {
+pub(super) enum SleepPlace {
     /// In its ring, which watches its eventfd.
     InRing = 1,
     /// In the runtime of its thread. The ring could not pass a wake-up by eventfd on at once: the kernel delays an
@@ -176,9 +176,9 @@ impl MeshEndpoint {
             let wakeup = &self.wakeups[to];
             wakeup.ready[self.member / 64].0.fetch_or(1 << (self.member % 64), Ordering::SeqCst);
             let sleep = wakeup.sleep.swap(AWAKE, Ordering::SeqCst);
-            if sleep == Sleep::InRuntime as u8 {
+            if sleep == SleepPlace::InRuntime as u8 {
                 wakeup.notify.notify_one();
-            } else if sleep == Sleep::InRing as u8 {
+            } else if sleep == SleepPlace::InRing as u8 {
                 // It fails only after 2^64 wake-ups.
                 let _ = rustix::io::write(&wakeup.event, &1_u64.to_ne_bytes());
             }
@@ -224,7 +224,7 @@ impl MeshEndpoint {
     }
 
     /// Marks this member as sleeping; returns false if it has messages and must not sleep.
-    pub(super) fn prepare_sleep(&self, sleep: Sleep) -> bool {
+    pub(super) fn prepare_sleep(&self, sleep: SleepPlace) -> bool {
         let wakeup = &self.wakeups[self.member];
         wakeup.sleep.store(sleep as u8, Ordering::SeqCst);
         let quiet = wakeup.ready.iter().all(|ready| ready.0.load(Ordering::SeqCst) == 0);
@@ -315,17 +315,17 @@ mod tests {
     #[test]
     fn a_node_with_messages_does_not_sleep() {
         let mut endpoints = mesh(1).unwrap();
-        assert!(endpoints[0].prepare_sleep(Sleep::InRing));
+        assert!(endpoints[0].prepare_sleep(SleepPlace::InRing));
         endpoints[0].end_sleep();
         endpoints[1].send(0, Message::Stop);
         endpoints[1].notify();
-        assert!(!endpoints[0].prepare_sleep(Sleep::InRing));
+        assert!(!endpoints[0].prepare_sleep(SleepPlace::InRing));
         assert_eq!(endpoints[0].receive(|from, _| assert_eq!(from, 1)), 1);
-        assert!(endpoints[0].prepare_sleep(Sleep::InRing));
+        assert!(endpoints[0].prepare_sleep(SleepPlace::InRing));
     }
 
     /// Sends messages to a member that sleeps whenever it has none; `wait` returns once it is woken.
-    fn send_to_a_sleeper(sleep: Sleep, wait: impl Fn(&WakeupReceiver)) {
+    fn send_to_a_sleeper(sleep: SleepPlace, wait: impl Fn(&WakeupReceiver)) {
         const MESSAGES: u32 = if cfg!(miri) { 20 } else { 20_000 };
         let mut endpoints = mesh(2).unwrap();
         endpoints.pop();
@@ -357,7 +357,7 @@ mod tests {
     #[test]
     fn a_member_that_sleeps_in_its_runtime_misses_no_message() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        send_to_a_sleeper(Sleep::InRuntime, |waker| {
+        send_to_a_sleeper(SleepPlace::InRuntime, |waker| {
             let timeout = std::time::Duration::from_secs(10);
             let woken = async { tokio::time::timeout(timeout, waker.notified()).await };
             runtime.block_on(woken).expect("missed");
@@ -366,7 +366,7 @@ mod tests {
 
     #[test]
     fn a_member_that_sleeps_in_its_ring_misses_no_message() {
-        send_to_a_sleeper(Sleep::InRing, |waker| {
+        send_to_a_sleeper(SleepPlace::InRing, |waker| {
             let mut polled = [PollFd::from_borrowed_fd(waker.event(), PollFlags::IN)];
             let timeout = Timespec { tv_sec: 10, tv_nsec: 0 };
             assert_eq!(poll(&mut polled, Some(&timeout)).unwrap(), 1, "missed");

@@ -22,7 +22,7 @@ pub mod update;
 
 use crate::clock::Now;
 use datapath::Datapath;
-use mesh::{MeshEndpoint, Sleep};
+use mesh::{MeshEndpoint, SleepPlace};
 use message::{HTTP_REQUEST, Message};
 use node::{Node, NodeResources};
 use std::cell::{Ref, RefCell, RefMut};
@@ -55,9 +55,9 @@ pub struct Shard<D: Datapath = Ring> {
     udp: UdpRequests<D>,
     inbox: Vec<(usize, Message)>,
     prefetches: Vec<Option<Prefetch>>,
-    /// Number of datagrams of the current step.
+    /// Number of datagrams since the end of the last step.
     datagrams: usize,
-    /// Whether the last step left nothing to do.
+    /// Whether the last step was one with a wait, and left nothing to do.
     is_idle: bool,
     /// Time at which the statistics were published.
     published_at: Duration,
@@ -114,6 +114,7 @@ impl<D: Datapath> Shard<D> {
         if self.node().is_stopping {
             return Ok(NextStep::Stop);
         }
+        self.is_idle = false;
         let is_idle = self.take_turns()?;
         let has_work = self.end_turns(true);
         if has_work || !is_idle {
@@ -122,7 +123,9 @@ impl<D: Datapath> Shard<D> {
         // The event is enabled before the turn. The waker is armed after it, and then the queues are checked again.
         // So whatever arrives is found by the turn or that check, or triggers the event or the waker.
         self.udp.datapath.set_event_enabled(true);
-        if self.turn(Wait::No)? == (0, 0) && self.node().endpoint.prepare_sleep(Sleep::InRuntime) {
+        if self.turn(Wait::No)? == (0, 0)
+            && self.node().endpoint.prepare_sleep(SleepPlace::InRuntime)
+        {
             return Ok(NextStep::Sleep);
         }
         self.udp.datapath.set_event_enabled(false);
@@ -136,30 +139,25 @@ impl<D: Datapath> Shard<D> {
     }
 
     /// Works like [`Self::step`], but never returns [`NextStep::Sleep`]. If the last step left nothing to do, it first
-    /// waits in the datapath until there is something, at most for `timeout`. One system call submits the replies of
-    /// the last step and waits.
+    /// waits in the datapath until there is something, at most for `timeout`. Unless datagrams are gathered, one system
+    /// call submits the replies of the last step and waits.
     pub fn step_with_wait(&mut self, timeout: Duration) -> io::Result<NextStep> {
         if self.node().is_stopping {
             return Ok(NextStep::Stop);
         }
         let gather = self.node().gather.time();
-        let mut wait = match self.is_idle && self.node().endpoint.prepare_sleep(Sleep::InRing) {
-            true => Wait::Event { gather, timeout },
-            false => Wait::No,
-        };
-        (self.datagrams, self.is_idle) = (0, false);
+        let waits = self.is_idle && self.node().endpoint.prepare_sleep(SleepPlace::InRing);
+        let mut wait = if waits { Wait::Event { gather, timeout } } else { Wait::No };
+        self.is_idle = false;
         let mut work = 0;
         for _ in 0..TURNS_PER_STEP {
-            let (datagrams, messages) = self.turn(wait)?;
-            if wait != Wait::No {
-                self.node().endpoint.end_sleep();
-                wait = Wait::No;
-            }
+            let (datagrams, messages) = self.turn(std::mem::replace(&mut wait, Wait::No))?;
             // After a turn that took everything, the shard waits; but what arrived while it answered would be delayed
             // by a wait that gathers.
-            self.is_idle = match gather.is_zero() {
-                true => datagrams < BATCH_MAX && messages < MeshEndpoint::messages_per_turn(),
-                false => datagrams + messages == 0,
+            self.is_idle = if gather.is_zero() {
+                datagrams < BATCH_MAX && messages < MeshEndpoint::messages_per_turn()
+            } else {
+                datagrams + messages == 0
             };
             work += datagrams + messages;
             if self.is_idle || work >= WORK_PER_STEP {
@@ -183,13 +181,14 @@ impl<D: Datapath> Shard<D> {
     fn take_turns(&mut self) -> io::Result<bool> {
         let gather = self.node().gather.time();
         let (mut work, mut wait, mut has_waited) = (0, Wait::No, false);
-        self.datagrams = 0;
+        let mut has_datagrams = false;
         for _ in 0..TURNS_PER_STEP {
             let (datagrams, messages) = self.turn(std::mem::replace(&mut wait, Wait::No))?;
             work += datagrams + messages;
+            has_datagrams |= datagrams > 0;
             if datagrams + messages == 0 {
                 // Messages do not tell whether datagrams will arrive.
-                if has_waited || gather.is_zero() || self.datagrams == 0 {
+                if has_waited || gather.is_zero() || !has_datagrams {
                     return Ok(true);
                 }
                 (has_waited, wait) = (true, Wait::Gather(gather));
@@ -207,7 +206,8 @@ impl<D: Datapath> Shard<D> {
         let now = {
             let node = &mut *self.node.borrow_mut();
             let clock = node.clock;
-            node.gather.record(self.datagrams, clock.elapsed(), || clock.thread_busy());
+            let datagrams = std::mem::take(&mut self.datagrams);
+            node.gather.record(datagrams, clock.elapsed(), || clock.thread_busy());
             clock.now()
         };
         let has_work = self.node_mut().maintain(now);

@@ -64,7 +64,7 @@ pub struct NodeResources {
     pub client_samples: ClientSamples,
     /// The clock.
     pub clock: Clock,
-    /// How long datagrams are gathered; zero is not at all, and `None` is what pays.
+    /// How long datagrams are gathered; zero disables it, and with `None` trials choose the time.
     pub gather: Option<Duration>,
 }
 

@@ -1,6 +1,6 @@
 //! The main loop of a shard, as a task on the runtime of its thread.
 
-use super::runtime_watch::{RING_WAIT_MAX, RuntimeWatch};
+use super::runtime_watch::{DueTasks, RING_WAIT_MAX, RuntimeWatch};
 use super::{NextStep, Shard};
 use crate::http::{self, HttpResources};
 use std::io;
@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::MissedTickBehavior;
 
 /// Steps of a busy shard without connections after which accepts and closes of HTTP are submitted to the kernel.
 const STEPS_PER_SUBMIT: u32 = 64;
@@ -30,6 +31,8 @@ impl Shard {
         let mut runtime = RuntimeWatch::new(&mut self.udp.datapath, event.as_fd(), clock.elapsed());
         let http = http::serve(http, &self.node)?;
         let mut seconds = tokio::time::interval(Duration::from_secs(1));
+        // Nothing awaits the ticks while the shard waits in its ring: otherwise all missed ones would fire at once.
+        seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut steps: u32 = 0;
         loop {
             let (now, ring) = (clock.elapsed(), &mut self.udp.datapath);
@@ -37,9 +40,8 @@ impl Shard {
                 if self.step_with_wait(RING_WAIT_MAX)? == NextStep::Stop {
                     break;
                 }
-                if runtime.must_run_tasks(&mut self.udp.datapath, now) {
-                    tokio::task::yield_now().await;
-                }
+                let due = runtime.due_tasks(&mut self.udp.datapath, clock.elapsed());
+                run_tasks(due).await?;
                 continue;
             }
             match self.step()? {
@@ -83,6 +85,19 @@ impl Shard {
         std::mem::forget(self);
         Ok(())
     }
+}
+
+/// Has the runtime look for events and timers, run the tasks that wait for those, and submit their operations.
+async fn run_tasks(due: DueTasks) -> io::Result<()> {
+    if due != DueTasks::None {
+        tokio::task::yield_now().await;
+        tokio::task::yield_now().await;
+    }
+    if due == DueTasks::Events {
+        // The runtime submits operations only before it waits. Awaiting one makes it wait.
+        tokio_uring::no_op().await?;
+    }
+    Ok(())
 }
 
 #[expect(

@@ -56,6 +56,10 @@ impl<D: Datapath> UdpRequests<D> {
     pub(super) fn turn(&mut self, node: &mut Node, wait: Wait) -> io::Result<(Now, usize)> {
         self.timer.begin_turn(&node.clock);
         let available = self.datapath.turn(wait)?.min(BATCH_MAX);
+        if wait != Wait::No {
+            // Early, so that other shards do not wake one that works.
+            node.endpoint.end_sleep();
+        }
         self.timer.end_phase(&node.clock, TurnPhase::Transfer);
         node.begin_turn();
         let now = node.clock.now();

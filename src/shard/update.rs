@@ -17,7 +17,7 @@ pub struct ShardSettings {
     pub announce: AnnounceSettings,
     /// Settings of the swarm table.
     pub table: TableSettings,
-    /// How long datagrams are gathered; zero is not at all, and `None` is what pays.
+    /// How long datagrams are gathered; zero disables it, and with `None` trials choose the time.
     pub gather: Option<Duration>,
     /// Settings of HTTP.
     pub http: Arc<HttpSettings>,

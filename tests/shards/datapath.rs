@@ -33,7 +33,7 @@ pub(crate) struct Link {
     /// Whether the shard waits for an event.
     waits_for_event: Cell<bool>,
     /// Whether the last turn waited and found no datagrams.
-    pub(crate) has_waited_in_vain: Cell<bool>,
+    pub(crate) has_waited_without_datagrams: Cell<bool>,
     in_flight: Cell<usize>,
     /// Numbers of free buffers and free slots.
     pub(crate) free: Cell<(usize, usize)>,
@@ -147,7 +147,7 @@ impl Datapath for Model {
         }
         drop(socket);
         self.publish();
-        self.link.has_waited_in_vain.set(wait != Wait::No && self.arrived.is_empty());
+        self.link.has_waited_without_datagrams.set(wait != Wait::No && self.arrived.is_empty());
         Ok(self.arrived.len())
     }
 

@@ -56,7 +56,7 @@ const BUFFERS: u16 = 256;
 const FORWARD_SLOTS: u16 = 256;
 
 // Maximum number of completions at once: a receive and a reply for each buffer, a reply for each forward slot, and the
-// end of a receive and of its cancellation for each socket.
+// end of a receive and of its cancellation for each socket. There is space for the few of watched descriptors, too.
 const _: () = assert!(
     2 * BUFFERS as usize + FORWARD_SLOTS as usize + 2 * SOCKETS_MAX <= setup::COMPLETIONS as usize
 );
@@ -112,12 +112,11 @@ const _: () = assert!(Ring::memory_bytes() <= 8 << 20);
 pub enum Wait {
     /// It does not wait.
     No,
-    /// It waits this long for a full batch of datagrams.
+    /// It waits this long for more datagrams.
     Gather(Duration),
     /// It waits for a datagram or a watched descriptor, at most for `timeout`.
     Event {
-        /// Minimum time of the wait, unless a full batch of datagrams arrives. At moderate load, most of the cost of a
-        /// datagram is waking up for it.
+        /// Minimum time of the wait. At moderate load, most of the cost of a datagram is waking up for it.
         gather: Duration,
         /// Maximum time of the wait.
         timeout: Duration,
@@ -302,7 +301,7 @@ impl Ring {
     }
 
     /// Submits replies, waits if `wait` says so, and collects received datagrams; returns the number of datagrams that
-    /// [`Self::take`] can return.
+    /// [`Self::take`] can return. While there are such datagrams, it does not wait.
     ///
     /// # Errors
     ///
@@ -310,11 +309,11 @@ impl Ring {
     pub fn turn(&mut self, wait: Wait) -> io::Result<usize> {
         self.state.memory_ref().buffers.publish();
         self.arm_watches()?;
-        // Without a receive in flight, nothing would end a wait.
-        let is_unarmed = self.state.armed.contains(&false);
+        // Without a receive in flight, no datagram would end a wait; those that have arrived must not wait either.
+        let must_not_wait = self.state.armed.contains(&false) || !self.state.arrived.is_empty();
         match wait {
             Wait::No => self.enter()?,
-            _ if is_unarmed => self.enter()?,
+            _ if must_not_wait => self.enter()?,
             Wait::Gather(time) => self.enter_and_gather(time)?,
             Wait::Event { gather, timeout } => self.enter_and_wait(gather, timeout)?,
         }

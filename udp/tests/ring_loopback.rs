@@ -157,6 +157,10 @@ fn a_turn_that_gathers_sends_first_and_gathers_datagrams() {
     );
 }
 
+fn monotonic() -> Duration {
+    rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).try_into().unwrap()
+}
+
 /// A wait for an event lasts until there is a datagram or a watched descriptor is readable, and no longer than its
 /// timeout. An eventfd ends one wait for each write although it is never read.
 #[test]
@@ -172,7 +176,9 @@ fn a_wait_for_an_event_ends_when_there_is_one() {
     ring.turn(Wait::No).unwrap();
     for gather in [Duration::ZERO, Duration::from_micros(200)] {
         let wait = |timeout| Wait::Event { gather, timeout };
+        let begun = monotonic();
         assert_eq!(ring.turn(wait(SHORT)).unwrap(), 0, "nothing has happened");
+        assert!(monotonic() - begun >= SHORT);
         for _ in 0..3 {
             assert!(!ring.take_signal(watch));
             rustix::io::write(&event, &1_u64.to_ne_bytes()).unwrap();
@@ -185,15 +191,17 @@ fn a_wait_for_an_event_ends_when_there_is_one() {
         let received = ring.take().map(Result::unwrap).unwrap();
         let len = echo(b"one", false, ring.open(&received).1);
         ring.send(received, len).unwrap();
-        // The reply is submitted before the wait and does not end it; the answer of the client does.
+        // The reply is submitted before the wait and does not end it without gathering; the answer of the client does.
         let answer = std::thread::spawn(move || {
             client.recv_from(&mut [0; 64]).unwrap();
+            std::thread::yield_now();
             client.send_to(b"two", server).unwrap();
         });
-        let mut arrived = 0;
+        let (mut arrived, mut turns) = (0, 0);
         while arrived == 0 {
-            arrived = ring.turn(wait(LONG)).unwrap();
+            (arrived, turns) = (ring.turn(wait(LONG)).unwrap(), turns + 1);
         }
+        assert!(turns == 1 || !gather.is_zero(), "{turns} turns");
         answer.join().unwrap();
         serve(&mut ring, echo);
     }
@@ -204,7 +212,9 @@ fn a_wait_for_an_event_ends_when_there_is_one() {
     assert_eq!(ring.turn(none).unwrap(), 0);
     ring.take_signal(watch);
     rustix::io::write(&event, &1_u64.to_ne_bytes()).unwrap();
+    let begun = monotonic();
     assert_eq!(ring.turn(none).unwrap(), 0);
+    assert!(monotonic() - begun >= SHORT);
     assert!(!ring.take_signal(watch));
     ring.set_watch_enabled(watch, true).unwrap();
     ring.turn(Wait::Event { gather: Duration::ZERO, timeout: LONG }).unwrap();

@@ -71,12 +71,13 @@ impl Ring {
             return self.enter_with_timeout(COMPLETIONS_WANTED, arguments.min_wait_usec(gather));
         }
         self.enter_with_timeout(1, arguments)?;
-        self.enter_and_gather(gather)
+        // After a timeout there is nothing that more could be gathered for.
+        if self.ring.completion().is_empty() { Ok(()) } else { self.enter_and_gather(gather) }
     }
 
     /// Submits the queued operations, and waits for their completions and `wanted` others.
     ///
-    /// A reply completes when it is submitted, unless the send buffer of its socket is full.
+    /// A reply completes when it is submitted, as its send does not wait.
     fn enter_with_timeout(
         &mut self,
         wanted: usize,

@@ -45,6 +45,8 @@ impl Watches {
         let watch = self.watches.get_mut(usize::from(number.0))?;
         let was_enabled = std::mem::replace(&mut watch.is_enabled, is_enabled);
         self.has_unarmed |= is_enabled && !watch.is_armed;
+        // What happened before a watch is enabled is no signal; a poll that is armed reports a readable descriptor.
+        watch.is_signalled &= was_enabled;
         // Removing a poll instead of cancelling it would fail while an event of it is being handled.
         (was_enabled && !is_enabled && watch.is_armed).then(|| {
             let poll = OperationId::Watch { number: number.0 }.pack();
