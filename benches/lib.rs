@@ -25,7 +25,7 @@ pub const LIFETIME_SECS: u32 = 2_700;
 
 /// Returns the number of peers of a torrent of the population.
 pub fn peers_of(torrent: u32) -> u32 {
-    // Mixed by number, so that any range of torrents has the same distribution.
+    // The number is hashed, so that any range of torrents has about the same distribution.
     let percent = torrent.wrapping_mul(0x9e37_79b9) % 100;
     SHAPE.iter().find(|(below, _)| percent < *below).map_or(1, |(_, peers)| *peers)
 }
@@ -37,7 +37,8 @@ pub fn info_hash_of(torrent: u32) -> InfoHash {
     InfoHash(bytes)
 }
 
-/// Returns the endpoint of a peer: addresses differ, and ports are like those of clients.
+/// Returns the endpoint of a peer: addresses are spread over the IPv4 space and nearly all differ; ports are 1024 to
+/// 1073.
 pub fn endpoint_of(torrent: u32, peer: u32) -> Endpoint {
     let mixed = torrent.wrapping_mul(0x85eb_ca6b) ^ peer.wrapping_mul(0xc2b2_ae35);
     Endpoint::new((mixed | 0x2000_0000).to_be_bytes().into(), 1_024 + peer as u16)
@@ -87,8 +88,8 @@ pub fn announce_to(
     table.announce(now, prefetch, announce, PeerOutput::for_family(Family::V4, reply))
 }
 
-/// Fills a table with torrents of the population, in rounds as announces arrive over an interval; returns the number of
-/// peers.
+/// Fills a table with torrents of the population, in rounds: the first peer of each torrent, then the second of each,
+/// and so on. Returns the number of peers.
 pub fn fill(table: &mut Swarms, now: Seconds, torrents: std::ops::Range<u32>) -> u64 {
     let mut peers = 0;
     for round in 0..50 {

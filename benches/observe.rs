@@ -57,9 +57,8 @@ pub fn resident_bytes(process: u32) -> Option<u64> {
     Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? * 1024)
 }
 
-/// Returns the cores that the threads of a process may run on, as sets without duplicates: one for threads with the
-/// same cores. Threads whose names begin with `shard-` are the only ones that count if there are any: the others of
-/// this tracker do not serve.
+/// Returns the distinct sets of cores on which the threads of a process may run. If it has threads whose names begin
+/// with `shard-`, only these count: the other threads of this tracker answer no requests.
 pub fn cores_of(process: u32) -> Vec<BTreeSet<usize>> {
     let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
     let status = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("status")).ok();

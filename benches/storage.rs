@@ -138,7 +138,7 @@ fn sweep(criterion: &mut Criterion, name: &str, torrents: u32) {
 fn subnet_preference(criterion: &mut Criterion) {
     let lengths = |lengths: &[u8]| PrefixLengths::new(lengths).expect("the lengths are descending");
     let rack_and_site = SubnetPreference { v4: lengths(&[24, 16]), ..SubnetPreference::default() };
-    // All peers share the prefix, so that random peers must be checked for duplicates.
+    // All peers are in the subnet, so each random peer may be in the reply already and must be checked.
     let all_in_subnet = SubnetPreference { v4: lengths(&[8]), ..SubnetPreference::default() };
     let mut group = criterion.benchmark_group("subnet_preference");
     for peers in [1_000, 10_000, 100_000_u32] {

@@ -6,8 +6,9 @@ use crate::protocol::TrackerReply;
 
 /// Checks the content of the reply to the request with this number in the order of sending.
 ///
-/// Only counts above the whole population are wrong: requests may be unanswered or lost, so counts may be lower. With
-/// `is_exclusive`, only this generator uses the tracker; otherwise it may return peers of others.
+/// Counts above the peers that the population has of the torrent are wrong, and so are counts below the number of peers
+/// listed. Other low counts are not: requests may be unanswered or lost. With `is_exclusive`, only this generator uses
+/// the tracker; otherwise it may return peers of others.
 ///
 /// # Errors
 ///

@@ -83,7 +83,7 @@ impl InFlight {
         self.unanswered
     }
 
-    /// Returns the number of requests sent so far, which orders events.
+    /// Returns the number of requests sent so far, which is also the number of the next request.
     pub(crate) fn sent_count(&self) -> u64 {
         self.next
     }

@@ -20,8 +20,8 @@ const LEFT: u64 = 700 << 20;
 pub(crate) enum Shape {
     /// The share of the torrent of rank r is proportional to `r^-s`, where s is this exponent.
     Zipf(f64),
-    /// Of a public tracker: 60 % of torrents with 1 peer, 20 % with 2, 10 % with 3, 5 % with 5, 4 % with 10, 1 % with
-    /// 50.
+    /// The shares of a public tracker. With 2.45 peers per torrent, 60 % of torrents have 1 peer, 20 % have 2, 10 %
+    /// have 3, 5 % have 5, 4 % have 10, and 1 % have 50.
     Public,
 }
 
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn peers_start_complete_and_stop() {
+    fn peers_start_then_complete_and_stop() {
         let mut population = population(1, Shape::Public, 4);
         let (mut rng, mut seen) = (Rng::with_seed(7), [0; 4]);
         let mut is_present = false;

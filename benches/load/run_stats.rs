@@ -8,7 +8,7 @@ use tsubame_bench::record::{Latency, StepRecord, Tenth};
 /// Length of an entry of the time series.
 const TENTH_NS: u64 = 100_000_000;
 
-/// Maximum latency that is recorded exactly; it is also the maximum timeout.
+/// Maximum latency of the histogram, which records longer ones as this one; also the maximum of `--timeout`.
 const LATENCY_NS_MAX: u64 = 60_000_000_000;
 
 /// Delay from which a request counts as sent late.

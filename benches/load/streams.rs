@@ -23,7 +23,7 @@ use std::os::fd::OwnedFd;
 use stream::Stream;
 use tsubame_bench::batch::BATCH;
 
-/// Number of draws of a peer without an unanswered announce.
+/// Maximum number of random peers that are tried to find one without an unanswered announce.
 const DRAWS: usize = 8;
 
 /// Time for which a link stays unused after its connection failed: a client would not retry at once, either.
@@ -109,7 +109,7 @@ pub(crate) struct Streams {
 }
 
 impl Streams {
-    /// Creates the links of each target, with a number of links for each peer group of the population in their order.
+    /// Creates the links of each target. Their numbers are in the order of the peer groups of the population.
     /// With `closes`, each request has its own connection.
     pub(crate) fn new(
         targets: &[&Target],
@@ -538,7 +538,7 @@ impl Transport for Streams {
             link.pending_request.is_some_and(|pending_request| pending_request.request == *request)
         };
         if let Some(index) = self.links.iter().position(is_of_request) {
-            // The peer stays marked as announcing: the tracker may still process the lost announce after a newer one.
+            // The peer stays marked and announces no more: the tracker may process the lost announce after a newer one.
             let link = &mut self.links[index];
             (link.stream, link.pending_request) = (None, None);
             self.add_idle(index);

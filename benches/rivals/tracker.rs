@@ -1,4 +1,4 @@
-//! Trackers as processes: how each is configured and started, alone on its core.
+//! Trackers as processes: how each is configured and started, pinned to its cores.
 
 use std::fs;
 use std::net::{IpAddr, UdpSocket};
@@ -17,7 +17,8 @@ pub(crate) enum TrackerKind {
     AquaticUring,
     /// aquatic_udp with mio.
     AquaticMio,
-    /// opentracker, built as an open tracker; otherwise the program of Debian, which serves the torrents of a list.
+    /// opentracker: if `is_open`, the program that benches/compare built as an open tracker; otherwise Debian's
+    /// program, which serves only the torrents of a list.
     OpenTracker { is_open: bool },
     /// The reflector, which is the upper bound of what sockets permit, with this number of peers in each reply.
     Reflector { peers: u32 },
@@ -60,8 +61,8 @@ fn opentracker(folder: &Path, is_open: bool) -> PathBuf {
     if is_open { folder.join("opentracker") } else { PathBuf::from("/usr/bin/opentracker") }
 }
 
-/// Returns the receive buffer in bytes that a program must set to get the one that the kernel gives to others: it
-/// doubles what is set. opentracker sets none, so all trackers get the same.
+/// Returns the bytes that a program must request to get a receive buffer of the kernel's default size: half of it, as
+/// the kernel doubles the request. All trackers get this size, because opentracker requests none.
 fn receive_buffer() -> usize {
     let default = fs::read_to_string("/proc/sys/net/core/rmem_default");
     default.ok().and_then(|text| text.trim().parse::<usize>().ok()).unwrap_or(212_992) / 2

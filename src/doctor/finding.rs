@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-/// Result of a check.
+/// Severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FindingLevel {
@@ -27,12 +27,12 @@ impl FindingLevel {
     }
 }
 
-/// What a check has found.
+/// Result of a check of `tsubame doctor`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// Name of the check, such as `receive_buffer`.
     pub check: &'static str,
-    /// Result.
+    /// Severity.
     pub level: FindingLevel,
     /// What was found, with its value.
     pub text: String,

@@ -9,7 +9,7 @@ use std::path::Path;
 /// Returns a duplicate of the epoll instance that polls a descriptor of this process; `None` if it cannot be found, for
 /// example because `/proc` is not mounted.
 ///
-/// The instance must exist, and the descriptor must not have been polled by another one, until this function returns.
+/// Until this function returns, that instance must stay open, and no other one may have polled the descriptor.
 pub fn epoll_that_polls(descriptor: BorrowedFd<'_>) -> Option<OwnedFd> {
     let polled = descriptor.as_raw_fd().to_string();
     // An epoll instance lists its targets, as in "tfd:       15 events: 19".
