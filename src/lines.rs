@@ -2,12 +2,11 @@
 //!
 //! Only regular files are read: a read from a FIFO or a device could block forever.
 
+use rustix::fs::OFlags;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-
-use rustix::fs::OFlags;
 
 /// Maximum bytes of a line; longer lines are split. A file that was configured by mistake may have no line ends.
 const LINE_LEN_MAX: u64 = 4096;

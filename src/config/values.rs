@@ -97,7 +97,8 @@ pub(super) fn gather(value: &Value) -> ParseResult<Option<Duration>> {
     let text = text(value)?;
     let time = humantime::parse_duration(&text).ok();
     let time = time.filter(|time| (Duration::from_micros(1)..=GATHER_MAX).contains(time));
-    time.map(Some).ok_or_else(|| format!("{text:?} is not auto, off or a time from 1us to 200us"))
+    let max = humantime::format_duration(GATHER_MAX);
+    time.map(Some).ok_or_else(|| format!("{text:?} is not auto, off or a time from 1us to {max}"))
 }
 
 pub(super) fn size(value: &Value, min: usize, max: usize) -> ParseResult<usize> {

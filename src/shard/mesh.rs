@@ -224,9 +224,9 @@ impl MeshEndpoint {
     }
 
     /// Marks this member as sleeping; returns false if it has messages and must not sleep.
-    pub(super) fn prepare_sleep(&self, sleep: SleepPlace) -> bool {
+    pub(super) fn prepare_sleep(&self, place: SleepPlace) -> bool {
         let wakeup = &self.wakeups[self.member];
-        wakeup.sleep.store(sleep as u8, Ordering::SeqCst);
+        wakeup.sleep.store(place as u8, Ordering::SeqCst);
         let quiet = wakeup.ready.iter().all(|ready| ready.0.load(Ordering::SeqCst) == 0);
         if !quiet {
             self.end_sleep();

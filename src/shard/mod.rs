@@ -116,7 +116,7 @@ impl<D: Datapath> Shard<D> {
         }
         self.is_idle = false;
         let is_idle = self.take_turns()?;
-        let has_work = self.end_turns(true);
+        let has_work = self.end_turns(Duration::ZERO);
         if has_work || !is_idle {
             return Ok(NextStep::Continue);
         }
@@ -164,12 +164,7 @@ impl<D: Datapath> Shard<D> {
                 break;
             }
         }
-        let now = self.node().clock.elapsed();
-        let is_due = now.saturating_sub(self.published_at) >= PUBLISH_INTERVAL;
-        if is_due {
-            self.published_at = now;
-        }
-        let has_work = self.end_turns(is_due);
+        let has_work = self.end_turns(PUBLISH_INTERVAL);
         self.is_idle &= !has_work;
         Ok(NextStep::Continue)
     }
@@ -200,18 +195,15 @@ impl<D: Datapath> Shard<D> {
         Ok(false)
     }
 
-    /// Ends the turns of a step: does a bounded part of the maintenance, and publishes the statistics if wanted.
-    /// Returns whether more is to be done.
-    fn end_turns(&mut self, publishes: bool) -> bool {
-        let now = {
-            let node = &mut *self.node.borrow_mut();
-            let clock = node.clock;
-            let datagrams = std::mem::take(&mut self.datagrams);
-            node.gather.record(datagrams, clock.elapsed(), || clock.thread_busy());
-            clock.now()
-        };
-        let has_work = self.node_mut().maintain(now);
-        if publishes {
+    /// Ends the turns of a step: does a bounded part of the maintenance, and publishes the statistics if they were
+    /// published `interval` ago or earlier. Returns whether more is to be done.
+    fn end_turns(&mut self, interval: Duration) -> bool {
+        let clock = self.node().clock;
+        let (elapsed, datagrams) = (clock.elapsed(), std::mem::take(&mut self.datagrams));
+        self.node_mut().gather.record(datagrams, elapsed, || clock.thread_busy());
+        let has_work = self.node_mut().maintain(clock.now());
+        if elapsed.saturating_sub(self.published_at) >= interval {
+            self.published_at = elapsed;
             self.publish();
         }
         let has_scanned = self.node_mut().scan();

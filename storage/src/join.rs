@@ -249,7 +249,7 @@ impl Table {
     {
         let entry = self.store.entry(position);
         let has_others =
-            entry.roles(<PeerStores as RecordWidth<N>>::FAMILY).len() > own.iter().len();
+            entry.roles(<PeerStores as RecordWidth<N>>::FAMILY).len() > usize::from(own.is_some());
         if out.is_empty() || !has_others {
             return 0;
         }

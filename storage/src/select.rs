@@ -91,7 +91,7 @@ pub(crate) fn select<const N: usize>(
     out: &mut [u8],
 ) -> usize {
     let Selection { requester, own, subnet, limit_addresses } = *wanted;
-    if out.len() < N - 2 || peers.roles.len() == own.iter().len() {
+    if out.len() < N - 2 {
         return 0;
     }
     let usable = requester.usable();

@@ -311,9 +311,8 @@ impl Ring {
         self.arm_watches()?;
         // Without a receive in flight, no datagram would end a wait; those that have arrived must not wait either.
         let must_not_wait = self.state.armed.contains(&false) || !self.state.arrived.is_empty();
-        match wait {
+        match if must_not_wait { Wait::No } else { wait } {
             Wait::No => self.enter()?,
-            _ if must_not_wait => self.enter()?,
             Wait::Gather(time) => self.enter_and_gather(time)?,
             Wait::Event { gather, timeout } => self.enter_and_wait(gather, timeout)?,
         }

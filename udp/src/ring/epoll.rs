@@ -13,11 +13,11 @@ use std::path::Path;
 pub fn epoll_that_polls(descriptor: BorrowedFd<'_>) -> Option<OwnedFd> {
     let polled = descriptor.as_raw_fd().to_string();
     // An epoll instance lists its targets, as in "tfd:       15 events: 19".
-    let polls = |info: &str| {
+    let polls = |path: &Path| {
+        let info = fs::read_to_string(path).unwrap_or_default();
         let mut targets = info.lines().filter_map(|line| line.strip_prefix("tfd:"));
         targets.any(|line| line.split_whitespace().next() == Some(polled.as_str()))
     };
-    let polls = |path: &Path| fs::read_to_string(path).is_ok_and(|info| polls(&info));
     let infos = fs::read_dir("/proc/self/fdinfo").ok()?.map_while(Result::ok);
     let found = infos.filter(|info| polls(&info.path()));
     let mut numbers = found.filter_map(|it| it.file_name().to_str()?.parse::<i32>().ok());
