@@ -10,7 +10,7 @@ const TICKS_PER_S: f64 = 100.0;
 
 /// Times of a core since an arbitrary moment; only differences are meaningful.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Core {
+pub struct CoreTimes {
     /// Seconds for which it was busy, with any work.
     ///
     /// It is the time that the kernel does not report as idle: the kernel measures idle time, but only samples the work
@@ -21,7 +21,7 @@ pub struct Core {
 }
 
 /// Returns the times of a core, or `None` if it does not exist.
-pub fn core(core: usize) -> Option<Core> {
+pub fn core_times(core: usize) -> Option<CoreTimes> {
     static START: LazyLock<Instant> = LazyLock::new(now);
     let since_start = now().duration_since(*START).as_secs_f64();
     let stat = fs::read_to_string("/proc/stat").ok()?;
@@ -32,7 +32,7 @@ pub fn core(core: usize) -> Option<Core> {
     let seconds =
         |fields: &[usize]| fields.iter().filter_map(|at| ticks.get(*at)).sum::<f64>() / TICKS_PER_S;
     let stolen_s = seconds(&[7]);
-    Some(Core { busy_s: since_start - seconds(&[3, 4]) - stolen_s, stolen_s })
+    Some(CoreTimes { busy_s: since_start - seconds(&[3, 4]) - stolen_s, stolen_s })
 }
 
 #[expect(clippy::disallowed_methods, reason = "the clock that idle time is subtracted from")]
@@ -41,7 +41,7 @@ fn now() -> Instant {
 }
 
 /// Returns the processor time of all threads of a process in seconds.
-pub fn process_s(process: u32) -> Option<f64> {
+pub fn processor_time_s(process: u32) -> Option<f64> {
     let threads = fs::read_dir(format!("/proc/{process}/task")).ok()?;
     let nanoseconds = threads.flatten().filter_map(|thread| {
         let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
@@ -110,13 +110,13 @@ mod tests {
     #[test]
     fn the_resources_of_this_process_are_read() {
         let process = std::process::id();
-        assert!(super::process_s(process).unwrap() > 0.0);
+        assert!(super::processor_time_s(process).unwrap() > 0.0);
         assert!(super::resident_bytes(process).unwrap() > 1 << 20);
-        let before = super::core(0).unwrap().busy_s;
+        let before = super::core_times(0).unwrap().busy_s;
         assert!(
-            super::core(0).unwrap().busy_s >= before - 0.02,
+            super::core_times(0).unwrap().busy_s >= before - 0.02,
             "the time is accurate to two ticks of 10 ms"
         );
-        assert!(super::core(100_000).is_none());
+        assert!(super::core_times(100_000).is_none());
     }
 }

@@ -6,7 +6,7 @@
 #[path = "shards/datapath.rs"]
 mod datapath;
 
-use datapath::{Link, Model};
+use datapath::{DatapathHandle, Model};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -137,7 +137,7 @@ static SECONDS: AtomicU64 = AtomicU64::new(1_000);
 
 struct SimulatedShard {
     shard: Shard<Model>,
-    link: Rc<Link>,
+    handle: Rc<DatapathHandle>,
     shared_stats: Arc<SharedStats>,
 }
 
@@ -170,9 +170,10 @@ fn shards(keys: &std::path::Path) -> Vec<SimulatedShard> {
         let ShardSettings { ids, announce, table, .. } = startup.shard_settings(&config, number);
         let mut tracker = Tracker::new(ids, announce, Swarms::new(table));
         tracker.exchange_policy(clock.now(), &mut policy.policy(2, 7));
-        let (link, shared_stats) = (Rc::<Link>::default(), Arc::<SharedStats>::default());
-        link.discards_replies.set(true);
-        let (keys, datapath) = (startup.identity.steering_keys(), Model::new(link.clone()));
+        let (handle, shared_stats) =
+            (Rc::<DatapathHandle>::default(), Arc::<SharedStats>::default());
+        handle.discards_replies.set(true);
+        let (keys, datapath) = (startup.identity.steering_keys(), Model::new(handle.clone()));
         let retired = retired.clone();
         let node = NodeResources {
             number,
@@ -187,7 +188,7 @@ fn shards(keys: &std::path::Path) -> Vec<SimulatedShard> {
             gather: None,
         };
         let shard = Shard::new(ShardResources { node, datapath });
-        SimulatedShard { shard, link, shared_stats }
+        SimulatedShard { shard, handle, shared_stats }
     };
     (0..2).zip(mesh(2).unwrap()).map(node).collect()
 }
@@ -219,7 +220,7 @@ fn a_packet_through_shards_and_hooks_allocates_nothing() {
     let pass = |nodes: &mut [SimulatedShard], requests: Vec<(SocketAddr, Vec<u8>)>| {
         let before = ALLOCATIONS.get();
         for (number, (source, bytes)) in requests.into_iter().enumerate() {
-            assert!(nodes[number / 4 % 2].link.arrive(source, bytes));
+            assert!(nodes[number / 4 % 2].handle.arrive(source, bytes));
             let mut at_rest = 0;
             while at_rest < 4 {
                 for SimulatedShard { shard, .. } in &mut *nodes {

@@ -14,7 +14,7 @@ mod datapath;
 #[path = "shards/http.rs"]
 mod http;
 
-use datapath::{BUFFERS, Link, Model, SLOTS};
+use datapath::{BUFFERS, DatapathHandle, Model, SLOTS};
 use http::PendingOverHttp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -55,9 +55,9 @@ const DENIED: usize = 0;
 
 const KEY: &str = "00112233445566778899aabbccddeeff";
 
-struct Node {
+struct SimulatedShard {
     shard: Shard<Model>,
-    link: Rc<Link>,
+    handle: Rc<DatapathHandle>,
     waker: WakeupReceiver,
     shared_stats: Arc<SharedStats>,
     asleep: bool,
@@ -85,7 +85,7 @@ struct World {
     waits_in_datapath: bool,
     seconds: &'static AtomicU64,
     ids: ConnectionIds,
-    nodes: Vec<Node>,
+    shards: Vec<SimulatedShard>,
     control: MeshEndpoint,
     retired: UnboundedReceiver<Box<ShardUpdate>>,
     startup: StartupState,
@@ -101,7 +101,7 @@ struct World {
     answered_over_http: u64,
     late_over_http: u64,
     shed_over_http: u64,
-    lists_requested: u64,
+    page_scans_requested: u64,
 }
 
 fn hash_of(torrent: usize) -> InfoHash {
@@ -157,8 +157,11 @@ impl World {
         let node = |(number, endpoint): (u16, MeshEndpoint)| {
             let ShardSettings { ids, announce, table, .. } =
                 startup.shard_settings(&config, number);
-            let (link, waker, shared_stats) =
-                (Rc::<Link>::default(), endpoint.wakeup_receiver(), Arc::<SharedStats>::default());
+            let (handle, waker, shared_stats) = (
+                Rc::<DatapathHandle>::default(),
+                endpoint.wakeup_receiver(),
+                Arc::<SharedStats>::default(),
+            );
             let node = NodeResources {
                 number,
                 shards,
@@ -171,17 +174,17 @@ impl World {
                 clock: Clock::simulated(seconds),
                 gather: None,
             };
-            let datapath = Model::new(link.clone());
+            let datapath = Model::new(handle.clone());
             let shard = Shard::new(ShardResources { node, datapath });
-            Node { shard, link, waker, shared_stats, asleep: false, stalled_until: 0 }
+            SimulatedShard { shard, handle, waker, shared_stats, asleep: false, stalled_until: 0 }
         };
-        let nodes = (0..).zip(endpoints).map(node).collect();
+        let shards = (0..).zip(endpoints).map(node).collect();
         Self {
             waits_in_datapath: rng.bool(),
             rng,
             seconds,
             ids: ConnectionIds::new(config.udp.connection_id_keys.keys[0], &[], 120),
-            nodes,
+            shards,
             control,
             retired: retired_receiver,
             startup,
@@ -195,7 +198,7 @@ impl World {
             answered_over_http: 0,
             late_over_http: 0,
             shed_over_http: 0,
-            lists_requested: 0,
+            page_scans_requested: 0,
         }
     }
 
@@ -206,18 +209,18 @@ impl World {
     fn advance_clock(&mut self, seconds: u64) {
         self.seconds.fetch_add(seconds, Ordering::Relaxed);
         // The tick of each second wakes all shards.
-        self.nodes.iter_mut().for_each(wake);
+        self.shards.iter_mut().for_each(wake);
     }
 
     /// Sends a datagram to a random shard, as without steering.
     fn send(&mut self, from: SocketAddr, action: u32, request: Request, body: &[u8]) {
-        let shard = self.rng.usize(..self.nodes.len());
+        let shard = self.rng.usize(..self.shards.len());
         self.last_transaction += 1;
         let transaction = self.last_transaction;
         let mut bytes = self.ids.issue(self.now(), from.ip()).to_be_bytes().to_vec();
         bytes.extend([action, transaction].map(u32::to_be_bytes).as_flattened());
         bytes.extend(body);
-        if self.nodes[shard].link.arrive(from, bytes) {
+        if self.shards[shard].handle.arrive(from, bytes) {
             self.arrived += 1;
             self.requests.insert(transaction, (from, request));
         }
@@ -260,8 +263,8 @@ impl World {
 
     /// Checks the replies that the datapaths have sent.
     fn receive(&mut self) {
-        for shard in 0..self.nodes.len() {
-            let sent = std::mem::take(&mut *self.nodes[shard].link.sent.borrow_mut());
+        for shard in 0..self.shards.len() {
+            let sent = std::mem::take(&mut *self.shards[shard].handle.sent.borrow_mut());
             for (to, reply) in sent {
                 self.replies += 1;
                 self.read(to, &reply);
@@ -302,15 +305,15 @@ impl World {
     /// Lets each shard take a step in random order, unless it sleeps or stalls.
     fn step_all(&mut self) {
         self.ticks += 1;
-        let mut order: Vec<usize> = (0..self.nodes.len()).collect();
+        let mut order: Vec<usize> = (0..self.shards.len()).collect();
         self.rng.shuffle(&mut order);
         for number in order {
             let (ticks, late) = (self.ticks, self.rng.u8(..4) == 0);
-            let node = &mut self.nodes[number];
+            let node = &mut self.shards[number];
             if node.stalled_until > ticks || late {
                 continue;
             }
-            if node.asleep && (node.link.has_event() || was_notified(&node.waker)) {
+            if node.asleep && (node.handle.has_event() || was_notified(&node.waker)) {
                 wake(node);
             }
             if !node.asleep {
@@ -347,7 +350,7 @@ impl World {
         let policy = CompiledPolicy::load(&hooks, &CompiledPolicy::default(), 1, ReadMode::AtStart)
             .unwrap()
             .policy;
-        let shards = self.nodes.len() as u16;
+        let shards = self.shards.len() as u16;
         for number in 0..shards {
             let update = ShardUpdate {
                 policy: Some(policy.policy(shards, self.rng.u64(..))),
@@ -362,16 +365,17 @@ impl World {
 
     /// Injects a random event: a fault or its end, a reload, a second of time, or a request for pages.
     fn inject_event(&mut self) {
-        let number = self.rng.usize(..self.nodes.len());
+        let number = self.rng.usize(..self.shards.len());
         match self.rng.u8(..60) {
-            0 => self.nodes[number].stalled_until = self.ticks + self.rng.usize(..250),
-            1 | 2 => self.nodes[number].link.holds_sends.set(true),
-            3..6 => self.nodes.iter().for_each(|node| node.link.holds_sends.set(false)),
+            0 => self.shards[number].stalled_until = self.ticks + self.rng.usize(..250),
+            1 | 2 => self.shards[number].handle.holds_sends.set(true),
+            3..6 => self.shards.iter().for_each(|node| node.handle.holds_sends.set(false)),
             6 => self.reload(),
             7..12 => self.advance_clock(1),
             12 => {
-                let shard = &self.nodes[number].shard;
-                self.lists_requested += u64::from(shard.node_mut().request_pages(None).is_some());
+                let shard = &self.shards[number].shard;
+                self.page_scans_requested +=
+                    u64::from(shard.node_mut().request_pages(None).is_some());
             }
             _ => {}
         }
@@ -400,25 +404,26 @@ impl World {
 
     /// Ends all faults, and runs until all shards sleep.
     fn settle(&mut self) {
-        for node in &mut self.nodes {
-            node.link.holds_sends.set(false);
+        for node in &mut self.shards {
+            node.handle.holds_sends.set(false);
             node.stalled_until = 0;
         }
-        let is_idle = |node: &Node| {
-            node.asleep && !node.link.has_event() || node.link.has_waited_without_datagrams.get()
+        let is_idle = |node: &SimulatedShard| {
+            node.asleep && !node.handle.has_event()
+                || node.handle.has_waited_without_datagrams.get()
         };
         // Shards skip ticks at random and may still have messages, so all must be idle for 20 ticks in a row.
         let mut idle_ticks = 0;
         for _ in 0..100_000 {
             self.step_all();
-            idle_ticks = if self.nodes.iter().all(is_idle) { idle_ticks + 1 } else { 0 };
+            idle_ticks = if self.shards.iter().all(is_idle) { idle_ticks + 1 } else { 0 };
             if idle_ticks == 20 {
                 break;
             }
         }
         assert_eq!(idle_ticks, 20, "the shards do not become idle");
         // Shards that wait in their datapath publish their statistics at intervals; this step publishes them at once.
-        for node in self.nodes.iter_mut().filter(|node| !node.asleep) {
+        for node in self.shards.iter_mut().filter(|node| !node.asleep) {
             assert_eq!(node.shard.step().unwrap(), NextStep::Sleep);
             node.asleep = true;
         }
@@ -426,7 +431,7 @@ impl World {
 
     fn stats(&self) -> ShardStats {
         let mut all = ShardStats::default();
-        self.nodes.iter().for_each(|node| all.add(&node.shared_stats.read()));
+        self.shards.iter().for_each(|node| all.add(&node.shared_stats.read()));
         all
     }
 
@@ -450,9 +455,9 @@ impl World {
         assert_eq!(self.replies, self.arrived - shed, "each is answered, or counted as shed");
         assert_eq!(self.requests.len() as u64, shed);
         assert!(self.over_http.is_empty());
-        for node in &self.nodes {
+        for node in &self.shards {
             assert_eq!(
-                node.link.free.get(),
+                node.handle.free.get(),
                 (BUFFERS, SLOTS),
                 "buffers and slots must be free again"
             );
@@ -477,11 +482,11 @@ impl World {
     }
 
     fn stop(mut self) {
-        for number in 0..self.nodes.len() {
+        for number in 0..self.shards.len() {
             assert!(self.control.send(number, Message::Stop));
         }
         self.control.notify();
-        for node in &mut self.nodes {
+        for node in &mut self.shards {
             assert!(was_notified(&node.waker), "a sleeping shard is woken to stop");
             wake(node);
             let mut steps = 0;
@@ -493,7 +498,7 @@ impl World {
     }
 }
 
-fn wake(node: &mut Node) {
+fn wake(node: &mut SimulatedShard) {
     if std::mem::take(&mut node.asleep) {
         node.shard.wake_up();
     }
@@ -529,7 +534,7 @@ fn every_request_is_answered_correctly_or_counted_as_shed() {
         answered += world.answered_over_http;
         late += world.late_over_http;
         shed += world.shed_over_http;
-        lists += world.lists_requested;
+        lists += world.page_scans_requested;
         world.stop();
     }
     for outcome in [
@@ -565,7 +570,7 @@ fn scrapes_that_wait_are_bounded_and_answered_late() {
         (1..TORRENTS).filter(owner).collect::<Vec<_>>()
     };
     let theirs = of_stalled(&world);
-    world.nodes[1].stalled_until = usize::MAX;
+    world.shards[1].stalled_until = usize::MAX;
     for number in 0..3_000 {
         let torrent = theirs[number % theirs.len()];
         // The stalled shard owns both torrents.

@@ -24,18 +24,18 @@ pub(crate) fn check(
         (RequestKind::Connect, TrackerReply::Connect { .. }) => Ok(()),
         (
             RequestKind::Announce { stopped },
-            TrackerReply::Announce { interval, leechers, seeders, peers, others },
+            TrackerReply::Announce { interval, leechers, seeders, peers, other_family },
         ) => {
             if !(1..=86_400).contains(interval) {
                 return Err("interval");
             }
-            if stopped && !(peers.is_empty() && others.is_empty()) {
+            if stopped && !(peers.is_empty() && other_family.is_empty()) {
                 // Peers in a reply to a stopped event are useless, but not wrong.
                 return Ok(());
             }
             let peer_list = PeerListCheck { population, request, number, is_exclusive };
             let counted = u64::from(*leechers) + u64::from(*seeders);
-            peer_list.check(peers, others, counted)
+            peer_list.check(peers, other_family, counted)
         }
         (RequestKind::Scrape, TrackerReply::Scrape { rows }) => {
             if rows.len() != usize::from(request.wanted) {
@@ -66,15 +66,15 @@ struct PeerListCheck<'a> {
 }
 
 impl PeerListCheck<'_> {
-    fn check(&self, peers: &[u8], others: &[u8], counted: u64) -> Result<(), &'static str> {
+    fn check(&self, peers: &[u8], other_family: &[u8], counted: u64) -> Result<(), &'static str> {
         let own_group = usize::from(self.request.group);
         let group = &self.population.groups[own_group];
         let own_len = group.compact_len();
         let other_len = if own_len == 6 { 18 } else { 6 };
-        if !(peers.len().is_multiple_of(own_len) && others.len().is_multiple_of(other_len)) {
+        if !(peers.len().is_multiple_of(own_len) && other_family.len().is_multiple_of(other_len)) {
             return Err("family");
         }
-        let count = peers.len() / own_len + others.len() / other_len;
+        let count = peers.len() / own_len + other_family.len() / other_len;
         if count > usize::from(self.request.wanted) {
             return Err("more peers than wanted");
         }
@@ -88,8 +88,10 @@ impl PeerListCheck<'_> {
         }
         self.check_peers(group, torrent, peers, Some(subject))?;
         match self.population.groups.get(1 - own_group) {
-            Some(group) => self.check_peers(group, torrent, others, None),
-            None if self.is_exclusive && !others.is_empty() => Err("peer that does not exist"),
+            Some(group) => self.check_peers(group, torrent, other_family, None),
+            None if self.is_exclusive && !other_family.is_empty() => {
+                Err("peer that does not exist")
+            }
             None => Ok(()),
         }
     }
@@ -146,7 +148,7 @@ mod tests {
         let sources = SourceAddresses {
             first: IpAddr::from([127, 1, 0, 1]),
             count: 20,
-            is_set_per_datagram: true,
+            sets_source_address: true,
         };
         Population::new(2, Shape::Zipf(0.0), &[(sources, 20)], 1.0).unwrap()
     }
@@ -163,12 +165,17 @@ mod tests {
         population: &Population,
         counted: u32,
         peers: &[u8],
-        others: &[u8],
+        other_family: &[u8],
     ) -> Result<(), &'static str> {
         let kind = RequestKind::Announce { stopped: false };
         let request = SentRequest { kind, wanted: 3, subject: 0, ..SentRequest::default() };
-        let reply =
-            TrackerReply::Announce { interval: 60, leechers: counted, seeders: 0, peers, others };
+        let reply = TrackerReply::Announce {
+            interval: 60,
+            leechers: counted,
+            seeders: 0,
+            peers,
+            other_family,
+        };
         check(population, &request, 5, &reply, true)
     }
 
@@ -185,10 +192,11 @@ mod tests {
         assert_eq!(announce(&population, 10, &list(&[1, 10])), Err("peer of another torrent"));
         assert_eq!(announce(&population, 10, &list(&[1, 1])), Err("peer twice"));
         assert_eq!(announce(&population, 10, &list(&[99])), Err("peer that does not exist"));
-        let others = |others| announce_of_both(&population, 10, &list(&[1, 2]), others);
-        assert_eq!(others(&[7; 18]), Err("peer that does not exist"));
-        assert_eq!(others(&[7; 17]), Err("family"));
-        assert_eq!(others(&[7; 36]), Err("more peers than wanted"));
+        let other_family =
+            |other_family| announce_of_both(&population, 10, &list(&[1, 2]), other_family);
+        assert_eq!(other_family(&[7; 18]), Err("peer that does not exist"));
+        assert_eq!(other_family(&[7; 17]), Err("family"));
+        assert_eq!(other_family(&[7; 36]), Err("more peers than wanted"));
         let mut rng = Rng::with_seed(1);
         while population.step(&mut rng, 0, 1).event != LoadEvent::Stopped {}
         population.confirm_gone(0, 1, 4);

@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn old_and_suspect_ids_are_renewed() {
         let sources =
-            SourceAddresses { first: [127, 1, 0, 1].into(), count: 2, is_set_per_datagram: true };
+            SourceAddresses { first: [127, 1, 0, 1].into(), count: 2, sets_source_address: true };
         let population = Population::new(1, Shape::Public, &[(sources, 2)], 0.0).unwrap();
         let mut clients = LoadClients::new(&population);
         assert!(clients.should_connect(0, 1, 0, 100));

@@ -4,7 +4,7 @@ mod requests;
 
 use crate::clients::LoadClients;
 use crate::engine::{FloodKind, SILENCE_TIMEOUT, Transport};
-use crate::in_flight::{FLOOD, RequestKind, SentRequest, UNPROVEN};
+use crate::in_flight::{FLOOD_BIT, RequestKind, SentRequest, UNPROVEN_BIT};
 use crate::options::{RequestMix, RunOptions, Target};
 use crate::population::Population;
 use crate::protocol::TrackerReply;
@@ -96,13 +96,13 @@ impl Transport for Datagrams {
                 continue;
             }
             received += arrived;
-            session.run_stats.count_batch(arrived, arrived);
+            session.step_stats.count_batch(arrived, arrived);
             let now_ns = session.now_ns();
             for (bytes, from) in incoming.datagrams() {
                 match from.is(&target.to) {
                     true => process_datagram(session, clients, group, bytes, now_ns),
                     false => session
-                        .run_stats
+                        .step_stats
                         .count_wrong("reply from an address that is not the tracker's"),
                 }
             }
@@ -149,7 +149,8 @@ impl Transport for Datagrams {
     fn flush(&mut self, session: &mut Session<'_>) -> io::Result<()> {
         for target in &mut self.targets {
             if !target.out.is_empty() {
-                session.run_stats.step.generator.unsent += target.out.send(&target.socket)? as u64;
+                session.step_stats.record.generator.unsent +=
+                    target.out.send(&target.socket)? as u64;
             }
         }
         Ok(())
@@ -178,14 +179,14 @@ fn process_datagram(
 ) {
     let (transaction, reply) = match udp::read(bytes) {
         Ok(read) => read,
-        Err(problem) => return session.run_stats.count_wrong(problem),
+        Err(problem) => return session.step_stats.count_wrong(problem),
     };
-    if transaction & UNPROVEN != 0 {
-        session.run_stats.step.answered_unproven += 1;
+    if transaction & UNPROVEN_BIT != 0 {
+        session.step_stats.record.answered_unproven += 1;
         return;
     }
-    if transaction & FLOOD != 0 {
-        session.run_stats.step.flood_connects_answered += 1;
+    if transaction & FLOOD_BIT != 0 {
+        session.step_stats.record.flood_connects_answered += 1;
         return;
     }
     let Some((request, _)) = session.answered(transaction, group, &reply, now_ns) else { return };

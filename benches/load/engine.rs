@@ -7,8 +7,8 @@ use crate::options::{Flood, LoadAction, LoadOptions, LoadStep, RequestMix, RunOp
 use crate::pace::{Pace, Poisson};
 use crate::population::Population;
 use crate::progress::Progress;
-use crate::run_stats::StepStats;
 use crate::session::Session;
+use crate::step_stats::StepStats;
 use std::io;
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
@@ -119,7 +119,7 @@ impl<'a, T: Transport> Engine<'a, T> {
         let progress = Progress::begin(name, action, self.session.run.quiet);
         let (server, drops) = (Usage::of(self.session.run), self.transport.drops());
         let start_ns = self.session.now_ns();
-        self.session.run_stats = StepStats::begin(name, rate, in_flight, start_ns);
+        self.session.step_stats = StepStats::begin(name, rate, in_flight, start_ns);
         let command = alongside.as_deref().map(|command| shell(command).spawn()).transpose()?;
         match action {
             LoadAction::Fill => self.fill(&progress)?,
@@ -135,14 +135,15 @@ impl<'a, T: Transport> Engine<'a, T> {
         }
         self.transport.end_step(&mut self.session);
         let end_ns = self.session.now_ns();
-        self.session.run_stats.step.server = server.until_now(self.session.run);
+        self.session.step_stats.record.server = server.until_now(self.session.run);
         self.drain()?;
         if let (Some(mut command), Some(line)) = (command, alongside) {
             check_exit_status(line, command.wait()?)?;
         }
-        self.session.run_stats.step.generator.drops = self.transport.drops().saturating_sub(drops);
+        self.session.step_stats.record.generator.drops =
+            self.transport.drops().saturating_sub(drops);
         let after = StepStats::begin("between steps", None, in_flight, end_ns);
-        Ok(Some(std::mem::replace(&mut self.session.run_stats, after).end(end_ns)))
+        Ok(Some(std::mem::replace(&mut self.session.step_stats, after).end(end_ns)))
     }
 
     /// Sends and receives for the duration of a step.
@@ -156,7 +157,7 @@ impl<'a, T: Transport> Engine<'a, T> {
             let received = self.receive()?;
             if turn.is_multiple_of(TURNS_PER_EXPIRY) {
                 self.expire(now_ns);
-                progress.show(now_ns - start_ns, &self.session.run_stats);
+                progress.show(now_ns - start_ns, &self.session.step_stats);
             }
             let mut sent = 0;
             while sent < BATCH
@@ -171,7 +172,7 @@ impl<'a, T: Transport> Engine<'a, T> {
             self.transport.flush(&mut self.session)?;
             let before_ns = std::mem::replace(&mut now_ns, self.session.now_ns());
             if received + sent > 0 {
-                self.session.run_stats.add_busy(now_ns - before_ns);
+                self.session.step_stats.add_busy(now_ns - before_ns);
             }
             if now_ns >= end_ns {
                 break;
@@ -179,7 +180,7 @@ impl<'a, T: Transport> Engine<'a, T> {
         }
         if load.rate.is_some() {
             let not_sent = || pace.next(&mut self.session.rng, end_ns, 0);
-            self.session.run_stats.step.held_back += std::iter::from_fn(not_sent).count() as u64;
+            self.session.step_stats.record.held_back += std::iter::from_fn(not_sent).count() as u64;
         }
         Ok(())
     }
@@ -191,7 +192,7 @@ impl<'a, T: Transport> Engine<'a, T> {
         while self.session.now_ns() < end_ns {
             self.receive()?;
             self.expire(self.session.now_ns());
-            progress.show(self.session.now_ns() - start_ns, &self.session.run_stats);
+            progress.show(self.session.now_ns() - start_ns, &self.session.step_stats);
             std::thread::yield_now();
         }
         Ok(())
@@ -207,7 +208,7 @@ impl<'a, T: Transport> Engine<'a, T> {
                 self.receive()?;
                 let now_ns = self.session.now_ns();
                 self.expire(now_ns);
-                progress.show(now_ns - start_ns, &self.session.run_stats);
+                progress.show(now_ns - start_ns, &self.session.step_stats);
                 for _ in 0..BATCH {
                     let unanswered = self.session.in_flight.unanswered()
                         + self.transport.waiting_for_connection();
@@ -229,7 +230,7 @@ impl<'a, T: Transport> Engine<'a, T> {
                 if unanswered == 0 && self.to_repeat.is_empty() {
                     break;
                 }
-                if self.session.run_stats.silent_ns(now_ns) > SILENCE_TIMEOUT.as_nanos() as u64 {
+                if self.session.step_stats.silent_ns(now_ns) > SILENCE_TIMEOUT.as_nanos() as u64 {
                     let url = self.transport.url(group);
                     return Err(io::Error::other(format!(
                         "{url} has not replied for {SILENCE_TIMEOUT:?}; is it still up?"
@@ -313,23 +314,24 @@ impl Floods {
 
 /// Resources that the server had used before a step.
 struct Usage {
-    core: Option<observe::Core>,
+    core: Option<observe::CoreTimes>,
     process_s: Option<f64>,
 }
 
 impl Usage {
     fn of(run: &RunOptions) -> Self {
         Self {
-            core: run.server_cpu.and_then(observe::core),
-            process_s: run.server_pid.and_then(observe::process_s),
+            core: run.server_cpu.and_then(observe::core_times),
+            process_s: run.server_pid.and_then(observe::processor_time_s),
         }
     }
 
     fn until_now(&self, run: &RunOptions) -> Option<record::Server> {
         let now = Self::of(run);
         let since = |now: Option<f64>, before: Option<f64>| Some(now? - before?);
-        let of_core =
-            |figure: fn(observe::Core) -> f64| since(now.core.map(figure), self.core.map(figure));
+        let of_core = |figure: fn(observe::CoreTimes) -> f64| {
+            since(now.core.map(figure), self.core.map(figure))
+        };
         let server = record::Server {
             core_busy_s: of_core(|core| core.busy_s),
             stolen_s: of_core(|core| core.stolen_s),

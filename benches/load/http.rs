@@ -208,13 +208,13 @@ pub(crate) fn read_announce(body: &[u8], is_ipv4: bool) -> Result<TrackerReply<'
         None => Ok(&[][..]),
     };
     let (v4, v6) = (list(b"peers")?, list(b"peers6")?);
-    let (peers, others) = if is_ipv4 { (v4, v6) } else { (v6, v4) };
+    let (peers, other_family) = if is_ipv4 { (v4, v6) } else { (v6, v4) };
     Ok(TrackerReply::Announce {
         interval: number(body, b"interval").ok_or("reply without an interval")?,
         leechers: number(body, b"incomplete").unwrap_or(0),
         seeders: number(body, b"complete").unwrap_or(0),
         peers,
-        others,
+        other_family,
     })
 }
 
@@ -335,19 +335,19 @@ mod tests {
     #[test]
     fn bodies_are_parsed() {
         let body = b"d8:completei1e10:incompletei2e8:intervali60e5:peers6:peer-16:peers60:e";
-        let (peers, others) = (&b"peer-1"[..], &[][..]);
+        let (peers, other_family) = (&b"peer-1"[..], &[][..]);
         let expected =
-            TrackerReply::Announce { interval: 60, leechers: 2, seeders: 1, peers, others };
+            TrackerReply::Announce { interval: 60, leechers: 2, seeders: 1, peers, other_family };
         assert_eq!(read_announce(body, true), Ok(expected));
-        let (peers, others) = (others, peers);
+        let (peers, other_family) = (other_family, peers);
         let expected =
-            TrackerReply::Announce { interval: 60, leechers: 2, seeders: 1, peers, others };
+            TrackerReply::Announce { interval: 60, leechers: 2, seeders: 1, peers, other_family };
         assert_eq!(read_announce(body, false), Ok(expected));
         assert_eq!(read_announce(b"d14:failure reason2:noe", true), Ok(TrackerReply::Error));
         assert_eq!(read_announce(b"d5:peersl", true), Err("reply without an interval"));
-        let (peers, others) = (&[][..], &[][..]);
+        let (peers, other_family) = (&[][..], &[][..]);
         let expected =
-            TrackerReply::Announce { interval: 60, leechers: 0, seeders: 0, peers, others };
+            TrackerReply::Announce { interval: 60, leechers: 0, seeders: 0, peers, other_family };
         assert_eq!(read_announce(b"d8:intervali60ee", true), Ok(expected), "as Chihaya replies");
         assert_eq!(check_form(b"d1:bi1e1:ai1ee"), Err("keys that are not sorted"));
         assert_eq!(

@@ -4,10 +4,10 @@
 const SLOTS: usize = 1 << 20;
 
 /// Bit of the transaction ids of requests that must not be answered.
-pub(crate) const UNPROVEN: u32 = 1 << 31;
+pub(crate) const UNPROVEN_BIT: u32 = 1 << 31;
 
 /// Bit of the transaction ids of flood connects, whose replies are only counted.
-pub(crate) const FLOOD: u32 = 1 << 30;
+pub(crate) const FLOOD_BIT: u32 = 1 << 30;
 
 /// Result of a lookup of a transaction id.
 #[derive(Clone, Copy, Debug)]
@@ -94,7 +94,7 @@ impl InFlight {
             true => self.pop_oldest(),
             false => None,
         };
-        let transaction = self.next as u32 & (FLOOD - 1);
+        let transaction = self.next as u32 & (FLOOD_BIT - 1);
         self.slots[self.next as usize % SLOTS] = InFlightSlot { request, unanswered: true };
         self.next += 1;
         self.unanswered += 1;
@@ -104,7 +104,7 @@ impl InFlight {
     /// Removes the request with this transaction id.
     pub(crate) fn take(&mut self, transaction: u32) -> RequestLookup {
         // The highest number below `next` with these low bits.
-        let distance = (self.next as u32).wrapping_sub(transaction) & (FLOOD - 1);
+        let distance = (self.next as u32).wrapping_sub(transaction) & (FLOOD_BIT - 1);
         let number = match self.next.checked_sub(distance.into()) {
             Some(number) if number < self.next => number,
             _ => return RequestLookup::Unknown,

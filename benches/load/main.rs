@@ -15,9 +15,9 @@ mod plot;
 mod population;
 mod progress;
 mod protocol;
-mod run_stats;
 mod session;
 mod sources;
+mod step_stats;
 mod streams;
 mod summary;
 #[cfg(test)]

@@ -49,7 +49,7 @@ pub(crate) struct SourceAddresses {
     pub(crate) first: IpAddr,
     pub(crate) count: u32,
     /// Whether the source address of each request must be set.
-    pub(crate) is_set_per_datagram: bool,
+    pub(crate) sets_source_address: bool,
 }
 
 impl SourceAddresses {
@@ -105,7 +105,7 @@ pub(crate) struct Population {
 
 /// Parameters of the next announce of a peer.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct PeerStep {
+pub(crate) struct AnnounceParameters {
     pub(crate) event: LoadEvent,
     pub(crate) left: u64,
 }
@@ -156,7 +156,7 @@ impl Population {
     }
 
     /// Advances the state of a peer; returns its next announce.
-    pub(crate) fn step(&mut self, rng: &mut Rng, group: usize, peer: u32) -> PeerStep {
+    pub(crate) fn step(&mut self, rng: &mut Rng, group: usize, peer: u32) -> AnnounceParameters {
         let churn = self.churn;
         let group = &mut self.groups[group];
         let state = &mut group.states[peer as usize];
@@ -179,16 +179,16 @@ impl Population {
         }
         // A stopped peer announces itself as a leecher, whatever it was.
         let left = if *state == PeerState::Seeder { 0 } else { LEFT };
-        PeerStep { event, left }
+        AnnounceParameters { event, left }
     }
 
     /// Starts a peer whatever its state is; returns its announce.
-    pub(crate) fn enter(&mut self, group: usize, peer: u32) -> PeerStep {
+    pub(crate) fn enter(&mut self, group: usize, peer: u32) -> AnnounceParameters {
         let group = &mut self.groups[group];
         group.gone_since[peer as usize] = 0;
         let seeds = starts_as_seeder(peer);
         group.states[peer as usize] = if seeds { PeerState::Seeder } else { PeerState::Leecher };
-        PeerStep { event: LoadEvent::Started, left: if seeds { 0 } else { LEFT } }
+        AnnounceParameters { event: LoadEvent::Started, left: if seeds { 0 } else { LEFT } }
     }
 
     /// Notes that the tracker has confirmed that a peer stopped, after `sent` requests were sent.
@@ -295,7 +295,7 @@ mod tests {
         let sources = SourceAddresses {
             first: IpAddr::from([127, 1, 0, 1]),
             count: 100,
-            is_set_per_datagram: true,
+            sets_source_address: true,
         };
         Population::new(torrents, shape, &[(sources, peers)], 0.1).unwrap()
     }

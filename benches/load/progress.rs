@@ -1,7 +1,7 @@
 //! The progress line on a terminal.
 
 use crate::options::LoadAction;
-use crate::run_stats::StepStats;
+use crate::step_stats::StepStats;
 use crate::summary::time;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::time::Duration;
@@ -39,7 +39,7 @@ impl Progress {
     }
 
     /// Updates the statistics, at most a few times per second.
-    pub(crate) fn show(&self, elapsed_ns: u64, run_stats: &StepStats) {
+    pub(crate) fn show(&self, elapsed_ns: u64, step_stats: &StepStats) {
         let elapsed = Duration::from_nanos(elapsed_ns);
         let millis = elapsed.as_millis() as u64;
         if self.0.is_hidden() || millis < self.0.position() + 1000 / u64::from(REDRAWS_PER_S) {
@@ -49,11 +49,11 @@ impl Progress {
         self.0.set_message(format!(
             "{:>4.1} s  {:>9} answers/s  p50 {}  p99 {}  {} lost  {} wrong",
             elapsed.as_secs_f64(),
-            grouped(run_stats.rate_now()),
-            time(run_stats.percentile_us(50.0)),
-            time(run_stats.percentile_us(99.0)),
-            grouped(run_stats.step.lost),
-            grouped(run_stats.step.wrong_sum()),
+            grouped(step_stats.rate_now()),
+            time(step_stats.percentile_us(50.0)),
+            time(step_stats.percentile_us(99.0)),
+            grouped(step_stats.record.lost),
+            grouped(step_stats.record.wrong_sum()),
         ));
     }
 }

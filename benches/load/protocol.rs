@@ -42,7 +42,7 @@ pub(crate) enum TrackerReply<'a> {
         /// Compact peers of the address family of the client.
         peers: &'a [u8],
         /// Compact peers of the other address family, which only HTTP has.
-        others: &'a [u8],
+        other_family: &'a [u8],
     },
     /// Reply to a scrape, with seeders, completed and leechers in each row.
     Scrape { rows: &'a [[u8; 12]] },

@@ -3,9 +3,9 @@
 use crate::check::check;
 use crate::in_flight::{InFlight, RequestKind, RequestLookup, SentRequest};
 use crate::options::RunOptions;
-use crate::population::{PeerStep, Population, info_hash};
+use crate::population::{AnnounceParameters, Population, info_hash};
 use crate::protocol::{LoadAnnounce, TrackerReply};
-use crate::run_stats::StepStats;
+use crate::step_stats::StepStats;
 use fastrand::Rng;
 use std::time::Instant;
 
@@ -17,7 +17,7 @@ pub(crate) struct Session<'a> {
     pub(crate) population: Population,
     pub(crate) in_flight: InFlight,
     pub(crate) rng: Rng,
-    pub(crate) run_stats: StepStats,
+    pub(crate) step_stats: StepStats,
     /// Lost requests, each with whether its transport must be notified.
     lost_requests: Vec<(SentRequest, bool)>,
 }
@@ -32,7 +32,7 @@ impl<'a> Session<'a> {
             population,
             in_flight: InFlight::new(),
             rng: Rng::with_seed(run.seed),
-            run_stats: StepStats::begin("start", None, run.in_flight, 0),
+            step_stats: StepStats::begin("start", None, run.in_flight, 0),
             lost_requests: Vec::new(),
         }
     }
@@ -71,7 +71,7 @@ impl<'a> Session<'a> {
     /// Registers a request that could have been sent at `ready_ns` if a connection had been free; returns its
     /// transaction id.
     pub(crate) fn register(&mut self, request: SentRequest, ready_ns: u64) -> u32 {
-        self.run_stats.count_sent(&request, ready_ns);
+        self.step_stats.count_sent(&request, ready_ns);
         let (transaction, lost) = self.in_flight.add(request);
         if let Some(lost) = lost {
             self.record_lost(lost, request.sent_ns, true);
@@ -80,7 +80,12 @@ impl<'a> Session<'a> {
     }
 
     /// Returns the announce of a peer, with the event and `left` of its change of state.
-    pub(crate) fn announce(&self, group: usize, peer: u32, step: PeerStep) -> LoadAnnounce {
+    pub(crate) fn announce(
+        &self,
+        group: usize,
+        peer: u32,
+        step: AnnounceParameters,
+    ) -> LoadAnnounce {
         let group = &self.population.groups[group];
         LoadAnnounce {
             info_hash: info_hash(group.torrent_of(peer)),
@@ -111,27 +116,27 @@ impl<'a> Session<'a> {
         let (request, number) = match self.in_flight.take(transaction) {
             RequestLookup::Expected(request, number) => (request, number),
             RequestLookup::Closed => {
-                self.run_stats.step.late += 1;
+                self.step_stats.record.late += 1;
                 return None;
             }
             RequestLookup::Unknown => {
-                self.run_stats.count_wrong("transaction id");
+                self.step_stats.count_wrong("transaction id");
                 return None;
             }
         };
         let has_unanswered = self.in_flight.unanswered() > 0;
-        self.run_stats.count_answered(reply.name(), &request, now_ns, has_unanswered);
+        self.step_stats.count_answered(reply.name(), &request, now_ns, has_unanswered);
         if usize::from(request.group) != group {
-            self.run_stats.count_wrong("reply from the tracker of the other address family");
+            self.step_stats.count_wrong("reply from the tracker of the other address family");
         }
         self.record_announce_reply(&request, reply);
         let one_in = u64::from(self.run.check);
         let is_checked = one_in > 0 && number.is_multiple_of(one_in);
         if is_checked {
-            self.run_stats.step.checked += 1;
+            self.step_stats.record.checked += 1;
             let is_exclusive = !self.run.shared;
             if let Err(problem) = check(&self.population, &request, number, reply, is_exclusive) {
-                self.run_stats.count_wrong(problem);
+                self.step_stats.count_wrong(problem);
             }
         }
         Some((request, is_checked))
@@ -139,7 +144,7 @@ impl<'a> Session<'a> {
 
     /// Counts the peers of a reply, and notes that a stopped peer is gone.
     fn record_announce_reply(&mut self, request: &SentRequest, reply: &TrackerReply<'_>) {
-        let (RequestKind::Announce { stopped }, TrackerReply::Announce { peers, others, .. }) =
+        let (RequestKind::Announce { stopped }, TrackerReply::Announce { peers, other_family, .. }) =
             (request.kind, reply)
         else {
             return;
@@ -147,7 +152,8 @@ impl<'a> Session<'a> {
         let group = usize::from(request.group);
         let own_len = self.population.groups[group].compact_len();
         let other_len = if own_len == 6 { 18 } else { 6 };
-        self.run_stats.step.peers += (peers.len() / own_len + others.len() / other_len) as u64;
+        self.step_stats.record.peers +=
+            (peers.len() / own_len + other_family.len() / other_len) as u64;
         if stopped {
             let sent_count = self.in_flight.sent_count();
             self.population.confirm_gone(group, request.subject, sent_count);
@@ -170,7 +176,7 @@ impl<'a> Session<'a> {
     }
 
     fn record_lost(&mut self, request: SentRequest, now_ns: u64, notify_transport: bool) {
-        self.run_stats.count_lost(now_ns);
+        self.step_stats.count_lost(now_ns);
         self.lost_requests.push((request, notify_transport));
     }
 

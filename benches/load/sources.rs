@@ -33,18 +33,18 @@ pub(crate) fn choose(
             IpAddr::V4(address) => Ipv4Addr::from(u32::from(address) + 1).into(),
             IpAddr::V6(address) => std::net::Ipv6Addr::from(u128::from(address) + 1).into(),
         };
-        return Ok(SourceAddresses { first, count, is_set_per_datagram: true });
+        return Ok(SourceAddresses { first, count, sets_source_address: true });
     }
     if target.is_ipv4() && target.ip().is_loopback() {
         let count = needed.min(LOOPBACK_COUNT);
         return Ok(SourceAddresses {
             first: LOOPBACK_FIRST.into(),
             count,
-            is_set_per_datagram: true,
+            sets_source_address: true,
         });
     }
     let first = own_address(target).map_err(|error| format!("no route to {target}: {error}"))?;
-    Ok(SourceAddresses { first, count: 1, is_set_per_datagram: false })
+    Ok(SourceAddresses { first, count: 1, sets_source_address: false })
 }
 
 /// Returns the address from which the kernel would send to the target.
@@ -69,7 +69,7 @@ mod tests {
         assert_eq!((sources.first, sources.count), (IpAddr::from([10, 9, 0, 1]), 254));
         let sources = choose("[::1]:1".parse().unwrap(), 300, 1, &networks).unwrap();
         assert_eq!(
-            (sources.address(299).to_string(), sources.is_set_per_datagram),
+            (sources.address(299).to_string(), sources.sets_source_address),
             ("fd00:9::12c".to_owned(), true)
         );
         let sources = choose("[::1]:1".parse().unwrap(), 300, 1, &[]).unwrap();

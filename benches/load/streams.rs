@@ -26,11 +26,11 @@ use tsubame_bench::batch::BATCH;
 /// Maximum number of random peers that are tried to find one without an unanswered announce.
 const DRAWS: usize = 8;
 
-/// Time for which a link stays unused after its connection failed: a client would not retry at once, either.
+/// Time for which a slot stays unused after its connection failed: a client would not retry at once, either.
 const RETRY_DELAY_NS: u64 = 50_000_000;
 
-/// Maximum number of queued requests per turn for which a link is searched.
-const JOBS_PER_TURN: usize = 4_096;
+/// Maximum number of queued requests per turn for which a slot is searched.
+const QUEUED_PER_TURN: usize = 4_096;
 
 /// A tracker.
 struct HttpTarget {
@@ -39,15 +39,15 @@ struct HttpTarget {
     paths: HttpPaths,
     /// Name of the server, if the connections use TLS.
     name: Option<ServerName<'static>>,
-    /// Its links: the index of the first, and their number.
-    links: (usize, usize),
-    /// Number of addresses among which the links are distributed.
+    /// Its slots: the index of the first, and their number.
+    slots: (usize, usize),
+    /// Number of addresses among which the slots are distributed.
     sources: usize,
 }
 
 /// A slot for a connection.
 #[derive(Default)]
-struct TcpLink {
+struct ConnectionSlot {
     group: usize,
     source: u32,
     stream: Option<Stream>,
@@ -55,7 +55,7 @@ struct TcpLink {
     pending_request: Option<PendingHttpRequest>,
     /// The encoded request.
     text: String,
-    /// Position in the list of idle links, if it is idle.
+    /// Position in the list of idle slots, if it is idle.
     idle_at: Option<usize>,
 }
 
@@ -68,20 +68,20 @@ struct PendingHttpRequest {
     is_retry: bool,
 }
 
-/// A request that waits for a link of its address.
+/// A request that waits for a slot of its address.
 #[derive(Clone, Copy)]
-struct StreamJob {
+struct QueuedRequest {
     group: usize,
     source: u32,
     due_ns: u64,
-    /// Time at which it could have been sent if a link had been free.
+    /// Time at which it could have been sent if a slot had been free.
     ready_ns: u64,
-    task: StreamTask,
+    kind: QueuedKind,
 }
 
 /// Kind of a queued request.
 #[derive(Clone, Copy)]
-enum StreamTask {
+enum QueuedKind {
     /// The first announce of this peer.
     Entry(u32),
     /// An announce of a random peer of the address.
@@ -94,13 +94,13 @@ enum StreamTask {
 pub(crate) struct Streams {
     epoll: OwnedFd,
     trackers: Vec<HttpTarget>,
-    links: Vec<TcpLink>,
+    slots: Vec<ConnectionSlot>,
     /// Links without an unanswered request.
     idle: Vec<usize>,
     /// Links whose connection failed, each with the time at which it may be used again.
     cooling_down: VecDeque<(u64, usize)>,
-    /// Requests that wait for a link of their address.
-    jobs: VecDeque<StreamJob>,
+    /// Requests that wait for a slot of their address.
+    queue: VecDeque<QueuedRequest>,
     /// By group and peer: whether an announce is unanswered. A second one could overtake it on another connection.
     announcing: Vec<Vec<bool>>,
     closes: bool,
@@ -109,7 +109,7 @@ pub(crate) struct Streams {
 }
 
 impl Streams {
-    /// Creates the links of each target. Their numbers are in the order of the peer groups of the population.
+    /// Creates the slots of each target. Their numbers are in the order of the peer groups of the population.
     /// With `closes`, each request has its own connection.
     pub(crate) fn new(
         targets: &[&Target],
@@ -117,7 +117,7 @@ impl Streams {
         population: &Population,
         closes: bool,
     ) -> Result<Self, String> {
-        let (mut trackers, mut links) = (Vec::new(), Vec::new());
+        let (mut trackers, mut slots) = (Vec::new(), Vec::new());
         for (group, (target, count)) in targets.iter().zip(counts).enumerate() {
             let host = target.authority.rsplit_once(':').map_or("", |(host, _)| host);
             let host = host.trim_matches(['[', ']']).to_owned();
@@ -128,80 +128,83 @@ impl Streams {
                 address: target.address,
                 paths: HttpPaths::new(&target.authority, &target.path),
                 name: name.map_err(|error| format!("{}: {error}", target.url))?,
-                links: (links.len(), *count),
+                slots: (slots.len(), *count),
                 sources,
             });
-            let link =
-                |at: usize| TcpLink { group, source: (at % sources) as u32, ..TcpLink::default() };
-            links.extend((0..*count).map(link));
+            let slot = |at: usize| ConnectionSlot {
+                group,
+                source: (at % sources) as u32,
+                ..ConnectionSlot::default()
+            };
+            slots.extend((0..*count).map(slot));
         }
         let mut streams = Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)
                 .map_err(|error| format!("cannot create an epoll instance: {error}"))?,
             trackers,
             idle: Vec::new(),
-            links,
+            slots,
             cooling_down: VecDeque::new(),
-            jobs: VecDeque::new(),
+            queue: VecDeque::new(),
             announcing: population.groups.iter().map(|g| vec![false; g.peers() as usize]).collect(),
             closes,
             events: Vec::with_capacity(BATCH),
             buffer: vec![0; 64 << 10].into(),
         };
-        (0..streams.links.len()).for_each(|index| streams.add_idle(index));
+        (0..streams.slots.len()).for_each(|index| streams.add_idle(index));
         Ok(streams)
     }
 
-    /// Adds a link to the list of idle links.
+    /// Adds a slot to the list of idle slots.
     fn add_idle(&mut self, index: usize) {
-        self.links[index].idle_at = Some(self.idle.len());
+        self.slots[index].idle_at = Some(self.idle.len());
         self.idle.push(index);
     }
 
-    /// Removes a link from the list of idle links.
+    /// Removes a slot from the list of idle slots.
     fn remove_idle(&mut self, index: usize) {
-        let Some(at) = self.links[index].idle_at.take() else { return };
+        let Some(at) = self.slots[index].idle_at.take() else { return };
         self.idle.swap_remove(at);
         if let Some(moved) = self.idle.get(at) {
-            self.links[*moved].idle_at = Some(at);
+            self.slots[*moved].idle_at = Some(at);
         }
     }
 
-    /// Returns an idle link for a request: any link if connections are not persistent, otherwise one of its address.
-    fn link_for(&self, job: &StreamJob) -> Option<usize> {
+    /// Returns an idle slot for a request: any slot if connections are not persistent, otherwise one of its address.
+    fn slot_for(&self, queued: &QueuedRequest) -> Option<usize> {
         if self.closes {
             return self.idle.last().copied();
         }
-        let HttpTarget { links: (first, count), sources, .. } = self.trackers[job.group];
-        let mut candidates = (job.source as usize..count).step_by(sources).map(|at| first + at);
-        candidates.find(|index| self.links[*index].idle_at.is_some())
+        let HttpTarget { slots: (first, count), sources, .. } = self.trackers[queued.group];
+        let mut candidates = (queued.source as usize..count).step_by(sources).map(|at| first + at);
+        candidates.find(|index| self.slots[*index].idle_at.is_some())
     }
 
-    /// Sends a request over an idle link; returns false if all drawn peers have an unanswered announce.
+    /// Sends a request over an idle slot; returns false if all drawn peers have an unanswered announce.
     fn start(
         &mut self,
         session: &mut Session<'_>,
         index: usize,
-        job: StreamJob,
+        queued: QueuedRequest,
     ) -> io::Result<bool> {
-        let StreamJob { group, source, due_ns, ready_ns, task } = job;
+        let QueuedRequest { group, source, due_ns, ready_ns, kind } = queued;
         let wanted = session.run.numwant;
-        let mut text = std::mem::take(&mut self.links[index].text);
+        let mut text = std::mem::take(&mut self.slots[index].text);
         text.clear();
-        let (subject, step) = match task {
-            StreamTask::Scrape => {
+        let (subject, step) = match kind {
+            QueuedKind::Scrape => {
                 let first = session.rng.u32(..session.population.torrents());
                 let hashes = session.scrape_info_hashes(first);
                 self.trackers[group].paths.write_scrape(&mut text, hashes, self.closes);
                 (first, None)
             }
-            StreamTask::Entry(peer) => (peer, Some(session.population.enter(group, peer))),
-            StreamTask::Announce => {
+            QueuedKind::Entry(peer) => (peer, Some(session.population.enter(group, peer))),
+            QueuedKind::Announce => {
                 let of_source = &session.population.groups[group];
                 let draw = || of_source.draw_of_source(&mut session.rng, source);
                 let mut draws = std::iter::repeat_with(draw).take(DRAWS);
                 let Some(peer) = draws.find(|peer| !self.announcing[group][*peer as usize]) else {
-                    self.links[index].text = text;
+                    self.slots[index].text = text;
                     return Ok(false);
                 };
                 (peer, Some(session.population.step(&mut session.rng, group, peer)))
@@ -221,23 +224,23 @@ impl Streams {
         let transaction = session.register(request, ready_ns);
         let pending_request = PendingHttpRequest { transaction, request, is_retry: false };
         self.remove_idle(index);
-        let link = &mut self.links[index];
-        (link.group, link.source, link.text) = (group, source, text);
+        let slot = &mut self.slots[index];
+        (slot.group, slot.source, slot.text) = (group, source, text);
         self.send(session, index, pending_request)?;
         Ok(true)
     }
 
-    /// Sends the encoded request of a link.
+    /// Sends the encoded request of a slot.
     fn send(
         &mut self,
         session: &mut Session<'_>,
         index: usize,
         pending_request: PendingHttpRequest,
     ) -> io::Result<()> {
-        self.links[index].pending_request = Some(pending_request);
-        if self.links[index].stream.is_none() {
+        self.slots[index].pending_request = Some(pending_request);
+        if self.slots[index].stream.is_none() {
             match self.open(session, index) {
-                Ok(stream) => self.links[index].stream = Some(stream),
+                Ok(stream) => self.slots[index].stream = Some(stream),
                 Err(error) if is_remote_error(&error) => {
                     self.fail_request(session, index);
                     return Ok(());
@@ -245,7 +248,7 @@ impl Streams {
                 Err(error) => return Err(error),
             }
         }
-        let TcpLink { stream, text, .. } = &mut self.links[index];
+        let ConnectionSlot { stream, text, .. } = &mut self.slots[index];
         let Some(stream) = stream else { return Ok(()) };
         match stream.send(text.as_bytes()) {
             Ok(()) => Ok(()),
@@ -253,13 +256,13 @@ impl Streams {
         }
     }
 
-    /// Opens the connection of a link.
+    /// Opens the connection of a slot.
     fn open(&self, session: &mut Session<'_>, index: usize) -> io::Result<Stream> {
-        let TcpLink { group, source, .. } = self.links[index];
+        let ConnectionSlot { group, source, .. } = self.slots[index];
         let sources = &session.population.groups[group].sources;
-        let from = sources.is_set_per_datagram.then(|| sources.address(source));
+        let from = sources.sets_source_address.then(|| sources.address(source));
         let tracker = &self.trackers[group];
-        session.run_stats.step.connections += 1;
+        session.step_stats.record.connections += 1;
         let stream = Stream::open(from, tracker.address, tracker.name.as_ref());
         let stream = stream.map_err(|error| match is_remote_error(&error) {
             true => error,
@@ -274,7 +277,7 @@ impl Streams {
         Ok(stream)
     }
 
-    /// Processes what has arrived over a link; returns whether it was a reply.
+    /// Processes what has arrived over a slot; returns whether it was a reply.
     fn receive_on_link(
         &mut self,
         session: &mut Session<'_>,
@@ -282,18 +285,18 @@ impl Streams {
         flags: EventFlags,
         now_ns: u64,
     ) -> io::Result<bool> {
-        let link = &mut self.links[index];
-        let Some(stream) = &mut link.stream else { return Ok(false) };
+        let slot = &mut self.slots[index];
+        let Some(stream) = &mut slot.stream else { return Ok(false) };
         let hung_up = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
         let taken = stream.flush().and_then(|()| stream.read_available(&mut self.buffer, hung_up));
         let ended = taken.unwrap_or(true);
-        let Some(pending_request) = link.pending_request else {
+        let Some(pending_request) = slot.pending_request else {
             if !stream.arrived.is_empty() {
-                session.run_stats.count_wrong("reply without a request");
+                session.step_stats.count_wrong("reply without a request");
                 stream.arrived.clear();
             }
             if ended {
-                link.stream = None;
+                slot.stream = None;
             }
             return Ok(false);
         };
@@ -306,19 +309,19 @@ impl Streams {
                 stream.arrived.drain(..len);
                 stream.answers += 1;
                 if !stream.arrived.is_empty() {
-                    session.run_stats.count_wrong("bytes behind a reply");
+                    session.step_stats.count_wrong("bytes behind a reply");
                 }
                 if is_over || !stream.arrived.is_empty() {
-                    link.stream = None;
+                    slot.stream = None;
                 }
-                link.pending_request = None;
+                slot.pending_request = None;
                 self.add_idle(index);
                 return Ok(true);
             }
             Ok(None) if !ended => {}
             Ok(None) => self.lose_connection(session, index)?,
             Err(problem) => {
-                session.run_stats.count_wrong(problem);
+                session.step_stats.count_wrong(problem);
                 self.fail_request(session, index);
             }
         }
@@ -327,8 +330,8 @@ impl Streams {
 
     /// Handles a connection that has ended before the reply arrived.
     fn lose_connection(&mut self, session: &mut Session<'_>, index: usize) -> io::Result<()> {
-        let link = &mut self.links[index];
-        let (stream, pending_request) = (link.stream.take(), link.pending_request);
+        let slot = &mut self.slots[index];
+        let (stream, pending_request) = (slot.stream.take(), slot.pending_request);
         // A server may close an idle connection while a request is being sent: clients retry.
         let was_kept = stream.is_some_and(|s| s.answers > 0 && s.arrived.is_empty());
         match pending_request {
@@ -342,13 +345,13 @@ impl Streams {
         }
     }
 
-    /// Gives up the request of a link, and closes its connection.
+    /// Gives up the request of a slot, and closes its connection.
     fn fail_request(&mut self, session: &mut Session<'_>, index: usize) {
-        let link = &mut self.links[index];
-        link.stream = None;
-        if let Some(pending_request) = link.pending_request.take() {
+        let slot = &mut self.slots[index];
+        slot.stream = None;
+        if let Some(pending_request) = slot.pending_request.take() {
             clear_announcing(&mut self.announcing, &pending_request.request);
-            session.run_stats.step.broken += 1;
+            session.step_stats.record.broken += 1;
             let now_ns = session.now_ns();
             session.lose(pending_request.transaction, now_ns);
             self.cooling_down.push_back((now_ns + RETRY_DELAY_NS, index));
@@ -404,7 +407,7 @@ fn process_reply(
         }
     };
     let reply = read.unwrap_or_else(|problem| {
-        session.run_stats.count_wrong(problem);
+        session.step_stats.count_wrong(problem);
         TrackerReply::Unreadable
     });
     let answered = session.answered(pending_request.transaction, group, &reply, now_ns);
@@ -412,7 +415,7 @@ fn process_reply(
         && matches!(reply, TrackerReply::Announce { .. } | TrackerReply::Scrape { .. })
         && let Err(problem) = http::check_form(&whole.body)
     {
-        session.run_stats.count_wrong(problem);
+        session.step_stats.count_wrong(problem);
     }
 }
 
@@ -451,7 +454,7 @@ impl Transport for Streams {
         }
         let arrived = events.len();
         self.events = events;
-        session.run_stats.count_batch(answers, arrived);
+        session.step_stats.count_batch(answers, arrived);
         Ok(arrived)
     }
 
@@ -460,7 +463,7 @@ impl Transport for Streams {
     }
 
     fn waiting_for_connection(&self) -> usize {
-        self.jobs.len()
+        self.queue.len()
     }
 
     fn send_request(
@@ -470,19 +473,25 @@ impl Transport for Streams {
         due_ns: u64,
     ) -> io::Result<()> {
         let scrapes = session.rng.f64() * (mix.announce + mix.scrape) < mix.scrape;
-        let task = if scrapes { StreamTask::Scrape } else { StreamTask::Announce };
+        let kind = if scrapes { QueuedKind::Scrape } else { QueuedKind::Announce };
         if due_ns == UNSCHEDULED && !self.closes {
-            // Closed loop: any idle link is used.
+            // Closed loop: any idle slot is used.
             let Some(last) = self.idle.len().checked_sub(1) else { return Ok(()) };
             let index = self.idle[session.rng.usize(..=last)];
-            let TcpLink { group, source, .. } = self.links[index];
-            let job = StreamJob { group, source, due_ns, ready_ns: session.now_ns(), task };
-            return self.start(session, index, job).map(|_| ());
+            let ConnectionSlot { group, source, .. } = self.slots[index];
+            let queued = QueuedRequest { group, source, due_ns, ready_ns: session.now_ns(), kind };
+            return self.start(session, index, queued).map(|_| ());
         }
-        // The choice of the client does not depend on which links are idle.
+        // The choice of the client does not depend on which slots are idle.
         let group = session.draw_group();
         let source = session.rng.u32(..session.population.groups[group].sources_in_use());
-        self.jobs.push_back(StreamJob { group, source, due_ns, ready_ns: session.now_ns(), task });
+        self.queue.push_back(QueuedRequest {
+            group,
+            source,
+            due_ns,
+            ready_ns: session.now_ns(),
+            kind,
+        });
         Ok(())
     }
 
@@ -493,8 +502,14 @@ impl Transport for Streams {
         peer: u32,
     ) -> io::Result<()> {
         let source = session.population.groups[group].source_of(peer);
-        let (due_ns, task) = (UNSCHEDULED, StreamTask::Entry(peer));
-        self.jobs.push_back(StreamJob { group, source, due_ns, ready_ns: session.now_ns(), task });
+        let (due_ns, kind) = (UNSCHEDULED, QueuedKind::Entry(peer));
+        self.queue.push_back(QueuedRequest {
+            group,
+            source,
+            due_ns,
+            ready_ns: session.now_ns(),
+            kind,
+        });
         Ok(())
     }
 
@@ -511,43 +526,43 @@ impl Transport for Streams {
             self.add_idle(index);
         }
         let mut requeued = 0;
-        for _ in 0..self.jobs.len().min(JOBS_PER_TURN) {
+        for _ in 0..self.queue.len().min(QUEUED_PER_TURN) {
             if self.idle.is_empty() {
                 break;
             }
-            let Some(job) = self.jobs.pop_front() else { break };
-            match self.link_for(&job) {
+            let Some(queued) = self.queue.pop_front() else { break };
+            match self.slot_for(&queued) {
                 Some(index) => {
-                    if !self.start(session, index, job)? {
-                        session.run_stats.step.held_back += 1;
+                    if !self.start(session, index, queued)? {
+                        session.step_stats.record.held_back += 1;
                     }
                 }
                 None => {
-                    self.jobs.push_back(job);
+                    self.queue.push_back(queued);
                     requeued += 1;
                 }
             }
         }
-        // Restores the order of the requests that found no link.
-        self.jobs.rotate_right(requeued);
+        // Restores the order of the requests that found no slot.
+        self.queue.rotate_right(requeued);
         Ok(())
     }
 
     fn handle_lost(&mut self, _: &mut Session<'_>, request: &SentRequest) {
-        let is_of_request = |link: &TcpLink| {
-            link.pending_request.is_some_and(|pending_request| pending_request.request == *request)
+        let is_of_request = |slot: &ConnectionSlot| {
+            slot.pending_request.is_some_and(|pending_request| pending_request.request == *request)
         };
-        if let Some(index) = self.links.iter().position(is_of_request) {
+        if let Some(index) = self.slots.iter().position(is_of_request) {
             // The peer stays marked and announces no more: the tracker may process the lost announce after a newer one.
-            let link = &mut self.links[index];
-            (link.stream, link.pending_request) = (None, None);
+            let slot = &mut self.slots[index];
+            (slot.stream, slot.pending_request) = (None, None);
             self.add_idle(index);
         }
     }
 
     fn end_step(&mut self, session: &mut Session<'_>) {
-        session.run_stats.step.held_back += self.jobs.len() as u64;
-        self.jobs.clear();
+        session.step_stats.record.held_back += self.queue.len() as u64;
+        self.queue.clear();
     }
 
     fn drops(&self) -> u64 {

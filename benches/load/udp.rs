@@ -92,7 +92,13 @@ pub(crate) fn read(bytes: &[u8]) -> Result<(u32, TrackerReply<'_>), &'static str
             else {
                 return Err("wrong length");
             };
-            TrackerReply::Announce { interval, leechers, seeders, peers: &bytes[20..], others: &[] }
+            TrackerReply::Announce {
+                interval,
+                leechers,
+                seeders,
+                peers: &bytes[20..],
+                other_family: &[],
+            }
         }
         SCRAPE => match bytes[8..].as_chunks() {
             (rows, []) => TrackerReply::Scrape { rows },
@@ -143,9 +149,9 @@ mod tests {
         reply.peers()[..6].copy_from_slice(b"peer-1");
         let counts = tsubame_storage::SwarmCounts { seeders: 1, leechers: 2, completed: 3 };
         let len = reply.finish(TransactionId([0, 0, 0, 9]), 1800, counts, 6);
-        let (peers, others) = (&b"peer-1"[..], &[][..]);
+        let (peers, other_family) = (&b"peer-1"[..], &[][..]);
         let expected =
-            TrackerReply::Announce { interval: 1800, leechers: 2, seeders: 1, peers, others };
+            TrackerReply::Announce { interval: 1800, leechers: 2, seeders: 1, peers, other_family };
         assert_eq!(read(&bytes[..len]), Ok((9, expected)));
         let id = [0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 5];
         assert_eq!(read(&id), Ok((9, TrackerReply::Connect { connection_id: 5 })));

@@ -16,7 +16,7 @@ pub(crate) fn median(values: &[f64]) -> f64 {
 }
 
 /// Returns the median and the quartiles of the ratios of pairs, as text.
-pub(crate) fn paired(ours: &[f64], others: &[f64]) -> String {
+pub(crate) fn ratio_quartiles(ours: &[f64], others: &[f64]) -> String {
     let ratios: Vec<f64> = ours.iter().zip(others).map(|(ours, other)| ours / other).collect();
     let [low, middle, high] = [0.25, 0.5, 0.75].map(|share| quantile(&ratios, share));
     format!("{middle:.2} ({low:.2}-{high:.2})")
@@ -33,6 +33,6 @@ mod tests {
         assert!(median(&[]).is_nan());
         // The ratios are equal although the speed differs from pair to pair.
         let (ours, others) = ([1.0, 10.0, 100.0], [2.0, 20.0, 200.0]);
-        assert_eq!(paired(&ours, &others), "0.50 (0.50-0.50)");
+        assert_eq!(ratio_quartiles(&ours, &others), "0.50 (0.50-0.50)");
     }
 }

@@ -1,8 +1,8 @@
 //! The sections of the comparison; each prints a table.
 
 use crate::RivalsOptions;
-use crate::ratios::{median, paired};
-use crate::tracker::{TrackerKind, TrackerPlacement, TrackerProcess, beside, pinned};
+use crate::ratios::{median, ratio_quartiles};
+use crate::tracker::{TrackerKind, TrackerProcess, TrackerSetup, beside, pinned};
 use crate::veth::{self, Veth};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
@@ -58,8 +58,8 @@ pub(crate) fn all(options: &RivalsOptions) -> Result<(), String> {
 }
 
 /// Returns the place of trackers on loopback.
-fn loopback(options: &RivalsOptions, torrents: u32) -> TrackerPlacement {
-    TrackerPlacement {
+fn loopback(options: &RivalsOptions, torrents: u32) -> TrackerSetup {
+    TrackerSetup {
         rivals: options.rivals.clone(),
         ip: Ipv4Addr::LOCALHOST.into(),
         cpu: options.server_cpu,
@@ -168,10 +168,7 @@ fn kinds(options: &RivalsOptions, wanted: impl Fn(TrackerKind) -> bool) -> Vec<T
 }
 
 /// Starts trackers.
-fn start_all(
-    kinds: &[TrackerKind],
-    place: &TrackerPlacement,
-) -> Result<Vec<TrackerProcess>, String> {
+fn start_all(kinds: &[TrackerKind], place: &TrackerSetup) -> Result<Vec<TrackerProcess>, String> {
     kinds.iter().map(|kind| TrackerProcess::start(*kind, place)).collect()
 }
 
@@ -187,7 +184,7 @@ struct Speeds {
 /// Compares the speed on one core.
 fn speed(
     options: &RivalsOptions,
-    place: &TrackerPlacement,
+    place: &TrackerSetup,
     load: &Load,
     over: &str,
     wanted: Speeds,
@@ -294,7 +291,7 @@ fn table(
             middle(&|step| step.lost as f64 * 100.0 / step.sent.max(1) as f64),
             steps[at].iter().filter(|step| step.generator.bottleneck).count(),
             steps[at].len(),
-            if at == 0 { "1".to_owned() } else { paired(&ours, &of(at, &figure)) },
+            if at == 0 { "1".to_owned() } else { ratio_quartiles(&ours, &of(at, &figure)) },
         );
     }
     println!();
@@ -327,7 +324,7 @@ fn tester(options: &RivalsOptions) -> Result<(), String> {
         for (tracker, theirs) in trackers.iter().zip(&rates) {
             let ratio = match tracker.kind {
                 TrackerKind::OURS => "1".to_owned(),
-                _ => paired(&rates[0], theirs),
+                _ => ratio_quartiles(&rates[0], theirs),
             };
             println!("| {} | {:.0} | {ratio} |", tracker.kind.name(), median(theirs));
         }
@@ -399,7 +396,7 @@ fn memory(options: &RivalsOptions) -> Result<(), String> {
 fn fill_publicly(
     load: &Load,
     tracker: &TrackerProcess,
-    place: &TrackerPlacement,
+    place: &TrackerSetup,
 ) -> Result<StepRecord, String> {
     let torrents = format!("--torrents={}", place.torrents);
     load.fill(tracker, place.ip, &["--shape=public", &torrents])

@@ -70,7 +70,7 @@ fn receive_buffer() -> usize {
 
 /// Where a tracker is started, and the settings that depend on the section of the comparison (`sections.rs`).
 #[derive(Clone, Debug)]
-pub(crate) struct TrackerPlacement {
+pub(crate) struct TrackerSetup {
     /// Folder of the other trackers.
     pub(crate) rivals: PathBuf,
     /// Address on which it listens.
@@ -97,7 +97,7 @@ pub(crate) struct TrackerProcess {
 
 impl TrackerProcess {
     /// Starts a tracker, and waits until it has bound its port.
-    pub(crate) fn start(kind: TrackerKind, place: &TrackerPlacement) -> Result<Self, String> {
+    pub(crate) fn start(kind: TrackerKind, place: &TrackerSetup) -> Result<Self, String> {
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
         // opentracker runs as another user.
         let readable = fs::Permissions::from_mode(0o755);
@@ -125,7 +125,7 @@ impl TrackerProcess {
     }
 
     /// Waits until the port is bound.
-    fn wait_until_up(&mut self, place: &TrackerPlacement) -> Result<(), String> {
+    fn wait_until_up(&mut self, place: &TrackerSetup) -> Result<(), String> {
         const START_TIMEOUT: Duration = Duration::from_secs(60);
         let pause = Duration::from_millis(50);
         for _ in 0..START_TIMEOUT.as_millis() / pause.as_millis() {
@@ -166,11 +166,11 @@ fn free_port() -> Result<u16, String> {
 /// Returns the config of a tracker. The generator requests at most 50 peers, so that limits of replies do not matter.
 fn config_of(
     kind: TrackerKind,
-    place: &TrackerPlacement,
+    place: &TrackerSetup,
     port: u16,
     folder: &Path,
 ) -> Result<String, String> {
-    let TrackerPlacement { ip, cpu, .. } = place;
+    let TrackerSetup { ip, cpu, .. } = place;
     let address = std::net::SocketAddr::new(*ip, port);
     let buffer = receive_buffer();
     Ok(match kind {
@@ -216,7 +216,7 @@ fn config_of(
 /// Returns the command that starts a tracker.
 fn command_of(
     kind: TrackerKind,
-    place: &TrackerPlacement,
+    place: &TrackerSetup,
     port: u16,
     config: &Path,
 ) -> Result<Command, String> {

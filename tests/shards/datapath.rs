@@ -21,7 +21,7 @@ const SOCKET_LEN: usize = 2_000;
 
 /// The side of the datapath that the simulation reads and controls.
 #[derive(Default)]
-pub(crate) struct Link {
+pub(crate) struct DatapathHandle {
     /// Datagrams in the socket.
     socket: RefCell<VecDeque<(SocketAddr, Vec<u8>)>>,
     /// Replies that were sent.
@@ -39,7 +39,7 @@ pub(crate) struct Link {
     pub(crate) free: Cell<(usize, usize)>,
 }
 
-impl Link {
+impl DatapathHandle {
     /// Puts a datagram into the socket. Returns false if it is full.
     pub(crate) fn arrive(&self, source: SocketAddr, bytes: Vec<u8>) -> bool {
         let mut socket = self.socket.borrow_mut();
@@ -71,7 +71,7 @@ enum ReplyMemory {
 }
 
 pub(crate) struct Model {
-    link: Rc<Link>,
+    handle: Rc<DatapathHandle>,
     buffers: Vec<Buffer>,
     free_buffers: Vec<usize>,
     slots: Vec<[u8; 1_472]>,
@@ -85,12 +85,12 @@ pub(crate) struct Model {
 pub(crate) struct Leased(usize);
 
 impl Model {
-    pub(crate) fn new(link: Rc<Link>) -> Self {
+    pub(crate) fn new(handle: Rc<DatapathHandle>) -> Self {
         let unset = SocketAddr::from(([0; 4], 0));
         let buffer = |_| Buffer { source: unset, bytes: Vec::new(), reply: [0; 1_472] };
-        link.free.set((BUFFERS, SLOTS));
+        handle.free.set((BUFFERS, SLOTS));
         Self {
-            link,
+            handle,
             buffers: (0..BUFFERS).map(buffer).collect(),
             free_buffers: (0..BUFFERS).collect(),
             slots: vec![[0; 1_472]; SLOTS],
@@ -113,16 +113,16 @@ impl Model {
                     &self.slots[at]
                 }
             };
-            if !self.link.discards_replies.get() {
-                self.link.sent.borrow_mut().push((to, reply[..len].to_vec()));
+            if !self.handle.discards_replies.get() {
+                self.handle.sent.borrow_mut().push((to, reply[..len].to_vec()));
             }
             self.counts.sent += 1;
         }
     }
 
     fn publish(&self) {
-        self.link.free.set((self.free_buffers.len(), self.free_slots.len()));
-        self.link.in_flight.set(self.in_flight.len());
+        self.handle.free.set((self.free_buffers.len(), self.free_slots.len()));
+        self.handle.in_flight.set(self.in_flight.len());
     }
 }
 
@@ -132,10 +132,10 @@ impl Datapath for Model {
 
     fn turn(&mut self, wait: Wait) -> io::Result<usize> {
         self.counts.enters += 1;
-        if !self.link.holds_sends.get() {
+        if !self.handle.holds_sends.get() {
             self.finish_sends();
         }
-        let mut socket = self.link.socket.borrow_mut();
+        let mut socket = self.handle.socket.borrow_mut();
         while !socket.is_empty()
             && let Some(at) = self.free_buffers.pop()
             && let Some((source, bytes)) = socket.pop_front()
@@ -147,7 +147,7 @@ impl Datapath for Model {
         }
         drop(socket);
         self.publish();
-        self.link.has_waited_without_datagrams.set(wait != Wait::No && self.arrived.is_empty());
+        self.handle.has_waited_without_datagrams.set(wait != Wait::No && self.arrived.is_empty());
         Ok(self.arrived.len())
     }
 
@@ -202,7 +202,7 @@ impl Datapath for Model {
     }
 
     fn set_event_enabled(&mut self, waits_for_event: bool) {
-        self.link.waits_for_event.set(waits_for_event);
+        self.handle.waits_for_event.set(waits_for_event);
     }
 
     fn count_drops(&mut self) {}

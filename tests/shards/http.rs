@@ -20,9 +20,9 @@ pub(crate) enum PendingOverHttp {
 
 impl World {
     pub(crate) fn request_over_http(&mut self) {
-        let shard = self.rng.usize(..self.nodes.len());
+        let shard = self.rng.usize(..self.shards.len());
         // The thread of a stalled shard serves no connections.
-        if self.nodes[shard].stalled_until > self.ticks {
+        if self.shards[shard].stalled_until > self.ticks {
             return;
         }
         let deadline = self.now() + HTTP_TIMEOUT_SECS;
@@ -31,7 +31,7 @@ impl World {
             rows.sort_unstable();
             rows.dedup_by_key(|(torrent, _)| *torrent);
             let hashes: Vec<_> = rows.iter().map(|(torrent, _)| hash_of(*torrent)).collect();
-            let reply = self.nodes[shard].shard.node_mut().scrape(&hashes);
+            let reply = self.shards[shard].shard.node_mut().scrape(&hashes);
             match reply {
                 NodeReply::Ready(counts) => self.scraped_over_http(&rows, &counts),
                 NodeReply::QueueFull => self.shed_over_http += 1,
@@ -48,7 +48,7 @@ impl World {
         let query = format!("info_hash={hash}&peer_id=-TT0001-abcdefghijkl&port={}", peer.port());
         let query = query::AnnounceQuery::parse(&format!("{query}&left=0")).unwrap();
         self.swarms[torrent].announced.insert(peer);
-        let node = &self.nodes[shard].shard;
+        let node = &self.shards[shard].shard;
         let parameters = Parameters { key: None, query: "" };
         let announce = node.node_mut().admit_announce(peer.ip(), &query, parameters, None).unwrap();
         let reply = node.node_mut().announce(&announce, Box::default());
@@ -76,8 +76,8 @@ impl World {
                     .is_ok(),
             };
             if answered {
-            } else if now > deadline && self.nodes[shard].stalled_until <= self.ticks {
-                self.nodes[shard].shard.node_mut().cancel(request_id);
+            } else if now > deadline && self.shards[shard].stalled_until <= self.ticks {
+                self.shards[shard].shard.node_mut().cancel(request_id);
                 self.late_over_http += 1;
             } else {
                 self.over_http.insert((shard, request_id), (deadline, waiting));

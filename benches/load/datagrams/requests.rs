@@ -2,7 +2,7 @@
 
 use super::Datagrams;
 use crate::engine::FloodKind;
-use crate::in_flight::{FLOOD, RequestKind, SentRequest, UNPROVEN};
+use crate::in_flight::{FLOOD_BIT, RequestKind, SentRequest, UNPROVEN_BIT};
 use crate::options::RequestMix;
 use crate::population::info_hash;
 use crate::protocol::{LoadAnnounce, LoadEvent};
@@ -148,8 +148,8 @@ impl Datagrams {
         let address = unused_address(session, group);
         match flood_kind {
             FloodKind::Connect => {
-                let transaction = FLOOD | session.rng.u32(..) >> 2;
-                session.run_stats.step.flood_connects += 1;
+                let transaction = FLOOD_BIT | session.rng.u32(..) >> 2;
+                session.step_stats.record.flood_connects += 1;
                 self.push_from(session, group, address, None, |bytes| {
                     udp::write_connect(bytes, transaction)
                 })
@@ -166,12 +166,12 @@ impl Datagrams {
         group: usize,
         address: Option<IpAddr>,
     ) -> io::Result<()> {
-        let (id, transaction) = (session.rng.u64(..), UNPROVEN | session.rng.u32(..) >> 2);
+        let (id, transaction) = (session.rng.u64(..), UNPROVEN_BIT | session.rng.u32(..) >> 2);
         let info_hash = info_hash(session.rng.u32(..session.population.torrents()));
         let (event, port) = (LoadEvent::Started, 6_881);
         let announce =
             LoadAnnounce { info_hash, peer: transaction, left: 1, event, num_want: 50, port };
-        session.run_stats.step.sent_unproven += 1;
+        session.step_stats.record.sent_unproven += 1;
         let write = |bytes: &mut [u8]| udp::write_announce(bytes, id, transaction, &announce);
         self.push_from(session, group, address, None, write)
     }
@@ -187,8 +187,8 @@ impl Datagrams {
         let len = session.rng.usize(..garbage.len());
         session.rng.fill(&mut garbage);
         // At the place of the transaction id, so that a reply to garbage is recognized.
-        garbage[12..16].copy_from_slice(&UNPROVEN.to_be_bytes());
-        session.run_stats.step.sent_unproven += 1;
+        garbage[12..16].copy_from_slice(&UNPROVEN_BIT.to_be_bytes());
+        session.step_stats.record.sent_unproven += 1;
         self.push_from(session, group, address, None, |bytes| {
             bytes[..len].copy_from_slice(&garbage[..len]);
             len
@@ -252,7 +252,7 @@ impl Datagrams {
     ) -> io::Result<()> {
         let target = &mut self.targets[group];
         if target.out.is_full() {
-            session.run_stats.step.generator.unsent += target.out.send(&target.socket)? as u64;
+            session.step_stats.record.generator.unsent += target.out.send(&target.socket)? as u64;
         }
         target.out.push(&target.to, address, segment, write);
         Ok(())
@@ -262,7 +262,7 @@ impl Datagrams {
 /// Returns the source address to set on the datagrams of a client; `None` if that of the socket is right.
 fn address(session: &Session<'_>, group: usize, source: u32) -> Option<IpAddr> {
     let sources = &session.population.groups[group].sources;
-    sources.is_set_per_datagram.then(|| sources.address(source))
+    sources.sets_source_address.then(|| sources.address(source))
 }
 
 /// Returns an address that no client of the population uses: on loopback one of 127.128.0.0/9. For other targets there

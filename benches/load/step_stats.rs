@@ -25,7 +25,7 @@ const PERCENTILES: [f64; 14] =
 
 /// Statistics of a step.
 pub(crate) struct StepStats {
-    pub(crate) step: StepRecord,
+    pub(crate) record: StepRecord,
     histogram: Histogram<u64>,
     start_ns: u64,
     /// Start of the current gap: the time of the last reply, or of the first unanswered request; `None` if nothing is
@@ -42,10 +42,10 @@ impl StepStats {
     /// Begins a step: in open loop at `rate`, or in closed loop with `in_flight` requests.
     pub(crate) fn begin(name: &str, rate: Option<f64>, in_flight: usize, start_ns: u64) -> Self {
         let histogram = Histogram::new_with_max(LATENCY_NS_MAX, 3);
-        let mut step = StepRecord { name: name.to_owned(), rate, ..StepRecord::default() };
-        step.latency.corrected = rate.is_some();
+        let mut record = StepRecord { name: name.to_owned(), rate, ..StepRecord::default() };
+        record.latency.corrected = rate.is_some();
         Self {
-            step,
+            record,
             histogram: histogram.expect("a maximum above 2 and three digits are valid"),
             start_ns,
             waiting_since_ns: None,
@@ -59,18 +59,18 @@ impl StepStats {
 
     fn tenth(&mut self, now_ns: u64) -> &mut Tenth {
         let at = (now_ns.saturating_sub(self.start_ns) / TENTH_NS) as usize;
-        if self.step.series.len() <= at {
-            self.step.series.resize(at + 1, Tenth::default());
+        if self.record.series.len() <= at {
+            self.record.series.resize(at + 1, Tenth::default());
         }
-        &mut self.step.series[at]
+        &mut self.record.series[at]
     }
 
     /// Counts a sent request, which could have been sent at `ready_ns` if a connection had been free.
     pub(crate) fn count_sent(&mut self, request: &SentRequest, ready_ns: u64) {
-        self.step.sent += 1;
+        self.record.sent += 1;
         self.tenth(request.sent_ns).sent += 1;
         self.late += u64::from(ready_ns.saturating_sub(request.due_ns) > LATE_NS);
-        self.step.waited += u64::from(request.sent_ns.saturating_sub(ready_ns) > LATE_NS);
+        self.record.waited += u64::from(request.sent_ns.saturating_sub(ready_ns) > LATE_NS);
         self.waiting_since_ns.get_or_insert(request.sent_ns);
     }
 
@@ -82,9 +82,9 @@ impl StepStats {
         now_ns: u64,
         has_unanswered: bool,
     ) {
-        match self.step.answered.get_mut(name) {
+        match self.record.answered.get_mut(name) {
             Some(count) => *count += 1,
-            None => _ = self.step.answered.insert(name.to_owned(), 1),
+            None => _ = self.record.answered.insert(name.to_owned(), 1),
         }
         let latency_ns = now_ns.saturating_sub(request.due_ns);
         self.histogram.saturating_record(latency_ns);
@@ -103,19 +103,19 @@ impl StepStats {
     /// Records the length of the current gap if it is the longest.
     fn record_gap(&mut self, now_ns: u64) {
         let gap_ms = self.silent_ns(now_ns) as f64 / 1e6;
-        self.step.gap_ms_max = self.step.gap_ms_max.max(gap_ms);
+        self.record.gap_ms_max = self.record.gap_ms_max.max(gap_ms);
     }
 
     /// Counts a lost request.
     pub(crate) fn count_lost(&mut self, now_ns: u64) {
-        self.step.lost += 1;
+        self.record.lost += 1;
         self.tenth(now_ns).lost += 1;
         self.record_gap(now_ns);
     }
 
     /// Counts a wrong reply by its problem.
     pub(crate) fn count_wrong(&mut self, problem: &str) {
-        *self.step.wrong.entry(problem.to_owned()).or_default() += 1;
+        *self.record.wrong.entry(problem.to_owned()).or_default() += 1;
     }
 
     /// Counts the replies of a batch of `arrivals` events. After a full batch, more replies may have waited.
@@ -133,7 +133,8 @@ impl StepStats {
 
     /// Returns the current number of replies per second, from the last complete tenth of a second.
     pub(crate) fn rate_now(&self) -> u64 {
-        let last = self.step.series.len().checked_sub(2).and_then(|at| self.step.series.get(at));
+        let last =
+            self.record.series.len().checked_sub(2).and_then(|at| self.record.series.get(at));
         last.map_or(0, |tenth| u64::from(tenth.answered) * 10)
     }
 
@@ -144,7 +145,7 @@ impl StepStats {
 
     /// Ends the step and returns its record. Sending ended at `end_ns`; replies may have arrived later.
     pub(crate) fn end(mut self, end_ns: u64) -> StepRecord {
-        let step = &mut self.step;
+        let step = &mut self.record;
         let nanoseconds = end_ns.saturating_sub(self.start_ns).max(1) as f64;
         step.seconds = nanoseconds / 1e9;
         step.generator.busy = (self.busy_ns as f64 / nanoseconds).min(1.0);
@@ -163,7 +164,7 @@ impl StepStats {
             max_us: self.histogram.max() as f64 / 1e3,
             percentiles: PERCENTILES.map(at).to_vec(),
         };
-        self.step
+        self.record
     }
 }
 
@@ -175,16 +176,16 @@ mod tests {
 
     #[test]
     fn latency_is_measured_from_the_scheduled_time() {
-        let mut run_stats = StepStats::begin("step", Some(1000.0), 1, 0);
+        let mut step_stats = StepStats::begin("step", Some(1000.0), 1, 0);
         for number in 0..1000 {
             // One request is due each millisecond; a pause of half a second delays many of them.
             let due_ns = number * MS;
             let answered_ns = if (100..600).contains(&number) { 600 * MS } else { due_ns + MS };
             let request = SentRequest { due_ns, sent_ns: due_ns, ..SentRequest::default() };
-            run_stats.count_sent(&request, request.sent_ns);
-            run_stats.count_answered("announce", &request, answered_ns, true);
+            step_stats.count_sent(&request, request.sent_ns);
+            step_stats.count_answered("announce", &request, answered_ns, true);
         }
-        let step = run_stats.end(1000 * MS);
+        let step = step_stats.end(1000 * MS);
         assert_eq!((step.answers(), step.series.len()), (1000, 11));
         let close = |at: f64, ms: f64| (step.latency.at(at) / 1e3 - ms).abs() < ms / 100.0;
         assert!(close(50.0, 1.0) && close(99.9, 499.0), "{:?}", step.latency.percentiles);
@@ -194,31 +195,35 @@ mod tests {
 
     #[test]
     fn a_late_or_overloaded_generator_is_reported_as_the_bottleneck() {
-        let mut run_stats = StepStats::begin("late", Some(1.0), 1, 0);
-        run_stats.count_sent(
+        let mut step_stats = StepStats::begin("late", Some(1.0), 1, 0);
+        step_stats.count_sent(
             &SentRequest { due_ns: 0, sent_ns: 2 * MS, ..SentRequest::default() },
             2 * MS,
         );
-        assert!(run_stats.end(MS).generator.bottleneck);
-        let mut run_stats = StepStats::begin("behind", None, 512, 0);
-        run_stats.count_batch(BATCH, BATCH);
-        run_stats.count_batch(BATCH - 1, BATCH - 1);
-        assert!(run_stats.end(100 * MS).generator.bottleneck);
+        assert!(step_stats.end(MS).generator.bottleneck);
+        let mut step_stats = StepStats::begin("behind", None, 512, 0);
+        step_stats.count_batch(BATCH, BATCH);
+        step_stats.count_batch(BATCH - 1, BATCH - 1);
+        assert!(step_stats.end(100 * MS).generator.bottleneck);
     }
 
     #[test]
     fn a_gap_counts_only_while_requests_are_unanswered() {
-        let mut run_stats = StepStats::begin("gap", None, 512, 0);
+        let mut step_stats = StepStats::begin("gap", None, 512, 0);
         let request = |sent_ns| SentRequest { due_ns: sent_ns, sent_ns, ..SentRequest::default() };
-        run_stats.count_sent(&request(0), 0);
-        run_stats.count_answered("announce", &request(0), MS, false);
-        run_stats.count_sent(&request(500 * MS), 500 * MS);
-        run_stats.count_answered("announce", &request(500 * MS), 502 * MS, false);
-        assert!((run_stats.step.gap_ms_max - 2.0).abs() < 1e-9, "{}", run_stats.step.gap_ms_max);
-        run_stats.count_sent(&request(600 * MS), 600 * MS);
-        run_stats.count_lost(900 * MS);
+        step_stats.count_sent(&request(0), 0);
+        step_stats.count_answered("announce", &request(0), MS, false);
+        step_stats.count_sent(&request(500 * MS), 500 * MS);
+        step_stats.count_answered("announce", &request(500 * MS), 502 * MS, false);
         assert!(
-            (run_stats.step.gap_ms_max - 300.0).abs() < 1e-9,
+            (step_stats.record.gap_ms_max - 2.0).abs() < 1e-9,
+            "{}",
+            step_stats.record.gap_ms_max
+        );
+        step_stats.count_sent(&request(600 * MS), 600 * MS);
+        step_stats.count_lost(900 * MS);
+        assert!(
+            (step_stats.record.gap_ms_max - 300.0).abs() < 1e-9,
             "the gap lasts until the request is given up"
         );
     }
