@@ -111,6 +111,7 @@ impl TorrentStore {
     }
 
     /// Returns the peers of one family of a torrent.
+    #[inline(always)] // Called twice for an announce: the calls are 2 % of its instructions.
     pub(crate) fn family_peers<const N: usize>(&mut self, position: u32) -> FamilyPeers<'_, N>
     where
         PeerStores: RecordWidth<N>,

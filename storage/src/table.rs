@@ -12,6 +12,7 @@ use crate::subnet::{PrefixLengths, SubnetPreference};
 use crate::time::{Seconds, Ticks};
 use crate::types::{Endpoint, Family, InfoHash, Scope, SwarmCounts, SwarmStats};
 use siphasher::sip::SipHasher13;
+use std::hash::Hasher as _;
 
 /// Result of a prefetch of the index: the hash of a torrent, and the probable position of its entry.
 #[derive(Clone, Copy, Debug)]
@@ -115,7 +116,7 @@ impl Table {
     }
 
     pub(crate) fn hash(&self, info_hash: &InfoHash) -> u64 {
-        self.context.hasher.hash(&info_hash.0)
+        hash_of(&self.context.hasher, info_hash)
     }
 
     /// Returns the seeders, leechers and completed downloads of the torrent at a position.
@@ -159,8 +160,8 @@ impl Table {
         }
         self.store.entries.push(Entry::new(&announce.info_hash));
         let (store, hasher) = (&self.store, &self.context.hasher);
-        let hash_of = |position: u32| hasher.hash(&store.entry(position).info_hash().0);
-        if self.index.insert(hash, position, hash_of) {
+        let hash_at = |position: u32| hash_of(hasher, &store.entry(position).info_hash());
+        if self.index.insert(hash, position, hash_at) {
             self.stats.empty_torrents += 1;
             return Ok(position);
         }
@@ -172,8 +173,8 @@ impl Table {
     pub(crate) fn remove_torrent(&mut self, position: u32) -> usize {
         self.stats.empty_torrents -= 1;
         let (store, hasher) = (&self.store, &self.context.hasher);
-        let hash_of = |position: u32| hasher.hash(&store.entry(position).info_hash().0);
-        let visited = self.index.remove(hash_of(position), position, hash_of);
+        let hash_at = |position: u32| hash_of(hasher, &store.entry(position).info_hash());
+        let visited = self.index.remove(hash_at(position), position, hash_at);
         if let Some(from) = self.store.remove(position) {
             let hash = self.hash(&self.store.entry(position).info_hash());
             self.index.relocate(hash, from, position);
@@ -293,4 +294,18 @@ impl Table {
         // At most 1,000.
         (enough.saturating_sub(self.free_bytes()) as u64 * 1_000 / enough.max(1) as u64) as u32
     }
+}
+
+/// Returns the hash of an info hash.
+///
+/// It is that of [`SipHasher13::hash`], from words instead of a slice: the compiler then knows the length.
+fn hash_of(hasher: &SipHasher13, info_hash: &InfoHash) -> u64 {
+    let (first, second) = hasher.keys();
+    let mut words = SipHasher13::new_with_keys(first, second);
+    let (word, rest) = info_hash.0.split_first_chunk().unwrap_or((&[0; 8], &[]));
+    words.write_u64(u64::from_le_bytes(*word));
+    let (word, rest) = rest.split_first_chunk().unwrap_or((&[0; 8], &[]));
+    words.write_u64(u64::from_le_bytes(*word));
+    words.write_u32(rest.first_chunk().map_or(0, |word| u32::from_le_bytes(*word)));
+    words.finish()
 }

@@ -11,6 +11,7 @@
 
 use siphasher::sip::SipHasher24;
 use std::fmt;
+use std::hash::Hasher as _;
 use std::net::{IpAddr, Ipv6Addr};
 use subtle::{Choice, ConstantTimeEq};
 
@@ -91,7 +92,11 @@ fn id_of(hasher: &SipHasher24, epoch: u64, source: IpAddr) -> u64 {
     let hash = match source.to_canonical() {
         // 32 bits of the epoch suffice for 8,000 years.
         IpAddr::V4(source) => {
-            hasher.hash(&(u64::from(source.to_bits()) << 32 | epoch & 0xffff_ffff).to_be_bytes())
+            let message = u64::from(source.to_bits()) << 32 | epoch & 0xffff_ffff;
+            let (first, second) = hasher.keys();
+            let mut hasher = SipHasher24::new_with_keys(first, second);
+            hasher.write_u64(message.swap_bytes());
+            hasher.finish()
         }
         IpAddr::V6(source) => hash_of_v6(hasher, epoch, source),
     };
