@@ -104,12 +104,12 @@ pub(crate) struct RunOptions {
     /// Share of peers that are IPv6, if there is an IPv6 target, 0 to 1.
     #[arg(long, default_value_t = 0.2)]
     pub(crate) ipv6: f64,
-    /// Number of source addresses of each address family; more are used if the peers need them, and no more than the
-    /// number of persistent connections.
+    /// Number of source addresses of each address family; more if the peers need them. Over HTTP without --close, not
+    /// more than the number of connections.
     #[arg(long, default_value_t = 256)]
     pub(crate) sources: u32,
-    /// Networks of the source addresses, which must be routed to this machine; the default is 127.1.0.0/16 on loopback,
-    /// and otherwise the one address that the kernel selects.
+    /// Networks of the source addresses, which must be routed to this machine. By default, a target on IPv4 loopback
+    /// is loaded from 127.1.0.1 and the addresses after it, any other from the one address that the kernel selects.
     #[arg(long, value_delimiter = ',')]
     pub(crate) source_networks: Vec<IpNet>,
     /// Number of requests that the kernel receives as one datagram to split, which saves the generator most of its
@@ -164,7 +164,7 @@ pub(crate) struct Target {
     pub(crate) is_encrypted: bool,
     /// Host and port.
     pub(crate) authority: String,
-    /// Path and query, with the leading slash.
+    /// Path and query, with the leading slash; empty if the URL has none.
     pub(crate) path: String,
     pub(crate) address: SocketAddr,
 }
@@ -223,16 +223,16 @@ impl RequestMix {
 }
 
 impl RequestMix {
-    /// Returns the weights of calls, if each call for connects or announces sends `segments` requests.
-    pub(crate) fn per_call(self, segments: u16) -> Self {
+    /// Returns the weights of sends, if one send of connects or announces contains `segments` requests.
+    pub(crate) fn per_send(self, segments: u16) -> Self {
         let segments = f64::from(segments);
         let (connect, announce) = (self.connect / segments, self.announce / segments);
         Self { connect, announce, ..self }
     }
 
-    /// Returns the average number of requests that a call sends.
-    pub(crate) fn requests_per_call(self, segments: u16) -> f64 {
-        self.sum() / self.per_call(segments).sum()
+    /// Returns the average number of requests of a send.
+    pub(crate) fn requests_per_send(self, segments: u16) -> f64 {
+        self.sum() / self.per_send(segments).sum()
     }
 }
 

@@ -45,7 +45,7 @@ impl Pace {
     pub(crate) fn new(load: &LoadOptions, segments: u16, start_ns: u64) -> Self {
         match load.rate {
             Some(rate) => {
-                let each = load.mix.requests_per_call(segments);
+                let each = load.mix.requests_per_send(segments);
                 Self::Open(Poisson::new(rate / each, start_ns))
             }
             None => Self::Closed(load.in_flight),

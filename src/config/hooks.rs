@@ -1,4 +1,4 @@
-//! `hooks`: the operator's policy, in the order in which it is applied.
+//! Reads the key `hooks`: the operator's policy, in the configured order.
 
 use super::read::Section;
 use super::values;

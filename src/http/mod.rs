@@ -34,7 +34,7 @@ use tokio_uring::net::TcpListener;
 /// Number of accepts that wait on each listening socket: as many connections can arrive between two submissions.
 const ACCEPTS: usize = 16;
 
-/// Delay after an accept that failed for a reason that needs time to pass.
+/// Delay before the next accept after a failure, such as too many open files, which an immediate retry would repeat.
 const ACCEPT_RETRY: Duration = Duration::from_millis(10);
 
 /// Starts to accept connections.

@@ -26,7 +26,7 @@ impl Datagrams {
         let sources = session.population.groups[group].sources_in_use();
         let source = session.rng.u32(..sources);
         // Connects and announces are sent in groups of `segments` with one call, other requests alone.
-        let mix = mix.per_call(self.segments);
+        let mix = mix.per_send(self.segments);
         let mut draw = session.rng.f64() * mix.sum();
         let mut is_drawn = |weight: f64| {
             draw -= weight;

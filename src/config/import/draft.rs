@@ -10,13 +10,13 @@ use std::time::Duration;
 pub struct ImportedConfig {
     /// YAML with comments.
     pub config: String,
-    /// Errors, and keys without an exact counterpart, one per line.
+    /// Errors, keys without an exact counterpart, and access rules that were not converted.
     pub notes: Vec<String>,
     /// Whether all access rules were converted.
     pub has_all_access_rules: bool,
 }
 
-/// A key with its value and the key that it was made from.
+/// A key with its value, and the text of a comment that says what the value was made from.
 #[derive(Debug)]
 pub(super) struct ImportedLine {
     pub(super) section: &'static str,

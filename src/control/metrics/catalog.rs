@@ -224,7 +224,7 @@ pub(super) const METRICS: &[Metric] = &[
         "hook_refusals",
         Counter,
         &["hook", "outcome"],
-        "Requests that a configured hook refused",
+        "Requests that a configured hook refused; not those of custom hooks, nor scrapes without a passkey or token",
         ProcessLabelled(hook_refusals),
     ),
     metric(

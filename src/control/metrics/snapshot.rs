@@ -1,4 +1,4 @@
-//! All values of the page `/metrics`, read at one moment.
+//! The statistics of the page `/metrics`, read at one moment, and a handle from which its other values are read later.
 
 use crate::control::clients::ClientShare;
 use crate::control::monitored::Monitored;
@@ -16,7 +16,7 @@ pub(super) struct ShardSnapshot {
     pub(super) last_update_age_secs: u64,
 }
 
-/// All values of the page.
+/// Statistics of the page, and a handle to the values that are read when the page is written.
 #[derive(Debug)]
 pub(super) struct MetricsSnapshot {
     pub(super) shards: Vec<ShardSnapshot>,
@@ -31,7 +31,7 @@ pub(super) struct MetricsSnapshot {
 }
 
 impl MetricsSnapshot {
-    /// Reads all values.
+    /// Reads the statistics.
     pub(super) fn read(monitored: &Monitored) -> Self {
         let now = monitored.clock.now().monotonic;
         let shards =
