@@ -68,7 +68,7 @@ impl Clock {
     }
 
     /// Sleeps for 20 ms, before an operation is retried that may succeed later.
-    #[expect(clippy::disallowed_methods, reason = "bounded, and before anything is served")]
+    #[expect(clippy::disallowed_methods, reason = "bounded, and never on the thread of a shard")]
     pub fn pause_before_retry(&self) {
         std::thread::sleep(Duration::from_millis(20));
     }

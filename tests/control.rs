@@ -193,9 +193,7 @@ fn other_hosts_cannot_make_changes() {
 /// Returns an IPv4 address of this machine that is not loopback. Connections from this machine to it have it as their
 /// source.
 fn non_loopback_address() -> Option<std::net::IpAddr> {
-    if_addrs::get_if_addrs()
-        .unwrap()
-        .into_iter()
-        .map(|it| it.ip())
-        .find(|ip| ip.is_ipv4() && !ip.is_loopback())
+    let interfaces = nix::ifaddrs::getifaddrs().unwrap();
+    let mut addresses = interfaces.filter_map(|it| Some(it.address?.as_sockaddr_in()?.ip()));
+    addresses.find(|ip| !ip.is_loopback()).map(Into::into)
 }

@@ -10,7 +10,7 @@
 mod common;
 
 use common::http::{self, Connection};
-use common::lab::{Host, Lab, TRACKER_V4, TRACKER_V6, Torrent, wait_for_counts, wait_until};
+use common::lab::{Host, Lab, PORTS, TRACKER_V4, TRACKER_V6, Torrent, wait_for_counts, wait_until};
 use common::{Tracker, WAIT_TIMEOUT, control_of, count_in, cpus, http_get};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, TcpStream};
@@ -45,7 +45,7 @@ impl Transport {
 }
 
 /// Starts a tracker with one shard on each core, and with a self-signed certificate for TLS.
-fn start(lab: &Lab) -> Tracker {
+fn start(lab: &Lab, config: &str) -> Tracker {
     lab.enter(Host::Tracker);
     let certificate = rcgen::generate_simple_self_signed([TRACKER_V4.to_owned()]).unwrap();
     let (chain, key) = (lab.folder("tls").join("cert.pem"), lab.folder("tls").join("key.pem"));
@@ -53,17 +53,32 @@ fn start(lab: &Lab) -> Tracker {
     std::fs::write(&key, certificate.signing_key.serialize_pem()).unwrap();
     let (chain, key) = (chain.display(), key.display());
     Tracker::start(&format!(
-        "control: {{listen: \"\"}}\nhttp: {{tls: {{listen: \"0.0.0.0:6970\", certificate: {chain}, key: {key}}}}}\n"
+        "{config}\ncontrol: {{listen: \"\"}}\n\
+         http: {{tls: {{listen: \"0.0.0.0:6970\", certificate: {chain}, key: {key}}}}}\n"
     ))
 }
 
 /// Transfers a file between two clients, each with its own protocol and family.
-fn transfer(
+fn transfer(seeder: (ClientCommand, Transport), leecher: (ClientCommand, Transport)) {
+    let log = transfer_in(Lab::new(), "", seeder, leecher);
+    let line = line_with(&log, "stopped after");
+    let uses_http = [seeder, leecher].iter().any(|(_, transport)| transport.scheme != "udp");
+    assert_eq!(count_in(line, "over HTTP") > 0, uses_http, "{line}");
+}
+
+/// Returns the log line that contains a text.
+fn line_with<'a>(log: &'a [String], text: &str) -> &'a str {
+    log.iter().find(|line| line.contains(text)).unwrap_or_else(|| panic!("{}", log.join("\n")))
+}
+
+/// Transfers a file between two clients in a lab; returns the log of the tracker.
+fn transfer_in(
+    mut lab: Lab,
+    config: &str,
     (seeder_command, seeder_transport): (ClientCommand, Transport),
     (leecher_command, leecher_transport): (ClientCommand, Transport),
-) {
-    let mut lab = Lab::new();
-    let tracker = start(&lab);
+) -> Vec<String> {
+    let tracker = start(&lab, config);
     let v6 = leecher_transport.v6;
     let mut torrent = Torrent::new(&lab, 1 + u64::from(v6), &seeder_transport.url());
     let seeder = Host::Seeder.address(seeder_transport.v6);
@@ -79,13 +94,20 @@ fn transfer(
     if leecher_transport.sends_stopped {
         wait_for_counts(&torrent, v6, |counts| counts == [1, 1, 0]);
     }
-    let line = tracker.stop();
-    assert_eq!((count_in(&line, "shed"), count_in(&line, "torrents")), (0, 1), "{line}");
+    let log = tracker.stop_with_log();
+    let line = line_with(&log, "stopped after");
+    assert_eq!((count_in(line, "shed"), count_in(line, "torrents")), (0, 1), "{line}");
     let announces = if leecher_transport.sends_stopped { 4 } else { 3 };
-    assert!(count_in(&line, "announces") >= announces, "{line}");
-    let uses_http =
-        [seeder_transport, leecher_transport].iter().any(|transport| transport.scheme != "udp");
-    assert_eq!(count_in(&line, "over HTTP") > 0, uses_http, "{line}");
+    assert!(count_in(line, "announces") >= announces, "{line}");
+    log
+}
+
+/// Transfers a file between two clients whose connects XDP answers, in native mode.
+fn transfer_over_xdp(client: ClientCommand, transport: Transport) {
+    let config = format!("udp: {{xdp: {{interfaces: [{}], mode: native}}}}", PORTS.join(", "));
+    let log = transfer_in(Lab::routed(), &config, (client, transport), (client, transport));
+    let connects = count_in(line_with(&log, "answered by XDP"), "connects");
+    assert!(connects >= 2, "{}", log.join("\n"));
 }
 
 fn libtorrent(torrent: &Path, directory: &Path, address: &str) -> Command {
@@ -221,6 +243,24 @@ fn lftp_transfers_a_file_over_ipv6() {
 #[ignore = "needs root and python3-libtorrent"]
 fn libtorrent_transfers_a_file() {
     transfer((libtorrent, UDP), (libtorrent, UDP));
+}
+
+#[test]
+#[ignore = "needs root: tests/run"]
+fn libtorrent_transfers_a_file_over_xdp() {
+    transfer_over_xdp(libtorrent, UDP);
+}
+
+#[test]
+#[ignore = "needs root: tests/run"]
+fn libtorrent_transfers_a_file_over_xdp_and_ipv6() {
+    transfer_over_xdp(libtorrent, UDP_V6);
+}
+
+#[test]
+#[ignore = "needs root: tests/run"]
+fn transmission_transfers_a_file_over_xdp() {
+    transfer_over_xdp(transmission, UDP);
 }
 
 #[test]
@@ -380,7 +420,7 @@ fn haproxy_forwards_client_addresses() {
 #[ignore = "needs root and curl"]
 fn curl_is_served_over_https() {
     let lab = Lab::new();
-    let tracker = start(&lab);
+    let tracker = start(&lab, "");
     lab.enter(Host::Leecher);
     let query = "info_hash=aaaaaaaaaaaaaaaaaaaa&peer_id=bbbbbbbbbbbbbbbbbbbb&port=6881";
     for protocol in ["--http1.0", "--http1.1", "--http2"] {
@@ -414,7 +454,7 @@ fn bittorrent_tracker_of_npm_is_served_over_http() {
 /// one.
 fn npm_client(package: &str, transport: Transport) {
     let lab = Lab::new();
-    let tracker = start(&lab);
+    let tracker = start(&lab, "");
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients");
     assert!(folder.join("node_modules").join(package).exists(), "tests/run installs it");
     lab.enter(Host::Leecher);

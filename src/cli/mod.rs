@@ -11,7 +11,7 @@ use crate::policy::custom::{CustomHookKind, install};
 use crate::process::error::RunError;
 use crate::process::run::run;
 use crate::process::supervisor::{EXIT_SHARD, EXIT_START, EXIT_SUCCESS, EXIT_USAGE, end_on_panic};
-use crate::process::{check as config_check, log, memory};
+use crate::process::{check as config_check, log, memory, xdp};
 use crate::text::iec;
 use clap::{CommandFactory, Parser, Subcommand};
 use manual::CompletionShell;
@@ -42,6 +42,9 @@ enum CliCommand {
         /// The config file
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// Also attach XDP to the interfaces of udp.xdp for a moment, and say what they can do
+        #[arg(long)]
+        probe: bool,
     },
     /// Print the default config with comments
     Config,
@@ -128,7 +131,7 @@ pub fn main(custom_hooks: &'static [CustomHookKind]) -> ! {
     });
     let code = match cli.command.unwrap_or(CliCommand::Run { config: None }) {
         CliCommand::Run { config } => run_tracker(config.as_deref()),
-        CliCommand::Check { config } => check(&config),
+        CliCommand::Check { config, probe } => check(&config, probe),
         CliCommand::Config => {
             print!("{}", config::DEFAULT_YAML);
             EXIT_SUCCESS
@@ -170,7 +173,7 @@ fn run_tracker(path: Option<&std::path::Path>) -> i32 {
     }
 }
 
-fn check(path: &std::path::Path) -> i32 {
+fn check(path: &std::path::Path, probes: bool) -> i32 {
     let (config, text_mistakes) = match Config::load_all(path) {
         Ok(loaded) => loaded,
         Err(error) => {
@@ -187,6 +190,13 @@ fn check(path: &std::path::Path) -> i32 {
     mistakes.iter().for_each(|mistake| eprintln!("{}", named(mistake)));
     if !text_mistakes.is_empty() || !mistakes.is_empty() {
         return EXIT_USAGE;
+    }
+    if probes {
+        let (lines, works) = xdp::probe(&config.udp.xdp);
+        lines.iter().for_each(|line| println!("{line}"));
+        if !works {
+            return EXIT_USAGE;
+        }
     }
     let memory_limit = memory::limit(config.storage.memory);
     let bytes = iec(memory_limit.bytes as u64);

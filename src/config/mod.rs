@@ -11,6 +11,7 @@ mod read;
 mod root;
 mod sections;
 mod values;
+mod xdp;
 
 pub use hooks::PLACEHOLDER_HOOK;
 pub use http::{HttpConfig, HttpLimitsConfig, TlsConfig};
@@ -23,3 +24,4 @@ pub use sections::{
     StorageConfig, UdpConfig,
 };
 pub use values::ConnectionIdKeys;
+pub use xdp::XdpConfig;

@@ -3,6 +3,7 @@
 
 use super::read::Section;
 use super::values::{self, ConnectionIdKeys};
+use super::xdp::XdpConfig;
 use crate::sizes::{NUMWANT_LIMIT, REPLY_LEN_DEFAULT, REPLY_LEN_LIMIT, REPLY_LEN_MIN};
 use ipnet::IpNet;
 use serde_yaml::Value;
@@ -61,6 +62,8 @@ pub struct UdpConfig {
     pub receive_buffer: usize,
     /// Maximum size in bytes of an announce response.
     pub max_reply_size: usize,
+    /// Keys of `udp.xdp`.
+    pub xdp: XdpConfig,
 }
 
 /// Keys under `announce`.
@@ -199,6 +202,7 @@ impl UdpConfig {
             max_reply_size: section.value("max_reply_size", REPLY_LEN_DEFAULT, |value| {
                 values::size(value, REPLY_LEN_MIN, REPLY_LEN_LIMIT)
             }),
+            xdp: XdpConfig::read(section.section("xdp")),
         };
         section.end();
         udp

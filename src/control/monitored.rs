@@ -9,7 +9,9 @@ use crate::policy::access_list::AccessList;
 use crate::process::log;
 use crate::slow_reads::SlowReads;
 use crate::stats::client_samples::ClientPrefix;
+use crate::stats::shard_stats::ShardStats;
 use crate::stats::shared_stats::SharedStats;
+use crate::stats::xdp_status::XdpStatus;
 use serde::Serialize;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,6 +31,8 @@ pub struct Monitored {
     pub slow_reads: SlowReads,
     /// Statistics of the process.
     pub process: Arc<ProcessStats>,
+    /// State of XDP, if it is in use.
+    pub xdp: Option<Arc<XdpStatus>>,
 }
 
 /// Statistics of the process that belong to no shard.
@@ -110,6 +114,19 @@ impl ProcessStats {
 }
 
 impl Monitored {
+    /// Returns the statistics of each shard, and then those of XDP if it is in use.
+    pub fn all_stats(&self) -> impl Iterator<Item = ShardStats> {
+        let xdp = self.xdp.iter().map(|xdp| xdp.stats.read());
+        self.shared_stats.iter().map(|shared_stats| shared_stats.read()).chain(xdp)
+    }
+
+    /// Returns the sum of the statistics of all shards and of XDP.
+    pub fn sum(&self) -> ShardStats {
+        let mut sum = ShardStats::default();
+        self.all_stats().for_each(|stats| sum.add(&stats));
+        sum
+    }
+
     /// Returns the numbers of the shards that are stuck.
     pub fn stuck_shards(&self) -> Vec<usize> {
         let now = self.clock.now().monotonic.0;
@@ -156,8 +173,8 @@ impl Monitored {
 
     /// Adds the current statistics to the history; to be called every [`crate::control::history::POINT_SECS`] seconds.
     pub fn record_history(&self) {
-        let shards = self.shared_stats.iter().map(|shared_stats| shared_stats.read()).collect();
-        self.process.tables().history.add(shards);
+        let all = self.all_stats().collect();
+        self.process.tables().history.add(all);
     }
 
     /// Returns the history of the last hour.
@@ -188,13 +205,17 @@ mod tests {
         let clock = Clock::simulated(&SECONDS);
         let shared_stats: [Arc<SharedStats>; 2] = std::array::from_fn(|_| Arc::default());
         for (shared_stats, update) in shared_stats.iter().zip([100, 90]) {
-            shared_stats
-                .publish(&crate::stats::shard_stats::ShardStats::default(), Seconds(update));
+            shared_stats.publish(&ShardStats::default(), Seconds(update));
         }
         let slow_reads = SlowReads::new(clock, Duration::ZERO);
         let process = Arc::default();
-        let monitored =
-            Monitored { shared_stats: Arc::new(shared_stats), clock, slow_reads, process };
+        let monitored = Monitored {
+            shared_stats: Arc::new(shared_stats),
+            clock,
+            slow_reads,
+            process,
+            xdp: None,
+        };
         assert_eq!(monitored.stuck_shards(), [1]);
         SECONDS.store(106, Ordering::Relaxed);
         assert_eq!(monitored.stuck_shards(), [0, 1]);

@@ -142,8 +142,7 @@ struct Counts {
 
 impl Counts {
     fn read(monitored: &Monitored) -> Self {
-        let mut stats = ShardStats::default();
-        monitored.shared_stats.iter().for_each(|shared_stats| stats.add(&shared_stats.read()));
+        let stats = monitored.sum();
         let of = |protocol: Protocol| {
             Family::ALL.map(|family| {
                 let count = |outcome| stats.requests_of(protocol, family, outcome);

@@ -151,8 +151,7 @@ impl Status {
     /// Reads the state.
     pub fn read(monitored: &Monitored) -> Self {
         let shards: Vec<_> = monitored.shared_stats.iter().map(|stats| stats.read()).collect();
-        let mut sum = ShardStats::default();
-        shards.iter().for_each(|stats| sum.add(stats));
+        let sum = monitored.sum();
         let (process, served) = (&monitored.process, monitored.served_config());
         let distinct = monitored
             .summary()

@@ -61,8 +61,14 @@ impl Policy {
     }
 
     /// Returns whether requests from an address are answered.
+    #[inline(always)] // Without networks, a call is 7 % of the instructions of a connect.
     pub fn permits_source(&self, source: IpAddr) -> bool {
-        self.networks.is_empty() || self.networks.iter().all(|networks| networks.permits(source))
+        self.networks.is_empty() || self.networks_permit(source)
+    }
+
+    #[inline(never)]
+    fn networks_permit(&self, source: IpAddr) -> bool {
+        self.networks.iter().all(|networks| networks.permits(source))
     }
 
     /// Returns the prefix lengths by which peers of the requester's subnets are selected first.

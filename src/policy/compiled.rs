@@ -14,6 +14,8 @@ use super::networks::NetworkFilter;
 use super::passkeys::Passkeys;
 use super::seeds::SeedSequence;
 use crate::slow_reads::SlowReads;
+use ipnet::IpNet;
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,6 +67,15 @@ enum CompiledHook {
     IntervalVariation(IntervalVariation),
     IntervalLoad(LoadBasedInterval),
     Custom(Arc<dyn CustomHook>),
+}
+
+/// The `networks` hooks as one list: requests from an address are refused if its smallest network says so.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NetworkRules {
+    /// Each network, and whether requests from it are refused.
+    pub networks: BTreeMap<IpNet, bool>,
+    /// Whether requests from other addresses are refused.
+    pub refuses_others: bool,
 }
 
 /// Number of entries of a list.
@@ -239,6 +250,18 @@ impl CompiledPolicy {
         self.read.iter().map(size).collect()
     }
 
+    /// Returns the `networks` hooks as one list.
+    pub fn network_rules(&self) -> NetworkRules {
+        let networks = self.networks.iter().flat_map(|filter| filter.networks());
+        // An address is in no smaller network of any hook than in the smallest of all.
+        let rule =
+            |network: IpNet| (network, self.networks.iter().any(|filter| filter.refuses(&network)));
+        NetworkRules {
+            networks: networks.map(rule).collect(),
+            refuses_others: self.networks.iter().any(|filter| filter.refuses_others()),
+        }
+    }
+
     /// Returns the number of info hashes on all lists.
     pub fn info_hash_count(&self) -> usize {
         let of = |hook: &CompiledHook| match hook {
@@ -336,5 +359,53 @@ fn counted(count: usize, noun: &str) -> String {
         (1, _) => format!("1 {noun}"),
         (_, true) => format!("{count} {noun}es"),
         (_, false) => format!("{count} {noun}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::access_list::ListMode;
+    use ipnet::{Ipv4Net, Ipv6Net};
+    use std::net::IpAddr;
+
+    /// The list of all `networks` hooks decides like the hooks themselves.
+    #[test]
+    fn network_rules_decide_like_the_hooks() {
+        let seed = 12;
+        let mut rng = fastrand::Rng::with_seed(seed);
+        for round in 0..50 {
+            let network = |rng: &mut fastrand::Rng| match rng.bool() {
+                true => {
+                    let address = [1, rng.u8(..4), rng.u8(..4), 0].into();
+                    IpNet::V4(Ipv4Net::new(address, rng.u8(8..=24)).unwrap())
+                }
+                false => {
+                    let address = [0x2a00, rng.u16(..4), rng.u16(..4), 0, 0, 0, 0, 0].into();
+                    IpNet::V6(Ipv6Net::new(address, rng.u8(16..=48)).unwrap())
+                }
+            };
+            let hook = |rng: &mut fastrand::Rng| HookConfig::Networks {
+                mode: *rng.choice(&[ListMode::Allow, ListMode::Deny]).unwrap(),
+                networks: (0..rng.usize(..6)).map(|_| network(rng)).collect(),
+                files: Vec::new(),
+            };
+            let hooks: Vec<_> = (0..rng.usize(..4)).map(|_| hook(&mut rng)).collect();
+            let before = CompiledPolicy::default();
+            let policy = CompiledPolicy::load(&hooks, &before, 1, ReadMode::Check).unwrap().policy;
+            let rules = policy.network_rules();
+            let decider = policy.policy(1, 1);
+            for _ in 0..300 {
+                let address: IpAddr = match rng.bool() {
+                    true => [1, rng.u8(..5), rng.u8(..5), rng.u8(..)].into(),
+                    false => [0x2a00, rng.u16(..5), rng.u16(..5), 0, 0, 0, 0, 1].into(),
+                };
+                let covering = rules.networks.iter().filter(|(net, _)| net.contains(&address));
+                let smallest = covering.max_by_key(|(network, _)| network.prefix_len());
+                let refuses = smallest.map_or(rules.refuses_others, |(_, refuses)| *refuses);
+                let expected = !decider.permits_source(address);
+                assert_eq!(refuses, expected, "seed {seed}, round {round}: {address}");
+            }
+        }
     }
 }

@@ -31,7 +31,7 @@ pub mod seeds;
 pub mod torrent;
 
 pub use chain::Policy;
-pub use compiled::{CompiledPolicy, ListSize, LoadedPolicy, PolicyError, ReadMode};
+pub use compiled::{CompiledPolicy, ListSize, LoadedPolicy, NetworkRules, PolicyError, ReadMode};
 pub use hook_config::HookConfig;
 pub use parameters::Parameters;
 pub use refusal::{PausedRequest, PolicyStop, Refusal, RefusalReply};

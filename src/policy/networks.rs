@@ -54,6 +54,25 @@ impl NetworkFilter {
         self.len() == 0
     }
 
+    /// Returns whether requests from an address are refused that is in none of the networks.
+    pub(super) fn refuses_others(&self) -> bool {
+        self.mode == ListMode::Allow
+    }
+
+    /// Returns all networks.
+    pub(super) fn networks(&self) -> impl Iterator<Item = IpNet> {
+        self.v4.iter().map(IpNet::from).chain(self.v6.iter().map(IpNet::from))
+    }
+
+    /// Returns whether requests from a network are refused; the filter may have other rules for parts of it.
+    pub(super) fn refuses(&self, network: &IpNet) -> bool {
+        let listed = match network {
+            IpNet::V4(network) => self.v4.get_lpm(network).is_some(),
+            IpNet::V6(network) => self.v6.get_lpm(network).is_some(),
+        };
+        listed != (self.mode == ListMode::Allow)
+    }
+
     fn add(&mut self, network: IpNet) {
         match network.trunc() {
             IpNet::V4(network) => _ = self.v4.insert(network),

@@ -8,6 +8,7 @@ use crate::process::listen::inherited::InheritedError;
 use crate::process::listen::udp::ListenError;
 use crate::process::privileges::PrivilegeError;
 use crate::process::supervisor::ShardError;
+use crate::process::xdp::XdpStartError;
 use std::io;
 use thiserror::Error;
 
@@ -26,6 +27,9 @@ pub enum RunError {
     /// Privileges could not be given up.
     #[error(transparent)]
     Privileges(#[from] PrivilegeError),
+    /// XDP cannot be used as configured.
+    #[error(transparent)]
+    Xdp(#[from] XdpStartError),
     /// The control plane could not listen.
     #[error(transparent)]
     Control(#[from] ControlError),

@@ -10,6 +10,7 @@ use crate::process::reload::{ReloadCommand, ReloadJob, Reloader};
 use crate::process::service::ServiceManager;
 use crate::process::steering::{ShardLoad, Steering};
 use crate::process::supervisor::{ShardExit, Supervisor};
+use crate::process::xdp::XdpThread;
 use crate::process::{cpus, memory, report};
 use crate::shard::mesh::MeshEndpoint;
 use crate::shard::message::Message;
@@ -55,6 +56,8 @@ pub(crate) struct RunningTracker {
     pub(crate) keys: (SteeringKeys, (u64, u64)),
     /// Client programs of sampled announces of each shard.
     pub(crate) sample_readers: Vec<SampleReader>,
+    /// The thread that controls XDP, if it is in use.
+    pub(crate) xdp: Option<XdpThread>,
 }
 
 /// Runs the control plane on this thread until the tracker ends. `started` is called once SIGINT and SIGTERM are
@@ -172,7 +175,12 @@ async fn handle_events(
                 running.control.send(shard, Message::Admin(Box::new(request)));
                 running.control.notify();
             }
-            updates = running.reloader.next_update() => send(&mut running.control, updates).await,
+            updates = running.reloader.next_update() => {
+                if let Some(xdp) = &running.xdp && !updates.is_empty() {
+                    xdp.apply(running.reloader.xdp_settings());
+                }
+                send(&mut running.control, updates).await;
+            }
             Some(retired) = running.to_free.recv() => free(retired),
             _ = check.tick() => monitor.check(&mut running, service),
             exit = running.supervisor.exits.recv() => return Err(shard_error(exit)),
@@ -180,17 +188,15 @@ async fn handle_events(
     };
     tracing::info!("{signal}: stopping");
     service.stopping();
+    // Before the sockets close, so that every request has one of the two ways.
+    running.xdp.take().into_iter().for_each(XdpThread::stop);
     running.monitored.process.is_draining.store(true, Ordering::Relaxed);
     for shard in 0..running.monitored.shared_stats.len() {
         running.control.send(shard, Message::Stop);
     }
     running.control.notify();
     let ended = running.supervisor.wait_for_exits(STOP_TIMEOUT).await;
-    report::stopped(
-        &sum(&running.monitored.shared_stats),
-        running.monitored.clock.elapsed(),
-        ended,
-    );
+    report::stopped(&running.monitored.sum(), running.monitored.clock.elapsed(), ended);
     Ok(())
 }
 
@@ -238,7 +244,7 @@ impl ShardMonitor {
         if monitored.stuck_shards().is_empty() {
             service.alive();
         }
-        let stats = sum(&monitored.shared_stats);
+        let stats = monitored.sum();
         let memory_limit = memory::limit(running.reloader.config().storage.memory);
         monitored.process.memory_limit_bytes.store(memory_limit.bytes as u64, Ordering::Relaxed);
         if stats.table.evicted.episodes > self.reported_episodes
@@ -348,11 +354,4 @@ fn shard_error(exit: Option<ShardExit>) -> RunError {
         }
         None => RunError::ShardDied(0, "all shards have ended".to_owned()),
     }
-}
-
-/// Returns the sum of the statistics of all shards.
-fn sum(shared_stats: &[Arc<SharedStats>]) -> ShardStats {
-    let mut sum = ShardStats::default();
-    shared_stats.iter().for_each(|shared_stats| sum.add(&shared_stats.read()));
-    sum
 }

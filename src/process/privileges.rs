@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::policy::HookConfig;
+use crate::process::xdp;
 use nix::unistd::{User, geteuid, initgroups, setresgid, setresuid};
 use rustix::fs::Access;
 use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -44,7 +45,7 @@ pub fn will_change_user(config: &Config) -> bool {
 /// only the capabilities that it needs. `control_socket` is a unix socket that the process has created, and that the
 /// user must be able to remove.
 ///
-/// Must be called before other threads are started: each thread has capabilities of its own.
+/// Must be called before other threads are started than that of XDP: each thread has capabilities of its own.
 ///
 /// # Errors
 ///
@@ -61,7 +62,10 @@ pub fn give_up(config: &Config, control_socket: Option<&Path>) -> Result<(), Pri
     if !geteuid().is_root() {
         return match user {
             Some(user) if user.uid != geteuid() => Err(PrivilegeError::NotRoot(name.to_owned())),
-            _ => Ok(()),
+            _ => {
+                remove_capabilities(xdp::CAPABILITIES);
+                Ok(())
+            }
         };
     }
     match user.filter(|user| !user.uid.is_root()) {
@@ -84,6 +88,18 @@ fn change_user(user: &User) -> io::Result<()> {
     setresgid(user.gid, user.gid, user.gid)?;
     setresuid(user.uid, user.uid, user.uid)?;
     Ok(rustix::thread::set_no_new_privs(true)?)
+}
+
+/// Removes capabilities from the calling thread, and from threads and programs that it starts.
+fn remove_capabilities(removed: CapabilitySet) {
+    let Ok(now) = rustix::thread::capabilities(None) else { return };
+    let [effective, permitted, inheritable] =
+        [now.effective, now.permitted, now.inheritable].map(|set| set - removed);
+    // Where the kernel refuses, the process keeps its capabilities, as it would without this function.
+    let _ = rustix::thread::set_capabilities(
+        None,
+        CapabilitySets { effective, permitted, inheritable },
+    );
 }
 
 /// Removes all capabilities but [`KEPT`] from the calling thread, and from threads and programs that it starts.

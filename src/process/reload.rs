@@ -15,6 +15,7 @@ use crate::policy::seeds::SeedSequence;
 use crate::policy::{CompiledPolicy, HookConfig, LoadedPolicy, ReadMode, overrides};
 use crate::process::log;
 use crate::process::settings::StartupState;
+use crate::process::xdp::XdpSettings;
 use crate::shard::update::ShardUpdate;
 use crate::slow_reads::SlowReads;
 use std::collections::VecDeque;
@@ -190,6 +191,16 @@ impl Reloader {
     /// Returns the UDP ports that are served.
     pub fn udp_ports(&self) -> Vec<u16> {
         self.current.startup.addresses[0].iter().map(SocketAddr::port).collect()
+    }
+
+    /// Returns the settings of XDP.
+    pub(crate) fn xdp_settings(&self) -> XdpSettings {
+        let udp = &self.current.config.udp;
+        XdpSettings {
+            ids: self.current.startup.connection_ids(udp),
+            explain_wrong_connection_id: udp.explain_wrong_connection_id,
+            networks: self.current.policy.network_rules(),
+        }
     }
 
     /// Returns the current config.

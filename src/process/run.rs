@@ -17,6 +17,7 @@ use crate::process::reload::{self, Reloader};
 use crate::process::settings::{StartupState, files_for_connections};
 use crate::process::steering::Steering;
 use crate::process::supervisor::{ShardError, Supervisor};
+use crate::process::xdp::XdpThread;
 use crate::process::{privileges, report};
 use crate::shard::mesh::{MeshEndpoint, memory_bytes as mesh_memory_bytes, mesh};
 use crate::shard::node::NodeResources;
@@ -73,19 +74,15 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let mut listeners = Listeners::bind(config, &keys, shards, &clock)?;
     let (certificate, tls) = tls(config, &runtime)?.unzip();
     let control_token = ControlToken::load(&config.control).map_err(RunError::ControlToken)?;
-    // The files have been read; no other thread runs yet.
+    let xdp = XdpThread::start(&config.udp.xdp, listeners.udp.addresses.clone(), clock)?;
+    // The files have been read; the only other thread keeps the capabilities of XDP.
     privileges::give_up(config, listeners.control.socket_to_remove.as_deref())?;
-    let startup = Arc::new(StartupState {
-        config: Arc::new(config.clone()),
-        identity,
-        addresses: listeners.addresses(),
-        files_for_connections: files_for_connections(shards),
-    });
+    let startup = Arc::new(startup_state(config, identity, &listeners));
     let (retired_updates, to_free) = unbounded_channel();
     let mut endpoints = mesh(shards).map_err(RunError::Runtime)?;
     let control_endpoint = endpoints.pop().expect("a mesh has an endpoint for the control plane");
     let shared_stats: Arc<[Arc<SharedStats>]> = (0..shards).map(|_| Arc::default()).collect();
-    let monitored = monitored(shared_stats.clone(), clock, shards);
+    let monitored = monitored(shared_stats.clone(), clock, shards, xdp.as_ref());
     let template = ShardTemplate {
         config,
         startup: &startup,
@@ -111,6 +108,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
         (certificate, control_token),
         (seeds, monitored.clone()),
     );
+    xdp.iter().try_for_each(|xdp| xdp.attach(reloader.xdp_settings()))?;
     let running = RunningTracker {
         supervisor,
         control: control_endpoint,
@@ -120,6 +118,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
         to_free,
         keys: (keys, distinct_key),
         sample_readers,
+        xdp,
     };
     let control = std::mem::take(&mut listeners.control);
     let ended = monitor::control_plane(&runtime, (running, signals), control, |control| {
@@ -129,6 +128,16 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     // A helper thread may wait for a server or a file system that does not answer.
     runtime.shutdown_background();
     ended
+}
+
+fn startup_state(config: &Config, identity: Identity, listeners: &Listeners) -> StartupState {
+    let files_for_connections = files_for_connections(identity.shards);
+    StartupState {
+        config: Arc::new(config.clone()),
+        identity,
+        addresses: listeners.addresses(),
+        files_for_connections,
+    }
 }
 
 /// Returns the connections of each shard to other threads, and the readers of its client samples.
@@ -259,10 +268,16 @@ fn tls(config: &Config, runtime: &Runtime) -> Result<Option<(Arc<Certificate>, T
 }
 
 /// Returns the state that the control plane reports.
-fn monitored(shared_stats: Arc<[Arc<SharedStats>]>, clock: Clock, shards: u16) -> Monitored {
+fn monitored(
+    shared_stats: Arc<[Arc<SharedStats>]>,
+    clock: Clock,
+    shards: u16,
+    xdp: Option<&XdpThread>,
+) -> Monitored {
     let mesh_bytes = mesh_memory_bytes(shards) as u64;
     let process = Arc::new(ProcessStats::new(clock.now().unix_secs, mesh_bytes));
-    Monitored { shared_stats, clock, slow_reads: SlowReads::new(clock, SLOW_READ_TIMEOUT), process }
+    let slow_reads = SlowReads::new(clock, SLOW_READ_TIMEOUT);
+    Monitored { shared_stats, clock, slow_reads, process, xdp: xdp.map(|xdp| xdp.status.clone()) }
 }
 
 /// Creates the runtime of the control plane. Its helper threads run tasks that would block a shard.

@@ -1,6 +1,6 @@
 //! Settings of the shards, derived from the config at start and at each reload.
 
-use crate::config::Config;
+use crate::config::{Config, UdpConfig};
 use crate::control::monitored::ServedValue;
 use crate::http::settings::HttpSettings;
 use crate::policy::Intervals;
@@ -18,12 +18,14 @@ use tsubame_storage::{TableSettings, longest_lifetime_secs, source_counts_bytes}
 use tsubame_udp::connection_id::ConnectionIds;
 
 /// Config keys that take effect only after a restart.
-pub const KEYS_THAT_NEED_RESTART: [&str; 11] = [
+pub const KEYS_THAT_NEED_RESTART: [&str; 13] = [
     "cpus",
     "user",
     "udp.listen",
     "udp.steering",
     "udp.receive_buffer",
+    "udp.xdp.interfaces",
+    "udp.xdp.mode",
     "http.listen",
     "http.tls.listen",
     "control.listen",
@@ -49,12 +51,9 @@ impl StartupState {
     /// Returns the settings of a shard for a config. Addresses and cores remain those of the start.
     pub fn shard_settings(&self, config: &Config, shard: u16) -> ShardSettings {
         let (udp, announce) = (&config.udp, &config.announce);
-        let random_key = self.identity.connection_id_key();
-        let (first, others) =
-            udp.connection_id_keys.keys.split_first().unwrap_or((&random_key, &[]));
         let shards = self.identity.shards;
         ShardSettings {
-            ids: ConnectionIds::new(*first, others, udp.connection_id_lifetime.as_secs()),
+            ids: self.connection_ids(udp),
             announce: AnnounceSettings {
                 intervals: Intervals {
                     interval_secs: announce.interval.as_secs() as u32,
@@ -81,6 +80,14 @@ impl StartupState {
         }
     }
 
+    /// Returns the issuer of connection ids for a config.
+    pub fn connection_ids(&self, udp: &UdpConfig) -> ConnectionIds {
+        let random_key = self.identity.connection_id_key();
+        let (first, others) =
+            udp.connection_id_keys.keys.split_first().unwrap_or((&random_key, &[]));
+        ConnectionIds::new(*first, others, udp.connection_id_lifetime.as_secs())
+    }
+
     /// Returns the config keys whose values differ from those at start and take effect only after a restart.
     pub fn keys_that_need_restart(&self, config: &Config) -> Vec<&'static str> {
         let (old, new) = (&*self.config, config);
@@ -95,6 +102,8 @@ impl StartupState {
             old.udp.listen == new.udp.listen,
             old.udp.steering == new.udp.steering,
             old.udp.receive_buffer == new.udp.receive_buffer,
+            old.udp.xdp.interfaces == new.udp.xdp.interfaces,
+            old.udp.xdp.mode == new.udp.xdp.mode,
             old.http.listen == new.http.listen,
             old.http.tls.listen == new.http.tls.listen,
             old.control.listen == new.control.listen,

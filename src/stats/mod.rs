@@ -5,3 +5,4 @@ pub mod http_stats;
 pub mod outcome;
 pub mod shard_stats;
 pub mod shared_stats;
+pub mod xdp_status;

@@ -2,6 +2,7 @@
 
 use tsubame_storage::{JoinRefusal, SwarmChange};
 use tsubame_udp::wire::RequestError;
+use tsubame_udp::xdp::FilterOutcome;
 
 /// Declares the outcomes with their names in metrics.
 macro_rules! outcomes {
@@ -238,6 +239,19 @@ impl From<RequestError> for Outcome {
             RequestError::TooShort => Self::TooShort,
             RequestError::UnknownAction => Self::UnknownAction,
             RequestError::BadMagic => Self::BadMagic,
+        }
+    }
+}
+
+impl From<FilterOutcome> for Outcome {
+    fn from(outcome: FilterOutcome) -> Self {
+        match outcome {
+            FilterOutcome::Connected => Self::Connected,
+            FilterOutcome::TooShort => Self::TooShort,
+            FilterOutcome::UnknownAction => Self::UnknownAction,
+            FilterOutcome::BadMagic => Self::BadMagic,
+            FilterOutcome::WrongConnectionId => Self::WrongConnectionId,
+            FilterOutcome::ForbiddenNetwork => Self::ForbiddenNetwork,
         }
     }
 }

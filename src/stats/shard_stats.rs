@@ -154,6 +154,17 @@ impl ShardStats {
         self.outcomes[protocol as usize][family as usize][outcome as usize] += 1;
     }
 
+    /// Sets the number of requests with an outcome.
+    pub fn set_requests(
+        &mut self,
+        protocol: Protocol,
+        family: Family,
+        outcome: Outcome,
+        count: u64,
+    ) {
+        self.outcomes[protocol as usize][family as usize][outcome as usize] = count;
+    }
+
     /// Counts an announce that was answered with a number of peers.
     pub fn count_announce(&mut self, protocol: Protocol, event: AnnounceEvent, peers: usize) {
         let announces = &mut self.answered_announces[protocol as usize];

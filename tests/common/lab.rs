@@ -1,4 +1,4 @@
-//! Three hosts in network namespaces on one bridge, and a torrent that is transferred between two of them.
+//! Three hosts in network namespaces, and a torrent that is transferred between two of them.
 //!
 //! Loopback does not suffice: some clients accept no peers there, and some take two peers with the same address for
 //! one. Needs root, and `ip` of iproute2.
@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+use tsubame_udp::xdp::{AttachedInterface, Filter, XdpMode};
 
 pub(crate) const TRACKER_V4: &str = "10.99.0.1";
 pub(crate) const TRACKER_V6: &str = "2001:db8:99::1";
@@ -28,6 +29,9 @@ const TRANSFER_TIMEOUT: Duration = Duration::from_secs(100);
 pub(crate) struct Lab {
     name: String,
     children: Vec<(String, Child)>,
+    /// XDP programs of the clients that pass all frames: without one, virtual Ethernet discards what an XDP program of
+    /// the other end sends.
+    pass_programs: Vec<(Filter, AttachedInterface)>,
     pub(crate) directory: tempfile::TempDir,
 }
 
@@ -50,16 +54,64 @@ fn ip(arguments: &str) {
     assert!(status.is_ok_and(|status| status.success()), "ip {arguments} failed: root is required");
 }
 
+/// Interfaces of the tracker's host in [`Lab::routed`].
+pub(crate) const PORTS: [&str; 2] = ["port2", "port3"];
+
 impl Lab {
-    pub(crate) fn new() -> Self {
+    /// Creates hosts without connections.
+    fn hosts() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("tsubame-{}-{number}", std::process::id());
-        let lab = Self { name, children: Vec::new(), directory: tempfile::tempdir().unwrap() };
+        let (children, pass_programs) = (Vec::new(), Vec::new());
+        let lab = Self { name, children, pass_programs, directory: tempfile::tempdir().unwrap() };
         for host in [Host::Tracker, Host::Seeder, Host::Leecher] {
             ip(&format!("netns add {}", lab.namespace(host)));
             ip(&format!("-n {} link set lo up", lab.namespace(host)));
         }
+        lab
+    }
+
+    /// Creates hosts in which the tracker's forwards packets between the two others. Its interfaces to them are
+    /// [`PORTS`], which support XDP in native mode.
+    pub(crate) fn routed() -> Self {
+        let mut lab = Self::hosts();
+        let tracker = lab.namespace(Host::Tracker);
+        ip(&format!("-n {tracker} address add {TRACKER_V4}/32 dev lo"));
+        ip(&format!("-n {tracker} address add {TRACKER_V6}/128 dev lo"));
+        for forwarding in ["ipv4.ip_forward", "ipv6.conf.all.forwarding"] {
+            ip(&format!("netns exec {tracker} sysctl -q -w net.{forwarding}=1"));
+        }
+        for (host, port) in [Host::Seeder, Host::Leecher].into_iter().zip(PORTS) {
+            let (number, name) = (host as u8, lab.namespace(host));
+            let (v4, v6) = (format!("10.99.10{number}"), format!("2001:db8:10{number}:"));
+            ip(&format!("-n {tracker} link add {port} type veth peer name eth netns {name}"));
+            ip(&format!("-n {tracker} address add {v4}.1/24 dev {port}"));
+            ip(&format!("-n {tracker} address add {v6}:1/64 dev {port} nodad"));
+            ip(&format!("-n {tracker} link set {port} up"));
+            ip(&format!("-n {name} address add {v4}.2/24 dev eth"));
+            ip(&format!("-n {name} address add {}/32 dev eth", host.address(false)));
+            ip(&format!("-n {name} address add {v6}:2/64 dev eth nodad"));
+            ip(&format!("-n {name} address add {}/128 dev eth nodad", host.address(true)));
+            ip(&format!("-n {name} link set eth up"));
+            ip(&format!("-n {name} route add default via {v4}.1 src {}", host.address(false)));
+            ip(&format!("-n {name} -6 route add default via {v6}:1 src {}", host.address(true)));
+            ip(&format!("-n {tracker} route add {}/32 via {v4}.2", host.address(false)));
+            ip(&format!("-n {tracker} -6 route add {}/128 via {v6}:2", host.address(true)));
+            let program = lab.inside(host, || {
+                let index = nix::net::if_::if_nametoindex("eth").unwrap();
+                let mut filter = Filter::load(1).unwrap();
+                let attached = filter.attach(("eth", index), (0, [0; 6]), XdpMode::Native).unwrap();
+                (filter, attached)
+            });
+            lab.pass_programs.push(program);
+        }
+        lab
+    }
+
+    /// Creates hosts on one bridge.
+    pub(crate) fn new() -> Self {
+        let lab = Self::hosts();
         let tracker = lab.namespace(Host::Tracker);
         ip(&format!("-n {tracker} link add bridge type bridge"));
         for host in [Host::Seeder, Host::Leecher] {
@@ -86,6 +138,15 @@ impl Lab {
     pub(crate) fn enter(&self, host: Host) {
         let space = File::open(Path::new("/run/netns").join(self.namespace(host))).unwrap();
         move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+    }
+
+    /// Calls a function on a host.
+    pub(crate) fn inside<T: Send>(&self, host: Host, call: impl FnOnce() -> T + Send) -> T {
+        let inside = || {
+            self.enter(host);
+            call()
+        };
+        std::thread::scope(|scope| scope.spawn(inside).join().unwrap())
     }
 
     /// Returns a directory of this lab, which is created if it does not exist.

@@ -204,11 +204,17 @@ impl Tracker {
     }
 
     /// Stops the tracker, and returns the log line with its final counts.
-    pub(crate) fn stop(mut self) -> String {
+    pub(crate) fn stop(self) -> String {
+        let log = self.stop_with_log();
+        log.iter().find(|line| line.contains("stopped after")).unwrap().clone()
+    }
+
+    /// Stops the tracker, and returns its log.
+    pub(crate) fn stop_with_log(mut self) -> Vec<String> {
         self.signal("TERM");
         let status = self.wait();
         assert_eq!(status.code(), Some(0), "{}", self.log.join("\n"));
-        self.log.iter().find(|line| line.contains("stopped after")).unwrap().clone()
+        std::mem::take(&mut self.log)
     }
 }
 

@@ -62,6 +62,26 @@ impl ConnectionIds {
         }
     }
 
+    /// Returns whether ids that are issued at two times are the same.
+    pub fn is_same_epoch(unix_secs: u64, other_unix_secs: u64) -> bool {
+        Self::epoch(unix_secs) == Self::epoch(other_unix_secs)
+    }
+
+    /// Returns the number of the epoch of a time.
+    pub(crate) fn epoch(unix_secs: u64) -> u64 {
+        unix_secs / EPOCH_SECS
+    }
+
+    /// Returns the keys as pairs of words, the one that issues ids first.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.hashers.iter().map(SipHasher24::keys)
+    }
+
+    /// Returns for how many epochs after its own an id is accepted.
+    pub(crate) fn lifetime_epochs(&self) -> u8 {
+        self.lifetime_epochs
+    }
+
     /// Returns an id for a source; never 0, which some clients treat as "not connected".
     pub fn issue(&self, unix_secs: u64, source: IpAddr) -> u64 {
         let epoch = unix_secs / EPOCH_SECS;

@@ -1,17 +1,18 @@
 //! The table of all metrics.
 
+use super::sample::{LabelledSample, Sample, labelled, load};
 use super::snapshot::{MetricsSnapshot, ShardSnapshot};
-use crate::shard::FIXED_BYTES;
-use crate::stats::http_stats::AGE_BOUNDS_SECS;
-use crate::stats::outcome::Outcome;
-use crate::stats::shard_stats::{
-    AnsweredAnnounces, BATCH_SIZES, Protocol, REPLY_PEER_CLASSES, ShardStats, TurnPhase,
+use super::values::{
+    announces, batches, build, by_protocol, clients, connection_ages, evicted, hook_refusals,
+    list_entries, peers, reloads, reply_peers, requests, swarms, tls_versions, turn_phases,
+    xdp_attached, xdp_frames, xdp_requests,
 };
+use crate::shard::FIXED_BYTES;
+use crate::stats::shard_stats::ShardStats;
 use MetricKind::{Counter, Gauge, Histogram, Info};
 use Sample::{Float, Integer};
-use Source::{Process, ProcessLabelled, Shard, ShardLabelled};
-use std::sync::atomic::{AtomicU64, Ordering};
-use tsubame_storage::{Family, SWARM_SIZE_CLASSES, swarm_size_max};
+use Source::{Process, ProcessLabelled, Shard, ShardLabelled, ShardOrXdp};
+use std::sync::atomic::Ordering;
 
 /// Kind of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,27 +46,13 @@ enum Source {
     Shard(fn(&ShardSnapshot) -> Sample),
     /// Some values for each shard, each with the values of the labels after `shard`.
     ShardLabelled(fn(&ShardSnapshot) -> Vec<LabelledSample>),
+    /// As `ShardLabelled`; the second function returns those of the shard `xdp`: requests that end in the driver.
+    ShardOrXdp(fn(&ShardSnapshot) -> Vec<LabelledSample>, fn(&ShardStats) -> Vec<LabelledSample>),
     /// One value for the process, or none.
     Process(fn(&MetricsSnapshot) -> Option<Sample>),
     /// Some values for the process, each with the values of the labels.
     ProcessLabelled(fn(&MetricsSnapshot) -> Vec<LabelledSample>),
 }
-
-/// A value.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Sample {
-    Integer(u64),
-    Float(f64),
-    /// Number of observations by the upper bounds of their classes, not cumulated.
-    Histogram {
-        sum: f64,
-        count: u64,
-        buckets: Vec<(f64, u64)>,
-    },
-}
-
-/// Values of labels, and a value.
-type LabelledSample = (Vec<String>, Sample);
 
 impl Metric {
     /// Returns the unit: the last word of the name, if it is one.
@@ -86,14 +73,11 @@ impl Metric {
                 let sample = |shard| (vec![ShardSnapshot::label(shard)], read(shard));
                 snapshot.shards.iter().map(sample).collect()
             }
-            ShardLabelled(read) => {
-                let mut samples = Vec::new();
-                for shard in &snapshot.shards {
-                    for (mut labels, sample) in read(shard) {
-                        labels.insert(0, shard.label());
-                        samples.push((labels, sample));
-                    }
-                }
+            ShardLabelled(read) => shard_samples(read, snapshot),
+            ShardOrXdp(read, read_xdp) => {
+                let mut samples = shard_samples(read, snapshot);
+                let of_xdp = snapshot.xdp.iter().flat_map(read_xdp);
+                samples.extend(of_xdp.map(|sample| with_first_label("xdp".to_owned(), sample)));
                 samples
             }
             Process(read) => {
@@ -102,6 +86,23 @@ impl Metric {
             ProcessLabelled(read) => read(snapshot),
         }
     }
+}
+
+fn shard_samples(
+    read: fn(&ShardSnapshot) -> Vec<LabelledSample>,
+    snapshot: &MetricsSnapshot,
+) -> Vec<LabelledSample> {
+    let of_shard = |shard: &ShardSnapshot| {
+        let label = shard.label();
+        let samples = read(shard).into_iter();
+        samples.map(|sample| with_first_label(label.clone(), sample)).collect::<Vec<_>>()
+    };
+    snapshot.shards.iter().flat_map(of_shard).collect()
+}
+
+fn with_first_label(label: String, (mut labels, sample): LabelledSample) -> LabelledSample {
+    labels.insert(0, label);
+    (labels, sample)
 }
 
 impl ShardSnapshot {
@@ -189,8 +190,9 @@ pub(super) const METRICS: &[Metric] = &[
         "requests",
         Counter,
         &["shard", "protocol", "family", "kind", "outcome"],
-        "Requests by outcome; a forwarded request is counted again by the shard that answers it",
-        ShardLabelled(requests),
+        "Requests by outcome; a forwarded request is counted again by the shard that answers it. The shard xdp has \
+         those that XDP answered or dropped",
+        ShardOrXdp(requests, xdp_requests),
     ),
     metric(
         "announces",
@@ -211,14 +213,20 @@ pub(super) const METRICS: &[Metric] = &[
         Counter,
         &["shard", "protocol"],
         "Bytes that were received: payload of UDP, and of TCP for HTTP and HTTPS",
-        ShardLabelled(|it| by_protocol(it.stats.received_bytes, it.stats.http.received_bytes)),
+        ShardOrXdp(
+            |it| by_protocol(it.stats.received_bytes, it.stats.http.received_bytes),
+            |xdp| vec![labelled(&["udp"], xdp.received_bytes)],
+        ),
     ),
     metric(
         "sent_bytes",
         Counter,
         &["shard", "protocol"],
         "Bytes that were sent: payload of UDP, and of TCP for HTTP and HTTPS",
-        ShardLabelled(|it| by_protocol(it.stats.sent_bytes, it.stats.http.sent_bytes)),
+        ShardOrXdp(
+            |it| by_protocol(it.stats.sent_bytes, it.stats.http.sent_bytes),
+            |xdp| vec![labelled(&["udp"], xdp.sent_bytes)],
+        ),
     ),
     metric(
         "hook_refusals",
@@ -234,6 +242,21 @@ pub(super) const METRICS: &[Metric] = &[
         "Share of a client program in the sampled announces, from 0 to 1: the 50 most frequent, by the start of their \
          peer ids, and all others (other)",
         ProcessLabelled(clients),
+    ),
+    metric(
+        "xdp_frames",
+        Counter,
+        &["interface", "queue", "verdict"],
+        "Frames that the XDP program of an interface passed to the network stack, answered or dropped, by receive \
+         queue",
+        ProcessLabelled(xdp_frames),
+    ),
+    metric(
+        "xdp_attached",
+        Gauge,
+        &["interface", "mode"],
+        "Whether the XDP program is attached to a configured interface in this mode: 1 or 0",
+        ProcessLabelled(xdp_attached),
     ),
     counter("replies_sent", "Replies over UDP that the kernel accepted", |shard| {
         Integer(shard.stats.ring.sent)
@@ -434,155 +457,3 @@ pub(super) const METRICS: &[Metric] = &[
         Some(Integer(it.stuck_reads as u64))
     }),
 ];
-
-const PROTOCOLS: [(Protocol, &str); 2] = [(Protocol::Udp, "udp"), (Protocol::Http, "http")];
-
-const FAMILIES: [(Family, &str); 2] = [(Family::V4, "ipv4"), (Family::V6, "ipv6")];
-
-/// Names of the events of announces, in the order of their counters.
-const EVENTS: [&str; 5] = ["none", "completed", "started", "stopped", "paused"];
-
-fn load(value: &AtomicU64) -> Sample {
-    Integer(value.load(Ordering::Relaxed))
-}
-
-fn labelled(labels: &[&str], value: u64) -> LabelledSample {
-    (labels.iter().map(|label| (*label).to_owned()).collect(), Integer(value))
-}
-
-fn build(_: &MetricsSnapshot) -> Vec<LabelledSample> {
-    vec![labelled(&[env!("CARGO_PKG_VERSION")], 1)]
-}
-
-fn requests(shard: &ShardSnapshot) -> Vec<LabelledSample> {
-    let mut samples = Vec::new();
-    for (protocol, protocol_name) in PROTOCOLS {
-        for (family, family_name) in FAMILIES {
-            for outcome in Outcome::ALL {
-                let labels = [protocol_name, family_name, outcome.kind(), outcome.name()];
-                let count = shard.stats.requests_of(protocol, family, outcome);
-                samples.push(labelled(&labels, count));
-            }
-        }
-    }
-    samples
-}
-
-fn announces(shard: &ShardSnapshot) -> Vec<LabelledSample> {
-    let mut samples = Vec::new();
-    for (protocol, protocol_name) in PROTOCOLS {
-        let events = shard.stats.answered_announces[protocol as usize].events;
-        for (event, count) in EVENTS.iter().zip(events) {
-            samples.push(labelled(&[protocol_name, event], count));
-        }
-    }
-    samples
-}
-
-fn reply_peers(shard: &ShardSnapshot) -> Vec<LabelledSample> {
-    let histogram = |(protocol, name): (Protocol, &str)| {
-        let announces = &shard.stats.answered_announces[protocol as usize];
-        let bounds = (0..REPLY_PEER_CLASSES).map(AnsweredAnnounces::class_peers_max);
-        (vec![name.to_owned()], histogram(announces.peers, bounds, &announces.replies_by_peers))
-    };
-    PROTOCOLS.into_iter().map(histogram).collect()
-}
-
-/// Returns a histogram of classes with these upper bounds, where `None` is infinite.
-fn histogram(sum: u64, bounds: impl Iterator<Item = Option<u64>>, counts: &[u64]) -> Sample {
-    let bounds = bounds.map(|bound| bound.map_or(f64::INFINITY, |bound| bound as f64));
-    let buckets = bounds.zip(counts.iter().copied()).collect();
-    Sample::Histogram { sum: sum as f64, count: counts.iter().sum(), buckets }
-}
-
-fn by_protocol(udp: u64, http: u64) -> Vec<LabelledSample> {
-    vec![labelled(&["udp"], udp), labelled(&["http"], http)]
-}
-
-fn hook_refusals(snapshot: &MetricsSnapshot) -> Vec<LabelledSample> {
-    let hooks = &snapshot.hooks;
-    let of_hook = |outcome: &Outcome| outcome.hook().filter(|hook| hooks.contains(hook));
-    let outcomes = Outcome::ALL.iter().filter_map(|outcome| Some((of_hook(outcome)?, outcome)));
-    let count = |outcome: Outcome| -> u64 {
-        snapshot.shards.iter().map(|shard| shard.stats.requests(outcome)).sum()
-    };
-    outcomes.map(|(hook, outcome)| labelled(&[hook, outcome.name()], count(*outcome))).collect()
-}
-
-fn clients(snapshot: &MetricsSnapshot) -> Vec<LabelledSample> {
-    let total: u64 = snapshot.clients.iter().map(|share| share.announces).sum();
-    let share = |count: u64| Float(count as f64 / total.max(1) as f64);
-    let shares = snapshot.clients.iter();
-    shares.map(|client| (vec![client.name.clone()], share(client.announces))).collect()
-}
-
-fn batches(shard: &ShardSnapshot) -> Sample {
-    let ShardStats { batches, arrived, .. } = &shard.stats;
-    let bounds = (0..BATCH_SIZES).map(|class| (class + 1 < BATCH_SIZES).then(|| (2 << class) - 1));
-    histogram(*arrived, bounds, batches)
-}
-
-fn turn_phases(shard: &ShardSnapshot) -> Vec<LabelledSample> {
-    let seconds = TurnPhase::ALL.into_iter().zip(shard.stats.turn_times.phase_ns);
-    seconds.map(|(phase, ns)| (vec![phase.name().to_owned()], Float(ns as f64 / 1e9))).collect()
-}
-
-fn peers(shard: &ShardSnapshot) -> Vec<LabelledSample> {
-    let table = &shard.stats.table;
-    let mut samples = Vec::new();
-    for (role, by_family) in [("seeder", table.seeders), ("leecher", table.leechers)] {
-        for (family, name) in FAMILIES {
-            samples.push(labelled(&[name, role], by_family[family as usize]));
-        }
-    }
-    samples
-}
-
-fn swarms(snapshot: &MetricsSnapshot) -> Vec<LabelledSample> {
-    let Some((_, summary)) = &snapshot.summary else { return Vec::new() };
-    let mut sum = 0;
-    let sample = |class: usize| {
-        sum += summary.sizes[class];
-        let max = swarm_size_max(class).map_or_else(|| "+Inf".to_owned(), |max| max.to_string());
-        (vec![max], Integer(sum))
-    };
-    (0..SWARM_SIZE_CLASSES).map(sample).collect()
-}
-
-fn evicted(shard: &ShardSnapshot) -> Vec<LabelledSample> {
-    let evicted = &shard.stats.table.evicted;
-    vec![
-        labelled(&["empty_torrent"], evicted.empty_torrents),
-        labelled(&["source"], evicted.source_peers),
-    ]
-}
-
-fn connection_ages(shard: &ShardSnapshot) -> Sample {
-    let http = &shard.stats.http;
-    let bounds = AGE_BOUNDS_SECS.into_iter().map(Some).chain([None]);
-    histogram(http.ages_secs, bounds, &http.ages)
-}
-
-fn tls_versions(shard: &ShardSnapshot) -> Vec<LabelledSample> {
-    let http = &shard.stats.http;
-    vec![labelled(&["1.2"], http.tls_1_2), labelled(&["1.3"], http.tls_1_3)]
-}
-
-fn reloads(snapshot: &MetricsSnapshot) -> Vec<LabelledSample> {
-    let process = &snapshot.monitored.process;
-    let results = [("success", &process.reloads), ("failure", &process.failed_reloads)];
-    results.map(|(result, count)| (vec![result.to_owned()], load(count))).into()
-}
-
-fn list_entries(snapshot: &MetricsSnapshot) -> Vec<LabelledSample> {
-    let mut samples: Vec<LabelledSample> = Vec::new();
-    for size in snapshot.monitored.served_config().list_sizes {
-        let labels = vec![size.hook.to_owned(), size.entries.to_owned()];
-        // Two hooks of one kind have the same labels.
-        match samples.iter_mut().find(|(known, _)| *known == labels) {
-            Some((_, Integer(count))) => *count += size.len as u64,
-            _ => samples.push((labels, Integer(size.len as u64))),
-        }
-    }
-    samples
-}

@@ -1,18 +1,21 @@
 //! The page `/metrics`: the statistics of all shards and of the process, in the text format of Prometheus or of
 //! OpenMetrics.
 //!
-//! `catalog.rs` has the table of metrics, from which the page and its documentation are made. Values are read when the
-//! page is requested; nothing is stored here.
+//! `catalog.rs` has the table of metrics, from which the page and its documentation are made; `values.rs` reads those
+//! with labels. Values are read when the page is requested; nothing is stored here.
 
 mod catalog;
+mod sample;
 mod snapshot;
+mod values;
 
 use crate::control::monitored::Monitored;
-use catalog::{METRICS, Metric, MetricKind, Sample};
+use catalog::{METRICS, Metric, MetricKind};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
+use sample::Sample;
 use snapshot::MetricsSnapshot;
 use std::fmt::{self, Write};
 

@@ -4,6 +4,7 @@ use crate::control::clients::ClientShare;
 use crate::control::monitored::Monitored;
 use crate::process::memory;
 use crate::stats::shard_stats::ShardStats;
+use crate::stats::xdp_status::XdpInterfaceStatus;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tsubame_storage::SwarmSummary;
@@ -20,6 +21,8 @@ pub(super) struct ShardSnapshot {
 #[derive(Debug)]
 pub(super) struct MetricsSnapshot {
     pub(super) shards: Vec<ShardSnapshot>,
+    /// Requests that XDP answered or dropped, if it is in use.
+    pub(super) xdp: Option<ShardStats>,
     pub(super) uptime_secs: f64,
     pub(super) resident_bytes: Option<usize>,
     pub(super) stuck_reads: usize,
@@ -42,6 +45,7 @@ impl MetricsSnapshot {
             });
         Self {
             shards: shards.collect(),
+            xdp: monitored.xdp.as_ref().map(|xdp| xdp.stats.read()),
             uptime_secs: monitored.clock.elapsed().as_secs_f64(),
             resident_bytes: memory::resident_bytes(),
             stuck_reads: monitored.slow_reads.stuck().len(),
@@ -50,6 +54,11 @@ impl MetricsSnapshot {
             hooks: monitored.served_config().hooks,
             monitored: monitored.clone(),
         }
+    }
+
+    /// Returns the state of XDP on each configured interface.
+    pub(super) fn xdp_interfaces(&self) -> Vec<XdpInterfaceStatus> {
+        self.monitored.xdp.as_ref().map(|xdp| xdp.interfaces()).unwrap_or_default()
     }
 
     /// Returns whether the kernel steers requests now.

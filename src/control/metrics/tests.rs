@@ -15,7 +15,13 @@ fn monitored(stats: &ShardStats) -> Monitored {
     shared_stats[1].publish(stats, Seconds(0));
     let clock = Clock::new();
     let slow_reads = SlowReads::new(clock, Duration::ZERO);
-    Monitored { shared_stats: Arc::new(shared_stats), clock, slow_reads, process: Arc::default() }
+    Monitored {
+        shared_stats: Arc::new(shared_stats),
+        clock,
+        slow_reads,
+        process: Arc::default(),
+        xdp: None,
+    }
 }
 
 #[test]

@@ -5,11 +5,12 @@
 
 use crate::clock::Clock;
 use crate::config::{SteeringMode, UdpConfig};
+use crate::process::interfaces::host_interfaces;
 use crate::process::listen::inherited::{InheritedError, InheritedSockets};
 use crate::process::listen::key::ListenKey;
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 use thiserror::Error;
@@ -326,17 +327,10 @@ pub(crate) fn explain(key: ListenKey, address: SocketAddr, error: io::Error) -> 
 /// wildcard socket.
 fn local_addresses(wildcard: SocketAddr) -> Vec<SocketAddr> {
     let mut addresses = BTreeSet::new();
-    for interface in if_addrs::get_if_addrs().unwrap_or_default() {
-        let scope = interface.index.unwrap_or(0);
-        match interface.ip() {
-            IpAddr::V4(ip) if wildcard.is_ipv4() => {
-                addresses.insert(SocketAddr::new(ip.into(), wildcard.port()));
-            }
-            IpAddr::V6(ip) if wildcard.is_ipv6() => {
-                let scope = if ip.is_unicast_link_local() { scope } else { 0 };
-                addresses.insert(SocketAddrV6::new(ip, wildcard.port(), 0, scope).into());
-            }
-            _ => {}
+    for mut address in host_interfaces().into_values().flat_map(|interface| interface.addresses) {
+        if address.is_ipv4() == wildcard.is_ipv4() {
+            address.set_port(wildcard.port());
+            addresses.insert(address);
         }
     }
     addresses.into_iter().take(LOCAL_ADDRESSES_MAX).collect()

@@ -1,0 +1,19 @@
+//! What the control plane tells the thread that controls XDP.
+
+use crate::policy::NetworkRules;
+use std::sync::mpsc::Sender;
+use tsubame_udp::connection_id::ConnectionIds;
+
+/// Settings of XDP that a reload can change.
+#[derive(Debug)]
+pub(crate) struct XdpSettings {
+    pub(crate) ids: ConnectionIds,
+    pub(crate) explain_wrong_connection_id: bool,
+    pub(crate) networks: NetworkRules,
+}
+
+pub(super) enum XdpCommand {
+    /// Applies settings. The first ones also attach the program; then the problems of all interfaces are sent.
+    Apply(Box<XdpSettings>, Option<Sender<Vec<String>>>),
+    Stop,
+}

@@ -1,0 +1,138 @@
+//! The thread that controls XDP: it attaches the program, keeps its settings and addresses current, and reads its
+//! counters.
+//!
+//! It is the only thread that keeps the capabilities that XDP needs, and uses them only while it attaches the program.
+
+mod command;
+mod control;
+mod privileged;
+mod probe;
+
+pub(crate) use command::XdpSettings;
+pub(crate) use privileged::CAPABILITIES;
+pub use probe::probe;
+
+use crate::clock::Clock;
+use crate::config::XdpConfig;
+use crate::stats::xdp_status::XdpStatus;
+use command::XdpCommand;
+use control::XdpControl;
+use privileged::{Capabilities, keep_capabilities};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+use thiserror::Error;
+use tsubame_udp::xdp::{Filter, XdpError};
+
+/// Reason for which XDP cannot be used as configured.
+#[derive(Debug, Error)]
+pub enum XdpStartError {
+    /// The program cannot be loaded.
+    #[error("udp.xdp: {0}")]
+    Load(XdpError),
+    /// The program cannot be attached to an interface.
+    #[error("udp.xdp.interfaces: {0}")]
+    Interface(String),
+    /// The thread could not be started.
+    #[error(
+        "udp.xdp: cannot start a thread: {0}; raise the limit on threads (TasksMax in the unit)"
+    )]
+    Thread(io::Error),
+}
+
+/// The thread that controls XDP.
+#[derive(Debug)]
+pub(crate) struct XdpThread {
+    commands: Sender<XdpCommand>,
+    thread: JoinHandle<()>,
+    /// Whether a problem of an interface must not prevent the start.
+    is_optional: bool,
+    pub(crate) status: Arc<XdpStatus>,
+}
+
+impl XdpThread {
+    /// Starts the thread, which loads the program, unless no interfaces are configured. To be called while this thread
+    /// has the capabilities that XDP needs. `listen` are the addresses of the UDP sockets.
+    ///
+    /// With `mode: auto`, returns `None` and logs a warning if the program cannot be loaded.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the program cannot be loaded.
+    pub(crate) fn start(
+        config: &XdpConfig,
+        listen: Vec<SocketAddr>,
+        clock: Clock,
+    ) -> Result<Option<Self>, XdpStartError> {
+        if config.interfaces.is_empty() {
+            return Ok(None);
+        }
+        let status = Arc::<XdpStatus>::default();
+        let (commands, received) = channel();
+        let (loaded, is_loaded) = channel();
+        let (config_of_thread, status_of_thread) = (config.clone(), status.clone());
+        let run = move || {
+            keep_capabilities();
+            let mut capabilities = Capabilities::raise();
+            let filter = Filter::load(config_of_thread.interfaces.len() as u16);
+            capabilities.lower();
+            match filter {
+                Ok(filter) => {
+                    // Fails only if the process is about to end.
+                    let _ = loaded.send(Ok(()));
+                    let status = status_of_thread;
+                    XdpControl::new(filter, &config_of_thread, listen, (clock, status))
+                        .run(&received);
+                }
+                Err(error) => _ = loaded.send(Err(error)),
+            }
+        };
+        let thread = std::thread::Builder::new().name("xdp".to_owned()).spawn(run);
+        let thread = thread.map_err(XdpStartError::Thread)?;
+        match is_loaded.recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) if config.mode.is_none() => {
+                tracing::warn!("udp.xdp: {error}; all requests are answered over sockets");
+                return Ok(None);
+            }
+            Ok(Err(error)) => return Err(XdpStartError::Load(error)),
+            Err(_) => return Err(XdpStartError::Thread(io::Error::other("it ended"))),
+        }
+        Ok(Some(Self { commands, thread, is_optional: config.mode.is_none(), status }))
+    }
+
+    /// Applies the first settings and attaches the program to the interfaces. To be called once the sockets are served.
+    ///
+    /// # Errors
+    ///
+    /// Unless `mode` is `auto`, returns an error if the program cannot be attached to one of the interfaces.
+    pub(crate) fn attach(&self, settings: XdpSettings) -> Result<(), XdpStartError> {
+        let (sender, problems) = channel();
+        self.send(XdpCommand::Apply(Box::new(settings), Some(sender)));
+        let problems = problems.recv().unwrap_or_default();
+        match problems.into_iter().next() {
+            Some(problem) if !self.is_optional => Err(XdpStartError::Interface(problem)),
+            // The thread has logged it.
+            _ => Ok(()),
+        }
+    }
+
+    /// Applies new settings, within two seconds.
+    pub(crate) fn apply(&self, settings: XdpSettings) {
+        self.send(XdpCommand::Apply(Box::new(settings), None));
+    }
+
+    /// Detaches the program, and waits for that.
+    pub(crate) fn stop(self) {
+        self.send(XdpCommand::Stop);
+        // A panic would have ended the process.
+        let _ = self.thread.join();
+    }
+
+    fn send(&self, command: XdpCommand) {
+        // The thread ends only when it is told to, or by a panic, which ends the process.
+        let _ = self.commands.send(command);
+    }
+}

@@ -1,0 +1,63 @@
+//! Attaching the program, and the capabilities for it.
+
+use crate::clock::Clock;
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use std::time::Duration;
+use tsubame_udp::xdp::{AttachedInterface, Filter, XdpError, XdpMode};
+
+/// Time for which attaching is tried again while another program is attached.
+const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Capabilities that XDP needs.
+pub(crate) const CAPABILITIES: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::BPF);
+
+/// Attaches the program to an interface. For up to two seconds it waits for the end of another program: the kernel
+/// detaches that of a process a moment after its end.
+pub(super) fn attach(
+    filter: &mut Filter,
+    interface: (&str, u32),
+    counters_and_mac: (u16, [u8; 6]),
+    mode: XdpMode,
+    clock: Clock,
+) -> Result<AttachedInterface, XdpError> {
+    let deadline = clock.elapsed() + PREDECESSOR_TIMEOUT;
+    loop {
+        match filter.attach(interface, counters_and_mac, mode) {
+            Err(XdpError::Attached(_)) if clock.elapsed() < deadline => clock.pause_before_retry(),
+            result => return result,
+        }
+    }
+}
+
+/// Keeps the capabilities of this thread when the process changes its user.
+pub(super) fn keep_capabilities() {
+    // Without it, only a process that changes its user loses XDP.
+    let _ = rustix::thread::set_keep_capabilities(true);
+}
+
+/// The capabilities of this thread: permitted, and effective only while they are used.
+pub(super) struct Capabilities(Option<CapabilitySets>);
+
+impl Capabilities {
+    /// Makes the capabilities effective that XDP needs and this thread may have.
+    pub(super) fn raise() -> Self {
+        let now = rustix::thread::capabilities(None).ok();
+        if let Some(now) = now {
+            let effective = now.permitted & CAPABILITIES;
+            let _ = rustix::thread::set_capabilities(None, CapabilitySets { effective, ..now });
+        }
+        Self(now)
+    }
+
+    /// Gives up all capabilities but those that XDP needs, which stay permitted.
+    pub(super) fn lower(&mut self) {
+        if let Some(now) = self.0.take() {
+            let sets = CapabilitySets {
+                effective: CapabilitySet::empty(),
+                permitted: now.permitted & CAPABILITIES,
+                inheritable: CapabilitySet::empty(),
+            };
+            let _ = rustix::thread::set_capabilities(None, sets);
+        }
+    }
+}

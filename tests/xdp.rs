@@ -1,0 +1,318 @@
+//! Tests of XDP with frames on virtual Ethernet: counts, reloads, addresses and interfaces that change, and failures.
+//!
+//! They need root and `ip`; `tests/run` runs them.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+mod common;
+
+use common::lab::{Host, Lab, PORTS, TRACKER_V4, TRACKER_V6, wait_until};
+use common::{Announce, Client, NO_REPLY_TIMEOUT, Tracker, WAIT_TIMEOUT, head, http_get, tsubame};
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tsubame_udp::connection_id::{ConnectionIdKey, ConnectionIds};
+use tsubame_udp::xdp::{Filter, FilterOutcome, FilterSettings, XdpError, XdpMode};
+
+/// Address of the control plane on the tracker's host.
+const CONTROL: &str = "127.0.0.1:6880";
+
+/// Returns a config with XDP on both interfaces; `udp` and `rest` are added to it.
+fn config(udp: &str, rest: &str) -> String {
+    let ports = PORTS.join(", ");
+    format!(
+        "udp: {{xdp: {{interfaces: [{ports}], mode: native}}{udp}}}\ncontrol: {{listen: \"{CONTROL}\"}}\n\
+         storage: {{memory: 64MiB}}\n{rest}"
+    )
+}
+
+/// Starts a tracker on its host.
+fn start(lab: &Lab, config: &str) -> Tracker {
+    lab.inside(Host::Tracker, || Tracker::start(config))
+}
+
+/// Returns a client with a socket on a host; `v6` selects the address family.
+fn client(lab: &Lab, host: Host, v6: bool) -> Client {
+    let tracker = if v6 { TRACKER_V6 } else { TRACKER_V4 };
+    let to = SocketAddr::new(tracker.parse().unwrap(), 6969);
+    lab.inside(host, || Client::new(&host.address(v6), to))
+}
+
+/// Returns the number of requests with an outcome that XDP has counted.
+fn counted(lab: &Lab, family: &str, outcome: &str) -> u64 {
+    let page = lab.inside(Host::Tracker, || http_get(CONTROL.parse().unwrap(), "/metrics"));
+    let mark = format!("outcome=\"{outcome}\"");
+    let line = page.lines().find(|line| {
+        line.starts_with("tsubame_requests_total{shard=\"xdp\"")
+            && line.contains(family)
+            && line.contains(&mark)
+    });
+    line.unwrap().rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+fn wait_for_count(lab: &Lab, family: &str, outcome: &str, expected: u64) {
+    wait_until(&format!("{expected} {outcome}"), WAIT_TIMEOUT, || {
+        counted(lab, family, outcome) == expected
+    });
+}
+
+/// Returns whether a request is answered.
+fn is_answered(client: &Client, request: &[u8]) -> bool {
+    client.socket.set_read_timeout(Some(NO_REPLY_TIMEOUT)).unwrap();
+    let reply = client.ask(request);
+    client.socket.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
+    reply.is_some()
+}
+
+fn connect_request() -> Vec<u8> {
+    head(0x0417_2710_1980, 0, 77)
+}
+
+/// Runs `ip` on the tracker's host.
+fn ip(lab: &Lab, arguments: &str) {
+    let run = || Command::new("ip").args(arguments.split(' ')).status().unwrap().success();
+    assert!(lab.inside(Host::Tracker, run), "ip {arguments}");
+}
+
+/// Returns whether an XDP program is attached to an interface of the tracker's host.
+fn has_program(lab: &Lab, interface: &str) -> bool {
+    let show = || Command::new("ip").args(["link", "show", "dev", interface]).output().unwrap();
+    String::from_utf8(lab.inside(Host::Tracker, show).stdout).unwrap().contains("prog/xdp")
+}
+
+#[test]
+#[ignore = "needs root: tests/run"]
+fn requests_are_answered_and_counted_as_on_sockets() {
+    let lab = Lab::routed();
+    let tracker = start(&lab, &config("", ""));
+    for (v6, family) in [(false, "ipv4"), (true, "ipv6")] {
+        let mut client = client(&lab, Host::Seeder, v6);
+        for _ in 0..100 {
+            client.connect();
+        }
+        let announce = Announce::of(u32::from(v6), 1_000);
+        let first = client.announce(&announce);
+        assert_eq!((first.leechers, first.seeders), (1, 0));
+        let info_hash = announce.info_hash;
+        assert_eq!(client.scrape(&[info_hash]).unwrap(), [[0, 0, 1]]);
+        // A longer connect is answered, too.
+        let long = [connect_request(), vec![1; 900]].concat();
+        assert_eq!(client.ask(&long).unwrap().len(), 16);
+        let bad_magic = head(1, 0, 7);
+        let too_short = head(client.id, 1, 7);
+        let unknown = [head(client.id, 3, 7), vec![0; 90]].concat();
+        let wrong_id = announce.bytes(client.id ^ 1, 7);
+        for request in [&bad_magic, &too_short, &unknown, &wrong_id, &vec![], &vec![0; 15]] {
+            assert!(!is_answered(&client, request), "{request:?}");
+        }
+        wait_for_count(&lab, family, "connected", 101);
+        wait_for_count(&lab, family, "bad_magic", 1);
+        wait_for_count(&lab, family, "too_short", 3);
+        wait_for_count(&lab, family, "unknown_action", 1);
+        wait_for_count(&lab, family, "wrong_connection_id", 1);
+    }
+    let log = tracker.stop_with_log();
+    assert!(log.iter().any(|line| line.contains("202 connects were answered by XDP")), "{log:?}");
+}
+
+#[test]
+#[ignore = "needs root: tests/run"]
+fn reloads_change_keys_networks_and_errors() {
+    let lab = Lab::routed();
+    let keys = |keys: &str| config(&format!(", connection_id_keys: [{keys}]"), "");
+    let [old, new] = ["00112233445566778899aabbccddeeff", "ffeeddccbbaa99887766554433221100"];
+    let mut tracker = start(&lab, &keys(old));
+    let mut first = client(&lab, Host::Seeder, false);
+    first.connect();
+    let mut reload = |config: &str| {
+        tracker.write_config(config);
+        tracker.log.clear();
+        tracker.signal("HUP");
+        tracker.wait_for("reloaded");
+    };
+    let announce =
+        |client: &Client| is_answered(client, &Announce::of(7, 1_000).bytes(client.id, 1));
+    assert!(announce(&first));
+    let old_id = first.id;
+    reload(&keys(&format!("{new}, {old}")));
+    wait_until("an id of the new key", WAIT_TIMEOUT, || {
+        first.connect();
+        first.id != old_id
+    });
+    assert!(announce(&first));
+    first.id = old_id;
+    assert!(announce(&first), "ids of the old key are still accepted");
+    reload(&keys(new));
+    wait_until("the old key is refused", WAIT_TIMEOUT, || !announce(&first));
+    let deny =
+        "hooks: [{name: networks, options: {mode: deny, networks: [10.99.0.2, 2001:db8:99::/64]}}]";
+    reload(&config("", deny));
+    let (v4, v6) = (client(&lab, Host::Seeder, false), client(&lab, Host::Seeder, true));
+    let other = client(&lab, Host::Leecher, false);
+    wait_for_count(&lab, "ipv4", "forbidden_network", 0);
+    for client in [&v4, &v6] {
+        wait_until("the network is refused", WAIT_TIMEOUT, || {
+            !is_answered(client, &connect_request())
+        });
+        assert!(is_answered(&other, &connect_request()));
+    }
+    wait_until("drops by XDP", WAIT_TIMEOUT, || counted(&lab, "ipv6", "forbidden_network") > 0);
+    reload(&config(", wrong_connection_id: error", ""));
+    wait_until("the network is permitted", WAIT_TIMEOUT, || is_answered(&v4, &connect_request()));
+    wait_until("an error for a wrong id", WAIT_TIMEOUT, || {
+        is_answered(&v4, &Announce::of(7, 1_000).bytes(1, 1))
+    });
+}
+
+#[test]
+#[ignore = "needs root: tests/run"]
+fn addresses_and_interfaces_come_and_go() {
+    let lab = Lab::routed();
+    let mut tracker = start(&lab, &config("", ""));
+    let to = SocketAddr::from(([10, 99, 0, 9], 6969));
+    let seeder = lab.inside(Host::Seeder, || Client::new(&Host::Seeder.address(false), to));
+    assert!(!is_answered(&seeder, &connect_request()), "the host does not have the address");
+    ip(&lab, "address add 10.99.0.9/32 dev lo");
+    // The wildcard socket answers until XDP knows the address.
+    wait_until("the new address is served by XDP", WAIT_TIMEOUT, || {
+        let _ = is_answered(&seeder, &connect_request());
+        counted(&lab, "ipv4", "connected") > 0
+    });
+    ip(&lab, "address del 10.99.0.9/32 dev lo");
+    wait_until("the old address is not served", WAIT_TIMEOUT, || {
+        !is_answered(&seeder, &connect_request())
+    });
+    ip(&lab, "link set port3 down");
+    ip(&lab, "link set port3 up");
+    ip(&lab, "link set dev port3 address 02:00:00:00:00:99");
+    let before = counted(&lab, "ipv4", "connected");
+    let leecher = client(&lab, Host::Leecher, false);
+    wait_until("the new hardware address is served by XDP", WAIT_TIMEOUT, || {
+        let _ = is_answered(&leecher, &connect_request());
+        counted(&lab, "ipv4", "connected") > before
+    });
+    tracker.log.clear();
+    ip(&lab, "link del port3");
+    tracker.wait_for("port3 has gone");
+    ip(&lab, "link add port3 type veth peer name other");
+    tracker.wait_within(Duration::from_secs(20), "port3 answers connects in native mode");
+    assert!(has_program(&lab, "port3"));
+}
+
+#[test]
+#[ignore = "needs root: tests/run"]
+fn the_program_ends_with_the_process() {
+    let lab = Lab::routed();
+    let mut tracker = start(&lab, &config("", ""));
+    assert!(PORTS.iter().all(|port| has_program(&lab, port)));
+    tracker.signal("KILL");
+    tracker.wait();
+    for port in PORTS {
+        wait_until("the kernel detaches the program", WAIT_TIMEOUT, || !has_program(&lab, port));
+    }
+    start(&lab, &config("", "")).stop();
+    assert!(!PORTS.iter().any(|port| has_program(&lab, port)));
+}
+
+/// What prevents XDP ends the start with `mode: native`, and is a warning with `mode: auto`.
+#[test]
+#[ignore = "needs root: tests/run"]
+fn obstacles_are_named_with_their_cure() {
+    let lab = Lab::routed();
+    let (native, auto) = ("mode: native", "mode: auto");
+    let unknown = config("", "").replace("port2", "eth9");
+    let check = |what: &str, config: &str, prepare: fn(Command) -> Command, texts: &[&str]| {
+        let mut tracker = lab.inside(Host::Tracker, || Tracker::spawn(config, prepare));
+        assert_eq!(tracker.wait().code(), Some(2), "{what}: {}", tracker.log.join("\n"));
+        let all = tracker.log.join("\n");
+        texts.iter().for_each(|text| assert!(all.contains(text), "{what}: {text} is not in {all}"));
+        let config = config.replace(native, auto);
+        let start = || Tracker::start_with_command(&config, prepare);
+        let mut tracker = lab.inside(Host::Tracker, start);
+        texts.iter().for_each(|text| _ = tracker.wait_for(text));
+        client(&lab, Host::Seeder, false).connect();
+    };
+    let no_change = |command: Command| command;
+    check("interface", &unknown, no_change, &["eth9", "ip link"]);
+    let attached = lab.inside(Host::Tracker, || {
+        let index = nix::net::if_::if_nametoindex("port2").unwrap();
+        let mut filter = Filter::load(1).unwrap();
+        let attached = filter.attach(("port2", index), (0, [0; 6]), XdpMode::Native).unwrap();
+        (filter, attached)
+    });
+    check("attached", &config("", ""), no_change, &["another XDP program", "xdp off"]);
+    drop(attached);
+    let unprivileged = |command: Command| {
+        let mut inside = Command::new("setpriv");
+        inside.args(["--bounding-set", "-net_admin,-bpf,-sys_admin", "--inh-caps=-all"]);
+        inside.arg(command.get_program()).args(command.get_args());
+        inside
+    };
+    check("capabilities", &config("", ""), unprivileged, &["CAP_BPF", "CAP_NET_ADMIN"]);
+    let probe = || {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config");
+        std::fs::write(&path, &unknown).unwrap();
+        tsubame().args(["check", "--probe", "--config"]).arg(&path).output().unwrap()
+    };
+    let output = lab.inside(Host::Tracker, probe);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("eth9 is not a network interface"), "{text}");
+    assert!(text.contains("port3: driver unknown, 1 receive queue; native mode works"), "{text}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+/// Attaches and detaches a thousand times under load: every request is answered, by XDP or over the socket, but for
+/// those in flight.
+#[test]
+#[ignore = "needs root: tests/run"]
+fn a_thousand_attaches_lose_nothing() {
+    const ATTACHES: usize = 1_000;
+    let lab = Lab::routed();
+    let mac = [2, 0, 0, 0, 0, 0x99];
+    ip(&lab, "link set dev port2 address 02:00:00:00:00:99");
+    let config = config("", "").replace("[port2, port3]", "[port3]");
+    let tracker = start(&lab, &config);
+    let (has_ended, seeder) = (AtomicBool::new(false), client(&lab, Host::Seeder, false));
+    let (asked, lost) = std::thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            let (mut asked, mut lost) = (0, 0);
+            while !has_ended.load(Ordering::Relaxed) {
+                asked += 1;
+                lost += usize::from(!is_answered(&seeder, &connect_request()));
+            }
+            (asked, lost)
+        });
+        let files = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let attach_all = || {
+            let index = nix::net::if_::if_nametoindex("port2").unwrap();
+            let mut filter = Filter::load(1).unwrap();
+            let address = SocketAddr::new(TRACKER_V4.parse().unwrap(), 6969);
+            filter.set_addresses(&[address].into(), &BTreeSet::new()).unwrap();
+            let ids = ConnectionIds::new(ConnectionIdKey([7; 16]), &[], 120);
+            let settings = FilterSettings { ids, passes_wrong_ids: false };
+            assert!(filter.apply(&settings, 0, Duration::ZERO).unwrap());
+            let before = files();
+            for _ in 0..ATTACHES {
+                // The kernel ends an attachment a moment after it was dropped.
+                while let Err(XdpError::Attached(_)) =
+                    filter.attach(("port2", index), (0, mac), XdpMode::Native)
+                {}
+            }
+            let connects = filter.counts().requests[FilterOutcome::Connected as usize][0];
+            Ok::<_, XdpError>((connects, files().saturating_sub(before)))
+        };
+        let result = lab.inside(Host::Tracker, attach_all);
+        has_ended.store(true, Ordering::Relaxed);
+        let (connects, more_files) = result.unwrap();
+        assert!(connects > 0, "the program answers while it is attached");
+        // Other tests of this process open files, too.
+        assert!(more_files < ATTACHES / 10, "files leak");
+        load.join().unwrap()
+    });
+    println!("{asked} requests, {lost} lost");
+    assert!(asked > ATTACHES && lost < ATTACHES / 10, "{asked} requests, {lost} lost");
+    tracker.stop();
+}

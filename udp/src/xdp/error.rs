@@ -1,0 +1,47 @@
+//! Errors of XDP, with what to do about them.
+
+use super::XdpMode;
+use std::io;
+use thiserror::Error;
+
+/// Reason for which the XDP program cannot be loaded, attached or changed.
+#[derive(Debug, Error)]
+pub enum XdpError {
+    /// The process may not use BPF.
+    #[error(
+        "no permission to load an XDP program; grant CAP_BPF and CAP_NET_ADMIN (deploy/examples/tsubame-xdp.conf)"
+    )]
+    Forbidden,
+    /// The kernel refuses the program; contains its message.
+    #[error("this kernel refuses the XDP program ({0}); report it with the version of the kernel")]
+    Refused(String),
+    /// Another XDP program is attached to the interface.
+    #[error(
+        "another XDP program is attached to {0} (ip link show dev {0}); detach it (ip link set dev {0} xdp off), or \
+         remove the interface from udp.xdp.interfaces"
+    )]
+    Attached(String),
+    /// The interface cannot run XDP programs in a mode.
+    #[error("{interface} cannot run XDP programs in {mode} mode ({error}){cure}")]
+    Unsupported {
+        /// Name of the interface.
+        interface: String,
+        /// The mode.
+        mode: XdpMode,
+        /// Error of the kernel.
+        error: io::Error,
+        /// What to do, after a semicolon.
+        cure: &'static str,
+    },
+    /// There are more keys than the program has room for.
+    #[error("{0} connection id keys are more than XDP can check (8); remove the oldest")]
+    TooManyKeys(usize),
+    /// A map could not be changed.
+    #[error("cannot change the {map} of the XDP program: {error}")]
+    Map {
+        /// What the map contains.
+        map: &'static str,
+        /// Text of the error.
+        error: String,
+    },
+}

@@ -1,0 +1,407 @@
+//! Loads, attaches and configures the XDP program.
+
+use super::layout::{
+    FilterOutcome, FilterSettings, FrameVerdict, KEYS_MAX, NetworksInForce, QUEUES,
+    REQUEST_COUNTERS, SETTINGS_LEN, interface_entry, listener_key, settings_entry,
+};
+use super::{XdpError, XdpMode};
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::programs::ProgramError;
+use aya::programs::links::FdLink;
+use aya::programs::xdp::{Xdp, XdpMode as AyaMode};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+/// The compiled program: `udp/bpf/compile` makes it of `udp/bpf/filter.c`.
+const OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/filter.o");
+
+/// Maximum number of networks of each address family.
+pub const NETWORKS_MAX: usize = 1 << 20;
+
+/// Time for which settings stay unchanged after others were put in force: a processor may still read them.
+const SWITCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Whether sources of a network are refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetworkRule {
+    /// The first address of the network.
+    pub address: IpAddr,
+    /// Length of its prefix.
+    pub prefix_len: u8,
+    /// Whether requests from it are dropped.
+    pub is_refused: bool,
+}
+
+/// Counts since the program was loaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FilterCounts {
+    /// Requests by outcome, in the order of [`FilterOutcome::ALL`], and by family: IPv4, IPv6.
+    pub requests: [[u64; 2]; FilterOutcome::ALL.len()],
+    /// Bytes of the payloads that were answered or dropped.
+    pub received_bytes: u64,
+    /// Bytes of the payloads that were sent.
+    pub sent_bytes: u64,
+}
+
+/// The program on an interface; dropping it detaches the program. The kernel also does when the process ends.
+#[derive(Debug)]
+pub struct AttachedInterface {
+    index: u32,
+    mode: XdpMode,
+    _link: FdLink,
+}
+
+impl AttachedInterface {
+    /// Returns the index of the interface.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Returns where the program runs.
+    pub fn mode(&self) -> XdpMode {
+        self.mode
+    }
+}
+
+/// Networks of one of the two pairs of maps.
+struct NetworkMaps {
+    v4: LpmTrie<MapData, [u8; 4], u32>,
+    v6: LpmTrie<MapData, [u8; 16], u32>,
+}
+
+/// The XDP program with its maps.
+pub struct Filter {
+    /// Holds the program.
+    pub(super) ebpf: Ebpf,
+    current: Array<MapData, u32>,
+    settings: Array<MapData, [u8; SETTINGS_LEN]>,
+    interfaces: HashMap<MapData, u32, [u8; 8]>,
+    listeners: HashMap<MapData, [u8; 20], u32>,
+    networks: [NetworkMaps; 2],
+    counters: PerCpuArray<MapData, u64>,
+    frames: PerCpuArray<MapData, u64>,
+    /// Keys of the map `listeners`.
+    listening: BTreeSet<[u8; 20]>,
+    /// Number of the settings in force.
+    in_force: u32,
+    /// Time at which they were put in force; `None` before the first.
+    switched_at: Option<Duration>,
+    /// Networks that the next settings put in force.
+    next_networks: NetworksInForce,
+    /// Networks in force.
+    networks_in_force: NetworksInForce,
+}
+
+impl Filter {
+    /// Loads the program for a number of interfaces. It is attached to none.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the process may not use BPF, or the kernel refuses the program.
+    pub fn load(interfaces: u16) -> Result<Self, XdpError> {
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries("frames", u32::from(interfaces.max(1)) * FRAME_COUNTERS)
+            .load(OBJECT)
+            .map_err(load_error)?;
+        program(&mut ebpf)?.load().map_err(|error| load_error(error.into()))?;
+        Self::from_loaded(ebpf).map_err(|error| load_error(error.into()))
+    }
+
+    /// Takes the maps of the program.
+    fn from_loaded(mut ebpf: Ebpf) -> Result<Self, MapError> {
+        let maps = &mut ebpf;
+        Ok(Self {
+            current: take(maps, "current")?.try_into()?,
+            settings: take(maps, "settings")?.try_into()?,
+            interfaces: take(maps, "interfaces")?.try_into()?,
+            listeners: take(maps, "listeners")?.try_into()?,
+            networks: [
+                NetworkMaps {
+                    v4: take(maps, "networks_v4_0")?.try_into()?,
+                    v6: take(maps, "networks_v6_0")?.try_into()?,
+                },
+                NetworkMaps {
+                    v4: take(maps, "networks_v4_1")?.try_into()?,
+                    v6: take(maps, "networks_v6_1")?.try_into()?,
+                },
+            ],
+            counters: take(maps, "counters")?.try_into()?,
+            frames: take(maps, "frames")?.try_into()?,
+            ebpf,
+            listening: BTreeSet::new(),
+            in_force: 0,
+            switched_at: None,
+            next_networks: NetworksInForce::default(),
+            networks_in_force: NetworksInForce::default(),
+        })
+    }
+
+    /// Attaches the program to an interface. `number` is the position of its counters, below the number that
+    /// [`Self::load`] was given.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the interface has another XDP program, or does not support the mode.
+    pub fn attach(
+        &mut self,
+        (name, index): (&str, u32),
+        (number, mac): (u16, [u8; 6]),
+        mode: XdpMode,
+    ) -> Result<AttachedInterface, XdpError> {
+        self.set_mac(index, number, mac)?;
+        let flag = match mode {
+            XdpMode::Native => AyaMode::Driver,
+            XdpMode::Generic => AyaMode::Skb,
+        };
+        let failed = |error| attach_error(name, mode, error);
+        let program = program(&mut self.ebpf)?;
+        let id = program.attach_to_if_index(index, flag).map_err(failed)?;
+        let link = program.take_link(id).map_err(failed)?;
+        // The other kind of link would outlive a crash of the process.
+        let link = FdLink::try_from(link).map_err(|_| XdpError::Unsupported {
+            interface: name.to_owned(),
+            mode,
+            error: io::Error::other("the kernel offers no link for it"),
+            cure: "; detach it (ip link set dev INTERFACE xdp off) and update the kernel",
+        })?;
+        Ok(AttachedInterface { index, mode, _link: link })
+    }
+
+    /// Sets the hardware address of an interface: frames for others are passed.
+    pub fn set_mac(&mut self, index: u32, number: u16, mac: [u8; 6]) -> Result<(), XdpError> {
+        self.interfaces
+            .insert(index, interface_entry(mac, number), 0)
+            .map_err(|error| map_error("interfaces", &error))
+    }
+
+    /// Forgets an interface from which the program was detached.
+    pub fn remove_interface(&mut self, index: u32) {
+        // It may have been removed already.
+        let _ = self.interfaces.remove(&index);
+    }
+
+    /// Replaces the addresses on which the tracker listens, and all addresses of this host: packets that claim to come
+    /// from one of those are passed.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if there are more than 4,096 of both together.
+    pub fn set_addresses(
+        &mut self,
+        listeners: &BTreeSet<SocketAddr>,
+        local: &BTreeSet<IpAddr>,
+    ) -> Result<(), XdpError> {
+        let listeners = listeners.iter().map(|it| listener_key(it.ip(), it.port()));
+        let wanted: BTreeSet<_> =
+            listeners.chain(local.iter().map(|address| listener_key(*address, 0))).collect();
+        for key in self.listening.difference(&wanted) {
+            let _ = self.listeners.remove(key);
+        }
+        for key in wanted.difference(&self.listening) {
+            let inserted = self.listeners.insert(key, 1, 0);
+            inserted.map_err(|error| map_error("addresses", &error))?;
+        }
+        self.listening = wanted;
+        Ok(())
+    }
+
+    /// Writes networks to the pair of maps that is not in force; [`Self::apply`] puts them in force. `refuses_others`
+    /// is for sources that are in none of them.
+    ///
+    /// Takes about a second for 300,000 networks. Returns false, and changes nothing, within a second after others were
+    /// put in force. `now` is a monotonic time.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if there are more than [`NETWORKS_MAX`] of a family. Then no networks are looked up from the
+    /// next settings on: user space refuses the sources.
+    pub fn set_networks(
+        &mut self,
+        networks: impl IntoIterator<Item = NetworkRule>,
+        refuses_others: bool,
+        now: Duration,
+    ) -> Result<bool, XdpError> {
+        if self.has_just_switched(now) {
+            return Ok(false);
+        }
+        let pair = 1 - self.networks_in_force.pair;
+        let maps = &mut self.networks[pair as usize];
+        self.next_networks = NetworksInForce { pair, is_used: false, refuses_others: false };
+        clear(&mut maps.v4)
+            .and_then(|()| clear(&mut maps.v6))
+            .map_err(|it| map_error("networks", &it))?;
+        let mut is_used = refuses_others;
+        for NetworkRule { address, prefix_len, is_refused } in networks {
+            is_used = true;
+            let (len, refused) = (u32::from(prefix_len), u32::from(is_refused));
+            let inserted = match address {
+                IpAddr::V4(address) => maps.v4.insert(&Key::new(len, address.octets()), refused, 0),
+                IpAddr::V6(address) => maps.v6.insert(&Key::new(len, address.octets()), refused, 0),
+            };
+            inserted.map_err(|error| map_error("networks", &error))?;
+        }
+        self.next_networks = NetworksInForce { pair, is_used, refuses_others };
+        Ok(true)
+    }
+
+    /// Puts settings and the networks of [`Self::set_networks`] in force at once: the program uses either all of the
+    /// previous ones or all of these for a frame. To be called after a change, and at least once an epoch of connection
+    /// ids. `now` is a monotonic time.
+    ///
+    /// Returns false, and changes nothing, within a second after the previous change.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if there are more than [`KEYS_MAX`] connection id keys.
+    pub fn apply(
+        &mut self,
+        settings: &FilterSettings,
+        unix_secs: u64,
+        now: Duration,
+    ) -> Result<bool, XdpError> {
+        let keys = settings.ids.keys().count();
+        if keys > KEYS_MAX {
+            return Err(XdpError::TooManyKeys(keys));
+        }
+        if self.has_just_switched(now) {
+            return Ok(false);
+        }
+        let entry = settings_entry(settings, unix_secs, self.next_networks);
+        let other = 1 - self.in_force;
+        let changed =
+            self.settings.set(other, entry, 0).and_then(|()| self.current.set(0, other, 0));
+        changed.map_err(|error| map_error("settings", &error))?;
+        (self.in_force, self.switched_at) = (other, Some(now));
+        self.networks_in_force = self.next_networks;
+        Ok(true)
+    }
+
+    fn has_just_switched(&self, now: Duration) -> bool {
+        self.switched_at.is_some_and(|at| now.saturating_sub(at) < SWITCH_INTERVAL)
+    }
+
+    /// Returns the counts of requests.
+    pub fn counts(&self) -> FilterCounts {
+        let counter = |position: usize| total(&self.counters, position as u32);
+        FilterCounts {
+            requests: std::array::from_fn(|outcome| {
+                std::array::from_fn(|family| counter(outcome * 2 + family))
+            }),
+            received_bytes: counter(REQUEST_COUNTERS),
+            sent_bytes: counter(REQUEST_COUNTERS + 1),
+        }
+    }
+
+    /// Returns the number of frames of an interface by receive queue and verdict, in the order of
+    /// [`FrameVerdict::ALL`], for the queues below `queues`.
+    pub fn frames(&self, number: u16, queues: usize) -> Vec<[u64; FrameVerdict::ALL.len()]> {
+        let first = u32::from(number) * FRAME_COUNTERS;
+        let queue = |queue: usize| {
+            let position = first + (queue * FrameVerdict::ALL.len()) as u32;
+            std::array::from_fn(|verdict| total(&self.frames, position + verdict as u32))
+        };
+        (0..queues.min(QUEUES)).map(queue).collect()
+    }
+}
+
+/// Number of counters of frames of an interface.
+const FRAME_COUNTERS: u32 = (QUEUES * FrameVerdict::ALL.len()) as u32;
+
+/// Returns the sum of a counter over all processors.
+fn total(counters: &PerCpuArray<MapData, u64>, position: u32) -> u64 {
+    counters.get(&position, 0).map_or(0, |values| values.iter().sum())
+}
+
+/// Removes all networks.
+fn clear<K: aya::Pod>(networks: &mut LpmTrie<MapData, K, u32>) -> Result<(), MapError> {
+    // Each removal makes another network the first.
+    while let Some(key) = networks.keys().next() {
+        networks.remove(&key?)?;
+    }
+    Ok(())
+}
+
+pub(super) fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, XdpError> {
+    let program = ebpf.program_mut("filter").ok_or(ProgramError::UnexpectedProgramType);
+    program.and_then(TryInto::try_into).map_err(|error| load_error(error.into()))
+}
+
+fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map, MapError> {
+    ebpf.take_map(name).ok_or_else(|| MapError::InvalidName { name: name.to_owned() })
+}
+
+fn map_error(map: &'static str, error: &dyn std::error::Error) -> XdpError {
+    XdpError::Map { map, error: with_sources(error) }
+}
+
+/// Returns the text of an error and of those that caused it.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Returns the error number of the system call that failed.
+fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut error = Some(error);
+    while let Some(it) = error {
+        if let Some(io) = it.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            return Some(io);
+        }
+        error = it.source();
+    }
+    None
+}
+
+fn load_error(error: EbpfError) -> XdpError {
+    if let EbpfError::ProgramError(ProgramError::LoadError { io_error, verifier_log }) = &error {
+        let log = verifier_log.to_string();
+        // The reason is at the end of the log, which may have thousands of lines.
+        let last: Vec<&str> = log.lines().rev().take(5).collect();
+        if !last.is_empty() {
+            let last: Vec<&str> = last.into_iter().rev().map(str::trim).collect();
+            return XdpError::Refused(format!("{io_error}: {}", last.join("; ")));
+        }
+    }
+    match errno(&error) {
+        Some(libc::EPERM | libc::EACCES) => XdpError::Forbidden,
+        _ => XdpError::Refused(with_sources(&error)),
+    }
+}
+
+fn attach_error(interface: &str, mode: XdpMode, error: ProgramError) -> XdpError {
+    let unsupported = |number, cure| XdpError::Unsupported {
+        interface: interface.to_owned(),
+        mode,
+        error: io::Error::from_raw_os_error(number),
+        cure,
+    };
+    match errno(&error) {
+        Some(libc::EPERM | libc::EACCES) => XdpError::Forbidden,
+        Some(libc::EBUSY | libc::EEXIST) => XdpError::Attached(interface.to_owned()),
+        Some(number @ (libc::EOPNOTSUPP | libc::ENOTSUP)) if mode == XdpMode::Native => {
+            unsupported(
+                number,
+                "; set udp.xdp.mode to generic, or use a card whose driver supports XDP",
+            )
+        }
+        Some(number @ (libc::EINVAL | libc::ERANGE)) if mode == XdpMode::Native => unsupported(
+            number,
+            "; the driver may need a smaller MTU (3498 or less), fewer channels (ethtool -L), or LRO switched off \
+             (ethtool -K)",
+        ),
+        Some(number) => unsupported(number, ""),
+        None => XdpError::Refused(with_sources(&error)),
+    }
+}
