@@ -8,6 +8,7 @@ mod common;
 
 use common::lab::{Host, Lab, PORTS, TRACKER_V4, TRACKER_V6, wait_until};
 use common::{Announce, Client, NO_REPLY_TIMEOUT, Tracker, WAIT_TIMEOUT, head, http_get, tsubame};
+use rustix::thread::CapabilitySet;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::process::Command;
@@ -144,21 +145,27 @@ fn reloads_change_keys_networks_and_errors() {
     assert!(announce(&first));
     first.id = old_id;
     assert!(announce(&first), "ids of the old key are still accepted");
+    let dropped = counted(&lab, "ipv4", "wrong_connection_id");
     reload(&keys(new));
-    wait_until("the old key is refused", WAIT_TIMEOUT, || !announce(&first));
+    wait_until("the old key is refused by XDP", WAIT_TIMEOUT, || {
+        !announce(&first) && counted(&lab, "ipv4", "wrong_connection_id") > dropped
+    });
+    first.connect();
+    assert!(announce(&first), "ids of the new key are accepted");
     let deny =
         "hooks: [{name: networks, options: {mode: deny, networks: [10.99.0.2, 2001:db8:99::/64]}}]";
     reload(&config("", deny));
     let (v4, v6) = (client(&lab, Host::Seeder, false), client(&lab, Host::Seeder, true));
     let other = client(&lab, Host::Leecher, false);
-    wait_for_count(&lab, "ipv4", "forbidden_network", 0);
     for client in [&v4, &v6] {
         wait_until("the network is refused", WAIT_TIMEOUT, || {
             !is_answered(client, &connect_request())
         });
         assert!(is_answered(&other, &connect_request()));
     }
-    wait_until("drops by XDP", WAIT_TIMEOUT, || counted(&lab, "ipv6", "forbidden_network") > 0);
+    for family in ["ipv4", "ipv6"] {
+        wait_until("drops by XDP", WAIT_TIMEOUT, || counted(&lab, family, "forbidden_network") > 0);
+    }
     reload(&config(", wrong_connection_id: error", ""));
     wait_until("the network is permitted", WAIT_TIMEOUT, || is_answered(&v4, &connect_request()));
     wait_until("an error for a wrong id", WAIT_TIMEOUT, || {
@@ -170,7 +177,9 @@ fn reloads_change_keys_networks_and_errors() {
 #[ignore = "needs root: tests/run"]
 fn addresses_and_interfaces_come_and_go() {
     let lab = Lab::routed();
-    let mut tracker = start(&lab, &config("", ""));
+    // The thread of XDP attaches the program again after the process has become another user.
+    let mut tracker = start(&lab, &config("", "user: nobody\n"));
+    check_capabilities(&tracker);
     let to = SocketAddr::from(([10, 99, 0, 9], 6969));
     let seeder = lab.inside(Host::Seeder, || Client::new(&Host::Seeder.address(false), to));
     assert!(!is_answered(&seeder, &connect_request()), "the host does not have the address");
@@ -197,7 +206,10 @@ fn addresses_and_interfaces_come_and_go() {
     ip(&lab, "link del port3");
     tracker.wait_for("port3 has gone");
     ip(&lab, "link add port3 type veth peer name other");
-    tracker.wait_within(Duration::from_secs(20), "port3 answers connects in native mode");
+    tracker.wait_within(
+        Duration::from_secs(20),
+        "port3 (driver unknown) answers connects in native mode",
+    );
     assert!(has_program(&lab, "port3"));
 }
 
@@ -214,6 +226,26 @@ fn the_program_ends_with_the_process() {
     }
     start(&lab, &config("", "")).stop();
     assert!(!PORTS.iter().any(|port| has_program(&lab, port)));
+}
+
+/// Only the thread of XDP may use capabilities, and does not hold them while it does not.
+fn check_capabilities(tracker: &Tracker) {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", tracker.id())).unwrap();
+    let mut names = Vec::new();
+    for thread in threads {
+        let path = thread.unwrap().path();
+        let name = std::fs::read_to_string(path.join("comm")).unwrap();
+        let status = std::fs::read_to_string(path.join("status")).unwrap();
+        let set = |mark: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(mark)).unwrap();
+            u64::from_str_radix(line.trim(), 16).unwrap()
+        };
+        let wanted = CapabilitySet::BPF | CapabilitySet::NET_ADMIN;
+        let permitted = if name.trim() == "xdp" { wanted.bits() } else { 0 };
+        assert_eq!((set("CapPrm:"), set("CapEff:")), (permitted, 0), "{name}");
+        names.push(name);
+    }
+    assert!(names.iter().any(|name| name.trim() == "xdp"), "{names:?}");
 }
 
 /// What prevents XDP ends the start with `mode: native`, and is a warning with `mode: auto`.

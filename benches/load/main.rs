@@ -23,6 +23,7 @@ mod summary;
 #[cfg(test)]
 mod tests;
 mod udp;
+mod xdp;
 
 use clap::{CommandFactory, Parser};
 use datagrams::Datagrams;
@@ -87,9 +88,14 @@ fn measure(run: &RunOptions) -> Result<Record, String> {
     check_limits(run)?;
     let peers = run.peers.unwrap_or((f64::from(run.torrents) * PEERS_PER_TORRENT) as u32).max(1);
     let groups = groups(run, peers)?;
-    let (peers, recorded) = match groups[0].0.protocol {
-        LoadProtocol::Udp => measure_udp(run, &steps, &groups)?,
-        LoadProtocol::Http => measure_http(run, &steps, &groups)?,
+    let (peers, recorded) = match (groups[0].0.protocol, &run.xdp) {
+        (LoadProtocol::Udp, Some(interface)) => {
+            let (clients, recorded) = xdp::measure(run, interface)?;
+            (clients, vec![recorded])
+        }
+        (LoadProtocol::Udp, None) => measure_udp(run, &steps, &groups)?,
+        (LoadProtocol::Http, None) => measure_http(run, &steps, &groups)?,
+        (LoadProtocol::Http, Some(_)) => return Err("--xdp is for UDP only".to_owned()),
     };
     let targets: Vec<String> = run.targets.iter().map(|target| target.url.clone()).collect();
     Ok(Record {

@@ -117,6 +117,11 @@ pub(crate) struct RunOptions {
     /// the first.
     #[arg(long, default_value_t = 1)]
     pub(crate) segments: u16,
+    /// Network interface whose driver sends requests that the kernel generates: many times what sockets can send. Needs
+    /// root, IPv4, a tracker on the network of the interface, and --mix with connect, announce and stale only. Replies
+    /// are counted, not checked.
+    #[arg(long, value_name = "INTERFACE")]
+    pub(crate) xdp: Option<String>,
     /// Announce every peer of the population once before all other steps.
     #[arg(long)]
     pub(crate) fill: bool,

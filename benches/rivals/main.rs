@@ -8,6 +8,7 @@ mod ratios;
 mod sections;
 mod tracker;
 mod veth;
+mod xdp;
 
 use clap::Parser;
 use std::path::PathBuf;
@@ -39,7 +40,7 @@ pub(crate) struct RivalsOptions {
     /// highest, announces alone are compared, too.
     #[arg(long, value_delimiter = ',', default_value = "1000,5000,20000,50000,100000")]
     rates: Vec<u64>,
-    /// Sections to run: rate, closed, saturated, tester, veth, memory, pauses, shards.
+    /// Sections to run: rate, closed, saturated, tester, veth, xdp, memory, pauses, shards.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }

@@ -2,8 +2,9 @@
 
 use crate::RivalsOptions;
 use crate::ratios::{median, ratio_quartiles};
-use crate::tracker::{TrackerKind, TrackerProcess, TrackerSetup, beside, pinned};
+use crate::tracker::{TrackerKind, TrackerProcess, TrackerSetup, beside, pinned, receive_buffer};
 use crate::veth::{self, Veth};
+use crate::xdp;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::process::Stdio;
@@ -42,6 +43,11 @@ pub(crate) fn all(options: &RivalsOptions) -> Result<(), String> {
             Err(error) => println!("## veth\n\nSkipped: {error}\n"),
         }
     }
+    if options.wants("xdp")
+        && let Err(error) = xdp::run(options)
+    {
+        println!("## XDP\n\nSkipped: {error}\n");
+    }
     if options.wants("tester") {
         tester(options)?;
     }
@@ -58,7 +64,7 @@ pub(crate) fn all(options: &RivalsOptions) -> Result<(), String> {
 }
 
 /// Returns the place of trackers on loopback.
-fn loopback(options: &RivalsOptions, torrents: u32) -> TrackerSetup {
+pub(crate) fn loopback(options: &RivalsOptions, torrents: u32) -> TrackerSetup {
     TrackerSetup {
         rivals: options.rivals.clone(),
         ip: Ipv4Addr::LOCALHOST.into(),
@@ -66,20 +72,22 @@ fn loopback(options: &RivalsOptions, torrents: u32) -> TrackerSetup {
         namespace: None,
         torrents,
         lifetime_secs: None,
+        xdp: None,
+        receive_buffer: receive_buffer(),
     }
 }
 
 /// The load generator, and where it runs.
-struct Load {
+pub(crate) struct Load {
     cpu: usize,
     server_cpu: usize,
     seconds: u64,
-    namespace: Option<String>,
-    sources: Option<&'static str>,
+    pub(crate) namespace: Option<String>,
+    pub(crate) sources: Option<&'static str>,
 }
 
 impl Load {
-    fn new(options: &RivalsOptions) -> Self {
+    pub(crate) fn new(options: &RivalsOptions) -> Self {
         Self {
             cpu: options.load_cpu,
             server_cpu: options.server_cpu,
@@ -90,7 +98,7 @@ impl Load {
     }
 
     /// Loads a tracker; returns the record of the last step.
-    fn run(
+    pub(crate) fn run(
         &self,
         tracker: &TrackerProcess,
         ip: IpAddr,

@@ -63,7 +63,7 @@ fn opentracker(folder: &Path, is_open: bool) -> PathBuf {
 
 /// Returns the bytes that a program must request to get a receive buffer of the kernel's default size: half of it, as
 /// the kernel doubles the request. All trackers get this size, because opentracker requests none.
-fn receive_buffer() -> usize {
+pub(crate) fn receive_buffer() -> usize {
     let default = fs::read_to_string("/proc/sys/net/core/rmem_default");
     default.ok().and_then(|text| text.trim().parse::<usize>().ok()).unwrap_or(212_992) / 2
 }
@@ -83,6 +83,10 @@ pub(crate) struct TrackerSetup {
     pub(crate) torrents: u32,
     /// Seconds after which peers expire; `None` is the default of the tracker.
     pub(crate) lifetime_secs: Option<u32>,
+    /// Interface on which this tracker uses XDP.
+    pub(crate) xdp: Option<String>,
+    /// Receive buffer in bytes.
+    pub(crate) receive_buffer: usize,
 }
 
 /// A running tracker.
@@ -146,7 +150,7 @@ impl TrackerProcess {
 
 /// Sleeps between two checks.
 #[expect(clippy::disallowed_methods, reason = "between checks of a process that starts")]
-fn wait(duration: Duration) {
+pub(crate) fn wait(duration: Duration) {
     std::thread::sleep(duration);
 }
 
@@ -172,7 +176,7 @@ fn config_of(
 ) -> Result<String, String> {
     let TrackerSetup { ip, cpu, .. } = place;
     let address = std::net::SocketAddr::new(*ip, port);
-    let buffer = receive_buffer();
+    let buffer = place.receive_buffer;
     Ok(match kind {
         TrackerKind::Tsubame { shards, steering } => {
             let cpus: Vec<_> = (*cpu..cpu + shards).map(|cpu| cpu.to_string()).collect();
@@ -182,8 +186,12 @@ fn config_of(
                 format!("announce: {{interval: {interval}s, min_interval: {interval}s, peer_lifetime: {secs}s}}\n")
             });
             let cpus = cpus.join(",");
+            let xdp = place.xdp.as_ref().map_or(String::new(), |interface| {
+                format!(", xdp: {{interfaces: [{interface}], mode: native}}")
+            });
             format!(
-                "cpus: \"{cpus}\"\nudp: {{listen: \"{address}\", steering: {steering}, receive_buffer: {buffer}B}}\n\
+                "cpus: \"{cpus}\"\n\
+                 udp: {{listen: \"{address}\", steering: {steering}, receive_buffer: {buffer}B{xdp}}}\n\
                  control: {{listen: \"\"}}\nhttp: {{listen: []}}\n{lifetime}"
             )
         }

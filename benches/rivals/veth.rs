@@ -6,6 +6,10 @@ use std::process::Command;
 /// Address of the tracker.
 pub(crate) const SERVER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 211, 0, 1));
 
+/// Interfaces of the tracker and of the load generator.
+pub(crate) const SERVER_INTERFACE: &str = "tsb-s";
+pub(crate) const LOAD_INTERFACE: &str = "tsb-l";
+
 /// Network of the clients' addresses, which is routed to the generator's namespace.
 pub(crate) const CLIENTS: &str = "10.212.0.0/16";
 
@@ -28,13 +32,15 @@ impl Veth {
         for line in [
             format!("netns add {server}"),
             format!("netns add {load}"),
-            format!("link add tsb-s netns {server} type veth peer name tsb-l netns {load}"),
-            format!("-n {server} address add 10.211.0.1/24 dev tsb-s"),
-            format!("-n {load} address add 10.211.0.2/24 dev tsb-l"),
+            format!(
+                "link add {SERVER_INTERFACE} netns {server} type veth peer name {LOAD_INTERFACE} netns {load}"
+            ),
+            format!("-n {server} address add 10.211.0.1/24 dev {SERVER_INTERFACE}"),
+            format!("-n {load} address add 10.211.0.2/24 dev {LOAD_INTERFACE}"),
             format!("-n {server} link set lo up"),
             format!("-n {load} link set lo up"),
-            format!("-n {server} link set tsb-s up"),
-            format!("-n {load} link set tsb-l up"),
+            format!("-n {server} link set {SERVER_INTERFACE} up"),
+            format!("-n {load} link set {LOAD_INTERFACE} up"),
             format!("-n {load} route add local {CLIENTS} dev lo"),
             format!("-n {server} route add {CLIENTS} via 10.211.0.2"),
         ] {
@@ -48,6 +54,20 @@ impl Veth {
             }
         }
         Ok(pair)
+    }
+
+    /// Runs a program in the namespace of the tracker; returns its output.
+    pub(crate) fn in_server(&self, program: &str, arguments: &[&str]) -> Result<String, String> {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.server, program]).args(arguments);
+        let output = command.output().map_err(|error| format!("ip: {error}"))?;
+        match output.status.success() {
+            true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            false => {
+                let error = String::from_utf8_lossy(&output.stderr);
+                Err(format!("{program} {}: {}", arguments.join(" "), error.trim()))
+            }
+        }
     }
 }
 

@@ -42,7 +42,8 @@ enum CliCommand {
         /// The config file
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
-        /// Also attach XDP to the interfaces of udp.xdp for a moment, and say what they can do
+        /// Also attach XDP to the interfaces of udp.xdp for a moment, and say what they can do; resets the link of some
+        /// network cards
         #[arg(long)]
         probe: bool,
     },

@@ -12,6 +12,7 @@ use crate::policy::HookConfig;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
+use tsubame_udp::xdp::KEYS_MAX;
 
 /// Default config with comments, as printed by `tsubame config`.
 pub const DEFAULT_YAML: &str = include_str!("../../deploy/tsubame.yaml");
@@ -159,6 +160,15 @@ impl Config {
         let AnnounceConfig { interval, min_interval, .. } = &self.announce;
         if let Err(mistake) = self.check_intervals() {
             reader.mistake("announce.peer_lifetime", mistake);
+        }
+        let keys = self.udp.connection_id_keys.keys.len();
+        if !self.udp.xdp.interfaces.is_empty() && keys > KEYS_MAX {
+            reader.mistake(
+                "udp.connection_id_keys",
+                format!(
+                    "has {keys} keys; with udp.xdp the maximum is {KEYS_MAX}: remove the oldest"
+                ),
+            );
         }
         if min_interval > interval {
             reader.mistake(

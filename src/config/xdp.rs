@@ -2,6 +2,7 @@
 
 use super::read::Section;
 use super::values;
+use std::collections::BTreeSet;
 use tsubame_udp::xdp::XdpMode;
 
 /// Maximum length of the name of a network interface.
@@ -23,6 +24,10 @@ impl XdpConfig {
     pub(super) fn read(mut section: Section<'_>) -> Self {
         let interfaces = section.value("interfaces", Vec::new(), |value| {
             let names = values::texts(value, interface_name)?;
+            let distinct: BTreeSet<&String> = names.iter().collect();
+            if distinct.len() < names.len() {
+                return Err("has an interface twice; remove one of the two".to_owned());
+            }
             match names.len() {
                 ..=INTERFACES_MAX => Ok(names),
                 len => Err(format!("has {len} interfaces; the maximum is {INTERFACES_MAX}")),

@@ -78,6 +78,19 @@ pub struct NetworkRules {
     pub refuses_others: bool,
 }
 
+impl NetworkRules {
+    /// Combines the filters of all `networks` hooks.
+    pub fn of(filters: &[Arc<NetworkFilter>]) -> Self {
+        let networks = filters.iter().flat_map(|filter| filter.networks());
+        // An address is in no smaller network of any hook than in the smallest of all.
+        let rule = |network: IpNet| (network, filters.iter().any(|it| it.refuses(&network)));
+        Self {
+            networks: networks.map(rule).collect(),
+            refuses_others: filters.iter().any(|filter| filter.refuses_others()),
+        }
+    }
+}
+
 /// Number of entries of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListSize {
@@ -250,16 +263,9 @@ impl CompiledPolicy {
         self.read.iter().map(size).collect()
     }
 
-    /// Returns the `networks` hooks as one list.
-    pub fn network_rules(&self) -> NetworkRules {
-        let networks = self.networks.iter().flat_map(|filter| filter.networks());
-        // An address is in no smaller network of any hook than in the smallest of all.
-        let rule =
-            |network: IpNet| (network, self.networks.iter().any(|filter| filter.refuses(&network)));
-        NetworkRules {
-            networks: networks.map(rule).collect(),
-            refuses_others: self.networks.iter().any(|filter| filter.refuses_others()),
-        }
+    /// Returns the filters of the `networks` hooks.
+    pub fn networks(&self) -> &[Arc<NetworkFilter>] {
+        &self.networks
     }
 
     /// Returns the number of info hashes on all lists.
@@ -393,7 +399,7 @@ mod tests {
             let hooks: Vec<_> = (0..rng.usize(..4)).map(|_| hook(&mut rng)).collect();
             let before = CompiledPolicy::default();
             let policy = CompiledPolicy::load(&hooks, &before, 1, ReadMode::Check).unwrap().policy;
-            let rules = policy.network_rules();
+            let rules = NetworkRules::of(policy.networks());
             let decider = policy.policy(1, 1);
             for _ in 0..300 {
                 let address: IpAddr = match rng.bool() {

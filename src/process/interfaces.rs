@@ -1,9 +1,9 @@
 //! The network interfaces of this host and their addresses.
 
 use nix::ifaddrs::getifaddrs;
-use nix::net::if_::InterfaceFlags;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::path::Path;
 
 /// A network interface.
@@ -13,38 +13,48 @@ pub(crate) struct HostInterface {
     pub(crate) index: u32,
     /// Its hardware address; `None` if it has none of Ethernet.
     pub(crate) mac: Option<[u8; 6]>,
-    /// Whether it is switched on.
-    pub(crate) is_up: bool,
     /// Its addresses. Link-local ones have the interface as their scope. The port is 0.
     pub(crate) addresses: Vec<SocketAddr>,
+    /// Broadcast addresses of its IPv4 networks.
+    pub(crate) broadcast: Vec<Ipv4Addr>,
 }
 
 /// Returns all interfaces by their names.
-pub(crate) fn host_interfaces() -> BTreeMap<String, HostInterface> {
+pub(crate) fn host_interfaces() -> io::Result<BTreeMap<String, HostInterface>> {
     let mut interfaces = BTreeMap::<String, HostInterface>::new();
-    let Ok(found) = getifaddrs() else { return interfaces };
-    for found in found {
+    for found in getifaddrs()? {
         let interface = interfaces.entry(found.interface_name).or_default();
-        interface.is_up |= found.flags.contains(InterfaceFlags::IFF_UP);
         let Some(address) = found.address else { continue };
         if let Some(link) = address.as_link_addr() {
             interface.index = link.ifindex() as u32;
-            interface.mac = link.addr().filter(|mac| *mac != [0; 6]);
+            let is_ethernet = link.hatype() == libc::ARPHRD_ETHER && link.halen() == 6;
+            interface.mac = link.addr().filter(|mac| is_ethernet && *mac != [0; 6]);
         } else if let Some(address) = address.as_sockaddr_in() {
             interface.addresses.push(SocketAddr::new(address.ip().into(), 0));
+            let broadcast = found.broadcast.and_then(|it| Some(it.as_sockaddr_in()?.ip()));
+            interface.broadcast.extend(broadcast);
         } else if let Some(address) = address.as_sockaddr_in6() {
             let ip = address.ip();
             let scope = if ip.is_unicast_link_local() { address.scope_id() } else { 0 };
             interface.addresses.push(SocketAddrV6::new(ip, 0, 0, scope).into());
         }
     }
-    interfaces
+    Ok(interfaces)
 }
 
 /// Returns all addresses of this host, without those of the loopback network.
 pub(crate) fn host_addresses(interfaces: &BTreeMap<String, HostInterface>) -> Vec<IpAddr> {
     let addresses = interfaces.values().flat_map(|interface| &interface.addresses);
     addresses.map(SocketAddr::ip).filter(|ip| !ip.is_loopback()).collect()
+}
+
+/// Returns whether an interface has VLANs.
+pub(crate) fn has_vlans(name: &str) -> bool {
+    let directory = Path::new("/sys/class/net").join(name);
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let upper = names.filter_map(|name| name.strip_prefix("upper_").map(str::to_owned));
+    upper.into_iter().any(|upper| Path::new("/proc/net/vlan").join(upper).exists())
 }
 
 /// Returns the number of receive queues of an interface, at least one.

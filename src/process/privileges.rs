@@ -93,6 +93,10 @@ fn change_user(user: &User) -> io::Result<()> {
 /// Removes capabilities from the calling thread, and from threads and programs that it starts.
 fn remove_capabilities(removed: CapabilitySet) {
     let Ok(now) = rustix::thread::capabilities(None) else { return };
+    if !(now.effective | now.permitted | now.inheritable).intersects(removed) {
+        // The unit kills processes that change capabilities, unless its drop-in for XDP permits that.
+        return;
+    }
     let [effective, permitted, inheritable] =
         [now.effective, now.permitted, now.inheritable].map(|set| set - removed);
     // Where the kernel refuses, the process keeps its capabilities, as it would without this function.

@@ -199,7 +199,7 @@ impl Reloader {
         XdpSettings {
             ids: self.current.startup.connection_ids(udp),
             explain_wrong_connection_id: udp.explain_wrong_connection_id,
-            networks: self.current.policy.network_rules(),
+            networks: self.current.policy.networks().to_vec(),
         }
     }
 

@@ -6,7 +6,7 @@
  * What is not exactly an Ethernet frame (with at most one VLAN tag) for this interface, with an unfragmented UDP
  * datagram over IPv4 without options or IPv6 without extension headers to one of the addresses of the tracker, is
  * passed to the network stack unchanged. For the rest, the decisions are those of the tracker in user space
- * (`Tracker::prove`), in the same order: tests compare both.
+ * (`Tracker::prove`), in the same order: tests compare the program with a model of it.
  *
  * The program reads no clock: the current epoch of connection ids is part of the settings. Compiled by
  * `udp/bpf/compile`, which also updates filter.o.
@@ -48,8 +48,10 @@ enum outcome {
 
 enum family { IPV4, IPV6, FAMILIES };
 
-/* Positions in the map `counters`: a counter for each outcome and family, and these. */
-enum { RECEIVED_BYTES = OUTCOMES * FAMILIES, SENT_BYTES, COUNTERS };
+/* Bytes of the payloads of requests that end here, and of their replies. */
+struct bytes {
+    u64 received, sent;
+};
 
 /* What happened to a frame. */
 enum verdict { PASSED, ANSWERED, DROPPED, VERDICTS };
@@ -58,6 +60,17 @@ enum verdict { PASSED, ANSWERED, DROPPED, VERDICTS };
 struct key {
     u64 first, second;
 };
+
+struct interface {
+    u16 mac[3];
+    /* Position of its counters. */
+    u16 number;
+} __attribute__((aligned(8)));
+
+/* Maximum numbers of IPv4 addresses and of interfaces that are searched for in the settings: a search there takes a small
+   part of the time of one in a hash map. */
+#define INLINE_ADDRESSES 8
+#define INLINE_INTERFACES 4
 
 struct settings {
     /* Keys of connection ids; the first issues ids, all are accepted. */
@@ -74,30 +87,32 @@ struct settings {
     u32 has_networks;
     /* Whether sources that are in no network are refused. */
     u32 refuses_others;
+    /* IPv4 addresses (lower 32 bits) and ports on which the tracker listens; 0 for none. */
+    u64 listeners[INLINE_ADDRESSES];
+    /* IPv4 addresses of this host; 0 for none. */
+    u32 local[INLINE_ADDRESSES];
+    /* Whether the map `listeners` has IPv4 addresses that these lack. */
+    u32 has_more_addresses;
+    /* Whether connects are passed, because the network maps lack networks. */
+    u32 passes_connects;
+    /* Indexes of interfaces, and the interfaces; others are in the map `interfaces`. */
+    u32 indexes[INLINE_INTERFACES];
+    struct interface interfaces[INLINE_INTERFACES];
 };
 
-struct interface {
-    u16 mac[3];
-    /* Position of its counters. */
-    u16 number;
-};
+/* Keys of maps consist of whole words: without CAP_PERFMON, no other values may be written where the compiler has stored
+   a pointer before. The lower half of a word is the first in memory. */
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the lower half of a word comes first");
 
 /* An address, IPv4 as ::ffff:0:0/96, and a port, both in network byte order. A local address has an entry of port 0. */
 struct listener {
-    u32 address[4];
-    u16 port;
-    u16 padding;
+    u64 address[2];
+    u64 port;
 };
 
-struct network_v4 {
-    u32 prefix_len;
-    u32 address;
-};
-
-struct network_v6 {
-    u32 prefix_len;
-    u32 address[4];
-};
+/* The length of a prefix in 32 bits, and an address. */
+#define NETWORK_V4_LEN 8
+#define NETWORK_V6_LEN 20
 
 struct map {
     u32 type, key_size, value_size, max_entries, flags;
@@ -117,20 +132,23 @@ struct map SECTION("maps") listeners = {BPF_MAP_TYPE_HASH, sizeof(struct listene
 
 /* Networks; the value says whether their sources are refused. User space fills the pair that is not in force. */
 struct map SECTION("maps") networks_v4_0 = {
-    BPF_MAP_TYPE_LPM_TRIE, sizeof(struct network_v4), sizeof(u32), 1 << 20, BPF_F_NO_PREALLOC};
+    BPF_MAP_TYPE_LPM_TRIE, NETWORK_V4_LEN, sizeof(u32), 1 << 20, BPF_F_NO_PREALLOC};
 struct map SECTION("maps") networks_v4_1 = {
-    BPF_MAP_TYPE_LPM_TRIE, sizeof(struct network_v4), sizeof(u32), 1 << 20, BPF_F_NO_PREALLOC};
+    BPF_MAP_TYPE_LPM_TRIE, NETWORK_V4_LEN, sizeof(u32), 1 << 20, BPF_F_NO_PREALLOC};
 struct map SECTION("maps") networks_v6_0 = {
-    BPF_MAP_TYPE_LPM_TRIE, sizeof(struct network_v6), sizeof(u32), 1 << 20, BPF_F_NO_PREALLOC};
+    BPF_MAP_TYPE_LPM_TRIE, NETWORK_V6_LEN, sizeof(u32), 1 << 20, BPF_F_NO_PREALLOC};
 struct map SECTION("maps") networks_v6_1 = {
-    BPF_MAP_TYPE_LPM_TRIE, sizeof(struct network_v6), sizeof(u32), 1 << 20, BPF_F_NO_PREALLOC};
+    BPF_MAP_TYPE_LPM_TRIE, NETWORK_V6_LEN, sizeof(u32), 1 << 20, BPF_F_NO_PREALLOC};
 
-/* Requests by outcome and family, and bytes. */
-struct map SECTION("maps") counters = {BPF_MAP_TYPE_PERCPU_ARRAY, sizeof(u32), sizeof(u64), COUNTERS, 0};
+/* Requests by outcome and family. */
+struct map SECTION("maps") requests = {BPF_MAP_TYPE_PERCPU_ARRAY, sizeof(u32), sizeof(u64), OUTCOMES * FAMILIES, 0};
+
+struct map SECTION("maps") bytes = {BPF_MAP_TYPE_PERCPU_ARRAY, sizeof(u32), sizeof(struct bytes), 1, 0};
 
 /* Frames by interface, receive queue and verdict; user space sets the number of interfaces. */
 struct map SECTION("maps") frames = {BPF_MAP_TYPE_PERCPU_ARRAY, sizeof(u32), sizeof(u64), QUEUES * VERDICTS, 0};
 
+/* Headers of a frame. Frames are aligned to 2 bytes only, but the program runs where wider accesses need no alignment. */
 struct ethernet {
     u16 destination[3], source[3];
     u16 type;
@@ -146,14 +164,14 @@ struct ipv4 {
     u8 time_to_live, protocol;
     u16 checksum;
     u32 source, destination;
-} __attribute__((packed, aligned(2)));
+};
 
 struct ipv6 {
     u32 version_and_flow;
     u16 payload_len;
     u8 next_header, hop_limit;
     u32 source[4], destination[4];
-} __attribute__((packed, aligned(2)));
+};
 
 struct udp {
     u16 source, destination, len, checksum;
@@ -163,13 +181,13 @@ struct udp {
 struct request {
     u32 connection_id[2];
     u32 action, transaction_id;
-} __attribute__((packed, aligned(2)));
+};
 
 /* Reply to a connect request. */
 struct connect_reply {
     u32 action, transaction_id;
     u32 connection_id[2];
-} __attribute__((packed, aligned(2)));
+};
 
 #define ACTION_CONNECT 0
 #define ACTION_ANNOUNCE 1
@@ -207,10 +225,10 @@ struct connect_reply {
 
 #define SIP_WORD(word) v3 ^= (word), ({ SIP_ROUND; SIP_ROUND; }), v0 ^= (word)
 
-/* A source address as words of a SipHash message. */
+/* A source address as words of a SipHash message; that of IPv4 is the lower half of the first. */
 struct source {
-    u32 words[4];
-    u32 family;
+    u64 words[2];
+    u64 family;
 };
 
 /* Returns the connection id of a source in an epoch, as `ConnectionIds` issues it: SipHash-2-4 of the address and the
@@ -224,10 +242,8 @@ NOINLINE u64 connection_id(const struct key *key, const struct source *source, u
         last = source->words[0] | (u64)to_be32((u32)epoch) << 32;
         len = 8;
     } else {
-        u64 word = source->words[0] | (u64)source->words[1] << 32;
-        SIP_WORD(word);
-        word = source->words[2] | (u64)source->words[3] << 32;
-        SIP_WORD(word);
+        SIP_WORD(source->words[0]);
+        SIP_WORD(source->words[1]);
         last = to_be64(epoch);
         len = 24;
     }
@@ -253,22 +269,25 @@ NOINLINE int accepts(const struct settings *settings, const struct source *sourc
         epoch = now - age;
     else
         return 0;
-    for (u32 number = 0; number < KEYS_MAX && number < settings->key_count; number++)
-        if (connection_id(&settings->keys[number], source, epoch) == id)
+#pragma unroll
+    for (u32 number = 0; number < KEYS_MAX; number++)
+        if (number < settings->key_count && connection_id(&settings->keys[number], source, epoch) == id)
             return 1;
     return 0;
 }
 
-INLINE void add(void *map, u32 position, u64 count) {
-    u64 *counter = map_lookup(map, &position);
-    if (counter)
-        *counter += count;
+/* Returns the value of a map whose keys are numbers of 32 bits. */
+INLINE void *value_at(void *map, u32 position) {
+    u64 key = position;
+    return map_lookup(map, &key);
 }
 
 /* Counts a frame, and returns the action for it. */
 INLINE int count(struct xdp_md *context, const struct interface *interface, enum verdict verdict, int action) {
     u32 queue = context->rx_queue_index < QUEUES ? context->rx_queue_index : QUEUES - 1;
-    add(&frames, (interface->number * QUEUES + queue) * VERDICTS + verdict, 1);
+    u64 *counter = value_at(&frames, (interface->number * QUEUES + queue) * VERDICTS + verdict);
+    if (counter)
+        *counter += 1;
     return action;
 }
 
@@ -276,9 +295,19 @@ INLINE int pass(struct xdp_md *context, const struct interface *interface) {
     return count(context, interface, PASSED, XDP_PASS);
 }
 
+/* Counts a request that is not passed; `len` and `reply_len` are the bytes of the payloads. */
+INLINE void count_request(enum outcome outcome, u32 family, u32 len, u32 reply_len) {
+    u64 *counter = value_at(&requests, outcome * FAMILIES + family);
+    struct bytes *sums = value_at(&bytes, 0);
+    if (!counter || !sums)
+        return;
+    *counter += 1;
+    sums->received += len;
+    sums->sent += reply_len;
+}
+
 INLINE int drop(struct xdp_md *context, const struct interface *interface, enum outcome outcome, u32 family, u32 len) {
-    add(&counters, outcome * FAMILIES + family, 1);
-    add(&counters, RECEIVED_BYTES, len);
+    count_request(outcome, family, len, 0);
     return count(context, interface, DROPPED, XDP_DROP);
 }
 
@@ -309,8 +338,31 @@ INLINE int is_special_v6(const u32 *address) {
     return first == 0xff || (first == 0xfe && (second & 0xc0) == 0x80) || (address[0] == 0 && address[1] == 0);
 }
 
-INLINE int is_listener(const struct listener *listener) {
-    return map_lookup(&listeners, listener) != 0;
+/* Returns whether the tracker listens on an IPv4 address and port. */
+INLINE int listens_on_v4(const struct settings *in, u32 address, u16 port) {
+    u64 wanted = address | (u64)port << 32;
+#pragma unroll
+    for (u32 number = 0; number < INLINE_ADDRESSES; number++)
+        if (in->listeners[number] == wanted)
+            return 1;
+    struct listener listener = {{0, (u64)address << 32 | 0xffff0000}, port};
+    return in->has_more_addresses && map_lookup(&listeners, &listener);
+}
+
+/* Returns whether an IPv4 address is one of this host. */
+INLINE int is_local_v4(const struct settings *in, u32 address) {
+#pragma unroll
+    for (u32 number = 0; number < INLINE_ADDRESSES; number++)
+        if (in->local[number] == address)
+            return 1;
+    struct listener local = {{0, (u64)address << 32 | 0xffff0000}, 0};
+    return in->has_more_addresses && map_lookup(&listeners, &local);
+}
+
+/* Returns whether the tracker listens on an IPv6 address and port or, with port 0, whether the address is local. */
+INLINE int has_v6(u64 first, u64 second, u16 port) {
+    struct listener listener = {{first, second}, port};
+    return map_lookup(&listeners, &listener) != 0;
 }
 
 /* Returns whether the policy refuses requests from a source. */
@@ -319,18 +371,18 @@ INLINE int is_refused(const struct settings *settings, const struct source *sour
         return 0;
     const u32 *refuses;
     if (source->family == IPV4) {
-        struct network_v4 network = {32, source->words[0]};
+        u64 network = 32 | source->words[0] << 32;
         refuses = settings->networks ? map_lookup(&networks_v4_1, &network) : map_lookup(&networks_v4_0, &network);
     } else {
-        struct network_v6 network = {128, {source->words[0], source->words[1], source->words[2], source->words[3]}};
-        refuses = settings->networks ? map_lookup(&networks_v6_1, &network) : map_lookup(&networks_v6_0, &network);
+        u64 first = source->words[0], second = source->words[1];
+        u64 network[3] = {128 | first << 32, first >> 32 | second << 32, second >> 32};
+        refuses = settings->networks ? map_lookup(&networks_v6_1, network) : map_lookup(&networks_v6_0, network);
     }
     return refuses ? *refuses != 0 : settings->refuses_others != 0;
 }
 
-/* Cuts a frame to a length, unless it is shorter already; returns whether that succeeded. */
-INLINE int cut(struct xdp_md *context, u32 len) {
-    u64 present = buffer_len(context);
+/* Cuts a frame of `present` bytes to a length, unless it is shorter already; returns whether that succeeded. */
+INLINE int cut(struct xdp_md *context, u32 present, u32 len) {
     if (len < FRAME_LEN_MIN)
         len = FRAME_LEN_MIN;
     return present <= len || adjust_tail(context, (int)len - (int)present) == 0;
@@ -338,10 +390,10 @@ INLINE int cut(struct xdp_md *context, u32 len) {
 
 /* Writes the reply to a connect request into its frame; returns whether that succeeded. `offset` is the length of the
    Ethernet header with its VLAN tag. */
-INLINE int write_reply(struct xdp_md *context, u64 id, u32 transaction_id, u32 offset, u32 family) {
+INLINE int write_reply(struct xdp_md *context, u32 present, u64 id, u32 transaction_id, u32 offset, u32 family) {
     const u32 udp_offset = offset + (family == IPV4 ? sizeof(struct ipv4) : sizeof(struct ipv6));
     const u32 reply_len = sizeof(struct connect_reply);
-    if (!cut(context, udp_offset + sizeof(struct udp) + reply_len))
+    if (!cut(context, present, udp_offset + sizeof(struct udp) + reply_len))
         return 0;
     u8 *data = (u8 *)(long)context->data;
     void *end = (void *)(long)context->data_end;
@@ -401,8 +453,8 @@ INLINE int write_reply(struct xdp_md *context, u64 id, u32 transaction_id, u32 o
 
 /* A function for each offset: without CAP_PERFMON, offsets of pointers must be constants of the program. */
 #define WRITE_REPLY(name, offset, family)                                                                              \
-    NOINLINE int name(struct xdp_md *context, u64 id, u32 transaction_id) {                                            \
-        return write_reply(context, id, transaction_id, offset, family);                                               \
+    NOINLINE int name(struct xdp_md *context, u32 present, u64 id, u32 transaction_id) {                               \
+        return write_reply(context, present, id, transaction_id, offset, family);                                      \
     }
 
 WRITE_REPLY(write_reply_v4, sizeof(struct ethernet), IPV4)
@@ -412,34 +464,24 @@ WRITE_REPLY(write_reply_vlan_v6, sizeof(struct ethernet) + sizeof(struct vlan), 
 
 /* Answers a connect request with the frame in which it came. */
 INLINE int connect(struct xdp_md *context, const struct interface *interface, const struct settings *settings,
-                   const struct source *source, u32 offset, u32 transaction_id, u32 len) {
+                   const struct source *source, u32 offset, u32 present, u32 transaction_id, u32 len) {
     u64 id = connection_id(&settings->keys[0], source, settings->epoch);
     int has_vlan = offset != sizeof(struct ethernet), written;
     if (source->family == IPV4)
-        written = has_vlan ? write_reply_vlan_v4(context, id, transaction_id)
-                           : write_reply_v4(context, id, transaction_id);
+        written = has_vlan ? write_reply_vlan_v4(context, present, id, transaction_id)
+                           : write_reply_v4(context, present, id, transaction_id);
     else
-        written = has_vlan ? write_reply_vlan_v6(context, id, transaction_id)
-                           : write_reply_v6(context, id, transaction_id);
+        written = has_vlan ? write_reply_vlan_v6(context, present, id, transaction_id)
+                           : write_reply_v6(context, present, id, transaction_id);
     if (!written)
         return pass(context, interface);
-    add(&counters, CONNECTED * FAMILIES + source->family, 1);
-    add(&counters, RECEIVED_BYTES, len);
-    add(&counters, SENT_BYTES, sizeof(struct connect_reply));
+    count_request(CONNECTED, source->family, len, sizeof(struct connect_reply));
     return count(context, interface, ANSWERED, XDP_TX);
 }
 
 /* Decides about a request to the tracker. `request` is its first 16 bytes or, if it is shorter, not read. */
-INLINE int decide(struct xdp_md *context, const struct interface *interface, const struct source *source,
-                  const struct request *request, u32 offset, u32 len) {
-    u32 zero = 0;
-    const u32 *number = map_lookup(&current, &zero);
-    if (!number)
-        return pass(context, interface);
-    u32 in_force = *(volatile const u32 *)number;
-    const struct settings *in = map_lookup(&settings, &in_force);
-    if (!in)
-        return pass(context, interface);
+INLINE int decide(struct xdp_md *context, const struct interface *interface, const struct settings *in,
+                  const struct source *source, const struct request *request, u32 offset, u32 present, u32 len) {
     if (len < CONNECT_LEN)
         return drop(context, interface, TOO_SHORT, source->family, len);
     u64 id = (u64)to_be32(request->connection_id[0]) << 32 | to_be32(request->connection_id[1]);
@@ -466,21 +508,24 @@ INLINE int decide(struct xdp_md *context, const struct interface *interface, con
         return drop(context, interface, TOO_SHORT, source->family, len);
     if (is_refused(in, source))
         return drop(context, interface, FORBIDDEN_NETWORK, source->family, len);
+    if (action == ACTION_CONNECT && in->passes_connects)
+        return pass(context, interface);
     if (action == ACTION_CONNECT)
-        return connect(context, interface, in, source, offset, transaction_id, len);
+        return connect(context, interface, in, source, offset, present, transaction_id, len);
     if (accepts(in, source, id) || in->passes_wrong_ids)
         return pass(context, interface);
     return drop(context, interface, WRONG_CONNECTION_ID, source->family, len);
 }
 
 /* Parses what follows the Ethernet header, which has `offset` bytes. */
-INLINE int filter_packet(struct xdp_md *context, const struct interface *interface, u32 offset, u16 type) {
+INLINE int filter_packet(struct xdp_md *context, const struct interface *interface, const struct settings *in,
+                         u32 offset, u16 type) {
     u8 *data = (u8 *)(long)context->data;
     void *end = (void *)(long)context->data_end;
-    struct source source = {};
-    struct listener destination = {}, own = {};
+    struct source source;
     struct udp *udp;
     u32 len;
+    int is_ours;
     if (type == to_be16(ETHERTYPE_IPV4)) {
         struct ipv4 *ip = (void *)(data + offset);
         udp = (void *)(ip + 1);
@@ -494,9 +539,8 @@ INLINE int filter_packet(struct xdp_md *context, const struct interface *interfa
         len -= sizeof(*ip);
         source.family = IPV4;
         source.words[0] = ip->source;
-        destination.address[2] = own.address[2] = to_be32(0xffff);
-        destination.address[3] = ip->destination;
-        own.address[3] = ip->source;
+        source.words[1] = 0;
+        is_ours = listens_on_v4(in, ip->destination, udp->destination) && !is_local_v4(in, ip->source);
     } else if (type == to_be16(ETHERTYPE_IPV6)) {
         struct ipv6 *ip = (void *)(data + offset);
         udp = (void *)(ip + 1);
@@ -507,44 +551,69 @@ INLINE int filter_packet(struct xdp_md *context, const struct interface *interfa
             len < sizeof(*udp) || is_special_v6(ip->source) || is_special_v6(ip->destination))
             return pass(context, interface);
         source.family = IPV6;
-#pragma unroll
-        for (u32 word = 0; word < 4; word++) {
-            source.words[word] = own.address[word] = ip->source[word];
-            destination.address[word] = ip->destination[word];
-        }
+        source.words[0] = ip->source[0] | (u64)ip->source[1] << 32;
+        source.words[1] = ip->source[2] | (u64)ip->source[3] << 32;
+        is_ours = has_v6(ip->destination[0] | (u64)ip->destination[1] << 32,
+                         ip->destination[2] | (u64)ip->destination[3] << 32, udp->destination) &&
+                  !has_v6(source.words[0], source.words[1], 0);
     } else {
         return pass(context, interface);
     }
-    destination.port = udp->destination;
     /* Entries of local addresses have port 0. */
-    if (udp->source == 0 || udp->destination == 0 || to_be16(udp->len) != len || !is_listener(&destination) || is_listener(&own))
+    if (!is_ours || udp->source == 0 || udp->destination == 0 || to_be16(udp->len) != len)
         return pass(context, interface);
     /* A packet that is longer than its frame has been cut off. The sum is a number because arithmetic on pointers with
        lengths of packets would need CAP_PERFMON. */
     u32 ip_len = source.family == IPV4 ? sizeof(struct ipv4) : sizeof(struct ipv6);
-    if (buffer_len(context) < offset + ip_len + len)
+    u32 present = buffer_len(context);
+    if (present < offset + ip_len + len)
         return pass(context, interface);
     len -= sizeof(*udp);
     struct request *request = (void *)(udp + 1);
     if (len >= CONNECT_LEN && (void *)(request + 1) > end)
         return pass(context, interface);
-    return decide(context, interface, &source, request, offset, len);
+    return decide(context, interface, in, &source, request, offset, present, len);
+}
+
+/* Copies the interface that received a frame; returns whether it is one of the tracker's. */
+INLINE int find_interface(const struct settings *in, u32 index, struct interface *found) {
+    u64 entry = 0;
+    /* Volatile, so that the compiler does not compute the address of an entry. */
+#pragma unroll
+    for (u32 number = 0; number < INLINE_INTERFACES; number++) {
+        u64 value = *(const volatile u64 *)&in->interfaces[number];
+        entry = in->indexes[number] == index ? value : entry;
+    }
+    if (entry == 0) {
+        const u64 *value = value_at(&interfaces, index);
+        if (!value)
+            return 0;
+        entry = *value;
+    }
+    __builtin_memcpy(found, &entry, sizeof(*found));
+    return 1;
 }
 
 SECTION("xdp.frags") int filter(struct xdp_md *context) {
     struct ethernet *ethernet = (void *)(long)context->data;
     struct vlan *vlan = (void *)(ethernet + 1);
     void *end = (void *)(long)context->data_end;
-    u32 index = context->ingress_ifindex;
-    const struct interface *interface = map_lookup(&interfaces, &index);
-    if (!interface)
+    const u32 *number = value_at(&current, 0);
+    if (!number)
         return XDP_PASS;
-    if ((void *)(vlan + 1) > end || ethernet->destination[0] != interface->mac[0] ||
-        ethernet->destination[1] != interface->mac[1] || ethernet->destination[2] != interface->mac[2])
-        return pass(context, interface);
+    const struct settings *in = value_at(&settings, *(volatile const u32 *)number);
+    if (!in)
+        return XDP_PASS;
+    struct interface interface;
+    if (!find_interface(in, context->ingress_ifindex, &interface))
+        return XDP_PASS;
+    /* No station has a multicast address as its own. */
+    if ((void *)(vlan + 1) > end || (ethernet->source[0] & 1) || ethernet->destination[0] != interface.mac[0] ||
+        ethernet->destination[1] != interface.mac[1] || ethernet->destination[2] != interface.mac[2])
+        return pass(context, &interface);
     if (ethernet->type != to_be16(ETHERTYPE_VLAN))
-        return filter_packet(context, interface, sizeof(*ethernet), ethernet->type);
-    return filter_packet(context, interface, sizeof(*ethernet) + sizeof(*vlan), vlan->type);
+        return filter_packet(context, &interface, in, sizeof(*ethernet), ethernet->type);
+    return filter_packet(context, &interface, in, sizeof(*ethernet) + sizeof(*vlan), vlan->type);
 }
 
 char SECTION("license") filter_license[] = "MIT";

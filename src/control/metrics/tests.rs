@@ -2,13 +2,16 @@
 
 use super::*;
 use crate::clock::Clock;
+use crate::control::monitored::ServedConfig;
 use crate::slow_reads::SlowReads;
 use crate::stats::outcome::Outcome;
 use crate::stats::shard_stats::{Protocol, ShardStats};
 use crate::stats::shared_stats::SharedStats;
+use crate::stats::xdp_status::{XdpInterfaceStatus, XdpStatus};
 use std::sync::Arc;
 use std::time::Duration;
 use tsubame_storage::{AnnounceEvent, Family, Seconds, TableStats};
+use tsubame_udp::xdp::XdpMode;
 
 fn monitored(stats: &ShardStats) -> Monitored {
     let shared_stats: [Arc<SharedStats>; 2] = std::array::from_fn(|_| Arc::default());
@@ -132,4 +135,37 @@ fn the_documentation_is_made_from_the_catalog() {
         is_current,
         "docs/metrics.md is outdated; run: {UPDATE}=1 cargo test --lib the_documentation"
     );
+}
+
+/// What XDP answers and drops is counted under the same names, and is a part of all sums.
+#[test]
+fn requests_of_xdp_are_counted_as_those_of_a_shard() {
+    let (mut monitored, mut stats) = (monitored(&ShardStats::default()), ShardStats::default());
+    stats.set_requests(Protocol::Udp, Family::V4, Outcome::Connected, 5);
+    stats.set_requests(Protocol::Udp, Family::V6, Outcome::ForbiddenNetwork, 3);
+    (stats.received_bytes, stats.sent_bytes) = (130, 80);
+    let xdp = Arc::<XdpStatus>::default();
+    xdp.stats.publish(&stats, Seconds(0));
+    xdp.set_interfaces(vec![XdpInterfaceStatus {
+        name: "eth0".to_owned(),
+        mode: Some(XdpMode::Native),
+        frames: vec![[1, 2, 3], [4, 5, 6]],
+    }]);
+    monitored.xdp = Some(xdp);
+    monitored.set_served(ServedConfig { hooks: vec!["networks"], ..ServedConfig::default() });
+    assert_eq!(monitored.sum().requests(Outcome::Connected), 5);
+    let page = text(&monitored, MetricsFormat::Text);
+    let requests = "tsubame_requests_total{shard=\"xdp\",protocol=\"udp\"";
+    for line in [
+        &format!("{requests},family=\"ipv4\",kind=\"connect\",outcome=\"connected\"}} 5"),
+        &format!("{requests},family=\"ipv6\",kind=\"any\",outcome=\"forbidden_network\"}} 3"),
+        "tsubame_received_bytes_total{shard=\"xdp\",protocol=\"udp\"} 130",
+        "tsubame_sent_bytes_total{shard=\"xdp\",protocol=\"udp\"} 80",
+        "tsubame_hook_refusals_total{hook=\"networks\",outcome=\"forbidden_network\"} 3",
+        "tsubame_xdp_frames_total{interface=\"eth0\",queue=\"1\",verdict=\"answered\"} 5",
+        "tsubame_xdp_attached{interface=\"eth0\",mode=\"native\"} 1",
+        "tsubame_xdp_attached{interface=\"eth0\",mode=\"generic\"} 0",
+    ] {
+        assert!(page.lines().any(|have| have == line), "{line} is not in\n{page}");
+    }
 }

@@ -108,7 +108,8 @@ pub(super) fn hook_refusals(snapshot: &MetricsSnapshot) -> Vec<LabelledSample> {
     let of_hook = |outcome: &Outcome| outcome.hook().filter(|hook| hooks.contains(hook));
     let outcomes = Outcome::ALL.iter().filter_map(|outcome| Some((of_hook(outcome)?, outcome)));
     let count = |outcome: Outcome| -> u64 {
-        snapshot.shards.iter().map(|shard| shard.stats.requests(outcome)).sum()
+        let shards = snapshot.shards.iter().map(|shard| &shard.stats);
+        shards.chain(&snapshot.xdp).map(|stats| stats.requests(outcome)).sum()
     };
     outcomes.map(|(hook, outcome)| labelled(&[hook, outcome.name()], count(*outcome))).collect()
 }

@@ -327,7 +327,8 @@ pub(crate) fn explain(key: ListenKey, address: SocketAddr, error: io::Error) -> 
 /// wildcard socket.
 fn local_addresses(wildcard: SocketAddr) -> Vec<SocketAddr> {
     let mut addresses = BTreeSet::new();
-    for mut address in host_interfaces().into_values().flat_map(|interface| interface.addresses) {
+    let interfaces = host_interfaces().unwrap_or_default().into_values();
+    for mut address in interfaces.flat_map(|interface| interface.addresses) {
         if address.is_ipv4() == wildcard.is_ipv4() {
             address.set_port(wildcard.port());
             addresses.insert(address);

@@ -1,6 +1,7 @@
 //! What the control plane tells the thread that controls XDP.
 
-use crate::policy::NetworkRules;
+use crate::policy::networks::NetworkFilter;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use tsubame_udp::connection_id::ConnectionIds;
 
@@ -9,7 +10,7 @@ use tsubame_udp::connection_id::ConnectionIds;
 pub(crate) struct XdpSettings {
     pub(crate) ids: ConnectionIds,
     pub(crate) explain_wrong_connection_id: bool,
-    pub(crate) networks: NetworkRules,
+    pub(crate) networks: Vec<Arc<NetworkFilter>>,
 }
 
 pub(super) enum XdpCommand {

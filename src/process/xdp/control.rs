@@ -1,11 +1,14 @@
 //! Attaches the program to the interfaces, keeps its settings and addresses current, and reads its counters.
 
 use super::command::{XdpCommand, XdpSettings};
-use super::privileged::{Capabilities, attach};
+use super::privileged::{Capabilities, PREDECESSOR_TIMEOUT, attach};
 use crate::clock::Clock;
 use crate::config::XdpConfig;
 use crate::policy::NetworkRules;
-use crate::process::interfaces::{HostInterface, host_addresses, host_interfaces, receive_queues};
+use crate::policy::networks::NetworkFilter;
+use crate::process::interfaces::{
+    HostInterface, driver, has_vlans, host_addresses, host_interfaces, receive_queues,
+};
 use crate::stats::outcome::Outcome;
 use crate::stats::shard_stats::{Protocol, ShardStats};
 use crate::stats::xdp_status::{XdpInterfaceStatus, XdpStatus};
@@ -14,7 +17,7 @@ use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::Duration;
 use tsubame_storage::Family;
 use tsubame_udp::connection_id::ConnectionIds;
@@ -33,6 +36,8 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 struct XdpInterface {
     name: String,
     attached: Option<AttachedInterface>,
+    /// The largest number of receive queues that it had.
+    queues: usize,
     /// The hardware address that the program checks.
     mac: Option<[u8; 6]>,
     /// The last problem, and when attaching is tried again.
@@ -46,8 +51,14 @@ pub(super) struct XdpControl {
     listen: Vec<SocketAddr>,
     interfaces: Vec<XdpInterface>,
     settings: Option<FilterSettings>,
+    /// The filters whose networks are in force or in `new_networks`.
+    networks: Vec<Arc<NetworkFilter>>,
     /// Networks that have not been written yet.
     new_networks: Option<NetworkRules>,
+    /// Until then, attaching waits for the end of another program.
+    wait_until: Duration,
+    /// The last problem of addresses, which is logged once.
+    address_problem: Option<String>,
     /// Whether there are settings that are not in force yet.
     is_changed: bool,
     /// Time since 1970 of the settings in force, in seconds.
@@ -66,6 +77,7 @@ impl XdpControl {
         let interface = |name: &String| XdpInterface {
             name: name.clone(),
             attached: None,
+            queues: 1,
             mac: None,
             problem: None,
         };
@@ -75,7 +87,10 @@ impl XdpControl {
             listen,
             interfaces: config.interfaces.iter().map(interface).collect(),
             settings: None,
+            networks: Vec::new(),
             new_networks: None,
+            wait_until: clock.elapsed() + PREDECESSOR_TIMEOUT,
+            address_problem: None,
             is_changed: false,
             applied_unix_secs: 0,
             clock,
@@ -86,20 +101,25 @@ impl XdpControl {
     /// Handles commands and keeps everything current until it is told to stop.
     pub(super) fn run(mut self, commands: &Receiver<XdpCommand>) {
         loop {
-            match commands.recv_timeout(INTERVAL) {
-                Ok(XdpCommand::Apply(settings, reply)) => {
-                    let XdpSettings { ids, explain_wrong_connection_id, networks } = *settings;
-                    let passes_wrong_ids = explain_wrong_connection_id;
-                    self.settings = Some(FilterSettings { ids, passes_wrong_ids });
-                    (self.new_networks, self.is_changed) = (Some(networks), true);
-                    self.update();
-                    if let Some(reply) = reply {
-                        let problems = self.interfaces.iter().filter_map(|it| it.problem.clone());
-                        let _ = reply.send(problems.map(|(problem, _)| problem).collect());
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => self.update(),
-                Ok(XdpCommand::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+            let mut command = commands.recv_timeout(INTERVAL);
+            let mut replies = Vec::new();
+            // Of several settings that wait, only the last ones are applied.
+            while let Ok(XdpCommand::Apply(settings, reply)) = command {
+                self.set(*settings);
+                replies.extend(reply);
+                command = commands.try_recv().map_err(|error| match error {
+                    TryRecvError::Empty => RecvTimeoutError::Timeout,
+                    TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+                });
+            }
+            if matches!(command, Ok(XdpCommand::Stop) | Err(RecvTimeoutError::Disconnected)) {
+                break;
+            }
+            let problem = self.update();
+            for reply in replies {
+                let of_interfaces = self.interfaces.iter().filter_map(|it| it.problem.clone());
+                let of_interfaces = of_interfaces.map(|(problem, _)| problem);
+                let _ = reply.send(problem.clone().into_iter().chain(of_interfaces).collect());
             }
         }
         self.interfaces.iter_mut().for_each(|interface| interface.attached = None);
@@ -112,22 +132,46 @@ impl XdpControl {
         );
     }
 
-    fn update(&mut self) {
+    /// Takes over settings, which [`Self::update`] applies.
+    fn set(&mut self, settings: XdpSettings) {
+        if self.settings.is_none() {
+            // The process has changed its user, if it does.
+            Capabilities::raise().lower();
+        }
+        let XdpSettings { ids, explain_wrong_connection_id, networks } = settings;
+        let is_same = self.settings.is_some()
+            && self.networks.len() == networks.len()
+            && self.networks.iter().zip(&networks).all(|(old, new)| Arc::ptr_eq(old, new));
+        if !is_same {
+            (self.new_networks, self.networks) = (Some(NetworkRules::of(&networks)), networks);
+        }
+        let passes_wrong_ids = explain_wrong_connection_id;
+        self.settings = Some(FilterSettings { ids, passes_wrong_ids });
+        self.is_changed = true;
+    }
+
+    /// Applies what has changed; returns the problem if XDP cannot work with the settings.
+    fn update(&mut self) -> Option<String> {
         let found = host_interfaces();
-        self.set_addresses(&found);
-        self.apply_settings();
-        if self.settings.is_some() {
+        if let Ok(found) = &found {
+            self.set_addresses(found);
+        }
+        let problem = self.apply_settings();
+        if self.settings.is_some()
+            && let Ok(found) = &found
+        {
             for number in 0..self.interfaces.len() {
                 let name = &self.interfaces[number].name;
                 self.update_interface(number as u16, found.get(name));
             }
         }
         self.publish();
+        problem
     }
 
     /// Sets the addresses on which the tracker listens: those of wildcard sockets are all addresses of this host.
     fn set_addresses(&mut self, found: &BTreeMap<String, HostInterface>) {
-        let local: BTreeSet<IpAddr> = host_addresses(found).into_iter().collect();
+        let mut local: BTreeSet<IpAddr> = host_addresses(found).into_iter().collect();
         let mut listeners = BTreeSet::new();
         for listen in &self.listen {
             let is_covered = |ip: &&IpAddr| {
@@ -137,14 +181,20 @@ impl XdpControl {
             let covered = local.iter().filter(is_covered);
             listeners.extend(covered.map(|ip| SocketAddr::new(*ip, listen.port())));
         }
-        if let Err(error) = self.filter.set_addresses(&listeners, &local) {
-            tracing::error!("udp.xdp: {error}; new addresses are served over sockets only");
+        let broadcast = found.values().flat_map(|interface| interface.broadcast.clone());
+        local.extend(broadcast.map(IpAddr::from));
+        let problem = self.filter.set_addresses(&listeners, &local).err().map(|it| it.to_string());
+        if let Some(problem) = &problem
+            && self.address_problem.as_ref() != Some(problem)
+        {
+            tracing::error!("udp.xdp: {problem}; new addresses are served over sockets only");
         }
+        self.address_problem = problem;
     }
 
-    /// Puts changed settings and new epochs of connection ids in force.
-    fn apply_settings(&mut self) {
-        let Some(settings) = &self.settings else { return };
+    /// Puts changed settings and new epochs of connection ids in force; returns the problem if that fails.
+    fn apply_settings(&mut self) -> Option<String> {
+        let settings = self.settings.as_ref()?;
         let (now, unix_secs) = (self.clock.elapsed(), self.clock.now().unix_secs);
         if let Some(NetworkRules { networks, refuses_others }) = &self.new_networks {
             let rule = |(network, is_refused): (&IpNet, &bool)| NetworkRule {
@@ -153,27 +203,32 @@ impl XdpControl {
                 is_refused: *is_refused,
             };
             match self.filter.set_networks(networks.iter().map(rule), *refuses_others, now) {
-                Ok(false) => return,
+                Ok(false) => return None,
                 Ok(true) => self.new_networks = None,
                 Err(error) => {
                     tracing::error!(
-                        "udp.xdp: {error}; requests from refused networks are dropped behind the network stack"
+                        "udp.xdp: {error}; until the next reload, connects are answered over sockets, which refuse the \
+                         networks"
                     );
-                    self.new_networks = None;
+                    (self.new_networks, self.is_changed) = (None, true);
                 }
             }
         }
-        if !self.is_changed && ConnectionIds::is_same_epoch(unix_secs, self.applied_unix_secs) {
-            return;
+        let is_same_epoch = ConnectionIds::is_same_epoch(unix_secs, self.applied_unix_secs);
+        if !self.is_changed && !self.filter.has_changed() && is_same_epoch {
+            return None;
         }
         match self.filter.apply(settings, unix_secs, now) {
-            Ok(true) => (self.is_changed, self.applied_unix_secs) = (false, unix_secs),
-            Ok(false) => {}
-            Err(error) => {
-                tracing::error!("udp.xdp: {error}; XDP is switched off");
+            Ok(true) => {
                 (self.is_changed, self.applied_unix_secs) = (false, unix_secs);
+                None
+            }
+            Ok(false) => None,
+            Err(error) => {
+                tracing::error!("udp.xdp: {error}; XDP is off until the next reload");
                 self.interfaces.iter_mut().for_each(|interface| interface.attached = None);
                 self.settings = None;
+                Some(error.to_string())
             }
         }
     }
@@ -192,20 +247,22 @@ impl XdpControl {
             );
             self.filter.remove_interface(index);
             (interface.attached, interface.problem) = (None, None);
+            if found.is_none() {
+                interface.problem = Some((missing(&interface.name), now));
+            }
         }
         if interface.problem.as_ref().is_some_and(|(_, retry_at)| now < *retry_at) {
             return;
         }
         let problem = match found.map(|found| (found.index, found.mac)) {
-            None => Some(format!(
-                "{} is not a network interface of this host; write one that `ip link` lists",
-                interface.name
-            )),
+            None => Some(missing(&interface.name)),
             Some((_, None)) => {
                 Some(format!("{} is not an Ethernet interface; remove it", interface.name))
             }
             Some((index, Some(mac))) if interface.attached.is_some() => {
-                if interface.mac != Some(mac) && self.filter.set_mac(index, number, mac).is_ok() {
+                if interface.mac != Some(mac)
+                    && self.filter.set_interface(index, number, mac).is_ok()
+                {
                     interface.mac = Some(mac);
                 }
                 None
@@ -232,7 +289,9 @@ impl XdpControl {
         {
             tracing::warn!("udp.xdp.interfaces: {problem}; its requests are answered over sockets");
         }
-        interface.problem = problem.map(|problem| (problem, now + RETRY_INTERVAL));
+        // An interface that is missing costs nothing to look for.
+        let retry_at = if found.is_some() { now + RETRY_INTERVAL } else { now };
+        interface.problem = problem.map(|problem| (problem, retry_at));
     }
 
     /// Attaches the program to an interface; without a configured mode, in the driver if that is possible.
@@ -241,8 +300,8 @@ impl XdpControl {
         interface: (&str, u32),
         counters_and_mac: (u16, [u8; 6]),
     ) -> Result<AttachedInterface, XdpError> {
-        let (filter, clock) = (&mut self.filter, self.clock);
-        let mut try_mode = |mode| attach(filter, interface, counters_and_mac, mode, clock);
+        let (filter, wait) = (&mut self.filter, (self.clock, self.wait_until));
+        let mut try_mode = |mode| attach(filter, interface, counters_and_mac, mode, wait);
         let mut capabilities = Capabilities::raise();
         let attached = match try_mode(self.mode.unwrap_or(XdpMode::Native)) {
             Err(error @ XdpError::Unsupported { .. }) if self.mode.is_none() => {
@@ -253,10 +312,18 @@ impl XdpControl {
         };
         capabilities.lower();
         let attached = attached?;
+        if has_vlans(interface.0) {
+            tracing::warn!(
+                "udp.xdp: {0} has VLANs: if the card removes VLAN tags, replies to their clients are lost; run: \
+                 ethtool -K {0} rxvlan off",
+                interface.0
+            );
+        }
         tracing::info!(
-            "udp.xdp: {} answers connects in {} mode, {}; firewall rules, connection tracking and tcpdump do not see \
-             what it answers or drops (docs/xdp.md)",
+            "udp.xdp: {} (driver {}) answers connects in {} mode, {}; firewall rules, connection tracking and \
+             tcpdump do not see what it answers or drops (docs/xdp.md)",
             interface.0,
+            driver(interface.0).unwrap_or_else(|| "unknown".to_owned()),
             attached.mode(),
             plural(receive_queues(interface.0) as u64, "receive queue")
         );
@@ -264,7 +331,7 @@ impl XdpControl {
     }
 
     /// Publishes the counters of the program.
-    fn publish(&self) {
+    fn publish(&mut self) {
         let counts = self.filter.counts();
         let mut stats = ShardStats::default();
         for (outcome, by_family) in FilterOutcome::ALL.into_iter().zip(counts.requests) {
@@ -274,11 +341,18 @@ impl XdpControl {
         }
         (stats.received_bytes, stats.sent_bytes) = (counts.received_bytes, counts.sent_bytes);
         self.status.stats.publish(&stats, self.clock.now().monotonic);
+        for interface in &mut self.interfaces {
+            interface.queues = interface.queues.max(receive_queues(&interface.name));
+        }
         let status = |(number, interface): (usize, &XdpInterface)| XdpInterfaceStatus {
             name: interface.name.clone(),
             mode: interface.attached.as_ref().map(AttachedInterface::mode),
-            frames: self.filter.frames(number as u16, receive_queues(&interface.name)),
+            frames: self.filter.frames(number as u16, interface.queues),
         };
         self.status.set_interfaces(self.interfaces.iter().enumerate().map(status).collect());
     }
+}
+
+fn missing(name: &str) -> String {
+    format!("{name} is not a network interface of this host; write one that `ip link` lists")
 }

@@ -17,7 +17,7 @@ use crate::config::XdpConfig;
 use crate::stats::xdp_status::XdpStatus;
 use command::XdpCommand;
 use control::XdpControl;
-use privileged::{Capabilities, keep_capabilities};
+use privileged::{has_capabilities, keep_capabilities};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,8 +32,8 @@ pub enum XdpStartError {
     /// The program cannot be loaded.
     #[error("udp.xdp: {0}")]
     Load(XdpError),
-    /// The program cannot be attached to an interface.
-    #[error("udp.xdp.interfaces: {0}")]
+    /// The program cannot be attached to an interface, or cannot work with the settings.
+    #[error("udp.xdp: {0}")]
     Interface(String),
     /// The thread could not be started.
     #[error(
@@ -74,13 +74,17 @@ impl XdpThread {
         let (loaded, is_loaded) = channel();
         let (config_of_thread, status_of_thread) = (config.clone(), status.clone());
         let run = move || {
+            if !has_capabilities() {
+                // Fails only if the process is about to end.
+                let _ = loaded.send(Err(XdpError::Forbidden));
+                return;
+            }
             keep_capabilities();
-            let mut capabilities = Capabilities::raise();
+            // All capabilities stay until the first settings arrive: a process can change its user only if all of its
+            // threads can.
             let filter = Filter::load(config_of_thread.interfaces.len() as u16);
-            capabilities.lower();
             match filter {
                 Ok(filter) => {
-                    // Fails only if the process is about to end.
                     let _ = loaded.send(Ok(()));
                     let status = status_of_thread;
                     XdpControl::new(filter, &config_of_thread, listen, (clock, status))

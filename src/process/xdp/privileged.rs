@@ -5,28 +5,33 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use std::time::Duration;
 use tsubame_udp::xdp::{AttachedInterface, Filter, XdpError, XdpMode};
 
-/// Time for which attaching is tried again while another program is attached.
-const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time after the start for which attaching is tried again while another program is attached.
+pub(super) const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Capabilities that XDP needs.
 pub(crate) const CAPABILITIES: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::BPF);
 
-/// Attaches the program to an interface. For up to two seconds it waits for the end of another program: the kernel
-/// detaches that of a process a moment after its end.
+/// Attaches the program to an interface. Until `deadline` it waits for the end of another program: the kernel detaches
+/// that of a process a moment after its end.
 pub(super) fn attach(
     filter: &mut Filter,
     interface: (&str, u32),
     counters_and_mac: (u16, [u8; 6]),
     mode: XdpMode,
-    clock: Clock,
+    (clock, deadline): (Clock, Duration),
 ) -> Result<AttachedInterface, XdpError> {
-    let deadline = clock.elapsed() + PREDECESSOR_TIMEOUT;
     loop {
         match filter.attach(interface, counters_and_mac, mode) {
             Err(XdpError::Attached(_)) if clock.elapsed() < deadline => clock.pause_before_retry(),
             result => return result,
         }
     }
+}
+
+/// Returns whether this thread may have the capabilities that XDP needs. To be checked before anything else, because
+/// the unit kills processes that use BPF unless its drop-in permits that.
+pub(super) fn has_capabilities() -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|now| now.permitted.contains(CAPABILITIES))
 }
 
 /// Keeps the capabilities of this thread when the process changes its user.

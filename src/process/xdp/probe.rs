@@ -1,6 +1,6 @@
 //! `tsubame check --probe`: what the configured interfaces can do.
 
-use super::privileged::attach;
+use super::privileged::{PREDECESSOR_TIMEOUT, attach, has_capabilities};
 use crate::clock::Clock;
 use crate::config::XdpConfig;
 use crate::process::interfaces::{HostInterface, driver, host_interfaces, receive_queues};
@@ -11,7 +11,7 @@ use tsubame_udp::xdp::{Filter, XdpError, XdpMode};
 ///
 /// The program is attached to each interface for a moment; it passes all frames.
 pub fn probe(config: &XdpConfig) -> (Vec<String>, bool) {
-    let (found, mut works) = (host_interfaces(), true);
+    let (found, mut works) = (host_interfaces().unwrap_or_default(), true);
     let mut lines = Vec::new();
     for name in &config.interfaces {
         let probed = match found.get(name) {
@@ -34,9 +34,13 @@ pub fn probe(config: &XdpConfig) -> (Vec<String>, bool) {
 
 /// Tries the configured mode or, if that is `auto`, first native and then generic mode.
 fn modes(config: &XdpConfig, interface: (&str, u32), mac: [u8; 6]) -> Result<String, String> {
+    if !has_capabilities() {
+        return Err(XdpError::Forbidden.to_string());
+    }
     let mut filter = Filter::load(1).map_err(|error| error.to_string())?;
     let clock = Clock::new();
-    let mut try_mode = |mode| attach(&mut filter, interface, (0, mac), mode, clock).map(drop);
+    let wait = (clock, PREDECESSOR_TIMEOUT);
+    let mut try_mode = |mode| attach(&mut filter, interface, (0, mac), mode, wait).map(drop);
     let attached = try_mode(config.mode.unwrap_or(XdpMode::Native));
     match (attached, config.mode) {
         (Ok(()), mode) => {

@@ -9,7 +9,7 @@ use thiserror::Error;
 pub enum XdpError {
     /// The process may not use BPF.
     #[error(
-        "no permission to load an XDP program; grant CAP_BPF and CAP_NET_ADMIN (deploy/examples/tsubame-xdp.conf)"
+        "no permission to load an XDP program; grant CAP_BPF and CAP_NET_ADMIN (docs/xdp.md has a drop-in for the unit)"
     )]
     Forbidden,
     /// The kernel refuses the program; contains its message.
@@ -17,8 +17,9 @@ pub enum XdpError {
     Refused(String),
     /// Another XDP program is attached to the interface.
     #[error(
-        "another XDP program is attached to {0} (ip link show dev {0}); detach it (ip link set dev {0} xdp off), or \
-         remove the interface from udp.xdp.interfaces"
+        "another XDP program is attached to {0} (ip link show dev {0}), such as that of another tracker; stop what \
+         attached it, or detach it (ip link set dev {0} xdp off; in generic mode xdpgeneric off), or remove the \
+         interface from udp.xdp.interfaces"
     )]
     Attached(String),
     /// The interface cannot run XDP programs in a mode.

@@ -1,8 +1,8 @@
 //! Loads, attaches and configures the XDP program.
 
 use super::layout::{
-    FilterOutcome, FilterSettings, FrameVerdict, KEYS_MAX, NetworksInForce, QUEUES,
-    REQUEST_COUNTERS, SETTINGS_LEN, interface_entry, listener_key, settings_entry,
+    FilterOutcome, FilterScope, FilterSettings, FrameVerdict, KEYS_MAX, LISTENER_LEN,
+    NetworksInForce, QUEUES, SETTINGS_LEN, interface_entry, listener_key, settings_entry,
 };
 use super::{XdpError, XdpMode};
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -16,7 +16,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-/// The compiled program: `udp/bpf/compile` makes it of `udp/bpf/filter.c`.
+/// The compiled program: `udp/bpf/compile` makes it from `udp/bpf/filter.c`.
 const OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/filter.o");
 
 /// Maximum number of networks of each address family.
@@ -80,12 +80,17 @@ pub struct Filter {
     current: Array<MapData, u32>,
     settings: Array<MapData, [u8; SETTINGS_LEN]>,
     interfaces: HashMap<MapData, u32, [u8; 8]>,
-    listeners: HashMap<MapData, [u8; 20], u32>,
+    listeners: HashMap<MapData, [u8; LISTENER_LEN], u32>,
     networks: [NetworkMaps; 2],
-    counters: PerCpuArray<MapData, u64>,
+    requests: PerCpuArray<MapData, u64>,
+    bytes: PerCpuArray<MapData, [u64; 2]>,
     frames: PerCpuArray<MapData, u64>,
     /// Keys of the map `listeners`.
-    listening: BTreeSet<[u8; 20]>,
+    listening: BTreeSet<[u8; LISTENER_LEN]>,
+    /// Addresses and interfaces.
+    scope: FilterScope,
+    /// Addresses and interfaces of the settings in force.
+    scope_in_force: FilterScope,
     /// Number of the settings in force.
     in_force: u32,
     /// Time at which they were put in force; `None` before the first.
@@ -129,10 +134,13 @@ impl Filter {
                     v6: take(maps, "networks_v6_1")?.try_into()?,
                 },
             ],
-            counters: take(maps, "counters")?.try_into()?,
+            requests: take(maps, "requests")?.try_into()?,
+            bytes: take(maps, "bytes")?.try_into()?,
             frames: take(maps, "frames")?.try_into()?,
             ebpf,
             listening: BTreeSet::new(),
+            scope: FilterScope::default(),
+            scope_in_force: FilterScope::default(),
             in_force: 0,
             switched_at: None,
             next_networks: NetworksInForce::default(),
@@ -152,7 +160,7 @@ impl Filter {
         (number, mac): (u16, [u8; 6]),
         mode: XdpMode,
     ) -> Result<AttachedInterface, XdpError> {
-        self.set_mac(index, number, mac)?;
+        self.set_interface(index, number, mac)?;
         let flag = match mode {
             XdpMode::Native => AyaMode::Driver,
             XdpMode::Generic => AyaMode::Skb,
@@ -171,8 +179,9 @@ impl Filter {
         Ok(AttachedInterface { index, mode, _link: link })
     }
 
-    /// Sets the hardware address of an interface: frames for others are passed.
-    pub fn set_mac(&mut self, index: u32, number: u16, mac: [u8; 6]) -> Result<(), XdpError> {
+    /// Sets the number of the counters and the hardware address of an interface: frames for other addresses are passed.
+    pub fn set_interface(&mut self, index: u32, number: u16, mac: [u8; 6]) -> Result<(), XdpError> {
+        self.scope.interfaces.insert(index, (mac, number));
         self.interfaces
             .insert(index, interface_entry(mac, number), 0)
             .map_err(|error| map_error("interfaces", &error))
@@ -180,11 +189,12 @@ impl Filter {
 
     /// Forgets an interface from which the program was detached.
     pub fn remove_interface(&mut self, index: u32) {
+        self.scope.interfaces.remove(&index);
         // It may have been removed already.
         let _ = self.interfaces.remove(&index);
     }
 
-    /// Replaces the addresses on which the tracker listens, and all addresses of this host: packets that claim to come
+    /// Rescope the addresses on which the tracker listens, and all addresses of this host: packets that claim to come
     /// from one of those are passed.
     ///
     /// # Errors
@@ -195,17 +205,21 @@ impl Filter {
         listeners: &BTreeSet<SocketAddr>,
         local: &BTreeSet<IpAddr>,
     ) -> Result<(), XdpError> {
-        let listeners = listeners.iter().map(|it| listener_key(it.ip(), it.port()));
+        let keys = listeners.iter().map(|it| listener_key(it.ip(), it.port()));
         let wanted: BTreeSet<_> =
-            listeners.chain(local.iter().map(|address| listener_key(*address, 0))).collect();
-        for key in self.listening.difference(&wanted) {
-            let _ = self.listeners.remove(key);
+            keys.chain(local.iter().map(|address| listener_key(*address, 0))).collect();
+        (self.scope.listeners, self.scope.local) = (listeners.clone(), local.clone());
+        for key in self.listening.difference(&wanted).copied().collect::<Vec<_>>() {
+            let _ = self.listeners.remove(&key);
+            self.listening.remove(&key);
         }
-        for key in wanted.difference(&self.listening) {
-            let inserted = self.listeners.insert(key, 1, 0);
-            inserted.map_err(|error| map_error("addresses", &error))?;
+        for key in wanted {
+            if !self.listening.contains(&key) {
+                let inserted = self.listeners.insert(key, 1, 0);
+                inserted.map_err(|error| map_error("addresses", &error))?;
+                self.listening.insert(key);
+            }
         }
-        self.listening = wanted;
         Ok(())
     }
 
@@ -217,8 +231,8 @@ impl Filter {
     ///
     /// # Errors
     ///
-    /// Returns an error if there are more than [`NETWORKS_MAX`] of a family. Then no networks are looked up from the
-    /// next settings on: user space refuses the sources.
+    /// Returns an error if there are more than [`NETWORKS_MAX`] of a family. From the next settings on, no networks are
+    /// looked up and connects are passed: user space refuses the sources.
     pub fn set_networks(
         &mut self,
         networks: impl IntoIterator<Item = NetworkRule>,
@@ -230,7 +244,9 @@ impl Filter {
         }
         let pair = 1 - self.networks_in_force.pair;
         let maps = &mut self.networks[pair as usize];
-        self.next_networks = NetworksInForce { pair, is_used: false, refuses_others: false };
+        let incomplete =
+            NetworksInForce { pair, are_incomplete: true, ..NetworksInForce::default() };
+        self.next_networks = incomplete;
         clear(&mut maps.v4)
             .and_then(|()| clear(&mut maps.v6))
             .map_err(|it| map_error("networks", &it))?;
@@ -244,13 +260,19 @@ impl Filter {
             };
             inserted.map_err(|error| map_error("networks", &error))?;
         }
-        self.next_networks = NetworksInForce { pair, is_used, refuses_others };
+        self.next_networks =
+            NetworksInForce { pair, is_used, refuses_others, are_incomplete: false };
         Ok(true)
     }
 
+    /// Returns whether addresses or interfaces have changed that are a part of the settings: [`Self::apply`] is due.
+    pub fn has_changed(&self) -> bool {
+        self.scope != self.scope_in_force
+    }
+
     /// Puts settings and the networks of [`Self::set_networks`] in force at once: the program uses either all of the
-    /// previous ones or all of these for a frame. To be called after a change, and at least once an epoch of connection
-    /// ids. `now` is a monotonic time.
+    /// previous ones or all of these for a frame. To be called after a change, also one of addresses and interfaces,
+    /// and at least once an epoch of connection ids. `now` is a monotonic time.
     ///
     /// Returns false, and changes nothing, within a second after the previous change.
     ///
@@ -270,13 +292,14 @@ impl Filter {
         if self.has_just_switched(now) {
             return Ok(false);
         }
-        let entry = settings_entry(settings, unix_secs, self.next_networks);
+        let entry = settings_entry(settings, unix_secs, self.next_networks, &self.scope);
         let other = 1 - self.in_force;
         let changed =
             self.settings.set(other, entry, 0).and_then(|()| self.current.set(0, other, 0));
         changed.map_err(|error| map_error("settings", &error))?;
         (self.in_force, self.switched_at) = (other, Some(now));
         self.networks_in_force = self.next_networks;
+        self.scope_in_force = self.scope.clone();
         Ok(true)
     }
 
@@ -286,13 +309,18 @@ impl Filter {
 
     /// Returns the counts of requests.
     pub fn counts(&self) -> FilterCounts {
-        let counter = |position: usize| total(&self.counters, position as u32);
+        let requests =
+            |outcome: usize, family: usize| total(&self.requests, (outcome * 2 + family) as u32);
+        let bytes = self.bytes.get(&0, 0).ok();
+        let sum = |at: usize| {
+            bytes.iter().flat_map(|values| values.iter()).map(|value: &[u64; 2]| value[at]).sum()
+        };
         FilterCounts {
             requests: std::array::from_fn(|outcome| {
-                std::array::from_fn(|family| counter(outcome * 2 + family))
+                std::array::from_fn(|family| requests(outcome, family))
             }),
-            received_bytes: counter(REQUEST_COUNTERS),
-            sent_bytes: counter(REQUEST_COUNTERS + 1),
+            received_bytes: sum(0),
+            sent_bytes: sum(1),
         }
     }
 

@@ -1,7 +1,8 @@
 //! Layout of the maps that the XDP program and this module share: `udp/bpf/filter.c` declares the same.
 
 use crate::connection_id::ConnectionIds;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// Maximum number of connection id keys.
 pub const KEYS_MAX: usize = 8;
@@ -9,8 +10,13 @@ pub const KEYS_MAX: usize = 8;
 /// Number of receive queues of an interface that have counters of their own; the last one also counts for higher ones.
 pub const QUEUES: usize = 128;
 
+/// Maximum numbers of IPv4 addresses and of interfaces in the settings; others are in hash maps.
+const INLINE_ADDRESSES: usize = 8;
+const INLINE_INTERFACES: usize = 4;
+
 /// Bytes of an entry of the map `settings`.
-pub(super) const SETTINGS_LEN: usize = 16 * KEYS_MAX + 8 + 6 * 4;
+pub(super) const SETTINGS_LEN: usize =
+    16 * KEYS_MAX + 8 + 6 * 4 + 12 * INLINE_ADDRESSES + 4 + 12 * INLINE_INTERFACES + 4;
 
 /// Outcomes of the requests that the program answers or drops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,8 +72,16 @@ impl FrameVerdict {
     }
 }
 
-/// Number of counters of requests by outcome and family; the received and sent bytes follow.
-pub(super) const REQUEST_COUNTERS: usize = FilterOutcome::ALL.len() * 2;
+/// Addresses and interfaces for which the program works.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct FilterScope {
+    /// Addresses and ports on which the tracker listens.
+    pub(super) listeners: BTreeSet<SocketAddr>,
+    /// Addresses of this host.
+    pub(super) local: BTreeSet<IpAddr>,
+    /// Hardware addresses and numbers of the interfaces, by their indexes.
+    pub(super) interfaces: BTreeMap<u32, ([u8; 6], u16)>,
+}
 
 /// Settings of the program that do not refer to other maps.
 #[derive(Clone, Debug)]
@@ -87,6 +101,8 @@ pub(super) struct NetworksInForce {
     pub(super) is_used: bool,
     /// Whether sources that are in no network are refused.
     pub(super) refuses_others: bool,
+    /// Whether there are networks that the maps lack: user space refuses their sources.
+    pub(super) are_incomplete: bool,
 }
 
 /// Returns an entry of the map `settings`.
@@ -94,18 +110,19 @@ pub(super) fn settings_entry(
     settings: &FilterSettings,
     unix_secs: u64,
     networks: NetworksInForce,
+    scope: &FilterScope,
 ) -> [u8; SETTINGS_LEN] {
-    let mut entry = [0; SETTINGS_LEN];
-    let (keys, rest) = entry.split_at_mut(16 * KEYS_MAX);
+    let mut entry = Vec::with_capacity(SETTINGS_LEN);
+    let mut keys = [(0, 0); KEYS_MAX];
     let mut key_count: u32 = 0;
-    for (to, (first, second)) in keys.as_chunks_mut::<16>().0.iter_mut().zip(settings.ids.keys()) {
-        to[..8].copy_from_slice(&first.to_ne_bytes());
-        to[8..].copy_from_slice(&second.to_ne_bytes());
-        key_count += 1;
+    for (to, key) in keys.iter_mut().zip(settings.ids.keys()) {
+        (*to, key_count) = (key, key_count + 1);
     }
-    let (epoch, words) = rest.split_at_mut(8);
-    epoch.copy_from_slice(&ConnectionIds::epoch(unix_secs).to_ne_bytes());
-    let values = [
+    entry.extend(
+        keys.into_iter().flat_map(|(first, second)| [first, second]).flat_map(u64::to_ne_bytes),
+    );
+    entry.extend(ConnectionIds::epoch(unix_secs).to_ne_bytes());
+    let words = [
         key_count,
         settings.ids.lifetime_epochs().into(),
         settings.passes_wrong_ids.into(),
@@ -113,10 +130,34 @@ pub(super) fn settings_entry(
         networks.is_used.into(),
         networks.refuses_others.into(),
     ];
-    for (to, value) in words.as_chunks_mut::<4>().0.iter_mut().zip(values) {
-        *to = value.to_ne_bytes();
+    entry.extend(words.map(u32::to_ne_bytes).as_flattened());
+    let v4 = |ip: &IpAddr| match ip {
+        IpAddr::V4(ip) => Some(*ip),
+        IpAddr::V6(_) => None,
+    };
+    let listeners = scope.listeners.iter().filter_map(|it| Some((v4(&it.ip())?, it.port())));
+    for number in 0..INLINE_ADDRESSES {
+        let (ip, port) = listeners.clone().nth(number).unwrap_or((Ipv4Addr::UNSPECIFIED, 0));
+        entry.extend(ip.octets());
+        entry.extend(port.to_be_bytes());
+        entry.extend([0; 2]);
     }
-    entry
+    let local = scope.local.iter().filter_map(v4);
+    for number in 0..INLINE_ADDRESSES {
+        entry.extend(local.clone().nth(number).unwrap_or(Ipv4Addr::UNSPECIFIED).octets());
+    }
+    let has_more = listeners.count().max(local.count()) > INLINE_ADDRESSES;
+    entry.extend(u32::from(has_more).to_ne_bytes());
+    entry.extend(u32::from(networks.are_incomplete).to_ne_bytes());
+    let interfaces = || scope.interfaces.iter().map(|(index, it)| (*index, *it));
+    let numbers = 0..INLINE_INTERFACES;
+    let interfaces: Vec<_> =
+        numbers.map(|number| interfaces().nth(number).unwrap_or_default()).collect();
+    entry.extend(interfaces.iter().flat_map(|(index, _)| index.to_ne_bytes()));
+    entry.extend(interfaces.iter().flat_map(|(_, (mac, number))| interface_entry(*mac, *number)));
+    let mut bytes = [0; SETTINGS_LEN];
+    bytes.copy_from_slice(&entry);
+    bytes
 }
 
 /// Returns a value of the map `interfaces`.
@@ -125,13 +166,16 @@ pub(super) fn interface_entry(mac: [u8; 6], number: u16) -> [u8; 8] {
     [a, b, c, d, e, f, g, h]
 }
 
+/// Bytes of a key of the map `listeners`.
+pub(super) const LISTENER_LEN: usize = 24;
+
 /// Returns a key of the map `listeners`; port 0 marks a local address.
-pub(super) fn listener_key(address: IpAddr, port: u16) -> [u8; 20] {
+pub(super) fn listener_key(address: IpAddr, port: u16) -> [u8; LISTENER_LEN] {
     let address = match address {
         IpAddr::V4(address) => address.to_ipv6_mapped(),
         IpAddr::V6(address) => address,
     };
-    let mut key = [0; 20];
+    let mut key = [0; LISTENER_LEN];
     key[..16].copy_from_slice(&address.octets());
     key[16..18].copy_from_slice(&port.to_be_bytes());
     key

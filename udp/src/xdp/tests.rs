@@ -44,11 +44,13 @@ struct Model {
     settings: FilterSettings,
     networks: Vec<NetworkRule>,
     refuses_others: bool,
+    other_interfaces: std::ops::Range<u32>,
 }
 
 impl Model {
     fn decide(&self, frame: &[u8]) -> Decision {
-        if frame[..6] != MAC {
+        // A multicast address is not that of a sender.
+        if frame[..6] != MAC || frame[6] & 1 == 1 {
             return Decision::Pass;
         }
         let Some(headers) = FrameHeaders::parse(frame) else { return Decision::Pass };
@@ -102,11 +104,17 @@ impl Model {
     }
 
     fn load(&self, filter: &mut Filter, now: Duration) {
+        // Interfaces before and after that of the frames: it is in the settings, or only in the map.
+        for index in self.other_interfaces.clone() {
+            filter.set_interface(index, 0, CLIENT_MAC).unwrap();
+        }
         filter.set_addresses(&self.listeners, &self.local).unwrap();
         assert!(
             filter.set_networks(self.networks.iter().copied(), self.refuses_others, now).unwrap()
         );
         assert!(filter.apply(&self.settings, UNIX_SECS, now).unwrap());
+        assert!(!filter.has_changed());
+        self.other_interfaces.clone().for_each(|index| filter.remove_interface(index));
     }
 }
 
@@ -116,8 +124,10 @@ fn model(rng: &mut fastrand::Rng) -> Model {
     let keys: Vec<_> = (0..8).map(|_| key()).collect();
     let keys = &keys[..rng.usize(1..=8)];
     let ids = ConnectionIds::new(keys[0], &keys[1..], rng.u64(60..20_000));
-    let local: BTreeSet<IpAddr> =
+    let mut local: BTreeSet<IpAddr> =
         ["81.2.3.4", "10.0.0.1", "2a00::1", "fd00::1"].map(|ip| ip.parse().unwrap()).into();
+    // More than fit into the settings, or fewer.
+    local.extend((0..rng.u8(..12)).map(|number| IpAddr::from([9, number, rng.u8(..), 1])));
     let listeners = local.iter().map(|ip| SocketAddr::new(*ip, 6969)).collect();
     let network = |rng: &mut fastrand::Rng| {
         let (address, prefix_len) = match rng.bool() {
@@ -130,7 +140,15 @@ fn model(rng: &mut fastrand::Rng) -> Model {
     networks.sort_by_key(|rule| (rule.address, rule.prefix_len));
     networks.dedup_by_key(|rule| (rule.address, rule.prefix_len));
     let settings = FilterSettings { ids, passes_wrong_ids: rng.u8(..4) == 0 };
-    Model { listeners, local, settings, networks, refuses_others: rng.u8(..4) == 0 }
+    let first = rng.u32(..2) * 2;
+    Model {
+        listeners,
+        local,
+        settings,
+        networks,
+        refuses_others: rng.u8(..4) == 0,
+        other_interfaces: first..first + rng.u32(..6) * first.min(1),
+    }
 }
 
 fn truncated(address: IpAddr, prefix_len: u8) -> IpAddr {
@@ -167,15 +185,32 @@ fn frame(rng: &mut fastrand::Rng, model: &Model) -> Vec<u8> {
     if rng.bool() {
         frame.resize(frame.len().max(FRAME_LEN_MIN) + rng.usize(..3), 0);
     }
-    match rng.u8(..6) {
+    match rng.u8(..9) {
         0 => {
             let at = rng.usize(..frame.len().min(64));
             frame[at] ^= 1 << rng.u8(..8);
         }
         1 => frame.truncate(rng.usize(ETHERNET_LEN..=frame.len())),
+        // Options, fragments, another protocol or length in an IPv4 header with the right checksum.
+        2 if frame[12..14] == [8, 0] => {
+            let at = *rng.choice(&[0, 2, 3, 6, 7, 9]).unwrap();
+            frame[ETHERNET_LEN + at] ^= 1 << rng.u8(..8);
+            correct_checksum(&mut frame[ETHERNET_LEN..ETHERNET_LEN + IPV4_LEN]);
+        }
+        // A second VLAN tag.
+        3 => frame = [&frame[..12], &[0x81, 0, 0, 9], &frame[12..]].concat(),
         _ => {}
     }
     frame
+}
+
+/// Writes the checksum of an IPv4 header.
+fn correct_checksum(header: &mut [u8]) {
+    header[10..12].fill(0);
+    let words = header.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+    let sum: u32 = words.sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    header[10..12].copy_from_slice(&(!(sum as u16 + (sum >> 16) as u16)).to_be_bytes());
 }
 
 /// Returns a request of any action, with a connection id that may be valid, and of a length that may be too short.
@@ -201,7 +236,8 @@ fn payload(rng: &mut fastrand::Rng, model: &Model, source: IpAddr) -> Vec<u8> {
     let mut payload = id.to_be_bytes().to_vec();
     payload.extend(action.to_be_bytes());
     payload.extend(rng.u32(..).to_be_bytes());
-    let lens = [0, 8, 15, 16, 17, 35, 36, 97, 98, 109, 110, 120, 600, 1_400];
+    // The last ones do not fit into the linear part of a frame.
+    let lens = [0, 8, 15, 16, 17, 35, 36, 97, 98, 109, 110, 120, 600, 1_400, 4_000, 8_000];
     payload.resize(*rng.choice(&lens).unwrap(), 7);
     payload
 }
@@ -226,7 +262,7 @@ fn datagram(from: SocketAddr, to: SocketAddr, payload: &[u8], has_vlan: bool) ->
 
 /// Runs the program with a frame.
 fn run(filter: &mut Filter, frame: &[u8]) -> (u32, Vec<u8>) {
-    let mut out = vec![0; 4_096];
+    let mut out = vec![0; 16_384];
     let options =
         TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
     let result = program(&mut filter.ebpf).unwrap().test_run(options).unwrap();
@@ -245,7 +281,7 @@ fn the_program_decides_like_the_model() {
     let now = rustix::thread::capabilities(None).unwrap();
     rustix::thread::set_capabilities(None, CapabilitySets { effective, ..now }).unwrap();
     let mut filter = Filter::load(1).unwrap();
-    filter.set_mac(LOOPBACK, 0, MAC).unwrap();
+    filter.set_interface(LOOPBACK, 0, MAC).unwrap();
     let mut requests = [[0; 2]; FilterOutcome::ALL.len()];
     let (mut verdicts, mut bytes) = ([0; 3], [0; 2]);
     for round in 0..20 {
