@@ -87,10 +87,10 @@ fn torrents_are_shown_listed_and_removed() {
     assert_eq!(peers.len(), 3);
     assert_eq!((&peers[0]["address"], &peers[0]["role"]), (&json!("127.0.0.1"), &json!("leecher")));
     let listed = api.get("/v1/torrents?limit=4").json();
-    let hashes: Vec<_> = listed["torrents"].as_array().unwrap().iter().collect();
-    let sizes: Vec<_> = hashes.iter().map(|it| it["leechers"].as_u64().unwrap()).collect();
+    let torrents: Vec<_> = listed["torrents"].as_array().unwrap().iter().collect();
+    let sizes: Vec<_> = torrents.iter().map(|it| it["leechers"].as_u64().unwrap()).collect();
     assert_eq!(sizes, [12, 11, 10, 9], "the largest torrents of both shards");
-    assert_eq!(hashes[0]["info_hash"], json!(hex(11)));
+    assert_eq!(torrents[0]["info_hash"], json!(hex(11)));
     assert_eq!(api.send("DELETE", &format!("/v1/torrents/{}", hex(11)), "", "").status, 204);
     assert_eq!(client.scrape(&[info_hash_of(11)]).unwrap(), [[0; 3]]);
     for (method, path, status) in [

@@ -94,7 +94,7 @@ fn every_expression_returns_data_and_alerts_fire() {
     assert!(expressions > 30, "{expressions} expressions");
     let alerts = std::fs::read_to_string(deploy("alerts.yml")).unwrap();
     for line in alerts.lines().filter_map(|line| line.trim().strip_prefix("expr: ")) {
-        // The side with the metric, as a healthy tracker fulfils no condition.
+        // The left side of the comparison: on a healthy tracker, the whole expression returns no data.
         let metric =
             [" > ", " == ", " < "].iter().find_map(|it| Some(line.rsplit_once(it)?.0)).unwrap();
         prometheus.wait_for(&metric.replace("[5m]", RANGE).replace("[15m]", RANGE));

@@ -57,6 +57,7 @@ fn packages_are_installed_upgraded_and_purged() {
         "/usr/share/bash-completion/completions/tsubame",
         "/usr/share/doc/tsubame/copyright",
         "/usr/share/doc/tsubame/examples/tsubame.socket",
+        "/usr/share/doc/tsubame/examples/tsubame-xdp.conf",
     ] {
         container.succeed(&format!("test -s {file}"));
     }
@@ -95,6 +96,34 @@ fn packages_are_installed_upgraded_and_purged() {
         container.succeed(&format!("test ! -e {path}"));
     }
     assert_ne!(container.run("getent passwd tsubame").code, Some(0));
+}
+
+/// The unit does not permit XDP, but starts with it in the config; its drop-in permits it.
+#[test]
+#[ignore = "needs root, systemd-container and cargo-deb; run by tests/run"]
+fn the_drop_in_of_the_unit_permits_xdp() {
+    let container = Container::start();
+    copy_in(&container, &packages()[..1]);
+    container.succeed("dpkg --install /packages/*.deb");
+    container.succeed("ip link add xdp0 type veth peer name xdp1");
+    container.succeed("ip link set xdp0 up && ip link set xdp1 up");
+    container
+        .succeed("sed -i 's/^    interfaces: \\[\\]/    interfaces: [xdp0]/' /etc/tsubame.yaml");
+    container.succeed("grep 'interfaces: .xdp0' /etc/tsubame.yaml");
+    container.succeed("systemctl restart tsubame");
+    container.wait_for("journalctl --unit tsubame | grep 'no permission to load an XDP program'");
+    container.succeed("tsubame e2e udp://127.0.0.1:6969");
+    let drop_in = "/etc/systemd/system/tsubame.service.d/xdp.conf";
+    container.succeed(&format!(
+        "install -D -m 644 /usr/share/doc/tsubame/examples/tsubame-xdp.conf {drop_in}"
+    ));
+    container.succeed("systemctl daemon-reload && systemctl restart tsubame");
+    container
+        .wait_for("journalctl --unit tsubame | grep 'xdp0 .* answers connects in native mode'");
+    container.succeed("ip link show dev xdp0 | grep prog/xdp");
+    container.succeed("tsubame e2e udp://127.0.0.1:6969 && systemctl is-active tsubame");
+    container.succeed("systemctl stop tsubame");
+    assert_ne!(container.run("ip link show dev xdp0 | grep prog/xdp").code, Some(0));
 }
 
 /// A config that is being written does not keep the tracker down, and the sockets of systemd keep what arrives

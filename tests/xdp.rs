@@ -228,7 +228,7 @@ fn the_program_ends_with_the_process() {
     assert!(!PORTS.iter().any(|port| has_program(&lab, port)));
 }
 
-/// Only the thread of XDP may use capabilities, and does not hold them while it does not.
+/// Checks that only the XDP thread has capabilities, and that none is effective while it does not use them.
 fn check_capabilities(tracker: &Tracker) {
     let threads = std::fs::read_dir(format!("/proc/{}/task", tracker.id())).unwrap();
     let mut names = Vec::new();
@@ -248,7 +248,7 @@ fn check_capabilities(tracker: &Tracker) {
     assert!(names.iter().any(|name| name.trim() == "xdp"), "{names:?}");
 }
 
-/// What prevents XDP ends the start with `mode: native`, and is a warning with `mode: auto`.
+/// An obstacle to XDP ends the start with `mode: native`, and is logged as a warning with `mode: auto`.
 #[test]
 #[ignore = "needs root: tests/run"]
 fn obstacles_are_named_with_their_cure() {
@@ -300,7 +300,7 @@ fn obstacles_are_named_with_their_cure() {
 /// those in flight.
 #[test]
 #[ignore = "needs root: tests/run"]
-fn a_thousand_attaches_lose_nothing() {
+fn a_thousand_attaches_lose_only_requests_in_flight() {
     const ATTACHES: usize = 1_000;
     let lab = Lab::routed();
     let mac = [2, 0, 0, 0, 0, 0x99];

@@ -54,7 +54,7 @@ pub(crate) trait Transport {
         peer: u32,
     ) -> io::Result<()>;
 
-    /// Sends a request that no client would send.
+    /// Sends a flood request.
     fn send_flood_request(
         &mut self,
         session: &mut Session<'_>,
@@ -74,7 +74,7 @@ pub(crate) trait Transport {
     fn url(&self, group: usize) -> &str;
 }
 
-/// Kinds of requests that no client would send.
+/// Kinds of flood requests: their senders do not use the replies.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum FloodKind {
     /// A connect, on loopback from an address that no client uses.
@@ -298,7 +298,7 @@ fn shuffled(count: u32) -> impl Iterator<Item = u32> {
     (0..count).map(move |at| (at * stride % count) as u32)
 }
 
-/// Requests that no client would send, each kind at its own rate.
+/// Flood requests, each kind at its own rate.
 struct Floods([(Poisson, FloodKind); 3]);
 
 impl Floods {

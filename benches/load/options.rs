@@ -294,7 +294,7 @@ struct StepText {
     run: Option<String>,
 }
 
-/// Rates, per second, of requests that no client would send.
+/// Rates of the kinds of flood requests, per second.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Flood {

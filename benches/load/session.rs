@@ -84,14 +84,14 @@ impl<'a> Session<'a> {
         &self,
         group: usize,
         peer: u32,
-        step: AnnounceParameters,
+        parameters: AnnounceParameters,
     ) -> LoadAnnounce {
         let group = &self.population.groups[group];
         LoadAnnounce {
             info_hash: info_hash(group.torrent_of(peer)),
             peer,
-            left: step.left,
-            event: step.event,
+            left: parameters.left,
+            event: parameters.event,
             num_want: self.run.numwant.into(),
             port: group.port_of(peer),
         }

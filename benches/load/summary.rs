@@ -100,8 +100,11 @@ fn of_losses(step: &StepRecord, mut line: impl FnMut(&str, String)) {
     }
     if step.waited + step.held_back > 0 {
         let (waited, held_back) = (grouped(step.waited), grouped(step.held_back));
-        let hint = "; try a higher --in-flight";
-        line("held up", format!("{waited} waited for a connection, {held_back} not sent{hint}"));
+        let option = if step.connections > 0 { "higher --in-flight" } else { "lower --rate" };
+        line(
+            "held up",
+            format!("{waited} waited for a connection, {held_back} not sent; try a {option}"),
+        );
     }
     if step.sent_unproven > 0 {
         let (answered, sent) = (grouped(step.answered_unproven), grouped(step.sent_unproven));
@@ -216,7 +219,7 @@ pub(crate) fn rows(steps: &[Option<&StepRecord>]) -> Vec<(&'static str, Vec<(Str
     rows
 }
 
-/// Returns a time in microseconds as text, with three significant digits and a fitting unit.
+/// Returns a time in microseconds as text, with a fitting unit: whole microseconds, or three significant digits.
 pub(crate) fn time(us: f64) -> String {
     let (value, unit) = match us {
         ..1_000.0 => (us, "us"),

@@ -1,8 +1,8 @@
 //! `tsubame-rivals`: compares this tracker with others under the same load on the same core, in alternation.
 //!
-//! `benches/compare` builds what it needs and runs it. Every value is a median over rounds, and every ratio is the
-//! median of the ratios of pairs, because the speed of a shared machine varies from minute to minute by more than the
-//! trackers differ.
+//! `benches/compare` builds what it needs and runs it. Speeds are medians over rounds, and ratios are medians of
+//! the ratios of pairs, because the speed of a shared machine varies from minute to minute by more than the trackers
+//! differ. Memory is measured once, and pauses are printed for each round.
 
 mod ratios;
 mod sections;
@@ -21,13 +21,13 @@ pub(crate) struct RivalsOptions {
     /// Folder of the other trackers and their load generators.
     #[arg(long)]
     rivals: PathBuf,
-    /// Number of rounds; each tracker is loaded once per round.
+    /// Number of rounds, except for memory and pauses; each tracker is loaded once per round.
     #[arg(long, default_value_t = 11)]
     pairs: usize,
     /// Seconds of load in a round.
     #[arg(long, default_value_t = 5)]
     seconds: u64,
-    /// A short run: 3 rounds of 1 second, with small populations.
+    /// A short run: 3 rounds of 1 second (pauses: one of 20 seconds), with small populations.
     #[arg(long)]
     quick: bool,
     /// Core of the trackers.

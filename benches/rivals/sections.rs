@@ -34,8 +34,8 @@ pub(crate) fn all(options: &RivalsOptions) -> Result<(), String> {
         saturated: options.wants("saturated"),
     };
     if wanted.rate || wanted.closed || wanted.saturated {
-        let place = loopback(options, TORRENTS);
-        speed(options, &place, &Load::new(options), "loopback", wanted)?;
+        let setup = loopback(options, TORRENTS);
+        speed(options, &setup, &Load::new(options), "loopback", wanted)?;
     }
     if options.wants("veth") {
         match Veth::new() {
@@ -63,7 +63,7 @@ pub(crate) fn all(options: &RivalsOptions) -> Result<(), String> {
     Ok(())
 }
 
-/// Returns the place of trackers on loopback.
+/// Returns the setup of trackers on loopback.
 pub(crate) fn loopback(options: &RivalsOptions, torrents: u32) -> TrackerSetup {
     TrackerSetup {
         rivals: options.rivals.clone(),
@@ -176,8 +176,8 @@ fn kinds(options: &RivalsOptions, wanted: impl Fn(TrackerKind) -> bool) -> Vec<T
 }
 
 /// Starts trackers.
-fn start_all(kinds: &[TrackerKind], place: &TrackerSetup) -> Result<Vec<TrackerProcess>, String> {
-    kinds.iter().map(|kind| TrackerProcess::start(*kind, place)).collect()
+fn start_all(kinds: &[TrackerKind], setup: &TrackerSetup) -> Result<Vec<TrackerProcess>, String> {
+    kinds.iter().map(|kind| TrackerProcess::start(*kind, setup)).collect()
 }
 
 /// Which comparisons of speed are run: processor time at rates that all trackers can serve, the rate with a fixed
@@ -192,22 +192,22 @@ struct Speeds {
 /// Compares the speed on one core.
 fn speed(
     options: &RivalsOptions,
-    place: &TrackerSetup,
+    setup: &TrackerSetup,
     load: &Load,
     over: &str,
     wanted: Speeds,
 ) -> Result<(), String> {
-    let mut trackers = start_all(&kinds(options, |_| true), place)?;
+    let mut trackers = start_all(&kinds(options, |_| true), setup)?;
     for tracker in &trackers {
-        load.fill(tracker, place.ip, &[])?;
+        load.fill(tracker, setup.ip, &[])?;
     }
     for (name, mix) in MIXES {
         // The reflector replies with the average number of peers of a reply.
-        let probe = load.run(&trackers[0], place.ip, &[&format!("--mix={mix}")])?;
+        let probe = load.run(&trackers[0], setup.ip, &[&format!("--mix={mix}")])?;
         let announces = probe.answered.get("announce").copied().unwrap_or(0).max(1);
         let peers = (probe.peers as f64 / announces as f64).round() as u32;
         let reflector = TrackerKind::Reflector { peers };
-        trackers.push(TrackerProcess::start(reflector, place)?);
+        trackers.push(TrackerProcess::start(reflector, setup)?);
         let mix = format!("--mix={mix}");
         // Replies of the reflector are constant, and at saturation checks would slow the generator.
         let common = [mix.as_str(), "--check=0"];
@@ -217,7 +217,7 @@ fn speed(
             }
             let rate = format!("--rate={requests_per_s}");
             let arguments = [&common[..], &[&rate]].concat();
-            let steps = rounds(options.pairs, &trackers, |it| load.run(it, place.ip, &arguments))?;
+            let steps = rounds(options.pairs, &trackers, |it| load.run(it, setup.ip, &arguments))?;
             let title = format!("{requests_per_s} requests per second over {over}, {name}");
             table(&title, &trackers, &steps, "process us/answer, tsubame / other", |step| {
                 step.process_us_per_answer().unwrap_or(f64::NAN)
@@ -226,7 +226,7 @@ fn speed(
         if wanted.closed {
             let in_flight = format!("--in-flight={IN_FLIGHT}");
             let arguments = [&common[..], &[&in_flight]].concat();
-            let steps = rounds(options.pairs, &trackers, |it| load.run(it, place.ip, &arguments))?;
+            let steps = rounds(options.pairs, &trackers, |it| load.run(it, setup.ip, &arguments))?;
             let title = format!("closed loop over {over}, {IN_FLIGHT} requests in flight, {name}");
             let figure = StepRecord::answers_per_s;
             table(&title, &trackers, &steps, "answers/s, tsubame / other", figure);
@@ -234,7 +234,7 @@ fn speed(
         if wanted.saturated {
             let segments = format!("--segments={SEGMENTS}");
             let arguments = [&common[..], &[&segments]].concat();
-            let steps = rounds(options.pairs, &trackers, |it| load.run(it, place.ip, &arguments))?;
+            let steps = rounds(options.pairs, &trackers, |it| load.run(it, setup.ip, &arguments))?;
             let title = format!("saturated over {over}, {name}");
             table(
                 &title,
@@ -251,18 +251,19 @@ fn speed(
          opentracker is built from Debian's source as an open tracker with -O3, if benches/compare could do \
          that, otherwise it is Debian's program with a list of the torrents. At saturation the generator sends \
          {SEGMENTS} requests as one datagram, which saves all receivers work on loopback and veth. Over \
-         loopback, requests are received on the generator's core, and replies on the tracker's.\n"
+         loopback, the kernel does the receive work for requests on the generator's core, and for replies on the \
+         tracker's.\n"
     );
     Ok(())
 }
 
 /// Compares the speed over a veth pair.
 fn over_veth(options: &RivalsOptions, veth: &Veth) -> Result<(), String> {
-    let mut place = loopback(options, TORRENTS);
-    (place.ip, place.namespace) = (veth::SERVER, Some(veth.server.clone()));
+    let mut setup = loopback(options, TORRENTS);
+    (setup.ip, setup.namespace) = (veth::SERVER, Some(veth.server.clone()));
     let mut load = Load::new(options);
     (load.namespace, load.sources) = (Some(veth.load.clone()), Some(veth::CLIENTS));
-    speed(options, &place, &load, "veth", Speeds { rate: true, closed: false, saturated: true })
+    speed(options, &setup, &load, "veth", Speeds { rate: true, closed: false, saturated: true })
 }
 
 /// Prints a table with a row for each tracker.
@@ -312,7 +313,7 @@ fn format_value(figure: f64) -> String {
 
 /// Compares the trackers with the public load tester of aquatic, except those that need a list of torrents.
 fn tester(options: &RivalsOptions) -> Result<(), String> {
-    let place = loopback(options, 1);
+    let setup = loopback(options, 1);
     let program = options.rivals.join("aquatic_udp_load_test");
     if !program.exists() {
         println!("## aquatic_udp_load_test\n\nSkipped: {} does not exist\n", program.display());
@@ -320,7 +321,7 @@ fn tester(options: &RivalsOptions) -> Result<(), String> {
     }
     let trackers = start_all(
         &kinds(options, |kind| kind != TrackerKind::OpenTracker { is_open: false }),
-        &place,
+        &setup,
     )?;
     for (name, weights) in [("its default mix", (50, 1)), ("announces only", (0, 0))] {
         let rates = rounds(options.pairs, &trackers, |tracker| {
@@ -378,10 +379,10 @@ fn memory(options: &RivalsOptions) -> Result<(), String> {
     for torrents in populations {
         // aquatic_udp has the same table with io_uring and with mio.
         for kind in kinds(options, |kind| kind != TrackerKind::AquaticMio) {
-            let place = loopback(options, *torrents);
-            let tracker = TrackerProcess::start(kind, &place)?;
+            let setup = loopback(options, *torrents);
+            let tracker = TrackerProcess::start(kind, &setup)?;
             let before = tracker.resident_bytes();
-            let step = fill_publicly(&Load::new(options), &tracker, &place)?;
+            let step = fill_publicly(&Load::new(options), &tracker, &setup)?;
             let after = tracker.resident_bytes();
             let peers = step.answered.get("announce").copied().unwrap_or(0) as f64;
             let mib = |bytes: u64| bytes as f64 / 1_048_576.0;
@@ -404,10 +405,10 @@ fn memory(options: &RivalsOptions) -> Result<(), String> {
 fn fill_publicly(
     load: &Load,
     tracker: &TrackerProcess,
-    place: &TrackerSetup,
+    setup: &TrackerSetup,
 ) -> Result<StepRecord, String> {
-    let torrents = format!("--torrents={}", place.torrents);
-    load.fill(tracker, place.ip, &["--shape=public", &torrents])
+    let torrents = format!("--torrents={}", setup.torrents);
+    load.fill(tracker, setup.ip, &["--shape=public", &torrents])
 }
 
 /// Compares the longest gaps while peers expire, at half the rate.
@@ -424,15 +425,15 @@ fn pauses(options: &RivalsOptions) -> Result<(), String> {
     );
     for round in 1..=rounds {
         for kind in kinds(options, |kind| kind == TrackerKind::AquaticUring) {
-            let mut place = loopback(options, torrents);
-            place.lifetime_secs = Some(lifetime_secs);
-            let tracker = TrackerProcess::start(kind, &place)?;
+            let mut setup = loopback(options, torrents);
+            setup.lifetime_secs = Some(lifetime_secs);
+            let tracker = TrackerProcess::start(kind, &setup)?;
             let mut load = Load::new(options);
-            fill_publicly(&load, &tracker, &place)?;
+            fill_publicly(&load, &tracker, &setup)?;
             load.seconds = seconds;
             // The peers of the fill expire during this step; few of them announce again.
             let rate = format!("--rate={}", options.rate() / 2);
-            let step = load.run(&tracker, place.ip, &["--mix=announce=1", "--check=0", &rate])?;
+            let step = load.run(&tracker, setup.ip, &["--mix=announce=1", "--check=0", &rate])?;
             println!(
                 "| {} | {round} | {:.1} | {:.0} | {:.0} | {} | {:.0} | {:.0} |",
                 kind.name(),
@@ -454,14 +455,14 @@ fn pauses(options: &RivalsOptions) -> Result<(), String> {
 
 /// Compares processor time per reply with two shards on two cores, one of which the generator also uses.
 fn shards(options: &RivalsOptions) -> Result<(), String> {
-    let mut place = loopback(options, TORRENTS);
-    place.cpu = place.cpu.min(options.load_cpu);
+    let mut setup = loopback(options, TORRENTS);
+    setup.cpu = setup.cpu.min(options.load_cpu);
     let kinds = [
         TrackerKind::OURS,
         TrackerKind::Tsubame { shards: 2, steering: true },
         TrackerKind::Tsubame { shards: 2, steering: false },
     ];
-    let trackers = start_all(&kinds, &place)?;
+    let trackers = start_all(&kinds, &setup)?;
     let load = Load::new(options);
     for (name, mix) in MIXES {
         let steps = rounds(options.pairs, &trackers, |tracker| {
@@ -469,7 +470,7 @@ fn shards(options: &RivalsOptions) -> Result<(), String> {
             let one = tracker.kind == TrackerKind::OURS;
             let rate = if one { options.rate() / 2 } else { options.rate() };
             let (mix, rate) = (format!("--mix={mix}"), format!("--rate={rate}"));
-            let step = load.run(tracker, place.ip, &[&mix, &rate, "--check=0"])?;
+            let step = load.run(tracker, setup.ip, &[&mix, &rate, "--check=0"])?;
             // The busy time of one core is meaningless with two shards.
             Ok(if one {
                 step

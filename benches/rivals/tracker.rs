@@ -101,20 +101,20 @@ pub(crate) struct TrackerProcess {
 
 impl TrackerProcess {
     /// Starts a tracker, and waits until it has bound its port.
-    pub(crate) fn start(kind: TrackerKind, place: &TrackerSetup) -> Result<Self, String> {
+    pub(crate) fn start(kind: TrackerKind, setup: &TrackerSetup) -> Result<Self, String> {
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
         // opentracker runs as another user.
         let readable = fs::Permissions::from_mode(0o755);
         fs::set_permissions(folder.path(), readable).map_err(|error| error.to_string())?;
         let port = free_port()?;
         let config = folder.path().join("config");
-        let text = config_of(kind, place, port, folder.path())?;
+        let text = config_of(kind, setup, port, folder.path())?;
         fs::write(&config, text).map_err(|error| error.to_string())?;
-        let mut command = command_of(kind, place, port, &config)?;
+        let mut command = command_of(kind, setup, port, &config)?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let process = command.spawn().map_err(|error| format!("{}: {error}", kind.name()))?;
         let mut tracker = Self { kind, port, process, _folder: folder };
-        tracker.wait_until_up(place)?;
+        tracker.wait_until_up(setup)?;
         Ok(tracker)
     }
 
@@ -129,7 +129,7 @@ impl TrackerProcess {
     }
 
     /// Waits until the port is bound.
-    fn wait_until_up(&mut self, place: &TrackerSetup) -> Result<(), String> {
+    fn wait_until_up(&mut self, setup: &TrackerSetup) -> Result<(), String> {
         const START_TIMEOUT: Duration = Duration::from_secs(60);
         let pause = Duration::from_millis(50);
         for _ in 0..START_TIMEOUT.as_millis() / pause.as_millis() {
@@ -137,7 +137,7 @@ impl TrackerProcess {
                 return Err(format!("{} has exited: {status}", self.kind.name()));
             }
             // Read through the process, as its sockets are listed in its own network namespace.
-            let table = if place.ip.is_ipv4() { "udp" } else { "udp6" };
+            let table = if setup.ip.is_ipv4() { "udp" } else { "udp6" };
             let sockets = fs::read_to_string(format!("/proc/{}/net/{table}", self.id()));
             if sockets.unwrap_or_default().contains(&format!(":{:04X} ", self.port)) {
                 return Ok(());
@@ -170,23 +170,23 @@ fn free_port() -> Result<u16, String> {
 /// Returns the config of a tracker. The generator requests at most 50 peers, so that limits of replies do not matter.
 fn config_of(
     kind: TrackerKind,
-    place: &TrackerSetup,
+    setup: &TrackerSetup,
     port: u16,
     folder: &Path,
 ) -> Result<String, String> {
-    let TrackerSetup { ip, cpu, .. } = place;
+    let TrackerSetup { ip, cpu, .. } = setup;
     let address = std::net::SocketAddr::new(*ip, port);
-    let buffer = place.receive_buffer;
+    let buffer = setup.receive_buffer;
     Ok(match kind {
         TrackerKind::Tsubame { shards, steering } => {
             let cpus: Vec<_> = (*cpu..cpu + shards).map(|cpu| cpu.to_string()).collect();
             let steering = if steering { "auto" } else { "off" };
-            let lifetime = place.lifetime_secs.map_or(String::new(), |secs| {
+            let lifetime = setup.lifetime_secs.map_or(String::new(), |secs| {
                 let interval = secs / 3;
                 format!("announce: {{interval: {interval}s, min_interval: {interval}s, peer_lifetime: {secs}s}}\n")
             });
             let cpus = cpus.join(",");
-            let xdp = place.xdp.as_ref().map_or(String::new(), |interface| {
+            let xdp = setup.xdp.as_ref().map_or(String::new(), |interface| {
                 format!(", xdp: {{interfaces: [{interface}], mode: native}}")
             });
             format!(
@@ -197,7 +197,7 @@ fn config_of(
         }
         TrackerKind::AquaticUring | TrackerKind::AquaticMio => {
             let ring = kind == TrackerKind::AquaticUring;
-            let age = place.lifetime_secs.map_or(String::new(), |secs| {
+            let age = setup.lifetime_secs.map_or(String::new(), |secs| {
                 format!("[cleaning]\ntorrent_cleaning_interval = 10\nmax_peer_age = {secs}\n")
             });
             format!(
@@ -211,7 +211,7 @@ fn config_of(
         }
         TrackerKind::OpenTracker { is_open: false } => {
             let list = Command::new(beside("tsubame-load")?)
-                .args(["hashes", "--torrents", &place.torrents.to_string()])
+                .args(["hashes", "--torrents", &setup.torrents.to_string()])
                 .output()
                 .map_err(|error| error.to_string())?;
             fs::write(folder.join("permitted"), list.stdout).map_err(|error| error.to_string())?;
@@ -224,26 +224,26 @@ fn config_of(
 /// Returns the command that starts a tracker.
 fn command_of(
     kind: TrackerKind,
-    place: &TrackerSetup,
+    setup: &TrackerSetup,
     port: u16,
     config: &Path,
 ) -> Result<Command, String> {
     let last = match kind {
-        TrackerKind::Tsubame { shards, .. } => place.cpu + shards - 1,
-        _ => place.cpu,
+        TrackerKind::Tsubame { shards, .. } => setup.cpu + shards - 1,
+        _ => setup.cpu,
     };
-    let mut command = pinned(place.namespace.as_deref(), place.cpu, last);
+    let mut command = pinned(setup.namespace.as_deref(), setup.cpu, last);
     match kind {
         TrackerKind::Tsubame { .. } => {
             command.arg(beside("tsubame")?).args(["run", "--config"]).arg(config);
         }
         TrackerKind::AquaticUring | TrackerKind::AquaticMio => {
-            command.arg(place.rivals.join("aquatic_udp")).arg("-c").arg(config);
+            command.arg(setup.rivals.join("aquatic_udp")).arg("-c").arg(config);
         }
         TrackerKind::OpenTracker { is_open } => {
             let folder = config.parent().unwrap_or(config);
             command
-                .arg(opentracker(&place.rivals, is_open))
+                .arg(opentracker(&setup.rivals, is_open))
                 .arg("-f")
                 .arg(config)
                 .arg("-d")
@@ -251,7 +251,7 @@ fn command_of(
             command.args(["-u", "nobody"]);
         }
         TrackerKind::Reflector { peers } => {
-            let address = std::net::SocketAddr::new(place.ip, port);
+            let address = std::net::SocketAddr::new(setup.ip, port);
             command.arg(beside("tsubame-reflector")?).arg(address.to_string());
             command.args(["--peers", &peers.to_string()]);
         }

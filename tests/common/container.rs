@@ -58,6 +58,8 @@ impl Container {
             // The folder of the source may be on a file system that the container replaces, such as /tmp.
             .arg(format!("--overlay={}:{}:{SOURCE}", env!("CARGO_MANIFEST_DIR"), path("source")))
             .args(["--private-network", "--register=no", "--keep-unit", "--console=pipe"])
+            // For XDP.
+            .arg("--capability=CAP_BPF")
             .args(["--link-journal=no", "--machine=tsubame-test", "--hostname=tsubame-test"])
             // The default filter refuses io_uring, which is what a container of operators must permit.
             .env("SYSTEMD_SECCOMP", "0")

@@ -8,8 +8,8 @@
  * passed to the network stack unchanged. For the rest, the decisions are those of the tracker in user space
  * (`Tracker::prove`), in the same order: tests compare the program with a model of it.
  *
- * The program reads no clock: the current epoch of connection ids is part of the settings. Compiled by
- * `udp/bpf/compile`, which also updates filter.o.
+ * The program reads no clock: the current epoch of connection ids is part of the settings. `udp/bpf/compile` compiles
+ * it to filter.o, which is part of the sources.
  */
 
 #include <linux/bpf.h>
@@ -100,8 +100,8 @@ struct settings {
     struct interface interfaces[INLINE_INTERFACES];
 };
 
-/* Keys of maps consist of whole words: without CAP_PERFMON, no other values may be written where the compiler has stored
-   a pointer before. The lower half of a word is the first in memory. */
+/* Keys of maps are written as 64-bit words: without CAP_PERFMON, a narrower value must not be written to a stack slot in
+   which the compiler has stored a pointer before. The lower half of a word is the first in memory. */
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the lower half of a word comes first");
 
 /* An address, IPv4 as ::ffff:0:0/96, and a port, both in network byte order. A local address has an entry of port 0. */
@@ -118,7 +118,7 @@ struct map {
     u32 type, key_size, value_size, max_entries, flags;
 };
 
-/* Number of the settings in force. */
+/* Index of the settings in force in the map `settings`: 0 or 1. */
 struct map SECTION("maps") current = {BPF_MAP_TYPE_ARRAY, sizeof(u32), sizeof(u32), 1, 0};
 
 /* Two sets of settings; user space writes the one that is not in force. */
@@ -325,8 +325,8 @@ INLINE u16 fold(u32 sum) {
     return sum;
 }
 
-/* Returns whether packets from an address are left to the network stack: it may be forged in a way that the stack
-   detects, or needs a route of its own. */
+/* Returns whether packets from an address are left to the network stack: this network, loopback, multicast and
+   reserved addresses, which no client has. */
 INLINE int is_special_v4(u32 address) {
     u8 first = address & 0xff;
     return first == 0 || first == 127 || first >= 224;
@@ -401,7 +401,7 @@ INLINE int write_reply(struct xdp_md *context, u32 present, u64 id, u32 transact
     struct udp *udp = (void *)(data + udp_offset);
     struct connect_reply *reply = (void *)(udp + 1);
     if ((void *)(reply + 1) > end)
-        return 0; /* The request was checked to be as long. */
+        return 0; /* Only for the verifier: the request was at least as long as the reply. */
 #pragma unroll
     for (u32 word = 0; word < 3; word++) {
         u16 mac = ethernet->destination[word];
@@ -562,8 +562,8 @@ INLINE int filter_packet(struct xdp_md *context, const struct interface *interfa
     /* Entries of local addresses have port 0. */
     if (!is_ours || udp->source == 0 || udp->destination == 0 || to_be16(udp->len) != len)
         return pass(context, interface);
-    /* A packet that is longer than its frame has been cut off. The sum is a number because arithmetic on pointers with
-       lengths of packets would need CAP_PERFMON. */
+    /* A packet that is longer than its frame has been cut off. Lengths are compared and not pointers, because adding the
+       length of a packet to a pointer would need CAP_PERFMON. */
     u32 ip_len = source.family == IPV4 ? sizeof(struct ipv4) : sizeof(struct ipv6);
     u32 present = buffer_len(context);
     if (present < offset + ip_len + len)

@@ -87,7 +87,6 @@ impl Drop for Server {
 fn serve(mut stream: impl Read + Write, from: IpAddr, answer: &Mutex<Handler>) {
     let (mut bytes, mut part) = (Vec::new(), [0; 4096]);
     loop {
-        // Bytes that are no request may be TLS.
         while let Ok(Some((head, len))) = head::parse(&bytes) {
             let keep_alive = head.keep_alive;
             let reply = answer.lock().unwrap()(from, &head);
@@ -98,6 +97,7 @@ fn serve(mut stream: impl Read + Write, from: IpAddr, answer: &Mutex<Handler>) {
                 return;
             }
         }
+        // Not a request: a client that speaks TLS to a server without it.
         if head::parse(&bytes).is_err() {
             return;
         }

@@ -4,7 +4,7 @@
  * XDP programs of `tsubame-load --xdp`: `generate` makes requests of the frames that the kernel sends for
  * BPF_PROG_TEST_RUN with live frames, and `receive` counts the replies on the same interface.
  *
- * Compiled by `udp/bpf/compile`, which also updates load.o.
+ * `udp/bpf/compile` compiles them to load.o, which is part of the sources.
  */
 
 #include <linux/bpf.h>

@@ -55,7 +55,7 @@ pub(super) struct XdpControl {
     networks: Vec<Arc<NetworkFilter>>,
     /// Networks that have not been written yet.
     new_networks: Option<NetworkRules>,
-    /// Until then, attaching waits for the end of another program.
+    /// Time of the clock until which attaching is retried while the program of a previous process is still attached.
     wait_until: Duration,
     /// The last problem of addresses, which is logged once.
     address_problem: Option<String>,
@@ -135,7 +135,7 @@ impl XdpControl {
     /// Takes over settings, which [`Self::update`] applies.
     fn set(&mut self, settings: XdpSettings) {
         if self.settings.is_none() {
-            // The process has changed its user, if it does.
+            // The first settings arrive after the process has changed its user: no other capabilities are needed now.
             Capabilities::raise().lower();
         }
         let XdpSettings { ids, explain_wrong_connection_id, networks } = settings;

@@ -1,7 +1,7 @@
 //! The thread that controls XDP: it attaches the program, keeps its settings and addresses current, and reads its
 //! counters.
 //!
-//! It is the only thread that keeps the capabilities that XDP needs, and uses them only while it attaches the program.
+//! It is the only thread that keeps the capabilities that XDP needs, and uses them only to load and attach the program.
 
 mod command;
 mod control;
@@ -53,8 +53,8 @@ pub(crate) struct XdpThread {
 }
 
 impl XdpThread {
-    /// Starts the thread, which loads the program, unless no interfaces are configured. To be called while this thread
-    /// has the capabilities that XDP needs. `listen` are the addresses of the UDP sockets.
+    /// Starts the thread, which loads the program, unless no interfaces are configured. To be called while the calling
+    /// thread has the capabilities that XDP needs. `listen` are the addresses of the UDP sockets.
     ///
     /// With `mode: auto`, returns `None` and logs a warning if the program cannot be loaded.
     ///

@@ -91,7 +91,7 @@ pub struct Filter {
     scope: FilterScope,
     /// Addresses and interfaces of the settings in force.
     scope_in_force: FilterScope,
-    /// Number of the settings in force.
+    /// Index of the settings in force in the map `settings`: 0 or 1.
     in_force: u32,
     /// Time at which they were put in force; `None` before the first.
     switched_at: Option<Duration>,
@@ -179,7 +179,8 @@ impl Filter {
         Ok(AttachedInterface { index, mode, _link: link })
     }
 
-    /// Sets the number of the counters and the hardware address of an interface: frames for other addresses are passed.
+    /// Sets the position of the counters and the hardware address of an interface. Frames for other hardware addresses
+    /// are passed.
     pub fn set_interface(&mut self, index: u32, number: u16, mac: [u8; 6]) -> Result<(), XdpError> {
         self.scope.interfaces.insert(index, (mac, number));
         self.interfaces
@@ -194,8 +195,8 @@ impl Filter {
         let _ = self.interfaces.remove(&index);
     }
 
-    /// Rescope the addresses on which the tracker listens, and all addresses of this host: packets that claim to come
-    /// from one of those are passed.
+    /// Sets the addresses on which the tracker listens, and all addresses of this host: packets that claim to come from
+    /// one of the latter are passed.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
 //! Ethernet frames with UDP datagrams: reads their headers, and turns a request into a reply in place.
 //!
-//! The functions are defined for any bytes and never panic. They make the same decisions as the XDP program
-//! (`udp/bpf/filter.c`): a frame for which [`FrameHeaders::parse`] returns `None` is left to the network stack.
+//! The functions are defined for any bytes and never panic. They accept the same headers as the XDP program
+//! (`udp/bpf/filter.c`): it leaves a frame for which [`FrameHeaders::parse`] returns `None` to the network stack.
 
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing)]
@@ -51,7 +51,7 @@ impl FrameHeaders {
     /// source could be that of a client. The checksum of UDP is not verified: the network card does that, and between
     /// virtual interfaces there is none.
     pub fn parse(frame: &[u8]) -> Option<Self> {
-        // A frame of Ethernet has more bytes than a VLAN tag needs.
+        // A frame without a VLAN tag has these 18 bytes, too: Ethernet frames have at least 60.
         let (start, _) = frame.split_first_chunk::<{ ETHERNET_LEN + VLAN_LEN }>()?;
         let [.., type_high, type_low, _, _, inner_high, inner_low] = *start;
         let (ip_offset, kind) = match u16::from_be_bytes([type_high, type_low]) {
