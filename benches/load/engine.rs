@@ -9,11 +9,12 @@ use crate::population::Population;
 use crate::progress::Progress;
 use crate::session::Session;
 use crate::step_stats::StepStats;
+use crate::usage::Usage;
 use std::io;
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 use tsubame_bench::batch::BATCH;
-use tsubame_bench::{observe, record};
+use tsubame_bench::record;
 
 /// Time without any reply after which the tracker is considered down.
 pub(crate) const SILENCE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -309,36 +310,6 @@ impl Floods {
             at(flood.forged, FloodKind::Forged),
             at(flood.garbage, FloodKind::Garbage),
         ])
-    }
-}
-
-/// Resources that the server had used before a step.
-struct Usage {
-    core: Option<observe::CoreTimes>,
-    process_s: Option<f64>,
-}
-
-impl Usage {
-    fn of(run: &RunOptions) -> Self {
-        Self {
-            core: run.server_cpu.and_then(observe::core_times),
-            process_s: run.server_pid.and_then(observe::processor_time_s),
-        }
-    }
-
-    fn until_now(&self, run: &RunOptions) -> Option<record::Server> {
-        let now = Self::of(run);
-        let since = |now: Option<f64>, before: Option<f64>| Some(now? - before?);
-        let of_core = |figure: fn(observe::CoreTimes) -> f64| {
-            since(now.core.map(figure), self.core.map(figure))
-        };
-        let server = record::Server {
-            core_busy_s: of_core(|core| core.busy_s),
-            stolen_s: of_core(|core| core.stolen_s),
-            process_s: since(now.process_s, self.process_s),
-            resident_bytes: run.server_pid.and_then(observe::resident_bytes),
-        };
-        (run.server_cpu.is_some() || run.server_pid.is_some()).then_some(server)
     }
 }
 

@@ -23,6 +23,7 @@ mod summary;
 #[cfg(test)]
 mod tests;
 mod udp;
+mod usage;
 mod xdp;
 
 use clap::{CommandFactory, Parser};

@@ -485,13 +485,8 @@ impl Transport for Streams {
         // The choice of the client does not depend on which slots are idle.
         let group = session.draw_group();
         let source = session.rng.u32(..session.population.groups[group].sources_in_use());
-        self.queue.push_back(QueuedRequest {
-            group,
-            source,
-            due_ns,
-            ready_ns: session.now_ns(),
-            kind,
-        });
+        let ready_ns = session.now_ns();
+        self.queue.push_back(QueuedRequest { group, source, due_ns, ready_ns, kind });
         Ok(())
     }
 
@@ -503,13 +498,8 @@ impl Transport for Streams {
     ) -> io::Result<()> {
         let source = session.population.groups[group].source_of(peer);
         let (due_ns, kind) = (UNSCHEDULED, QueuedKind::Entry(peer));
-        self.queue.push_back(QueuedRequest {
-            group,
-            source,
-            due_ns,
-            ready_ns: session.now_ns(),
-            kind,
-        });
+        let ready_ns = session.now_ns();
+        self.queue.push_back(QueuedRequest { group, source, due_ns, ready_ns, kind });
         Ok(())
     }
 

@@ -42,6 +42,19 @@ pub(crate) fn host_interfaces() -> io::Result<BTreeMap<String, HostInterface>> {
     Ok(interfaces)
 }
 
+/// Returns the index and the hardware address of an Ethernet interface that was looked up by its name, or what is wrong
+/// with the name.
+pub(crate) fn ethernet(
+    name: &str,
+    found: Option<&HostInterface>,
+) -> Result<(u32, [u8; 6]), String> {
+    let found = found.ok_or_else(|| {
+        format!("{name} is not a network interface of this host; write one that `ip link` lists")
+    })?;
+    let mac = found.mac.ok_or_else(|| format!("{name} is not an Ethernet interface; remove it"))?;
+    Ok((found.index, mac))
+}
+
 /// Returns all addresses of this host, without those of the loopback network.
 pub(crate) fn host_addresses(interfaces: &BTreeMap<String, HostInterface>) -> Vec<IpAddr> {
     let addresses = interfaces.values().flat_map(|interface| &interface.addresses);

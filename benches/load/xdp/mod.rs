@@ -6,11 +6,11 @@ mod program;
 use crate::options::{RequestMix, RunOptions};
 use crate::population::SourceAddresses;
 use crate::sources;
+use crate::usage::Usage;
 use program::{LoadProgram, LoadSettings, LoadTotals, now};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
-use tsubame_bench::observe;
 use tsubame_bench::record::{Latency, Server, StepRecord};
 
 /// Maximum number of clients: each has a slot for its connection id.
@@ -57,11 +57,11 @@ pub(crate) fn measure(run: &RunOptions, interface: &str) -> Result<(u32, StepRec
     program.send_for(*run.warmup)?;
     let before = program.totals()?;
     let latencies_before = program.latencies()?;
-    let (server_before, unsent_before) = (ServerTimes::read(run), unsent(interface)?);
+    let (usage, unsent_before) = (Usage::of(run), unsent(interface)?);
     let start = now();
     program.send_for(*run.duration)?;
     let seconds = start.elapsed().as_secs_f64();
-    let server = server_before.until_now(run);
+    let server = usage.until_now(run);
     settle();
     let totals = program.totals()?.since(&before);
     let latencies = program.latencies()?;
@@ -77,7 +77,7 @@ fn record(
     totals: &LoadTotals,
     latencies: &[u64],
     seconds: f64,
-    server: Server,
+    server: Option<Server>,
 ) -> StepRecord {
     let sent = totals.connects_sent + totals.announces_sent;
     let answers = totals.connects + totals.announces + totals.others;
@@ -93,7 +93,7 @@ fn record(
         lost: sent.saturating_sub(answers),
         peers: totals.peers,
         latency: latency_of(latencies),
-        server: run.server_pid.or(run.server_cpu.map(|cpu| cpu as u32)).map(|_| server),
+        server,
         ..StepRecord::default()
     }
 }
@@ -144,32 +144,6 @@ fn unsent(interface: &str) -> Result<u64, String> {
     let path = format!("/sys/class/net/{interface}/statistics/tx_dropped");
     let text = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
     text.trim().parse().map_err(|error| format!("{path}: {error}"))
-}
-
-/// Times of the server's core and process at one moment.
-struct ServerTimes {
-    core: Option<observe::CoreTimes>,
-    process_s: Option<f64>,
-}
-
-impl ServerTimes {
-    fn read(run: &RunOptions) -> Self {
-        Self {
-            core: run.server_cpu.and_then(observe::core_times),
-            process_s: run.server_pid.and_then(observe::processor_time_s),
-        }
-    }
-
-    fn until_now(&self, run: &RunOptions) -> Server {
-        let now = Self::read(run);
-        let core = |time: fn(observe::CoreTimes) -> f64| Some(time(now.core?) - time(self.core?));
-        Server {
-            core_busy_s: core(|it| it.busy_s),
-            stolen_s: core(|it| it.stolen_s),
-            process_s: now.process_s.zip(self.process_s).map(|(now, before)| now - before),
-            resident_bytes: run.server_pid.and_then(observe::resident_bytes),
-        }
-    }
 }
 
 /// The interface that frames are sent from.

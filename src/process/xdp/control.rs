@@ -7,7 +7,7 @@ use crate::config::XdpConfig;
 use crate::policy::NetworkRules;
 use crate::policy::networks::NetworkFilter;
 use crate::process::interfaces::{
-    HostInterface, driver, has_vlans, host_addresses, host_interfaces, receive_queues,
+    HostInterface, driver, ethernet, has_vlans, host_addresses, host_interfaces, receive_queues,
 };
 use crate::stats::outcome::Outcome;
 use crate::stats::shard_stats::{Protocol, ShardStats};
@@ -98,7 +98,7 @@ impl XdpControl {
         }
     }
 
-    /// Handles commands and keeps everything current until it is told to stop.
+    /// Handles commands, and each second follows changes of interfaces and addresses, until [`XdpCommand::Stop`].
     pub(super) fn run(mut self, commands: &Receiver<XdpCommand>) {
         loop {
             let mut command = commands.recv_timeout(INTERVAL);
@@ -246,20 +246,16 @@ impl XdpControl {
                 interface.name
             );
             self.filter.remove_interface(index);
-            (interface.attached, interface.problem) = (None, None);
-            if found.is_none() {
-                interface.problem = Some((missing(&interface.name), now));
-            }
+            // The warning above suffices: that the interface is missing is not logged, too.
+            let problem = ethernet(&interface.name, found).err().map(|problem| (problem, now));
+            (interface.attached, interface.problem) = (None, problem);
         }
         if interface.problem.as_ref().is_some_and(|(_, retry_at)| now < *retry_at) {
             return;
         }
-        let problem = match found.map(|found| (found.index, found.mac)) {
-            None => Some(missing(&interface.name)),
-            Some((_, None)) => {
-                Some(format!("{} is not an Ethernet interface; remove it", interface.name))
-            }
-            Some((index, Some(mac))) if interface.attached.is_some() => {
+        let problem = match ethernet(&interface.name, found) {
+            Err(problem) => Some(problem),
+            Ok((index, mac)) if interface.attached.is_some() => {
                 if interface.mac != Some(mac)
                     && self.filter.set_interface(index, number, mac).is_ok()
                 {
@@ -267,10 +263,9 @@ impl XdpControl {
                 }
                 None
             }
-            Some((index, Some(mac))) => {
+            Ok((index, mac)) => {
                 let name = interface.name.clone();
-                let counters_and_mac = (number, mac);
-                match self.attach((&name, index), counters_and_mac) {
+                match self.attach((&name, index), (number, mac)) {
                     Ok(attached) => {
                         let interface = &mut self.interfaces[usize::from(number)];
                         (interface.attached, interface.mac) = (Some(attached), Some(mac));
@@ -351,8 +346,4 @@ impl XdpControl {
         };
         self.status.set_interfaces(self.interfaces.iter().enumerate().map(status).collect());
     }
-}
-
-fn missing(name: &str) -> String {
-    format!("{name} is not a network interface of this host; write one that `ip link` lists")
 }

@@ -123,7 +123,7 @@ impl XdpThread {
         }
     }
 
-    /// Applies new settings, within two seconds.
+    /// Applies new settings, within two seconds; with hundreds of thousands of new networks it takes some seconds.
     pub(crate) fn apply(&self, settings: XdpSettings) {
         self.send(XdpCommand::Apply(Box::new(settings), None));
     }
@@ -136,7 +136,7 @@ impl XdpThread {
     }
 
     fn send(&self, command: XdpCommand) {
-        // The thread ends only when it is told to, or by a panic, which ends the process.
+        // The thread ends only at `Stop`, or by a panic, which ends the process.
         let _ = self.commands.send(command);
     }
 }

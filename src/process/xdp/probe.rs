@@ -3,7 +3,7 @@
 use super::privileged::{PREDECESSOR_TIMEOUT, attach, has_capabilities};
 use crate::clock::Clock;
 use crate::config::XdpConfig;
-use crate::process::interfaces::{HostInterface, driver, host_interfaces, receive_queues};
+use crate::process::interfaces::{driver, ethernet, host_interfaces, receive_queues};
 use crate::text::plural;
 use tsubame_udp::xdp::{Filter, XdpError, XdpMode};
 
@@ -14,15 +14,8 @@ pub fn probe(config: &XdpConfig) -> (Vec<String>, bool) {
     let (found, mut works) = (host_interfaces().unwrap_or_default(), true);
     let mut lines = Vec::new();
     for name in &config.interfaces {
-        let probed = match found.get(name) {
-            None => Err(format!("{name} is not a network interface of this host")),
-            Some(HostInterface { mac: None, .. }) => {
-                Err(format!("{name} is not an Ethernet interface"))
-            }
-            Some(HostInterface { index, mac: Some(mac), .. }) => {
-                modes(config, (name, *index), *mac)
-            }
-        };
+        let probed = ethernet(name, found.get(name))
+            .and_then(|(index, mac)| modes(config, (name, index), mac));
         works &= probed.is_ok();
         let result = probed.unwrap_or_else(|error| error);
         let driver = driver(name).unwrap_or_else(|| "unknown".to_owned());

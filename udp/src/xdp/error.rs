@@ -34,7 +34,7 @@ pub enum XdpError {
         /// What to do, after a semicolon.
         cure: &'static str,
     },
-    /// There are more keys than the program has room for.
+    /// There are more connection id keys than the program can check.
     #[error("{0} connection id keys are more than XDP can check (8); remove the oldest")]
     TooManyKeys(usize),
     /// A map could not be changed.

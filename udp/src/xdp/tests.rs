@@ -270,18 +270,53 @@ fn run(filter: &mut Filter, frame: &[u8]) -> (u32, Vec<u8>) {
     (result.return_value, out)
 }
 
+/// Loads the program with the capabilities that it needs and no others. They are those of the thread of a test.
+fn loaded() -> Filter {
+    let effective = CapabilitySet::BPF | CapabilitySet::NET_ADMIN;
+    let now = rustix::thread::capabilities(None).unwrap();
+    rustix::thread::set_capabilities(None, CapabilitySets { effective, ..now }).unwrap();
+    let mut filter = Filter::load(1).unwrap();
+    filter.set_interface(LOOPBACK, 0, MAC).unwrap();
+    filter
+}
+
+/// If the networks cannot be written, user space decides about all connects; forged requests are still dropped.
+#[test]
+#[ignore = "needs root: tests/run"]
+fn connects_are_passed_while_networks_are_missing() {
+    let mut rng = fastrand::Rng::with_seed(1);
+    let (mut filter, mut model) = (loaded(), model(&mut rng));
+    (model.settings.passes_wrong_ids, model.refuses_others) = (false, false);
+    model.networks.clear();
+    model.load(&mut filter, Duration::ZERO);
+    let (from, to) = ("7.7.7.7:5000".parse().unwrap(), "81.2.3.4:6969".parse().unwrap());
+    let request = |id: u64, action: u32, len: usize| {
+        let mut payload = id.to_be_bytes().to_vec();
+        payload.extend(action.to_be_bytes());
+        payload.resize(len, 0);
+        datagram(from, to, &payload, false)
+    };
+    let connect = request(PROTOCOL_MAGIC, ACTION_CONNECT, 16);
+    let forged = request(1, ACTION_ANNOUNCE, 98);
+    assert_eq!(run(&mut filter, &connect).0, XDP_TX);
+    // No prefix of IPv4 is that long.
+    let wrong = NetworkRule { address: [9, 0, 0, 0].into(), prefix_len: 33, is_refused: true };
+    let now = Duration::from_secs(2);
+    filter.set_networks([wrong], false, now).unwrap_err();
+    assert!(filter.apply(&model.settings, UNIX_SECS, now).unwrap());
+    assert_eq!(run(&mut filter, &connect).0, XDP_PASS);
+    assert_eq!(run(&mut filter, &forged).0, XDP_DROP);
+    model.load(&mut filter, Duration::from_secs(4));
+    assert_eq!(run(&mut filter, &connect).0, XDP_TX);
+}
+
 #[test]
 #[ignore = "needs root: tests/run"]
 fn the_program_decides_like_the_model() {
     let seed = u64::from(std::process::id());
     println!("seed {seed}");
     let mut rng = fastrand::Rng::with_seed(seed);
-    // No others are needed. They are those of this thread, which runs this test only.
-    let effective = CapabilitySet::BPF | CapabilitySet::NET_ADMIN;
-    let now = rustix::thread::capabilities(None).unwrap();
-    rustix::thread::set_capabilities(None, CapabilitySets { effective, ..now }).unwrap();
-    let mut filter = Filter::load(1).unwrap();
-    filter.set_interface(LOOPBACK, 0, MAC).unwrap();
+    let mut filter = loaded();
     let mut requests = [[0; 2]; FilterOutcome::ALL.len()];
     let (mut verdicts, mut bytes) = ([0; 3], [0; 2]);
     for round in 0..20 {
