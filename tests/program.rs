@@ -5,8 +5,8 @@
 mod common;
 
 use common::{
-    Announce, Client, NO_REPLY_TIMEOUT, Tracker, UNCAPPED, WAIT_TIMEOUT, control_of, count_in,
-    cpus, deny_system_call, head, http_get, info_hash_of, now, tsubame,
+    Announce, Client, Tracker, UNCAPPED, WAIT_TIMEOUT, control_of, count_in, cpus,
+    deny_system_call, head, http_get, info_hash_of, now, tsubame, udp_suite,
 };
 use std::net::SocketAddr;
 use std::process::Command;
@@ -92,38 +92,22 @@ fn shards_and_steering_do_not_change_replies() {
     for (shards, steering, prepare, crosses) in variants {
         let tracker = Tracker::start_with_command(&config(BOTH, shards, steering), prepare);
         let addresses = tracker.addresses();
-        let mut answers = Vec::new();
         let mut client = Client::connected("127.0.0.1", addresses[0]);
         let mut client_v6 = Client::connected("::1", addresses[1]);
-        for round in 0..3 {
-            for torrent in 0..40 {
-                let port = 7_000 + round;
-                let left = u64::from(torrent % 3);
-                let announce = Announce { left, ..Announce::of(torrent, port) };
-                answers.push(client.announce(&announce));
-                answers.push(client_v6.announce(&Announce { event: 0, ..announce }));
-            }
-        }
-        let hashes: Vec<_> = (0..74).map(info_hash_of).collect();
-        let mut rows = Vec::new();
-        for count in [1, 2, 7, 74] {
-            rows.push(client.scrape(&hashes[..count]).unwrap());
-            rows.push(client_v6.scrape(&hashes[74 - count..]).unwrap());
-        }
-        assert_eq!(rows[6].len(), 74);
+        let replies = udp_suite::replies(&mut client, &mut client_v6);
         let line = tracker.stop();
-        assert_eq!(count_in(&line, "announces"), 240, "{line}");
-        assert_eq!((count_in(&line, "scrapes"), count_in(&line, "shed")), (8, 0), "{line}");
+        let counts = (count_in(&line, "announces"), count_in(&line, "scrapes"));
+        assert_eq!((counts, count_in(&line, "shed")), (udp_suite::REPLIES, 0), "{line}");
         // Announces reach their shard through the kernel, or else through the mesh.
         assert_eq!(
             count_in(&line, "forwarded") > 0,
             crosses,
             "{shards} shards, {steering}: {line}"
         );
-        all.push((answers, rows));
+        all.push(replies);
     }
-    for (number, answers) in all.iter().enumerate() {
-        assert!(*answers == all[0], "variant {number} replies differently");
+    for (number, replies) in all.iter().enumerate() {
+        assert!(*replies == all[0], "variant {number} replies differently");
     }
 }
 
@@ -174,47 +158,7 @@ fn udp_replies_follow_the_specification() {
     let tracker = Tracker::start(&config(BOTH, 1, "auto"));
     let address = tracker.addresses()[0];
     let mut client = Client::connected("127.0.0.1", address);
-    let torrent = 5;
-    for port in 7_000..7_300 {
-        client.announce(&Announce { num_want: 0, ..Announce::of(torrent, port) });
-    }
-    let of = |port| Announce { event: 0, ..Announce::of(torrent, port) };
-    let peers = |client: &mut Client, num_want| {
-        client.announce(&Announce { num_want, ..of(7_000) }).peers.len()
-    };
-    assert_eq!(peers(&mut client, -1), 50);
-    assert_eq!(peers(&mut client, i32::MIN), 50);
-    assert_eq!(peers(&mut client, 0), 0);
-    assert_eq!(peers(&mut client, 1), 1);
-    assert_eq!(peers(&mut client, 74), 74);
-    assert_eq!(peers(&mut client, i32::MAX), 200);
-    // Ports 0 and 1 are answered and not stored.
-    for port in [0, 1] {
-        let announced = client.announce(&Announce { num_want: 10, ..of(port) });
-        assert_eq!((announced.leechers, announced.peers.len()), (300, 10));
-    }
-    // Events that no BEP defines count as none; paused is a leecher.
-    for event in [4, 5, 77, u32::MAX] {
-        assert_eq!(client.announce(&Announce { event, ..of(7_001) }).leechers, 300);
-    }
-    // The IP in the request is ignored; otherwise this would add a peer.
-    assert_eq!(client.announce(&Announce { ip: [9, 9, 9, 9], ..of(7_002) }).leechers, 300);
-    // Each peer is counted as completed once, and only if it was stored as a leecher before.
-    let done = Announce { event: 1, left: 0, ..of(7_003) };
-    for _ in 0..3 {
-        client.announce(&done);
-    }
-    client.announce(&Announce { left: 5, ..of(7_003) });
-    client.announce(&done);
-    client.announce(&Announce { event: 1, left: 0, ..of(9_999) });
-    let rows = client.scrape(&[info_hash_of(torrent), info_hash_of(6), info_hash_of(torrent)]);
-    assert_eq!(rows.unwrap(), [[2, 1, 299], [0, 0, 0], [2, 1, 299]]);
-    // A seeder gets leechers only.
-    let announced = client.announce(&Announce { left: 0, num_want: 200, ..of(7_003) });
-    assert!(announced.peers.iter().all(|(_, port)| *port != 9_999));
-    // A peer that stops is removed and gets no peers.
-    let announced = client.announce(&Announce { event: 3, ..of(7_004) });
-    assert_eq!((announced.leechers, announced.peers.len()), (298, 0));
+    udp_suite::replies_follow_the_specification(&mut client, 5);
     tracker.stop();
 }
 
@@ -244,46 +188,16 @@ fn trusted_clients_may_name_another_address() {
 
 #[test]
 fn random_datagrams_do_not_stop_the_service() {
-    let seed = 11;
-    println!("seed {seed}");
-    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut rng = fastrand::Rng::with_seed(11);
     let tracker = Tracker::start(&config("\"0.0.0.0:0\"", 2, "auto"));
     let address: SocketAddr = ([127, 0, 0, 1], tracker.port()).into();
-    let valid_client = Client::connected("127.0.0.9", address);
-    let flood = Client::connected("127.0.0.1", address);
-    for _ in 0..6_000 {
-        let len = match rng.u8(..20) {
-            0 => rng.usize(..65_508),
-            1..=9 => rng.usize(..120),
-            10 => 16 + 20 * rng.usize(..201),
-            11 => 0,
-            _ => 98,
-        };
-        let mut bytes = vec![0; len];
-        rng.fill(&mut bytes);
-        // Half of them are nearly valid: an existing action, and some with a valid connection id.
-        if rng.bool() && len >= 16 {
-            bytes[8..12].copy_from_slice(&rng.u32(..4).to_be_bytes());
-            match rng.u8(..3) {
-                0 => bytes[..8].copy_from_slice(&0x0417_2710_1980_u64.to_be_bytes()),
-                1 => bytes[..8].copy_from_slice(&flood.id.to_be_bytes()),
-                _ => {}
-            }
-        }
-        flood.socket.send_to(&bytes, address).unwrap();
-    }
     // Forged connection ids from many sources: all of 127.0.0.0/8 is local.
     for source in 0..200_u8 {
-        let client = Client::new(&format!("127.7.{source}.1"), address);
-        for _ in 0..10 {
-            let announce = Announce::of(rng.u32(..), 7_000).bytes(rng.u64(..), 1);
-            client.socket.send_to(&announce, address).unwrap();
-        }
+        udp_suite::forged_announces(&format!("127.7.{source}.1"), address, &mut rng);
     }
-    valid_client.socket.set_read_timeout(Some(NO_REPLY_TIMEOUT)).unwrap();
-    let announce = Announce::of(424_242, 7_001);
-    let answered = (0..20).any(|_| valid_client.ask(&announce.bytes(valid_client.id, 1)).is_some());
-    assert!(answered, "the next honest announce is not answered");
+    let honest = Client::connected("127.0.0.9", address);
+    let flood = Client::connected("127.0.0.1", address);
+    udp_suite::random_datagrams_do_not_stop_the_service(&flood, &honest, 11);
     let mut tracker = tracker;
     tracker.signal("TERM");
     assert_eq!(tracker.wait().code(), Some(0));
@@ -297,21 +211,8 @@ fn replies_to_unproven_sources_do_not_amplify() {
     let tracker = Tracker::start(&config(BOTH, 1, "auto"));
     let address = tracker.addresses()[0];
     let mut client = Client::new("127.0.0.1", address);
-    client.connect();
-    let id = client.id;
-    client.socket.set_read_timeout(Some(NO_REPLY_TIMEOUT)).unwrap();
     let other = Client::new("127.0.0.2", address);
-    other.socket.set_read_timeout(Some(NO_REPLY_TIMEOUT)).unwrap();
-    // A connection id is valid only for the address that it was issued to.
-    assert_eq!(other.ask(&Announce::of(1, 7_000).bytes(id, 1)), None);
-    assert_eq!(client.ask(&Announce::of(1, 7_000).bytes(id ^ 1, 1)), None);
-    assert_eq!(client.ask(&[0; 1496]), None);
-    assert_eq!(client.ask(&head(0x0417_2710_1981, 0, 1)), None);
-    let mut padded = head(0x0417_2710_1980, 0, 1);
-    padded.resize(1_400, 7);
-    assert_eq!(client.ask(&padded).unwrap().len(), 16);
-    // A scrape without an info hash gets no reply.
-    assert_eq!(client.ask(&head(id, 2, 1)), None);
+    udp_suite::replies_to_unproven_sources_do_not_amplify(&mut client, &other);
     tracker.stop();
 }
 

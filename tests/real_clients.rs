@@ -102,12 +102,19 @@ fn transfer_in(
     log
 }
 
-/// Transfers a file between two clients whose connects XDP answers, in native mode.
+/// Transfers a file between two clients whose connects XDP answers, in native mode, with and without AF_XDP sockets.
 fn transfer_over_xdp(client: ClientCommand, transport: Transport) {
-    let config = format!("udp: {{xdp: {{interfaces: [{}], mode: native}}}}", PORTS.join(", "));
-    let log = transfer_in(Lab::routed(), &config, (client, transport), (client, transport));
-    let connects = count_in(line_with(&log, "answered by XDP"), "connects");
-    assert!(connects >= 2, "{}", log.join("\n"));
+    for announces in ["socket", "af_xdp"] {
+        let config = format!(
+            "udp: {{xdp: {{interfaces: [{}], mode: native, announces: {announces}}}}}",
+            PORTS.join(", ")
+        );
+        let log = transfer_in(Lab::routed(), &config, (client, transport), (client, transport));
+        let line = line_with(&log, "answered by XDP");
+        assert!(count_in(line, "connects") >= 2, "{}", log.join("\n"));
+        // Both clients announce their end, after the start of AF_XDP at the latest.
+        assert_eq!(count_in(line, "redirected") > 0, announces == "af_xdp", "{line}");
+    }
 }
 
 fn libtorrent(torrent: &Path, directory: &Path, address: &str) -> Command {

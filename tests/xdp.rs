@@ -7,7 +7,10 @@
 mod common;
 
 use common::lab::{Host, Lab, PORTS, TRACKER_V4, TRACKER_V6, wait_until};
-use common::{Announce, Client, NO_REPLY_TIMEOUT, Tracker, WAIT_TIMEOUT, head, http_get, tsubame};
+use common::{
+    Announce, Client, NO_REPLY_TIMEOUT, Tracker, UNCAPPED, WAIT_TIMEOUT, count_in, cpus, head,
+    http_get, now, tsubame, udp_suite,
+};
 use rustix::thread::CapabilitySet;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -22,16 +25,21 @@ const CONTROL: &str = "127.0.0.1:6880";
 
 /// Returns a config with XDP on both interfaces; `udp` and `rest` are added to it.
 fn config(udp: &str, rest: &str) -> String {
+    config_with("", udp, rest)
+}
+
+/// As [`config`]; `xdp` is added to the section of XDP.
+fn config_with(xdp: &str, udp: &str, rest: &str) -> String {
     let ports = PORTS.join(", ");
     format!(
-        "udp: {{xdp: {{interfaces: [{ports}], mode: native}}{udp}}}\ncontrol: {{listen: \"{CONTROL}\"}}\n\
+        "udp: {{xdp: {{interfaces: [{ports}], mode: native{xdp}}}{udp}}}\ncontrol: {{listen: \"{CONTROL}\"}}\n\
          storage: {{memory: 64MiB}}\n{rest}"
     )
 }
 
 /// Starts a tracker on its host.
 fn start(lab: &Lab, config: &str) -> Tracker {
-    lab.inside(Host::Tracker, || Tracker::start(config))
+    Tracker::start_with_command(config, |command| lab.command(Host::Tracker, &command))
 }
 
 /// Returns a client with a socket on a host; `v6` selects the address family.
@@ -41,9 +49,45 @@ fn client(lab: &Lab, host: Host, v6: bool) -> Client {
     lab.inside(host, || Client::new(&host.address(v6), to))
 }
 
+fn metrics(lab: &Lab) -> String {
+    lab.inside(Host::Tracker, || http_get(CONTROL.parse().unwrap(), "/metrics"))
+}
+
+/// Returns the number of frames that were redirected to AF_XDP sockets.
+fn redirected(lab: &Lab) -> u64 {
+    let page = metrics(lab);
+    let is_wanted = |line: &&str| {
+        line.starts_with("tsubame_xdp_frames_total") && line.contains("verdict=\"redirected\"")
+    };
+    let counts = page.lines().filter(is_wanted).map(|line| line.rsplit(' ').next().unwrap());
+    counts.map(|count| count.parse::<u64>().unwrap()).sum()
+}
+
+/// Waits until all queues have AF_XDP sockets that shards serve.
+fn wait_for_af_xdp(lab: &Lab) {
+    let hosts = [Host::Seeder, Host::Leecher];
+    let mut clients: Vec<Client> =
+        (0..32).map(|number| client(lab, hosts[number % 2], number % 4 < 2)).collect();
+    clients.iter_mut().for_each(Client::connect);
+    wait_until("AF_XDP for all queues", Duration::from_secs(30), || {
+        let before = redirected(lab);
+        for client in &mut clients {
+            client.announce(&Announce { event: 3, ..Announce::of(900, 7_000) });
+        }
+        // The counters are read each second.
+        let deadline = now() + Duration::from_millis(1_500);
+        loop {
+            let all = redirected(lab) - before == clients.len() as u64;
+            if all || now() > deadline {
+                return all;
+            }
+        }
+    });
+}
+
 /// Returns the number of requests with an outcome that XDP has counted.
 fn counted(lab: &Lab, family: &str, outcome: &str) -> u64 {
-    let page = lab.inside(Host::Tracker, || http_get(CONTROL.parse().unwrap(), "/metrics"));
+    let page = metrics(lab);
     let mark = format!("outcome=\"{outcome}\"");
     let line = page.lines().find(|line| {
         line.starts_with("tsubame_requests_total{shard=\"xdp\"")
@@ -116,6 +160,70 @@ fn requests_are_answered_and_counted_as_on_sockets() {
     }
     let log = tracker.stop_with_log();
     assert!(log.iter().any(|line| line.contains("202 connects were answered by XDP")), "{log:?}");
+}
+
+/// The replies, counts and refusals are those of the UDP sockets: with the filter alone, and with fewer receive queues
+/// than shards, as many and more.
+#[test]
+#[ignore = "needs root: tests/run"]
+fn every_datapath_passes_the_udp_suite() {
+    let mut all = Vec::new();
+    for (announces, queues, shards) in
+        [("", 1, 2), ("socket", 1, 2), ("af_xdp", 1, 2), ("af_xdp", 2, 2), ("af_xdp", 2, 1)]
+    {
+        println!("announces: {announces}, {queues} queues, {shards} shards");
+        let rest = format!(
+            "cpus: {}\n{}",
+            cpus(shards),
+            UNCAPPED.replace("storage: {", "storage: {memory: 64MiB, ")
+        );
+        let lab = Lab::routed_with_queues(queues);
+        let config = config_with(&format!(", announces: {announces}"), ", steering: off", "");
+        let config = match announces {
+            "" => config
+                .replace("interfaces: [port2, port3]", "interfaces: []")
+                .replace(", announces: ", ""),
+            _ => config,
+        };
+        let config = config.replace("storage: {memory: 64MiB}\n", &rest);
+        let tracker = start(&lab, &config);
+        let is_af_xdp = announces == "af_xdp";
+        if is_af_xdp {
+            wait_for_af_xdp(&lab);
+        }
+        let before = redirected(&lab);
+        let connected = |host, v6| {
+            let mut client = client(&lab, host, v6);
+            client.connect();
+            client
+        };
+        let (mut v4, mut v6) = (connected(Host::Seeder, false), connected(Host::Leecher, true));
+        all.push(udp_suite::replies(&mut v4, &mut v6));
+        if is_af_xdp {
+            let (announces, scrapes) = udp_suite::REPLIES;
+            // The longest scrape is a packet of 1,504 bytes over IPv4: it comes in fragments.
+            wait_until("redirected frames", WAIT_TIMEOUT, || {
+                redirected(&lab) - before == announces + scrapes - 2
+            });
+        }
+        for (client, torrent) in [(&mut v4, 1_000), (&mut v6, 2_000)] {
+            udp_suite::replies_follow_the_specification(client, torrent);
+        }
+        for v6 in [false, true] {
+            let mut unproven = client(&lab, Host::Seeder, v6);
+            let other = client(&lab, Host::Leecher, v6);
+            udp_suite::replies_to_unproven_sources_do_not_amplify(&mut unproven, &other);
+            let flood = connected(Host::Seeder, v6);
+            let honest = connected(Host::Leecher, v6);
+            udp_suite::random_datagrams_do_not_stop_the_service(&flood, &honest, 11);
+        }
+        let line = tracker.stop();
+        assert!(count_in(&line, "rejected") > 1_000, "{line}");
+        assert_eq!(count_in(&line, "forwarded") > 0, shards > 1, "{line}");
+    }
+    for (number, replies) in all.iter().enumerate() {
+        assert!(*replies == all[0], "variant {number} replies differently");
+    }
 }
 
 #[test]
@@ -240,7 +348,9 @@ fn check_capabilities(tracker: &Tracker) {
             let line = status.lines().find_map(|line| line.strip_prefix(mark)).unwrap();
             u64::from_str_radix(line.trim(), 16).unwrap()
         };
-        let wanted = CapabilitySet::BPF | CapabilitySet::NET_ADMIN;
+        // With the last one, memory may exceed the limit on locked memory.
+        let for_sockets = CapabilitySet::NET_RAW | CapabilitySet::IPC_LOCK;
+        let wanted = CapabilitySet::BPF | CapabilitySet::NET_ADMIN | for_sockets;
         let permitted = if name.trim() == "xdp" { wanted.bits() } else { 0 };
         assert_eq!((set("CapPrm:"), set("CapEff:")), (permitted, 0), "{name}");
         names.push(name);

@@ -186,9 +186,7 @@ fn config_of(
                 format!("announce: {{interval: {interval}s, min_interval: {interval}s, peer_lifetime: {secs}s}}\n")
             });
             let cpus = cpus.join(",");
-            let xdp = setup.xdp.as_ref().map_or(String::new(), |interface| {
-                format!(", xdp: {{interfaces: [{interface}], mode: native}}")
-            });
+            let xdp = setup.xdp.as_ref().map_or(String::new(), |xdp| format!(", xdp: {xdp}"));
             format!(
                 "cpus: \"{cpus}\"\n\
                  udp: {{listen: \"{address}\", steering: {steering}, receive_buffer: {buffer}B{xdp}}}\n\

@@ -55,18 +55,18 @@ impl Veth {
         }
         Ok(pair)
     }
+}
 
-    /// Runs a program in the namespace of the tracker; returns its output.
-    pub(crate) fn in_server(&self, program: &str, arguments: &[&str]) -> Result<String, String> {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.server, program]).args(arguments);
-        let output = command.output().map_err(|error| format!("ip: {error}"))?;
-        match output.status.success() {
-            true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-            false => {
-                let error = String::from_utf8_lossy(&output.stderr);
-                Err(format!("{program} {}: {}", arguments.join(" "), error.trim()))
-            }
+/// Runs a program in a namespace; returns its output.
+pub(crate) fn run_in(namespace: &str, program: &str, arguments: &[&str]) -> Result<String, String> {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", namespace, program]).args(arguments);
+    let output = command.output().map_err(|error| format!("ip: {error}"))?;
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => {
+            let error = String::from_utf8_lossy(&output.stderr);
+            Err(format!("{program} {}: {}", arguments.join(" "), error.trim()))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Compares XDP with sockets, over a veth pair on which the receive work of the tracker is done by the tracker's core.
+//! Compares XDP with sockets, over a veth pair on which each end's receive work is done by the core of its process.
 
 use crate::RivalsOptions;
 use crate::ratios::{median, ratio_quartiles};
@@ -21,32 +21,37 @@ const FLOOD_RATE: &str = "--rate=1000000";
 struct Contender {
     name: &'static str,
     kind: TrackerKind,
-    has_xdp: bool,
+    /// The key `udp.xdp.announces`; `None` without XDP.
+    xdp: Option<&'static str>,
 }
 
 /// Runs the section.
 pub(crate) fn run(options: &RivalsOptions) -> Result<(), String> {
     let veth = Veth::new()?;
     // With it, veth has a queue and a thread for received frames, also without an XDP program.
-    veth.in_server("ethtool", &["-K", SERVER_INTERFACE, "gro", "on"])?;
+    let ends = [(&veth.server, SERVER_INTERFACE), (&veth.load, LOAD_INTERFACE)];
+    for (namespace, interface) in ends {
+        veth::run_in(namespace, "ethtool", &["-K", interface, "gro", "on"])?;
+    }
     let mut setup = loopback(options, 1);
     (setup.ip, setup.namespace) = (veth::SERVER, Some(veth.server.clone()));
     // The default of this tracker. aquatic_udp cannot exceed the limit of the kernel.
     setup.receive_buffer = 8 << 20;
     let mut load = Load::new(options);
     (load.namespace, load.sources) = (Some(veth.load.clone()), Some(veth::CLIENTS));
-    let (sockets, xdp) = ("tsubame, sockets", "tsubame, XDP");
     let kind = TrackerKind::OURS;
     let mut contenders = vec![
-        Contender { name: xdp, kind, has_xdp: true },
-        Contender { name: sockets, kind, has_xdp: false },
+        Contender { name: "tsubame, XDP and AF_XDP", kind, xdp: Some("af_xdp") },
+        Contender { name: "tsubame, XDP without AF_XDP", kind, xdp: Some("socket") },
+        Contender { name: "tsubame, sockets", kind, xdp: None },
     ];
     let aquatic = TrackerKind::AquaticUring;
     if TrackerKind::all(&options.rivals).contains(&aquatic) {
-        contenders.push(Contender { name: aquatic.name(), kind: aquatic, has_xdp: false });
+        contenders.push(Contender { name: aquatic.name(), kind: aquatic, xdp: None });
     }
     for (title, mix, pace) in [
         ("connects", "--mix=connect=1", IN_FLIGHT),
+        ("announces", "--mix=announce=1", IN_FLIGHT),
         ("half connects", "--mix=connect=1,announce=1", IN_FLIGHT),
         (
             "1,000,000 frames/s, of which 98 % are forged announces",
@@ -58,7 +63,13 @@ pub(crate) fn run(options: &RivalsOptions) -> Result<(), String> {
         for round in 0..options.pairs {
             for turn in 0..contenders.len() {
                 let at = (round + turn) % contenders.len();
-                let step = measure(&contenders[at], &setup, &load, &veth, &[mix, pace])?;
+                let step = measure(
+                    &contenders[at],
+                    &setup,
+                    (&load, options.load_cpu),
+                    &veth,
+                    &[mix, pace],
+                )?;
                 results[at].push(step);
             }
         }
@@ -71,17 +82,24 @@ pub(crate) fn run(options: &RivalsOptions) -> Result<(), String> {
 fn measure(
     contender: &Contender,
     setup: &TrackerSetup,
-    load: &Load,
+    (load, load_cpu): (&Load, usize),
     veth: &Veth,
     arguments: &[&str],
 ) -> Result<StepRecord, String> {
-    let xdp = contender.has_xdp.then(|| SERVER_INTERFACE.to_owned());
+    let xdp = contender.xdp.map(|announces| {
+        format!("{{interfaces: [{SERVER_INTERFACE}], mode: native, announces: {announces}}}")
+    });
     let setup = TrackerSetup { xdp, ..setup.clone() };
     let tracker = TrackerProcess::start(contender.kind, &setup)?;
-    if contender.has_xdp {
+    if contender.xdp.is_some() {
         wait_for_program(veth)?;
     }
-    run_receive_work_on(veth, setup.cpu)?;
+    if contender.xdp == Some("af_xdp") {
+        // The shard serves the queue within a second, and the program redirects to it within another one.
+        wait(Duration::from_millis(2_500));
+    }
+    run_receive_work_on(&veth.server, SERVER_INTERFACE, setup.cpu)?;
+    run_receive_work_on(&veth.load, LOAD_INTERFACE, load_cpu)?;
     let fixed = ["--xdp", LOAD_INTERFACE, "--sources=4096"];
     load.run(&tracker, setup.ip, &[&fixed[..], arguments].concat())
 }
@@ -89,7 +107,9 @@ fn measure(
 /// Waits until the XDP program is attached, which happens after the tracker has bound its port.
 fn wait_for_program(veth: &Veth) -> Result<(), String> {
     for _ in 0..100 {
-        if veth.in_server("ip", &["link", "show", "dev", SERVER_INTERFACE])?.contains("prog/xdp") {
+        if veth::run_in(&veth.server, "ip", &["link", "show", "dev", SERVER_INTERFACE])?
+            .contains("prog/xdp")
+        {
             return Ok(());
         }
         wait(Duration::from_millis(50));
@@ -97,15 +117,15 @@ fn wait_for_program(veth: &Veth) -> Result<(), String> {
     Err("the XDP program was not attached".to_owned())
 }
 
-/// Has a thread on a core receive the frames of the tracker's interface, before all other threads there. By default,
-/// the core of the sender does it; a network card would interrupt the core of its queue.
-fn run_receive_work_on(veth: &Veth, cpu: usize) -> Result<(), String> {
-    let switch = format!("echo 1 >/sys/class/net/{SERVER_INTERFACE}/threaded");
-    veth.in_server("sh", &["-c", &switch])?;
+/// Has a thread on a core receive the frames of an interface, before all other threads there. By default, the core of
+/// the sender does it; a network card would interrupt the core of its queue.
+fn run_receive_work_on(namespace: &str, interface: &str, cpu: usize) -> Result<(), String> {
+    let switch = format!("echo 1 >/sys/class/net/{interface}/threaded");
+    veth::run_in(namespace, "sh", &["-c", &switch])?;
     let threads = fs::read_dir("/proc").map_err(|error| error.to_string())?.flatten();
     for thread in threads {
         let name = fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
-        if name.starts_with(&format!("napi/{SERVER_INTERFACE}")) {
+        if name.starts_with(&format!("napi/{interface}")) {
             let id = thread.file_name().to_string_lossy().into_owned();
             for (program, arguments) in [
                 ("taskset", vec!["-pc".to_owned(), cpu.to_string(), id.clone()]),
@@ -129,7 +149,7 @@ fn arrived(step: &StepRecord) -> f64 {
 fn print_table(title: &str, contenders: &[Contender], results: &[Vec<StepRecord>]) {
     println!(
         "## XDP: {title}\n\n| | answers/s | answered of those that fit into the queue of veth | core us/answer | \
-         core busy | p50 us | p99 us | tsubame, XDP / other |\n|---|---|---|---|---|---|---|---|"
+         core busy | p50 us | p99 us | first / other |\n|---|---|---|---|---|---|---|---|"
     );
     let figures = |at: usize, of: &dyn Fn(&StepRecord) -> f64| -> Vec<f64> {
         results[at].iter().map(of).collect()

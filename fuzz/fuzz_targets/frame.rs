@@ -1,5 +1,5 @@
 //! Ethernet frames: whatever is taken for a UDP datagram is one for the crate etherparse, too, and a reply that is
-//! written into its frame has the right addresses, lengths and checksums.
+//! written into its frame has the right addresses, lengths and checksums, also when another thread writes it.
 //!
 //! Input: a frame. The header of an IPv4 packet gets the right checksum if the last byte is odd.
 
@@ -8,7 +8,7 @@
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use libfuzzer_sys::fuzz_target;
 use std::net::{IpAddr, SocketAddr};
-use tsubame_udp::xdp::frame::FrameHeaders;
+use tsubame_udp::xdp::frame::{FrameHeaders, FramePath};
 
 fuzz_target!(|bytes: &[u8]| {
     let mut frame = bytes.to_vec();
@@ -21,10 +21,15 @@ fuzz_target!(|bytes: &[u8]| {
     assert_eq!((source, destination), (headers.source, headers.destination));
     assert_eq!(found, payload);
     let reply_len = payload.len() / 2;
+    let path = FramePath::new(&frame, &headers, 0);
+    let mut forwarded = vec![0; frame.len()];
+    let forwarded_len = path.write_reply(&mut forwarded, &payload[..reply_len]);
     let Some(len) = headers.write_reply(&mut frame, reply_len) else {
         panic!("a reply that is not longer than its request does not fit");
     };
     let reply = &frame[..len];
+    assert_eq!(forwarded_len, Some(len));
+    assert_eq!(&forwarded[..len], reply);
     let (source, destination, found) = endpoints(reply);
     assert_eq!((source, destination), (headers.destination, headers.source));
     assert_eq!(found, payload[..reply_len]);

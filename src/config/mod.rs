@@ -24,4 +24,4 @@ pub use sections::{
     StorageConfig, UdpConfig,
 };
 pub use values::ConnectionIdKeys;
-pub use xdp::XdpConfig;
+pub use xdp::{AnnouncePath, XdpConfig};

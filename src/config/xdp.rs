@@ -14,13 +14,39 @@ const INTERFACES_MAX: usize = 64;
 /// Keys under `udp.xdp`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct XdpConfig {
-    /// Names of the interfaces on which the driver answers connects; XDP is off without any.
+    /// Names of the interfaces with XDP, which is off without any.
     pub interfaces: Vec<String>,
     /// Where the program runs; with `None` in the driver if that is possible.
     pub mode: Option<XdpMode>,
+    /// How requests that the program does not answer reach a shard.
+    pub announces: AnnouncePath,
+    /// Whether the driver shares its buffers with AF_XDP sockets; with `None` if it can.
+    pub zero_copy: Option<bool>,
+}
+
+/// How requests that XDP does not answer reach a shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AnnouncePath {
+    /// By AF_XDP sockets where each receive queue of an interface can have one, else by UDP sockets.
+    #[default]
+    Auto,
+    /// By AF_XDP sockets.
+    AfXdp,
+    /// By UDP sockets.
+    Socket,
 }
 
 impl XdpConfig {
+    /// Returns whether AF_XDP sockets may be used.
+    pub fn has_sockets(&self) -> bool {
+        !self.interfaces.is_empty() && self.announces != AnnouncePath::Socket
+    }
+
+    /// Returns whether the config demands AF_XDP sockets: then their lack ends the start.
+    pub fn requires_sockets(&self) -> bool {
+        self.announces == AnnouncePath::AfXdp || self.has_sockets() && self.zero_copy == Some(true)
+    }
+
     pub(super) fn read(mut section: Section<'_>) -> Self {
         let interfaces = section.value("interfaces", Vec::new(), |value| {
             let names = values::texts(value, interface_name)?;
@@ -37,8 +63,15 @@ impl XdpConfig {
             let native = ("native", Some(XdpMode::Native));
             values::choice(value, &[("auto", None), native, ("generic", Some(XdpMode::Generic))])
         });
+        let announces = section.value("announces", AnnouncePath::Auto, |value| {
+            let (auto, socket) = (("auto", AnnouncePath::Auto), ("socket", AnnouncePath::Socket));
+            values::choice(value, &[auto, ("af_xdp", AnnouncePath::AfXdp), socket])
+        });
+        let zero_copy = section.value("zero_copy", None, |value| {
+            values::choice(value, &[("auto", None), ("on", Some(true)), ("off", Some(false))])
+        });
         section.end();
-        Self { interfaces, mode }
+        Self { interfaces, mode, announces, zero_copy }
     }
 }
 

@@ -77,6 +77,12 @@ pub(crate) fn receive_queues(name: &str) -> usize {
     names.filter(|name| name.to_string_lossy().starts_with("rx-")).count().max(1)
 }
 
+/// Returns the maximum number of bytes of an IP packet on an interface; that of Ethernet if the kernel does not say it.
+pub(crate) fn mtu(name: &str) -> usize {
+    let mtu = std::fs::read_to_string(Path::new("/sys/class/net").join(name).join("mtu"));
+    mtu.ok().and_then(|mtu| mtu.trim().parse().ok()).unwrap_or(1500)
+}
+
 /// Returns the name of the driver of an interface, if the kernel says it.
 pub(crate) fn driver(name: &str) -> Option<String> {
     let link = std::fs::read_link(Path::new("/sys/class/net").join(name).join("device/driver"));

@@ -19,9 +19,11 @@ use crate::process::steering::Steering;
 use crate::process::supervisor::{ShardError, Supervisor};
 use crate::process::xdp::XdpThread;
 use crate::process::{privileges, report};
+use crate::shard::datapath::RingDatapath;
 use crate::shard::mesh::{MeshEndpoint, memory_bytes as mesh_memory_bytes, mesh};
 use crate::shard::node::NodeResources;
 use crate::shard::update::{ShardSettings, ShardUpdate};
+use crate::shard::xdp_datapath::{QueueChange, XdpDatapath};
 use crate::shard::{Shard, ShardResources};
 use crate::slow_reads::SlowReads;
 use crate::stats::client_samples::{ClientSamples, SampleReader};
@@ -30,6 +32,7 @@ use crate::tracker::Tracker;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -74,10 +77,12 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let mut listeners = Listeners::bind(config, &keys, shards, &clock)?;
     let (certificate, tls) = tls(config, &runtime)?.unzip();
     let control_token = ControlToken::load(&config.control).map_err(RunError::ControlToken)?;
-    let xdp = XdpThread::start(&config.udp.xdp, listeners.udp.addresses.clone(), clock)?;
+    let (queue_senders, queue_changes) = queue_channels(config, shards);
+    let listen = listeners.udp.addresses.clone();
+    let xdp = XdpThread::start(&config.udp.xdp, (listen, queue_senders), clock)?;
     // The files have been read; the only other thread keeps the capabilities of XDP.
     privileges::give_up(config, listeners.control.socket_to_remove.as_deref())?;
-    let startup = Arc::new(startup_state(config, identity, &listeners));
+    let startup = startup_state(config, identity, &listeners);
     let (retired_updates, to_free) = unbounded_channel();
     let mut endpoints = mesh(shards).map_err(RunError::Runtime)?;
     let control_endpoint = endpoints.pop().expect("a mesh has an endpoint for the control plane");
@@ -97,7 +102,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
         stats_pages: stats_pages(&monitored),
         inherited: [&*listeners.http.inherited, &listeners.https.inherited].concat(),
     };
-    let sockets = shard_sockets(&mut listeners);
+    let sockets = shard_sockets(&mut listeners, queue_changes, xdp.is_some());
     let (links, sample_readers) = shard_links(endpoints);
     let supervisor = template.start(&cores, &mut seeds, sockets.zip(links))?;
     let summary = policy.summary(config.hooks.len());
@@ -130,14 +135,26 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     ended
 }
 
-fn startup_state(config: &Config, identity: Identity, listeners: &Listeners) -> StartupState {
+fn startup_state(config: &Config, identity: Identity, listeners: &Listeners) -> Arc<StartupState> {
     let files_for_connections = files_for_connections(identity.shards);
-    StartupState {
+    Arc::new(StartupState {
         config: Arc::new(config.clone()),
         identity,
         addresses: listeners.addresses(),
         files_for_connections,
-    }
+    })
+}
+
+/// Returns the senders and, for each shard, the receiver of changes of the receive queues that it serves. There are
+/// none without AF_XDP sockets.
+fn queue_channels(
+    config: &Config,
+    shards: u16,
+) -> (Vec<Sender<QueueChange>>, impl Iterator<Item = Option<Receiver<QueueChange>>> + use<>) {
+    let has_sockets = config.udp.xdp.has_sockets();
+    let channels = (0..shards).filter(|_| has_sockets).map(|_| channel());
+    let (senders, receivers): (Vec<_>, Vec<_>) = channels.unzip();
+    (senders, receivers.into_iter().map(Some).chain(std::iter::repeat_with(|| None)))
 }
 
 /// Returns the connections of each shard to other threads, and the readers of its client samples.
@@ -169,11 +186,16 @@ fn load_policy(config: &Config, seed: u64) -> Result<LoadedPolicy, PolicyError> 
     CompiledPolicy::load(&config.hooks, &CompiledPolicy::default(), seed, read_mode)
 }
 
-/// Moves the sockets of each shard out of the listeners.
-fn shard_sockets(listeners: &mut Listeners) -> impl Iterator<Item = ShardSockets> + use<> {
+/// Moves the sockets of each shard out of the listeners, and adds changes of its receive queues if there can be some.
+fn shard_sockets(
+    listeners: &mut Listeners,
+    queue_changes: impl Iterator<Item = Option<Receiver<QueueChange>>>,
+    has_xdp: bool,
+) -> impl Iterator<Item = ShardDatapath> {
     let plain = std::mem::take(&mut listeners.http.shards).into_iter();
     let encrypted = std::mem::take(&mut listeners.https.shards);
-    std::mem::take(&mut listeners.udp.shards).into_iter().zip(plain.zip(encrypted))
+    let sockets = std::mem::take(&mut listeners.udp.shards).into_iter().zip(plain.zip(encrypted));
+    sockets.zip(queue_changes.map(move |changes| changes.filter(|_| has_xdp)))
 }
 
 /// Resources that all shards share at start.
@@ -197,6 +219,9 @@ struct ShardTemplate<'a> {
 /// UDP sockets of a shard, and its listening sockets for HTTP and for HTTPS.
 type ShardSockets = (Vec<UdpSocket>, (Vec<TcpListener>, Vec<TcpListener>));
 
+/// Sockets of a shard, and changes of the receive queues that it serves, if there can be some.
+type ShardDatapath = (ShardSockets, Option<Receiver<QueueChange>>);
+
 /// Connections of a shard to other threads: its endpoint of the mesh, and its queue of client samples.
 type ShardLinks = (MeshEndpoint, ClientSamples);
 
@@ -206,10 +231,10 @@ impl ShardTemplate<'_> {
         &self,
         cores: &[usize],
         seeds: &mut SeedSequence,
-        shards: impl Iterator<Item = (ShardSockets, ShardLinks)>,
+        shards: impl Iterator<Item = (ShardDatapath, ShardLinks)>,
     ) -> Result<Supervisor, RunError> {
-        let bodies = shards.zip(0_u16..).map(|((sockets, links), number)| {
-            (cores[usize::from(number)], self.body(number, seeds.draw(), sockets, links))
+        let bodies = shards.zip(0_u16..).map(|((datapath, links), number)| {
+            (cores[usize::from(number)], self.body(number, seeds.draw(), datapath, links))
         });
         Supervisor::start(bodies.collect()).map_err(RunError::Shards)
     }
@@ -219,7 +244,7 @@ impl ShardTemplate<'_> {
         &self,
         number: u16,
         seed: u64,
-        (sockets, (plain, encrypted)): ShardSockets,
+        ((sockets, (plain, encrypted)), queue_changes): ShardDatapath,
         (endpoint, client_samples): ShardLinks,
     ) -> impl FnOnce(&dyn Fn()) -> Result<(), ShardError> + Send + use<> {
         let shards = self.startup.identity.shards;
@@ -250,8 +275,15 @@ impl ShardTemplate<'_> {
             gather,
         };
         move |ready: &dyn Fn()| {
-            let datapath = Ring::new(sockets)?;
-            serve_shard(ShardResources { node, datapath }, http, ready)
+            let addresses = sockets.iter().map(UdpSocket::address).collect();
+            let ring = Ring::new(sockets)?;
+            match queue_changes {
+                None => serve_shard(ShardResources { node, datapath: ring }, http, ready),
+                Some(changes) => {
+                    let datapath = XdpDatapath::new(ring, addresses, changes);
+                    serve_shard(ShardResources { node, datapath }, http, ready)
+                }
+            }
         }
     }
 }
@@ -303,8 +335,8 @@ fn control_runtime(shards: u16) -> Result<(Runtime, Signals), RunError> {
 }
 
 /// Runs a shard in the calling thread.
-fn serve_shard(
-    resources: ShardResources,
+fn serve_shard<D: RingDatapath>(
+    resources: ShardResources<D>,
     http: HttpResources,
     ready: &dyn Fn(),
 ) -> Result<(), ShardError> {

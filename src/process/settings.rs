@@ -18,7 +18,7 @@ use tsubame_storage::{TableSettings, longest_lifetime_secs, source_counts_bytes}
 use tsubame_udp::connection_id::ConnectionIds;
 
 /// Config keys that take effect only after a restart.
-pub const KEYS_THAT_NEED_RESTART: [&str; 13] = [
+pub const KEYS_THAT_NEED_RESTART: [&str; 15] = [
     "cpus",
     "user",
     "udp.listen",
@@ -26,6 +26,8 @@ pub const KEYS_THAT_NEED_RESTART: [&str; 13] = [
     "udp.receive_buffer",
     "udp.xdp.interfaces",
     "udp.xdp.mode",
+    "udp.xdp.announces",
+    "udp.xdp.zero_copy",
     "http.listen",
     "http.tls.listen",
     "control.listen",
@@ -104,6 +106,8 @@ impl StartupState {
             old.udp.receive_buffer == new.udp.receive_buffer,
             old.udp.xdp.interfaces == new.udp.xdp.interfaces,
             old.udp.xdp.mode == new.udp.xdp.mode,
+            old.udp.xdp.announces == new.udp.xdp.announces,
+            old.udp.xdp.zero_copy == new.udp.xdp.zero_copy,
             old.http.listen == new.http.listen,
             old.http.tls.listen == new.http.tls.listen,
             old.control.listen == new.control.listen,

@@ -5,6 +5,16 @@ use std::time::Duration;
 use tsubame_udp::ring::{
     Datagram, ForwardSlot, ReceivedDatagram, ReturnPath, Ring, RingCounts, UnreadableDatagram, Wait,
 };
+use tsubame_udp::xdp::frame::FramePath;
+
+/// The path of a reply that another shard sends than the one that received the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplyPath {
+    /// From a UDP socket.
+    Socket(ReturnPath),
+    /// In a frame from an AF_XDP socket.
+    Frame(FramePath),
+}
 
 /// Receives datagrams and sends replies, in batches and without blocking.
 ///
@@ -35,7 +45,7 @@ pub trait Datapath {
     fn release(&mut self, received: Self::Received);
 
     /// Returns the path of the reply to a datagram, so that another shard can send it.
-    fn return_path(&self, received: &Self::Received) -> ReturnPath;
+    fn reply_path(&mut self, received: &Self::Received) -> ReplyPath;
 
     /// Returns a free slot for the reply to another shard's datagram; `None` while all slots are in use.
     fn forward_slot(&mut self) -> Option<Self::Slot>;
@@ -43,11 +53,11 @@ pub trait Datapath {
     /// Returns the bytes of a slot.
     fn forward_slot_bytes(&mut self, slot: &Self::Slot) -> &mut [u8];
 
-    /// Sends the first `len` bytes of a slot along a return path.
+    /// Sends the first `len` bytes of a slot along a path.
     fn send_forwarded_reply(
         &mut self,
         slot: Self::Slot,
-        path: &ReturnPath,
+        path: &ReplyPath,
         len: usize,
     ) -> io::Result<()>;
 
@@ -57,14 +67,27 @@ pub trait Datapath {
     /// Enables or disables the event that wakes the shard when [`Self::turn`] would find work.
     fn set_event_enabled(&mut self, enabled: bool);
 
-    /// Reads how many datagrams the kernel dropped before they were received. May take a system call for each socket.
-    fn count_drops(&mut self);
+    /// Does what is due about once a second: reads how many datagrams the kernel dropped before they were received. May
+    /// take a system call for each socket.
+    fn refresh(&mut self);
 
     /// Returns the counters of the datapath.
     fn counts(&self) -> RingCounts;
 
     /// Cancels all operations and waits up to `timeout` for their end; returns whether none is in flight any more.
     fn stop(&mut self, timeout: Duration) -> bool;
+}
+
+/// A datapath in whose ring a shard waits.
+pub trait RingDatapath: Datapath {
+    /// Returns the ring.
+    fn ring(&mut self) -> &mut Ring;
+}
+
+impl RingDatapath for Ring {
+    fn ring(&mut self) -> &mut Ring {
+        self
+    }
 }
 
 impl Datapath for Ring {
@@ -91,8 +114,8 @@ impl Datapath for Ring {
         Self::release(self, received);
     }
 
-    fn return_path(&self, received: &ReceivedDatagram) -> ReturnPath {
-        Self::return_path(self, received)
+    fn reply_path(&mut self, received: &ReceivedDatagram) -> ReplyPath {
+        ReplyPath::Socket(self.return_path(received))
     }
 
     fn forward_slot(&mut self) -> Option<ForwardSlot> {
@@ -106,10 +129,17 @@ impl Datapath for Ring {
     fn send_forwarded_reply(
         &mut self,
         slot: ForwardSlot,
-        path: &ReturnPath,
+        path: &ReplyPath,
         len: usize,
     ) -> io::Result<()> {
-        Self::send_forwarded_reply(self, slot, path, len)
+        match path {
+            ReplyPath::Socket(path) => Self::send_forwarded_reply(self, slot, path, len),
+            // No shard has AF_XDP sockets if this one can have none.
+            ReplyPath::Frame(_) => {
+                self.release_forward_slot(slot);
+                Ok(())
+            }
+        }
     }
 
     fn release_forward_slot(&mut self, slot: ForwardSlot) {
@@ -120,8 +150,8 @@ impl Datapath for Ring {
         Self::set_event_enabled(self, enabled);
     }
 
-    fn count_drops(&mut self) {
-        Self::count_drops(self);
+    fn refresh(&mut self) {
+        self.count_drops();
     }
 
     fn counts(&self) -> RingCounts {

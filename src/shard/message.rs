@@ -1,11 +1,11 @@
 //! Messages between shards, and from the control plane to a shard.
 
 use super::admin::AdminRequest;
+use super::datapath::ReplyPath;
 use super::update::ShardUpdate;
 use crate::tracker::AdmittedAnnounce;
 use crate::tracker::peer_list::PeerList;
 use tsubame_storage::{InfoHash, SwarmStats, TorrentPage};
-use tsubame_udp::ring::ReturnPath;
 use tsubame_udp::wire::TransactionId;
 
 /// Maximum number of scrape rows in a message.
@@ -17,8 +17,8 @@ pub const HTTP_REQUEST: u32 = 1 << 31;
 /// A message to a shard.
 #[derive(Debug)]
 pub enum Message {
-    /// An announce over UDP that another shard received. The owner of the torrent sends the reply, by the return path.
-    Announce(AdmittedAnnounce, TransactionId, ReturnPath),
+    /// An announce over UDP that another shard received. The owner of the torrent sends the reply, by the path.
+    Announce(AdmittedAnnounce, TransactionId, ReplyPath),
     /// An announce over HTTP, and a list to be filled and sent back.
     HttpAnnounce(AdmittedAnnounce, Box<PeerList>),
     /// The filled list of an announce over HTTP.

@@ -19,6 +19,7 @@ mod scrape_requests;
 mod token_queue;
 mod udp;
 pub mod update;
+pub mod xdp_datapath;
 
 use crate::clock::Now;
 use datapath::Datapath;
@@ -257,7 +258,7 @@ impl<D: Datapath> Shard<D> {
         let node = &mut *node.borrow_mut();
         let now = node.clock.now();
         if now.monotonic != node.shared_stats.last_update() {
-            udp.datapath.count_drops();
+            udp.datapath.refresh();
             node.stats.busy_us = node.clock.thread_busy().as_micros() as u64;
         }
         node.stats.ring = udp.datapath.counts();

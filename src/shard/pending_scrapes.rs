@@ -1,10 +1,11 @@
 //! Scrapes over UDP that wait for rows of other shards.
 
+use super::datapath::ReplyPath;
 use super::message::{HTTP_REQUEST, ScrapeRows};
 use crate::tracker::AdmittedScrape;
 use std::collections::VecDeque;
 use tsubame_storage::{Family, Seconds, SwarmStats};
-use tsubame_udp::ring::ReturnPath;
+
 use tsubame_udp::wire::{SCRAPE_HASHES_MAX, SCRAPE_REPLY_LEN, SCRAPE_ROW_LEN};
 
 /// Maximum number of scrapes that wait. None of them holds a receive buffer.
@@ -23,7 +24,7 @@ pub(super) const SCRAPE_REPLY_LEN_MAX: usize =
 /// A scrape that waits, with the part of its reply that is known.
 #[derive(Debug)]
 pub(super) struct PendingScrape {
-    pub(super) path: ReturnPath,
+    pub(super) path: ReplyPath,
     pub(super) family: Family,
     pub(super) scrape: AdmittedScrape,
     /// Number of rows that have not arrived.

@@ -1,5 +1,6 @@
 //! The main loop of a shard, as a task on the runtime of its thread.
 
+use super::datapath::RingDatapath;
 use super::runtime_watch::{DueTasks, RING_WAIT_MAX, RuntimeWatch};
 use super::{NextStep, Shard};
 use crate::http::{self, HttpResources};
@@ -9,6 +10,7 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::MissedTickBehavior;
+use tsubame_udp::ring::WatchMode;
 
 /// Steps of a busy shard without connections after which accepts and closes of HTTP are submitted to the kernel.
 const STEPS_PER_SUBMIT: u32 = 64;
@@ -19,28 +21,28 @@ const STOP_TIMEOUT: Duration = Duration::from_millis(500);
 /// How often messages are handled while connections end when the shard stops.
 const STOP_INTERVAL: Duration = Duration::from_millis(2);
 
-impl Shard {
+impl<D: RingDatapath> Shard<D> {
     /// Serves until the control plane stops the shard.
     pub async fn run(mut self, http: HttpResources) -> io::Result<()> {
-        let event = awaitable(self.udp.datapath.event().try_clone_to_owned()?)?;
+        let event = awaitable(self.udp.datapath.ring().event().try_clone_to_owned()?)?;
         let waker = self.node().endpoint.wakeup_receiver();
-        let ring = &mut self.udp.datapath;
-        let mesh = ring.add_watch(waker.event().try_clone_to_owned()?);
-        ring.set_watch_enabled(mesh, true)?;
         let clock = self.node().clock;
-        let mut runtime = RuntimeWatch::new(&mut self.udp.datapath, event.as_fd(), clock.elapsed());
+        let ring = self.udp.datapath.ring();
+        let mesh = ring.add_watch(waker.event().try_clone_to_owned()?, WatchMode::Always);
+        ring.set_watch_enabled(mesh, true)?;
+        let mut runtime = RuntimeWatch::new(ring, event.as_fd(), clock.elapsed());
         let http = http::serve(http, &self.node)?;
         let mut seconds = tokio::time::interval(Duration::from_secs(1));
         // Nothing awaits the ticks while the shard waits in its ring: otherwise all missed ones would fire at once.
         seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut steps: u32 = 0;
         loop {
-            let (now, ring) = (clock.elapsed(), &mut self.udp.datapath);
+            let (now, ring) = (clock.elapsed(), self.udp.datapath.ring());
             if runtime.permits_ring_wait(ring, now, http.has_connections())? {
                 if self.step_with_wait(RING_WAIT_MAX)? == NextStep::Stop {
                     break;
                 }
-                let due = runtime.due_tasks(&mut self.udp.datapath, clock.elapsed());
+                let due = runtime.due_tasks(self.udp.datapath.ring(), clock.elapsed());
                 run_tasks(due).await?;
                 continue;
             }

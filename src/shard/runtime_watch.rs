@@ -8,7 +8,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
-use tsubame_udp::ring::{Ring, WatchNumber, epoll_that_polls};
+use tsubame_udp::ring::{Ring, WatchMode, WatchNumber, epoll_that_polls};
 
 /// Time since the last HTTP connection after which the shard waits in the ring.
 const QUIET_TIME: Duration = Duration::from_secs(1);
@@ -41,7 +41,8 @@ pub(super) struct RuntimeWatch {
 impl RuntimeWatch {
     /// Creates a watch on the runtime that polls a descriptor.
     pub(super) fn new(ring: &mut Ring, polled: BorrowedFd<'_>, now: Duration) -> Self {
-        let watch = epoll_that_polls(polled).map(|epoll| ring.add_watch(epoll));
+        let epoll = epoll_that_polls(polled);
+        let watch = epoll.map(|epoll| ring.add_watch(epoll, WatchMode::Always));
         Self { watch, connected_at: now, ran_at: now }
     }
 

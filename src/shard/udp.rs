@@ -1,6 +1,6 @@
 //! UDP requests of a shard: received, admitted and answered in batches.
 
-use super::datapath::Datapath;
+use super::datapath::{Datapath, ReplyPath};
 use super::message::{Message, ScrapeRows};
 use super::node::Node;
 use super::pending_scrapes::{PendingScrape, PendingScrapes, SCRAPE_REPLY_LEN_MAX};
@@ -11,7 +11,7 @@ use crate::stats::shard_stats::{Protocol, TurnPhase};
 use crate::tracker::{AdmittedAnnounce, AdmittedRequest, AdmittedScrape, UdpReply};
 use std::io;
 use tsubame_storage::{Family, Prefetch, Seconds, SwarmStats};
-use tsubame_udp::ring::{Datagram, ReturnPath, Wait};
+use tsubame_udp::ring::{Datagram, Wait};
 use tsubame_udp::wire::{ANNOUNCE_REPLY_LEN, SCRAPE_ROW_LEN, TransactionId, UdpRequest};
 
 /// Maximum number of datagrams that are answered together. Larger batches would delay replies: with clients that wait
@@ -202,7 +202,7 @@ impl<D: Datapath> UdpRequests<D> {
         transaction_id: TransactionId,
     ) {
         let owner = usize::from(node.owner(&announce.info_hash));
-        let path = self.datapath.return_path(&received);
+        let path = self.datapath.reply_path(&received);
         let is_sent = node.endpoint.send(owner, Message::Announce(*announce, transaction_id, path));
         let outcome = if is_sent { Outcome::Forwarded } else { Outcome::ShedMesh };
         count_outcome(node, family, outcome);
@@ -215,7 +215,7 @@ impl<D: Datapath> UdpRequests<D> {
         node: &mut Node,
         now: Now,
         (announce, transaction_id): (&AdmittedAnnounce, TransactionId),
-        path: &ReturnPath,
+        path: &ReplyPath,
         prefetch: Prefetch,
     ) -> io::Result<()> {
         let Some(slot) = self.forward_slot()? else {
@@ -287,7 +287,7 @@ impl<D: Datapath> UdpRequests<D> {
             let reply = UdpReply { outcome: Outcome::Scraped, len: reply_len };
             return self.finish(node, received, family, reply);
         }
-        let (scrape, path) = (*scrape, self.datapath.return_path(&received));
+        let (scrape, path) = (*scrape, self.datapath.reply_path(&received));
         let pending = PendingScrape { path, family, scrape, missing, reply_len, reply };
         self.pending_scrapes.add(id, now.monotonic, pending);
         self.datapath.release(received);

@@ -19,6 +19,10 @@ pub struct XdpInterfaceStatus {
     pub name: String,
     /// Where the program runs; `None` while it is not attached.
     pub mode: Option<XdpMode>,
+    /// Number of receive queues with AF_XDP sockets.
+    pub sockets: usize,
+    /// Whether the driver shares its buffers with them.
+    pub is_zero_copy: bool,
     /// Frames by receive queue and verdict, in the order of [`FrameVerdict::ALL`].
     pub frames: Vec<[u64; FrameVerdict::ALL.len()]>,
 }

@@ -75,6 +75,11 @@ impl Lab {
     /// Creates hosts in which the tracker's forwards packets between the two others. Its interfaces to them are
     /// [`PORTS`], which support XDP in native mode.
     pub(crate) fn routed() -> Self {
+        Self::routed_with_queues(1)
+    }
+
+    /// As [`Self::routed`], with a number of receive queues for each interface.
+    pub(crate) fn routed_with_queues(queues: usize) -> Self {
         let mut lab = Self::hosts();
         let tracker = lab.namespace(Host::Tracker);
         ip(&format!("-n {tracker} address add {TRACKER_V4}/32 dev lo"));
@@ -85,7 +90,10 @@ impl Lab {
         for (host, port) in [Host::Seeder, Host::Leecher].into_iter().zip(PORTS) {
             let (number, name) = (host as u8, lab.namespace(host));
             let (v4, v6) = (format!("10.99.10{number}"), format!("2001:db8:10{number}:"));
-            ip(&format!("-n {tracker} link add {port} type veth peer name eth netns {name}"));
+            let queues = format!("numtxqueues {queues} numrxqueues {queues}");
+            ip(&format!(
+                "-n {tracker} link add {port} {queues} type veth peer name eth {queues} netns {name}"
+            ));
             ip(&format!("-n {tracker} address add {v4}.1/24 dev {port}"));
             ip(&format!("-n {tracker} address add {v6}:1/64 dev {port} nodad"));
             ip(&format!("-n {tracker} link set {port} up"));
@@ -156,13 +164,19 @@ impl Lab {
         folder
     }
 
+    /// Returns a command that runs another one on a host: also its files below /sys are those of the host.
+    pub(crate) fn command(&self, host: Host, command: &Command) -> Command {
+        let mut inside = Command::new("ip");
+        inside.args(["netns", "exec", &self.namespace(host)]);
+        inside.arg(command.get_program()).args(command.get_args());
+        inside
+    }
+
     /// Starts a program on a host. It is killed when the lab is dropped.
     pub(crate) fn start(&mut self, host: Host, command: Command) {
         let log = self.directory.path().join(format!("{host:?}.log"));
         let output = File::create(&log).unwrap();
-        let mut inside = Command::new("ip");
-        inside.args(["netns", "exec", &self.namespace(host)]);
-        inside.arg(command.get_program()).args(command.get_args());
+        let mut inside = self.command(host, &command);
         inside.env("HOME", self.directory.path()).env("TERM", "dumb");
         // Transmission trusts the certificates in this file.
         inside.env("CURL_CA_BUNDLE", self.folder("tls").join("cert.pem"));

@@ -8,7 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
-use tsubame::shard::datapath::Datapath;
+use tsubame::shard::datapath::{Datapath, ReplyPath};
 use tsubame_udp::ring::{Datagram, ReturnPath, RingCounts, UnreadableDatagram, Wait};
 
 /// Number of receive buffers, few so that they run out.
@@ -173,8 +173,8 @@ impl Datapath for Model {
         self.publish();
     }
 
-    fn return_path(&self, received: &Leased) -> ReturnPath {
-        ReturnPath::new(0, self.buffers[received.0].source, None)
+    fn reply_path(&mut self, received: &Leased) -> ReplyPath {
+        ReplyPath::Socket(ReturnPath::new(0, self.buffers[received.0].source, None))
     }
 
     fn forward_slot(&mut self) -> Option<usize> {
@@ -188,9 +188,10 @@ impl Datapath for Model {
     fn send_forwarded_reply(
         &mut self,
         slot: usize,
-        path: &ReturnPath,
+        path: &ReplyPath,
         len: usize,
     ) -> io::Result<()> {
+        let ReplyPath::Socket(path) = path else { panic!("there are no frames") };
         self.in_flight.push((path.destination(), len, ReplyMemory::Slot(slot)));
         self.publish();
         Ok(())
@@ -205,7 +206,7 @@ impl Datapath for Model {
         self.handle.waits_for_event.set(waits_for_event);
     }
 
-    fn count_drops(&mut self) {}
+    fn refresh(&mut self) {}
 
     fn counts(&self) -> RingCounts {
         self.counts

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 
 /*
- * XDP program that answers connect requests and drops malformed and forged requests before the network stack.
+ * XDP program that answers connect requests, drops malformed and forged requests, and redirects other requests to AF_XDP
+ * sockets, before the network stack.
  *
  * What is not exactly an Ethernet frame (with at most one VLAN tag) for this interface, with an unfragmented UDP
  * datagram over IPv4 without options or IPv6 without extension headers to one of the addresses of the tracker, is
@@ -25,6 +26,7 @@ typedef __u64 u64;
 
 static void *(*const map_lookup)(void *map, const void *key) = (void *)BPF_FUNC_map_lookup_elem;
 static long (*const adjust_tail)(struct xdp_md *context, int delta) = (void *)BPF_FUNC_xdp_adjust_tail;
+static long (*const redirect_map)(void *map, u64 key, u64 action_if_missing) = (void *)BPF_FUNC_redirect_map;
 static u64 (*const buffer_len)(struct xdp_md *context) = (void *)BPF_FUNC_xdp_get_buff_len;
 
 /* The numbers below are part of the interface with user space: `udp/src/xdp/layout.rs` repeats them. */
@@ -54,7 +56,10 @@ struct bytes {
 };
 
 /* What happened to a frame. */
-enum verdict { PASSED, ANSWERED, DROPPED, VERDICTS };
+enum verdict { PASSED, ANSWERED, DROPPED, REDIRECTED, VERDICTS };
+
+/* Longest frame that fits into a buffer of an AF_XDP socket. */
+#define SOCKET_FRAME_LEN_MAX 1792
 
 /* A connection id key: the two halves of a SipHash key. */
 struct key {
@@ -147,6 +152,9 @@ struct map SECTION("maps") bytes = {BPF_MAP_TYPE_PERCPU_ARRAY, sizeof(u32), size
 
 /* Frames by interface, receive queue and verdict; user space sets the number of interfaces. */
 struct map SECTION("maps") frames = {BPF_MAP_TYPE_PERCPU_ARRAY, sizeof(u32), sizeof(u64), QUEUES * VERDICTS, 0};
+
+/* AF_XDP sockets by interface and receive queue; user space sets the number of interfaces. */
+struct map SECTION("maps") sockets = {BPF_MAP_TYPE_XSKMAP, sizeof(u32), sizeof(u32), QUEUES, 0};
 
 /* Headers of a frame. Frames are aligned to 2 bytes only, but the program runs where wider accesses need no alignment. */
 struct ethernet {
@@ -293,6 +301,15 @@ INLINE int count(struct xdp_md *context, const struct interface *interface, enum
 
 INLINE int pass(struct xdp_md *context, const struct interface *interface) {
     return count(context, interface, PASSED, XDP_PASS);
+}
+
+/* Redirects a request for user space to the AF_XDP socket of its receive queue; passes it if there is none. */
+INLINE int deliver(struct xdp_md *context, const struct interface *interface, u32 present) {
+    u32 queue = context->rx_queue_index;
+    if (queue >= QUEUES || present > SOCKET_FRAME_LEN_MAX)
+        return pass(context, interface);
+    int action = redirect_map(&sockets, interface->number * QUEUES + queue, XDP_PASS);
+    return count(context, interface, action == XDP_REDIRECT ? REDIRECTED : PASSED, action);
 }
 
 /* Counts a request that is not passed; `len` and `reply_len` are the bytes of the payloads. */
@@ -509,11 +526,11 @@ INLINE int decide(struct xdp_md *context, const struct interface *interface, con
     if (is_refused(in, source))
         return drop(context, interface, FORBIDDEN_NETWORK, source->family, len);
     if (action == ACTION_CONNECT && in->passes_connects)
-        return pass(context, interface);
+        return deliver(context, interface, present);
     if (action == ACTION_CONNECT)
         return connect(context, interface, in, source, offset, present, transaction_id, len);
     if (accepts(in, source, id) || in->passes_wrong_ids)
-        return pass(context, interface);
+        return deliver(context, interface, present);
     return drop(context, interface, WRONG_CONNECTION_ID, source->family, len);
 }
 

@@ -27,7 +27,7 @@ pub use memory::{DATAGRAM_LEN_MAX, REPLY_LEN_MAX};
 pub use return_path::ReturnPath;
 pub use setup::{KERNEL_MIN, SOCKETS_MAX, SetupError};
 pub use socket::UdpSocket;
-pub use watch::WatchNumber;
+pub use watch::{WatchMode, WatchNumber};
 
 pub(crate) use socket::{set_option, set_reuseport_program};
 

@@ -9,7 +9,9 @@ use std::net::{SocketAddr, UdpSocket as Client};
 use std::os::fd::AsFd;
 use std::time::Duration;
 use tsubame_storage::InfoHash;
-use tsubame_udp::ring::{REPLY_LEN_MAX, ReturnPath, Ring, UdpSocket, Wait, epoll_that_polls};
+use tsubame_udp::ring::{
+    REPLY_LEN_MAX, ReturnPath, Ring, UdpSocket, Wait, WatchMode, epoll_that_polls,
+};
 use tsubame_udp::steering::{self, SteeringKeys};
 
 /// Timeout after which a test fails.
@@ -171,7 +173,7 @@ fn a_wait_for_an_event_ends_when_there_is_one() {
     let server = socket.address();
     let mut ring = Ring::new(vec![socket]).unwrap();
     let event = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
-    let watch = ring.add_watch(event.try_clone().unwrap());
+    let watch = ring.add_watch(event.try_clone().unwrap(), WatchMode::Always);
     ring.set_watch_enabled(watch, true).unwrap();
     ring.turn(Wait::No).unwrap();
     for gather in [Duration::ZERO, Duration::from_micros(200)] {
@@ -231,7 +233,7 @@ fn the_epoll_instance_of_a_runtime_is_found() {
     rustix::event::epoll::add(&epoll, &event, data, flags).unwrap();
     // A wait for the instance that was found ends when the descriptor that it polls is readable.
     let mut ring = Ring::new(Vec::new()).unwrap();
-    let watch = ring.add_watch(epoll_that_polls(event.as_fd()).unwrap());
+    let watch = ring.add_watch(epoll_that_polls(event.as_fd()).unwrap(), WatchMode::Always);
     ring.set_watch_enabled(watch, true).unwrap();
     rustix::io::write(&event, &1_u64.to_ne_bytes()).unwrap();
     ring.turn(Wait::Event { gather: Duration::ZERO, timeout: TIMEOUT }).unwrap();

@@ -5,7 +5,7 @@ use super::snapshot::{MetricsSnapshot, ShardSnapshot};
 use super::values::{
     announces, batches, build, by_protocol, clients, connection_ages, evicted, hook_refusals,
     list_entries, peers, reloads, reply_peers, requests, swarms, tls_versions, turn_phases,
-    xdp_attached, xdp_frames, xdp_requests,
+    xdp_attached, xdp_frames, xdp_memory, xdp_requests, xdp_sockets,
 };
 use crate::shard::FIXED_BYTES;
 use crate::stats::shard_stats::ShardStats;
@@ -247,8 +247,8 @@ pub(super) const METRICS: &[Metric] = &[
         "xdp_frames",
         Counter,
         &["interface", "queue", "verdict"],
-        "Frames that the XDP program of an interface passed to the network stack, answered or dropped, by receive \
-         queue",
+        "Frames that the XDP program of an interface passed to the network stack, answered, dropped or redirected to \
+         an AF_XDP socket, by receive queue",
         ProcessLabelled(xdp_frames),
     ),
     metric(
@@ -257,6 +257,21 @@ pub(super) const METRICS: &[Metric] = &[
         &["interface", "mode"],
         "Whether the XDP program is attached to a configured interface in this mode: 1 or 0",
         ProcessLabelled(xdp_attached),
+    ),
+    metric(
+        "xdp_sockets",
+        Gauge,
+        &["interface", "zero_copy"],
+        "Receive queues of a configured interface with AF_XDP sockets, by whether the driver shares its buffers with \
+         them",
+        ProcessLabelled(xdp_sockets),
+    ),
+    metric(
+        "xdp_memory_bytes",
+        Gauge,
+        &["interface"],
+        "Memory of the AF_XDP sockets of a configured interface; it is not a part of the memory of swarms",
+        ProcessLabelled(xdp_memory),
     ),
     counter("replies_sent", "Replies over UDP that the kernel accepted", |shard| {
         Integer(shard.stats.ring.sent)

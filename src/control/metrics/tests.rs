@@ -149,7 +149,9 @@ fn requests_of_xdp_are_counted_as_those_of_a_shard() {
     xdp.set_interfaces(vec![XdpInterfaceStatus {
         name: "eth0".to_owned(),
         mode: Some(XdpMode::Native),
-        frames: vec![[1, 2, 3], [4, 5, 6]],
+        sockets: 2,
+        is_zero_copy: true,
+        frames: vec![[1, 2, 3, 0], [4, 5, 6, 7]],
     }]);
     monitored.xdp = Some(xdp);
     monitored.set_served(ServedConfig { hooks: vec!["networks"], ..ServedConfig::default() });
@@ -163,6 +165,10 @@ fn requests_of_xdp_are_counted_as_those_of_a_shard() {
         "tsubame_sent_bytes_total{shard=\"xdp\",protocol=\"udp\"} 80",
         "tsubame_hook_refusals_total{hook=\"networks\",outcome=\"forbidden_network\"} 3",
         "tsubame_xdp_frames_total{interface=\"eth0\",queue=\"1\",verdict=\"answered\"} 5",
+        "tsubame_xdp_frames_total{interface=\"eth0\",queue=\"1\",verdict=\"redirected\"} 7",
+        "tsubame_xdp_sockets{interface=\"eth0\",zero_copy=\"true\"} 2",
+        "tsubame_xdp_sockets{interface=\"eth0\",zero_copy=\"false\"} 0",
+        &format!("tsubame_xdp_memory_bytes{{interface=\"eth0\"}} {}", 16 << 20),
         "tsubame_xdp_attached{interface=\"eth0\",mode=\"native\"} 1",
         "tsubame_xdp_attached{interface=\"eth0\",mode=\"generic\"} 0",
     ] {

@@ -10,7 +10,7 @@ use crate::stats::shard_stats::{
 use crate::stats::xdp_status::XdpInterfaceStatus;
 use Sample::{Float, Integer};
 use tsubame_storage::{Family, SWARM_SIZE_CLASSES, swarm_size_max};
-use tsubame_udp::xdp::{FilterOutcome, FrameVerdict, XdpMode};
+use tsubame_udp::xdp::{FilterOutcome, FrameSocket, FrameVerdict, XdpMode};
 
 const PROTOCOLS: [(Protocol, &str); 2] = [(Protocol::Udp, "udp"), (Protocol::Http, "http")];
 
@@ -70,6 +70,27 @@ pub(super) fn xdp_attached(snapshot: &MetricsSnapshot) -> Vec<LabelledSample> {
         })
     };
     interfaces.flat_map(sample).collect()
+}
+
+pub(super) fn xdp_sockets(snapshot: &MetricsSnapshot) -> Vec<LabelledSample> {
+    let interfaces = snapshot.xdp_interfaces().into_iter();
+    let sample = |interface: XdpInterfaceStatus| {
+        [(true, "true"), (false, "false")].map(|(is_zero_copy, name)| {
+            let has_this_mode = interface.is_zero_copy == is_zero_copy;
+            let sockets = if has_this_mode { interface.sockets } else { 0 };
+            labelled(&[&interface.name, name], sockets as u64)
+        })
+    };
+    interfaces.flat_map(sample).collect()
+}
+
+pub(super) fn xdp_memory(snapshot: &MetricsSnapshot) -> Vec<LabelledSample> {
+    let interfaces = snapshot.xdp_interfaces().into_iter();
+    let sample = |interface: XdpInterfaceStatus| {
+        let bytes = interface.sockets * FrameSocket::memory_bytes();
+        labelled(&[&interface.name], bytes as u64)
+    };
+    interfaces.map(sample).collect()
 }
 
 pub(super) fn announces(shard: &ShardSnapshot) -> Vec<LabelledSample> {

@@ -14,7 +14,8 @@ pub(crate) struct XdpSettings {
 }
 
 pub(super) enum XdpCommand {
-    /// Applies settings. The first ones also attach the program; then the problems of all interfaces are sent.
-    Apply(Box<XdpSettings>, Option<Sender<Vec<String>>>),
+    /// Applies settings. The first ones also attach the program; then the problem is sent that must end the start, if
+    /// there is one.
+    Apply(Box<XdpSettings>, Option<Sender<Option<String>>>),
     Stop,
 }

@@ -1,14 +1,17 @@
 //! Attaches the program to the interfaces, keeps its settings and addresses current, and reads its counters.
 
 use super::command::{XdpCommand, XdpSettings};
-use super::privileged::{Capabilities, PREDECESSOR_TIMEOUT, attach};
+use super::privileged::{Capabilities, Deadline, attach};
+use super::sockets::QueueSockets;
 use crate::clock::Clock;
 use crate::config::XdpConfig;
 use crate::policy::NetworkRules;
 use crate::policy::networks::NetworkFilter;
 use crate::process::interfaces::{
-    HostInterface, driver, ethernet, has_vlans, host_addresses, host_interfaces, receive_queues,
+    HostInterface, driver, ethernet, has_vlans, host_addresses, host_interfaces, mtu,
+    receive_queues,
 };
+use crate::shard::xdp_datapath::QueueChange;
 use crate::stats::outcome::Outcome;
 use crate::stats::shard_stats::{Protocol, ShardStats};
 use crate::stats::xdp_status::{XdpInterfaceStatus, XdpStatus};
@@ -17,12 +20,13 @@ use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::time::Duration;
 use tsubame_storage::Family;
 use tsubame_udp::connection_id::ConnectionIds;
 use tsubame_udp::xdp::{
-    AttachedInterface, Filter, FilterOutcome, FilterSettings, NetworkRule, XdpError, XdpMode,
+    AttachedInterface, Filter, FilterOutcome, FilterSettings, FrameSocket, FrameVerdict,
+    NetworkRule, XdpError, XdpMode,
 };
 
 /// How often interfaces, addresses and counters are read.
@@ -42,12 +46,15 @@ struct XdpInterface {
     mac: Option<[u8; 6]>,
     /// The last problem, and when attaching is tried again.
     problem: Option<(String, Duration)>,
+    sockets: QueueSockets,
+    /// The last problem of sockets, and when they are tried again.
+    socket_problem: Option<(String, Duration)>,
 }
 
 /// The state of the thread.
 pub(super) struct XdpControl {
     filter: Filter,
-    mode: Option<XdpMode>,
+    config: XdpConfig,
     listen: Vec<SocketAddr>,
     interfaces: Vec<XdpInterface>,
     settings: Option<FilterSettings>,
@@ -55,8 +62,10 @@ pub(super) struct XdpControl {
     networks: Vec<Arc<NetworkFilter>>,
     /// Networks that have not been written yet.
     new_networks: Option<NetworkRules>,
-    /// Time of the clock until which attaching is retried while the program of a previous process is still attached.
-    wait_until: Duration,
+    /// Time until which the program and the sockets of a previous process may remain.
+    deadline: Deadline,
+    /// Sends each shard the receive queues that it is to serve; empty if AF_XDP sockets are not to be used.
+    shards: Vec<Sender<QueueChange>>,
     /// The last problem of addresses, which is logged once.
     address_problem: Option<String>,
     /// Whether there are settings that are not in force yet.
@@ -70,26 +79,29 @@ pub(super) struct XdpControl {
 impl XdpControl {
     pub(super) fn new(
         filter: Filter,
-        config: &XdpConfig,
-        listen: Vec<SocketAddr>,
+        config: XdpConfig,
+        (listen, shards): (Vec<SocketAddr>, Vec<Sender<QueueChange>>),
         (clock, status): (Clock, Arc<XdpStatus>),
     ) -> Self {
-        let interface = |name: &String| XdpInterface {
+        let interface = |(name, number): (&String, u16)| XdpInterface {
             name: name.clone(),
             attached: None,
             queues: 1,
             mac: None,
             problem: None,
+            sockets: QueueSockets::new(number),
+            socket_problem: None,
         };
         Self {
             filter,
-            mode: config.mode,
+            interfaces: config.interfaces.iter().zip(0..).map(interface).collect(),
+            config,
             listen,
-            interfaces: config.interfaces.iter().map(interface).collect(),
             settings: None,
             networks: Vec::new(),
             new_networks: None,
-            wait_until: clock.elapsed() + PREDECESSOR_TIMEOUT,
+            deadline: Deadline::of_predecessor(clock),
+            shards,
             address_problem: None,
             is_changed: false,
             applied_unix_secs: 0,
@@ -117,19 +129,32 @@ impl XdpControl {
             }
             let problem = self.update();
             for reply in replies {
-                let of_interfaces = self.interfaces.iter().filter_map(|it| it.problem.clone());
-                let of_interfaces = of_interfaces.map(|(problem, _)| problem);
-                let _ = reply.send(problem.clone().into_iter().chain(of_interfaces).collect());
+                let _ = reply.send(self.fatal_problem(problem.clone()));
             }
         }
         self.interfaces.iter_mut().for_each(|interface| interface.attached = None);
         self.publish();
         let stats = self.status.stats.read();
+        let frames = self.status.interfaces().into_iter().flat_map(|interface| interface.frames);
+        let redirected: u64 =
+            frames.map(|by_verdict| by_verdict[FrameVerdict::Redirected as usize]).sum();
         tracing::info!(
-            "udp.xdp: detached; {} connects were answered by XDP, and {} requests dropped",
+            "udp.xdp: detached; {} connects were answered by XDP, {} requests dropped, and {redirected} redirected to \
+             AF_XDP sockets",
             stats.requests(Outcome::Connected),
             stats.rejected() + stats.refused_by_policy()
         );
+    }
+
+    /// Returns the first problem that the config does not permit, given the problem of the settings.
+    fn fatal_problem(&self, of_settings: Option<String>) -> Option<String> {
+        let needs_program = self.config.mode.is_some() || self.config.requires_sockets();
+        let of_program = of_settings
+            .into_iter()
+            .chain(self.interfaces.iter().filter_map(|it| Some(it.problem.clone()?.0)));
+        let of_sockets = self.interfaces.iter().filter_map(|it| Some(it.socket_problem.clone()?.0));
+        let of_program = of_program.filter(|_| needs_program);
+        of_program.chain(of_sockets.filter(|_| self.config.requires_sockets())).next()
     }
 
     /// Takes over settings, which [`Self::update`] applies.
@@ -163,6 +188,7 @@ impl XdpControl {
             for number in 0..self.interfaces.len() {
                 let name = &self.interfaces[number].name;
                 self.update_interface(number as u16, found.get(name));
+                self.update_sockets(number);
             }
         }
         self.publish();
@@ -249,6 +275,7 @@ impl XdpControl {
             // The warning above suffices: that the interface is missing is not logged, too.
             let problem = ethernet(&interface.name, found).err().map(|problem| (problem, now));
             (interface.attached, interface.problem) = (None, problem);
+            interface.sockets.close(&mut self.filter, &self.shards);
         }
         if interface.problem.as_ref().is_some_and(|(_, retry_at)| now < *retry_at) {
             return;
@@ -295,11 +322,11 @@ impl XdpControl {
         interface: (&str, u32),
         counters_and_mac: (u16, [u8; 6]),
     ) -> Result<AttachedInterface, XdpError> {
-        let (filter, wait) = (&mut self.filter, (self.clock, self.wait_until));
-        let mut try_mode = |mode| attach(filter, interface, counters_and_mac, mode, wait);
+        let (filter, deadline, mode) = (&mut self.filter, self.deadline, self.config.mode);
+        let mut try_mode = |mode| attach(filter, interface, counters_and_mac, mode, deadline);
         let mut capabilities = Capabilities::raise();
-        let attached = match try_mode(self.mode.unwrap_or(XdpMode::Native)) {
-            Err(error @ XdpError::Unsupported { .. }) if self.mode.is_none() => {
+        let attached = match try_mode(mode.unwrap_or(XdpMode::Native)) {
+            Err(error @ XdpError::Unsupported { .. }) if mode.is_none() => {
                 tracing::warn!("udp.xdp: {error}; generic mode is used meanwhile, which is slower");
                 try_mode(XdpMode::Generic)
             }
@@ -325,6 +352,40 @@ impl XdpControl {
         Ok(attached)
     }
 
+    /// Creates AF_XDP sockets for the receive queues of an interface that have none, if the program is attached, and
+    /// has the program redirect to those that shards serve.
+    fn update_sockets(&mut self, number: usize) {
+        let (now, shards) = (self.clock.elapsed(), self.shards.len());
+        let interface = &mut self.interfaces[number];
+        let Some(attached) = interface.attached.as_ref().filter(|_| shards > 0) else { return };
+        let (name, queues) = (interface.name.clone(), receive_queues(&interface.name));
+        let is_due = interface.socket_problem.as_ref().is_none_or(|(_, retry_at)| now >= *retry_at);
+        if interface.sockets.len() < queues && is_due {
+            let mut capabilities = Capabilities::raise();
+            let opened = interface.sockets.open(
+                (&name, attached.index()),
+                (queues, mtu(&name)),
+                self.config.zero_copy,
+                (&self.shards, self.deadline),
+            );
+            capabilities.lower();
+            let before = interface.socket_problem.take();
+            match opened {
+                Ok(()) => log_sockets(&name, &interface.sockets, shards),
+                Err(error) => {
+                    let problem = error.to_string();
+                    if before.is_none_or(|(before, _)| before != problem) {
+                        tracing::warn!("udp.xdp: {problem}; its announces come over UDP sockets");
+                    }
+                    interface.socket_problem = Some((problem, now + RETRY_INTERVAL));
+                }
+            }
+        }
+        if let Err(error) = interface.sockets.redirect(&mut self.filter) {
+            tracing::error!("udp.xdp: {name}: {error}; its announces come over UDP sockets");
+        }
+    }
+
     /// Publishes the counters of the program.
     fn publish(&mut self) {
         let counts = self.filter.counts();
@@ -342,8 +403,26 @@ impl XdpControl {
         let status = |(number, interface): (usize, &XdpInterface)| XdpInterfaceStatus {
             name: interface.name.clone(),
             mode: interface.attached.as_ref().map(AttachedInterface::mode),
+            sockets: interface.sockets.len(),
+            is_zero_copy: interface.sockets.is_zero_copy(),
             frames: self.filter.frames(number as u16, interface.queues),
         };
         self.status.set_interfaces(self.interfaces.iter().enumerate().map(status).collect());
+    }
+}
+
+/// Logs that the receive queues of an interface have AF_XDP sockets.
+fn log_sockets(name: &str, sockets: &QueueSockets, shards: usize) {
+    tracing::info!(
+        "udp.xdp: AF_XDP sockets in {} mode for {} of {name}, with {} MiB of memory",
+        if sockets.is_zero_copy() { "zero-copy" } else { "copy" },
+        plural(sockets.len() as u64, "receive queue"),
+        (sockets.len() * FrameSocket::memory_bytes()) >> 20
+    );
+    if sockets.len() < shards {
+        tracing::warn!(
+            "udp.xdp: {name} has fewer receive queues than there are shards: the other shards send replies over UDP \
+             sockets, which is slower; run: ethtool -L {name} combined {shards}"
+        );
     }
 }

@@ -7,6 +7,7 @@ mod command;
 mod control;
 mod privileged;
 mod probe;
+mod sockets;
 
 pub(crate) use command::XdpSettings;
 pub(crate) use privileged::CAPABILITIES;
@@ -14,6 +15,7 @@ pub use probe::probe;
 
 use crate::clock::Clock;
 use crate::config::XdpConfig;
+use crate::shard::xdp_datapath::QueueChange;
 use crate::stats::xdp_status::XdpStatus;
 use command::XdpCommand;
 use control::XdpControl;
@@ -47,23 +49,22 @@ pub enum XdpStartError {
 pub(crate) struct XdpThread {
     commands: Sender<XdpCommand>,
     thread: JoinHandle<()>,
-    /// Whether a problem of an interface must not prevent the start.
-    is_optional: bool,
     pub(crate) status: Arc<XdpStatus>,
 }
 
 impl XdpThread {
     /// Starts the thread, which loads the program, unless no interfaces are configured. To be called while the calling
-    /// thread has the capabilities that XDP needs. `listen` are the addresses of the UDP sockets.
+    /// thread has the capabilities that XDP needs. `listen` are the addresses of the UDP sockets; `shards` takes the
+    /// receive queues that each shard is to serve, and is empty if AF_XDP sockets are not to be used.
     ///
-    /// With `mode: auto`, returns `None` and logs a warning if the program cannot be loaded.
+    /// Unless the config demands XDP, returns `None` and logs a warning if the program cannot be loaded.
     ///
     /// # Errors
     ///
     /// Returns an error if the program cannot be loaded.
     pub(crate) fn start(
         config: &XdpConfig,
-        listen: Vec<SocketAddr>,
+        (listen, shards): (Vec<SocketAddr>, Vec<Sender<QueueChange>>),
         clock: Clock,
     ) -> Result<Option<Self>, XdpStartError> {
         if config.interfaces.is_empty() {
@@ -87,7 +88,8 @@ impl XdpThread {
                 Ok(filter) => {
                     let _ = loaded.send(Ok(()));
                     let status = status_of_thread;
-                    XdpControl::new(filter, &config_of_thread, listen, (clock, status))
+                    let targets = (listen, shards);
+                    XdpControl::new(filter, config_of_thread, targets, (clock, status))
                         .run(&received);
                 }
                 Err(error) => _ = loaded.send(Err(error)),
@@ -97,28 +99,27 @@ impl XdpThread {
         let thread = thread.map_err(XdpStartError::Thread)?;
         match is_loaded.recv() {
             Ok(Ok(())) => {}
-            Ok(Err(error)) if config.mode.is_none() => {
+            Ok(Err(error)) if config.mode.is_none() && !config.requires_sockets() => {
                 tracing::warn!("udp.xdp: {error}; all requests are answered over sockets");
                 return Ok(None);
             }
             Ok(Err(error)) => return Err(XdpStartError::Load(error)),
             Err(_) => return Err(XdpStartError::Thread(io::Error::other("it ended"))),
         }
-        Ok(Some(Self { commands, thread, is_optional: config.mode.is_none(), status }))
+        Ok(Some(Self { commands, thread, status }))
     }
 
     /// Applies the first settings and attaches the program to the interfaces. To be called once the sockets are served.
     ///
     /// # Errors
     ///
-    /// Unless `mode` is `auto`, returns an error if the program cannot be attached to one of the interfaces.
+    /// Returns an error if the config demands that XDP works on all interfaces, and it does not.
     pub(crate) fn attach(&self, settings: XdpSettings) -> Result<(), XdpStartError> {
-        let (sender, problems) = channel();
+        let (sender, problem) = channel();
         self.send(XdpCommand::Apply(Box::new(settings), Some(sender)));
-        let problems = problems.recv().unwrap_or_default();
-        match problems.into_iter().next() {
-            Some(problem) if !self.is_optional => Err(XdpStartError::Interface(problem)),
-            // The thread has logged it.
+        match problem.recv() {
+            Ok(Some(problem)) => Err(XdpStartError::Interface(problem)),
+            // The thread has logged what does not work.
             _ => Ok(()),
         }
     }

@@ -5,11 +5,40 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use std::time::Duration;
 use tsubame_udp::xdp::{AttachedInterface, Filter, XdpError, XdpMode};
 
-/// Time after the start for which attaching is tried again while another program is attached.
-pub(super) const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time after the start for which a program or socket of a previous process may remain.
+const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Capabilities that XDP needs.
-pub(crate) const CAPABILITIES: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::BPF);
+/// Capabilities that the program needs.
+const FOR_PROGRAM: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::BPF);
+
+/// Capabilities that XDP needs: those for the program, and that for AF_XDP sockets.
+pub(crate) const CAPABILITIES: CapabilitySet = FOR_PROGRAM.union(CapabilitySet::NET_RAW);
+
+/// Capabilities that are kept: with CAP_IPC_LOCK, the memory of sockets may exceed the limit on locked memory.
+const KEPT: CapabilitySet = CAPABILITIES.union(CapabilitySet::IPC_LOCK);
+
+/// A time until which something is tried again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadline {
+    clock: Clock,
+    at: Duration,
+}
+
+impl Deadline {
+    /// Returns the time at which everything of a previous process has ended.
+    pub(super) fn of_predecessor(clock: Clock) -> Self {
+        Self { clock, at: clock.elapsed() + PREDECESSOR_TIMEOUT }
+    }
+
+    pub(super) fn has_passed(&self) -> bool {
+        self.clock.elapsed() >= self.at
+    }
+
+    /// Waits a moment before the next try.
+    pub(super) fn pause(&self) {
+        self.clock.pause_before_retry();
+    }
+}
 
 /// Attaches the program to an interface. Until `deadline` it waits for the end of another program: the kernel detaches
 /// that of a process a moment after its end.
@@ -18,20 +47,20 @@ pub(super) fn attach(
     interface: (&str, u32),
     counters_and_mac: (u16, [u8; 6]),
     mode: XdpMode,
-    (clock, deadline): (Clock, Duration),
+    deadline: Deadline,
 ) -> Result<AttachedInterface, XdpError> {
     loop {
         match filter.attach(interface, counters_and_mac, mode) {
-            Err(XdpError::Attached(_)) if clock.elapsed() < deadline => clock.pause_before_retry(),
+            Err(XdpError::Attached(_)) if !deadline.has_passed() => deadline.pause(),
             result => return result,
         }
     }
 }
 
-/// Returns whether this thread may have the capabilities that XDP needs. To be checked before anything else, because
-/// the unit kills processes that use BPF unless its drop-in permits that.
+/// Returns whether this thread may have the capabilities that the program needs. To be checked before anything else,
+/// because the unit kills processes that use BPF unless its drop-in permits that.
 pub(super) fn has_capabilities() -> bool {
-    rustix::thread::capabilities(None).is_ok_and(|now| now.permitted.contains(CAPABILITIES))
+    rustix::thread::capabilities(None).is_ok_and(|now| now.permitted.contains(FOR_PROGRAM))
 }
 
 /// Keeps the capabilities of this thread when the process changes its user.
@@ -48,7 +77,7 @@ impl Capabilities {
     pub(super) fn raise() -> Self {
         let now = rustix::thread::capabilities(None).ok();
         if let Some(now) = now {
-            let effective = now.permitted & CAPABILITIES;
+            let effective = now.permitted & KEPT;
             let _ = rustix::thread::set_capabilities(None, CapabilitySets { effective, ..now });
         }
         Self(now)
@@ -59,7 +88,7 @@ impl Capabilities {
         if let Some(now) = self.0.take() {
             let sets = CapabilitySets {
                 effective: CapabilitySet::empty(),
-                permitted: now.permitted & CAPABILITIES,
+                permitted: now.permitted & KEPT,
                 inheritable: CapabilitySet::empty(),
             };
             let _ = rustix::thread::set_capabilities(None, sets);

@@ -9,10 +9,21 @@ use std::os::fd::{AsRawFd, OwnedFd};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WatchNumber(u16);
 
+/// Number of events for which a descriptor is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatchMode {
+    /// Every event while the watch is enabled. An event costs little, but also while nothing waits for it.
+    Always,
+    /// One event each time the watch is enabled: that the descriptor is readable already, or the next one.
+    Once,
+}
+
 /// A watched descriptor.
 #[derive(Debug)]
 struct Watch {
-    descriptor: OwnedFd,
+    /// `None` if the descriptor is not watched any more.
+    descriptor: Option<OwnedFd>,
+    mode: WatchMode,
     /// Whether the descriptor should be polled.
     is_enabled: bool,
     /// Whether a poll is in flight.
@@ -30,10 +41,26 @@ pub(super) struct Watches {
 }
 
 impl Watches {
-    pub(super) fn add(&mut self, descriptor: OwnedFd) -> WatchNumber {
+    pub(super) fn add(&mut self, descriptor: OwnedFd, mode: WatchMode) -> WatchNumber {
         let [is_enabled, is_armed, is_signalled] = [false; 3];
-        self.watches.push(Watch { descriptor, is_enabled, is_armed, is_signalled });
-        WatchNumber(self.watches.len() as u16 - 1)
+        let descriptor = Some(descriptor);
+        let watch = Watch { descriptor, mode, is_enabled, is_armed, is_signalled };
+        let is_free = |watch: &Watch| watch.descriptor.is_none() && !watch.is_armed;
+        let number = self.watches.iter().position(is_free).unwrap_or(self.watches.len());
+        match self.watches.get_mut(number) {
+            Some(free) => *free = watch,
+            None => self.watches.push(watch),
+        }
+        WatchNumber(number as u16)
+    }
+
+    /// Ends a watch; returns an operation that must be submitted for this.
+    pub(super) fn remove(&mut self, number: WatchNumber) -> Option<squeue::Entry> {
+        let operation = self.set_enabled(number, false);
+        if let Some(watch) = self.watches.get_mut(usize::from(number.0)) {
+            watch.descriptor = None;
+        }
+        operation
     }
 
     /// Enables or disables a watch; returns an operation that must be submitted for this.
@@ -59,15 +86,18 @@ impl Watches {
         if !self.has_unarmed {
             return None;
         }
-        let is_unarmed = |watch: &Watch| watch.is_enabled && !watch.is_armed;
+        let is_unarmed =
+            |watch: &Watch| watch.is_enabled && !watch.is_armed && watch.descriptor.is_some();
         let Some(number) = self.watches.iter().position(is_unarmed) else {
             self.has_unarmed = false;
             return None;
         };
         let watch = &mut self.watches[number];
+        let descriptor = Fd(watch.descriptor.as_ref()?.as_raw_fd());
         watch.is_armed = true;
-        let descriptor = Fd(watch.descriptor.as_raw_fd());
-        let poll = opcode::PollAdd::new(descriptor, libc::POLLIN as u32).multi(true).build();
+        let is_multishot = watch.mode == WatchMode::Always;
+        let poll = opcode::PollAdd::new(descriptor, libc::POLLIN as u32).multi(is_multishot);
+        let poll = poll.build();
         Some(poll.user_data(OperationId::Watch { number: number as u16 }.pack()))
     }
 
@@ -76,6 +106,7 @@ impl Watches {
         let Some(watch) = self.watches.get_mut(usize::from(number)) else { return };
         watch.is_signalled |= result >= 0;
         watch.is_armed = has_more;
+        watch.is_enabled &= watch.mode == WatchMode::Always;
         self.has_unarmed |= watch.is_enabled && !has_more;
     }
 

@@ -1,7 +1,7 @@
 //! Has a ring watch other descriptors while it waits.
 
 use super::Ring;
-use super::watch::WatchNumber;
+use super::watch::{WatchMode, WatchNumber};
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -9,8 +9,14 @@ impl Ring {
     /// Adds a descriptor that ends waits when it becomes readable, once [`Self::set_watch_enabled`] has enabled it.
     ///
     /// Each event counts, also if the descriptor was readable before: an eventfd need not be reset.
-    pub fn add_watch(&mut self, descriptor: OwnedFd) -> WatchNumber {
-        self.state.watches.add(descriptor)
+    pub fn add_watch(&mut self, descriptor: OwnedFd, mode: WatchMode) -> WatchNumber {
+        self.state.watches.add(descriptor, mode)
+    }
+
+    /// Ends a watch and closes its descriptor; the kernel closes its own reference in the next turn.
+    pub fn remove_watch(&mut self, number: WatchNumber) -> io::Result<()> {
+        let operation = self.state.watches.remove(number);
+        operation.map_or(Ok(()), |entry| self.push(entry))
     }
 
     /// Enables or disables a watched descriptor. This takes effect in the next turn.

@@ -1,6 +1,6 @@
 //! Errors of XDP, with what to do about them.
 
-use super::XdpMode;
+use super::{QueueProblem, XdpMode};
 use std::io;
 use thiserror::Error;
 
@@ -37,6 +37,21 @@ pub enum XdpError {
     /// There are more connection id keys than the program can check.
     #[error("{0} connection id keys are more than XDP can check (8); remove the oldest")]
     TooManyKeys(usize),
+    /// An interface has more receive queues than the program distinguishes; contains their number.
+    #[error(
+        "{0} receive queues are more than AF_XDP sockets can serve (128); reduce them (ethtool -L)"
+    )]
+    TooManyQueues(usize),
+    /// A receive queue cannot have an AF_XDP socket.
+    #[error("receive queue {queue} of {interface} cannot have an AF_XDP socket: {problem}")]
+    Queue {
+        /// Name of the interface.
+        interface: String,
+        /// Number of the queue.
+        queue: u32,
+        /// The reason.
+        problem: QueueProblem,
+    },
     /// A map could not be changed.
     #[error("cannot change the {map} of the XDP program: {error}")]
     Map {

@@ -6,7 +6,7 @@ use super::layout::{
 };
 use super::{XdpError, XdpMode};
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, XskMap};
 use aya::programs::ProgramError;
 use aya::programs::links::FdLink;
 use aya::programs::xdp::{Xdp, XdpMode as AyaMode};
@@ -14,6 +14,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 /// The compiled program: `udp/bpf/compile` makes it from `udp/bpf/filter.c`.
@@ -85,6 +86,7 @@ pub struct Filter {
     requests: PerCpuArray<MapData, u64>,
     bytes: PerCpuArray<MapData, [u64; 2]>,
     frames: PerCpuArray<MapData, u64>,
+    sockets: XskMap<MapData>,
     /// Keys of the map `listeners`.
     listening: BTreeSet<[u8; LISTENER_LEN]>,
     /// Addresses and interfaces.
@@ -110,6 +112,7 @@ impl Filter {
     pub fn load(interfaces: u16) -> Result<Self, XdpError> {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("frames", u32::from(interfaces.max(1)) * FRAME_COUNTERS)
+            .map_max_entries("sockets", u32::from(interfaces.max(1)) * QUEUES as u32)
             .load(OBJECT)
             .map_err(load_error)?;
         program(&mut ebpf)?.load().map_err(|error| load_error(error.into()))?;
@@ -137,6 +140,7 @@ impl Filter {
             requests: take(maps, "requests")?.try_into()?,
             bytes: take(maps, "bytes")?.try_into()?,
             frames: take(maps, "frames")?.try_into()?,
+            sockets: take(maps, "sockets")?.try_into()?,
             ebpf,
             listening: BTreeSet::new(),
             scope: FilterScope::default(),
@@ -193,6 +197,34 @@ impl Filter {
         self.scope.interfaces.remove(&index);
         // It may have been removed already.
         let _ = self.interfaces.remove(&index);
+    }
+
+    /// Has the program redirect requests of a receive queue to an AF_XDP socket, until [`Self::remove_sockets`] or
+    /// until the socket is closed. `number` is that of the interface in [`Self::attach`].
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the number of the queue is [`QUEUES`] or higher.
+    pub fn set_socket(
+        &mut self,
+        number: u16,
+        queue: u32,
+        socket: BorrowedFd<'_>,
+    ) -> Result<(), XdpError> {
+        if queue as usize >= QUEUES {
+            return Err(XdpError::TooManyQueues(queue as usize + 1));
+        }
+        let position = u32::from(number) * QUEUES as u32 + queue;
+        let set = self.sockets.set(position, socket.as_raw_fd(), 0);
+        set.map_err(|error| map_error("sockets", &error))
+    }
+
+    /// Has the program pass all requests of an interface that it redirected.
+    pub fn remove_sockets(&mut self, number: u16) {
+        for queue in 0..QUEUES as u32 {
+            // Most places are empty.
+            let _ = self.sockets.unset(u32::from(number) * QUEUES as u32 + queue);
+        }
     }
 
     /// Sets the addresses on which the tracker listens, and all addresses of this host: packets that claim to come from

@@ -92,9 +92,21 @@ impl FrameHeaders {
         usize::from(self.ip_offset) + ip_len + UDP_LEN
     }
 
+    /// Returns the number of bytes of an IP packet in the same direction or back with a payload of this length.
+    pub fn packet_len(&self, payload_len: usize) -> usize {
+        self.payload_offset() - usize::from(self.ip_offset) + payload_len
+    }
+
     /// Returns the number of bytes of the payload.
     pub fn payload_len(&self) -> usize {
         usize::from(self.payload_len)
+    }
+
+    /// Turns the frame with these headers into a reply with a payload; returns the length of the frame, or `None` if
+    /// `frame` is too short for that.
+    pub fn write_payload(&self, frame: &mut [u8], payload: &[u8]) -> Option<usize> {
+        frame.get_mut(self.payload_offset()..)?.get_mut(..payload.len())?.copy_from_slice(payload);
+        self.write_reply(frame, payload.len())
     }
 
     /// Turns the frame with these headers into one that goes back to its sender with `payload_len` bytes of payload,
@@ -132,6 +144,70 @@ impl FrameHeaders {
         let [.., high, low] = udp;
         [*high, *low] = checksum.to_be_bytes();
         Some(len)
+    }
+}
+
+/// The headers of a request in a frame, small enough to be sent to another thread, which sends the reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FramePath {
+    /// The Ethernet header of the request; its length is `ip_offset`.
+    link: [u8; ETHERNET_LEN + VLAN_LEN],
+    ip_offset: u8,
+    is_v4: bool,
+    /// Address of the client, and the address that the request was sent to.
+    addresses: [[u8; 16]; 2],
+    ports: [u16; 2],
+    /// Number of the interface that received the request.
+    interface: u16,
+}
+
+const _: () = assert!(size_of::<FramePath>() == 58);
+
+impl FramePath {
+    /// Returns the path of the reply to the request in a frame with these headers. `interface` is any number.
+    pub fn new(frame: &[u8], headers: &FrameHeaders, interface: u16) -> Self {
+        let mut link = [0; ETHERNET_LEN + VLAN_LEN];
+        link.iter_mut().zip(frame).for_each(|(to, from)| *to = *from);
+        let wide = |address: SocketAddr| match address.ip() {
+            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+            IpAddr::V6(address) => address.octets(),
+        };
+        Self {
+            link,
+            ip_offset: headers.ip_offset,
+            is_v4: headers.source.is_ipv4(),
+            addresses: [wide(headers.source), wide(headers.destination)],
+            ports: [headers.source.port(), headers.destination.port()],
+            interface,
+        }
+    }
+
+    /// Returns the number of the interface.
+    pub fn interface(&self) -> u16 {
+        self.interface
+    }
+
+    /// Returns the headers of the request.
+    pub fn headers(&self) -> FrameHeaders {
+        let narrow = |bytes: [u8; 16], port| {
+            let address = Ipv6Addr::from(bytes);
+            let v4 = address.to_ipv4_mapped().filter(|_| self.is_v4);
+            SocketAddr::new(v4.map_or(address.into(), IpAddr::from), port)
+        };
+        let ([source, destination], [source_port, port]) = (self.addresses, self.ports);
+        FrameHeaders {
+            source: narrow(source, source_port),
+            destination: narrow(destination, port),
+            ip_offset: self.ip_offset,
+            payload_len: 0,
+        }
+    }
+
+    /// Writes a reply into a frame; returns the length of the frame, or `None` if it has not enough room.
+    pub fn write_reply(&self, frame: &mut [u8], payload: &[u8]) -> Option<usize> {
+        let (headers, link) = (self.headers(), self.link.get(..usize::from(self.ip_offset))?);
+        frame.get_mut(..link.len())?.copy_from_slice(link);
+        headers.write_payload(frame, payload)
     }
 }
 

@@ -56,11 +56,13 @@ pub enum FrameVerdict {
     Answered,
     /// Dropped.
     Dropped,
+    /// Redirected to the AF_XDP socket of its receive queue.
+    Redirected,
 }
 
 impl FrameVerdict {
     /// All verdicts, in the order of their counters.
-    pub const ALL: [Self; 3] = [Self::Passed, Self::Answered, Self::Dropped];
+    pub const ALL: [Self; 4] = [Self::Passed, Self::Answered, Self::Dropped, Self::Redirected];
 
     /// Returns the name of the verdict in metrics.
     pub fn name(self) -> &'static str {
@@ -68,6 +70,7 @@ impl FrameVerdict {
             Self::Passed => "passed",
             Self::Answered => "answered",
             Self::Dropped => "dropped",
+            Self::Redirected => "redirected",
         }
     }
 }

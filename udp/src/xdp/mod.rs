@@ -6,18 +6,18 @@
 //! Every frame that the program does not answer or drop takes the normal way to the UDP sockets. Connection ids are
 //! those of [`crate::connection_id`], so both ways accept each other's.
 
-#![forbid(unsafe_code)]
-
 mod error;
 mod filter;
 pub mod frame;
 mod layout;
+mod socket;
 #[cfg(test)]
 mod tests;
 
 pub use error::XdpError;
 pub use filter::{AttachedInterface, Filter, FilterCounts, NETWORKS_MAX, NetworkRule};
 pub use layout::{FilterOutcome, FilterSettings, FrameVerdict, KEYS_MAX, QUEUES};
+pub use socket::{FrameCounts, FrameSocket, QueueProblem, ReceivedFrame};
 
 use std::fmt;
 

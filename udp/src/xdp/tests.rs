@@ -1,9 +1,10 @@
 //! Compares the XDP program with a model in Rust over random frames, which the kernel runs without an interface
 //! (BPF_PROG_TEST_RUN). Needs root: `tests/run` runs the ignored tests.
 
+use super::FrameSocket;
 use super::filter::{Filter, NetworkRule, program};
 use super::frame::{
-    ETHERNET_LEN, FRAME_LEN_MIN, FrameHeaders, IPV4_LEN, IPV6_LEN, UDP_LEN, VLAN_LEN,
+    ETHERNET_LEN, FRAME_LEN_MIN, FrameHeaders, FramePath, IPV4_LEN, IPV6_LEN, UDP_LEN, VLAN_LEN,
 };
 use super::layout::{FilterOutcome, FilterSettings, FrameVerdict};
 use crate::connection_id::{ConnectionIdKey, ConnectionIds};
@@ -15,6 +16,7 @@ use aya::programs::{TestRun as _, TestRunOptions};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 /// Index of the loopback interface, which the kernel uses for frames without an interface.
@@ -28,11 +30,17 @@ const UNIX_SECS: u64 = 1_800_000_000;
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
+const XDP_REDIRECT: u32 = 4;
+
+/// Longest frame that is redirected.
+const SOCKET_FRAME_LEN_MAX: usize = 1792;
 
 /// What happens to a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Decision {
     Pass,
+    /// To user space: by an AF_XDP socket or, if there is none, a UDP socket.
+    Deliver,
     Drop(FilterOutcome),
     Answer(Vec<u8>),
 }
@@ -82,7 +90,7 @@ impl Model {
         };
         let accepts = self.settings.ids.accepts(UNIX_SECS, source, id);
         match accepts || self.settings.passes_wrong_ids {
-            true => Decision::Pass,
+            true => Decision::Deliver,
             false => Decision::Drop(FilterOutcome::WrongConnectionId),
         }
     }
@@ -280,6 +288,37 @@ fn loaded() -> Filter {
     filter
 }
 
+/// A reply that another thread writes is the same as one that is written into the frame of its request.
+#[test]
+fn a_path_leads_to_the_same_reply() {
+    let mut rng = fastrand::Rng::with_seed(3);
+    for round in 0..1_000 {
+        let (from, to) = match rng.bool() {
+            true => (IpAddr::from([7, 7, rng.u8(..), 7]), IpAddr::from([81, 2, 3, 4])),
+            // The last one looks like an IPv4 address.
+            false => (
+                IpAddr::from([0x2a00, 0, 0, 0, 0, 0xffff, rng.u16(..), 9]),
+                IpAddr::from([0x2a00, 0, 0, 0, 0, 0, 0, 1]),
+            ),
+        };
+        let request = vec![7; rng.usize(16..200)];
+        let (from, to) = (SocketAddr::new(from, rng.u16(1..)), SocketAddr::new(to, 6969));
+        let frame = datagram(from, to, &request, rng.bool());
+        let headers = FrameHeaders::parse(&frame).unwrap();
+        let mut reply = vec![0; rng.usize(..1_400)];
+        rng.fill(&mut reply);
+        let (mut direct, mut forwarded) = (frame.clone(), vec![0xff; 1_792]);
+        direct.resize(1_792, 0);
+        let len = headers.write_payload(&mut direct, &reply).unwrap();
+        let path = FramePath::new(&frame, &headers, 5);
+        assert_eq!(path.write_reply(&mut forwarded, &reply), Some(len), "round {round}");
+        assert_eq!(forwarded[..len], direct[..len], "round {round}");
+        assert_eq!(path.interface(), 5);
+        assert_eq!(path.write_reply(&mut forwarded[..len - 1], &reply), None);
+        assert_eq!(len - headers.payload_offset(), reply.len());
+    }
+}
+
 /// If the networks cannot be written, user space decides about all connects; forged requests are still dropped.
 #[test]
 #[ignore = "needs root: tests/run"]
@@ -316,18 +355,27 @@ fn the_program_decides_like_the_model() {
     let seed = u64::from(std::process::id());
     println!("seed {seed}");
     let mut rng = fastrand::Rng::with_seed(seed);
+    let socket = FrameSocket::open(LOOPBACK, 0, Some(false)).unwrap();
     let mut filter = loaded();
     let mut requests = [[0; 2]; FilterOutcome::ALL.len()];
-    let (mut verdicts, mut bytes) = ([0; 3], [0; 2]);
+    let (mut verdicts, mut bytes) = ([0; FrameVerdict::ALL.len()], [0; 2]);
     for round in 0..20 {
         let model = model(&mut rng);
         model.load(&mut filter, Duration::from_secs(2 * round));
+        let has_socket = round % 2 == 1;
+        match has_socket {
+            true => filter.set_socket(0, 0, socket.as_fd()).unwrap(),
+            false => filter.remove_sockets(0),
+        }
         for _ in 0..50_000 {
             let frame = frame(&mut rng, &model);
             let (action, out) = run(&mut filter, &frame);
             let decision = model.decide(&frame);
             let found = match action {
+                XDP_PASS if decision == Decision::Deliver && !has_socket => Decision::Deliver,
+                XDP_PASS if frame.len() > SOCKET_FRAME_LEN_MAX => decision.clone(),
                 XDP_PASS => Decision::Pass,
+                XDP_REDIRECT => Decision::Deliver,
                 XDP_TX => Decision::Answer(out.clone()),
                 XDP_DROP => match &decision {
                     Decision::Drop(outcome) => Decision::Drop(*outcome),
@@ -336,15 +384,17 @@ fn the_program_decides_like_the_model() {
                 action => panic!("seed {seed}: action {action} for {frame:02x?}"),
             };
             assert_eq!(found, decision, "seed {seed}, round {round}: {frame:02x?}");
-            assert!(action != XDP_PASS || out == frame, "seed {seed}: a passed frame was changed");
+            let is_changed = out != frame && matches!(action, XDP_PASS | XDP_REDIRECT);
+            assert!(!is_changed, "seed {seed}: a frame for user space was changed");
             let outcome = match decision {
-                Decision::Pass => None,
+                Decision::Pass | Decision::Deliver => None,
                 Decision::Drop(outcome) => Some((outcome, 0)),
                 Decision::Answer(_) => Some((FilterOutcome::Connected, 16)),
             };
             verdicts[match action {
                 XDP_PASS => FrameVerdict::Passed,
                 XDP_TX => FrameVerdict::Answered,
+                XDP_REDIRECT => FrameVerdict::Redirected,
                 _ => FrameVerdict::Dropped,
             } as usize] += 1;
             if let Some((outcome, sent)) = outcome {
@@ -359,5 +409,6 @@ fn the_program_decides_like_the_model() {
     assert_eq!(counts.requests, requests, "seed {seed}");
     assert_eq!([counts.received_bytes, counts.sent_bytes], bytes, "seed {seed}");
     assert_eq!(filter.frames(0, 1), [verdicts], "seed {seed}");
+    assert!(verdicts.iter().all(|count| *count > 1_000), "{verdicts:?}");
     assert!(requests.as_flattened().iter().all(|count| *count > 1_000), "{requests:?}");
 }
