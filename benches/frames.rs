@@ -2,7 +2,7 @@
 //!
 //! `cargo bench -p tsubame-bench --bench frames`
 
-use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use fastrand::Rng;
 use std::hint::black_box;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -21,6 +21,8 @@ use tsubame_udp::xdp::frame::{FrameHeaders, FramePath};
 
 const TORRENTS: u32 = 1_000_000;
 const BATCH: usize = 64;
+/// Number of batches, all of different announces: more than the caches hold.
+const BATCHES: usize = 4_096;
 const NOW: Now = Now { monotonic: Seconds(1), unix_secs: 1_000_000 };
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 
@@ -42,14 +44,15 @@ fn announces(criterion: &mut Criterion) {
     let mut table = empty_table();
     fill(&mut table, Seconds(0), 0..TORRENTS);
     let (mut rng, mut reply) = (Rng::with_seed(7), [0; 1_472]);
-    let batch = |rng: &mut Rng| -> Vec<SwarmAnnounce> { (0..BATCH).map(|_| draw(rng)).collect() };
+    let batch = |_| -> Vec<SwarmAnnounce> { (0..BATCH).map(|_| draw(&mut rng)).collect() };
+    let batches: Vec<Vec<SwarmAnnounce>> = (0..BATCHES).map(batch).collect();
     group.bench_function("table", |bencher| {
-        let all = |announces: Vec<SwarmAnnounce>| {
-            for announce in &announces {
+        let mut next = batches.iter().cycle();
+        bencher.iter(|| {
+            for announce in next.next().into_iter().flatten() {
                 black_box(announce_to(&mut table, Seconds(1), announce, &mut reply[..300]));
             }
-        };
-        bencher.iter_batched(|| batch(&mut rng), all, BatchSize::SmallInput);
+        });
     });
     drop(table);
     let mut tracker = tracker(1);
@@ -60,10 +63,10 @@ fn announces(criterion: &mut Criterion) {
         }
     }
     group.bench_function("datagram", |bencher| {
-        let mut requests = |rng: &mut Rng| -> Vec<(SocketAddr, Vec<u8>)> {
-            batch(rng).iter().map(|announce| request(&mut tracker, announce)).collect()
+        let requests = |batch: &Vec<SwarmAnnounce>| -> Vec<(SocketAddr, Vec<u8>)> {
+            batch.iter().map(|announce| request(&mut tracker, announce)).collect()
         };
-        let prepared: Vec<_> = (0..256).map(|_| requests(&mut rng)).collect();
+        let prepared: Vec<_> = batches.iter().map(requests).collect();
         let mut next = prepared.iter().cycle();
         bencher.iter(|| {
             for (source, request) in next.next().into_iter().flatten() {
@@ -72,17 +75,18 @@ fn announces(criterion: &mut Criterion) {
         });
     });
     group.bench_function("frame", |bencher| {
-        let mut frames = |rng: &mut Rng| -> Vec<Vec<u8>> {
-            let announces = batch(rng);
-            announces.iter().map(|announce| frame(&request(&mut tracker, announce))).collect()
+        let frames = |batch: &Vec<SwarmAnnounce>| -> Vec<Vec<u8>> {
+            batch.iter().map(|announce| frame(&request(&mut tracker, announce))).collect()
         };
-        let prepared: Vec<_> = (0..256).map(|_| frames(&mut rng)).collect();
+        let prepared: Vec<_> = batches.iter().map(frames).collect();
         let (mut next, mut buffers) = (prepared.iter().cycle(), [[0; BUFFER_LEN]; BATCH]);
         bencher.iter(|| {
             for (frame, buffer) in next.next().into_iter().flatten().zip(&mut buffers) {
                 // The kernel has copied the frame just before.
                 buffer[..frame.len()].copy_from_slice(frame);
-                let Some(headers) = FrameHeaders::parse(&buffer[..frame.len()]) else { continue };
+                let bytes = &buffer[..frame.len()];
+                let Some(headers) = FrameHeaders::parse(bytes) else { continue };
+                black_box(headers.has_valid_checksum(bytes));
                 let payload = &buffer[PAYLOAD_OFFSET..][..headers.payload_len()];
                 let answer = tracker.handle(NOW, headers.source, payload, &mut reply);
                 black_box(headers.write_payload(buffer, &reply[..answer.len]));

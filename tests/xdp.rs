@@ -18,7 +18,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tsubame_udp::connection_id::{ConnectionIdKey, ConnectionIds};
-use tsubame_udp::xdp::{Filter, FilterOutcome, FilterSettings, XdpError, XdpMode};
+use tsubame_udp::xdp::{Filter, FilterOutcome, FilterSettings, FrameSocket, XdpError, XdpMode};
 
 /// Address of the control plane on the tracker's host.
 const CONTROL: &str = "127.0.0.1:6880";
@@ -318,6 +318,7 @@ fn addresses_and_interfaces_come_and_go() {
         Duration::from_secs(20),
         "port3 (driver unknown) answers connects in native mode",
     );
+    tracker.wait_for("AF_XDP sockets in copy mode for");
     assert!(has_program(&lab, "port3"));
 }
 
@@ -325,14 +326,16 @@ fn addresses_and_interfaces_come_and_go() {
 #[ignore = "needs root: tests/run"]
 fn the_program_ends_with_the_process() {
     let lab = Lab::routed();
-    let mut tracker = start(&lab, &config("", ""));
+    // The sockets of a process that was killed stay bound for a moment.
+    let config = config_with(", announces: af_xdp", "", "");
+    let mut tracker = start(&lab, &config);
     assert!(PORTS.iter().all(|port| has_program(&lab, port)));
     tracker.signal("KILL");
     tracker.wait();
     for port in PORTS {
         wait_until("the kernel detaches the program", WAIT_TIMEOUT, || !has_program(&lab, port));
     }
-    start(&lab, &config("", "")).stop();
+    start(&lab, &config).stop();
     assert!(!PORTS.iter().any(|port| has_program(&lab, port)));
 }
 
@@ -358,41 +361,77 @@ fn check_capabilities(tracker: &Tracker) {
     assert!(names.iter().any(|name| name.trim() == "xdp"), "{names:?}");
 }
 
+/// Starts a tracker with a command that `prepare` wraps, and checks that it refuses to start with these texts.
+fn check_refusal(
+    lab: &Lab,
+    what: &str,
+    config: &str,
+    prepare: fn(Command) -> Command,
+    texts: &[&str],
+) {
+    let mut tracker =
+        Tracker::spawn(config, |command| lab.command(Host::Tracker, &prepare(command)));
+    assert_eq!(tracker.wait().code(), Some(2), "{what}: {}", tracker.log.join("\n"));
+    let all = tracker.log.join("\n");
+    texts.iter().for_each(|text| assert!(all.contains(text), "{what}: {text} is not in {all}"));
+}
+
+/// Does what [`check_refusal`] does, and checks that a tracker whose config does not demand XDP logs the same as a
+/// warning and answers.
+fn check_obstacle(
+    lab: &Lab,
+    what: &str,
+    config: &str,
+    prepare: fn(Command) -> Command,
+    texts: &[&str],
+) {
+    check_refusal(lab, what, config, prepare, texts);
+    let config = config.replace("mode: native", "mode: auto");
+    let config = config.replace("announces: af_xdp", "announces: auto");
+    let on_host = |command: Command| lab.command(Host::Tracker, &prepare(command));
+    let mut tracker = Tracker::start_with_command(&config, on_host);
+    texts.iter().for_each(|text| _ = tracker.wait_for(text));
+    client(lab, Host::Seeder, false).connect();
+}
+
+/// Returns a command that runs another one with fewer capabilities, such as `-net_raw`.
+fn without(capabilities: &str, command: &Command) -> Command {
+    let mut inside = Command::new("setpriv");
+    inside.args(["--bounding-set", capabilities, "--inh-caps=-all"]);
+    inside.arg(command.get_program()).args(command.get_args());
+    inside
+}
+
 /// An obstacle to XDP ends the start with `mode: native`, and is logged as a warning with `mode: auto`.
 #[test]
 #[ignore = "needs root: tests/run"]
 fn obstacles_are_named_with_their_cure() {
     let lab = Lab::routed();
-    let (native, auto) = ("mode: native", "mode: auto");
     let unknown = config("", "").replace("port2", "eth9");
-    let check = |what: &str, config: &str, prepare: fn(Command) -> Command, texts: &[&str]| {
-        let mut tracker = lab.inside(Host::Tracker, || Tracker::spawn(config, prepare));
-        assert_eq!(tracker.wait().code(), Some(2), "{what}: {}", tracker.log.join("\n"));
-        let all = tracker.log.join("\n");
-        texts.iter().for_each(|text| assert!(all.contains(text), "{what}: {text} is not in {all}"));
-        let config = config.replace(native, auto);
-        let start = || Tracker::start_with_command(&config, prepare);
-        let mut tracker = lab.inside(Host::Tracker, start);
-        texts.iter().for_each(|text| _ = tracker.wait_for(text));
-        client(&lab, Host::Seeder, false).connect();
-    };
     let no_change = |command: Command| command;
-    check("interface", &unknown, no_change, &["eth9", "ip link"]);
+    check_obstacle(&lab, "interface", &unknown, no_change, &["eth9", "ip link"]);
     let attached = lab.inside(Host::Tracker, || {
         let index = nix::net::if_::if_nametoindex("port2").unwrap();
         let mut filter = Filter::load(1).unwrap();
         let attached = filter.attach(("port2", index), (0, [0; 6]), XdpMode::Native).unwrap();
         (filter, attached)
     });
-    check("attached", &config("", ""), no_change, &["another XDP program", "xdp off"]);
+    check_obstacle(
+        &lab,
+        "attached",
+        &config("", ""),
+        no_change,
+        &["another XDP program", "xdp off"],
+    );
     drop(attached);
-    let unprivileged = |command: Command| {
-        let mut inside = Command::new("setpriv");
-        inside.args(["--bounding-set", "-net_admin,-bpf,-sys_admin", "--inh-caps=-all"]);
-        inside.arg(command.get_program()).args(command.get_args());
-        inside
-    };
-    check("capabilities", &config("", ""), unprivileged, &["CAP_BPF", "CAP_NET_ADMIN"]);
+    let unprivileged = |command| without("-net_admin,-bpf,-sys_admin", &command);
+    check_obstacle(
+        &lab,
+        "capabilities",
+        &config("", ""),
+        unprivileged,
+        &["CAP_BPF", "CAP_NET_ADMIN"],
+    );
     let probe = || {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("config");
@@ -402,8 +441,48 @@ fn obstacles_are_named_with_their_cure() {
     let output = lab.inside(Host::Tracker, probe);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("eth9 is not a network interface"), "{text}");
-    assert!(text.contains("port3: driver unknown, 1 receive queue; native mode works"), "{text}");
+    let works =
+        "port3: driver unknown, 1 receive queue; native mode works; AF_XDP works without zero copy";
+    assert!(text.contains(works), "{text}");
     assert_eq!(output.status.code(), Some(1));
+}
+
+/// An obstacle to AF_XDP ends the start only if AF_XDP is demanded.
+#[test]
+#[ignore = "needs root: tests/run"]
+fn obstacles_to_af_xdp_are_named_with_their_cure() {
+    let lab = Lab::routed();
+    let af_xdp = config_with(", announces: af_xdp", "", "");
+    let check = |what: &str, config: &str, prepare: fn(Command) -> Command, texts: &[&str]| {
+        check_obstacle(&lab, what, config, prepare, texts);
+    };
+    let no_change = |command: Command| command;
+    let no_raw = |command| without("-net_raw", &command);
+    check("capability", &af_xdp, no_raw, &["receive queue 0 of port2", "CAP_NET_RAW"]);
+    let low_limit = |command| {
+        let mut inside = Command::new("prlimit");
+        let command = without("-ipc_lock", &command);
+        inside.arg("--memlock=4194304").arg(command.get_program()).args(command.get_args());
+        inside
+    };
+    check("memory", &af_xdp, low_limit, &["locked memory (now 4096 KiB)", "LimitMEMLOCK"]);
+    let no_copies = config_with(", zero_copy: on", "", "");
+    for (mode, text) in
+        [("native", "does not support zero copy"), ("generic", "impossible in generic mode")]
+    {
+        let config = no_copies.replace("native", mode);
+        check_refusal(&lab, mode, &config, no_change, &[text, "zero_copy to auto"]);
+    }
+    let socket = lab.inside(Host::Tracker, || {
+        let index = nix::net::if_::if_nametoindex("port3").unwrap();
+        FrameSocket::open(index, 0, None).unwrap()
+    });
+    check("other socket", &af_xdp, no_change, &["another program has an AF_XDP socket"]);
+    drop(socket);
+    ip(&lab, "link add wide numrxqueues 2 numtxqueues 1 type veth peer name other");
+    ip(&lab, "link set wide up");
+    let wide = af_xdp.replace("[port2, port3]", "[wide]");
+    check("queues", &wide, no_change, &["receive queue 1 of wide", "fewer transmit queues"]);
 }
 
 /// Attaches and detaches a thousand times under load: every request is answered, by XDP or over the socket, but for

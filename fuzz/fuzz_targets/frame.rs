@@ -30,6 +30,9 @@ fuzz_target!(|bytes: &[u8]| {
     let reply = &frame[..len];
     assert_eq!(forwarded_len, Some(len));
     assert_eq!(&forwarded[..len], reply);
+    if let Some(reply) = FrameHeaders::parse(reply) {
+        assert!(reply.has_valid_checksum(&frame));
+    }
     let (source, destination, found) = endpoints(reply);
     assert_eq!((source, destination), (headers.destination, headers.source));
     assert_eq!(found, payload[..reply_len]);

@@ -14,17 +14,17 @@ const INTERFACES_MAX: usize = 64;
 /// Keys under `udp.xdp`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct XdpConfig {
-    /// Names of the interfaces with XDP, which is off without any.
+    /// Names of the interfaces on which XDP is used; without any, it is switched off.
     pub interfaces: Vec<String>,
     /// Where the program runs; with `None` in the driver if that is possible.
     pub mode: Option<XdpMode>,
-    /// How requests that the program does not answer reach a shard.
+    /// How announces and scrapes reach a shard.
     pub announces: AnnouncePath,
-    /// Whether the driver shares its buffers with AF_XDP sockets; with `None` if it can.
+    /// Whether drivers must use the buffers of AF_XDP sockets (zero copy); with `None`, they do if they can.
     pub zero_copy: Option<bool>,
 }
 
-/// How requests that XDP does not answer reach a shard.
+/// How announces and scrapes reach a shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AnnouncePath {
     /// By AF_XDP sockets where each receive queue of an interface can have one, else by UDP sockets.

@@ -72,9 +72,18 @@ pub(crate) fn has_vlans(name: &str) -> bool {
 
 /// Returns the number of receive queues of an interface, at least one.
 pub(crate) fn receive_queues(name: &str) -> usize {
+    queues(name, "rx-")
+}
+
+/// Returns the number of transmit queues of an interface, at least one.
+pub(crate) fn transmit_queues(name: &str) -> usize {
+    queues(name, "tx-")
+}
+
+fn queues(name: &str, prefix: &str) -> usize {
     let queues = std::fs::read_dir(Path::new("/sys/class/net").join(name).join("queues"));
     let names = queues.into_iter().flatten().flatten().map(|entry| entry.file_name());
-    names.filter(|name| name.to_string_lossy().starts_with("rx-")).count().max(1)
+    names.filter(|name| name.to_string_lossy().starts_with(prefix)).count().max(1)
 }
 
 /// Returns the maximum number of bytes of an IP packet on an interface; that of Ethernet if the kernel does not say it.

@@ -3,15 +3,15 @@
 use std::io;
 use std::time::Duration;
 use tsubame_udp::ring::{
-    Datagram, ForwardSlot, ReceivedDatagram, ReturnPath, Ring, RingCounts, UnreadableDatagram, Wait,
+    Datagram, ForwardSlot, ReceivedDatagram, Ring, RingCounts, SocketPath, UnreadableDatagram, Wait,
 };
 use tsubame_udp::xdp::frame::FramePath;
 
-/// The path of a reply that another shard sends than the one that received the request.
+/// The path of the reply to a request, which another shard than the one that received the request can send along.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplyPath {
     /// From a UDP socket.
-    Socket(ReturnPath),
+    Socket(SocketPath),
     /// In a frame from an AF_XDP socket.
     Frame(FramePath),
 }
@@ -69,7 +69,7 @@ pub trait Datapath {
 
     /// Does what is due about once a second: reads how many datagrams the kernel dropped before they were received. May
     /// take a system call for each socket.
-    fn refresh(&mut self);
+    fn maintain(&mut self);
 
     /// Returns the counters of the datapath.
     fn counts(&self) -> RingCounts;
@@ -115,7 +115,7 @@ impl Datapath for Ring {
     }
 
     fn reply_path(&mut self, received: &ReceivedDatagram) -> ReplyPath {
-        ReplyPath::Socket(self.return_path(received))
+        ReplyPath::Socket(self.socket_path(received))
     }
 
     fn forward_slot(&mut self) -> Option<ForwardSlot> {
@@ -150,7 +150,7 @@ impl Datapath for Ring {
         Self::set_event_enabled(self, enabled);
     }
 
-    fn refresh(&mut self) {
+    fn maintain(&mut self) {
         self.count_drops();
     }
 

@@ -258,7 +258,7 @@ impl<D: Datapath> Shard<D> {
         let node = &mut *node.borrow_mut();
         let now = node.clock.now();
         if now.monotonic != node.shared_stats.last_update() {
-            udp.datapath.refresh();
+            udp.datapath.maintain();
             node.stats.busy_us = node.clock.thread_busy().as_micros() as u64;
         }
         node.stats.ring = udp.datapath.counts();

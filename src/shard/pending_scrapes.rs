@@ -5,7 +5,6 @@ use super::message::{HTTP_REQUEST, ScrapeRows};
 use crate::tracker::AdmittedScrape;
 use std::collections::VecDeque;
 use tsubame_storage::{Family, Seconds, SwarmStats};
-
 use tsubame_udp::wire::{SCRAPE_HASHES_MAX, SCRAPE_REPLY_LEN, SCRAPE_ROW_LEN};
 
 /// Maximum number of scrapes that wait. None of them holds a receive buffer.

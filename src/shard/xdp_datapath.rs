@@ -6,14 +6,14 @@
 use super::datapath::{Datapath, ReplyPath, RingDatapath};
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 use tsubame_udp::ring::{
-    Datagram, ForwardSlot, REPLY_LEN_MAX, ReceivedDatagram, ReturnPath, Ring, RingCounts,
-    UnreadableDatagram, Wait, WatchMode, WatchNumber,
+    DATAGRAM_LEN_MAX, Datagram, ForwardSlot, REPLY_LEN_MAX, ReceivedDatagram, Ring, RingCounts,
+    SocketPath, UnreadableDatagram, Wait, WatchMode, WatchNumber,
 };
 use tsubame_udp::xdp::frame::{FrameHeaders, FramePath};
 use tsubame_udp::xdp::{FrameCounts, FrameSocket, ReceivedFrame};
@@ -32,12 +32,37 @@ pub enum QueueChange {
 pub struct OfferedQueue {
     /// Number of its interface in the config.
     pub interface: u16,
-    /// Maximum number of bytes of an IP packet on the interface.
-    pub mtu: usize,
     /// Its socket.
     pub socket: FrameSocket,
+    /// Another descriptor of the socket, which the ring watches.
+    pub watched: OwnedFd,
+    /// State that the shard and the thread that controls XDP share.
+    pub shared: Arc<SharedQueue>,
+}
+
+/// State of a receive queue that its shard and the thread that controls XDP share.
+#[derive(Debug, Default)]
+pub struct SharedQueue {
     /// Set by the shard when it serves the queue: from then on frames may be redirected.
-    pub is_served: Arc<AtomicBool>,
+    pub is_served: AtomicBool,
+    /// Maximum number of bytes of an IP packet on the interface.
+    pub mtu: AtomicUsize,
+}
+
+/// Time after which replies are tried again that the kernel could not take.
+const RETRY_TIME: Duration = Duration::from_millis(1);
+
+/// Bytes of an IPv6 packet that arrive everywhere. The kernel learns of smaller links on the way and fragments packets
+/// that its sockets send; AF_XDP does not.
+const IPV6_MTU_MIN: usize = 1_280;
+
+impl SharedQueue {
+    /// Returns whether a reply can be sent in a frame: longer ones need fragments.
+    fn fits(&self, request: &FrameHeaders, reply_len: usize) -> bool {
+        let mtu = self.mtu.load(Ordering::Relaxed);
+        let mtu = if request.source.is_ipv6() { mtu.min(IPV6_MTU_MIN) } else { mtu };
+        request.packet_len(reply_len) <= mtu
+    }
 }
 
 /// A ring, and the receive queues that the shard serves.
@@ -53,16 +78,18 @@ pub struct XdpDatapath {
     /// Whether the shard is about to wait outside of the ring.
     is_event_enabled: bool,
     /// Rotates the order in which the ring and the queues are served.
-    next: usize,
-    /// Counts of queues that are not served any more, and of replies that could not be sent.
-    former: FrameCounts,
+    cursor: usize,
+    /// Counts of queues that are not served any more.
+    closed_counts: FrameCounts,
+    /// Number of replies that could not be sent.
+    send_failed: u64,
 }
 
 #[derive(Debug)]
 struct ServedQueue {
     interface: u16,
-    mtu: usize,
     socket: FrameSocket,
+    shared: Arc<SharedQueue>,
     watch: WatchNumber,
 }
 
@@ -85,8 +112,9 @@ impl XdpDatapath {
             changes,
             reply: Box::new([0; REPLY_LEN_MAX]),
             is_event_enabled: false,
-            next: 0,
-            former: FrameCounts::default(),
+            cursor: 0,
+            closed_counts: FrameCounts::default(),
+            send_failed: 0,
         }
     }
 
@@ -95,13 +123,20 @@ impl XdpDatapath {
         self.queues.iter_mut().map(|queue| queue.socket.transfer()).sum()
     }
 
+    /// Returns whether the kernel could not take all replies: a driver was busy.
+    fn has_unsent(&mut self) -> bool {
+        self.queues.iter_mut().any(|queue| queue.socket.has_unsent())
+    }
+
     /// Takes the next frame of a queue.
     fn take_frame(&mut self, number: usize) -> Option<Result<ReceivedRequest, UnreadableDatagram>> {
         let socket = &mut self.queues[number].socket;
         let frame = socket.take()?;
-        Some(match FrameHeaders::parse(socket.bytes(&frame)) {
+        let bytes = socket.bytes(&frame);
+        // The program has parsed the headers, but cannot sum up a payload.
+        let headers = FrameHeaders::parse(bytes).filter(|it| it.has_valid_checksum(bytes));
+        Some(match headers {
             Some(headers) => Ok(ReceivedRequest::Frame(number, frame, headers)),
-            // The program redirects only what it has parsed.
             None => {
                 socket.release(frame);
                 Err(UnreadableDatagram)
@@ -110,7 +145,7 @@ impl XdpDatapath {
     }
 
     /// Returns the path of the reply to a request in a frame from a socket of the ring.
-    fn socket_path(&self, request: &FrameHeaders) -> Option<ReturnPath> {
+    fn socket_path(&self, request: &FrameHeaders) -> Option<SocketPath> {
         let to = request.destination;
         let is_wildcard = |bound: &SocketAddr| {
             bound.ip().is_unspecified()
@@ -119,7 +154,7 @@ impl XdpDatapath {
         };
         let number = self.addresses.iter().position(|bound| *bound == to);
         let number = number.or_else(|| self.addresses.iter().position(is_wildcard))?;
-        Some(ReturnPath::new(number as u16, request.source, Some((to.ip(), 0))))
+        Some(SocketPath::new(number as u16, request.source, Some((to.ip(), 0))))
     }
 
     /// Sends a reply in a slot of the ring from a UDP socket: the kernel fragments it if necessary.
@@ -133,7 +168,7 @@ impl XdpDatapath {
             Some(path) => self.ring.send_forwarded_reply(slot, &path, len),
             None => {
                 self.ring.release_forward_slot(slot);
-                self.former.send_failed += 1;
+                self.send_failed += 1;
                 Ok(())
             }
         }
@@ -144,23 +179,29 @@ impl XdpDatapath {
         while let Ok(change) = self.changes.try_recv() {
             match change {
                 QueueChange::Add(offered) => {
-                    let OfferedQueue { interface, mtu, socket, is_served } = *offered;
-                    // Without a file for the watch, the queue remains one of the sockets of the ring.
-                    let Ok(descriptor) = socket.as_fd().try_clone_to_owned() else { continue };
-                    let watch = self.ring.add_watch(descriptor, WatchMode::Once);
-                    self.queues.push(ServedQueue { interface, mtu, socket, watch });
-                    is_served.store(true, Ordering::Release);
+                    let OfferedQueue { interface, socket, watched, shared } = *offered;
+                    let watch = self.ring.add_watch(watched, WatchMode::Once);
+                    shared.is_served.store(true, Ordering::Release);
+                    self.queues.push(ServedQueue { interface, socket, shared, watch });
                 }
                 QueueChange::Remove(interface) => {
                     let is_removed = |queue: &mut ServedQueue| queue.interface == interface;
                     for queue in self.queues.extract_if(.., is_removed) {
                         // An error of the ring is one of the next turn, too.
                         let _ = self.ring.remove_watch(queue.watch);
-                        self.former += queue.socket.counts();
+                        self.closed_counts += queue.socket.counts();
                     }
                 }
             }
         }
+    }
+}
+
+/// Returns a wait after which replies that could not be sent are tried again.
+fn shortened(wait: Wait) -> Wait {
+    match wait {
+        Wait::Event { gather, timeout } => Wait::Event { gather, timeout: timeout.min(RETRY_TIME) },
+        wait => wait,
     }
 }
 
@@ -175,7 +216,7 @@ impl Datapath for XdpDatapath {
     type Slot = ForwardSlot;
 
     fn turn(&mut self, wait: Wait) -> io::Result<usize> {
-        self.next = self.next.wrapping_add(1);
+        self.cursor = self.cursor.wrapping_add(1);
         let mut frames = self.transfer();
         if frames > 0 {
             return Ok(frames + self.ring.turn(Wait::No)?);
@@ -185,6 +226,7 @@ impl Datapath for XdpDatapath {
                 self.ring.set_watch_enabled(queue.watch, true)?;
             }
         }
+        let wait = if self.has_unsent() { shortened(wait) } else { wait };
         let datagrams = self.ring.turn(wait)?;
         if wait != Wait::No || self.is_event_enabled {
             frames = self.transfer();
@@ -196,8 +238,8 @@ impl Datapath for XdpDatapath {
         // Each takes its turn, so that a flood at one of them does not delay the others.
         let sources = self.queues.len() + 1;
         for _ in 0..sources {
-            self.next = self.next.wrapping_add(1);
-            let taken = match self.next % sources {
+            self.cursor = self.cursor.wrapping_add(1);
+            let taken = match self.cursor % sources {
                 0 => self.ring.take().map(|taken| taken.map(ReceivedRequest::Datagram)),
                 number => self.take_frame(number - 1),
             };
@@ -214,8 +256,10 @@ impl Datapath for XdpDatapath {
             ReceivedRequest::Frame(queue, frame, headers) => {
                 let bytes = self.queues[*queue].socket.bytes(frame);
                 let payload = bytes.get(headers.payload_offset()..).unwrap_or_default();
-                let payload = payload.get(..headers.payload_len()).unwrap_or_default();
-                let datagram = Datagram { source: headers.source, payload, truncated: false };
+                let len = headers.payload_len().min(DATAGRAM_LEN_MAX);
+                let payload = payload.get(..len).unwrap_or_default();
+                let truncated = len < headers.payload_len();
+                let datagram = Datagram { source: headers.source, payload, truncated };
                 (datagram, &mut self.reply[..])
             }
         }
@@ -226,15 +270,15 @@ impl Datapath for XdpDatapath {
             ReceivedRequest::Datagram(received) => return self.ring.send(received, len),
             ReceivedRequest::Frame(queue, frame, headers) => (queue, frame, headers),
         };
-        let ServedQueue { mtu, socket, .. } = &mut self.queues[queue];
-        if headers.packet_len(len) <= *mtu {
+        let ServedQueue { socket, shared, .. } = &mut self.queues[queue];
+        if shared.fits(&headers, len) {
             let reply = &self.reply[..len];
             socket.send(frame, |frame| headers.write_payload(frame, reply));
             return Ok(());
         }
         socket.release(frame);
         let Some(slot) = self.ring.forward_slot() else {
-            self.former.send_failed += 1;
+            self.send_failed += 1;
             return Ok(());
         };
         self.ring.forward_slot_bytes(&slot)[..len].copy_from_slice(&self.reply[..len]);
@@ -251,7 +295,7 @@ impl Datapath for XdpDatapath {
     fn reply_path(&mut self, received: &ReceivedRequest) -> ReplyPath {
         match received {
             ReceivedRequest::Datagram(received) => {
-                ReplyPath::Socket(self.ring.return_path(received))
+                ReplyPath::Socket(self.ring.socket_path(received))
             }
             ReceivedRequest::Frame(queue, frame, headers) => {
                 let ServedQueue { interface, socket, .. } = &self.queues[*queue];
@@ -280,7 +324,7 @@ impl Datapath for XdpDatapath {
         };
         let headers = path.headers();
         let fits = |queue: &&mut ServedQueue| {
-            queue.interface == path.interface() && headers.packet_len(len) <= queue.mtu
+            queue.interface == path.interface() && queue.shared.fits(&headers, len)
         };
         if let Some(queue) = self.queues.iter_mut().find(fits) {
             let reply = &self.ring.forward_slot_bytes(&slot)[..len];
@@ -302,20 +346,20 @@ impl Datapath for XdpDatapath {
         self.ring.set_event_enabled(is_enabled);
     }
 
-    fn refresh(&mut self) {
+    fn maintain(&mut self) {
         self.ring.count_drops();
         self.queues.iter_mut().for_each(|queue| queue.socket.count_drops());
         self.apply_changes();
     }
 
     fn counts(&self) -> RingCounts {
-        let mut frames = self.former;
+        let mut frames = self.closed_counts;
         self.queues.iter().for_each(|queue| frames += queue.socket.counts());
         let counts = self.ring.counts();
         RingCounts {
             enters: counts.enters + frames.enters,
             sent: counts.sent + frames.sent,
-            send_failed: counts.send_failed + frames.send_failed,
+            send_failed: counts.send_failed + frames.send_failed + self.send_failed,
             dropped_by_kernel: counts.dropped_by_kernel + frames.dropped_by_kernel,
             ..counts
         }
@@ -323,7 +367,10 @@ impl Datapath for XdpDatapath {
 
     fn stop(&mut self, timeout: Duration) -> bool {
         self.transfer();
-        self.queues.clear();
+        for queue in self.queues.drain(..) {
+            // Otherwise the poll of the watch would keep the socket open until the kernel has destroyed the ring.
+            let _ = self.ring.remove_watch(queue.watch);
+        }
         self.ring.stop(timeout)
     }
 }

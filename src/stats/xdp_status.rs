@@ -21,7 +21,7 @@ pub struct XdpInterfaceStatus {
     pub mode: Option<XdpMode>,
     /// Number of receive queues with AF_XDP sockets.
     pub sockets: usize,
-    /// Whether the driver shares its buffers with them.
+    /// Whether the driver uses the buffers of all of them (zero copy).
     pub is_zero_copy: bool,
     /// Frames by receive queue and verdict, in the order of [`FrameVerdict::ALL`].
     pub frames: Vec<[u64; FrameVerdict::ALL.len()]>,

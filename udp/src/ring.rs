@@ -16,17 +16,17 @@ mod memory;
 mod operation;
 mod operation_id;
 mod packet;
-mod return_path;
 mod setup;
 mod socket;
+mod socket_path;
 mod watch;
 mod watching;
 
 pub use epoll::epoll_that_polls;
 pub use memory::{DATAGRAM_LEN_MAX, REPLY_LEN_MAX};
-pub use return_path::ReturnPath;
 pub use setup::{KERNEL_MIN, SOCKETS_MAX, SetupError};
 pub use socket::UdpSocket;
+pub use socket_path::SocketPath;
 pub use watch::{WatchMode, WatchNumber};
 
 pub(crate) use socket::{set_option, set_reuseport_program};
@@ -378,9 +378,9 @@ impl Ring {
     }
 
     /// Returns the address and socket of the reply to a datagram, so that another shard can send it.
-    pub fn return_path(&self, received: &ReceivedDatagram) -> ReturnPath {
+    pub fn socket_path(&self, received: &ReceivedDatagram) -> SocketPath {
         let ReceivedDatagram { completed, header } = received;
-        ReturnPath::new(completed.socket, header.source, header.local)
+        SocketPath::new(completed.socket, header.source, header.local)
     }
 
     /// Returns a free slot for the reply to another shard's datagram; `None` while all are in use.
@@ -403,7 +403,7 @@ impl Ring {
     pub fn send_forwarded_reply(
         &mut self,
         slot: ForwardSlot,
-        path: &ReturnPath,
+        path: &SocketPath,
         len: usize,
     ) -> io::Result<()> {
         assert_eq!(slot.ring, self.state.number);

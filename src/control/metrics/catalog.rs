@@ -262,8 +262,8 @@ pub(super) const METRICS: &[Metric] = &[
         "xdp_sockets",
         Gauge,
         &["interface", "zero_copy"],
-        "Receive queues of a configured interface with AF_XDP sockets, by whether the driver shares its buffers with \
-         them",
+        "Receive queues of a configured interface with AF_XDP sockets, by whether the driver uses the buffers of all \
+         of them (zero copy)",
         ProcessLabelled(xdp_sockets),
     ),
     metric(

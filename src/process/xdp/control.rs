@@ -2,7 +2,7 @@
 
 use super::command::{XdpCommand, XdpSettings};
 use super::privileged::{Capabilities, Deadline, attach};
-use super::sockets::QueueSockets;
+use super::sockets::{QueueSettings, QueueSockets};
 use crate::clock::Clock;
 use crate::config::XdpConfig;
 use crate::policy::NetworkRules;
@@ -26,13 +26,14 @@ use tsubame_storage::Family;
 use tsubame_udp::connection_id::ConnectionIds;
 use tsubame_udp::xdp::{
     AttachedInterface, Filter, FilterOutcome, FilterSettings, FrameSocket, FrameVerdict,
-    NetworkRule, XdpError, XdpMode,
+    NetworkRule, QueueProblem, XdpError, XdpMode,
 };
 
 /// How often interfaces, addresses and counters are read.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Time after which an interface to which the program could not be attached is tried again.
+/// Time after which an interface is tried again to which the program could not be attached, or whose queues had sockets
+/// of another program.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A configured interface.
@@ -146,7 +147,7 @@ impl XdpControl {
         );
     }
 
-    /// Returns the first problem that the config does not permit, given the problem of the settings.
+    /// Returns the first problem that must end the start. `of_settings` is the problem of the settings.
     fn fatal_problem(&self, of_settings: Option<String>) -> Option<String> {
         let needs_program = self.config.mode.is_some() || self.config.requires_sockets();
         let of_program = of_settings
@@ -252,7 +253,10 @@ impl XdpControl {
             Ok(false) => None,
             Err(error) => {
                 tracing::error!("udp.xdp: {error}; XDP is off until the next reload");
-                self.interfaces.iter_mut().for_each(|interface| interface.attached = None);
+                for interface in &mut self.interfaces {
+                    interface.attached = None;
+                    interface.sockets.close(&mut self.filter, &self.shards);
+                }
                 self.settings = None;
                 Some(error.to_string())
             }
@@ -276,6 +280,7 @@ impl XdpControl {
             let problem = ethernet(&interface.name, found).err().map(|problem| (problem, now));
             (interface.attached, interface.problem) = (None, problem);
             interface.sockets.close(&mut self.filter, &self.shards);
+            interface.socket_problem = None;
         }
         if interface.problem.as_ref().is_some_and(|(_, retry_at)| now < *retry_at) {
             return;
@@ -343,7 +348,7 @@ impl XdpControl {
         }
         tracing::info!(
             "udp.xdp: {} (driver {}) answers connects in {} mode, {}; firewall rules, connection tracking and \
-             tcpdump do not see what it answers or drops (docs/xdp.md)",
+             tcpdump do not see what it answers, drops or redirects (docs/xdp.md)",
             interface.0,
             driver(interface.0).unwrap_or_else(|| "unknown".to_owned()),
             attached.mode(),
@@ -358,16 +363,14 @@ impl XdpControl {
         let (now, shards) = (self.clock.elapsed(), self.shards.len());
         let interface = &mut self.interfaces[number];
         let Some(attached) = interface.attached.as_ref().filter(|_| shards > 0) else { return };
-        let (name, queues) = (interface.name.clone(), receive_queues(&interface.name));
+        let (name, zero_copy) = (interface.name.clone(), self.config.zero_copy);
+        let settings = QueueSettings::read(&name, attached.mode(), zero_copy);
+        interface.sockets.set_mtu(mtu(&name));
         let is_due = interface.socket_problem.as_ref().is_none_or(|(_, retry_at)| now >= *retry_at);
-        if interface.sockets.len() < queues && is_due {
+        if interface.sockets.len() < settings.receive && is_due {
             let mut capabilities = Capabilities::raise();
-            let opened = interface.sockets.open(
-                (&name, attached.index()),
-                (queues, mtu(&name)),
-                self.config.zero_copy,
-                (&self.shards, self.deadline),
-            );
+            let target = (&self.shards[..], self.deadline);
+            let opened = interface.sockets.open((&name, attached.index()), settings, target);
             capabilities.lower();
             let before = interface.socket_problem.take();
             match opened {
@@ -377,7 +380,12 @@ impl XdpControl {
                     if before.is_none_or(|(before, _)| before != problem) {
                         tracing::warn!("udp.xdp: {problem}; its announces come over UDP sockets");
                     }
-                    interface.socket_problem = Some((problem, now + RETRY_INTERVAL));
+                    // Nothing else ends without a change of the interface, and with zero copy each try would interrupt
+                    // the traffic of its queues.
+                    let can_end =
+                        matches!(error, XdpError::Queue { problem: QueueProblem::Busy, .. });
+                    let retry_at = if can_end { now + RETRY_INTERVAL } else { Duration::MAX };
+                    interface.socket_problem = Some((problem, retry_at));
                 }
             }
         }

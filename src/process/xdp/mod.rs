@@ -1,7 +1,8 @@
 //! The thread that controls XDP: it attaches the program, keeps its settings and addresses current, and reads its
 //! counters.
 //!
-//! It is the only thread that keeps the capabilities that XDP needs, and uses them only to load and attach the program.
+//! It is the only thread that keeps the capabilities that XDP needs, and uses them only to load and attach the program
+//! and to create AF_XDP sockets.
 
 mod command;
 mod control;

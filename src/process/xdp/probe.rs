@@ -1,12 +1,14 @@
 //! `tsubame check --probe`: what the configured interfaces can do.
 
 use super::privileged::{Deadline, attach, has_capabilities};
-use super::sockets::open_socket;
+use super::sockets::QueueSettings;
 use crate::clock::Clock;
 use crate::config::XdpConfig;
-use crate::process::interfaces::{driver, ethernet, host_interfaces, receive_queues};
+use crate::process::interfaces::{
+    HostInterface, driver, ethernet, host_interfaces, receive_queues,
+};
 use crate::text::plural;
-use tsubame_udp::xdp::{Filter, QueueProblem, XdpError, XdpMode};
+use tsubame_udp::xdp::{Filter, FrameSocket, XdpError, XdpMode};
 
 /// Returns a line for each configured interface with what it can do, and whether XDP works on all of them.
 ///
@@ -15,19 +17,8 @@ pub fn probe(config: &XdpConfig) -> (Vec<String>, bool) {
     let (found, mut works) = (host_interfaces().unwrap_or_default(), true);
     let mut lines = Vec::new();
     for name in &config.interfaces {
-        let probed = ethernet(name, found.get(name)).and_then(|(index, mac)| {
-            Ok((modes(config, (name, index), mac)?, sockets(config, index)))
-        });
-        let result = match probed {
-            Ok((mode, sockets)) => {
-                works &= sockets.is_ok() || !config.requires_sockets();
-                format!("{mode}; {}", sockets.unwrap_or_else(|error| error))
-            }
-            Err(error) => {
-                works = false;
-                error
-            }
-        };
+        let (result, is_working) = probe_interface(config, name, found.get(name));
+        works &= is_working;
         let driver = driver(name).unwrap_or_else(|| "unknown".to_owned());
         let queues = plural(receive_queues(name) as u64, "receive queue");
         lines.push(format!("{name}: driver {driver}, {queues}; {result}"));
@@ -35,39 +26,74 @@ pub fn probe(config: &XdpConfig) -> (Vec<String>, bool) {
     (lines, works)
 }
 
-/// Tries the configured mode or, if that is `auto`, first native and then generic mode.
-fn modes(config: &XdpConfig, interface: (&str, u32), mac: [u8; 6]) -> Result<String, String> {
-    if !has_capabilities() {
-        return Err(XdpError::Forbidden.to_string());
+/// Returns what an interface can do, and whether that is what the config demands.
+fn probe_interface(
+    config: &XdpConfig,
+    name: &str,
+    found: Option<&HostInterface>,
+) -> (String, bool) {
+    let (index, mac) = match ethernet(name, found) {
+        Ok(interface) => interface,
+        Err(problem) => return (problem, false),
+    };
+    let (mode, obstacle) = match mode(config, (name, index), mac) {
+        Ok(mode) => mode,
+        Err(error) => return (error.to_string(), false),
+    };
+    let mut result = format!("{mode} mode works");
+    if let Some(obstacle) = obstacle {
+        result += &format!("; {obstacle}");
     }
-    let mut filter = Filter::load(1).map_err(|error| error.to_string())?;
-    let deadline = Deadline::of_predecessor(Clock::new());
-    let mut try_mode = |mode| attach(&mut filter, interface, (0, mac), mode, deadline).map(drop);
-    let attached = try_mode(config.mode.unwrap_or(XdpMode::Native));
-    match (attached, config.mode) {
-        (Ok(()), mode) => {
-            let mode = mode.unwrap_or(XdpMode::Native);
-            Ok(format!("{mode} mode works"))
-        }
-        (Err(error @ XdpError::Unsupported { .. }), None) => {
-            try_mode(XdpMode::Generic).map_err(|error| error.to_string())?;
-            Ok(format!("generic mode works; {error}"))
-        }
-        (Err(error), _) => Err(error.to_string()),
+    if !config.has_sockets() {
+        return (result, true);
+    }
+    match sockets(config, (name, index), mode) {
+        Ok(sockets) => (format!("{result}; {sockets}"), true),
+        Err(error) => (format!("{result}; {error}"), !config.requires_sockets()),
     }
 }
 
-/// Tries AF_XDP with the first receive queue of an interface: zero copy, unless it is switched off, then copies.
-fn sockets(config: &XdpConfig, interface: u32) -> Result<String, String> {
-    let deadline = Deadline::of_predecessor(Clock::new());
-    let zero_copy = config.zero_copy.unwrap_or(true);
-    match open_socket(interface, 0, Some(zero_copy), deadline) {
-        Ok(_) if zero_copy => return Ok("AF_XDP works with zero copy".to_owned()),
-        Err(QueueProblem::NoZeroCopy) if config.zero_copy.is_none() => {
-            let opened = open_socket(interface, 0, Some(false), deadline);
-            opened.map(|_| "AF_XDP works without zero copy".to_owned())
-        }
-        result => result.map(|_| "AF_XDP works without zero copy".to_owned()),
+/// Tries the configured mode or, if that is `auto`, first native and then generic mode; returns the mode that works,
+/// and why native mode does not.
+fn mode(
+    config: &XdpConfig,
+    interface: (&str, u32),
+    mac: [u8; 6],
+) -> Result<(XdpMode, Option<XdpError>), XdpError> {
+    if !has_capabilities() {
+        return Err(XdpError::Forbidden);
     }
-    .map_err(|problem| format!("AF_XDP does not work: {problem}"))
+    let mut filter = Filter::load(1)?;
+    let deadline = Deadline::of_predecessor(Clock::new());
+    let mut try_mode = |mode| attach(&mut filter, interface, (0, mac), mode, deadline).map(drop);
+    match try_mode(config.mode.unwrap_or(XdpMode::Native)) {
+        Ok(()) => Ok((config.mode.unwrap_or(XdpMode::Native), None)),
+        Err(error @ XdpError::Unsupported { .. }) if config.mode.is_none() => {
+            try_mode(XdpMode::Generic)?;
+            Ok((XdpMode::Generic, Some(error)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Tries to create AF_XDP sockets for all receive queues of an interface.
+fn sockets(
+    config: &XdpConfig,
+    (name, index): (&str, u32),
+    mode: XdpMode,
+) -> Result<String, XdpError> {
+    let settings = QueueSettings::read(name, mode, config.zero_copy);
+    let deadline = Deadline::of_predecessor(Clock::new());
+    let sockets = (0..settings.receive).map(|queue| {
+        settings.open(index, queue, deadline).map_err(|problem| {
+            let (interface, queue) = (name.to_owned(), queue as u32);
+            XdpError::Queue { interface, queue, problem }
+        })
+    });
+    let sockets = sockets.collect::<Result<Vec<_>, _>>()?;
+    let with = match sockets.iter().all(FrameSocket::is_zero_copy) {
+        true => "with",
+        false => "without",
+    };
+    Ok(format!("AF_XDP works {with} zero copy"))
 }

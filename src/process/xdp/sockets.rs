@@ -1,12 +1,13 @@
 //! The AF_XDP sockets of the receive queues of an interface, which shards serve.
 
 use super::privileged::Deadline;
-use crate::shard::xdp_datapath::{OfferedQueue, QueueChange};
+use crate::process::interfaces::{mtu, receive_queues, transmit_queues};
+use crate::shard::xdp_datapath::{OfferedQueue, QueueChange, SharedQueue};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
-use tsubame_udp::xdp::{Filter, FrameSocket, QueueProblem, XdpError};
+use tsubame_udp::xdp::{Filter, FrameSocket, QUEUES, QueueProblem, XdpError, XdpMode};
 
 /// The sockets of an interface.
 #[derive(Debug)]
@@ -20,9 +21,55 @@ pub(super) struct QueueSockets {
 /// The socket of a receive queue.
 #[derive(Debug)]
 struct QueueSocket {
-    is_served: Arc<AtomicBool>,
+    shared: Arc<SharedQueue>,
     /// The socket, until the program redirects to it.
     descriptor: Option<OwnedFd>,
+}
+
+/// What the sockets of an interface depend on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct QueueSettings {
+    /// Number of receive queues.
+    pub(super) receive: usize,
+    /// Number of transmit queues.
+    pub(super) transmit: usize,
+    /// Where the program runs.
+    pub(super) mode: XdpMode,
+    /// The config key `udp.xdp.zero_copy`.
+    pub(super) zero_copy: Option<bool>,
+}
+
+impl QueueSettings {
+    /// Reads the numbers of queues of an interface.
+    pub(super) fn read(name: &str, mode: XdpMode, zero_copy: Option<bool>) -> Self {
+        let (receive, transmit) = (receive_queues(name), transmit_queues(name));
+        Self { receive, transmit, mode, zero_copy }
+    }
+
+    /// Creates a socket for a queue. Until `deadline` it waits for the end of another one: the kernel frees the queue
+    /// of a process a moment after its end.
+    pub(super) fn open(
+        &self,
+        interface: u32,
+        queue: usize,
+        deadline: Deadline,
+    ) -> Result<FrameSocket, QueueProblem> {
+        if queue >= self.transmit {
+            return Err(QueueProblem::NoTransmitQueue);
+        }
+        let zero_copy = match (self.mode, self.zero_copy) {
+            (XdpMode::Native, wanted) => wanted,
+            (XdpMode::Generic, Some(true)) => return Err(QueueProblem::GenericMode),
+            // Drivers accept it, and then send nothing.
+            (XdpMode::Generic, _) => Some(false),
+        };
+        loop {
+            match FrameSocket::open(interface, queue as u32, zero_copy) {
+                Err(QueueProblem::Busy) if !deadline.has_passed() => deadline.pause(),
+                result => return result,
+            }
+        }
+    }
 }
 
 impl QueueSockets {
@@ -36,13 +83,13 @@ impl QueueSockets {
         self.queues.len()
     }
 
-    /// Returns whether the driver shares its buffers with all sockets.
+    /// Returns whether the driver uses the buffers of all sockets.
     pub(super) fn is_zero_copy(&self) -> bool {
         self.is_zero_copy && !self.queues.is_empty()
     }
 
-    /// Creates a socket for each of `queues` receive queues that has none, and offers each to a shard: queues are
-    /// distributed over the shards in turn. `mtu` is that of the interface.
+    /// Creates a socket for each receive queue that has none, and offers each to a shard: queues are distributed over
+    /// the shards in turn.
     ///
     /// # Errors
     ///
@@ -50,43 +97,49 @@ impl QueueSockets {
     pub(super) fn open(
         &mut self,
         (name, index): (&str, u32),
-        (queues, mtu): (usize, usize),
-        zero_copy: Option<bool>,
+        settings: QueueSettings,
         (shards, deadline): (&[Sender<QueueChange>], Deadline),
     ) -> Result<(), XdpError> {
-        if queues > tsubame_udp::xdp::QUEUES {
-            return Err(XdpError::TooManyQueues(queues));
+        if settings.receive > QUEUES {
+            return Err(XdpError::TooManyQueues(name.to_owned(), settings.receive));
         }
-        let sockets = (self.queues.len()..queues).map(|queue| {
-            let socket = open_socket(index, queue as u32, zero_copy, deadline);
-            let descriptor = socket.and_then(|socket| {
-                let copy = socket.as_fd().try_clone_to_owned();
-                let copy = copy.map_err(|error| QueueProblem::Failed("copy its socket", error))?;
-                Ok((socket, copy))
+        let sockets = (self.queues.len()..settings.receive).map(|queue| {
+            let copies = settings.open(index, queue, deadline).and_then(|socket| {
+                let copy = || socket.as_fd().try_clone_to_owned();
+                let failed = |error| QueueProblem::Failed("copy its descriptor", error);
+                let copies = (copy().map_err(failed)?, copy().map_err(failed)?);
+                Ok((socket, copies))
             });
             let (interface, queue) = (name.to_owned(), queue as u32);
-            descriptor.map_err(|problem| XdpError::Queue { interface, queue, problem })
+            copies.map_err(|problem| XdpError::Queue { interface, queue, problem })
         });
-        for (socket, descriptor) in sockets.collect::<Result<Vec<_>, _>>()? {
-            let (interface, is_served) = (self.number, Arc::<AtomicBool>::default());
+        for (socket, (watched, descriptor)) in sockets.collect::<Result<Vec<_>, _>>()? {
+            let (interface, shared) = (self.number, Arc::<SharedQueue>::default());
+            shared.mtu.store(mtu(name), Ordering::Relaxed);
             self.is_zero_copy &= socket.is_zero_copy();
             let shard = (usize::from(interface) + self.queues.len()) % shards.len();
             let descriptor = Some(descriptor);
-            self.queues.push(QueueSocket { is_served: is_served.clone(), descriptor });
-            let offered = OfferedQueue { interface, mtu, socket, is_served };
+            self.queues.push(QueueSocket { shared: shared.clone(), descriptor });
+            let offered = OfferedQueue { interface, socket, watched, shared };
             // A shard ends only with the process.
             let _ = shards[shard].send(QueueChange::Add(Box::new(offered)));
         }
         Ok(())
     }
 
+    /// Tells the shards the MTU of the interface, which may have changed.
+    pub(super) fn set_mtu(&self, mtu: usize) {
+        self.queues.iter().for_each(|queue| queue.shared.mtu.store(mtu, Ordering::Relaxed));
+    }
+
     /// Has the program redirect to the sockets that shards serve since the last call.
     pub(super) fn redirect(&mut self, filter: &mut Filter) -> Result<(), XdpError> {
         for (queue, socket) in self.queues.iter_mut().enumerate() {
-            if socket.is_served.load(Ordering::Acquire)
-                && let Some(descriptor) = socket.descriptor.take()
+            if socket.shared.is_served.load(Ordering::Acquire)
+                && let Some(descriptor) = &socket.descriptor
             {
                 filter.set_socket(self.number, queue as u32, descriptor.as_fd())?;
+                socket.descriptor = None;
             }
         }
         Ok(())
@@ -101,21 +154,5 @@ impl QueueSockets {
             }
         }
         *self = Self::new(self.number);
-    }
-}
-
-/// Creates a socket. Until `deadline` it waits for the end of another one: the kernel frees the queue of a process a
-/// moment after its end.
-pub(super) fn open_socket(
-    interface: u32,
-    queue: u32,
-    zero_copy: Option<bool>,
-    deadline: Deadline,
-) -> Result<FrameSocket, QueueProblem> {
-    loop {
-        match FrameSocket::open(interface, queue, zero_copy) {
-            Err(QueueProblem::Busy) if !deadline.has_passed() => deadline.pause(),
-            result => return result,
-        }
     }
 }

@@ -9,12 +9,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WatchNumber(u16);
 
-/// Number of events for which a descriptor is watched.
+/// How often an enabled watch reports events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatchMode {
-    /// Every event while the watch is enabled. An event costs little, but also while nothing waits for it.
+    /// Every event. Each one costs time, even if the ring does not wait.
     Always,
-    /// One event each time the watch is enabled: that the descriptor is readable already, or the next one.
+    /// One event each time the watch is enabled: at once if the descriptor is readable, else the next one.
     Once,
 }
 

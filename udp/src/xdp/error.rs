@@ -37,11 +37,16 @@ pub enum XdpError {
     /// There are more connection id keys than the program can check.
     #[error("{0} connection id keys are more than XDP can check (8); remove the oldest")]
     TooManyKeys(usize),
-    /// An interface has more receive queues than the program distinguishes; contains their number.
+    /// An interface has more receive queues than the program distinguishes; contains its name and their number.
     #[error(
-        "{0} receive queues are more than AF_XDP sockets can serve (128); reduce them (ethtool -L)"
+        "the {1} receive queues of {0} are more than can have AF_XDP sockets (128); reduce them (ethtool -L {0})"
     )]
-    TooManyQueues(usize),
+    TooManyQueues(String, usize),
+    /// The kernel has no AF_XDP.
+    #[error(
+        "this kernel has no AF_XDP, which the XDP program needs; use one with CONFIG_XDP_SOCKETS"
+    )]
+    NoSockets,
     /// A receive queue cannot have an AF_XDP socket.
     #[error("receive queue {queue} of {interface} cannot have an AF_XDP socket: {problem}")]
     Queue {

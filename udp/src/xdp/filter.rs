@@ -20,6 +20,9 @@ use std::time::Duration;
 /// The compiled program: `udp/bpf/compile` makes it from `udp/bpf/filter.c`.
 const OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/filter.o");
 
+/// Name of the map with AF_XDP sockets.
+const SOCKETS_MAP: &str = "sockets";
+
 /// Maximum number of networks of each address family.
 pub const NETWORKS_MAX: usize = 1 << 20;
 
@@ -112,7 +115,7 @@ impl Filter {
     pub fn load(interfaces: u16) -> Result<Self, XdpError> {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("frames", u32::from(interfaces.max(1)) * FRAME_COUNTERS)
-            .map_max_entries("sockets", u32::from(interfaces.max(1)) * QUEUES as u32)
+            .map_max_entries(SOCKETS_MAP, u32::from(interfaces.max(1)) * QUEUES as u32)
             .load(OBJECT)
             .map_err(load_error)?;
         program(&mut ebpf)?.load().map_err(|error| load_error(error.into()))?;
@@ -140,7 +143,7 @@ impl Filter {
             requests: take(maps, "requests")?.try_into()?,
             bytes: take(maps, "bytes")?.try_into()?,
             frames: take(maps, "frames")?.try_into()?,
-            sockets: take(maps, "sockets")?.try_into()?,
+            sockets: take(maps, SOCKETS_MAP)?.try_into()?,
             ebpf,
             listening: BTreeSet::new(),
             scope: FilterScope::default(),
@@ -204,18 +207,16 @@ impl Filter {
     ///
     /// # Errors
     ///
-    /// Returns an error if the number of the queue is [`QUEUES`] or higher.
+    /// Returns an error if the program has no place for the queue: its number must be below [`QUEUES`].
     pub fn set_socket(
         &mut self,
         number: u16,
         queue: u32,
         socket: BorrowedFd<'_>,
     ) -> Result<(), XdpError> {
-        if queue as usize >= QUEUES {
-            return Err(XdpError::TooManyQueues(queue as usize + 1));
-        }
-        let position = u32::from(number) * QUEUES as u32 + queue;
-        let set = self.sockets.set(position, socket.as_raw_fd(), 0);
+        // That of the next interface comes after the last queue.
+        let place = (queue < QUEUES as u32).then(|| u32::from(number) * QUEUES as u32 + queue);
+        let set = self.sockets.set(place.unwrap_or(u32::MAX), socket.as_raw_fd(), 0);
         set.map_err(|error| map_error("sockets", &error))
     }
 
@@ -435,8 +436,13 @@ fn load_error(error: EbpfError) -> XdpError {
             return XdpError::Refused(format!("{io_error}: {}", last.join("; ")));
         }
     }
-    match errno(&error) {
-        Some(libc::EPERM | libc::EACCES) => XdpError::Forbidden,
+    match (errno(&error), &error) {
+        (Some(libc::EPERM | libc::EACCES), _) => XdpError::Forbidden,
+        (Some(libc::EINVAL), EbpfError::MapError(MapError::CreateError { name, .. }))
+            if name == SOCKETS_MAP =>
+        {
+            XdpError::NoSockets
+        }
         _ => XdpError::Refused(with_sources(&error)),
     }
 }

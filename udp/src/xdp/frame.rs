@@ -48,8 +48,7 @@ impl FrameHeaders {
     ///
     /// Returns `None` unless it is an Ethernet frame with at most one VLAN tag, an IPv4 packet without options whose
     /// header has the right checksum, or an IPv6 packet without extension headers, and a whole UDP datagram whose
-    /// source could be that of a client. The checksum of UDP is not verified: the network card does that, and between
-    /// virtual interfaces there is none.
+    /// source could be that of a client. The checksum of UDP is not verified: see [`Self::has_valid_checksum`].
     pub fn parse(frame: &[u8]) -> Option<Self> {
         // A frame without a VLAN tag has these 18 bytes, too: Ethernet frames have at least 60.
         let (start, _) = frame.split_first_chunk::<{ ETHERNET_LEN + VLAN_LEN }>()?;
@@ -84,6 +83,32 @@ impl FrameHeaders {
     #[cfg(test)]
     pub(super) fn of_reply(from: SocketAddr, to: SocketAddr, ip_offset: usize) -> Self {
         Self { source: to, destination: from, ip_offset: ip_offset as u8, payload_len: 0 }
+    }
+
+    /// Returns whether the UDP checksum of the frame with these headers is right.
+    ///
+    /// Over IPv4 it may be missing. The sum of the addresses, protocol and length alone is also right: the kernel
+    /// leaves it to the network card to add the rest, and virtual interfaces do not.
+    pub fn has_valid_checksum(&self, frame: &[u8]) -> bool {
+        let (start, len) = (self.payload_offset(), self.payload_len());
+        let datagram = frame.get(start - UDP_LEN..).and_then(|rest| rest.get(..UDP_LEN + len));
+        let Some(datagram) = datagram else { return false };
+        let [_, _, _, _, _, _, high, low, ..] = *datagram else { return false };
+        let checksum = u16::from_be_bytes([high, low]);
+        if checksum == 0 {
+            return self.source.is_ipv4();
+        }
+        let pseudo_header = self.pseudo_header_sum(datagram.len());
+        checksum == fold(pseudo_header) || fold(pseudo_header + sum(datagram)) == u16::MAX
+    }
+
+    /// Returns the sum of the addresses, the protocol and the length of a datagram of `udp_len` bytes.
+    fn pseudo_header_sum(&self, udp_len: usize) -> u64 {
+        let of = |address: SocketAddr| match address.ip() {
+            IpAddr::V4(address) => sum(&address.octets()),
+            IpAddr::V6(address) => sum(&address.octets()),
+        };
+        of(self.source) + of(self.destination) + u64::from(PROTOCOL_UDP) + udp_len as u64
     }
 
     /// Returns the offset of the payload in the frame.
@@ -122,22 +147,22 @@ impl FrameHeaders {
         destination.swap_with_slice(source);
         let packet = frame.get_mut(usize::from(self.ip_offset)..len)?;
         let udp_len = u16::try_from(UDP_LEN + payload_len).ok()?;
-        let (addresses, datagram) = match (self.destination.ip(), self.source.ip()) {
+        let datagram = match (self.destination.ip(), self.source.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 let (ip, datagram) = packet.split_first_chunk_mut::<IPV4_LEN>()?;
                 *ip = ipv4_header(from, to, udp_len);
-                (sum(&from.octets()) + sum(&to.octets()), datagram)
+                datagram
             }
             (IpAddr::V6(from), IpAddr::V6(to)) => {
                 let (ip, datagram) = packet.split_first_chunk_mut::<IPV6_LEN>()?;
                 *ip = ipv6_header(from, to, udp_len);
-                (sum(&from.octets()) + sum(&to.octets()), datagram)
+                datagram
             }
             _ => return None,
         };
         let (udp, payload) = datagram.split_first_chunk_mut::<UDP_LEN>()?;
         *udp = udp_header(self.destination.port(), self.source.port(), udp_len);
-        let pseudo_header = addresses + u64::from(PROTOCOL_UDP) + u64::from(udp_len);
+        let pseudo_header = self.pseudo_header_sum(udp_len.into());
         let checksum = !fold(pseudo_header + sum(udp) + sum(payload));
         // 0 would mean that there is no checksum.
         let checksum = if checksum == 0 { u16::MAX } else { checksum };

@@ -1,10 +1,12 @@
-//! XDP: answers connect requests and drops malformed and forged requests in the driver, before the network stack.
+//! XDP: answers connect requests, drops malformed and forged requests, and receives the others, before the network
+//! stack.
 //!
 //! * [`Filter`] loads the program `udp/bpf/filter.c`, attaches it to interfaces, and changes its settings while it runs
+//! * [`FrameSocket`] is an AF_XDP socket, to which the program redirects the requests of a receive queue
 //! * [`frame`] reads and writes the same frames in Rust
 //!
-//! Every frame that the program does not answer or drop takes the normal way to the UDP sockets. Connection ids are
-//! those of [`crate::connection_id`], so both ways accept each other's.
+//! Every frame that the program does not answer, drop or redirect takes the normal way to the UDP sockets. Connection
+//! ids are those of [`crate::connection_id`], so all ways accept each other's.
 
 mod error;
 mod filter;

@@ -288,6 +288,32 @@ fn loaded() -> Filter {
     filter
 }
 
+/// Checks that a frame with a right checksum is accepted, and the same one with another checksum or payload is not.
+fn check_checksum(frame: &[u8], headers: &FrameHeaders, rng: &mut fastrand::Rng) {
+    assert!(headers.has_valid_checksum(frame));
+    let at = headers.payload_offset() - 2;
+    let mut wrong = frame.to_vec();
+    wrong[at + rng.usize(..2 + headers.payload_len())] ^= 1 << rng.u8(..8);
+    let is_missing = wrong[at..at + 2] == [0, 0] && headers.source.is_ipv4();
+    assert_eq!(headers.has_valid_checksum(&wrong), is_missing, "{wrong:02x?}");
+    // What the kernel leaves to the card: the sum of addresses, protocol and length.
+    let address = |address: SocketAddr| match address.ip() {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    let mut pseudo_header = [address(headers.source), address(headers.destination)].concat();
+    pseudo_header.extend([0, 17]);
+    pseudo_header.extend((UDP_LEN as u16 + headers.payload_len() as u16).to_be_bytes());
+    let words =
+        pseudo_header.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+    let sum: u32 = words.sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let partial = (sum + (sum >> 16)) as u16;
+    wrong.copy_from_slice(frame);
+    wrong[at..at + 2].copy_from_slice(&partial.to_be_bytes());
+    assert!(headers.has_valid_checksum(&wrong));
+}
+
 /// A reply that another thread writes is the same as one that is written into the frame of its request.
 #[test]
 fn a_path_leads_to_the_same_reply() {
@@ -305,6 +331,7 @@ fn a_path_leads_to_the_same_reply() {
         let (from, to) = (SocketAddr::new(from, rng.u16(1..)), SocketAddr::new(to, 6969));
         let frame = datagram(from, to, &request, rng.bool());
         let headers = FrameHeaders::parse(&frame).unwrap();
+        check_checksum(&frame, &headers, &mut rng);
         let mut reply = vec![0; rng.usize(..1_400)];
         rng.fill(&mut reply);
         let (mut direct, mut forwarded) = (frame.clone(), vec![0xff; 1_792]);

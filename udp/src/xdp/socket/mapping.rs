@@ -26,7 +26,7 @@ impl Mapping {
         Self::mapped(start.cast(), len)
     }
 
-    /// Maps a part of a socket: one of its queues.
+    /// Maps one of the rings of a socket.
     pub(super) fn of_socket(socket: BorrowedFd<'_>, len: usize, offset: u64) -> io::Result<Self> {
         let access = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::SHARED | MapFlags::POPULATE;

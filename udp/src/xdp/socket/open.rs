@@ -1,7 +1,7 @@
 //! Creates AF_XDP sockets, and explains what is missing if that fails.
 
 use super::mapping::Mapping;
-use super::queue::{Consumer, Producer};
+use super::shared_ring::{Consumer, Producer};
 use rustix::io::Errno;
 use rustix::net::sockopt::{
     set_socket_send_buffer_size, set_socket_send_buffer_size_force, set_xdp_rx_ring_size,
@@ -24,8 +24,8 @@ pub(super) const BUFFER_BYTES: usize = 2048;
 /// Number of buffers of a socket.
 pub(super) const BUFFERS: usize = 4096;
 
-/// Number of places of each queue between a socket and the kernel.
-const QUEUE_LEN: u32 = 2048;
+/// Number of places of each ring between a socket and the kernel.
+pub(super) const RING_LEN: u32 = 2048;
 
 /// Bytes of replies that may be in flight in copy mode, as the kernel counts them.
 const SEND_BUFFER: usize = 8 << 20;
@@ -52,25 +52,35 @@ pub enum QueueProblem {
     /// Another socket is bound to the queue.
     #[error("another program has an AF_XDP socket there; stop it")]
     Busy,
-    /// The driver does not support zero copy.
-    #[error("its driver does not support zero copy; set udp.xdp.zero_copy to auto")]
+    /// The driver does not support zero copy, or not with the MTU of the interface.
+    #[error(
+        "its driver does not support zero copy (or needs a smaller MTU for it); set udp.xdp.zero_copy to auto"
+    )]
     NoZeroCopy,
     /// The interface has no such queue, or does not support AF_XDP.
     #[error("the interface has no such receive queue, or does not support AF_XDP")]
     NoQueue,
+    /// Frames of the queue could not be answered: there is no transmit queue with its number.
+    #[error("the interface has fewer transmit queues; give it as many (ethtool -L)")]
+    NoTransmitQueue,
+    /// The program runs in the network stack, where zero copy is impossible.
+    #[error(
+        "zero copy is impossible in generic mode; set udp.xdp.zero_copy to auto, or use a driver with native mode"
+    )]
+    GenericMode,
     /// Another error; contains the step that failed.
     #[error("cannot {0}: {1}")]
     Failed(&'static str, #[source] io::Error),
 }
 
 /// What a socket is made of.
-pub(super) struct SocketParts {
+pub(super) struct OpenedSocket {
     pub(super) descriptor: OwnedFd,
-    pub(super) memory: Mapping,
-    pub(super) received: Consumer<XdpDesc>,
-    pub(super) sending: Producer<XdpDesc>,
-    pub(super) provided: Producer<u64>,
-    pub(super) sent: Consumer<u64>,
+    pub(super) umem: Mapping,
+    pub(super) rx: Consumer<XdpDesc>,
+    pub(super) tx: Producer<XdpDesc>,
+    pub(super) fill: Producer<u64>,
+    pub(super) completion: Consumer<u64>,
     pub(super) is_zero_copy: bool,
 }
 
@@ -79,7 +89,7 @@ pub(super) fn open(
     interface: u32,
     queue: u32,
     zero_copy: Option<bool>,
-) -> Result<SocketParts, QueueProblem> {
+) -> Result<OpenedSocket, QueueProblem> {
     let descriptor = socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None);
     let descriptor = descriptor.map_err(explain("create a socket"))?;
     let socket = descriptor.as_fd();
@@ -88,9 +98,9 @@ pub(super) fn open(
         let _ = set_socket_send_buffer_size(socket, SEND_BUFFER);
     }
     let failed = |what| move |error: io::Error| QueueProblem::Failed(what, error);
-    let memory = Mapping::anonymous(BUFFERS * BUFFER_BYTES).map_err(failed("allocate memory"))?;
+    let umem = Mapping::anonymous(BUFFERS * BUFFER_BYTES).map_err(failed("allocate memory"))?;
     let registration = XdpUmemReg {
-        addr: memory.address(),
+        addr: umem.address(),
         len: (BUFFERS * BUFFER_BYTES) as u64,
         chunk_size: BUFFER_BYTES as u32,
         headroom: 0,
@@ -99,22 +109,22 @@ pub(super) fn open(
     };
     set_xdp_umem_reg(socket, registration).map_err(explain("register memory"))?;
     let set_sizes = || {
-        set_xdp_umem_fill_ring_size(socket, QUEUE_LEN)?;
-        set_xdp_umem_completion_ring_size(socket, QUEUE_LEN)?;
-        set_xdp_rx_ring_size(socket, QUEUE_LEN)?;
-        set_xdp_tx_ring_size(socket, QUEUE_LEN)?;
+        set_xdp_umem_fill_ring_size(socket, RING_LEN)?;
+        set_xdp_umem_completion_ring_size(socket, RING_LEN)?;
+        set_xdp_rx_ring_size(socket, RING_LEN)?;
+        set_xdp_tx_ring_size(socket, RING_LEN)?;
         xdp_mmap_offsets(socket)
     };
-    let offsets = set_sizes().map_err(explain("create its queues"))?;
-    let map_queues = || {
+    let offsets = set_sizes().map_err(explain("create its rings"))?;
+    let map_rings = || {
         io::Result::Ok((
-            Consumer::map(socket, QUEUE_LEN, XDP_PGOFF_RX_RING, &offsets.rx)?,
-            Producer::map(socket, QUEUE_LEN, XDP_PGOFF_TX_RING, &offsets.tx)?,
-            Producer::map(socket, QUEUE_LEN, XDP_UMEM_PGOFF_FILL_RING, &offsets.fr)?,
-            Consumer::map(socket, QUEUE_LEN, XDP_UMEM_PGOFF_COMPLETION_RING, &offsets.cr)?,
+            Consumer::map(socket, RING_LEN, XDP_PGOFF_RX_RING, &offsets.rx)?,
+            Producer::map(socket, RING_LEN, XDP_PGOFF_TX_RING, &offsets.tx)?,
+            Producer::map(socket, RING_LEN, XDP_UMEM_PGOFF_FILL_RING, &offsets.fr)?,
+            Consumer::map(socket, RING_LEN, XDP_UMEM_PGOFF_COMPLETION_RING, &offsets.cr)?,
         ))
     };
-    let (received, sending, provided, sent) = map_queues().map_err(failed("map its queues"))?;
+    let (rx, tx, fill, completion) = map_rings().map_err(failed("map its rings"))?;
     let mode = match zero_copy {
         Some(true) => SocketAddrXdpFlags::XDP_ZEROCOPY,
         Some(false) => SocketAddrXdpFlags::XDP_COPY,
@@ -123,13 +133,13 @@ pub(super) fn open(
     let address =
         SocketAddrXdp::new(mode | SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP, interface, queue);
     bind(socket, &address).map_err(|error| match error {
-        Errno::OPNOTSUPP if zero_copy == Some(true) => QueueProblem::NoZeroCopy,
+        Errno::OPNOTSUPP | Errno::INVAL if zero_copy == Some(true) => QueueProblem::NoZeroCopy,
         Errno::OPNOTSUPP | Errno::INVAL => QueueProblem::NoQueue,
         error => explain("bind its socket")(error),
     })?;
     let options = xdp_options(socket).map_err(explain("read its options"))?;
     let is_zero_copy = options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY);
-    Ok(SocketParts { memory, received, sending, provided, sent, is_zero_copy, descriptor })
+    Ok(OpenedSocket { umem, rx, tx, fill, completion, is_zero_copy, descriptor })
 }
 
 /// Converts an error of the kernel to its probable cause; `what` is the step that failed.

@@ -1,4 +1,4 @@
-//! The queues between an AF_XDP socket and the kernel: arrays that wrap around, with a counter that their producer
+//! The rings between an AF_XDP socket and the kernel: arrays that wrap around, with a counter that their producer
 //! writes and one that their consumer writes.
 
 #![expect(unsafe_code, reason = "memory shared with the kernel")]
@@ -8,10 +8,10 @@ use rustix::net::xdp::{XdpRingFlags, XdpRingOffset};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 
-/// A queue in memory that is shared with the kernel.
-struct Queue<T> {
+/// A ring in memory that is shared with the kernel.
+struct SharedRing<T> {
     _mapping: Mapping,
     producer: NonNull<AtomicU32>,
     consumer: NonNull<AtomicU32>,
@@ -21,12 +21,12 @@ struct Queue<T> {
     len: u32,
 }
 
-// SAFETY: the pointers are to the mapping, which the queue owns; the counters are atomic, and the values are accessed
+// SAFETY: the pointers are to the mapping, which the ring owns; the counters are atomic, and the values are accessed
 // by the side whose turn it is.
-unsafe impl<T: Send> Send for Queue<T> {}
+unsafe impl<T: Send> Send for SharedRing<T> {}
 
-impl<T: Copy> Queue<T> {
-    /// Maps a queue of `len` values, which must be a power of two.
+impl<T: Copy> SharedRing<T> {
+    /// Maps a ring of `len` values, which must be a power of two.
     fn map(
         socket: BorrowedFd<'_>,
         len: u32,
@@ -56,11 +56,13 @@ impl<T: Copy> Queue<T> {
         unsafe { self.consumer.as_ref() }
     }
 
-    /// Returns whether the kernel works on the queue only after a system call.
+    /// Returns whether the kernel works on the ring only after a system call.
     fn needs_wakeup(&self) -> bool {
         let Some(flags) = self.flags else { return true };
         // SAFETY: as above.
         let flags = unsafe { flags.as_ref() };
+        // The kernel looks for values after it has set the flag; so the flag must be read after they were published.
+        fence(Ordering::SeqCst);
         flags.load(Ordering::Relaxed) & XdpRingFlags::XDP_RING_NEED_WAKEUP.bits() != 0
     }
 
@@ -71,9 +73,9 @@ impl<T: Copy> Queue<T> {
     }
 }
 
-/// A queue from user space to the kernel.
+/// A ring from user space to the kernel.
 pub(super) struct Producer<T> {
-    queue: Queue<T>,
+    ring: SharedRing<T>,
     /// Number of values that were pushed.
     pushed: u32,
     /// Number of values that the kernel had taken at the last look.
@@ -83,15 +85,15 @@ pub(super) struct Producer<T> {
 }
 
 impl<T: Copy> Producer<T> {
-    /// Maps an empty queue.
+    /// Maps an empty ring.
     pub(super) fn map(
         socket: BorrowedFd<'_>,
         len: u32,
         page_offset: u64,
         offset: &XdpRingOffset,
     ) -> io::Result<Self> {
-        let queue = Queue::map(socket, len, page_offset, offset)?;
-        Ok(Self { queue, pushed: 0, taken: 0, published: 0 })
+        let ring = SharedRing::map(socket, len, page_offset, offset)?;
+        Ok(Self { ring, pushed: 0, taken: 0, published: 0 })
     }
 
     /// Returns whether values were pushed since the last [`Self::publish`].
@@ -101,19 +103,18 @@ impl<T: Copy> Producer<T> {
 
     /// Returns the number of values that the kernel has not taken.
     pub(super) fn pending(&mut self) -> u32 {
-        self.taken = self.queue.consumer().load(Ordering::Acquire);
+        self.taken = self.ring.consumer().load(Ordering::Acquire);
         self.pushed.wrapping_sub(self.taken)
     }
 
-    /// Adds a value, which the kernel sees after [`Self::publish`]; returns false if the queue is full.
+    /// Adds a value, which the kernel sees after [`Self::publish`]; returns false if the ring is full.
     pub(super) fn push(&mut self, value: T) -> bool {
-        if self.pushed.wrapping_sub(self.taken) == self.queue.len
-            && self.pending() == self.queue.len
+        if self.pushed.wrapping_sub(self.taken) == self.ring.len && self.pending() == self.ring.len
         {
             return false;
         }
         // SAFETY: the place is aligned, and the kernel does not read it before it is published.
-        unsafe { self.queue.value(self.pushed).write(value) };
+        unsafe { self.ring.value(self.pushed).write(value) };
         self.pushed = self.pushed.wrapping_add(1);
         true
     }
@@ -121,18 +122,18 @@ impl<T: Copy> Producer<T> {
     /// Makes all values visible to the kernel.
     pub(super) fn publish(&mut self) {
         self.published = self.pushed;
-        self.queue.producer().store(self.pushed, Ordering::Release);
+        self.ring.producer().store(self.pushed, Ordering::Release);
     }
 
     /// Returns whether the kernel takes values only after a system call.
     pub(super) fn needs_wakeup(&self) -> bool {
-        self.queue.needs_wakeup()
+        self.ring.needs_wakeup()
     }
 }
 
-/// A queue from the kernel to user space.
+/// A ring from the kernel to user space.
 pub(super) struct Consumer<T> {
-    queue: Queue<T>,
+    ring: SharedRing<T>,
     /// Number of values that were taken.
     taken: u32,
     /// Number of values that the kernel had pushed at the last look.
@@ -140,20 +141,20 @@ pub(super) struct Consumer<T> {
 }
 
 impl<T: Copy> Consumer<T> {
-    /// Maps an empty queue.
+    /// Maps an empty ring.
     pub(super) fn map(
         socket: BorrowedFd<'_>,
         len: u32,
         page_offset: u64,
         offset: &XdpRingOffset,
     ) -> io::Result<Self> {
-        let queue = Queue::map(socket, len, page_offset, offset)?;
-        Ok(Self { queue, taken: 0, pushed: 0 })
+        let ring = SharedRing::map(socket, len, page_offset, offset)?;
+        Ok(Self { ring, taken: 0, pushed: 0 })
     }
 
     /// Looks for new values; returns the number of values that can be taken.
     pub(super) fn refresh(&mut self) -> u32 {
-        self.pushed = self.queue.producer().load(Ordering::Acquire);
+        self.pushed = self.ring.producer().load(Ordering::Acquire);
         self.pushed.wrapping_sub(self.taken)
     }
 
@@ -163,14 +164,14 @@ impl<T: Copy> Consumer<T> {
             return None;
         }
         // SAFETY: the kernel has written the value, and does not write to its place before it is released. Any bytes
-        // are a valid value: the queues have integers and structures of integers.
-        let value = unsafe { self.queue.value(self.taken).read() };
+        // are a valid value: the rings have integers and structures of integers.
+        let value = unsafe { self.ring.value(self.taken).read() };
         self.taken = self.taken.wrapping_add(1);
         Some(value)
     }
 
     /// Releases the places of all values that were taken.
     pub(super) fn publish(&self) {
-        self.queue.consumer().store(self.taken, Ordering::Release);
+        self.ring.consumer().store(self.taken, Ordering::Release);
     }
 }
