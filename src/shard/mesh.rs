@@ -204,10 +204,10 @@ impl MeshEndpoint {
             let in_turn = (turn..64).chain(0..turn).filter(|bit| bits >> bit & 1 == 1);
             for bit in in_turn {
                 let Some(receiver) = &mut receivers[word * 64 + bit as usize] else { continue };
-                // The places of a chunk are released together: the sender reads the position of the receiver.
-                if let Ok(chunk) = receiver.read_chunk(left.min(receiver.slots())) {
-                    left -= chunk.len();
-                    chunk.into_iter().for_each(|message| take(word * 64 + bit as usize, message));
+                for _ in 0..left.min(receiver.slots()) {
+                    let Ok(message) = receiver.pop() else { break };
+                    left -= 1;
+                    take(word * 64 + bit as usize, message);
                 }
                 if !receiver.is_empty() {
                     ready.0.fetch_or(1 << bit, Ordering::SeqCst);
