@@ -1,6 +1,6 @@
 //! Prints how an attack on the memory of the swarm table affects honest clients; `benches/README.md` has the results.
 //!
-//! `attack MIB`: memory limit of the table, 64 by default.
+//! `attack [MIB]`: memory limit of the table, 64 by default. Each row has a number of /24 networks that attack.
 
 use tsubame_bench::attack::{Attack, simulate};
 

@@ -132,7 +132,7 @@ fn access_lists_are_changed_in_bulk_and_exported() {
     let exported = |api: &Api| -> BTreeSet<String> {
         api.get("/v1/access_list").body.lines().map(str::to_owned).collect()
     };
-    // An HTTP/1.1 body of unknown length is chunked: the lines of sizes are not hashes.
+    // The body is chunked, and `get` does not decode it: lines with sizes of chunks are skipped.
     let hashes = |lines: BTreeSet<String>| -> BTreeSet<String> {
         lines.into_iter().filter(|line| line.len() == 40).collect()
     };
@@ -295,9 +295,9 @@ fn path_of(path: &str) -> String {
     path.replace("0123456789abcdef0123456789abcdef01234567", "{info_hash}")
 }
 
-/// The page has all figures without JavaScript, and the event stream sends new ones. Other hosts do not get it.
+/// The page shows all statistics without JavaScript, and the event stream sends new ones. Other hosts do not get it.
 #[test]
-fn the_status_page_shows_and_streams_figures() {
+fn the_status_page_shows_and_streams_statistics() {
     let mut api = Api::start(
         "control: {listen: \"127.0.0.1:0\"}\nhooks: [{name: limits, options: {announces_per_second: 9}}]\n",
     );
@@ -327,7 +327,7 @@ fn the_status_page_shows_and_streams_figures() {
     write!(stream, "GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     let mut received = String::new();
     let mut buffer = [0; 4096];
-    // Two sets of figures.
+    // Two updates.
     while received.matches("data: <header>").count() < 2 {
         let len = stream.read(&mut buffer).unwrap();
         assert!(len > 0, "the stream has ended: {received}");

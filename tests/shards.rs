@@ -4,8 +4,8 @@
 //! up, and settings change during the run. The same seed gives the same run.
 //!
 //! Peers join and do not leave, so each count has two bounds: at least the peers whose announce was answered, at most
-//! the peers that announced. A scrape row of another torrent, or one that is zero because a shard did not reply, is
-//! outside.
+//! the peers that announced. A scrape row of another torrent, or one that is zero because a shard did not reply, lies
+//! outside these bounds.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
@@ -318,7 +318,7 @@ impl World {
             }
             if !node.asleep {
                 if self.waits_in_datapath {
-                    // Each usually ends after one turn here; a step without waits has up to 16 turns.
+                    // Each step usually ends after one turn here; one without waits takes up to 16 turns.
                     for _ in 0..16 {
                         assert_eq!(
                             node.shard.step_with_wait(Duration::MAX).unwrap(),
@@ -438,20 +438,24 @@ impl World {
     /// Ends all faults, and checks that each datagram was answered or counted as shed.
     fn finish(&mut self) -> ShardStats {
         self.settle();
-        // Scrapes with a lost part time out.
+        // Scrapes of which a part was lost end by timeout.
         self.advance_clock(5);
         self.settle();
         self.advance_clock(1);
         self.settle();
         let stats = self.stats();
-        let of = |outcome: &Outcome| -> u64 {
-            let of = |family| stats.requests_of(Protocol::Udp, family, *outcome);
-            of(Family::V4) + of(Family::V6)
+        let count_of = |outcome: &Outcome| -> u64 {
+            let of_family = |family| stats.requests_of(Protocol::Udp, family, *outcome);
+            of_family(Family::V4) + of_family(Family::V6)
         };
-        let total: u64 = Outcome::ALL.iter().map(of).sum();
+        let total: u64 = Outcome::ALL.iter().map(count_of).sum();
         let shed: u64 =
-            [Outcome::ShedMesh, Outcome::ShedSlots, Outcome::ShedScrape].iter().map(of).sum();
-        assert_eq!(total - of(&Outcome::Forwarded), self.arrived, "each datagram is counted once");
+            [Outcome::ShedMesh, Outcome::ShedSlots, Outcome::ShedScrape].iter().map(count_of).sum();
+        assert_eq!(
+            total - count_of(&Outcome::Forwarded),
+            self.arrived,
+            "each datagram is counted once"
+        );
         assert_eq!(self.replies, self.arrived - shed, "each is answered, or counted as shed");
         assert_eq!(self.requests.len() as u64, shed);
         assert!(self.over_http.is_empty());
@@ -517,7 +521,7 @@ fn peers_of(torrent: usize) -> usize {
 #[test]
 fn every_request_is_answered_correctly_or_counted_as_shed() {
     let mut seen = ShardStats::default();
-    let (mut answered, mut late, mut shed, mut lists) = (0, 0, 0, 0);
+    let (mut answered, mut late, mut shed, mut scanned) = (0, 0, 0, 0);
     for (seed, shards, ticks, per_tick) in [
         (1, 1, 2_000, 10),
         (2, 2, 6_000, 20),
@@ -534,7 +538,7 @@ fn every_request_is_answered_correctly_or_counted_as_shed() {
         answered += world.answered_over_http;
         late += world.late_over_http;
         shed += world.shed_over_http;
-        lists += world.page_scans_requested;
+        scanned += world.page_scans_requested;
         world.stop();
     }
     for outcome in [
@@ -549,7 +553,8 @@ fn every_request_is_answered_correctly_or_counted_as_shed() {
     ] {
         assert!(seen.requests(outcome) > 0, "no {}", outcome.name());
     }
-    for (what, count) in [("answered", answered), ("late", late), ("shed", shed), ("listed", lists)]
+    for (what, count) in
+        [("answered", answered), ("late", late), ("shed", shed), ("scanned", scanned)]
     {
         assert!(count > 0, "over HTTP, nothing was {what}");
     }

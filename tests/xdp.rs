@@ -281,6 +281,57 @@ fn reloads_change_keys_networks_and_errors() {
     });
 }
 
+/// While keys and networks change, every connect is answered by the program, and every announce with its id by a shard.
+#[test]
+#[ignore = "needs root: tests/run"]
+fn reloads_under_load_lose_nothing() {
+    let lab = Lab::routed();
+    let config_of = |round: u32| {
+        let key = |round: u32| format!("{round:032x}");
+        let keys = format!(", connection_id_keys: [{}, {}]", key(round + 1), key(round));
+        let networks: Vec<_> = (0..200).map(|number| format!("7.{round}.{number}.0/24")).collect();
+        let options = format!("{{mode: deny, networks: [{}]}}", networks.join(", "));
+        config_with(
+            ", announces: af_xdp",
+            &keys,
+            &format!("hooks: [{{name: networks, options: {options}}}]"),
+        )
+    };
+    let mut tracker = start(&lab, &config_of(1));
+    wait_for_af_xdp(&lab);
+    let (mut observer, mut loaded) =
+        (client(&lab, Host::Leecher, false), client(&lab, Host::Seeder, false));
+    let has_ended = AtomicBool::new(false);
+    let (asked, lost) = std::thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            let (mut asked, mut lost) = (0, 0);
+            while !has_ended.load(Ordering::Relaxed) {
+                loaded.connect();
+                asked += 1;
+                lost +=
+                    usize::from(!is_answered(&loaded, &Announce::of(7, 1_000).bytes(loaded.id, 1)));
+            }
+            (asked, lost)
+        });
+        for round in 2..8 {
+            observer.connect();
+            let before = observer.id;
+            tracker.write_config(&config_of(round));
+            tracker.log.clear();
+            tracker.signal("HUP");
+            tracker.wait_for("reloaded");
+            wait_until("an id of the new key", WAIT_TIMEOUT, || {
+                observer.connect();
+                observer.id != before
+            });
+        }
+        has_ended.store(true, Ordering::Relaxed);
+        load.join().unwrap()
+    });
+    println!("{asked} announces");
+    assert!(asked > 1_000 && lost == 0, "{asked} announces, {lost} lost");
+}
+
 #[test]
 #[ignore = "needs root: tests/run"]
 fn addresses_and_interfaces_come_and_go() {

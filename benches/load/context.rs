@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use tsubame::text::grouped;
 use tsubame_bench::observe;
 
-/// Returns the options in use in one line.
+/// Returns the main options of the run in one line.
 pub(crate) fn settings(run: &RunOptions) -> String {
     let mix = run.mix;
     let mut parts = vec![
@@ -36,7 +36,8 @@ pub(crate) fn placement(run: &RunOptions) -> String {
     let generator = format!("generator on {}", cores(&own));
     let Some(process) = run.server_pid else {
         let is_local = run.targets.iter().any(|target| target.address.ip().is_loopback());
-        let hint = if is_local { "; give --server-pid to see those of the tracker" } else { "" };
+        let hint =
+            if is_local { "; give --server-pid to see the cores of the tracker" } else { "" };
         return format!("{generator}{hint}");
     };
     let of_tracker: BTreeSet<usize> = observe::cores_of(process).into_iter().flatten().collect();

@@ -112,9 +112,9 @@ pub(crate) struct RunOptions {
     /// is loaded from 127.1.0.1 and the addresses after it, any other from the one address that the kernel selects.
     #[arg(long, value_delimiter = ',')]
     pub(crate) source_networks: Vec<IpNet>,
-    /// Number of requests that the kernel receives as one datagram to split, which saves the generator most of its
-    /// work. On loopback and veth it saves the tracker work, too; with several shards, all of them go to the shard of
-    /// the first.
+    /// Number of requests that are passed to the kernel as one datagram, which it splits (UDP segmentation offload);
+    /// this saves the generator most of its work. On loopback and veth it saves the tracker work, too; with several
+    /// shards, all requests of such a datagram go to the shard of the first.
     #[arg(long, default_value_t = 1)]
     pub(crate) segments: u16,
     /// Network interface whose driver sends requests that the kernel generates: many times what sockets can send. Needs
@@ -397,7 +397,8 @@ impl RunOptions {
                 let rates = [flood.connects, flood.forged, flood.garbage, text.rate.unwrap_or(1.0)];
                 if rates.iter().any(|rate| !(0.0..1e9).contains(rate)) || text.rate == Some(0.0) {
                     return Err(format!(
-                        "step {number}: rates must be above 0, in requests per second"
+                        "step {number}: rate must be above 0, and rates of floods at least 0; all must be below \
+                         1000000000 requests per second"
                     ));
                 }
                 if text.in_flight == Some(0) {
@@ -513,8 +514,8 @@ mod tests {
             ("[[step]]\npause = 'long'", "step 1: \"long\" is not a duration"),
             ("[[step]]\npause = '1s'\nfill = true", "exactly one of"),
             ("[[step]]\nduration = '1s'\nrat = 5", "rat"),
-            ("[[step]]\nduration = '1s'\nrate = -5", "step 1: rates must be above 0"),
-            ("[[step]]\nduration = '1s'\nflood = { forged = -1 }", "step 1: rates must be above 0"),
+            ("[[step]]\nduration = '1s'\nrate = -5", "step 1: rate must be above 0"),
+            ("[[step]]\nduration = '1s'\nflood = { forged = -1 }", "step 1: rate must be above 0"),
         ] {
             let error = scenario(text).unwrap_err();
             assert!(error.contains(words), "{error}");

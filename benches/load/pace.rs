@@ -5,7 +5,7 @@ use fastrand::Rng;
 
 /// A Poisson process: independent arrivals with a fixed average rate.
 ///
-/// Evenly spaced arrivals would never coincide, which shows the tracker at its best.
+/// Evenly spaced arrivals would never coincide, so latency would be lower than with independent clients.
 pub(crate) struct Poisson {
     gap_ns: f64,
     next_ns: f64,
@@ -29,7 +29,7 @@ impl Poisson {
     }
 }
 
-/// Scheduled time of a request without a schedule: it is never late.
+/// Scheduled time of a request in a closed loop, which has no schedule and so is never late.
 pub(crate) const UNSCHEDULED: u64 = u64::MAX;
 
 /// Pace of a step of load.

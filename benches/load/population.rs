@@ -91,8 +91,8 @@ pub(crate) struct PeerGroup {
     pub(crate) sources: SourceAddresses,
     torrent_of: Vec<u32>,
     states: Vec<PeerState>,
-    /// By peer: number of the request from which on the tracker must not return it, because it has confirmed that the
-    /// peer stopped; 0 while the peer takes part.
+    /// By peer: number of the first request whose reply must not contain the peer, because the tracker has confirmed
+    /// its stop; 0 if it has confirmed none.
     gone_since: Vec<u32>,
 }
 
@@ -245,7 +245,7 @@ impl PeerGroup {
         u32::try_from(peer).ok().filter(|peer| *peer < self.peers())
     }
 
-    /// Returns whether the tracker knew that a peer has stopped before the request with this number was sent.
+    /// Returns whether the tracker had confirmed the stop of a peer before the request with this number was sent.
     pub(crate) fn was_gone(&self, peer: u32, number: u64) -> bool {
         let gone_since = self.gone_since[peer as usize];
         gone_since != 0 && gone_since <= number as u32

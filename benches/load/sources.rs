@@ -4,18 +4,18 @@ use crate::population::SourceAddresses;
 use ipnet::IpNet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
-/// Maximum number of peers per address, as each needs its own port.
+/// Number of peers per address above which more addresses are used; each peer of an address needs its own port.
 const PEERS_PER_ADDRESS: u32 = 60_000;
 
-/// First source address on loopback. All of 127.0.0.0/8 is local; floods use addresses above the last one.
+/// First source address on loopback. All of 127.0.0.0/8 is local; floods use other addresses.
 const LOOPBACK_FIRST: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 1);
 /// Number of source addresses on loopback.
 const LOOPBACK_COUNT: u32 = (127 << 16) - 1;
 
 /// Selects `wanted` addresses of the address family of the target, or more if the peers need them.
 ///
-/// They are fewer if the source network has not as many, and one if no source network is given and the target is not on
-/// IPv4 loopback.
+/// They are fewer if the source network has fewer addresses, and one if no source network of the target's family is
+/// given and the target is not on IPv4 loopback.
 pub(crate) fn choose(
     target: SocketAddr,
     wanted: u32,

@@ -1,7 +1,7 @@
 //! The HTTP transport: requests and replies over connections with one request each at a time.
 //!
-//! Connections are either persistent, and each belongs to one address of the population, or there is one for each
-//! request.
+//! With persistent connections, each belongs to one address of the population. With `--close`, each request has its own
+//! connection.
 
 mod stream;
 mod tls;
@@ -68,7 +68,7 @@ struct PendingHttpRequest {
     is_retry: bool,
 }
 
-/// A request that waits for a slot of its address.
+/// A request that waits for a slot: with persistent connections one of its address, otherwise any.
 #[derive(Clone, Copy)]
 struct QueuedRequest {
     group: usize,
@@ -95,11 +95,11 @@ pub(crate) struct Streams {
     epoll: OwnedFd,
     trackers: Vec<HttpTarget>,
     slots: Vec<ConnectionSlot>,
-    /// Links without an unanswered request.
+    /// Slots that can be used for a request now.
     idle: Vec<usize>,
-    /// Links whose connection failed, each with the time at which it may be used again.
-    cooling_down: VecDeque<(u64, usize)>,
-    /// Requests that wait for a slot of their address.
+    /// Slots whose connection failed, each with the time at which it may be used again.
+    retry_later: VecDeque<(u64, usize)>,
+    /// Requests that wait for a slot.
     queue: VecDeque<QueuedRequest>,
     /// By group and peer: whether an announce is unanswered. A second one could overtake it on another connection.
     announcing: Vec<Vec<bool>>,
@@ -109,7 +109,7 @@ pub(crate) struct Streams {
 }
 
 impl Streams {
-    /// Creates the slots of each target. Their numbers are in the order of the peer groups of the population.
+    /// Creates the slots of each target; the targets are in the order of the peer groups of the population.
     /// With `closes`, each request has its own connection.
     pub(crate) fn new(
         targets: &[&Target],
@@ -144,7 +144,7 @@ impl Streams {
             trackers,
             idle: Vec::new(),
             slots,
-            cooling_down: VecDeque::new(),
+            retry_later: VecDeque::new(),
             queue: VecDeque::new(),
             announcing: population.groups.iter().map(|g| vec![false; g.peers() as usize]).collect(),
             closes,
@@ -278,7 +278,7 @@ impl Streams {
     }
 
     /// Processes what has arrived over a slot; returns whether it was a reply.
-    fn receive_on_link(
+    fn receive_on_slot(
         &mut self,
         session: &mut Session<'_>,
         index: usize,
@@ -309,7 +309,7 @@ impl Streams {
                 stream.arrived.drain(..len);
                 stream.answers += 1;
                 if !stream.arrived.is_empty() {
-                    session.step_stats.count_wrong("bytes behind a reply");
+                    session.step_stats.count_wrong("bytes after a reply");
                 }
                 if is_over || !stream.arrived.is_empty() {
                     slot.stream = None;
@@ -354,7 +354,7 @@ impl Streams {
             session.step_stats.record.broken += 1;
             let now_ns = session.now_ns();
             session.lose(pending_request.transaction, now_ns);
-            self.cooling_down.push_back((now_ns + RETRY_DELAY_NS, index));
+            self.retry_later.push_back((now_ns + RETRY_DELAY_NS, index));
         }
     }
 }
@@ -450,7 +450,7 @@ impl Transport for Streams {
         let mut answers = 0;
         for event in &events {
             let index = event.data.u64() as usize;
-            answers += usize::from(self.receive_on_link(session, index, event.flags, now_ns)?);
+            answers += usize::from(self.receive_on_slot(session, index, event.flags, now_ns)?);
         }
         let arrived = events.len();
         self.events = events;
@@ -511,7 +511,7 @@ impl Transport for Streams {
     fn flush(&mut self, session: &mut Session<'_>) -> io::Result<()> {
         let now_ns = session.now_ns();
         while let Some((_, index)) =
-            self.cooling_down.pop_front_if(|(until_ns, _)| *until_ns <= now_ns)
+            self.retry_later.pop_front_if(|(until_ns, _)| *until_ns <= now_ns)
         {
             self.add_idle(index);
         }
@@ -543,7 +543,8 @@ impl Transport for Streams {
             slot.pending_request.is_some_and(|pending_request| pending_request.request == *request)
         };
         if let Some(index) = self.slots.iter().position(is_of_request) {
-            // The peer stays marked and announces no more: the tracker may process the lost announce after a newer one.
+            // `announcing` stays true, so that the peer is not drawn again: the tracker may process the lost announce
+            // after a newer one.
             let slot = &mut self.slots[index];
             (slot.stream, slot.pending_request) = (None, None);
             self.add_idle(index);

@@ -19,7 +19,7 @@ impl Usage {
         }
     }
 
-    /// Returns what the server has used since; `None` if neither its core nor its process is known.
+    /// Returns what the server has used since `self` was read; `None` if neither its core nor its process is known.
     pub(crate) fn until_now(&self, run: &RunOptions) -> Option<Server> {
         let now = Self::of(run);
         let since = |now: Option<f64>, before: Option<f64>| Some(now? - before?);

@@ -1,4 +1,4 @@
-//! The reflector: answers every request with constant bytes of the right kind, from one thread.
+//! The reflector: answers every request with a constant reply to its action, from one thread.
 //!
 //! It stores nothing and decides nothing: its rate is the upper bound of a tracker that uses plain sockets and one
 //! thread on this machine. Replies have the transaction id of the request and a fixed number of peers, so that a load
@@ -45,7 +45,7 @@ fn is_request(bytes: &[u8]) -> bool {
     bytes.len() >= 16 && bytes[11] <= 2
 }
 
-/// Writes a reply with the length of a reply of a tracker; returns the length.
+/// Writes a reply that is as long as that of a tracker; returns the length.
 fn answer(request: &[u8], reply: &mut [u8], announce_len: usize) -> usize {
     let len = match request[11] {
         0 => 16,

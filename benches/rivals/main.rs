@@ -1,7 +1,7 @@
 //! `tsubame-rivals`: compares this tracker with others under the same load on the same core, in alternation.
 //!
-//! `benches/compare` builds what it needs and runs it. Speeds are medians over rounds, and ratios are medians of
-//! the ratios of pairs, because the speed of a shared machine varies from minute to minute by more than the trackers
+//! `benches/compare` builds the trackers and runs this program. Speeds are medians over rounds, and ratios are medians
+//! of the ratios of pairs, because the speed of a shared machine varies from minute to minute by more than the trackers
 //! differ. Memory is measured once, and pauses are printed for each round.
 
 mod ratios;

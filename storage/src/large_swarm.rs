@@ -7,10 +7,11 @@ use crate::subnet::{PrefixLengths, SubnetPeers};
 use crate::subnet_index::{SubnetIndex, SwarmRecords};
 use siphasher::sip::SipHasher13;
 
-/// Records of a chunk: 16 KiB of IPv4, 40 KiB of IPv6.
+/// Maximum number of records of a chunk, which then has 16 KiB (IPv4) or 40 KiB (IPv6).
 const CHUNK: usize = 2048;
 
-/// Maximum number of peers of one family in a swarm. It keeps the list of chunks small enough to be moved at once.
+/// Maximum number of peers of one family in a swarm. It bounds the list of
+/// chunks, which is copied as a whole when it grows.
 pub(crate) const LARGE_SWARM_PEERS_MAX: usize = 4 << 20;
 
 /// The peers of one family in a swarm that has had more than [`crate::blocks::BLOCK_PEERS_MAX`] of them.
@@ -178,7 +179,7 @@ impl<const N: usize> LargeSwarm<N> {
 /// All large swarms of one family, by handle.
 ///
 /// Handles have no gaps: the last swarm fills the place of one that is freed. Each swarm is stored with the position of
-/// the entry that owns it, which is updated then.
+/// the entry that owns it, so that the caller can update the handle in that entry.
 #[derive(Debug)]
 pub(crate) struct LargeSwarms<const N: usize> {
     swarms: Chunks<(u32, Box<LargeSwarm<N>>), 1024>,

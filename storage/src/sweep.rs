@@ -48,9 +48,10 @@ impl SweepCursor {
 
     /// Sets the time of the table to `now` after a pause so long that one-byte ages would wrap around.
     ///
-    /// Every entry is visited at the current time of the table, the last at which a peer can have announced; then at
-    /// the time when every peer has expired; then when the counts of completed downloads have expired, too. Times
-    /// after `now` are replaced by it. These are the only passes without a bound on their work.
+    /// Every entry is visited three times: at the current time of the table, at or before which all peers have
+    /// announced; at the time by which every peer has expired; and at the time by which the counts of completed
+    /// downloads have expired. No visit uses a time after `now`. These are the only passes without a bound on their
+    /// work.
     pub(crate) fn catch_up(&mut self, table: &mut Table, now: Seconds) {
         self.visit_all(table);
         let settings = &table.settings;

@@ -56,7 +56,7 @@ const BUFFERS: u16 = 256;
 const FORWARD_SLOTS: u16 = 256;
 
 // Maximum number of completions at once: a receive and a reply for each buffer, a reply for each forward slot, and the
-// end of a receive and of its cancellation for each socket. There is space for the few of watched descriptors, too.
+// end of a receive and of its cancellation for each socket. The rest is for the few of watched descriptors.
 const _: () = assert!(
     2 * BUFFERS as usize + FORWARD_SLOTS as usize + 2 * SOCKETS_MAX <= setup::COMPLETIONS as usize
 );
@@ -104,7 +104,8 @@ pub struct Datagram<'a> {
     pub truncated: bool,
 }
 
-// The ring must fit into the 8 MiB that a shard may allocate at start, without the buffers of its sockets and the mesh.
+// The ring must fit into the 8 MiB of memory that a shard may allocate at start. The buffers of sockets and the mesh
+// are not part of these.
 const _: () = assert!(Ring::memory_bytes() <= 8 << 20);
 
 /// Whether and how a turn waits in the kernel, after it has submitted replies.
@@ -112,11 +113,12 @@ const _: () = assert!(Ring::memory_bytes() <= 8 << 20);
 pub enum Wait {
     /// It does not wait.
     No,
-    /// It waits this long for more datagrams.
+    /// It waits this long for more datagrams, or until 32 completions have arrived.
     Gather(Duration),
     /// It waits for a datagram or a watched descriptor, at most for `timeout`.
     Event {
-        /// Minimum time of the wait. At moderate load, most of the cost of a datagram is waking up for it.
+        /// Time for which the wait continues for more datagrams, unless 32 completions arrive earlier: one wake-up then
+        /// serves several datagrams.
         gather: Duration,
         /// Maximum time of the wait.
         timeout: Duration,
@@ -256,7 +258,7 @@ impl Ring {
         self.event.as_fd()
     }
 
-    /// Enables or disables the event; while turns follow each other anyway, it would only cost time.
+    /// Enables or disables the event. A thread that takes turns without sleeping disables it, because it costs time.
     ///
     /// To sleep, enable the event, call [`Self::turn`] until it finds nothing, then wait; in any other order a wake-up
     /// can be lost. The event may be readable once without work.
@@ -398,8 +400,8 @@ impl Ring {
         &mut slot.reply
     }
 
-    /// Sends the first `len` bytes of a slot along a return path. If the ring has no socket with its number, the slot
-    /// is released and nothing is sent.
+    /// Sends the first `len` bytes of a slot to the destination and from the socket of `path`. If the ring has no
+    /// socket with the number in `path`, the slot is released and nothing is sent.
     pub fn send_forwarded_reply(
         &mut self,
         slot: ForwardSlot,
@@ -431,9 +433,9 @@ impl Ring {
         self.state.free_forwards.push(slot.slot);
     }
 
-    /// Cancels all receives, waits up to `timeout` until all operations have ended, and closes the sockets.
+    /// Cancels all receives, waits up to `timeout` until all receives and replies have ended, and closes the sockets.
     ///
-    /// Returns whether all operations have ended. The sockets are closed here, because the kernel takes tens of
+    /// Returns whether they have ended. The sockets are closed here, because the kernel takes tens of
     /// milliseconds to destroy a ring, and the ports would stay in use until then.
     pub fn stop(&mut self, timeout: Duration) -> bool {
         self.state.stopping = true;
@@ -443,7 +445,7 @@ impl Ring {
             while let Some(completed) = self.state.arrived.pop_front() {
                 self.state.provide(completed.buffer);
             }
-            if self.state.is_quiet() {
+            if self.state.has_no_transfers() {
                 break;
             }
             let timeout = Timespec::from(slice);
@@ -452,7 +454,7 @@ impl Ring {
             let _ = self.ring.submitter().submit_with_args(1, &arguments);
             self.reap();
         }
-        ended &= self.state.is_quiet();
+        ended &= self.state.has_no_transfers();
         let _ = self.ring.submitter().unregister_files();
         self.state.sockets.clear();
         ended
@@ -485,8 +487,8 @@ impl Ring {
 }
 
 impl RingState {
-    /// Returns whether no operation is in flight.
-    fn is_quiet(&self) -> bool {
+    /// Returns whether no receive and no reply is in flight. Polls of watches use none of the memory of the ring.
+    fn has_no_transfers(&self) -> bool {
         !self.armed.contains(&true) && self.replies_in_flight == 0 && self.forwards_in_flight == 0
     }
 
@@ -501,8 +503,8 @@ impl RingState {
     /// Returns the bytes that the kernel wrote for a datagram.
     fn bytes(&self, completed: &CompletedReceive) -> &[u8] {
         let buffer = self.memory_ref().buffers.at(completed.buffer);
-        // SAFETY: the kernel has filled this buffer and does not access it again before it is provided again. That
-        // consumes the `ReceivedDatagram` that holds the `CompletedReceive`, or happens before there is one.
+        // SAFETY: the kernel has filled this buffer and does not access it again before it is provided again.
+        // Providing it consumes its `ReceivedDatagram`, or happens before there is one.
         let bytes: &[u8; BUFFER_LEN] = unsafe { buffer.as_ref() };
         &bytes[..(completed.len as usize).min(BUFFER_LEN)]
     }
@@ -583,7 +585,7 @@ impl RingState {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        let quiet = self.state.is_quiet() || self.stop(Duration::from_millis(500));
+        let quiet = self.state.has_no_transfers() || self.stop(Duration::from_millis(500));
         if !quiet {
             // Operations that did not end may still write to this memory, so it is leaked.
             std::mem::forget(self.state.memory.take());

@@ -15,7 +15,7 @@ const CONNECT: [u8; 16] = [
     0xde, 0xad, 0xbe, 0xef, // transaction id
 ];
 
-/// Returns an announce of aria2, which has 100 bytes with the two zeros that aria2 always appends.
+/// Returns an announce with two zeros at the end, which aria2 always appends: 100 bytes.
 fn announce() -> Vec<u8> {
     let mut bytes = vec![1, 2, 3, 4, 5, 6, 7, 8]; // connection id
     bytes.extend([0, 0, 0, 1]); // action: announce

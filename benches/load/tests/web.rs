@@ -23,7 +23,7 @@ use tsubame_storage::{Endpoint, PeerOutput, Role, Seconds, SwarmAnnounce, Swarms
 /// Handler of a request: returns the bytes of a reply, or `None` to close the connection.
 type Handler = dyn FnMut(IpAddr, &RequestHead<'_>) -> Option<Vec<u8>> + Send;
 
-/// A server with a thread for each connection, which stops when it is dropped.
+/// A server that uses a thread for each connection. Dropping it stops it.
 struct Server {
     url: String,
     address: SocketAddr,
@@ -234,7 +234,7 @@ fn each_problem_of_a_reply_is_reported() {
         ("error", |_, _| Some(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec())),
         ("not canonical bencode", |_, _| Some(ok_reply(b"d5:filesde8:intervali60e", true))),
         ("malformed head", |_, _| Some(b"SSH-2.0\r\n".to_vec())),
-        ("bytes behind a reply", |_, mut reply| {
+        ("bytes after a reply", |_, mut reply| {
             reply.push(b'e');
             Some(reply)
         }),

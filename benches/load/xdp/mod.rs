@@ -98,7 +98,8 @@ fn record(
     }
 }
 
-/// Returns the shares of connects, and of connects and announces, as numbers below which a random word is.
+/// Returns the thresholds that select the kind of a request: a random word below the first makes a connect, below the
+/// second an announce, any other an announce with an invalid connection id.
 fn thresholds(mix: &RequestMix) -> Result<(u32, u32), String> {
     let all = mix.connect + mix.announce + mix.stale;
     if mix.scrape + mix.garbage > 0.0 || all <= 0.0 {
@@ -110,7 +111,7 @@ fn thresholds(mix: &RequestMix) -> Result<(u32, u32), String> {
     Ok((below(mix.connect), below(mix.connect + mix.announce)))
 }
 
-/// Returns percentiles of classes of latencies: see `load.c`.
+/// Returns the latencies of a histogram, whose classes `load.c` defines.
 fn latency_of(counts: &[u64]) -> Latency {
     /// Length of a unit of latency in microseconds.
     const UNIT_US: f64 = 1.024;

@@ -1,4 +1,4 @@
-//! How the values of metrics with labels are read.
+//! Functions that return the values of metrics with labels.
 
 use super::sample::{LabelledSample, Sample, labelled, load};
 use super::snapshot::{MetricsSnapshot, ShardSnapshot};
@@ -105,12 +105,12 @@ pub(super) fn announces(shard: &ShardSnapshot) -> Vec<LabelledSample> {
 }
 
 pub(super) fn reply_peers(shard: &ShardSnapshot) -> Vec<LabelledSample> {
-    let histogram = |(protocol, name): (Protocol, &str)| {
+    let sample = |(protocol, name): (Protocol, &str)| {
         let announces = &shard.stats.answered_announces[protocol as usize];
         let bounds = (0..REPLY_PEER_CLASSES).map(AnsweredAnnounces::class_peers_max);
         (vec![name.to_owned()], histogram(announces.peers, bounds, &announces.replies_by_peers))
     };
-    PROTOCOLS.into_iter().map(histogram).collect()
+    PROTOCOLS.into_iter().map(sample).collect()
 }
 
 /// Returns a histogram of classes with these upper bounds, where `None` is infinite.
@@ -149,8 +149,8 @@ pub(super) fn batches(shard: &ShardSnapshot) -> Sample {
 }
 
 pub(super) fn turn_phases(shard: &ShardSnapshot) -> Vec<LabelledSample> {
-    let seconds = TurnPhase::ALL.into_iter().zip(shard.stats.turn_times.phase_ns);
-    seconds.map(|(phase, ns)| (vec![phase.name().to_owned()], Float(ns as f64 / 1e9))).collect()
+    let phases = TurnPhase::ALL.into_iter().zip(shard.stats.turn_times.phase_ns);
+    phases.map(|(phase, ns)| (vec![phase.name().to_owned()], Float(ns as f64 / 1e9))).collect()
 }
 
 pub(super) fn peers(shard: &ShardSnapshot) -> Vec<LabelledSample> {

@@ -12,7 +12,7 @@ use std::path::Path;
 /// Until this function returns, that instance must stay open, and no other one may have polled the descriptor.
 pub fn epoll_that_polls(descriptor: BorrowedFd<'_>) -> Option<OwnedFd> {
     let polled = descriptor.as_raw_fd().to_string();
-    // An epoll instance lists its targets, as in "tfd:       15 events: 19".
+    // The file of an epoll instance lists the descriptors that it polls, as in "tfd:       15 events: 19".
     let polls = |path: &Path| {
         let info = fs::read_to_string(path).unwrap_or_default();
         let mut targets = info.lines().filter_map(|line| line.strip_prefix("tfd:"));
