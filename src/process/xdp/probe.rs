@@ -84,12 +84,8 @@ fn sockets(
 ) -> Result<String, XdpError> {
     let settings = QueueSettings::read(name, mode, config.zero_copy);
     let deadline = Deadline::of_predecessor(Clock::new());
-    let sockets = (0..settings.receive).map(|queue| {
-        settings.open(index, queue, deadline).map_err(|problem| {
-            let (interface, queue) = (name.to_owned(), queue as u32);
-            XdpError::Queue { interface, queue, problem }
-        })
-    });
+    let open = |queue| settings.open((name, index), queue, deadline);
+    let sockets = (0..settings.receive).map(open);
     let sockets = sockets.collect::<Result<Vec<_>, _>>()?;
     let with = match sockets.iter().all(FrameSocket::is_zero_copy) {
         true => "with",

@@ -50,23 +50,25 @@ impl QueueSettings {
     /// of a process a moment after its end.
     pub(super) fn open(
         &self,
-        interface: u32,
+        (name, index): (&str, u32),
         queue: usize,
         deadline: Deadline,
-    ) -> Result<FrameSocket, QueueProblem> {
+    ) -> Result<FrameSocket, XdpError> {
+        let failed =
+            |problem| XdpError::Queue { interface: name.to_owned(), queue: queue as u32, problem };
         if queue >= self.transmit {
-            return Err(QueueProblem::NoTransmitQueue);
+            return Err(failed(QueueProblem::NoTransmitQueue));
         }
         let zero_copy = match (self.mode, self.zero_copy) {
             (XdpMode::Native, wanted) => wanted,
-            (XdpMode::Generic, Some(true)) => return Err(QueueProblem::GenericMode),
+            (XdpMode::Generic, Some(true)) => return Err(failed(QueueProblem::GenericMode)),
             // Drivers accept it, and then send nothing.
             (XdpMode::Generic, _) => Some(false),
         };
         loop {
-            match FrameSocket::open(interface, queue as u32, zero_copy) {
+            match FrameSocket::open(index, queue as u32, zero_copy) {
                 Err(QueueProblem::Busy) if !deadline.has_passed() => deadline.pause(),
-                result => return result,
+                result => return result.map_err(failed),
             }
         }
     }
@@ -104,16 +106,19 @@ impl QueueSockets {
             return Err(XdpError::TooManyQueues(name.to_owned(), settings.receive));
         }
         let sockets = (self.queues.len()..settings.receive).map(|queue| {
-            let copies = settings.open(index, queue, deadline).and_then(|socket| {
-                let copy = || socket.as_fd().try_clone_to_owned();
-                let failed = |error| QueueProblem::Failed("copy its descriptor", error);
-                let copies = (copy().map_err(failed)?, copy().map_err(failed)?);
-                Ok((socket, copies))
-            });
-            let (interface, queue) = (name.to_owned(), queue as u32);
-            copies.map_err(|problem| XdpError::Queue { interface, queue, problem })
+            let socket = settings.open((name, index), queue, deadline)?;
+            let copy = || {
+                let copy = socket.as_fd().try_clone_to_owned();
+                copy.map_err(|error| XdpError::Queue {
+                    interface: name.to_owned(),
+                    queue: queue as u32,
+                    problem: QueueProblem::Failed("copy its descriptor", error),
+                })
+            };
+            let copies = (copy()?, copy()?);
+            Ok((socket, copies))
         });
-        for (socket, (watched, descriptor)) in sockets.collect::<Result<Vec<_>, _>>()? {
+        for (socket, (watched, descriptor)) in sockets.collect::<Result<Vec<_>, XdpError>>()? {
             let (interface, shared) = (self.number, Arc::<SharedQueue>::default());
             shared.mtu.store(mtu(name), Ordering::Relaxed);
             self.is_zero_copy &= socket.is_zero_copy();

@@ -228,7 +228,7 @@ impl FramePath {
         }
     }
 
-    /// Writes a reply into a frame; returns the length of the frame, or `None` if it has not enough room.
+    /// Writes a reply into a frame; returns the length of the frame, or `None` if the frame is too short.
     pub fn write_reply(&self, frame: &mut [u8], payload: &[u8]) -> Option<usize> {
         let (headers, link) = (self.headers(), self.link.get(..usize::from(self.ip_offset))?);
         frame.get_mut(..link.len())?.copy_from_slice(link);

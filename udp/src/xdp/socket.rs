@@ -148,8 +148,8 @@ impl FrameSocket {
     /// Reads how many frames the kernel dropped. This takes a system call.
     pub fn count_drops(&mut self) {
         if let Ok(statistics) = xdp_statistics(&self.descriptor) {
-            let is_full = statistics.rx_ring_full.unwrap_or(0);
-            self.counts.dropped_by_kernel = statistics.rx_dropped + is_full;
+            let ring_full = statistics.rx_ring_full.unwrap_or(0);
+            self.counts.dropped_by_kernel = statistics.rx_dropped + ring_full;
         }
     }
 
@@ -223,12 +223,13 @@ impl FrameSocket {
 
     /// Writes a frame at a position and queues it.
     fn write(&mut self, start: u32, write: impl FnOnce(&mut [u8]) -> Option<usize>) -> bool {
-        let room = BUFFER_BYTES - start as usize % BUFFER_BYTES;
-        let bytes = self.umem.at(start as usize, room);
+        // The frame may fill the rest of its buffer.
+        let len_max = BUFFER_BYTES - start as usize % BUFFER_BYTES;
+        let bytes = self.umem.at(start as usize, len_max);
         // SAFETY: the bytes are within the memory, and are those of a buffer that is neither free nor used by the
         // kernel.
-        let bytes = unsafe { NonNull::slice_from_raw_parts(bytes, room).as_mut() };
-        let len = write(bytes).filter(|len| *len <= room);
+        let bytes = unsafe { NonNull::slice_from_raw_parts(bytes, len_max).as_mut() };
+        let len = write(bytes).filter(|len| *len <= len_max);
         let is_queued = len.is_some_and(|len| {
             let options = XdpDescOptions::empty();
             self.tx.push(XdpDesc { addr: start.into(), len: len as u32, options })
@@ -241,11 +242,10 @@ impl FrameSocket {
 
     /// Has the kernel send the queued frames.
     fn transmit(&mut self) {
-        if !self.tx.has_unpublished() && self.tx.pending() == 0 {
-            return;
-        }
-        self.tx.publish();
         let mut pending = self.tx.pending();
+        if pending > 0 {
+            self.tx.publish();
+        }
         while pending > 0 && self.tx.needs_wakeup() {
             self.counts.enters += 1;
             // In copy mode, a call sends up to 32 frames. An error is that of a busy driver, or of an interface that is

@@ -80,8 +80,6 @@ pub(super) struct Producer<T> {
     pushed: u32,
     /// Number of values that the kernel had taken at the last look.
     taken: u32,
-    /// Number of values that the kernel can see.
-    published: u32,
 }
 
 impl<T: Copy> Producer<T> {
@@ -93,15 +91,10 @@ impl<T: Copy> Producer<T> {
         offset: &XdpRingOffset,
     ) -> io::Result<Self> {
         let ring = SharedRing::map(socket, len, page_offset, offset)?;
-        Ok(Self { ring, pushed: 0, taken: 0, published: 0 })
+        Ok(Self { ring, pushed: 0, taken: 0 })
     }
 
-    /// Returns whether values were pushed since the last [`Self::publish`].
-    pub(super) fn has_unpublished(&self) -> bool {
-        self.pushed != self.published
-    }
-
-    /// Returns the number of values that the kernel has not taken.
+    /// Returns the number of values that the kernel has not taken, also of those that are not published.
     pub(super) fn pending(&mut self) -> u32 {
         self.taken = self.ring.consumer().load(Ordering::Acquire);
         self.pushed.wrapping_sub(self.taken)
@@ -120,8 +113,7 @@ impl<T: Copy> Producer<T> {
     }
 
     /// Makes all values visible to the kernel.
-    pub(super) fn publish(&mut self) {
-        self.published = self.pushed;
+    pub(super) fn publish(&self) {
         self.ring.producer().store(self.pushed, Ordering::Release);
     }
 
