@@ -89,7 +89,11 @@ impl Entry {
     }
 
     pub(crate) fn add_completed(&mut self) {
-        self.write_u32(COMPLETED, self.completed().saturating_add(1));
+        self.set_completed(self.completed().saturating_add(1));
+    }
+
+    pub(crate) fn set_completed(&mut self, completed: u32) {
+        self.write_u32(COMPLETED, completed);
     }
 
     pub(crate) fn tick(&self) -> u8 {

@@ -4,9 +4,10 @@
 //! any run of records is a uniform sample of the swarm, and reading 50 peers touches a few cache lines.
 
 use crate::large_swarm::{LARGE_SWARM_PEERS_MAX, LargeSwarm};
-use crate::record::{RecordContext, RoleCounts, cap_prefix, compact, partial_seed};
+use crate::record::{RecordContext, RoleCounts, cap_prefix, compact, partial_seed, role_of};
 use crate::sources::{SourceCounts, SourceNetwork};
 use crate::subnet::{PrefixLengths, SubnetPeers, prefix_of};
+use crate::types::Role;
 use crate::work_counter;
 
 /// Number of records that are compared with a joining peer to estimate whether its address has many peers: one cache
@@ -130,6 +131,11 @@ impl<const N: usize> FamilyPeers<'_, N> {
         position < self.roles.seeders as usize
     }
 
+    /// Returns the role of the peer at a position.
+    pub(crate) fn role(&self, position: usize) -> Role {
+        role_of(self.at(position), self.is_seeder(position))
+    }
+
     /// Returns whether a record can be added without a larger placement.
     pub(crate) fn has_room(&self) -> bool {
         match &self.records {
@@ -193,12 +199,14 @@ impl<const N: usize> FamilyPeers<'_, N> {
     fn put(&mut self, place: usize, record: [u8; N], context: &RecordContext) -> Option<usize> {
         *self.at_mut(place) = record;
         self.count(&record);
-        if let RecordStorage::LargeSwarm(large_swarm) = &mut self.records
-            && !large_swarm.index_endpoint(place, &context.hasher)
-        {
-            self.uncount(place);
-            self.fill_gap(place, context);
-            return None;
+        let is_seeder = self.is_seeder(place);
+        if let RecordStorage::LargeSwarm(large_swarm) = &mut self.records {
+            if !large_swarm.index_endpoint(place, &context.hasher) {
+                self.uncount(place);
+                self.fill_gap(place, context);
+                return None;
+            }
+            large_swarm.note_written((None, place), &record, is_seeder);
         }
         Some(place)
     }
@@ -270,10 +278,13 @@ impl<const N: usize> FamilyPeers<'_, N> {
             return;
         }
         work_counter::count_records(N);
+        let is_seeder = self.is_seeder(from);
         match &mut self.records {
             RecordStorage::Slice(records) => records[to] = records[from],
             RecordStorage::LargeSwarm(large_swarm) => {
-                large_swarm.relocate(from, to, &context.hasher)
+                let record = *large_swarm.at(from);
+                large_swarm.relocate(from, to, &context.hasher);
+                large_swarm.note_written((Some(from), to), &record, is_seeder);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! What an operator sees of one torrent, and its removal in small steps.
 
 use crate::placement::{PeerStores, RecordWidth};
-use crate::record::{V4, V6, compact, flags};
+use crate::record::{V4, V6, compact};
 use crate::removal::{RecordCursor, Removal, WORK_PER_CALL};
 use crate::swarms::Swarms;
 use crate::types::{Endpoint, Family, InfoHash, Role, SwarmStats};
@@ -71,11 +71,7 @@ impl Swarms {
         list.extend((0..wanted).filter_map(|number| {
             let at = number * len / wanted;
             let record = peers.at(at);
-            let role = match (peers.is_seeder(at), record[N - 2] & flags::PARTIAL_SEED != 0) {
-                (true, _) => Role::Seeder,
-                (false, true) => Role::PartialSeed,
-                (false, false) => Role::Leecher,
-            };
+            let role = peers.role(at);
             let endpoint = Endpoint::from_compact(compact(record))?;
             let age_secs = ticks.age_secs(tick, record[N - 1]);
             Some(PeerDetails { endpoint, role, age_secs })

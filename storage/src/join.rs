@@ -16,10 +16,10 @@ const UNCAPPED_ADDRESS_PEERS_MAX: u32 = 256;
 
 /// What an announce did to the peers of its family.
 #[derive(Clone, Copy, Debug)]
-struct AppliedAnnounce {
+pub(crate) struct AppliedAnnounce {
     /// Position of the peer's record.
     own: Option<usize>,
-    change: SwarmChange,
+    pub(crate) change: SwarmChange,
     previous: Option<Role>,
 }
 
@@ -113,7 +113,23 @@ impl Table {
         let endpoint = announce.endpoint;
         let flags = scope_flags(scope) | partial;
         let record = record_of::<N>(endpoint.address(), endpoint.port(), flags, self.context.tick);
-        let Some(record) = record else { return AppliedAnnounce::default() };
+        match record {
+            Some(record) => self.apply_record(position, announce, record),
+            None => AppliedAnnounce::default(),
+        }
+    }
+
+    /// Applies an announce whose peer is stored as `record`, unless it stops.
+    #[inline(always)] // The call is a part of every announce.
+    pub(crate) fn apply_record<const N: usize>(
+        &mut self,
+        position: u32,
+        announce: &SwarmAnnounce,
+        record: [u8; N],
+    ) -> AppliedAnnounce
+    where
+        PeerStores: RecordWidth<N>,
+    {
         let context = &self.context;
         let before = self.store.entry(position).roles(<PeerStores as RecordWidth<N>>::FAMILY);
         let rng = &mut self.rng;
@@ -121,7 +137,7 @@ impl Table {
             let found = peers.find(&record, context);
             let stored = found.position.map(|own| match announce.event {
                 AnnounceEvent::Stopped => {
-                    let previous = Some(role_at(peers, own));
+                    let previous = Some(peers.role(own));
                     peers.remove(own, context);
                     AppliedAnnounce { own: None, change: SwarmChange::Stopped, previous }
                 }
@@ -136,7 +152,7 @@ impl Table {
             }
             (Some(refreshed), _) => refreshed,
             (None, AnnounceEvent::Stopped) => AppliedAnnounce::default(),
-            (None, _) if !endpoint.is_listening() => AppliedAnnounce::default(),
+            (None, _) if !announce.endpoint.is_listening() => AppliedAnnounce::default(),
             (None, _) => self.join(position, record, announce, same_address),
         };
         let is_seeder = announce.role == Role::Seeder;
@@ -275,7 +291,7 @@ fn refresh<const N: usize>(
     context: &RecordContext,
     rng: &mut fastrand::Rng,
 ) -> AppliedAnnounce {
-    let previous = role_at(peers, own);
+    let previous = peers.role(own);
     let is_seeder = announce.role == Role::Seeder;
     let counted = peers.at(own)[N - 2] & flags::COMPLETED;
     let completes = announce.event == AnnounceEvent::Completed
@@ -292,14 +308,4 @@ fn refresh<const N: usize>(
     };
     let change = if completes { SwarmChange::Completed } else { SwarmChange::Refreshed };
     AppliedAnnounce { own, change, previous: Some(previous) }
-}
-
-fn role_at<const N: usize>(peers: &FamilyPeers<'_, N>, position: usize) -> Role {
-    if peers.is_seeder(position) {
-        Role::Seeder
-    } else if peers.at(position)[N - 2] & flags::PARTIAL_SEED != 0 {
-        Role::PartialSeed
-    } else {
-        Role::Leecher
-    }
 }

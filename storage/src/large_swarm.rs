@@ -2,6 +2,7 @@
 
 use crate::chunks::Chunks;
 use crate::index::PositionIndex;
+use crate::moved_records::MovedRecords;
 use crate::record::EndpointHasher;
 use crate::subnet::{PrefixLengths, SubnetPeers};
 use crate::subnet_index::{SubnetIndex, SwarmRecords};
@@ -24,6 +25,8 @@ pub(crate) struct LargeSwarm<const N: usize> {
     hashes_without_port: bool,
     /// Finds subnet peers, if they are preferred.
     subnet_index: Option<Box<SubnetIndex>>,
+    /// While an export visits the swarm: the records that it would miss.
+    moved: Option<Box<MovedRecords<N>>>,
 }
 
 impl<const N: usize> LargeSwarm<N> {
@@ -45,6 +48,7 @@ impl<const N: usize> LargeSwarm<N> {
             index,
             hashes_without_port: endpoint_hasher.hashes_without_port,
             subnet_index: None,
+            moved: None,
         };
         for record in records {
             large_swarm.records.push(*record);
@@ -125,6 +129,30 @@ impl<const N: usize> LargeSwarm<N> {
                 visited + subnet_index.remove(position as u32, &peers)
             }
             None => visited,
+        }
+    }
+
+    /// Has the swarm keep the records that an export would miss.
+    pub(crate) fn keep_moved(&mut self, moved: Box<MovedRecords<N>>) {
+        self.moved = Some(moved);
+    }
+
+    /// Returns the records that an export would have missed, and keeps no more of them.
+    pub(crate) fn take_moved(&mut self) -> Option<Box<MovedRecords<N>>> {
+        self.moved.take()
+    }
+
+    /// Keeps a record that is written to a position if an export would miss it; `from` is its position before.
+    pub(crate) fn note_written(
+        &mut self,
+        positions: (Option<usize>, usize),
+        record: &[u8; N],
+        is_seeder: bool,
+    ) {
+        if let Some(moved) = &mut self.moved
+            && !moved.keep(positions, record, is_seeder)
+        {
+            self.moved = None;
         }
     }
 

@@ -4,7 +4,7 @@
 //! peer is a seeder is not in the record: it follows from the record's position (see [`crate::family_peers`]).
 
 use crate::time::Ticks;
-use crate::types::{Family, Scope};
+use crate::types::{Family, Role, Scope};
 use siphasher::sip::SipHasher13;
 use std::net::IpAddr;
 
@@ -47,6 +47,17 @@ pub(crate) const fn scope_of(flags: u8) -> Scope {
 /// Returns 1 if the record is that of a partial seed, else 0.
 pub(crate) fn partial_seed<const N: usize>(record: &[u8; N]) -> u32 {
     u32::from(record[N - 2] & flags::PARTIAL_SEED)
+}
+
+/// Returns the role of a peer from its record, and from whether that is among those of seeders.
+pub(crate) fn role_of<const N: usize>(record: &[u8; N], is_seeder: bool) -> Role {
+    if is_seeder {
+        Role::Seeder
+    } else if record[N - 2] & flags::PARTIAL_SEED != 0 {
+        Role::PartialSeed
+    } else {
+        Role::Leecher
+    }
 }
 
 /// Returns the endpoint of a record in compact form.

@@ -26,6 +26,16 @@ impl WorkBudget {
     pub(crate) fn is_spent(self) -> bool {
         self.entries == 0 || self.records == 0 || self.slots == 0
     }
+
+    /// Returns the number of records that may still be visited.
+    pub(crate) fn records(self) -> usize {
+        self.records
+    }
+
+    /// Subtracts records that were visited.
+    pub(crate) fn spend_records(&mut self, count: usize) {
+        self.records = self.records.saturating_sub(count);
+    }
 }
 
 /// Which of the visited peers are removed.

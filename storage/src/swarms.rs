@@ -2,15 +2,19 @@
 
 use crate::announce::{AnnounceOutcome, SwarmAnnounce};
 use crate::eviction::Eviction;
+use crate::export::{Export, ExportProgress};
+use crate::import::{ImportCursor, StoppedPeers};
 use crate::peer_output::PeerOutput;
 use crate::removal::{Removal, TableCursor, WORK_PER_CALL};
 use crate::settings::TableSettings;
 use crate::sources::SourceCounts;
+use crate::state_record::StateRecord;
 use crate::stats::TableStats;
 use crate::subnet::SubnetPreference;
 use crate::sweep::SweepCursor;
 use crate::table::{Prefetch, Table};
 use crate::time::Seconds;
+use crate::transfer::Transfer;
 use crate::types::{InfoHash, SwarmCounts, SwarmStats};
 
 /// The peers of all torrents of a shard.
@@ -23,6 +27,8 @@ pub struct Swarms {
     pub(crate) table: Table,
     sweep: SweepCursor,
     eviction: Eviction,
+    /// `None` if neither an export nor an import is in progress.
+    transfer: Option<Box<Transfer>>,
 }
 
 /// Returns the bytes that every table takes for its counts by source, which its own accounting does not include.
@@ -34,7 +40,7 @@ impl Swarms {
     /// Creates an empty table.
     pub fn new(settings: TableSettings) -> Self {
         let (sweep, eviction) = (SweepCursor::default(), Eviction::default());
-        Self { table: Table::new(settings), sweep, eviction }
+        Self { table: Table::new(settings), sweep, eviction, transfer: None }
     }
 
     /// Sets the subnets whose peers are returned first.
@@ -88,7 +94,11 @@ impl Swarms {
         peers: PeerOutput<'_>,
     ) -> AnnounceOutcome {
         self.advance(now);
-        self.table.announce(prefetch, announce, peers)
+        let outcome = self.table.announce(prefetch, announce, peers);
+        if let Some(transfer) = &mut self.transfer {
+            transfer.observe(&self.table, announce, &outcome);
+        }
+        outcome
     }
 
     /// Returns the counts of a swarm, which are zero if the torrent is unknown.
@@ -141,5 +151,72 @@ impl Swarms {
             self.sweep.catch_up(&mut self.table, now);
         }
         self.table.set_time(now);
+    }
+}
+
+/// Export and import.
+impl Swarms {
+    /// Starts an export of all torrents; one that is in progress ends.
+    ///
+    /// If `changes_max` is not zero, the changes that announces make from now on are exported, too. Up to that number
+    /// are kept between two steps, and further ones are lost.
+    pub fn begin_export(&mut self, changes_max: usize) {
+        self.end_export();
+        let export = Export::begin(&self.table, changes_max);
+        self.transfer.get_or_insert_default().export = Some(export);
+    }
+
+    /// Appends records to `records`, in a bounded step. In the order of the records, a change comes before a record
+    /// that was made after it.
+    pub fn export(&mut self, records: &mut Vec<StateRecord>) -> ExportProgress {
+        match self.transfer.as_mut().and_then(|transfer| transfer.export.as_mut()) {
+            Some(export) => export.step(&mut self.table, records),
+            None => ExportProgress::Complete,
+        }
+    }
+
+    /// Returns the number of changes that were lost since the export began.
+    pub fn lost_changes(&self) -> u64 {
+        let export = self.transfer.as_ref().and_then(|transfer| transfer.export.as_ref());
+        export.map_or(0, Export::lost_changes)
+    }
+
+    /// Ends an export.
+    pub fn end_export(&mut self) {
+        let Some(transfer) = &mut self.transfer else { return };
+        if let Some(export) = transfer.export.take() {
+            export.end(&mut self.table);
+        }
+        self.transfer.take_if(|transfer| transfer.is_over());
+    }
+
+    /// Starts an import. From now on, records do not add peers that stop.
+    pub fn begin_import(&mut self) {
+        let stopped = StoppedPeers::new(self.table.context.hasher);
+        self.transfer.get_or_insert_default().stopped = Some(stopped);
+    }
+
+    /// Imports records in a bounded step, without torrents for which `serves` returns false. Returns whether records
+    /// are left. An import must have been started.
+    pub fn import(
+        &mut self,
+        now: Seconds,
+        cursor: &mut ImportCursor,
+        records: &[StateRecord],
+        serves: impl Fn(&InfoHash) -> bool,
+    ) -> bool {
+        self.advance(now);
+        match self.transfer.as_ref().and_then(|transfer| transfer.stopped.as_ref()) {
+            Some(stopped) => cursor.step((&mut self.table, stopped), records, serves),
+            None => false,
+        }
+    }
+
+    /// Ends an import.
+    pub fn end_import(&mut self) {
+        if let Some(transfer) = &mut self.transfer {
+            transfer.stopped = None;
+        }
+        self.transfer.take_if(|transfer| transfer.is_over());
     }
 }

@@ -154,11 +154,20 @@ impl Table {
         if exceeds == Some(true) {
             return Err(JoinRefusal::Source);
         }
+        self.push_torrent(hash, &announce.info_hash)
+    }
+
+    /// Adds a torrent without peers; returns its position.
+    pub(crate) fn push_torrent(
+        &mut self,
+        hash: u64,
+        info_hash: &InfoHash,
+    ) -> Result<u32, JoinRefusal> {
         let position = self.store.entries.len() as u32;
         if !self.has_memory_for_torrent() || position >= POSITIONS_MAX - 1 {
             return Err(JoinRefusal::NewTorrent);
         }
-        self.store.entries.push(Entry::new(&announce.info_hash));
+        self.store.entries.push(Entry::new(info_hash));
         let (store, hasher) = (&self.store, &self.context.hasher);
         let hash_at = |position: u32| hash_of(hasher, &store.entry(position).info_hash());
         if self.index.insert(hash, position, hash_at) {
@@ -220,6 +229,18 @@ impl Table {
             let tick = self.idle_ticks.at(self.now);
             self.store.entry_mut(position).set_tick(tick);
         }
+    }
+
+    /// Returns when the last peer of a torrent without peers has left.
+    pub(crate) fn emptied_at(&self, position: u32) -> i64 {
+        self.idle_ticks.start_of(self.now.signed(), self.store.entry(position).tick())
+    }
+
+    /// Returns the tick that stands for a time at which the last peer of a torrent has left; `None` if the torrent has
+    /// expired since.
+    pub(crate) fn idle_tick_at(&self, time: i64) -> Option<u8> {
+        let has_expired = self.idle_ticks.is_expired_at(self.now.signed(), time);
+        (!has_expired).then(|| self.idle_ticks.at_signed(time))
     }
 
     /// Returns the prefix lengths by which peers of a family are preferred.

@@ -4,6 +4,13 @@
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Seconds(pub u64);
 
+impl Seconds {
+    /// Returns the seconds as a signed number, in which times before the origin of the clock are negative.
+    pub fn signed(self) -> i64 {
+        i64::try_from(self.0).unwrap_or(i64::MAX)
+    }
+}
+
 /// Maximum number of ticks of the lifetime that a table is created with. A peer is kept for up to two ticks longer than
 /// its lifetime.
 const TICKS_PER_LIFETIME: u32 = 60;
@@ -51,6 +58,25 @@ impl Ticks {
         (now.0 / u64::from(self.tick_secs)) as u8
     }
 
+    /// Returns the tick of a time, which may be before the origin of the clock.
+    pub(crate) fn at_signed(self, time: i64) -> u8 {
+        // Ticks wrap around.
+        time.div_euclid(i64::from(self.tick_secs)) as u8
+    }
+
+    /// Returns the time at which a tick began, which is not in the future.
+    pub(crate) fn start_of(self, now: i64, tick: u8) -> i64 {
+        let tick_secs = i64::from(self.tick_secs);
+        let age = self.at_signed(now).wrapping_sub(tick);
+        (now.div_euclid(tick_secs) - i64::from(age)) * tick_secs
+    }
+
+    /// Returns whether a peer that announced at a time has expired. The time may be long ago.
+    pub(crate) fn is_expired_at(self, now: i64, time: i64) -> bool {
+        let tick_secs = i64::from(self.tick_secs);
+        now.div_euclid(tick_secs) - time.div_euclid(tick_secs) > i64::from(self.lifetime_ticks)
+    }
+
     pub(crate) fn is_expired(self, now: u8, tick: u8) -> bool {
         now.wrapping_sub(tick) > self.lifetime_ticks
     }
@@ -83,6 +109,23 @@ mod tests {
                 assert!(expired(u64::from(lifetime) + slack), "lifetime {lifetime}, start {start}");
             }
         }
+    }
+
+    #[test]
+    fn ticks_are_times_and_times_are_ticks() {
+        let ticks = Ticks::of_lifetime(2_700);
+        for now in [0, 44, 45, 3_000, 100_007] {
+            for age in [0, 1, 44, 45, 46, 2_699, 2_700] {
+                let time = now - age;
+                let start = ticks.start_of(now, ticks.at_signed(time));
+                assert!((time - 44..=time).contains(&start), "{now}, {time}: {start}");
+                assert_eq!(ticks.at_signed(start), ticks.at_signed(time));
+                assert!(!ticks.is_expired_at(now, time), "{now}, {time}");
+            }
+            assert!(ticks.is_expired_at(now, now - 2_790), "{now}");
+            assert!(ticks.is_expired_at(now, now - 1_000_000), "{now}");
+        }
+        assert_eq!(ticks.at_signed(100_007), ticks.at(Seconds(100_007)));
     }
 
     #[test]

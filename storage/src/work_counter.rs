@@ -51,8 +51,8 @@ mod tests {
     use super::*;
     use crate::index::SEGMENT_SLOTS_MAX;
     use crate::{
-        AnnounceEvent, Endpoint, Family, InfoHash, PeerOutput, PrefixLengths, Role, Seconds,
-        SubnetPreference, SwarmAnnounce, Swarms, TableCursor, TableSettings,
+        AnnounceEvent, Endpoint, ExportProgress, Family, InfoHash, PeerOutput, PrefixLengths, Role,
+        Seconds, StateRecord, SubnetPreference, SwarmAnnounce, Swarms, TableCursor, TableSettings,
     };
     use std::net::IpAddr;
 
@@ -114,6 +114,16 @@ mod tests {
             swarms.stats().seeders.iter().sum::<u64>() as u32,
             peers.div_ceil(3) + peers.div_ceil(12)
         );
+        swarms.begin_export(0);
+        let (mut exported, mut progress) = (0, ExportProgress::Torrents);
+        while progress != ExportProgress::Complete {
+            let mut records = Vec::new();
+            progress = assert_bounded(indexes, "export", || swarms.export(&mut records));
+            let is_peer = |record: &&StateRecord| matches!(record, StateRecord::Peer(_));
+            exported += records.iter().filter(is_peer).count() as u32;
+        }
+        swarms.end_export();
+        assert_eq!(exported, peers + peers.div_ceil(4));
         for number in (0..peers).step_by(5) {
             announce(&mut swarms, Seconds(2_000), 0, number, AnnounceEvent::Stopped);
         }

@@ -1,0 +1,281 @@
+//! Import: records of another table, or of an earlier process, in bounded steps, while announces change this one.
+//!
+//! The younger information about a peer is kept; of equally old ones, that which arrived last. A peer that has stopped
+//! since the import began is not added by an older record.
+
+use crate::announce::{SwarmAnnounce, SwarmChange};
+use crate::placement::{PeerStores, RecordWidth};
+use crate::record::{V4, V6, flags, record_of, scope_flags};
+use crate::state_record::{ChangeKind, PeerRecord, StateRecord, TorrentRecord};
+use crate::table::Table;
+use crate::types::{AnnounceEvent, Endpoint, Family, InfoHash, Role};
+use siphasher::sip::SipHasher13;
+use std::collections::BTreeMap;
+
+/// Number of records that a step may visit.
+const RECORDS_PER_STEP: usize = 256;
+
+/// Maximum number of peers that are remembered because they have stopped.
+const STOPPED_MAX: usize = 1 << 18;
+
+/// Position in a list of records that is imported, and what was done with those before it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ImportCursor {
+    next: usize,
+    /// The torrent that the next peers belong to; `None` if they are not imported.
+    torrent: Option<InfoHash>,
+    counts: ImportCounts,
+}
+
+/// What was done with imported records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ImportCounts {
+    /// Torrents that were added.
+    pub torrents: u64,
+    /// Peers that were added or updated.
+    pub peers: u64,
+    /// Peers that have expired, have stopped since, or about which the table had younger information.
+    pub outdated: u64,
+    /// Torrents and peers that were not added because memory is short, or because of the limits on a swarm.
+    pub refused: u64,
+    /// Torrents that policy forbids.
+    pub forbidden: u64,
+}
+
+impl ImportCounts {
+    /// Adds other counts.
+    pub fn add(&mut self, other: &Self) {
+        self.torrents += other.torrents;
+        self.peers += other.peers;
+        self.outdated += other.outdated;
+        self.refused += other.refused;
+        self.forbidden += other.forbidden;
+    }
+}
+
+impl ImportCursor {
+    /// Returns what was done with the records so far.
+    pub fn counts(&self) -> ImportCounts {
+        self.counts
+    }
+
+    /// Imports records in a bounded step, without torrents for which `serves` returns false. Returns whether records
+    /// are left.
+    pub(crate) fn step(
+        &mut self,
+        (table, stopped): (&mut Table, &StoppedPeers),
+        records: &[StateRecord],
+        serves: impl Fn(&InfoHash) -> bool,
+    ) -> bool {
+        let end = records.len().min(self.next + RECORDS_PER_STEP);
+        for record in &records[self.next.min(end)..end] {
+            match record {
+                StateRecord::Torrent(torrent) => {
+                    let is_served = serves(&torrent.info_hash);
+                    self.counts.forbidden += u64::from(!is_served);
+                    self.torrent = is_served.then_some(torrent.info_hash);
+                    if is_served {
+                        self.import_torrent(table, torrent);
+                    }
+                }
+                StateRecord::Peer(peer) => {
+                    if let Some(info_hash) = self.torrent {
+                        let change = (info_hash, ChangeKind::Refreshed);
+                        self.import_change(table, stopped, change, peer);
+                    }
+                }
+                StateRecord::Change(info_hash, kind, peer) => {
+                    self.torrent = None;
+                    if serves(info_hash) {
+                        self.import_change(table, stopped, (*info_hash, *kind), peer);
+                    }
+                }
+            }
+        }
+        self.next = end;
+        end < records.len()
+    }
+
+    /// Imports the completed downloads of a torrent. A torrent without them is added with its first peer.
+    fn import_torrent(&mut self, table: &mut Table, torrent: &TorrentRecord) {
+        let TorrentRecord { info_hash, completed, used_at } = *torrent;
+        let Some(tick) = table.idle_tick_at(used_at.min(table.now.signed())) else { return };
+        if completed == 0 {
+            return;
+        }
+        let is_known = table.find(&table.prefetch_index(&info_hash), &info_hash).is_some();
+        let Some(position) = self.find_or_add(table, &info_hash) else { return };
+        let is_younger = used_at > table.emptied_at(position);
+        let entry = table.store.entry_mut(position);
+        if !is_known || is_younger {
+            // Not read while the torrent has peers.
+            entry.set_tick(tick);
+        }
+        entry.set_completed(entry.completed().max(completed));
+    }
+
+    fn find_or_add(&mut self, table: &mut Table, info_hash: &InfoHash) -> Option<u32> {
+        let prefetch = table.prefetch_index(info_hash);
+        if let Some(position) = table.find(&prefetch, info_hash) {
+            return Some(position);
+        }
+        let is_short = !table.has_memory_again();
+        let added = (!is_short).then(|| table.push_torrent(prefetch.hash, info_hash).ok());
+        let added = added.flatten();
+        match added {
+            Some(_) => self.counts.torrents += 1,
+            None => self.counts.refused += 1,
+        }
+        added
+    }
+
+    /// Imports a peer, or a change of one.
+    fn import_change(
+        &mut self,
+        table: &mut Table,
+        stopped: &StoppedPeers,
+        (info_hash, kind): (InfoHash, ChangeKind),
+        peer: &PeerRecord,
+    ) {
+        let now = table.now.signed();
+        let peer = PeerRecord { announced_at: peer.announced_at.min(now), ..*peer };
+        let is_outdated = table.context.ticks.is_expired_at(now, peer.announced_at)
+            || stopped.has_stopped_since(&info_hash, peer.endpoint, peer.announced_at);
+        if is_outdated || !peer.endpoint.is_listening() {
+            self.counts.outdated += 1;
+            return;
+        }
+        let position = match kind {
+            ChangeKind::Stopped => table.find(&table.prefetch_index(&info_hash), &info_hash),
+            ChangeKind::Joined | ChangeKind::Refreshed | ChangeKind::Completed => {
+                self.find_or_add(table, &info_hash)
+            }
+        };
+        let Some(position) = position else { return };
+        let imported = match peer.endpoint.family() {
+            Family::V4 => table.import_peer::<V4>(position, &info_hash, kind, &peer),
+            Family::V6 => table.import_peer::<V6>(position, &info_hash, kind, &peer),
+        };
+        match imported {
+            ImportedPeer::Applied => self.counts.peers += 1,
+            ImportedPeer::Outdated => self.counts.outdated += 1,
+            ImportedPeer::Refused => self.counts.refused += 1,
+        }
+    }
+}
+
+/// What was done with an imported peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ImportedPeer {
+    Applied,
+    Outdated,
+    Refused,
+}
+
+impl Table {
+    /// Applies a change of a peer to the torrent at a position.
+    fn import_peer<const N: usize>(
+        &mut self,
+        position: u32,
+        info_hash: &InfoHash,
+        kind: ChangeKind,
+        peer: &PeerRecord,
+    ) -> ImportedPeer
+    where
+        PeerStores: RecordWidth<N>,
+    {
+        let PeerRecord { endpoint, role, is_counted, announced_at } = *peer;
+        let partial = if role == Role::PartialSeed { flags::PARTIAL_SEED } else { 0 };
+        let counted = if is_counted { flags::COMPLETED } else { 0 };
+        let flags = scope_flags(self.scope(endpoint)) | partial | counted;
+        let tick = self.context.ticks.at_signed(announced_at);
+        let Some(record) = record_of::<N>(endpoint.address(), endpoint.port(), flags, tick) else {
+            return ImportedPeer::Refused;
+        };
+        let (now_tick, context) = (self.context.tick, &self.context);
+        let (is_known, was_counted, is_older) = self.store.change(position, |peers| {
+            let Some(own) = peers.find(&record, context).position else {
+                return (false, false, false);
+            };
+            let mut stored = *peers.at(own);
+            let was_counted = stored[N - 2] & flags::COMPLETED != 0;
+            let is_older = now_tick.wrapping_sub(tick) > now_tick.wrapping_sub(stored[N - 1]);
+            if is_older && is_counted && !was_counted {
+                stored[N - 2] |= flags::COMPLETED;
+                peers.replace(own, stored);
+            } else if !is_older && was_counted && kind == ChangeKind::Joined {
+                // The stored peer is an earlier one, which has left the other table.
+                stored[N - 2] &= !flags::COMPLETED;
+                peers.replace(own, stored);
+            }
+            (true, was_counted, is_older)
+        });
+        if kind == ChangeKind::Completed && !was_counted {
+            self.store.entry_mut(position).add_completed();
+        }
+        let event = match kind {
+            ChangeKind::Stopped => AnnounceEvent::Stopped,
+            ChangeKind::Joined | ChangeKind::Refreshed | ChangeKind::Completed => {
+                AnnounceEvent::None
+            }
+        };
+        if is_older {
+            return ImportedPeer::Outdated;
+        }
+        if !is_known && event != AnnounceEvent::Stopped && !self.has_memory_again() {
+            return ImportedPeer::Refused;
+        }
+        let announce = SwarmAnnounce { info_hash: *info_hash, endpoint, role, event };
+        match self.apply_record(position, &announce, record).change {
+            SwarmChange::Refused(_) => ImportedPeer::Refused,
+            _ => ImportedPeer::Applied,
+        }
+    }
+}
+
+/// The peers that have stopped since an import began, up to [`STOPPED_MAX`]; those that stop later may be added again
+/// by an older record, until they expire.
+pub(crate) struct StoppedPeers {
+    hasher: SipHasher13,
+    /// The time of the last stop, by a hash of torrent and peer.
+    times: BTreeMap<u64, i64>,
+}
+
+impl std::fmt::Debug for StoppedPeers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StoppedPeers").field("len", &self.times.len()).finish_non_exhaustive()
+    }
+}
+
+impl StoppedPeers {
+    pub(crate) fn new(hasher: SipHasher13) -> Self {
+        Self { hasher, times: BTreeMap::new() }
+    }
+
+    /// Remembers that a peer has stopped.
+    pub(crate) fn add(&mut self, info_hash: &InfoHash, endpoint: Endpoint, now: i64) {
+        if self.times.len() < STOPPED_MAX {
+            self.times.insert(self.hash(info_hash, endpoint), now);
+        }
+    }
+
+    fn has_stopped_since(&self, info_hash: &InfoHash, endpoint: Endpoint, time: i64) -> bool {
+        let stopped_at = match self.times.is_empty() {
+            true => None,
+            false => self.times.get(&self.hash(info_hash, endpoint)),
+        };
+        stopped_at.is_some_and(|stopped_at| *stopped_at >= time)
+    }
+
+    fn hash(&self, info_hash: &InfoHash, endpoint: Endpoint) -> u64 {
+        let mut bytes = [0; 20 + 16 + 2];
+        bytes[..20].copy_from_slice(&info_hash.0);
+        let address = match endpoint.address() {
+            std::net::IpAddr::V4(address) => address.to_ipv6_mapped(),
+            std::net::IpAddr::V6(address) => address,
+        };
+        bytes[20..36].copy_from_slice(&address.octets());
+        bytes[36..].copy_from_slice(&endpoint.port().to_be_bytes());
+        self.hasher.hash(&bytes)
+    }
+}

@@ -1,0 +1,55 @@
+//! The contents of a table as records, which leave one table and enter another.
+
+use crate::types::{Endpoint, InfoHash, Role};
+
+/// A part of the contents of a table, or a change of it.
+///
+/// Times are seconds on the clock of the table, negative if they are before its start. They are the start of the tick
+/// in which something happened: up to a tick (a sixtieth of the lifetime) before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateRecord {
+    /// A torrent. The records of its peers follow it; those of a large swarm are divided, each part after a record of
+    /// the torrent.
+    Torrent(TorrentRecord),
+    /// A peer of the torrent whose record is before it.
+    Peer(PeerRecord),
+    /// An announce has changed a torrent.
+    Change(InfoHash, ChangeKind, PeerRecord),
+}
+
+/// A torrent without its peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TorrentRecord {
+    /// The torrent.
+    pub info_hash: InfoHash,
+    /// Number of completed downloads.
+    pub completed: u32,
+    /// When it was last used: the time of the record if it has peers, else that at which the last peer left.
+    pub used_at: i64,
+}
+
+/// A peer of a torrent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerRecord {
+    /// Its endpoint.
+    pub endpoint: Endpoint,
+    /// Its role.
+    pub role: Role,
+    /// Whether its completed download has been counted.
+    pub is_counted: bool,
+    /// When it last announced.
+    pub announced_at: i64,
+}
+
+/// How an announce has changed a torrent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// The peer joined.
+    Joined,
+    /// The peer was stored and announced again.
+    Refreshed,
+    /// As [`Self::Refreshed`], and its completed download was counted.
+    Completed,
+    /// The peer has stopped.
+    Stopped,
+}
