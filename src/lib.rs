@@ -27,6 +27,7 @@ pub mod process;
 pub mod shard;
 pub mod sizes;
 pub mod slow_reads;
+pub mod state;
 pub mod stats;
 pub mod text;
 pub mod tracker;
