@@ -49,6 +49,8 @@ fn packages_are_installed_upgraded_and_purged() {
     container.succeed("tsubame e2e udp://127.0.0.1:6969 http://127.0.0.1:6969/announce");
     let config = container.succeed("stat --format '%U:%G %a' /etc/tsubame.yaml");
     assert_eq!(config.trim(), "root:tsubame 640");
+    container
+        .succeed("journalctl --unit tsubame | grep 'control plane on /run/tsubame/control.sock'");
     for file in [
         "/usr/lib/sysctl.d/50-tsubame.conf",
         "/usr/share/man/man1/tsubame.1.gz",
@@ -81,6 +83,11 @@ fn packages_are_installed_upgraded_and_purged() {
     container.wait_for("systemctl is-active tsubame");
     let after = container.succeed("systemctl show --value --property MainPID tsubame");
     assert_ne!(before, after, "the service was not restarted");
+    // The swarms of the load generator have survived.
+    container
+        .succeed("test \"$(stat --format '%U %a' /var/lib/tsubame/identity)\" = 'tsubame 600'");
+    container
+        .wait_for("journalctl --unit tsubame | grep 'restored from a snapshot of .* 100 torrents'");
     container.succeed("grep 'interval: 25m' /etc/tsubame.yaml");
     container.succeed("tsubame e2e udp://127.0.0.1:6969");
 

@@ -2,9 +2,11 @@
 
 pub mod e2e;
 pub mod manual;
+pub mod snapshot;
 pub mod status;
 pub mod top;
 
+use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::doctor;
 use crate::policy::custom::{CustomHookKind, install};
@@ -79,6 +81,12 @@ enum CliCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Print what is in a snapshot of the swarms (swarms.tsubame in storage.directory), and check it
+    Snapshot {
+        /// The snapshot
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
     /// Print the completion script of a shell
     Completions {
         /// The shell
@@ -141,6 +149,7 @@ pub fn main(custom_hooks: &'static [CustomHookKind]) -> ! {
         CliCommand::Status { control, json } => show_status(&control, json),
         CliCommand::Top { control } => show_top(&control),
         CliCommand::Doctor { config, json } => examine_host(config.as_deref(), json),
+        CliCommand::Snapshot { file } => describe_snapshot(&file),
         CliCommand::Completions { shell } => {
             print!("{}", manual::completions(shell, Cli::command()));
             EXIT_SUCCESS
@@ -307,6 +316,19 @@ fn examine_host(path: Option<&std::path::Path>, json: bool) -> i32 {
         false => print!("{}", diagnosis.text()),
     }
     if diagnosis.needs_change() { EXIT_USAGE } else { EXIT_SUCCESS }
+}
+
+fn describe_snapshot(path: &std::path::Path) -> i32 {
+    match snapshot::describe(path, &Clock::new()) {
+        Ok((text, is_intact)) => {
+            print!("{text}");
+            if is_intact { EXIT_SUCCESS } else { EXIT_USAGE }
+        }
+        Err(error) => {
+            eprintln!("{}: {error}", path.display());
+            EXIT_USAGE
+        }
+    }
 }
 
 fn check_trackers(urls: &[String]) -> i32 {

@@ -92,6 +92,12 @@ pub struct StorageConfig {
     pub memory: Option<usize>,
     /// How long a torrent without peers keeps its count of completed downloads.
     pub keep_completed: Duration,
+    /// Directory of the snapshot and of the key of connection ids; `None` keeps neither.
+    pub directory: Option<PathBuf>,
+    /// Time between two snapshots; zero for none but at stop.
+    pub snapshot_interval: Duration,
+    /// Time that the last snapshot may take.
+    pub stop_timeout: Duration,
     /// Maximum numbers of peers within a swarm.
     pub caps: Caps,
     /// Share of the memory, in ten-thousandths, that the peers of one IPv4 /24 or IPv6 /48 may use while memory
@@ -245,6 +251,14 @@ impl StorageConfig {
         let keep_completed = section.value("keep_completed", DAY, |value| {
             values::duration(value, Duration::from_secs(1), DAY * 366)
         });
+        let directory = section.value("directory", None, optional_path);
+        let snapshot_interval =
+            section.value("snapshot_interval", Duration::from_secs(600), |value| {
+                values::duration(value, Duration::ZERO, DAY)
+            });
+        let stop_timeout = section.value("stop_timeout", Duration::from_secs(20), |value| {
+            values::duration(value, Duration::from_secs(1), Duration::from_secs(600))
+        });
         let mut caps = section.section("caps");
         let mut cap =
             |key, default, max| caps.value(key, default, |value| values::number(value, 0, max));
@@ -257,20 +271,25 @@ impl StorageConfig {
         let caps = Caps { swarm, per_ipv4, per_ipv6_64 };
         // At most 10,000.
         let source_share_per_10_000 = (share * 10_000.0).round() as u32;
-        Self { memory, keep_completed, caps, source_share_per_10_000 }
+        Self {
+            memory,
+            keep_completed,
+            directory,
+            snapshot_interval,
+            stop_timeout,
+            caps,
+            source_share_per_10_000,
+        }
     }
 }
 
 impl ControlConfig {
     pub(super) fn read(section: &mut Section<'_>) -> Self {
         let default = Some(SocketAddr::from(([127, 0, 0, 1], 6880)));
-        let path = |value: &_| {
-            values::path(value).map(|it| Some(it).filter(|it| !it.as_os_str().is_empty()))
-        };
         Self {
             listen: section.value("listen", default, values::optional_address),
-            socket: section.value("socket", None, path),
-            token_file: section.value("token_file", None, path),
+            socket: section.value("socket", None, optional_path),
+            token_file: section.value("token_file", None, optional_path),
             hosts: section.value("hosts", Vec::new(), |value| {
                 values::texts(value, |text| Ok(text.to_ascii_lowercase()))
             }),
@@ -291,6 +310,11 @@ impl LogConfig {
         section.end();
         Self { level, format, summary }
     }
+}
+
+/// Reads a path; an empty one is `None`.
+fn optional_path(value: &Value) -> values::ParseResult<Option<PathBuf>> {
+    values::path(value).map(|it| Some(it).filter(|it| !it.as_os_str().is_empty()))
 }
 
 /// Reads `auto` or a set of cores: `2-11`, `0,2,4-7` or a list.

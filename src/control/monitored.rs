@@ -11,6 +11,7 @@ use crate::slow_reads::SlowReads;
 use crate::stats::client_samples::ClientPrefix;
 use crate::stats::shard_stats::ShardStats;
 use crate::stats::shared_stats::SharedStats;
+use crate::stats::snapshot_status::SnapshotStatus;
 use crate::stats::xdp_status::XdpStatus;
 use serde::Serialize;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -60,6 +61,8 @@ pub struct ProcessStats {
     pub last_reload_unix_secs: AtomicU64,
     /// End of the validity of the certificate in seconds since 1970; 0 without a certificate.
     pub certificate_expiry_unix_secs: AtomicU64,
+    /// State of the snapshots.
+    pub snapshots: SnapshotStatus,
     tables: Mutex<ProcessTables>,
 }
 

@@ -3,6 +3,7 @@
 use super::monitored::Monitored;
 use super::stream::{PartSender, ShardTimeout};
 use crate::shard::admin::AdminRequest;
+use crate::shard::message::Message;
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Mutex, oneshot};
@@ -31,8 +32,8 @@ const PAUSE_MIN: Duration = Duration::from_secs(30);
 /// Delay of the first summary after the start.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
-/// A request, and the number of the shard that it is for.
-pub type ShardRequest = (usize, AdminRequest);
+/// A message, and the number of the shard that it is for. The control plane passes it on.
+pub type ShardRequest = (usize, Message);
 
 /// Sends requests about torrents to the shards that own them.
 #[derive(Debug)]
@@ -80,7 +81,8 @@ impl Torrents {
         request: impl FnOnce(oneshot::Sender<T>) -> AdminRequest,
     ) -> Result<T, ShardTimeout> {
         let (reply, answer) = oneshot::channel();
-        self.requests.send((shard, request(reply))).map_err(|_| ShardTimeout)?;
+        let request = Message::Admin(Box::new(request(reply)));
+        self.requests.send((shard, request)).map_err(|_| ShardTimeout)?;
         let answer = tokio::time::timeout(timeout, answer).await;
         answer.map_err(|_| ShardTimeout)?.map_err(|_| ShardTimeout)
     }

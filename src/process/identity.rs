@@ -60,6 +60,11 @@ impl Identity {
         ConnectionIdKey(self.connection_id_key)
     }
 
+    /// Replaces the key of connection ids by that of an earlier process.
+    pub fn set_connection_id_key(&mut self, key: [u8; 16]) {
+        self.connection_id_key = key;
+    }
+
     /// Returns the keys of the function that assigns info hashes to shards.
     pub fn steering_keys(&self) -> SteeringKeys {
         SteeringKeys::new(self.steering_words)

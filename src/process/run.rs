@@ -10,11 +10,14 @@ use crate::policy::seeds::SeedSequence;
 use crate::policy::{CompiledPolicy, LoadedPolicy, PolicyError, ReadMode};
 use crate::process::cpus;
 use crate::process::error::RunError;
+use crate::process::event_loop::control_plane;
 use crate::process::identity::Identity;
 use crate::process::listen::Listeners;
-use crate::process::monitor::{self, RunningTracker, Signals};
 use crate::process::reload::{self, Reloader};
+use crate::process::running::RunningTracker;
 use crate::process::settings::{StartupState, files_for_connections};
+use crate::process::signals::Signals;
+use crate::process::snapshot::{SnapshotSettings, connection_id_key};
 use crate::process::steering::Steering;
 use crate::process::supervisor::{ShardError, Supervisor};
 use crate::process::xdp::XdpThread;
@@ -78,14 +81,13 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let (certificate, tls) = tls(config, &runtime)?.unzip();
     let control_token = ControlToken::load(&config.control).map_err(RunError::ControlToken)?;
     let (queue_senders, queue_changes) = queue_channels(config, shards);
-    let listen = listeners.udp.addresses.clone();
-    let xdp = XdpThread::start(&config.udp.xdp, (listen, queue_senders), clock)?;
+    let queues = (listeners.udp.addresses.clone(), queue_senders);
+    let xdp = XdpThread::start(&config.udp.xdp, queues, clock)?;
     // The files have been read; the only other thread keeps the capabilities of XDP.
     privileges::give_up(config, listeners.control.socket_to_remove.as_deref())?;
-    let startup = startup_state(config, identity, &listeners);
+    let startup = startup_state(config, keep_connection_id_key(config, identity), &listeners);
     let (retired_updates, to_free) = unbounded_channel();
-    let mut endpoints = mesh(shards).map_err(RunError::Runtime)?;
-    let control_endpoint = endpoints.pop().expect("a mesh has an endpoint for the control plane");
+    let (endpoints, control_endpoint) = mesh_endpoints(shards)?;
     let shared_stats: Arc<[Arc<SharedStats>]> = (0..shards).map(|_| Arc::default()).collect();
     let monitored = monitored(shared_stats.clone(), clock, shards, xdp.as_ref());
     let template = ShardTemplate {
@@ -117,6 +119,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let running = RunningTracker {
         supervisor,
         control: control_endpoint,
+        snapshots: SnapshotSettings::new(config, (clock, shards, keys), &monitored.process),
         monitored,
         steering: Steering::new(std::mem::take(&mut listeners.udp.steered_groups), keys, shards),
         reloader,
@@ -126,13 +129,32 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
         xdp,
     };
     let control = std::mem::take(&mut listeners.control);
-    let ended = monitor::control_plane(&runtime, (running, signals), control, |control| {
+    let ended = control_plane(&runtime, (running, signals), control, |control| {
         report::started((config, path), &listeners, &cores, &summary, control);
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     });
     // A helper thread may wait for a server or a file system that does not answer.
     runtime.shutdown_background();
     ended
+}
+
+/// Creates the endpoints of the shards, and that of the control plane.
+fn mesh_endpoints(shards: u16) -> Result<(Vec<MeshEndpoint>, MeshEndpoint), RunError> {
+    let mut endpoints = mesh(shards).map_err(RunError::Runtime)?;
+    let control = endpoints.pop().expect("a mesh has an endpoint for the control plane");
+    Ok((endpoints, control))
+}
+
+/// Takes the key of connection ids from `storage.directory`, so that the ids that clients have stay valid.
+fn keep_connection_id_key(config: &Config, mut identity: Identity) -> Identity {
+    let Some(directory) = &config.storage.directory else { return identity };
+    match connection_id_key(directory, identity.connection_id_key().0) {
+        Ok(key) => identity.set_connection_id_key(key),
+        Err(error) => tracing::warn!(
+            "storage.directory: {error}; until then, clients need new connection ids after a restart"
+        ),
+    }
+    identity
 }
 
 fn startup_state(config: &Config, identity: Identity, listeners: &Listeners) -> Arc<StartupState> {
@@ -252,6 +274,10 @@ impl ShardTemplate<'_> {
             self.startup.shard_settings(self.config, number);
         let mut tracker = Tracker::new(ids, announce, Swarms::new(table));
         tracker.exchange_policy(self.clock.now(), &mut self.policy.policy(shards, seed));
+        if self.config.storage.directory.is_some() {
+            // Before the first request: a peer that stops must not be restored.
+            tracker.swarms_mut().begin_import();
+        }
         let http = HttpResources {
             plain,
             encrypted,

@@ -18,7 +18,7 @@ use tsubame_storage::{TableSettings, longest_lifetime_secs, source_counts_bytes}
 use tsubame_udp::connection_id::ConnectionIds;
 
 /// Config keys that take effect only after a restart.
-pub const KEYS_THAT_NEED_RESTART: [&str; 15] = [
+pub const KEYS_THAT_NEED_RESTART: [&str; 16] = [
     "cpus",
     "user",
     "udp.listen",
@@ -30,6 +30,7 @@ pub const KEYS_THAT_NEED_RESTART: [&str; 15] = [
     "udp.xdp.zero_copy",
     "http.listen",
     "http.tls.listen",
+    "storage.directory",
     "control.listen",
     "control.socket",
     "control.hosts",
@@ -110,6 +111,7 @@ impl StartupState {
             old.udp.xdp.zero_copy == new.udp.xdp.zero_copy,
             old.http.listen == new.http.listen,
             old.http.tls.listen == new.http.tls.listen,
+            old.storage.directory == new.storage.directory,
             old.control.listen == new.control.listen,
             old.control.socket == new.control.socket,
             old.control.hosts == new.control.hosts,

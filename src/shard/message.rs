@@ -2,6 +2,7 @@
 
 use super::admin::AdminRequest;
 use super::datapath::ReplyPath;
+use super::transfer::TransferRequest;
 use super::update::ShardUpdate;
 use crate::tracker::AdmittedAnnounce;
 use crate::tracker::peer_list::PeerList;
@@ -36,6 +37,8 @@ pub enum Message {
     Update(Box<ShardUpdate>),
     /// From the control plane: a request about torrents.
     Admin(Box<AdminRequest>),
+    /// From the control plane: a request to export or import swarms.
+    Transfer(Box<TransferRequest>),
     /// From the control plane: stop.
     Stop,
 }

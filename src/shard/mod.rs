@@ -17,6 +17,7 @@ mod run;
 mod runtime_watch;
 mod scrape_requests;
 mod token_queue;
+pub mod transfer;
 mod udp;
 pub mod update;
 pub mod xdp_datapath;
@@ -202,12 +203,13 @@ impl<D: Datapath> Shard<D> {
         let clock = self.node().clock;
         let (elapsed, datagrams) = (clock.elapsed(), std::mem::take(&mut self.datagrams));
         self.node_mut().gather.record(datagrams, elapsed, || clock.thread_busy());
-        let has_work = self.node_mut().maintain(clock.now());
+        let now = clock.now();
+        let has_work = self.node_mut().maintain(now);
         if elapsed.saturating_sub(self.published_at) >= interval {
             self.published_at = elapsed;
             self.publish();
         }
-        let has_scanned = self.node_mut().scan();
+        let has_scanned = self.node_mut().scan(now);
         has_work || has_scanned
     }
 

@@ -11,6 +11,7 @@ use super::page_scans::PageScans;
 use super::pending_replies::PendingReplies;
 use super::scrape_requests::ScrapeRequests;
 use super::token_queue::TokenQueue;
+use super::transfer::Transfers;
 use super::update::{ShardSettings, ShardUpdate};
 use crate::clock::{Clock, Now};
 use crate::http::settings::HttpSettings;
@@ -79,6 +80,7 @@ pub struct Node {
     pending_replies: PendingReplies,
     page_scans: PageScans,
     admin_jobs: AdminJobs,
+    transfers: Transfers,
     pub(super) scrape_requests: ScrapeRequests,
     /// Requests over HTTP that wait until a token may be checked.
     token_queue: TokenQueue,
@@ -117,6 +119,7 @@ impl Node {
             pending_replies: PendingReplies::default(),
             page_scans: PageScans::default(),
             admin_jobs: AdminJobs::default(),
+            transfers: Transfers::new(number),
             scrape_requests: ScrapeRequests::new(usize::from(shards)),
             token_queue: TokenQueue::default(),
             new_http_settings: None,
@@ -160,18 +163,28 @@ impl Node {
         self.shared_stats.publish(&self.stats, now.monotonic);
     }
 
-    /// Does a bounded step for a page of the list of all torrents, and one for a request of the control plane; returns
-    /// whether there was anything to do.
-    pub(super) fn scan(&mut self) -> bool {
-        let Self { page_scans, admin_jobs, tracker, endpoint, pending_replies, .. } = self;
+    /// Does a bounded step each for a page of the list of all torrents, for a request of the control plane, and for an
+    /// export or import; returns whether there was anything to do.
+    pub(super) fn scan(&mut self, now: Now) -> bool {
+        let Self { page_scans, admin_jobs, transfers, tracker, endpoint, pending_replies, .. } =
+            self;
         let (has_pages, has_jobs) = (!page_scans.is_empty(), !admin_jobs.is_empty());
+        let has_transfers = !transfers.is_empty();
         if has_pages {
             page_scans.run(tracker, endpoint, pending_replies);
         }
         if has_jobs {
             admin_jobs.run(tracker);
         }
-        has_pages || has_jobs
+        if has_transfers {
+            transfers.run(tracker, now.monotonic);
+        }
+        has_pages || has_jobs || has_transfers
+    }
+
+    /// Sends the last changes of an export, when the last request was answered.
+    pub(super) fn finish_export(&mut self) {
+        self.transfers.finish(&mut self.tracker);
     }
 
     /// Handles a message that does not need the datapath; `prefetch` is that of its announce.
@@ -199,6 +212,7 @@ impl Node {
             Message::ScrapeReply(rows) => self.add_rows(&rows),
             Message::Update(update) => self.update(now, update),
             Message::Admin(request) => self.admin_jobs.add(*request, &mut self.tracker),
+            Message::Transfer(request) => self.transfers.add(*request),
             Message::Stop => self.is_stopping = true,
             // The datapath handles these.
             Message::Announce(..) => {}

@@ -77,10 +77,11 @@ impl<D: RingDatapath> Shard<D> {
             // Other shards may wait for replies from this one, and this one for theirs.
             let now = self.node().clock.now();
             self.handle_messages(now)?;
-            self.node.borrow_mut().scan();
+            self.node.borrow_mut().scan(now);
             self.node.borrow_mut().endpoint.notify();
             tokio::time::sleep(STOP_INTERVAL).await;
         }
+        self.node_mut().finish_export();
         self.publish();
         self.udp.datapath.stop(STOP_TIMEOUT);
         // The process is about to end: freeing gigabytes would only delay that.

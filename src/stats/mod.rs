@@ -5,4 +5,5 @@ pub mod http_stats;
 pub mod outcome;
 pub mod shard_stats;
 pub mod shared_stats;
+pub mod snapshot_status;
 pub mod xdp_status;

@@ -23,8 +23,8 @@ use crate::policy::Policy;
 use purge::Purge;
 use std::net::IpAddr;
 use tsubame_storage::{
-    AnnounceEvent, AnnounceOutcome, Endpoint, InfoHash, PeerOutput, Prefetch, Role, SwarmAnnounce,
-    SwarmCounts, SwarmStats, Swarms, TableSettings,
+    AnnounceEvent, AnnounceOutcome, Endpoint, ImportCursor, InfoHash, PeerOutput, Prefetch, Role,
+    Seconds, StateRecord, SwarmAnnounce, SwarmCounts, SwarmStats, Swarms, TableSettings,
 };
 use tsubame_udp::connection_id::ConnectionIds;
 
@@ -96,6 +96,17 @@ impl Tracker {
     /// Returns the swarms of this shard, to be swept.
     pub fn swarms_mut(&mut self) -> &mut Swarms {
         &mut self.swarms
+    }
+
+    /// Imports records in a bounded step, without torrents that policy forbids; returns whether records are left.
+    pub fn import(
+        &mut self,
+        now: Seconds,
+        cursor: &mut ImportCursor,
+        records: &[StateRecord],
+    ) -> bool {
+        let policy = &self.policy;
+        self.swarms.import(now, cursor, records, |info_hash| policy.serves(info_hash))
     }
 
     /// Reads the index slot of a torrent: see [`Swarms::prefetch_index`].

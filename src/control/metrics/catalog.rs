@@ -4,8 +4,8 @@ use super::sample::{LabelledSample, Sample, labelled, load};
 use super::snapshot::{MetricsSnapshot, ShardSnapshot};
 use super::values::{
     announces, batches, build, by_protocol, clients, connection_ages, evicted, hook_refusals,
-    list_entries, peers, reloads, reply_peers, requests, swarms, tls_versions, turn_phases,
-    xdp_attached, xdp_frames, xdp_memory, xdp_requests, xdp_sockets,
+    list_entries, peers, reloads, reply_peers, requests, snapshots, swarms, tls_versions,
+    turn_phases, xdp_attached, xdp_frames, xdp_memory, xdp_requests, xdp_sockets,
 };
 use crate::shard::FIXED_BYTES;
 use crate::stats::shard_stats::ShardStats;
@@ -397,6 +397,32 @@ pub(super) const METRICS: &[Metric] = &[
          memory was short or by POST /v1/evict",
         ShardLabelled(evicted),
     ),
+    process_gauge("snapshot_age_seconds", "Time since the last complete snapshot", |it| {
+        it.snapshot_age_secs().map(Integer)
+    }),
+    process_gauge("snapshot_write_seconds", "Time that the last snapshot took", |it| {
+        let snapshots = &it.monitored.process.snapshots;
+        snapshots.get(&snapshots.written_ms).map(|ms| Float(ms as f64 / 1e3))
+    }),
+    process_gauge("snapshot_bytes", "Length of the last snapshot", |it| {
+        let snapshots = &it.monitored.process.snapshots;
+        snapshots.get(&snapshots.written_bytes).map(Integer)
+    }),
+    metric(
+        "snapshots",
+        Counter,
+        &["result"],
+        "Snapshots, by result: success, or failure, after which the last complete one stays",
+        ProcessLabelled(snapshots),
+    ),
+    process_gauge("restored_torrents", "Torrents that were read from a snapshot at start", |it| {
+        let snapshots = &it.monitored.process.snapshots;
+        snapshots.get(&snapshots.restored_torrents).map(Integer)
+    }),
+    process_gauge("restored_peers", "Peers that were read from a snapshot at start", |it| {
+        let snapshots = &it.monitored.process.snapshots;
+        snapshots.get(&snapshots.restored_peers).map(Integer)
+    }),
     gauge("http_connections", "HTTP connections that are open", |shard| {
         Integer(shard.stats.http.open)
     }),

@@ -61,6 +61,12 @@ impl MetricsSnapshot {
         self.monitored.xdp.as_ref().map(|xdp| xdp.interfaces()).unwrap_or_default()
     }
 
+    /// Returns the time since the last snapshot of the swarms, if there is one.
+    pub(super) fn snapshot_age_secs(&self) -> Option<u64> {
+        let written = self.monitored.process.snapshots.written_unix_secs.load(Ordering::Relaxed);
+        (written > 0).then(|| self.monitored.clock.now().unix_secs.saturating_sub(written))
+    }
+
     /// Returns whether the kernel steers requests now.
     pub(super) fn is_steering(&self) -> bool {
         self.monitored.process.steering_attached.load(Ordering::Relaxed)

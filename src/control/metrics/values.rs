@@ -212,3 +212,11 @@ pub(super) fn list_entries(snapshot: &MetricsSnapshot) -> Vec<LabelledSample> {
     }
     samples
 }
+
+pub(super) fn snapshots(snapshot: &MetricsSnapshot) -> Vec<LabelledSample> {
+    let snapshots = &snapshot.monitored.process.snapshots;
+    let results = [("success", &snapshots.written), ("failure", &snapshots.failed)];
+    let sample =
+        |(result, count)| Some((vec![String::from(result)], Integer(snapshots.get(count)?)));
+    results.into_iter().filter_map(sample).collect()
+}

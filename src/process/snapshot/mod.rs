@@ -1,0 +1,243 @@
+//! Snapshots of the swarms in `storage.directory`: read at start, written at intervals and at stop, by a thread of
+//! their own.
+//!
+//! The shards export and import pages of records between turns and never wait for this thread, which encodes and stores
+//! them. If the disk is slow or full, the last complete snapshot stays.
+
+mod directory;
+mod restore;
+mod write;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::control::monitored::ProcessStats;
+use crate::control::torrents::ShardRequest;
+use crate::process::cpus;
+use crate::process::settings::table_bytes;
+use crate::shard::message::Message;
+use crate::shard::transfer::TransferRequest;
+pub(crate) use directory::connection_id_key;
+use directory::{SNAPSHOT_FILE, StateDirectory};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::time::Duration;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
+use tsubame_udp::steering::SteeringKeys;
+
+/// Time that a shard may take to answer a request.
+const SHARD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Time after which it is tried again to lock a directory that another process uses.
+const LOCK_RETRY: Duration = Duration::from_secs(10);
+
+/// What the thread needs to know at start.
+pub(crate) struct SnapshotSettings {
+    /// Directory of the snapshot.
+    pub(crate) directory: PathBuf,
+    /// Time between two snapshots; zero for none but at stop.
+    pub(crate) interval: Duration,
+    pub(crate) clock: Clock,
+    pub(crate) shards: usize,
+    pub(crate) keys: SteeringKeys,
+    pub(crate) process: Arc<ProcessStats>,
+    /// Maximum bytes of the swarm tables of all shards.
+    pub(crate) memory_bytes: u64,
+    /// Age in seconds from which on nothing in a snapshot is of use.
+    pub(crate) useful_secs: u64,
+}
+
+impl SnapshotSettings {
+    /// Returns the settings for a config, or `None` if it has no directory.
+    pub(crate) fn new(
+        config: &Config,
+        (clock, shards, keys): (Clock, u16, SteeringKeys),
+        process: &Arc<ProcessStats>,
+    ) -> Option<Self> {
+        let directory = config.storage.directory.clone()?;
+        process.snapshots.is_enabled.store(true, Ordering::Relaxed);
+        let useful = config.announce.peer_lifetime.max(config.storage.keep_completed);
+        Some(Self {
+            directory,
+            interval: config.storage.snapshot_interval,
+            clock,
+            shards: shards.into(),
+            keys,
+            process: process.clone(),
+            memory_bytes: (table_bytes(config, shards) * usize::from(shards)) as u64,
+            useful_secs: useful.as_secs(),
+        })
+    }
+}
+
+/// A message to the thread.
+#[derive(Debug)]
+enum SnapshotCommand {
+    /// Sets the time between two snapshots.
+    SetInterval(Duration),
+    /// Writes the last snapshot, and ends the thread.
+    WriteLast(LastSnapshotSenders),
+}
+
+/// The progress of the last snapshot, as the thread reports it.
+#[derive(Debug)]
+struct LastSnapshotSenders {
+    /// All but the latest changes were written: the shards may stop. Dropped if that fails.
+    caught_up: oneshot::Sender<()>,
+    /// The snapshot is complete. Dropped if that fails.
+    done: oneshot::Sender<()>,
+}
+
+/// The progress of the last snapshot, as the control plane awaits it. A channel is closed if the snapshot fails.
+#[derive(Debug)]
+pub(crate) struct LastSnapshot {
+    /// All but the latest changes were written: the shards may stop.
+    pub(crate) caught_up: oneshot::Receiver<()>,
+    /// The snapshot is complete.
+    pub(crate) done: oneshot::Receiver<()>,
+}
+
+/// The thread that reads and writes snapshots.
+#[derive(Debug)]
+pub(crate) struct SnapshotThread {
+    commands: Sender<SnapshotCommand>,
+}
+
+impl SnapshotThread {
+    /// Starts the thread. `requests` are passed to the shards by the control plane.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the thread cannot be started.
+    pub(crate) fn start(
+        settings: SnapshotSettings,
+        requests: UnboundedSender<ShardRequest>,
+    ) -> io::Result<Self> {
+        let (commands, receiver) = channel();
+        let job = SnapshotJob {
+            interval: settings.interval,
+            settings,
+            requests,
+            commands: receiver,
+            last: None,
+        };
+        let thread = std::thread::Builder::new().name("snapshots".to_owned());
+        thread.spawn(move || job.run())?;
+        Ok(Self { commands })
+    }
+
+    /// Sets the time between two snapshots.
+    pub(crate) fn set_interval(&self, interval: Duration) {
+        // The thread has ended only after the last snapshot.
+        let _ = self.commands.send(SnapshotCommand::SetInterval(interval));
+    }
+
+    /// Has the last snapshot written, with the changes until the shards have stopped.
+    pub(crate) fn write_last(&self) -> LastSnapshot {
+        let (caught_up, is_caught_up) = oneshot::channel();
+        let (done, is_done) = oneshot::channel();
+        let senders = LastSnapshotSenders { caught_up, done };
+        let _ = self.commands.send(SnapshotCommand::WriteLast(senders));
+        LastSnapshot { caught_up: is_caught_up, done: is_done }
+    }
+}
+
+/// The state of the thread.
+struct SnapshotJob {
+    settings: SnapshotSettings,
+    interval: Duration,
+    requests: UnboundedSender<ShardRequest>,
+    commands: Receiver<SnapshotCommand>,
+    /// Set once the last snapshot was asked for.
+    last: Option<LastSnapshotSenders>,
+}
+
+impl SnapshotJob {
+    fn run(mut self) {
+        cpus::lower_priority();
+        let Some(directory) = self.open_directory() else { return };
+        self.restore(&directory.file(SNAPSHOT_FILE));
+        let mut started = self.settings.clock.elapsed();
+        loop {
+            if self.last.is_some() {
+                self.write(&directory);
+                return;
+            }
+            let elapsed = self.settings.clock.elapsed().saturating_sub(started);
+            let is_due = !self.interval.is_zero() && elapsed >= self.interval;
+            if is_due {
+                started = self.settings.clock.elapsed();
+                self.write(&directory);
+                continue;
+            }
+            let wait = match self.interval.is_zero() {
+                true => Duration::MAX,
+                false => self.interval - elapsed,
+            };
+            if !self.handle_command(wait) {
+                return;
+            }
+        }
+    }
+
+    /// Opens and locks the directory; tries again if another process has locked it. Returns `None` if the tracker stops
+    /// before.
+    fn open_directory(&mut self) -> Option<StateDirectory> {
+        let mut reported = String::new();
+        loop {
+            match StateDirectory::open(&self.settings.directory) {
+                Ok(directory) => return Some(directory),
+                Err(error) => {
+                    let text = error.to_string();
+                    if text != reported {
+                        tracing::warn!(
+                            "storage.directory: {text}; until then no snapshot is read or written"
+                        );
+                        reported = text;
+                    }
+                    self.settings.process.snapshots.failed.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            if !self.handle_command(LOCK_RETRY) || self.last.is_some() {
+                return None;
+            }
+        }
+    }
+
+    /// Waits for a command and handles it; returns false if the control plane has ended.
+    fn handle_command(&mut self, wait: Duration) -> bool {
+        match self.commands.recv_timeout(wait) {
+            Ok(command) => self.apply(command),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return false,
+        }
+        true
+    }
+
+    /// Handles the commands that have arrived; returns whether the last snapshot was asked for.
+    fn is_last_wanted(&mut self) -> bool {
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => self.apply(command),
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => {
+                    return self.last.is_some();
+                }
+            }
+        }
+    }
+
+    fn apply(&mut self, command: SnapshotCommand) {
+        match command {
+            SnapshotCommand::SetInterval(interval) => self.interval = interval,
+            SnapshotCommand::WriteLast(senders) => self.last = Some(senders),
+        }
+    }
+
+    fn request(&self, shard: usize, request: TransferRequest) {
+        // If it is lost, its reply channel is closed, which the receiver of the reply notices.
+        let _ = self.requests.send((shard, Message::Transfer(Box::new(request))));
+    }
+}
