@@ -35,6 +35,19 @@ impl Clock {
         Self { source: TimeSource::System { start: Instant::now() } }
     }
 
+    /// Creates a clock of the system whose monotonic time started at an [`Self::origin`], perhaps in another process.
+    #[expect(clippy::disallowed_methods, reason = "this is the clock")]
+    pub fn with_origin(origin: Duration) -> Self {
+        let age = monotonic().saturating_sub(origin);
+        let start = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
+        Self { source: TimeSource::System { start } }
+    }
+
+    /// Returns the start of the monotonic time, as a time of CLOCK_MONOTONIC, which all processes of a machine share.
+    pub fn origin(&self) -> Duration {
+        monotonic().saturating_sub(self.elapsed())
+    }
+
     /// Creates a clock for simulations: both of its times are the number of seconds in `seconds`.
     pub fn simulated(seconds: &'static AtomicU64) -> Self {
         Self { source: TimeSource::Simulated(seconds) }
@@ -72,4 +85,10 @@ impl Clock {
     pub fn pause_before_retry(&self) {
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Returns the time of CLOCK_MONOTONIC.
+fn monotonic() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::try_from(time).unwrap_or_default()
 }

@@ -88,7 +88,7 @@ fn idle_connections_do_not_block_other_clients() {
     });
     drop(idle);
     assert!(http_get(address, "/healthz").contains("200 OK"));
-    assert!(socket_mode(&socket) & 0o007 == 0, "the socket must not be accessible to other users");
+    assert!(socket_mode(&socket) & 0o077 == 0, "the socket must not be accessible to other users");
 }
 
 /// Clients that request pages and do not read them are disconnected, and delay no announce.

@@ -7,8 +7,11 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+#[path = "clients/commands.rs"]
+mod commands;
 mod common;
 
+use commands::{aria2, deluge, lftp, libtorrent, qbittorrent, rtorrent, transmission};
 use common::http::{self, Connection};
 use common::lab::{Host, Lab, PORTS, TRACKER_V4, TRACKER_V6, Torrent, wait_for_counts, wait_until};
 use common::{Tracker, WAIT_TIMEOUT, control_of, count_in, cpus, http_get};
@@ -102,6 +105,61 @@ fn transfer_in(
     log
 }
 
+/// Transfers a file between two clients while the process of the tracker is replaced: after the seeder has announced,
+/// and after the leecher has.
+fn transfer_while_replaced(client: ClientCommand, transport: Transport, upgrades: bool) {
+    let mut lab = Lab::new();
+    let config = format!("storage: {{directory: {}}}", lab.folder("state").display());
+    let mut tracker = start(&lab, &config);
+    let replace = |lab: &Lab, tracker: Tracker| {
+        let mut tracker = tracker;
+        if upgrades {
+            tracker.upgrade();
+            return tracker;
+        }
+        tracker.stop();
+        let mut tracker = start(lab, &config);
+        tracker.wait_for("restored from a snapshot");
+        tracker
+    };
+    let torrent = Torrent::new(&lab, 1, &transport.url());
+    let seeder = Host::Seeder.address(transport.v6);
+    lab.start(Host::Seeder, client(&torrent.path, &lab.folder("seed"), &seeder));
+    wait_for_counts(&torrent, transport.v6, |counts| counts == [1, 0, 0]);
+    tracker = replace(&lab, tracker);
+    let leecher = Host::Leecher.address(transport.v6);
+    lab.start(Host::Leecher, client(&torrent.path, &lab.folder("leech"), &leecher));
+    torrent.wait_for_download(&lab);
+    wait_for_counts(&torrent, transport.v6, |counts| counts == [2, 1, 0]);
+    tracker = replace(&lab, tracker);
+    wait_for_counts(&torrent, transport.v6, |counts| counts == [2, 1, 0]);
+    lab.interrupt_last();
+    if transport.sends_stopped {
+        wait_for_counts(&torrent, transport.v6, |counts| counts == [1, 1, 0]);
+    }
+    drop(tracker);
+}
+
+#[test]
+#[ignore = "needs root and python3-libtorrent"]
+fn libtorrent_notices_no_restart() {
+    transfer_while_replaced(libtorrent, UDP, false);
+}
+
+#[test]
+#[ignore = "needs root and python3-libtorrent"]
+fn libtorrent_notices_no_upgrade() {
+    transfer_while_replaced(libtorrent, UDP, true);
+    transfer_while_replaced(libtorrent, HTTP, true);
+}
+
+#[test]
+#[ignore = "needs root and transmission-cli"]
+fn transmission_notices_neither_a_restart_nor_an_upgrade() {
+    transfer_while_replaced(transmission, UDP, false);
+    transfer_while_replaced(transmission, UDP, true);
+}
+
 /// Transfers a file between two clients whose connects XDP answers, in native mode, with and without AF_XDP sockets.
 fn transfer_over_xdp(client: ClientCommand, transport: Transport) {
     for announces in ["socket", "af_xdp"] {
@@ -115,102 +173,6 @@ fn transfer_over_xdp(client: ClientCommand, transport: Transport) {
         // Both clients announce their end, after the start of AF_XDP at the latest.
         assert_eq!(count_in(line, "redirected") > 0, announces == "af_xdp", "{line}");
     }
-}
-
-fn libtorrent(torrent: &Path, directory: &Path, address: &str) -> Command {
-    let mut command = Command::new("/usr/bin/python3");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/libtorrent_client.py");
-    let interface =
-        if address.contains(':') { format!("[{address}]:6881") } else { format!("{address}:6881") };
-    command.arg(script).arg(torrent).arg(directory).arg(interface);
-    command
-}
-
-fn transmission(torrent: &Path, directory: &Path, _address: &str) -> Command {
-    let mut command = Command::new("transmission-cli");
-    let config = directory.join("config");
-    std::fs::create_dir_all(&config).unwrap();
-    let settings = "{\"dht-enabled\": false, \"lpd-enabled\": false, \"pex-enabled\": false, \
-                    \"utp-enabled\": false, \"port-forwarding-enabled\": false}";
-    std::fs::write(config.join("settings.json"), settings).unwrap();
-    command.arg("--verify").arg("--no-portmap").arg("--config-dir").arg(config);
-    command.arg("--download-dir").arg(directory).arg(torrent);
-    command
-}
-
-fn aria2(torrent: &Path, directory: &Path, _address: &str) -> Command {
-    let mut command = Command::new("aria2c");
-    // aria2 sends UDP announces over the socket of its DHT, which a private torrent does not use otherwise.
-    command.args(["--no-conf=true", "--enable-dht=true", "--dht-listen-port=6882"]);
-    command.arg(format!("--dht-file-path={}", directory.join("dht.dat").display()));
-    command.args(["--bt-enable-lpd=false", "--enable-peer-exchange=false", "--seed-ratio=0.0"]);
-    command.args([
-        "--check-certificate=false",
-        "--check-integrity=true",
-        "--listen-port=6881",
-        "--summary-interval=5",
-    ]);
-    command.args(["--file-allocation=none", "--bt-tracker-interval=5"]);
-    command.arg("--dir").arg(directory).arg(torrent);
-    command
-}
-
-fn rtorrent(torrent: &Path, directory: &Path, address: &str) -> Command {
-    let mut command = Command::new("rtorrent");
-    let session = directory.join("session");
-    std::fs::create_dir_all(&session).unwrap();
-    command.args(["-n", "-p", "6881-6881"]).arg("-s").arg(session);
-    command.arg("-d").arg(directory).arg("-b").arg(address);
-    for option in [
-        "system.daemon.set=true",
-        "dht.mode.set=disable",
-        "protocol.pex.set=no",
-        "trackers.use_udp.set=yes",
-        "pieces.hash.on_completion.set=no",
-        "network.http.ssl_verify_peer.set=0",
-    ] {
-        command.args(["-o", option]);
-    }
-    command.arg(torrent);
-    command
-}
-
-fn qbittorrent(torrent: &Path, directory: &Path, address: &str) -> Command {
-    let settings = directory.join("profile/qBittorrent/config");
-    std::fs::create_dir_all(&settings).unwrap();
-    let text = format!(
-        "[LegalNotice]\nAccepted=true\n\n[BitTorrent]\nSession\\DHTEnabled=false\n\
-         Session\\LSDEnabled=false\nSession\\PeXEnabled=false\nSession\\Port=6881\n\
-         Session\\Interface=\nSession\\InterfaceAddress={address}\n\n\
-         [Network]\nPortForwardingEnabled=false\n\n[Preferences]\nWebUI\\Address=127.0.0.1\n"
-    );
-    std::fs::write(settings.join("qBittorrent.conf"), text).unwrap();
-    let mut command = Command::new("qbittorrent-nox");
-    command.arg(format!("--profile={}", directory.join("profile").display()));
-    command.arg(format!("--save-path={}", directory.display()));
-    command.args(["--webui-port=8080", "--skip-dialog=true"]).arg(torrent);
-    command
-}
-
-fn deluge(torrent: &Path, directory: &Path, address: &str) -> Command {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/deluge_client.sh");
-    let mut command = Command::new(script);
-    command.arg(torrent).arg(directory).arg(address);
-    command
-}
-
-fn lftp(torrent: &Path, directory: &Path, address: &str) -> Command {
-    let mut command = Command::new("lftp");
-    let which = if address.contains(':') { "ipv6" } else { "ip" };
-    command.arg("-c").arg(format!(
-        "set cmd:move-background no; set torrent:{which} {address}; \
-         set torrent:port-range 6881-6889; set torrent:use-dht no; \
-         torrent -O {} {}; wait all",
-        directory.display(),
-        torrent.display()
-    ));
-    command.env("HOME", directory);
-    command
 }
 
 #[test]
@@ -551,6 +513,8 @@ fn schemathesis_finds_no_fault_in_the_api() {
         .arg("run")
         .arg(format!("{url}/v1/openapi.json"))
         .args(["--url", &url, "--max-examples", "30", "--rate-limit", "90/s", "--seed", "1"])
+        // They would end the tracker.
+        .args(["--exclude-path", "/v1/stop", "--exclude-path", "/v1/upgrade"])
         .output()
         .unwrap();
     let text: String = String::from_utf8_lossy(&output.stdout)

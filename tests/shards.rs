@@ -13,6 +13,8 @@
 mod datapath;
 #[path = "shards/http.rs"]
 mod http;
+#[path = "shards/transfer.rs"]
+mod transfer;
 
 use datapath::{BUFFERS, DatapathHandle, Model, SLOTS};
 use http::PendingOverHttp;
@@ -102,6 +104,7 @@ struct World {
     late_over_http: u64,
     shed_over_http: u64,
     page_scans_requested: u64,
+    copy: Option<transfer::Copy>,
 }
 
 fn hash_of(torrent: usize) -> InfoHash {
@@ -199,6 +202,7 @@ impl World {
             late_over_http: 0,
             shed_over_http: 0,
             page_scans_requested: 0,
+            copy: None,
         }
     }
 
@@ -305,6 +309,8 @@ impl World {
     /// Lets each shard take a step in random order, unless it sleeps or stalls.
     fn step_all(&mut self) {
         self.ticks += 1;
+        let now = self.now();
+        self.copy.iter_mut().for_each(|copy| copy.advance(&mut self.control, now));
         let mut order: Vec<usize> = (0..self.shards.len()).collect();
         self.rng.shuffle(&mut order);
         for number in order {
@@ -487,7 +493,7 @@ impl World {
 
     fn stop(mut self) {
         for number in 0..self.shards.len() {
-            assert!(self.control.send(number, Message::Stop));
+            assert!(self.control.send(number, Message::Stop { keeps_listeners: false }));
         }
         self.control.notify();
         for node in &mut self.shards {

@@ -1,5 +1,6 @@
 //! The command line: see `tsubame --help`.
 
+pub mod control_client;
 pub mod e2e;
 pub mod manual;
 pub mod snapshot;
@@ -16,8 +17,8 @@ use crate::process::supervisor::{EXIT_SHARD, EXIT_START, EXIT_SUCCESS, EXIT_USAG
 use crate::process::{check as config_check, log, memory, xdp};
 use crate::text::iec;
 use clap::{CommandFactory, Parser, Subcommand};
+use control_client::ControlAddress;
 use manual::CompletionShell;
-use status::ControlAddress;
 use std::path::PathBuf;
 use std::process::exit;
 
@@ -64,6 +65,24 @@ enum CliCommand {
         /// Print it as JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Have a running tracker read its config, lists and certificate again
+    Reload {
+        #[command(flatten)]
+        control: ControlOptions,
+    },
+    /// Replace the process of a running tracker by one of the program that is now at its path
+    ///
+    /// The new process takes over the sockets and the swarms while clients are served. If it cannot, the running one
+    /// serves on, and the reason is printed.
+    Upgrade {
+        #[command(flatten)]
+        control: ControlOptions,
+    },
+    /// Stop a running tracker
+    Stop {
+        #[command(flatten)]
+        control: ControlOptions,
     },
     /// Show the state and the rates of a running tracker, once a second
     Top {
@@ -147,6 +166,9 @@ pub fn main(custom_hooks: &'static [CustomHookKind]) -> ! {
         }
         CliCommand::Import { file } => import(&file),
         CliCommand::Status { control, json } => show_status(&control, json),
+        CliCommand::Reload { control } => command(&control, "reload"),
+        CliCommand::Upgrade { control } => command(&control, "upgrade"),
+        CliCommand::Stop { control } => command(&control, "stop"),
         CliCommand::Top { control } => show_top(&control),
         CliCommand::Doctor { config, json } => examine_host(config.as_deref(), json),
         CliCommand::Snapshot { file } => describe_snapshot(&file),
@@ -261,6 +283,24 @@ fn show_status(options: &ControlOptions, json: bool) -> i32 {
         }
         Ok(state) => {
             print!("{}", status::text(&state));
+            EXIT_SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            EXIT_USAGE
+        }
+    }
+}
+
+/// Sends a command to a running tracker, and prints its reply.
+fn command(options: &ControlOptions, name: &str) -> i32 {
+    let sent = options.token().and_then(|token| {
+        control_client::command(&options.control, name, token.as_deref())
+            .map_err(|error| error.to_string())
+    });
+    match sent {
+        Ok(message) => {
+            println!("{message}");
             EXIT_SUCCESS
         }
         Err(error) => {

@@ -1,121 +1,19 @@
 //! `tsubame status`: prints the state of a running tracker once.
 
+use crate::cli::control_client::{ControlAddress, ControlClientError, fetch_status};
 use crate::control::status::{ShardStatus, Status};
 use crate::text::{grouped, iec, plural};
-use std::fmt::{self, Write as _};
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::fmt::Write as _;
 use std::time::Duration;
-use thiserror::Error;
-
-/// Time for a request.
-const TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Maximum bytes of a reply: a shard takes some 300.
-const REPLY_LEN_MAX: u64 = 4 << 20;
 
 /// Number of outcomes and of clients that are shown.
 const SHOWN_MAX: usize = 10;
 
-/// Where the control plane is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ControlAddress {
-    /// A URL such as `http://127.0.0.1:6880`.
-    Url(String),
-    /// The path of a unix socket.
-    Socket(PathBuf),
-}
-
-impl ControlAddress {
-    /// Parses `http://HOST:PORT`, or `unix:PATH` or a path with a slash.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let text = text.trim_end_matches('/');
-        if let Some(path) = text.strip_prefix("unix:") {
-            return Ok(Self::Socket(path.into()));
-        }
-        match text {
-            _ if text.starts_with("http://") => Ok(Self::Url(text.to_owned())),
-            _ if text.starts_with('/') => Ok(Self::Socket(text.into())),
-            _ => Err("give http://HOST:PORT, or the path of the unix socket".to_owned()),
-        }
-    }
-}
-
-impl fmt::Display for ControlAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Url(url) => f.write_str(url),
-            Self::Socket(path) => path.display().fmt(f),
-        }
-    }
-}
-
-/// Reason why the state could not be read.
-#[derive(Debug, Error)]
-pub enum StatusError {
-    /// There is no connection to the control plane.
-    #[error(
-        "cannot reach the control plane at {0}: {1}; is the tracker running? --control names another address"
-    )]
-    Unreachable(ControlAddress, String),
-    /// The control plane refused the request.
-    #[error("the control plane at {0} refused the request: {1}")]
-    Refused(ControlAddress, String),
-    /// The reply cannot be parsed.
-    #[error(
-        "the reply of {0} is not that of this version: {1}; use the program of the same version"
-    )]
-    Malformed(ControlAddress, String),
-}
-
 /// Reads the state. `token` is sent if there is one.
-pub fn fetch(address: &ControlAddress, token: Option<&str>) -> Result<Status, StatusError> {
-    let (code, body) = match address {
-        ControlAddress::Url(url) => get_over_tcp(url, token),
-        ControlAddress::Socket(path) => get_over_unix(path),
-    }
-    .map_err(|error| StatusError::Unreachable(address.clone(), error))?;
-    if code != 200 {
-        let text = body.trim_end().to_owned();
-        return Err(StatusError::Refused(address.clone(), format!("{code} {text}")));
-    }
+pub fn fetch(address: &ControlAddress, token: Option<&str>) -> Result<Status, ControlClientError> {
+    let body = fetch_status(address, token)?;
     serde_json::from_str(&body)
-        .map_err(|error| StatusError::Malformed(address.clone(), error.to_string()))
-}
-
-fn get_over_tcp(url: &str, token: Option<&str>) -> Result<(u16, String), String> {
-    let agent: ureq::Agent = ureq::Agent::config_builder()
-        .timeout_global(Some(TIMEOUT))
-        .http_status_as_error(false)
-        // The control plane is near, and a proxy must not get the token.
-        .proxy(None)
-        .build()
-        .into();
-    let mut request = agent.get(format!("{url}/v1/status"));
-    if let Some(token) = token {
-        request = request.header("Authorization", format!("Bearer {token}"));
-    }
-    let mut response = request.call().map_err(|error| error.to_string())?;
-    let body = response.body_mut().with_config().limit(REPLY_LEN_MAX).read_to_string();
-    Ok((response.status().as_u16(), body.map_err(|error| error.to_string())?))
-}
-
-/// Sends a request over a unix socket, which the HTTP library does not support.
-fn get_over_unix(path: &Path) -> Result<(u16, String), String> {
-    let exchange = || -> std::io::Result<String> {
-        let mut stream = UnixStream::connect(path)?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        stream.write_all(b"GET /v1/status HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
-        let mut reply = String::new();
-        stream.take(REPLY_LEN_MAX).read_to_string(&mut reply)?;
-        Ok(reply)
-    };
-    let reply = exchange().map_err(|error| error.to_string())?;
-    let malformed = || "the reply is not HTTP".to_owned();
-    let (head, body) = reply.split_once("\r\n\r\n").ok_or_else(malformed)?;
-    let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(malformed)?;
-    Ok((code, body.to_owned()))
+        .map_err(|error| ControlClientError::Malformed(address.clone(), error.to_string()))
 }
 
 /// Returns the state as text.
@@ -252,17 +150,6 @@ fn write_table<const N: usize>(text: &mut String, rows: &[[String; N]]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_are_urls_or_paths() {
-        let url = ControlAddress::parse("http://[::1]:6880/");
-        assert_eq!(url, Ok(ControlAddress::Url("http://[::1]:6880".to_owned())));
-        for text in ["/run/tsubame/control", "unix:/run/tsubame/control"] {
-            let socket = ControlAddress::parse(text);
-            assert_eq!(socket, Ok(ControlAddress::Socket("/run/tsubame/control".into())));
-        }
-        assert!(ControlAddress::parse("127.0.0.1:6880").is_err());
-    }
 
     #[test]
     fn tables_are_aligned() {

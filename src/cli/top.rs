@@ -1,6 +1,7 @@
 //! `tsubame top`: shows the state and the rates of a running tracker in a terminal, once a second.
 
-use super::status::{ControlAddress, StatusError, fetch, outcomes};
+use super::control_client::{ControlAddress, ControlClientError};
+use super::status::{fetch, outcomes};
 use crate::clock::Clock;
 use crate::control::status::{ShardStatus, Status};
 use crate::text::{grouped, iec};
@@ -32,7 +33,7 @@ struct TopView {
 
 impl TopView {
     /// Takes over a new state, or the reason why there is none.
-    fn update(&mut self, now: Duration, result: Result<Status, StatusError>) {
+    fn update(&mut self, now: Duration, result: Result<Status, ControlClientError>) {
         match result {
             Ok(status) => {
                 self.error = None;
@@ -331,8 +332,10 @@ mod tests {
         }
         view.update(Duration::from_secs(13), Ok(status(1.0, 5)));
         assert_eq!(view.rate(answered), 0);
-        let gone =
-            StatusError::Unreachable(ControlAddress::Url("http://x".to_owned()), "no".to_owned());
+        let gone = ControlClientError::Unreachable(
+            ControlAddress::Url("http://x".to_owned()),
+            "no".to_owned(),
+        );
         view.update(Duration::from_secs(14), Err(gone));
         assert!(screen(&view, 110, 40).contains("cannot reach the control plane"));
     }

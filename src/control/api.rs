@@ -8,7 +8,7 @@ use super::torrents::LARGEST_MAX;
 use crate::config::LogLevel;
 use crate::hex::parse_info_hash;
 use crate::process::log;
-use crate::process::reload::ReloadJob;
+use crate::process::reload::{ControlCommand, JobReply, ReloadJob};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
@@ -54,6 +54,8 @@ pub(super) fn routes() -> Router<ControlState> {
         .route("/access_list", get(export_list).post(change_list))
         .route("/access_list/{info_hash}", put(add_to_list).delete(remove_from_list))
         .route("/reload", post(reload))
+        .route("/upgrade", post(upgrade))
+        .route("/stop", post(stop))
         .route("/evict", post(evict))
         .route("/log_level", get(show_log_level).put(set_log_level))
         .route("/drain", get(show_drain).put(set_drain))
@@ -135,15 +137,24 @@ fn number(
 
 /// Runs a job and returns its result. `failed` is the status of a job that changes nothing.
 async fn run_job(state: &ControlState, job: ReloadJob, failed: StatusCode) -> ApiResult {
+    run_command(state, |reply| ControlCommand::Job((job, Some(reply))), failed).await
+}
+
+/// Executes a command and returns its result. `failed` is the status of a command that changes nothing.
+async fn run_command(
+    state: &ControlState,
+    command: impl FnOnce(JobReply) -> ControlCommand,
+    failed: StatusCode,
+) -> ApiResult {
     #[derive(Serialize)]
-    struct JobReply {
+    struct CommandReply {
         message: String,
     }
     let (reply, result) = oneshot::channel();
     // Sending fails only while the tracker is stopping.
-    let _ = state.commands.send((job, Some(reply)));
+    let _ = state.commands.send(command(reply));
     match result.await {
-        Ok(Ok(message)) => json(&JobReply { message }),
+        Ok(Ok(message)) => json(&CommandReply { message }),
         Ok(Err(text)) => Err(error(failed, &text)),
         Err(_) => Err(error(StatusCode::SERVICE_UNAVAILABLE, "the tracker is stopping")),
     }
@@ -152,6 +163,17 @@ async fn run_job(state: &ControlState, job: ReloadJob, failed: StatusCode) -> Ap
 /// Handles `POST /v1/reload`: replies with a summary, or with the reason why nothing was changed.
 async fn reload(State(state): State<ControlState>) -> ApiResult {
     run_job(&state, ReloadJob::Config, StatusCode::UNPROCESSABLE_ENTITY).await
+}
+
+/// Handles `POST /v1/upgrade`: replaces the process by a new one of the program that is now at its path. Replies when
+/// the new one serves, or with the reason why this one serves on.
+async fn upgrade(State(state): State<ControlState>) -> ApiResult {
+    run_command(&state, ControlCommand::Upgrade, StatusCode::CONFLICT).await
+}
+
+/// Handles `POST /v1/stop`: stops the tracker as SIGTERM does.
+async fn stop(State(state): State<ControlState>) -> ApiResult {
+    run_command(&state, ControlCommand::Stop, StatusCode::CONFLICT).await
 }
 
 /// Handles `POST /v1/evict`: removes all torrents without peers.

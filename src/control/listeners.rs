@@ -102,9 +102,8 @@ fn bind_unix(path: &Path) -> Result<UnixListener, ControlError> {
         }
         std::fs::remove_file(path).map_err(failed)?;
     }
-    // For the user and the group only: every client of the socket may change what is served. No other thread creates
-    // files meanwhile.
-    let previous = rustix::process::umask(Mode::XUSR | Mode::XGRP | Mode::RWXO);
+    // For the user only: every client of the socket may change what is served. No other thread creates files meanwhile.
+    let previous = rustix::process::umask(Mode::XUSR | Mode::RWXG | Mode::RWXO);
     let listener = UnixListener::bind(path);
     rustix::process::umask(previous);
     let listener = listener.map_err(failed)?;

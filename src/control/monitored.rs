@@ -61,6 +61,8 @@ pub struct ProcessStats {
     pub last_reload_unix_secs: AtomicU64,
     /// End of the validity of the certificate in seconds since 1970; 0 without a certificate.
     pub certificate_expiry_unix_secs: AtomicU64,
+    /// Whether this process has not received all swarms of the one before it yet.
+    pub is_taking_over: AtomicBool,
     /// State of the snapshots.
     pub snapshots: SnapshotStatus,
     tables: Mutex<ProcessTables>,

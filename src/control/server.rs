@@ -16,7 +16,7 @@ use super::status::Status;
 use super::stream::{self, StreamedBody};
 use super::torrents::Torrents;
 use crate::process::recent_events;
-use crate::process::reload::ReloadCommand;
+use crate::process::reload::ControlCommand;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Extension, RawQuery, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -43,8 +43,8 @@ const LOCAL_CONNECTIONS_MAX: usize = 16;
 
 /// Time that a client may take to send a request head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time for a whole exchange. A reload may read large lists.
-const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for a whole exchange. A reload may read large lists, and an upgrade waits for another process.
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(200);
 
 /// Time in which a client must read a reply. A reply that is made while it is sent is limited by
 /// [`EXCHANGE_TIMEOUT`] only.
@@ -65,7 +65,7 @@ pub async fn serve(
     hosts: Vec<String>,
     monitored: Monitored,
     torrents: Arc<Torrents>,
-    commands: UnboundedSender<ReloadCommand>,
+    commands: UnboundedSender<ControlCommand>,
 ) -> io::Result<()> {
     let router = router(ControlState::new(hosts, monitored, torrents, commands));
     let tcp = listeners.tcp.map(tokio::net::TcpListener::from_std).transpose()?;

@@ -3,7 +3,7 @@
 use super::access::{AccessError, ClientAddress, RateLimit, RefusalLog, authorize};
 use super::monitored::Monitored;
 use super::torrents::Torrents;
-use crate::process::reload::ReloadCommand;
+use crate::process::reload::ControlCommand;
 use axum::http::HeaderMap;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
@@ -21,7 +21,7 @@ const EVENT_STREAMS_MAX: usize = 16;
 pub(super) struct ControlState {
     pub(super) monitored: Monitored,
     pub(super) torrents: Arc<Torrents>,
-    pub(super) commands: UnboundedSender<ReloadCommand>,
+    pub(super) commands: UnboundedSender<ControlCommand>,
     /// Configured names of this host.
     pub(super) hosts: Arc<[String]>,
     pub(super) rate_limit: Arc<RateLimit>,
@@ -37,7 +37,7 @@ impl ControlState {
         hosts: Vec<String>,
         monitored: Monitored,
         torrents: Arc<Torrents>,
-        commands: UnboundedSender<ReloadCommand>,
+        commands: UnboundedSender<ControlCommand>,
     ) -> Self {
         let rate_limit = Arc::new(RateLimit::new(monitored.clock));
         let refusal_log = Arc::new(RefusalLog::new(monitored.clock));

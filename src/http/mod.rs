@@ -34,6 +34,14 @@ use tokio_uring::net::TcpListener;
 /// Number of accepts that wait on each listening socket: as many connections can arrive between two submissions.
 const ACCEPTS: usize = 16;
 
+/// Pauses before accepts that look for missed connections. The process before this one ends within a second.
+const MISSED_PAUSES: [Duration; 4] = [
+    Duration::from_millis(100),
+    Duration::from_millis(200),
+    Duration::from_millis(400),
+    Duration::from_millis(1_000),
+];
+
 /// Delay before the next accept after a failure, such as too many open files, which an immediate retry would repeat.
 const ACCEPT_RETRY: Duration = Duration::from_millis(10);
 
@@ -45,6 +53,7 @@ pub fn serve(
     let plain = std::mem::take(&mut resources.plain);
     let encrypted = std::mem::take(&mut resources.encrypted);
     let inherited = std::mem::take(&mut resources.inherited);
+    let has_predecessor = resources.has_predecessor;
     let is_own = |listener: &&std::net::TcpListener| {
         listener.local_addr().is_ok_and(|address| !inherited.contains(&address))
     };
@@ -59,6 +68,9 @@ pub fn serve(
         for _ in 0..ACCEPTS {
             tokio_uring::spawn(accept(service.clone(), listener.clone(), is_encrypted));
         }
+        if has_predecessor {
+            tokio_uring::spawn(accept_missed(service.clone(), listener, is_encrypted));
+        }
     }
     if has_listeners {
         tokio_uring::spawn(tick_each_second(service.clone()));
@@ -66,9 +78,24 @@ pub fn serve(
     Ok(service)
 }
 
+/// Accepts connections that came while the process before this one ended: an accept that it had started may have been
+/// woken by such a connection instead of one of this process, and was then not finished. A new accept looks for
+/// connections at once.
+async fn accept_missed(service: Rc<HttpService>, listener: Rc<TcpListener>, is_encrypted: bool) {
+    for pause in MISSED_PAUSES {
+        tokio::time::sleep(pause).await;
+        tokio_uring::spawn(accept(service.clone(), listener.clone(), is_encrypted));
+    }
+}
+
 async fn accept(service: Rc<HttpService>, listener: Rc<TcpListener>, is_encrypted: bool) {
     loop {
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            biased;
+            () = service.accepts_end() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
             Ok((stream, peer)) => {
                 let stream = Rc::new(stream);
                 let guard: Option<ConnectionGuard> = service.add_connection(&stream, peer.ip());

@@ -14,6 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio_uring::net::TcpStream;
 use tsubame_http::head::RequestHead;
 use tsubame_storage::Seconds;
@@ -57,6 +58,8 @@ pub struct HttpResources {
     pub encrypted: Vec<TcpListener>,
     /// Addresses of sockets that the service manager passed to this process, and keeps open after its end.
     pub inherited: Vec<SocketAddr>,
+    /// Whether the process takes over from another one, which may still accept connections for a moment.
+    pub has_predecessor: bool,
     /// Settings.
     pub settings: Arc<HttpSettings>,
     /// TLS, if there are sockets of HTTPS.
@@ -92,6 +95,8 @@ pub struct HttpService {
     /// Whether HTTP is served. If so, other shards may need answers for their HTTP requests during a stop.
     has_listeners: bool,
     stopped_at: Cell<Option<Duration>>,
+    /// Wakes the tasks that accept connections when the shard stops.
+    accepts_end: Notify,
 }
 
 impl HttpService {
@@ -118,6 +123,7 @@ impl HttpService {
             listeners,
             has_listeners,
             stopped_at: Cell::new(None),
+            accepts_end: Notify::new(),
         }
     }
 
@@ -211,10 +217,12 @@ impl HttpService {
         self.node().http_stats().open = self.connections.borrow().len() as u64;
     }
 
-    /// Closes the listening sockets that this process opened itself, and all connections but those that are being
-    /// answered.
-    pub fn stop(&self) {
-        for listener in &self.listeners {
+    /// Accepts no more connections, and closes all but those that are being answered. Shuts the listening sockets that
+    /// this process opened itself down, unless another process serves them from now on.
+    pub fn stop(&self, keeps_listeners: bool) {
+        self.stopped_at.set(Some(self.node().elapsed()));
+        self.accepts_end.notify_waiters();
+        for listener in self.listeners.iter().filter(|_| !keeps_listeners) {
             let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
         }
         for (state, stream) in self.connections.borrow().iter() {
@@ -223,7 +231,13 @@ impl HttpService {
                 matches!(state, ConnectionState::Answering | ConnectionState::Writing);
             let _ = stream.shutdown(if is_answered { Shutdown::Read } else { Shutdown::Both });
         }
-        self.stopped_at.set(Some(self.node().elapsed()));
+    }
+
+    /// Waits until no more connections are accepted.
+    pub(super) async fn accepts_end(&self) {
+        if self.stopped_at.get().is_none() {
+            self.accepts_end.notified().await;
+        }
     }
 
     /// Returns whether all connections have ended after [`Self::stop`], or have taken too long.

@@ -89,8 +89,17 @@ pub fn make_timers_precise() {
 
 /// Lowers the priority of the calling thread below that of the shards.
 pub fn lower_priority() {
+    set_niceness(10);
+}
+
+/// Lowers the priority of the calling thread as far as possible, for work that takes long and may wait.
+pub fn lower_priority_most() {
+    set_niceness(19);
+}
+
+fn set_niceness(niceness: i32) {
     // If that fails, the thread competes with the shards.
-    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 10);
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), niceness);
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use crate::process::listen::inherited::InheritedError;
 use crate::process::listen::udp::ListenError;
 use crate::process::privileges::PrivilegeError;
 use crate::process::supervisor::ShardError;
+use crate::process::upgrade::error::UpgradeError;
 use crate::process::xdp::XdpStartError;
 use std::io;
 use thiserror::Error;
@@ -24,6 +25,9 @@ pub enum RunError {
     /// A socket that the service manager passed cannot be used.
     #[error(transparent)]
     Inherited(#[from] InheritedError),
+    /// The process that is to be replaced cannot be taken over from.
+    #[error(transparent)]
+    Upgrade(#[from] UpgradeError),
     /// Privileges could not be given up.
     #[error(transparent)]
     Privileges(#[from] PrivilegeError),

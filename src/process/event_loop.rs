@@ -5,24 +5,37 @@ use crate::control::server;
 use crate::control::torrents::{ShardRequest, Torrents};
 use crate::process::error::RunError;
 use crate::process::monitor::{CHECK_INTERVAL, ShardMonitor};
-use crate::process::reload::{ReloadCommand, ReloadJob};
-use crate::process::running::RunningTracker;
+use crate::process::reload::{ControlCommand, JobReply, ReloadJob};
+use crate::process::running::{RunningTracker, UpgradeState};
 use crate::process::service::ServiceManager;
+use crate::process::shard_export::ShardSender;
 use crate::process::signals::{Signals, ignored};
 use crate::process::snapshot::{LastSnapshot, SnapshotThread};
 use crate::process::supervisor::ShardExit;
+use crate::process::upgrade::hand_over::{ProgramStarter, Upgrade, UpgradeEvent, UpgradeParts};
 use crate::process::xdp::XdpThread;
 use crate::process::{cpus, report};
 use crate::shard::mesh::MeshEndpoint;
 use crate::shard::message::Message;
 use crate::shard::update::ShardUpdate;
+use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, Interval, timeout_at};
+
+/// Time that the shards may take to answer the datagrams that they have received before they stop.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Time that the process which takes over may take to import the last changes.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time that the server of the control plane has to send its last reply.
+const REPLY_TIME: Duration = Duration::from_millis(100);
 
 /// Time that the shards may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_millis(900);
@@ -35,6 +48,7 @@ pub(crate) fn control_plane(
     listeners: ControlListeners,
     started: impl FnOnce(&ControlListeners),
 ) -> Result<(), RunError> {
+    let starter = ProgramStarter::new().map_err(RunError::Runtime)?;
     cpus::lower_priority();
     runtime.block_on(async {
         let stop = |kind| signal(kind).map_err(RunError::Runtime);
@@ -48,14 +62,21 @@ pub(crate) fn control_plane(
         let monitored = running.monitored.clone();
         let (request_sender, requests) = unbounded_channel();
         let snapshots = running.snapshots.take();
-        let start = |settings| SnapshotThread::start(settings, request_sender.clone());
+        let shards = running.monitored.shared_stats.len();
+        let shard_sender = ShardSender { requests: request_sender.clone(), shards };
+        let take_over = running.upgrade.take_over.take();
+        let process = running.monitored.process.clone();
+        let predecessor =
+            take_over.map(|take_over| take_over.start(shard_sender.clone(), process));
+        let predecessor = predecessor.transpose().map_err(RunError::Runtime)?;
+        let start = |settings| SnapshotThread::start(settings, shard_sender.clone(), predecessor);
         let snapshots = snapshots.map(start).transpose().map_err(RunError::Runtime)?;
         let (keys, distinct_key) = running.keys;
         let torrents = Torrents::new(request_sender, keys, distinct_key, monitored.clone());
         let torrents = Arc::new(torrents);
         let summaries = torrents.clone();
         tokio::spawn(async move { summaries.summarize_at_intervals().await });
-        tokio::spawn(async move {
+        let server = tokio::spawn(async move {
             let served = server::serve(listeners, hosts, monitored, torrents, command_sender).await;
             if let Err(error) = served {
                 tracing::error!(
@@ -66,12 +87,23 @@ pub(crate) fn control_plane(
         let monitor = ShardMonitor::new(&running);
         let check = tokio::time::interval(CHECK_INTERVAL);
         let events = EventSources { stop, signals, commands, requests, check };
-        let ended = EventLoop { running, snapshots, monitor, service, events }.run().await;
-        if let Some(socket) = socket {
+        let event_loop = EventLoop {
+            running,
+            snapshots,
+            monitor,
+            service,
+            events,
+            upgrade_tools: (starter, shard_sender),
+            upgrade: None,
+            is_stopping: false,
+            server: server.abort_handle(),
+        };
+        let ending = event_loop.run().await?;
+        if let Some(socket) = socket.filter(|_| ending == Ending::Stopped) {
             // It may have been removed already.
             let _ = std::fs::remove_file(socket);
         }
-        ended
+        Ok(())
     })
 }
 
@@ -80,7 +112,7 @@ struct EventSources {
     /// SIGINT and SIGTERM.
     stop: (Signal, Signal),
     signals: Signals,
-    commands: UnboundedReceiver<ReloadCommand>,
+    commands: UnboundedReceiver<ControlCommand>,
     requests: UnboundedReceiver<ShardRequest>,
     check: Interval,
 }
@@ -92,6 +124,31 @@ struct EventLoop {
     monitor: ShardMonitor,
     service: ServiceManager,
     events: EventSources,
+    upgrade_tools: (ProgramStarter, ShardSender),
+    /// The upgrade that is in progress, and the channel of whoever waits for it.
+    upgrade: Option<(Upgrade, Option<JobReply>)>,
+    /// Whether the tracker waits for its last snapshot.
+    is_stopping: bool,
+    /// The task that accepts connections to the control plane.
+    server: AbortHandle,
+}
+
+/// Why the main loop ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EndCause {
+    /// A signal or a command with this name stops the tracker.
+    Stop(&'static str),
+    /// The process with this number serves in place of this one.
+    Replaced(u32),
+}
+
+/// How the main loop has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// The tracker has stopped.
+    Stopped,
+    /// Another process serves in its place.
+    Replaced,
 }
 
 /// A stop that waits until the last snapshot can be completed.
@@ -102,16 +159,32 @@ struct PendingStop {
 }
 
 impl EventLoop {
-    /// Handles events until a signal stops the tracker or a shard ends.
-    async fn run(mut self) -> Result<(), RunError> {
-        let signal = loop {
-            if let Some(signal) = self.handle_event().await? {
-                break signal;
+    /// Handles events until the tracker stops or a shard ends.
+    async fn run(mut self) -> Result<Ending, RunError> {
+        let cause = loop {
+            if let Some(cause) = self.handle_event().await? {
+                break cause;
             }
         };
-        tracing::info!("{signal}: stopping");
+        match cause {
+            EndCause::Stop(name) => self.stop(name).await.map(|()| Ending::Stopped),
+            EndCause::Replaced(process) => {
+                self.hand_over(process).await;
+                Ok(Ending::Replaced)
+            }
+        }
+    }
+
+    /// Stops the tracker, after the last snapshot if there are some.
+    async fn stop(mut self, name: &'static str) -> Result<(), RunError> {
+        tracing::info!("{name}: stopping");
         self.service.stopping();
         self.running.monitored.process.is_draining.store(true, Ordering::Relaxed);
+        self.is_stopping = true;
+        if let Some((upgrade, reply)) = self.upgrade.take() {
+            upgrade.abort().await;
+            reply.map(|reply| reply.send(Err("the tracker is stopping".to_owned())));
+        }
         let mut stop = self.snapshots.as_ref().map(|snapshots| PendingStop {
             deadline: Instant::now() + self.running.reloader.config().storage.stop_timeout,
             snapshot: snapshots.write_last(),
@@ -126,34 +199,84 @@ impl EventLoop {
                     }
                     break;
                 }
-                event = self.handle_event() => if let Some(signal) = event? {
-                    tracing::info!("{signal}: stopping without the last snapshot");
+                event = self.handle_event() => if let Some(EndCause::Stop(name)) = event? {
+                    tracing::info!("{name}: stopping without the last snapshot");
                     stop = None;
                 },
             }
         }
-        self.stop_shards(stop).await;
+        let running = &mut self.running;
+        // Before the sockets close, so that every request has one of the two ways.
+        running.xdp.take().into_iter().for_each(XdpThread::stop);
+        let ended = stop_shards(running, false).await;
+        if let Some(PendingStop { deadline, snapshot }) = stop {
+            // If it fails or takes too long, the thread has said so, or the one before stays.
+            let _ = timeout_at(deadline, snapshot.done).await;
+        }
+        report::stopped(&running.monitored.sum(), running.monitored.clock.elapsed(), ended);
         Ok(())
     }
 
-    /// Waits for an event and handles it; returns the name of the signal if it is to stop the tracker.
-    async fn handle_event(&mut self) -> Result<Option<&'static str>, RunError> {
-        let Self { running, snapshots, monitor, service, events } = self;
+    /// Stops the shards, now that another process serves, and waits until it has all swarms.
+    async fn hand_over(mut self, process: u32) {
+        tracing::info!("upgrade: process {process} serves; this one stops");
+        self.service.replaced_by(process);
+        // The other process accepts connections to the control plane, too, and answers them.
+        self.server.abort();
+        let ended = stop_shards(&mut self.running, true).await;
+        if let Some((mut upgrade, reply)) = self.upgrade.take() {
+            let deadline = Instant::now() + HAND_OVER_TIMEOUT;
+            let last = timeout_at(deadline, upgrade.events.recv()).await;
+            let result = match last {
+                Ok(Some(UpgradeEvent::Complete)) => Ok(format!("process {process} has taken over")),
+                Ok(Some(UpgradeEvent::Failed(reason))) => Err(format!(
+                    "process {process} serves, but lacks the changes of the last moments: {reason}"
+                )),
+                _ => Err(format!(
+                    "process {process} serves, but does not say that it has all swarms"
+                )),
+            };
+            if let Err(error) = &result {
+                tracing::error!("upgrade: {error}");
+            }
+            if let Some(reply) = reply {
+                let _ = reply.send(result);
+                // The server of the control plane sends the reply meanwhile.
+                tokio::time::sleep(REPLY_TIME).await;
+            }
+        }
+        let monitored = &self.running.monitored;
+        report::stopped(&monitored.sum(), monitored.clock.elapsed(), ended);
+    }
+
+    /// Waits for an event and handles it; returns why the loop is to end, if it is.
+    async fn handle_event(&mut self) -> Result<Option<EndCause>, RunError> {
+        let Self { running, snapshots, monitor, service, events, upgrade, .. } = self;
         let EventSources { stop: (interrupt, terminate), signals, commands, requests, check } =
             events;
         tokio::select! {
-            _ = interrupt.recv() => return Ok(Some("SIGINT")),
-            _ = terminate.recv() => return Ok(Some("SIGTERM")),
+            _ = interrupt.recv() => return Ok(Some(EndCause::Stop("SIGINT"))),
+            _ = terminate.recv() => return Ok(Some(EndCause::Stop("SIGTERM"))),
             _ = signals.hangup.recv() => running.reloader.enqueue((ReloadJob::Config, None)),
             _ = signals.user1.recv() => running.reloader.enqueue((ReloadJob::Config, None)),
-            _ = signals.user2.recv() => {
-                tracing::info!("SIGUSR2 is ignored: it is reserved for a later version");
-            }
+            _ = signals.user2.recv() => self.start_upgrade(None),
             name = ignored(&mut signals.ignored) => tracing::debug!("{name} is ignored"),
-            Some(command) = commands.recv() => running.reloader.enqueue(command),
+            Some(command) = commands.recv() => match command {
+                ControlCommand::Job(command) => running.reloader.enqueue(command),
+                ControlCommand::Upgrade(reply) => self.start_upgrade(Some(reply)),
+                ControlCommand::Stop(reply) => {
+                    let _ = reply.send(Ok("stopping".to_owned()));
+                    return Ok(Some(EndCause::Stop("POST /v1/stop")));
+                }
+            },
+            event = next_event(upgrade.as_mut()) => match event {
+                UpgradeEvent::Serving(process) => return Ok(Some(EndCause::Replaced(process))),
+                UpgradeEvent::Failed(reason) => self.end_failed_upgrade(reason),
+                UpgradeEvent::Complete => {}
+            },
             Some((shard, message)) = requests.recv() => {
-                // If the queue is full, the channel of the answer is dropped, which the requester notices.
-                running.control.send(shard, message);
+                // If the queue stays full, the channel of the answer is dropped, which the requester notices.
+                send_when_possible(&mut running.control, shard, message).await;
                 running.control.notify();
             }
             updates = running.reloader.next_update() => {
@@ -172,35 +295,115 @@ impl EventLoop {
         Ok(None)
     }
 
-    /// Stops all shards, and waits until the last snapshot is complete.
-    async fn stop_shards(self, stop: Option<PendingStop>) {
-        let Self { mut running, .. } = self;
-        // Before the sockets close, so that every request has one of the two ways.
-        running.xdp.take().into_iter().for_each(XdpThread::stop);
-        for shard in 0..running.monitored.shared_stats.len() {
-            running.control.send(shard, Message::Stop);
+    /// Starts an upgrade; if that is not possible, logs why and replies so.
+    fn start_upgrade(&mut self, reply: Option<JobReply>) {
+        match self.try_start_upgrade() {
+            Ok(started) => {
+                tracing::info!("upgrade: starting a new process");
+                self.upgrade = Some((started, reply));
+            }
+            Err(reason) => {
+                tracing::error!("upgrade: {reason}; the tracker serves on");
+                reply.map(|reply| reply.send(Err(reason)));
+            }
         }
-        running.control.notify();
-        let ended = running.supervisor.wait_for_exits(STOP_TIMEOUT).await;
-        if let Some(PendingStop { deadline, snapshot }) = stop {
-            // If it fails or takes too long, the thread has said so, or the one before stays.
-            let _ = timeout_at(deadline, snapshot.done).await;
+    }
+
+    fn try_start_upgrade(&self) -> Result<Upgrade, String> {
+        let UpgradeState { program, identity, sockets, .. } = &self.running.upgrade;
+        let process = &self.running.monitored.process;
+        if self.upgrade.is_some() {
+            return Err("an upgrade is in progress already".to_owned());
         }
-        report::stopped(&running.monitored.sum(), running.monitored.clock.elapsed(), ended);
+        if self.is_stopping {
+            return Err("the tracker is stopping".to_owned());
+        }
+        if process.is_taking_over.load(Ordering::Relaxed)
+            || process.snapshots.is_restoring.load(Ordering::Relaxed)
+        {
+            return Err("the swarms are still being read; try again later".to_owned());
+        }
+        if sockets.is_steered() && !self.running.steering.is_attached() {
+            return Err("steering is switched off because of overload; try again later".to_owned());
+        }
+        if self.running.xdp.is_some() {
+            return Err("not with udp.xdp: restart instead".to_owned());
+        }
+        if std::process::id() == 1 {
+            return Err(
+                "not as process 1 of a container, which ends with it: restart the container"
+                    .to_owned(),
+            );
+        }
+        let program = program.as_ref().map_err(|error| {
+            format!("the path of the program is unknown: {error}; restart instead")
+        })?;
+        let parts = UpgradeParts {
+            program: program.clone(),
+            identity: identity.clone(),
+            clock: self.running.monitored.clock,
+            sockets: sockets.clone(),
+            shards: self.upgrade_tools.1.clone(),
+            starter: self.upgrade_tools.0.clone(),
+            table_bytes: self.running.monitored.sum().table.bytes,
+            pauser: self.snapshots.as_ref().map(SnapshotThread::pauser),
+        };
+        Upgrade::start(parts).map_err(|error| format!("a thread cannot be started: {error}"))
+    }
+
+    fn end_failed_upgrade(&mut self, reason: String) {
+        tracing::error!("upgrade: {reason}; the tracker serves on");
+        if let Some((_, Some(reply))) = self.upgrade.take() {
+            let _ = reply.send(Err(reason));
+        }
     }
 }
 
-/// Sends each shard its update, and waits while its queue is full.
+/// Waits for an event of the upgrade in progress, forever if there is none.
+async fn next_event(upgrade: Option<&mut (Upgrade, Option<JobReply>)>) -> UpgradeEvent {
+    let Some((upgrade, _)) = upgrade else { return pending().await };
+    let ended = || UpgradeEvent::Failed("its thread has ended".to_owned());
+    upgrade.events.recv().await.unwrap_or_else(ended)
+}
+
+/// Has all shards answer the datagrams that they have received, and then stop. `keeps_listeners` says whether another
+/// process serves the listening sockets of HTTP. Returns whether all shards have ended in time.
+async fn stop_shards(running: &mut RunningTracker, keeps_listeners: bool) -> bool {
+    let shards = running.monitored.shared_stats.len();
+    let (drained, mut all_drained) = unbounded_channel();
+    for shard in 0..shards {
+        running.control.send(shard, Message::Drain(drained.clone()));
+    }
+    running.control.notify();
+    let drain_deadline = Instant::now() + DRAIN_TIMEOUT;
+    for _ in 0..shards {
+        // A shard that is stuck has no time to answer.
+        let _ = timeout_at(drain_deadline, all_drained.recv()).await;
+    }
+    for shard in 0..shards {
+        running.control.send(shard, Message::Stop { keeps_listeners });
+    }
+    running.control.notify();
+    running.supervisor.wait_for_exits(STOP_TIMEOUT).await
+}
+
+/// Sends a message to a shard, and waits while its queue is full; returns whether it was sent.
+async fn send_when_possible(control: &mut MeshEndpoint, shard: usize, message: Message) -> bool {
+    // A queue that is full for a second means that the shard is stuck, which `/healthz` reports.
+    for _ in 0..1_000 {
+        if control.has_room(shard) {
+            break;
+        }
+        control.notify();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    control.send(shard, message)
+}
+
+/// Sends each shard its update.
 async fn send(control: &mut MeshEndpoint, updates: Vec<ShardUpdate>) {
     for (shard, update) in updates.into_iter().enumerate() {
-        // A queue that is full for a second means that the shard is stuck, which `/healthz` reports.
-        for _ in 0..1_000 {
-            if control.has_room(shard) {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        if !control.send(shard, Message::Update(Box::new(update))) {
+        if !send_when_possible(control, shard, Message::Update(Box::new(update))).await {
             tracing::error!(
                 "shard {shard} accepts no messages and keeps its previous settings; restart the tracker"
             );

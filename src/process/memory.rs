@@ -42,6 +42,18 @@ pub fn available() -> Option<(usize, String)> {
     [ram, cgroup].into_iter().flatten().min_by_key(|(bytes, _)| *bytes)
 }
 
+/// Returns the bytes that are free: the memory of the machine that is available without swapping, or what is left of
+/// the limit of the control group, whichever is smaller.
+pub fn free() -> Option<usize> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    let machine = kibibytes_of(&meminfo, "MemAvailable:");
+    let cgroup_list = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let root = Path::new("/sys/fs/cgroup");
+    let limit = cgroup_limit(&cgroup_list, root).map(|(limit, _)| limit);
+    let left = limit.map(|limit| limit.saturating_sub(resident_bytes().unwrap_or(0)));
+    machine.into_iter().chain(left).min()
+}
+
 /// Returns the resident memory of this process in bytes.
 pub fn resident_bytes() -> Option<usize> {
     let status = fs::read_to_string("/proc/self/status").ok()?;

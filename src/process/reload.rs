@@ -71,6 +71,17 @@ pub type JobReply = oneshot::Sender<Result<String, String>>;
 /// A job, and the channel for its result if somebody waits for it.
 pub type ReloadCommand = (ReloadJob, Option<JobReply>);
 
+/// A command of the operator.
+#[derive(Debug)]
+pub enum ControlCommand {
+    /// Runs a job.
+    Job(ReloadCommand),
+    /// Replaces the process by a new one.
+    Upgrade(JobReply),
+    /// Stops the tracker.
+    Stop(JobReply),
+}
+
 /// Modification time, length and inode number of a file, or `None` if they cannot be read, for example because the
 /// file does not exist. For a directory, a digest of its torrents replaces the length.
 pub type FileStamp = Option<(SystemTime, u64, u64)>;

@@ -33,7 +33,7 @@ pub fn started(
     (config, path): (&Config, Option<&Path>),
     Listeners { udp: listeners, http, https, .. }: &Listeners,
     cores: &[usize],
-    policy: &str,
+    (policy, policy_warnings): (&str, &[String]),
     control: &ControlListeners,
 ) {
     let (version, memory_limit) = (env!("CARGO_PKG_VERSION"), memory::limit(config.storage.memory));
@@ -95,6 +95,7 @@ pub fn started(
     }
     warnings(config, listeners, cores);
     privileges::inaccessible_files(config, path).iter().for_each(|warning| warn!("{warning}"));
+    policy_warnings.iter().for_each(|warning| warn!("{warning}"));
 }
 
 /// Logs the user that the process runs as; root is a warning.

@@ -11,13 +11,13 @@ use crate::policy::{CompiledPolicy, LoadedPolicy, PolicyError, ReadMode};
 use crate::process::cpus;
 use crate::process::error::RunError;
 use crate::process::event_loop::control_plane;
-use crate::process::identity::Identity;
 use crate::process::listen::Listeners;
-use crate::process::reload::{self, Reloader};
-use crate::process::running::RunningTracker;
+use crate::process::origin::Origin;
+use crate::process::reload::{self, FileStamp, Reloader};
+use crate::process::running::{RunningTracker, UpgradeState};
 use crate::process::settings::{StartupState, files_for_connections};
 use crate::process::signals::Signals;
-use crate::process::snapshot::{SnapshotSettings, connection_id_key};
+use crate::process::snapshot::SnapshotSettings;
 use crate::process::steering::Steering;
 use crate::process::supervisor::{ShardError, Supervisor};
 use crate::process::xdp::XdpThread;
@@ -67,17 +67,16 @@ pub fn raise_file_limit() {
 ///
 /// Returns an error if the tracker cannot start, or if a shard dies.
 pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
-    let clock = Clock::new();
     raise_file_limit();
     let cores = cpus::choose(&config.cpus)?;
     let shards = cores.len() as u16;
     let (runtime, signals) = control_runtime(shards)?;
-    let identity = Identity::random(shards).map_err(RunError::Randomness)?;
-    let stamps = reload::file_stamps(config, None);
-    let mut seeds = SeedSequence::new(identity.policy_key());
-    let LoadedPolicy { policy, warnings } = load_policy(config, seeds.draw())?;
-    let (keys, distinct_key) = (identity.steering_keys(), identity.distinct_key());
-    let mut listeners = Listeners::bind(config, &keys, shards, &clock)?;
+    let mut origin = Origin::new(shards)?;
+    let clock = origin.clock;
+    let mut seeds = SeedSequence::new(origin.identity.policy_key());
+    let (stamps, LoadedPolicy { policy, warnings }) = load_policy(config, seeds.draw())?;
+    let (keys, distinct_key) = (origin.identity.steering_keys(), origin.identity.distinct_key());
+    let (mut listeners, copies) = origin.listeners(config, shards)?;
     let (certificate, tls) = tls(config, &runtime)?.unzip();
     let control_token = ControlToken::load(&config.control).map_err(RunError::ControlToken)?;
     let (queue_senders, queue_changes) = queue_channels(config, shards);
@@ -85,7 +84,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let xdp = XdpThread::start(&config.udp.xdp, queues, clock)?;
     // The files have been read; the only other thread keeps the capabilities of XDP.
     privileges::give_up(config, listeners.control.socket_to_remove.as_deref())?;
-    let startup = startup_state(config, keep_connection_id_key(config, identity), &listeners);
+    let startup = startup_state(config, &mut origin, &listeners);
     let (retired_updates, to_free) = unbounded_channel();
     let (endpoints, control_endpoint) = mesh_endpoints(shards)?;
     let shared_stats: Arc<[Arc<SharedStats>]> = (0..shards).map(|_| Arc::default()).collect();
@@ -102,11 +101,12 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
         retired_updates,
         shared_stats: &shared_stats,
         stats_pages: stats_pages(&monitored),
-        inherited: [&*listeners.http.inherited, &listeners.https.inherited].concat(),
+        kept_sockets: (kept_addresses(&listeners), origin.has_predecessor()),
     };
     let sockets = shard_sockets(&mut listeners, queue_changes, xdp.is_some());
     let (links, sample_readers) = shard_links(endpoints);
-    let supervisor = template.start(&cores, &mut seeds, sockets.zip(links))?;
+    let (trackers, take_over) = origin.import(template.trackers(&mut seeds))?;
+    let supervisor = template.start(&cores, sockets.zip(links).zip(trackers))?;
     let summary = policy.summary(config.hooks.len());
     let reloader = Reloader::new(
         path.map(Path::to_owned),
@@ -127,15 +127,20 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
         keys: (keys, distinct_key),
         sample_readers,
         xdp,
+        upgrade: UpgradeState::new(origin.identity, copies, take_over),
     };
     let control = std::mem::take(&mut listeners.control);
     let ended = control_plane(&runtime, (running, signals), control, |control| {
-        report::started((config, path), &listeners, &cores, &summary, control);
-        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        report::started((config, path), &listeners, &cores, (&summary, &warnings), control);
     });
     // A helper thread may wait for a server or a file system that does not answer.
     runtime.shutdown_background();
     ended
+}
+
+/// Returns the addresses of HTTP whose sockets another process keeps.
+fn kept_addresses(listeners: &Listeners) -> Vec<SocketAddr> {
+    [&*listeners.http.inherited, &listeners.https.inherited].concat()
 }
 
 /// Creates the endpoints of the shards, and that of the control plane.
@@ -145,19 +150,9 @@ fn mesh_endpoints(shards: u16) -> Result<(Vec<MeshEndpoint>, MeshEndpoint), RunE
     Ok((endpoints, control))
 }
 
-/// Takes the key of connection ids from `storage.directory`, so that the ids that clients have stay valid.
-fn keep_connection_id_key(config: &Config, mut identity: Identity) -> Identity {
-    let Some(directory) = &config.storage.directory else { return identity };
-    match connection_id_key(directory, identity.connection_id_key().0) {
-        Ok(key) => identity.set_connection_id_key(key),
-        Err(error) => tracing::warn!(
-            "storage.directory: {error}; until then, clients need new connection ids after a restart"
-        ),
-    }
-    identity
-}
-
-fn startup_state(config: &Config, identity: Identity, listeners: &Listeners) -> Arc<StartupState> {
+fn startup_state(config: &Config, origin: &mut Origin, listeners: &Listeners) -> Arc<StartupState> {
+    origin.keep_connection_id_key(config);
+    let identity = origin.identity.clone();
     let files_for_connections = files_for_connections(identity.shards);
     Arc::new(StartupState {
         config: Arc::new(config.clone()),
@@ -198,14 +193,16 @@ fn stats_pages(monitored: &Monitored) -> StatsPages {
     StatsPages(Arc::new(page))
 }
 
-/// Loads the hooks with their lists.
-fn load_policy(config: &Config, seed: u64) -> Result<LoadedPolicy, PolicyError> {
+/// Loads the hooks with their lists, and returns the stamps of the files before that.
+fn load_policy(config: &Config, seed: u64) -> Result<(Vec<FileStamp>, LoadedPolicy), PolicyError> {
+    let stamps = reload::file_stamps(config, None);
     // Root must not write files that another user can replace by symbolic links, and that this user rewrites later.
     let read_mode = match privileges::will_change_user(config) {
         true => ReadMode::Check,
         false => ReadMode::AtStart,
     };
-    CompiledPolicy::load(&config.hooks, &CompiledPolicy::default(), seed, read_mode)
+    let policy = CompiledPolicy::load(&config.hooks, &CompiledPolicy::default(), seed, read_mode)?;
+    Ok((stamps, policy))
 }
 
 /// Moves the sockets of each shard out of the listeners, and adds changes of its receive queues if there can be some.
@@ -234,8 +231,8 @@ struct ShardTemplate<'a> {
     retired_updates: UnboundedSender<Box<ShardUpdate>>,
     shared_stats: &'a [Arc<SharedStats>],
     stats_pages: StatsPages,
-    /// Addresses of HTTP whose sockets the service manager keeps.
-    inherited: Vec<SocketAddr>,
+    /// Addresses of HTTP whose sockets another process keeps, and whether this process takes over from that one.
+    kept_sockets: (Vec<SocketAddr>, bool),
 }
 
 /// UDP sockets of a shard, and its listening sockets for HTTP and for HTTPS.
@@ -248,15 +245,32 @@ type ShardDatapath = (ShardSockets, Option<Receiver<QueueChange>>);
 type ShardLinks = (MeshEndpoint, ClientSamples);
 
 impl ShardTemplate<'_> {
+    /// Returns the trackers of all shards.
+    fn trackers(&self, seeds: &mut SeedSequence) -> Vec<Tracker> {
+        let shards = self.startup.identity.shards;
+        let tracker = |number| {
+            let ShardSettings { ids, announce, table, .. } =
+                self.startup.shard_settings(self.config, number);
+            let mut tracker = Tracker::new(ids, announce, Swarms::new(table));
+            let mut policy = self.policy.policy(shards, seeds.draw());
+            tracker.exchange_policy(self.clock.now(), &mut policy);
+            if self.config.storage.directory.is_some() || self.kept_sockets.1 {
+                // Before the first request: a peer that stops must not be restored.
+                tracker.swarms_mut().begin_import();
+            }
+            tracker
+        };
+        (0..shards).map(tracker).collect()
+    }
+
     /// Starts the threads of all shards.
     fn start(
         &self,
         cores: &[usize],
-        seeds: &mut SeedSequence,
-        shards: impl Iterator<Item = (ShardDatapath, ShardLinks)>,
+        shards: impl Iterator<Item = ((ShardDatapath, ShardLinks), Tracker)>,
     ) -> Result<Supervisor, RunError> {
-        let bodies = shards.zip(0_u16..).map(|((datapath, links), number)| {
-            (cores[usize::from(number)], self.body(number, seeds.draw(), datapath, links))
+        let bodies = shards.zip(0_u16..).map(|(((datapath, links), tracker), number)| {
+            (cores[usize::from(number)], self.body(number, tracker, datapath, links))
         });
         Supervisor::start(bodies.collect()).map_err(RunError::Shards)
     }
@@ -265,23 +279,17 @@ impl ShardTemplate<'_> {
     fn body(
         &self,
         number: u16,
-        seed: u64,
+        tracker: Tracker,
         ((sockets, (plain, encrypted)), queue_changes): ShardDatapath,
         (endpoint, client_samples): ShardLinks,
     ) -> impl FnOnce(&dyn Fn()) -> Result<(), ShardError> + Send + use<> {
         let shards = self.startup.identity.shards;
-        let ShardSettings { ids, announce, table, gather, http } =
-            self.startup.shard_settings(self.config, number);
-        let mut tracker = Tracker::new(ids, announce, Swarms::new(table));
-        tracker.exchange_policy(self.clock.now(), &mut self.policy.policy(shards, seed));
-        if self.config.storage.directory.is_some() {
-            // Before the first request: a peer that stops must not be restored.
-            tracker.swarms_mut().begin_import();
-        }
+        let ShardSettings { gather, http, .. } = self.startup.shard_settings(self.config, number);
         let http = HttpResources {
             plain,
             encrypted,
-            inherited: self.inherited.clone(),
+            inherited: self.kept_sockets.0.clone(),
+            has_predecessor: self.kept_sockets.1,
             settings: http,
             tls: self.tls.clone(),
             full_scrapes: self.full_scrapes.clone(),

@@ -1,16 +1,45 @@
 //! A running tracker, as the control plane sees it.
 
 use crate::control::monitored::Monitored;
+use crate::process::identity::Identity;
 use crate::process::reload::Reloader;
 use crate::process::snapshot::SnapshotSettings;
 use crate::process::steering::Steering;
 use crate::process::supervisor::Supervisor;
+use crate::process::upgrade::hand_over::Program;
+use crate::process::upgrade::sockets::SocketCopies;
+use crate::process::upgrade::take_over::TakeOver;
 use crate::process::xdp::XdpThread;
 use crate::shard::mesh::MeshEndpoint;
 use crate::shard::update::ShardUpdate;
 use crate::stats::client_samples::SampleReader;
+use std::io;
+use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tsubame_udp::steering::SteeringKeys;
+
+/// What another process of the tracker needs to take over.
+#[derive(Debug)]
+pub(crate) struct UpgradeState {
+    /// The program of this process.
+    pub(crate) program: io::Result<Program>,
+    pub(crate) identity: Identity,
+    pub(crate) sockets: Arc<SocketCopies>,
+    /// The rest of the upgrade by which this process has begun.
+    pub(crate) take_over: Option<TakeOver>,
+}
+
+impl UpgradeState {
+    /// Creates the state. To be called at start, because the kernel does not tell the path of a program that was
+    /// replaced.
+    pub(crate) fn new(
+        identity: Identity,
+        sockets: Arc<SocketCopies>,
+        take_over: Option<TakeOver>,
+    ) -> Self {
+        Self { program: Program::of_this_process(), identity, sockets, take_over }
+    }
+}
 
 /// A running tracker, with everything that the control plane needs to monitor it.
 pub(crate) struct RunningTracker {
@@ -29,4 +58,5 @@ pub(crate) struct RunningTracker {
     pub(crate) xdp: Option<XdpThread>,
     /// The settings of snapshots, if there are to be some.
     pub(crate) snapshots: Option<SnapshotSettings>,
+    pub(crate) upgrade: UpgradeState,
 }

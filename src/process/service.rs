@@ -34,6 +34,11 @@ impl ServiceManager {
         send(&[NotifyState::Status(status)]);
     }
 
+    /// Reports that another process serves in place of this one.
+    pub(crate) fn replaced_by(&self, process: u32) {
+        send(&[NotifyState::MainPid(process)]);
+    }
+
     /// Reports that the tracker stops.
     pub(crate) fn stopping(&self) {
         send(&[NotifyState::Stopping]);

@@ -74,6 +74,12 @@ pub trait Datapath {
     /// Returns the counters of the datapath.
     fn counts(&self) -> RingCounts;
 
+    /// Receives no more datagrams; turns return those that were received before.
+    fn stop_receiving(&mut self) -> io::Result<()>;
+
+    /// Returns whether, after [`Self::stop_receiving`], all datagrams were returned and all replies were sent.
+    fn has_drained(&self) -> bool;
+
     /// Cancels all operations and waits up to `timeout` for their end; returns whether none is in flight any more.
     fn stop(&mut self, timeout: Duration) -> bool;
 }
@@ -156,6 +162,14 @@ impl Datapath for Ring {
 
     fn counts(&self) -> RingCounts {
         Self::counts(self)
+    }
+
+    fn stop_receiving(&mut self) -> io::Result<()> {
+        Self::stop_receiving(self)
+    }
+
+    fn has_drained(&self) -> bool {
+        Self::has_drained(self)
     }
 
     fn stop(&mut self, timeout: Duration) -> bool {

@@ -317,7 +317,7 @@ mod tests {
         let mut endpoints = mesh(1).unwrap();
         assert!(endpoints[0].prepare_sleep(SleepPlace::InRing));
         endpoints[0].end_sleep();
-        endpoints[1].send(0, Message::Stop);
+        endpoints[1].send(0, Message::Stop { keeps_listeners: false });
         endpoints[1].notify();
         assert!(!endpoints[0].prepare_sleep(SleepPlace::InRing));
         assert_eq!(endpoints[0].receive(|from, _| assert_eq!(from, 1)), 1);

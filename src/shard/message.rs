@@ -6,6 +6,7 @@ use super::transfer::TransferRequest;
 use super::update::ShardUpdate;
 use crate::tracker::AdmittedAnnounce;
 use crate::tracker::peer_list::PeerList;
+use tokio::sync::mpsc::UnboundedSender;
 use tsubame_storage::{InfoHash, SwarmStats, TorrentPage};
 use tsubame_udp::wire::TransactionId;
 
@@ -39,8 +40,13 @@ pub enum Message {
     Admin(Box<AdminRequest>),
     /// From the control plane: a request to export or import swarms.
     Transfer(Box<TransferRequest>),
+    /// From the control plane: receive no more datagrams, and say when all that were received have been answered.
+    Drain(UnboundedSender<()>),
     /// From the control plane: stop.
-    Stop,
+    Stop {
+        /// Whether another process serves the listening sockets of HTTP from now on.
+        keeps_listeners: bool,
+    },
 }
 
 const _: () = assert!(size_of::<Message>() == 128);

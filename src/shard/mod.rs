@@ -210,7 +210,22 @@ impl<D: Datapath> Shard<D> {
             self.publish();
         }
         let has_scanned = self.node_mut().scan(now);
-        has_work || has_scanned
+        let is_draining = self.drain();
+        has_work || has_scanned || is_draining
+    }
+
+    /// If the control plane has asked for it, receives no more datagrams, and says when those that were received have
+    /// been answered. Returns whether some have not been.
+    fn drain(&mut self) -> bool {
+        let Some(drained) = self.node_mut().drained.take() else { return false };
+        // If the kernel refuses to cancel a receive, the control plane waits no longer than for a shard that is stuck.
+        if self.udp.datapath.stop_receiving().is_ok() && self.udp.datapath.has_drained() {
+            // The control plane may wait no longer.
+            let _ = drained.send(());
+            return false;
+        }
+        self.node_mut().drained = Some(drained);
+        true
     }
 
     /// Takes one turn; returns the number of datagrams and of messages.

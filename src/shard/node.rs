@@ -92,7 +92,11 @@ pub struct Node {
     pub(super) client_samples: ClientSamples,
     pub(super) clock: Clock,
     pub(super) gather: GatherPolicy,
+    /// Where it is said that all received datagrams were answered, from the time at which no more are received.
+    pub(super) drained: Option<UnboundedSender<()>>,
     pub(super) is_stopping: bool,
+    /// Whether another process serves the listening sockets of HTTP after this shard has stopped.
+    pub(super) keeps_listeners: bool,
 }
 
 impl Node {
@@ -129,7 +133,9 @@ impl Node {
             client_samples,
             clock,
             gather: GatherPolicy::new(gather),
+            drained: None,
             is_stopping: false,
+            keeps_listeners: false,
         }
     }
 
@@ -213,7 +219,10 @@ impl Node {
             Message::Update(update) => self.update(now, update),
             Message::Admin(request) => self.admin_jobs.add(*request, &mut self.tracker),
             Message::Transfer(request) => self.transfers.add(*request),
-            Message::Stop => self.is_stopping = true,
+            Message::Drain(drained) => self.drained = Some(drained),
+            Message::Stop { keeps_listeners } => {
+                (self.is_stopping, self.keeps_listeners) = (true, keeps_listeners);
+            }
             // The datapath handles these.
             Message::Announce(..) => {}
         }

@@ -72,7 +72,8 @@ impl<D: RingDatapath> Shard<D> {
             }
             self.wake_up();
         }
-        http.stop();
+        let keeps_listeners = self.node().keeps_listeners;
+        http.stop(keeps_listeners);
         while !http.has_stopped() {
             // Other shards may wait for replies from this one, and this one for theirs.
             let now = self.node().clock.now();

@@ -11,7 +11,7 @@ use tsubame_storage::{ExportProgress, ImportCounts, ImportCursor, Seconds, State
 pub const PAGE_RECORDS: usize = 4_096;
 
 /// Maximum number of requests that wait; the reply channels of further ones are dropped.
-const REQUESTS_MAX: usize = 16;
+const REQUESTS_MAX: usize = 64;
 
 /// A request to export or import.
 #[derive(Debug)]
@@ -103,6 +103,11 @@ impl Transfers {
             }
             TransferRequest::ExportPage { mut records, reply } => {
                 let swarms = tracker.swarms_mut();
+                if !swarms.is_exporting() {
+                    // The request that begins it was lost. Without a reply, the requester does not take this for an
+                    // empty shard.
+                    return;
+                }
                 let progress = swarms.export(&mut records);
                 if progress != ExportProgress::Complete && records.len() < PAGE_RECORDS {
                     self.requests.push_front(TransferRequest::ExportPage { records, reply });

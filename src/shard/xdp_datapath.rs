@@ -365,6 +365,14 @@ impl Datapath for XdpDatapath {
         }
     }
 
+    fn stop_receiving(&mut self) -> io::Result<()> {
+        self.ring.stop_receiving()
+    }
+
+    fn has_drained(&self) -> bool {
+        self.ring.has_drained()
+    }
+
     fn stop(&mut self, timeout: Duration) -> bool {
         self.transfer();
         for queue in self.queues.drain(..) {

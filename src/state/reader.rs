@@ -62,7 +62,7 @@ impl ReadCounts {
     }
 }
 
-/// Reads a stream. Holds the largest block at most, and no more than the stream has.
+/// Reads a stream. Holds little more than the largest block, and no more than the stream has.
 #[derive(Debug)]
 pub struct BlockReader<R> {
     source: R,
@@ -190,7 +190,7 @@ impl<R: Read> BlockReader<R> {
             self.position = 0;
             while self.buffer.len() < len {
                 // Memory is allocated as the bytes arrive: a damaged length must not allocate any.
-                let wanted = (len - self.buffer.len()).clamp(1, READ_BYTES) as u64;
+                let wanted = READ_BYTES as u64;
                 if self.source.by_ref().take(wanted).read_to_end(&mut self.buffer)? == 0 {
                     break;
                 }

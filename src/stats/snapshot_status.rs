@@ -17,6 +17,8 @@ pub struct SnapshotStatus {
     pub written: AtomicU64,
     /// Number of snapshots that failed.
     pub failed: AtomicU64,
+    /// Whether a snapshot is being read.
+    pub is_restoring: AtomicBool,
     /// Torrents that were restored at start.
     pub restored_torrents: AtomicU64,
     /// Peers that were restored at start.

@@ -123,6 +123,11 @@ impl Export {
 
     /// Has the table keep no more records for this export.
     pub(crate) fn end(self, table: &mut Table) {
+        self.drop_moved(table);
+    }
+
+    /// Has the torrent of which a part was visited keep no more records.
+    fn drop_moved(&self, table: &mut Table) {
         let Some((info_hash, _)) = self.inside else { return };
         let Some(position) = table.find(&table.prefetch_index(&info_hash), &info_hash) else {
             return;
@@ -146,14 +151,18 @@ impl Export {
         // The torrent of `inside` may have been removed. Then another one is at its position, which was exported
         // already, or none.
         if self.left >= entries {
+            self.drop_moved(table);
             self.inside = None;
             return;
         }
         let position = self.left as u32;
-        let entry = table.store.entry(position);
-        let info_hash = entry.info_hash();
-        let inside = self.inside.take().filter(|(hash, _)| *hash == info_hash);
-        let used_at = match entry.peers() {
+        let info_hash = table.store.entry(position).info_hash();
+        let inside = self.inside.filter(|(hash, _)| *hash == info_hash);
+        if inside.is_none() {
+            self.drop_moved(table);
+        }
+        self.inside = None;
+        let used_at = match table.store.entry(position).peers() {
             0 => table.emptied_at(position),
             _ => table.now.signed(),
         };
@@ -199,9 +208,12 @@ where
         if let (Some(from), Some(kept)) = (from, large_swarm.take_moved()) {
             (left, moved) = (left.min(from), *kept);
         }
-        for (record, is_seeder) in moved.take(budget.records()) {
+        for record in moved.take(budget.records()) {
             budget.spend_records(1);
-            export_peer((&record, is_seeder), context, now, records);
+            // As it is stored now: it may have stopped, or changed its role, since it was moved.
+            if let Some(at) = peers.find(&record, context).position {
+                export_peer((peers.at(at), peers.is_seeder(at)), context, now, records);
+            }
         }
         wanted = left.min(budget.records());
     }

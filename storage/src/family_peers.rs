@@ -199,14 +199,13 @@ impl<const N: usize> FamilyPeers<'_, N> {
     fn put(&mut self, place: usize, record: [u8; N], context: &RecordContext) -> Option<usize> {
         *self.at_mut(place) = record;
         self.count(&record);
-        let is_seeder = self.is_seeder(place);
         if let RecordStorage::LargeSwarm(large_swarm) = &mut self.records {
             if !large_swarm.index_endpoint(place, &context.hasher) {
                 self.uncount(place);
                 self.fill_gap(place, context);
                 return None;
             }
-            large_swarm.note_written((None, place), &record, is_seeder);
+            large_swarm.note_written((None, place), &record);
         }
         Some(place)
     }
@@ -278,13 +277,12 @@ impl<const N: usize> FamilyPeers<'_, N> {
             return;
         }
         work_counter::count_records(N);
-        let is_seeder = self.is_seeder(from);
         match &mut self.records {
             RecordStorage::Slice(records) => records[to] = records[from],
             RecordStorage::LargeSwarm(large_swarm) => {
                 let record = *large_swarm.at(from);
                 large_swarm.relocate(from, to, &context.hasher);
-                large_swarm.note_written((Some(from), to), &record, is_seeder);
+                large_swarm.note_written((Some(from), to), &record);
             }
         }
     }

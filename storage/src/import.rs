@@ -68,26 +68,34 @@ impl ImportCursor {
         serves: impl Fn(&InfoHash) -> bool,
     ) -> bool {
         let end = records.len().min(self.next + RECORDS_PER_STEP);
-        for record in &records[self.next.min(end)..end] {
+        let part = &records[self.next.min(end)..end];
+        prefetch(table, part);
+        let mut step = ImportStep {
+            has_memory: table.has_memory_for_import(),
+            table,
+            stopped,
+            found: None,
+            counts: &mut self.counts,
+        };
+        for record in part {
             match record {
                 StateRecord::Torrent(torrent) => {
                     let is_served = serves(&torrent.info_hash);
-                    self.counts.forbidden += u64::from(!is_served);
+                    step.counts.forbidden += u64::from(!is_served);
                     self.torrent = is_served.then_some(torrent.info_hash);
                     if is_served {
-                        self.import_torrent(table, torrent);
+                        step.import_torrent(torrent);
                     }
                 }
                 StateRecord::Peer(peer) => {
                     if let Some(info_hash) = self.torrent {
-                        let change = (info_hash, ChangeKind::Refreshed);
-                        self.import_change(table, stopped, change, peer);
+                        step.import_change((info_hash, ChangeKind::Refreshed), peer);
                     }
                 }
                 StateRecord::Change(info_hash, kind, peer) => {
                     self.torrent = None;
                     if serves(info_hash) {
-                        self.import_change(table, stopped, (*info_hash, *kind), peer);
+                        step.import_change((*info_hash, *kind), peer);
                     }
                 }
             }
@@ -95,18 +103,42 @@ impl ImportCursor {
         self.next = end;
         end < records.len()
     }
+}
 
+/// Reads the index slots of the torrents of some records: their cache misses overlap.
+fn prefetch(table: &Table, records: &[StateRecord]) {
+    let slots = records.iter().map(|record| match record {
+        StateRecord::Torrent(torrent) => table.touch_index(&torrent.info_hash),
+        StateRecord::Peer(_) | StateRecord::Change(..) => 0,
+    });
+    std::hint::black_box(slots.fold(0, u32::wrapping_add));
+}
+
+/// A step of an import. It removes no torrents, so that their positions stay the same.
+struct ImportStep<'a> {
+    table: &'a mut Table,
+    stopped: &'a StoppedPeers,
+    /// Whether enough memory was free at the start of the step for torrents and peers to be added.
+    has_memory: bool,
+    /// The torrent that was found last, and its position.
+    found: Option<(InfoHash, u32)>,
+    counts: &'a mut ImportCounts,
+}
+
+impl ImportStep<'_> {
     /// Imports the completed downloads of a torrent. A torrent without them is added with its first peer.
-    fn import_torrent(&mut self, table: &mut Table, torrent: &TorrentRecord) {
+    fn import_torrent(&mut self, torrent: &TorrentRecord) {
         let TorrentRecord { info_hash, completed, used_at } = *torrent;
-        let Some(tick) = table.idle_tick_at(used_at.min(table.now.signed())) else { return };
+        let now = self.table.now.signed();
+        let Some(tick) = self.table.idle_tick_at(used_at.min(now)) else { return };
         if completed == 0 {
             return;
         }
-        let is_known = table.find(&table.prefetch_index(&info_hash), &info_hash).is_some();
-        let Some(position) = self.find_or_add(table, &info_hash) else { return };
-        let is_younger = used_at > table.emptied_at(position);
-        let entry = table.store.entry_mut(position);
+        let added_before = self.counts.torrents;
+        let Some(position) = self.find_or_add(&info_hash) else { return };
+        let is_known = self.counts.torrents == added_before;
+        let is_younger = used_at > self.table.emptied_at(position);
+        let entry = self.table.store.entry_mut(position);
         if !is_known || is_younger {
             // Not read while the torrent has peers.
             entry.set_tick(tick);
@@ -114,47 +146,57 @@ impl ImportCursor {
         entry.set_completed(entry.completed().max(completed));
     }
 
-    fn find_or_add(&mut self, table: &mut Table, info_hash: &InfoHash) -> Option<u32> {
-        let prefetch = table.prefetch_index(info_hash);
-        if let Some(position) = table.find(&prefetch, info_hash) {
+    fn find(&mut self, info_hash: &InfoHash) -> Option<u32> {
+        if self.found.is_none_or(|(found, _)| found != *info_hash) {
+            let (_, position) = self.table.search(info_hash);
+            self.found = Some((*info_hash, position?));
+        }
+        self.found.map(|(_, position)| position)
+    }
+
+    fn find_or_add(&mut self, info_hash: &InfoHash) -> Option<u32> {
+        if let Some((found, position)) = self.found
+            && found == *info_hash
+        {
             return Some(position);
         }
-        let is_short = !table.has_memory_again();
-        let added = (!is_short).then(|| table.push_torrent(prefetch.hash, info_hash).ok());
+        let (hash, position) = self.table.search(info_hash);
+        if let Some(position) = position {
+            self.found = Some((*info_hash, position));
+            return Some(position);
+        }
+        let added = self.has_memory.then(|| self.table.push_torrent(hash, info_hash).ok());
         let added = added.flatten();
         match added {
-            Some(_) => self.counts.torrents += 1,
+            Some(position) => {
+                self.found = Some((*info_hash, position));
+                self.counts.torrents += 1;
+            }
             None => self.counts.refused += 1,
         }
         added
     }
 
     /// Imports a peer, or a change of one.
-    fn import_change(
-        &mut self,
-        table: &mut Table,
-        stopped: &StoppedPeers,
-        (info_hash, kind): (InfoHash, ChangeKind),
-        peer: &PeerRecord,
-    ) {
-        let now = table.now.signed();
+    fn import_change(&mut self, (info_hash, kind): (InfoHash, ChangeKind), peer: &PeerRecord) {
+        let now = self.table.now.signed();
         let peer = PeerRecord { announced_at: peer.announced_at.min(now), ..*peer };
-        let is_outdated = table.context.ticks.is_expired_at(now, peer.announced_at)
-            || stopped.has_stopped_since(&info_hash, peer.endpoint, peer.announced_at);
+        let is_outdated = self.table.context.ticks.is_expired_at(now, peer.announced_at)
+            || self.stopped.has_stopped_since(&info_hash, peer.endpoint, peer.announced_at);
         if is_outdated || !peer.endpoint.is_listening() {
             self.counts.outdated += 1;
             return;
         }
         let position = match kind {
-            ChangeKind::Stopped => table.find(&table.prefetch_index(&info_hash), &info_hash),
+            ChangeKind::Stopped => self.find(&info_hash),
             ChangeKind::Joined | ChangeKind::Refreshed | ChangeKind::Completed => {
-                self.find_or_add(table, &info_hash)
+                self.find_or_add(&info_hash)
             }
         };
         let Some(position) = position else { return };
         let imported = match peer.endpoint.family() {
-            Family::V4 => table.import_peer::<V4>(position, &info_hash, kind, &peer),
-            Family::V6 => table.import_peer::<V6>(position, &info_hash, kind, &peer),
+            Family::V4 => self.import_peer::<V4>(position, &info_hash, kind, &peer),
+            Family::V6 => self.import_peer::<V6>(position, &info_hash, kind, &peer),
         };
         match imported {
             ImportedPeer::Applied => self.counts.peers += 1,
@@ -162,17 +204,7 @@ impl ImportCursor {
             ImportedPeer::Refused => self.counts.refused += 1,
         }
     }
-}
 
-/// What was done with an imported peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ImportedPeer {
-    Applied,
-    Outdated,
-    Refused,
-}
-
-impl Table {
     /// Applies a change of a peer to the torrent at a position.
     fn import_peer<const N: usize>(
         &mut self,
@@ -187,13 +219,14 @@ impl Table {
         let PeerRecord { endpoint, role, is_counted, announced_at } = *peer;
         let partial = if role == Role::PartialSeed { flags::PARTIAL_SEED } else { 0 };
         let counted = if is_counted { flags::COMPLETED } else { 0 };
-        let flags = scope_flags(self.scope(endpoint)) | partial | counted;
-        let tick = self.context.ticks.at_signed(announced_at);
+        let flags = scope_flags(self.table.scope(endpoint)) | partial | counted;
+        let tick = self.table.context.ticks.at_signed(announced_at);
         let Some(record) = record_of::<N>(endpoint.address(), endpoint.port(), flags, tick) else {
             return ImportedPeer::Refused;
         };
-        let (now_tick, context) = (self.context.tick, &self.context);
-        let (is_known, was_counted, is_older) = self.store.change(position, |peers| {
+        let table = &mut *self.table;
+        let (now_tick, context) = (table.context.tick, &table.context);
+        let (is_known, was_counted, is_older) = table.store.change(position, |peers| {
             let Some(own) = peers.find(&record, context).position else {
                 return (false, false, false);
             };
@@ -211,7 +244,7 @@ impl Table {
             (true, was_counted, is_older)
         });
         if kind == ChangeKind::Completed && !was_counted {
-            self.store.entry_mut(position).add_completed();
+            table.store.entry_mut(position).add_completed();
         }
         let event = match kind {
             ChangeKind::Stopped => AnnounceEvent::Stopped,
@@ -222,15 +255,23 @@ impl Table {
         if is_older {
             return ImportedPeer::Outdated;
         }
-        if !is_known && event != AnnounceEvent::Stopped && !self.has_memory_again() {
+        if !is_known && event != AnnounceEvent::Stopped && !self.has_memory {
             return ImportedPeer::Refused;
         }
         let announce = SwarmAnnounce { info_hash: *info_hash, endpoint, role, event };
-        match self.apply_record(position, &announce, record).change {
+        match table.apply_record(position, &announce, record).change {
             SwarmChange::Refused(_) => ImportedPeer::Refused,
             _ => ImportedPeer::Applied,
         }
     }
+}
+
+/// What was done with an imported peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ImportedPeer {
+    Applied,
+    Outdated,
+    Refused,
 }
 
 /// The peers that have stopped since an import began, up to [`STOPPED_MAX`]; those that stop later may be added again

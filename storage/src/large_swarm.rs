@@ -143,14 +143,9 @@ impl<const N: usize> LargeSwarm<N> {
     }
 
     /// Keeps a record that is written to a position if an export would miss it; `from` is its position before.
-    pub(crate) fn note_written(
-        &mut self,
-        positions: (Option<usize>, usize),
-        record: &[u8; N],
-        is_seeder: bool,
-    ) {
+    pub(crate) fn note_written(&mut self, positions: (Option<usize>, usize), record: &[u8; N]) {
         if let Some(moved) = &mut self.moved
-            && !moved.keep(positions, record, is_seeder)
+            && !moved.keep(positions, record)
         {
             self.moved = None;
         }

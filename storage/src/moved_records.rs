@@ -9,28 +9,22 @@ const RECORDS_MAX: usize = 1 << 16;
 pub(crate) struct MovedRecords<const N: usize> {
     /// The first position that was visited.
     pub(crate) visited_from: usize,
-    /// The records, and whether each is that of a seeder.
-    records: Vec<([u8; N], bool)>,
+    records: Vec<[u8; N]>,
 }
 
 impl<const N: usize> MovedRecords<N> {
     /// Keeps a record that is written to a position, unless the export has seen it, or will. `from` is the position of
     /// a record that is moved. Returns false if there are too many.
-    pub(crate) fn keep(
-        &mut self,
-        (from, to): (Option<usize>, usize),
-        record: &[u8; N],
-        is_seeder: bool,
-    ) -> bool {
+    pub(crate) fn keep(&mut self, (from, to): (Option<usize>, usize), record: &[u8; N]) -> bool {
         let is_visited = |position| position >= self.visited_from;
         if is_visited(to) && !from.is_some_and(is_visited) {
-            self.records.push((*record, is_seeder));
+            self.records.push(*record);
         }
         self.records.len() < RECORDS_MAX
     }
 
     /// Takes up to `count_max` records.
-    pub(crate) fn take(&mut self, count_max: usize) -> Vec<([u8; N], bool)> {
+    pub(crate) fn take(&mut self, count_max: usize) -> Vec<[u8; N]> {
         self.records.split_off(self.records.len().saturating_sub(count_max))
     }
 

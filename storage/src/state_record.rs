@@ -4,8 +4,8 @@ use crate::types::{Endpoint, InfoHash, Role};
 
 /// A part of the contents of a table, or a change of it.
 ///
-/// Times are seconds on the clock of the table, negative if they are before its start. They are the start of the tick
-/// in which something happened: up to a tick (a sixtieth of the lifetime) before it.
+/// Times are seconds on the clock of the table, negative if they are before its start. They are rounded down to the
+/// start of a tick (a sixtieth of the lifetime).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StateRecord {
     /// A torrent. The records of its peers follow it; those of a large swarm are divided, each part after a record of

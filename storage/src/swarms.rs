@@ -94,11 +94,10 @@ impl Swarms {
         peers: PeerOutput<'_>,
     ) -> AnnounceOutcome {
         self.advance(now);
-        let outcome = self.table.announce(prefetch, announce, peers);
-        if let Some(transfer) = &mut self.transfer {
-            transfer.observe(&self.table, announce, &outcome);
+        match &mut self.transfer {
+            None => self.table.announce(prefetch, announce, peers),
+            Some(transfer) => transfer.announce(&mut self.table, prefetch, announce, peers),
         }
-        outcome
     }
 
     /// Returns the counts of a swarm, which are zero if the torrent is unknown.
@@ -175,6 +174,11 @@ impl Swarms {
         }
     }
 
+    /// Returns whether an export is in progress.
+    pub fn is_exporting(&self) -> bool {
+        self.transfer.as_ref().is_some_and(|transfer| transfer.export.is_some())
+    }
+
     /// Returns the number of changes that were lost since the export began.
     pub fn lost_changes(&self) -> u64 {
         let export = self.transfer.as_ref().and_then(|transfer| transfer.export.as_ref());
@@ -187,7 +191,7 @@ impl Swarms {
         if let Some(export) = transfer.export.take() {
             export.end(&mut self.table);
         }
-        self.transfer.take_if(|transfer| transfer.is_over());
+        self.transfer.take_if(|transfer| transfer.is_idle());
     }
 
     /// Starts an import. From now on, records do not add peers that stop.
@@ -217,6 +221,6 @@ impl Swarms {
         if let Some(transfer) = &mut self.transfer {
             transfer.stopped = None;
         }
-        self.transfer.take_if(|transfer| transfer.is_over());
+        self.transfer.take_if(|transfer| transfer.is_idle());
     }
 }

@@ -115,6 +115,19 @@ impl Table {
         guess.or_else(|| self.index.find(prefetch.hash, matches))
     }
 
+    /// Reads the index slot at which the search for a torrent starts: see [`PositionIndex::touch`].
+    pub(crate) fn touch_index(&self, info_hash: &InfoHash) -> u32 {
+        self.index.touch(self.hash(info_hash))
+    }
+
+    /// Returns the hash of a torrent, and the position of its entry if there is one. It searches the index once.
+    pub(crate) fn search(&self, info_hash: &InfoHash) -> (u64, Option<u32>) {
+        let prefetch = self.prefetch_index(info_hash);
+        // Without a guess, nothing in the index has such a hash.
+        let position = prefetch.guess.and_then(|_| self.find(&prefetch, info_hash));
+        (prefetch.hash, position)
+    }
+
     pub(crate) fn hash(&self, info_hash: &InfoHash) -> u64 {
         hash_of(&self.context.hasher, info_hash)
     }
@@ -283,6 +296,12 @@ impl Table {
     /// Returns whether enough memory is free for eviction to stop.
     pub(crate) fn has_memory_again(&self) -> bool {
         self.free_bytes() >= self.settings.memory_bytes / 16 + self.settings.memory_bytes / 64
+    }
+
+    /// Returns whether so much memory is free that an import may add torrents and peers: an eighth, so that it causes
+    /// no eviction.
+    pub(crate) fn has_memory_for_import(&self) -> bool {
+        self.free_bytes() >= self.settings.memory_bytes / 8
     }
 
     /// Returns whether nothing that needs memory can be added any more.

@@ -3,7 +3,8 @@
 use crate::announce::{AnnounceOutcome, SwarmAnnounce};
 use crate::export::Export;
 use crate::import::StoppedPeers;
-use crate::table::Table;
+use crate::peer_output::PeerOutput;
+use crate::table::{Prefetch, Table};
 use crate::types::AnnounceEvent;
 
 /// The export and the import of a table that are in progress.
@@ -15,14 +16,16 @@ pub(crate) struct Transfer {
 }
 
 impl Transfer {
-    /// Takes note of an announce that was applied.
+    /// Applies an announce, and takes note of it.
     #[cold]
-    pub(crate) fn observe(
+    pub(crate) fn announce(
         &mut self,
-        table: &Table,
+        table: &mut Table,
+        prefetch: Prefetch,
         announce: &SwarmAnnounce,
-        outcome: &AnnounceOutcome,
-    ) {
+        peers: PeerOutput<'_>,
+    ) -> AnnounceOutcome {
+        let outcome = table.announce(prefetch, announce, peers);
         if announce.event == AnnounceEvent::Stopped
             && let Some(stopped) = &mut self.stopped
         {
@@ -33,10 +36,11 @@ impl Transfer {
             let announced_at = table.context.ticks.start_of(now, table.context.tick);
             export.record(announce, outcome.change, announced_at);
         }
+        outcome
     }
 
     /// Returns whether neither an export nor an import is in progress.
-    pub(crate) fn is_over(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.export.is_none() && self.stopped.is_none()
     }
 }

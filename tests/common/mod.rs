@@ -89,6 +89,8 @@ pub(crate) fn deny_system_call(
 /// A running tracker, which is killed when dropped.
 pub(crate) struct Tracker {
     child: Child,
+    /// A process that has taken over from the first one.
+    successor: Option<u32>,
     lines: Receiver<String>,
     pub(crate) log: Vec<String>,
     pub(crate) directory: tempfile::TempDir,
@@ -132,11 +134,27 @@ impl Tracker {
                 }
             }
         });
-        Self { child, lines, log: Vec::new(), directory }
+        Self { child, successor: None, lines, log: Vec::new(), directory }
     }
 
     pub(crate) fn id(&self) -> u32 {
-        self.child.id()
+        self.successor.unwrap_or_else(|| self.child.id())
+    }
+
+    /// Has another process take over, and waits until the one before has ended.
+    pub(crate) fn upgrade(&mut self) {
+        self.signal("USR2");
+        let line = self.wait_for_next("serves; this one stops");
+        self.wait_for_next("took over from process");
+        self.successor = Some(count_in(&line, "serves").try_into().unwrap());
+    }
+
+    /// Waits for a log line that contains a text and was not read before.
+    fn wait_for_next(&mut self, text: &str) -> String {
+        let before = std::mem::take(&mut self.log);
+        let line = self.wait_for(text);
+        self.log.splice(0..0, before);
+        line
     }
 
     /// Waits for a log line that contains a text, and returns the line.
@@ -199,6 +217,17 @@ impl Tracker {
         }
     }
 
+    /// Waits for the end of the process, while another one may still write to its log.
+    pub(crate) fn wait_for_exit(&mut self) -> ExitStatus {
+        let deadline = now() + WAIT_TIMEOUT;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(now() < deadline, "the tracker does not end:\n{}", self.log.join("\n"));
+        }
+    }
+
     /// Replaces the config file that the tracker was started with.
     pub(crate) fn write_config(&self, config: &str) {
         std::fs::write(self.directory.path().join("tsubame.yaml"), config).unwrap();
@@ -223,6 +252,9 @@ impl Drop for Tracker {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if self.successor.is_some() {
+            self.signal("KILL");
+        }
         if std::thread::panicking() {
             self.log.extend(self.lines.try_iter());
             println!("log of the tracker:\n{}", self.log.join("\n"));

@@ -212,6 +212,14 @@ impl Datapath for Model {
         self.counts
     }
 
+    fn stop_receiving(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn has_drained(&self) -> bool {
+        self.arrived.is_empty() && self.in_flight.is_empty()
+    }
+
     fn stop(&mut self, _: Duration) -> bool {
         self.finish_sends();
         true

@@ -19,6 +19,7 @@ mod packet;
 mod setup;
 mod socket;
 mod socket_path;
+mod stop;
 mod watch;
 mod watching;
 
@@ -31,7 +32,7 @@ pub use watch::{WatchMode, WatchNumber};
 
 pub(crate) use socket::{set_option, set_reuseport_program};
 
-use io_uring::types::{CancelBuilder, Fixed, SubmitArgs, Timespec};
+use io_uring::types::Fixed;
 use io_uring::{IoUring, cqueue, opcode};
 use memory::{BUFFER_LEN, Buffers, Region, ReplySlot};
 use operation::{ReplyDestination, receive_message, reply_entry};
@@ -431,45 +432,6 @@ impl Ring {
     pub fn release_forward_slot(&mut self, slot: ForwardSlot) {
         assert_eq!(slot.ring, self.state.number);
         self.state.free_forwards.push(slot.slot);
-    }
-
-    /// Cancels all receives, waits up to `timeout` until all receives and replies have ended, and closes the sockets.
-    ///
-    /// Returns whether they have ended. The sockets are closed here, because the kernel takes tens of
-    /// milliseconds to destroy a ring, and the ports would stay in use until then.
-    pub fn stop(&mut self, timeout: Duration) -> bool {
-        self.state.stopping = true;
-        let mut ended = self.cancel().is_ok();
-        let slice = Duration::from_millis(10);
-        for _ in 0..timeout.as_millis().div_ceil(slice.as_millis()).max(1) {
-            while let Some(completed) = self.state.arrived.pop_front() {
-                self.state.provide(completed.buffer);
-            }
-            if self.state.has_no_transfers() {
-                break;
-            }
-            let timeout = Timespec::from(slice);
-            let arguments = SubmitArgs::new().timespec(&timeout);
-            // A timeout is reported as an error here; the loop then checks again.
-            let _ = self.ring.submitter().submit_with_args(1, &arguments);
-            self.reap();
-        }
-        ended &= self.state.has_no_transfers();
-        let _ = self.ring.submitter().unregister_files();
-        self.state.sockets.clear();
-        ended
-    }
-
-    /// Submits the cancellation of all receives.
-    fn cancel(&mut self) -> io::Result<()> {
-        for socket in 0..self.state.armed.len() as u16 {
-            if self.state.armed[usize::from(socket)] {
-                let receive = CancelBuilder::user_data(OperationId::Receive { socket }.pack());
-                let entry = opcode::AsyncCancel2::new(receive).build();
-                self.push(entry.user_data(OperationId::Cancel.pack()))?;
-            }
-        }
-        self.enter()
     }
 
     /// Starts a receive on each socket that has none in flight.

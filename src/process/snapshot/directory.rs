@@ -3,7 +3,7 @@
 use crate::hex;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -16,6 +16,9 @@ const TEMPORARY_FILE: &str = "swarms.tsubame.new";
 
 /// Name of the file with the key of connection ids.
 const IDENTITY_FILE: &str = "identity";
+
+/// Maximum bytes that are read of the file with the key.
+const KEY_FILE_LEN_MAX: u64 = 64;
 
 /// Permissions of all files: for the user of the tracker only.
 const MODE: u32 = 0o600;
@@ -87,7 +90,7 @@ impl StateDirectory {
 /// Returns a text that names the file and the cure.
 pub(crate) fn connection_id_key(directory: &Path, new_key: [u8; 16]) -> Result<[u8; 16], String> {
     let path = directory.join(IDENTITY_FILE);
-    match fs::read_to_string(&path) {
+    match read_key(&path) {
         Ok(text) => {
             return hex::decode(text.trim()).ok_or_else(|| {
                 format!(
@@ -122,7 +125,18 @@ fn write_key(directory: &Path, path: &Path, key: [u8; 16]) -> io::Result<()> {
     let digits: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
     writeln!(file, "{digits}")?;
     file.sync_all()?;
-    fs::rename(&temporary, path)
+    fs::rename(&temporary, path)?;
+    File::open(directory)?.sync_all()
+}
+
+/// Reads the file of a key, which must be a regular one.
+fn read_key(path: &Path) -> io::Result<String> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    io::read_to_string(file.take(KEY_FILE_LEN_MAX))
 }
 
 #[cfg(test)]

@@ -11,28 +11,25 @@ mod write;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::control::monitored::ProcessStats;
-use crate::control::torrents::ShardRequest;
 use crate::process::cpus;
 use crate::process::settings::table_bytes;
-use crate::shard::message::Message;
-use crate::shard::transfer::TransferRequest;
+use crate::process::shard_export::ShardSender;
 pub(crate) use directory::connection_id_key;
-use directory::{SNAPSHOT_FILE, StateDirectory};
+use directory::{DirectoryError, SNAPSHOT_FILE, StateDirectory};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::time::Duration;
-use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 use tsubame_udp::steering::SteeringKeys;
 
-/// Time that a shard may take to answer a request.
-const SHARD_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// Time after which it is tried again to lock a directory that another process uses.
 const LOCK_RETRY: Duration = Duration::from_secs(10);
+
+/// Time for which the lock is retried at once, while the previous process of the tracker ends.
+const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the thread needs to know at start.
 pub(crate) struct SnapshotSettings {
@@ -41,7 +38,6 @@ pub(crate) struct SnapshotSettings {
     /// Time between two snapshots; zero for none but at stop.
     pub(crate) interval: Duration,
     pub(crate) clock: Clock,
-    pub(crate) shards: usize,
     pub(crate) keys: SteeringKeys,
     pub(crate) process: Arc<ProcessStats>,
     /// Maximum bytes of the swarm tables of all shards.
@@ -64,7 +60,6 @@ impl SnapshotSettings {
             directory,
             interval: config.storage.snapshot_interval,
             clock,
-            shards: shards.into(),
             keys,
             process: process.clone(),
             memory_bytes: (table_bytes(config, shards) * usize::from(shards)) as u64,
@@ -80,6 +75,9 @@ enum SnapshotCommand {
     SetInterval(Duration),
     /// Writes the last snapshot, and ends the thread.
     WriteLast(LastSnapshotSenders),
+    /// Gives up a snapshot that is being written, sends a message, and writes none before the other end of the second
+    /// channel is dropped.
+    Pause(Sender<()>, Receiver<()>),
 }
 
 /// The progress of the last snapshot, as the thread reports it.
@@ -107,25 +105,28 @@ pub(crate) struct SnapshotThread {
 }
 
 impl SnapshotThread {
-    /// Starts the thread. `requests` are passed to the shards by the control plane.
+    /// Starts the thread. If `predecessor` is given, the swarms come from another process, and the thread waits for a
+    /// message before it does anything; otherwise it reads the snapshot first.
     ///
     /// # Errors
     ///
     /// Returns an error if the thread cannot be started.
     pub(crate) fn start(
         settings: SnapshotSettings,
-        requests: UnboundedSender<ShardRequest>,
+        shards: ShardSender,
+        predecessor: Option<Receiver<()>>,
     ) -> io::Result<Self> {
         let (commands, receiver) = channel();
         let job = SnapshotJob {
             interval: settings.interval,
             settings,
-            requests,
+            shards,
             commands: receiver,
             last: None,
+            pause: None,
         };
         let thread = std::thread::Builder::new().name("snapshots".to_owned());
-        thread.spawn(move || job.run())?;
+        thread.spawn(move || job.run(predecessor))?;
         Ok(Self { commands })
     }
 
@@ -143,34 +144,66 @@ impl SnapshotThread {
         let _ = self.commands.send(SnapshotCommand::WriteLast(senders));
         LastSnapshot { caught_up: is_caught_up, done: is_done }
     }
+
+    /// Returns a handle with which another thread can pause the snapshots.
+    pub(crate) fn pauser(&self) -> SnapshotPauser {
+        SnapshotPauser(self.commands.clone())
+    }
+}
+
+/// Pauses the snapshots.
+#[derive(Debug)]
+pub(crate) struct SnapshotPauser(Sender<SnapshotCommand>);
+
+impl SnapshotPauser {
+    /// Gives up a snapshot that is being written, and has none written until the returned sender is dropped. Returns
+    /// `None` if the thread waits for a disk that does not answer.
+    pub(crate) fn pause(&self, timeout: Duration) -> Option<Sender<()>> {
+        let ((paused, is_paused), (resume, is_resumed)) = (channel(), channel());
+        self.0.send(SnapshotCommand::Pause(paused, is_resumed)).ok()?;
+        is_paused.recv_timeout(timeout).ok().map(|()| resume)
+    }
 }
 
 /// The state of the thread.
 struct SnapshotJob {
     settings: SnapshotSettings,
     interval: Duration,
-    requests: UnboundedSender<ShardRequest>,
+    shards: ShardSender,
     commands: Receiver<SnapshotCommand>,
     /// Set once the last snapshot was asked for.
     last: Option<LastSnapshotSenders>,
+    /// Set while a pause was asked for.
+    pause: Option<(Sender<()>, Receiver<()>)>,
 }
 
 impl SnapshotJob {
-    fn run(mut self) {
-        cpus::lower_priority();
+    fn run(mut self, predecessor: Option<Receiver<()>>) {
+        cpus::lower_priority_most();
+        let has_predecessor = predecessor.is_some();
+        // The channel is closed if the other process has gone.
+        let _ = predecessor.map(|over| over.recv());
         let Some(directory) = self.open_directory() else { return };
-        self.restore(&directory.file(SNAPSHOT_FILE));
+        if !has_predecessor {
+            self.restore(&directory.file(SNAPSHOT_FILE));
+        }
         let mut started = self.settings.clock.elapsed();
         loop {
             if self.last.is_some() {
                 self.write(&directory);
                 return;
             }
+            if self.pause_if_asked() {
+                continue;
+            }
             let elapsed = self.settings.clock.elapsed().saturating_sub(started);
             let is_due = !self.interval.is_zero() && elapsed >= self.interval;
             if is_due {
-                started = self.settings.clock.elapsed();
-                self.write(&directory);
+                let now = self.settings.clock.elapsed();
+                // One that was given up is written as soon as that is possible.
+                if self.write(&directory) {
+                    started = now;
+                }
                 continue;
             }
             let wait = match self.interval.is_zero() {
@@ -187,9 +220,15 @@ impl SnapshotJob {
     /// before.
     fn open_directory(&mut self) -> Option<StateDirectory> {
         let mut reported = String::new();
+        let started = self.settings.clock.elapsed();
         loop {
+            let elapsed = self.settings.clock.elapsed().saturating_sub(started);
             match StateDirectory::open(&self.settings.directory) {
                 Ok(directory) => return Some(directory),
+                Err(DirectoryError::InUse(_)) if elapsed < PREDECESSOR_TIMEOUT => {
+                    self.settings.clock.pause_before_retry();
+                    continue;
+                }
                 Err(error) => {
                     let text = error.to_string();
                     if text != reported {
@@ -204,7 +243,18 @@ impl SnapshotJob {
             if !self.handle_command(LOCK_RETRY) || self.last.is_some() {
                 return None;
             }
+            self.pause_if_asked();
         }
+    }
+
+    /// If a pause was asked for, says that no snapshot is being written, and waits for its end. Returns whether there
+    /// was one.
+    fn pause_if_asked(&mut self) -> bool {
+        let Some((paused, resumed)) = self.pause.take() else { return false };
+        let _ = paused.send(());
+        // Ends when the other end is dropped.
+        let _ = resumed.recv();
+        true
     }
 
     /// Waits for a command and handles it; returns false if the control plane has ended.
@@ -217,13 +267,13 @@ impl SnapshotJob {
         true
     }
 
-    /// Handles the commands that have arrived; returns whether the last snapshot was asked for.
-    fn is_last_wanted(&mut self) -> bool {
+    /// Handles the commands that have arrived; returns whether a snapshot that is being written must be given up.
+    fn is_interrupted(&mut self) -> bool {
         loop {
             match self.commands.try_recv() {
                 Ok(command) => self.apply(command),
                 Err(TryRecvError::Empty | TryRecvError::Disconnected) => {
-                    return self.last.is_some();
+                    return self.last.is_some() || self.pause.is_some();
                 }
             }
         }
@@ -233,11 +283,7 @@ impl SnapshotJob {
         match command {
             SnapshotCommand::SetInterval(interval) => self.interval = interval,
             SnapshotCommand::WriteLast(senders) => self.last = Some(senders),
+            SnapshotCommand::Pause(paused, resumed) => self.pause = Some((paused, resumed)),
         }
-    }
-
-    fn request(&self, shard: usize, request: TransferRequest) {
-        // If it is lost, its reply channel is closed, which the receiver of the reply notices.
-        let _ = self.requests.send((shard, Message::Transfer(Box::new(request))));
     }
 }

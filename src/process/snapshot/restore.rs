@@ -1,6 +1,7 @@
 //! Reads the snapshot at start, while the tracker serves.
 
-use super::{SHARD_TIMEOUT, SnapshotJob};
+use super::SnapshotJob;
+use crate::process::shard_export::SHARD_TIMEOUT;
 use crate::shard::transfer::{ImportedPage, PAGE_RECORDS, TransferRequest};
 use crate::state::{BlockReader, HeaderError, ReadCounts};
 use crate::text::{grouped, plural};
@@ -15,7 +16,7 @@ use thiserror::Error;
 use tsubame_storage::{ImportCounts, InfoHash, StateRecord};
 
 /// Maximum number of pages that a shard has been sent and has not imported yet.
-const PAGES_PER_SHARD: usize = 2;
+const PAGES_PER_SHARD: usize = 8;
 
 /// Bytes of swarm tables for each byte of a snapshot, at most: a torrent takes about 75 bytes instead of 25, a peer up
 /// to 3 times as much. If a snapshot may be too large for the memory, small swarms are read before others.
@@ -33,12 +34,14 @@ enum Pass {
 }
 
 impl Pass {
-    /// Returns whether a torrent with this number of peers is read.
-    fn includes(self, peers: usize) -> bool {
-        match self {
-            Self::All => true,
-            Self::SmallSwarms => peers <= SMALL_SWARM_PEERS,
-            Self::LargeSwarms => peers > SMALL_SWARM_PEERS,
+    /// Returns whether a record is read that is followed by this number of peers. Changes come after all torrents.
+    fn includes(self, record: &StateRecord, peers: usize) -> bool {
+        match (self, record) {
+            (Self::All, _) => true,
+            (Self::SmallSwarms, StateRecord::Change(..)) => false,
+            (Self::LargeSwarms, StateRecord::Change(..)) => true,
+            (Self::SmallSwarms, _) => peers <= SMALL_SWARM_PEERS,
+            (Self::LargeSwarms, _) => peers > SMALL_SWARM_PEERS,
         }
     }
 }
@@ -98,11 +101,13 @@ impl ShardPages {
 }
 
 impl SnapshotJob {
-    /// Reads a snapshot, if there is one, into the shards, which wait for it since they were created.
+    /// Reads a snapshot, if there is one, into the shards.
     pub(super) fn restore(&mut self, path: &Path) {
+        self.settings.process.snapshots.is_restoring.store(true, Ordering::Relaxed);
         self.restore_from(path);
-        for shard in 0..self.settings.shards {
-            self.request(shard, TransferRequest::EndImport);
+        self.settings.process.snapshots.is_restoring.store(false, Ordering::Relaxed);
+        for shard in 0..self.shards.shards {
+            self.shards.send(shard, TransferRequest::EndImport);
         }
     }
 
@@ -120,7 +125,8 @@ impl SnapshotJob {
         };
         let started = self.settings.clock.elapsed();
         match self.try_restore(file, path) {
-            Ok((counts, found, age)) => {
+            Ok(None) => {}
+            Ok(Some((counts, found, age))) => {
                 let duration = self.settings.clock.elapsed().saturating_sub(started);
                 self.report(path, (&counts, &found), age, duration);
             }
@@ -168,14 +174,15 @@ impl SnapshotJob {
         }
     }
 
-    /// Reads a snapshot; returns what the shards did with it, what was found in it, and its age.
+    /// Reads a snapshot; returns what the shards did with it, what was found in it, and its age. Returns `None` if it
+    /// is so old that nothing in it is of use.
     fn try_restore(
         &self,
         file: File,
         path: &Path,
-    ) -> Result<(ImportCounts, ReadCounts, Duration), RestoreError> {
+    ) -> Result<Option<(ImportCounts, ReadCounts, Duration)>, RestoreError> {
         let len = file.metadata()?.len();
-        let mut pages = ShardPages::new(self.settings.shards);
+        let mut pages = ShardPages::new(self.shards.shards);
         let passes: &[Pass] =
             match len.saturating_mul(TABLE_BYTES_PER_BYTE) > self.settings.memory_bytes {
                 true => &[Pass::SmallSwarms, Pass::LargeSwarms],
@@ -190,6 +197,9 @@ impl SnapshotJob {
             };
             let mut reader = BlockReader::new(file)?;
             let written_at = reader.written_at();
+            let status = &self.settings.process.snapshots;
+            status.written_unix_secs.store(written_at, Ordering::Relaxed);
+            status.written_bytes.store(len, Ordering::Relaxed);
             age =
                 Duration::from_secs(self.settings.clock.now().unix_secs.saturating_sub(written_at));
             if age.as_secs() > self.settings.useful_secs {
@@ -198,18 +208,18 @@ impl SnapshotJob {
                     path.display(),
                     format_duration(age)
                 );
-                break;
+                return Ok(None);
             }
             self.read_blocks(&mut reader, *pass, &mut pages)?;
             found = reader.counts();
         }
-        for shard in 0..self.settings.shards {
+        for shard in 0..self.shards.shards {
             self.send_page(shard, &mut pages)?;
         }
         while pages.in_flight.iter().any(|in_flight| *in_flight > 0) {
             pages.wait()?;
         }
-        Ok((pages.counts, found, age))
+        Ok(Some((pages.counts, found, age)))
     }
 
     /// Reads all blocks, and sends the records of a pass to the shards that own the torrents now.
@@ -238,9 +248,9 @@ impl SnapshotJob {
                 let (torrent, others) = rest.split_at(1 + peers);
                 rest = others;
                 if let Some(info_hash) = info_hash(first)
-                    && pass.includes(peers)
+                    && pass.includes(first, peers)
                 {
-                    let shard = self.settings.keys.owner(info_hash, self.settings.shards as u16);
+                    let shard = self.settings.keys.owner(info_hash, self.shards.shards as u16);
                     let shard = usize::from(shard);
                     pages.pages[shard].extend_from_slice(torrent);
                     if pages.pages[shard].len() >= PAGE_RECORDS {
@@ -261,7 +271,7 @@ impl SnapshotJob {
         let unused = pages.unused.pop().unwrap_or_default();
         let records = std::mem::replace(&mut pages.pages[shard], unused);
         let reply = pages.reply.clone();
-        self.request(shard, TransferRequest::ImportPage { records, reply });
+        self.shards.send(shard, TransferRequest::ImportPage { records, reply });
         Ok(())
     }
 }

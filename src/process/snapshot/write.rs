@@ -1,25 +1,18 @@
 //! Writes a snapshot.
 
 use super::directory::StateDirectory;
-use super::{LastSnapshotSenders, SHARD_TIMEOUT, SnapshotJob};
-use crate::shard::transfer::{ExportedPage, TransferRequest};
+use super::{LastSnapshotSenders, SnapshotJob};
+use crate::clock::Clock;
+use crate::process::shard_export::{ShardExport, UnansweredExport};
 use crate::state::{StreamTotals, write_block, write_end, write_header};
 use crate::text::{grouped, iec};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
 use thiserror::Error;
-use tsubame_storage::{ExportProgress, StateRecord};
-
-/// Maximum number of changes that each shard keeps between two pages of the last snapshot: 4 MiB. At 50,000 announces a
-/// second a shard has as many in a second.
-const CHANGES_MAX: usize = 1 << 16;
-
-/// Time after which the changes of a shard are fetched again, while others still export their torrents.
-const CHANGES_INTERVAL: Duration = Duration::from_millis(20);
+use tokio::sync::oneshot::Sender;
+use tsubame_storage::StateRecord;
 
 /// Reason why no snapshot was written.
 #[derive(Debug, Error)]
@@ -28,11 +21,11 @@ enum SnapshotError {
     #[error("{} cannot be written: {}; make space on the disk, and the directory writable", .0.display(), .1)]
     Write(PathBuf, #[source] io::Error),
     /// A shard does not answer.
-    #[error("a shard has not answered for {} s; if that happens again, restart the tracker", SHARD_TIMEOUT.as_secs())]
-    Shard,
-    /// The tracker is stopping, and the last snapshot replaces this one.
-    #[error("the tracker is stopping")]
-    Superseded,
+    #[error(transparent)]
+    Shard(#[from] UnansweredExport),
+    /// The last snapshot, or an upgrade, was asked for.
+    #[error("the tracker is stopping or being upgraded")]
+    Interrupted,
 }
 
 /// A snapshot that is being written.
@@ -44,7 +37,20 @@ struct NewSnapshot<'a> {
     bytes: u64,
 }
 
-impl NewSnapshot<'_> {
+impl<'a> NewSnapshot<'a> {
+    fn new(directory: &'a StateDirectory, file: File) -> Self {
+        let (buffer, totals) = (Vec::new(), StreamTotals::default());
+        Self { directory, file, buffer, totals, bytes: 0 }
+    }
+
+    /// Writes records as a block.
+    fn add(&mut self, clock: Clock, records: &[StateRecord]) -> Result<(), SnapshotError> {
+        let now = clock.now();
+        write_block(records, now.monotonic.signed(), now.unix_secs, &mut self.buffer);
+        self.totals.count(records);
+        self.flush()
+    }
+
     /// Writes the bytes of the buffer.
     fn flush(&mut self) -> Result<(), SnapshotError> {
         self.file.write_all(&self.buffer).map_err(|error| self.failed(error))?;
@@ -63,16 +69,15 @@ impl NewSnapshot<'_> {
 }
 
 impl SnapshotJob {
-    /// Writes a snapshot, the last one if that was asked for, and reports the result.
-    pub(super) fn write(&mut self, directory: &StateDirectory) {
+    /// Writes a snapshot, the last one if that was asked for, and reports the result. Returns false if it was given up
+    /// because of a command.
+    pub(super) fn write(&mut self, directory: &StateDirectory) -> bool {
         let clock = self.settings.clock;
         let started = clock.elapsed();
         let last = self.last.take();
         let is_last = last.is_some();
-        let written = self.try_write(directory, last);
-        for shard in 0..self.settings.shards {
-            self.request(shard, TransferRequest::EndExport);
-        }
+        let mut done = None;
+        let written = self.try_write(directory, last, &mut done);
         let status = &self.settings.process.snapshots;
         match written {
             Ok((totals, bytes)) => {
@@ -92,8 +97,15 @@ impl SnapshotJob {
                     true => tracing::info!("{text}"),
                     false => tracing::debug!("{text}"),
                 }
+                // After the message: the process is about to end.
+                if let Some(done) = done {
+                    let _ = done.send(());
+                }
             }
-            Err(SnapshotError::Superseded) => directory.discard_snapshot(),
+            Err(SnapshotError::Interrupted) => {
+                directory.discard_snapshot();
+                return false;
+            }
             Err(error) => {
                 directory.discard_snapshot();
                 status.failed.fetch_add(1, Ordering::Relaxed);
@@ -102,131 +114,42 @@ impl SnapshotJob {
                 );
             }
         }
+        true
     }
 
     fn try_write(
         &mut self,
         directory: &StateDirectory,
         last: Option<LastSnapshotSenders>,
+        done: &mut Option<Sender<()>>,
     ) -> Result<(StreamTotals, u64), SnapshotError> {
-        let created = directory.create_snapshot();
+        let clock = self.settings.clock;
         let create_error =
             |error| SnapshotError::Write(directory.file(super::SNAPSHOT_FILE), error);
-        let mut snapshot = NewSnapshot {
-            directory,
-            file: created.map_err(create_error)?,
-            buffer: Vec::new(),
-            totals: StreamTotals::default(),
-            bytes: 0,
-        };
-        write_header(self.settings.clock.now().unix_secs, &mut snapshot.buffer);
+        let file = directory.create_snapshot().map_err(create_error)?;
+        let mut snapshot = NewSnapshot::new(directory, file);
+        write_header(clock.now().unix_secs, &mut snapshot.buffer);
         snapshot.flush()?;
-        let (last_changes, last_pages) = channel();
-        self.export_torrents(&mut snapshot, last.as_ref().map(|_| last_changes))?;
-        let done = match last {
-            Some(LastSnapshotSenders { caught_up, done }) => {
-                let _ = caught_up.send(());
-                self.export_last_changes(&mut snapshot, &last_pages)?;
-                Some(done)
+        let mut add = |records: &[StateRecord]| snapshot.add(clock, records);
+        let mut export = ShardExport::begin(self.shards.clone(), clock, last.is_some());
+        while export.has_torrents() {
+            export.step(&mut add)?;
+            if last.is_none() && self.is_interrupted() {
+                return Err(SnapshotError::Interrupted);
             }
-            None => None,
-        };
-        write_end(&snapshot.totals, self.settings.clock.now().unix_secs, &mut snapshot.buffer);
+        }
+        if let Some(senders) = last {
+            export.settle(&mut add)?;
+            let _ = senders.caught_up.send(());
+            let lost = export.finish(&mut add, &|| false)?;
+            if lost > 0 {
+                tracing::warn!("the snapshot lacks {} changes of its last seconds", grouped(lost));
+            }
+            *done = Some(senders.done);
+        }
+        write_end(&snapshot.totals, clock.now().unix_secs, &mut snapshot.buffer);
         snapshot.flush()?;
         snapshot.publish()?;
-        if let Some(done) = done {
-            let _ = done.send(());
-        }
         Ok((snapshot.totals, snapshot.bytes))
-    }
-
-    /// Has all shards export their torrents, and writes them. With `last_changes`, writes their changes, too, until all
-    /// have exported all of their torrents.
-    fn export_torrents(
-        &mut self,
-        snapshot: &mut NewSnapshot<'_>,
-        last_changes: Option<Sender<ExportedPage>>,
-    ) -> Result<(), SnapshotError> {
-        let clock = self.settings.clock;
-        let (reply, pages) = channel();
-        let is_last = last_changes.is_some();
-        let changes_max = if is_last { CHANGES_MAX } else { 0 };
-        // Shards that have exported everything at the moment, with their empty lists.
-        let mut idle: Vec<(usize, Vec<StateRecord>)> = Vec::new();
-        for shard in 0..self.settings.shards {
-            let last_changes = last_changes.clone();
-            self.request(shard, TransferRequest::BeginExport { changes_max, last_changes });
-            idle.push((shard, Vec::new()));
-        }
-        let mut has_torrents = vec![true; self.settings.shards];
-        let (mut requested, mut received_at) = (0, clock.elapsed());
-        let mut requested_at = None;
-        while requested > 0 || has_torrents.contains(&true) {
-            let now = clock.elapsed();
-            let is_due = requested_at.is_none_or(|at| now.saturating_sub(at) >= CHANGES_INTERVAL);
-            if is_due && (is_last || requested_at.is_none()) && has_torrents.contains(&true) {
-                requested_at = Some(now);
-                for (shard, records) in idle.drain(..) {
-                    requested += 1;
-                    self.request_page(shard, records, &reply);
-                }
-            }
-            match pages.recv_timeout(CHANGES_INTERVAL) {
-                Ok(ExportedPage { shard, mut records, progress, .. }) => {
-                    received_at = clock.elapsed();
-                    self.add_page(snapshot, &records)?;
-                    records.clear();
-                    if progress == ExportProgress::Complete {
-                        has_torrents[shard] = false;
-                        requested -= 1;
-                        idle.push((shard, records));
-                    } else {
-                        self.request_page(shard, records, &reply);
-                    }
-                }
-                Err(_) if clock.elapsed().saturating_sub(received_at) >= SHARD_TIMEOUT => {
-                    return Err(SnapshotError::Shard);
-                }
-                Err(_) => {}
-            }
-            if !is_last && self.is_last_wanted() {
-                return Err(SnapshotError::Superseded);
-            }
-        }
-        Ok(())
-    }
-
-    fn request_page(&self, shard: usize, records: Vec<StateRecord>, reply: &Sender<ExportedPage>) {
-        let reply = reply.clone();
-        self.request(shard, TransferRequest::ExportPage { records, reply });
-    }
-
-    /// Writes what the shards have changed since, up to their last request.
-    fn export_last_changes(
-        &mut self,
-        snapshot: &mut NewSnapshot<'_>,
-        last_pages: &Receiver<ExportedPage>,
-    ) -> Result<(), SnapshotError> {
-        let mut lost = 0;
-        for _ in 0..self.settings.shards {
-            let page = last_pages.recv_timeout(SHARD_TIMEOUT).map_err(|_| SnapshotError::Shard)?;
-            self.add_page(snapshot, &page.records)?;
-            lost += page.lost_changes;
-        }
-        if lost > 0 {
-            tracing::warn!("the snapshot lacks {} changes of its last seconds", grouped(lost));
-        }
-        Ok(())
-    }
-
-    fn add_page(
-        &self,
-        snapshot: &mut NewSnapshot<'_>,
-        records: &[StateRecord],
-    ) -> Result<(), SnapshotError> {
-        let now = self.settings.clock.now();
-        write_block(records, now.monotonic.signed(), now.unix_secs, &mut snapshot.buffer);
-        snapshot.totals.count(records);
-        snapshot.flush()
     }
 }

@@ -1,0 +1,377 @@
+//! The old process of an upgrade: starts the new one, and sends it the sockets and the swarms.
+
+use super::channel::{UpgradeChannel, UpgradeMessage};
+use super::greeting::{ENVIRONMENT, Greeting, PROTOCOL_VERSION, STEP_TIMEOUT};
+use super::sockets::SocketCopies;
+use crate::clock::Clock;
+use crate::process::cpus;
+use crate::process::identity::Identity;
+use crate::process::memory;
+use crate::process::shard_export::{ShardExport, ShardSender, UnansweredExport};
+use crate::process::snapshot::SnapshotPauser;
+use crate::state::{write_block, write_header};
+use crate::text::iec;
+use rustix::process::{Pid, Signal, kill_process};
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+use thiserror::Error;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tsubame_storage::StateRecord;
+
+/// Free memory that an upgrade needs, as a percentage of that of the swarms.
+const MEMORY_PERCENT: usize = 130;
+
+/// Time that an upgrade that is aborted may take to end.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Time that a snapshot that is being written may take to be given up.
+const PAUSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The program of this process and its arguments.
+#[derive(Clone, Debug)]
+pub(crate) struct Program {
+    path: PathBuf,
+    arguments: Vec<OsString>,
+}
+
+impl Program {
+    /// Returns the program as this process was started: a new version has the same path. To be called at start, as the
+    /// kernel does not tell the path of a file that was replaced.
+    pub(crate) fn of_this_process() -> io::Result<Self> {
+        let mut arguments = std::env::args_os();
+        let name = PathBuf::from(arguments.next().unwrap_or_default());
+        // A name without a slash was found in PATH.
+        let path = match name.components().count() {
+            0 | 1 => std::env::current_exe()?,
+            _ => std::path::absolute(name)?,
+        };
+        Ok(Self { path, arguments: arguments.collect() })
+    }
+}
+
+/// Starts programs from a thread that has the priority of the process: the control plane lowers its own, which a
+/// program that it starts would inherit, and could not raise again without privileges.
+#[derive(Clone, Debug)]
+pub(crate) struct ProgramStarter(Sender<(Command, Sender<io::Result<Child>>)>);
+
+impl ProgramStarter {
+    /// Starts the thread, with the priority of the calling one.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the thread cannot be started.
+    pub(crate) fn new() -> io::Result<Self> {
+        let (sender, commands) = channel::<(Command, Sender<io::Result<Child>>)>();
+        std::thread::Builder::new().name("starter".to_owned()).spawn(move || {
+            for (mut command, reply) in commands {
+                let child = command.spawn();
+                // The command holds the other end of the channel, whose end must be noticed when the process ends.
+                drop(command);
+                let _ = reply.send(child);
+            }
+        })?;
+        Ok(Self(sender))
+    }
+
+    fn start(&self, command: Command) -> io::Result<Child> {
+        let (reply, child) = channel();
+        let ended = |_| io::Error::other("the thread that starts programs has ended");
+        self.0.send((command, reply)).map_err(|_| io::Error::other("it has ended"))?;
+        child.recv().map_err(ended)?
+    }
+}
+
+/// Reason why an upgrade has failed. The process serves on.
+#[derive(Debug, Error)]
+enum UpgradeFailure {
+    #[error(
+        "{} of memory are free, and {} are needed: 1.3 times that of the swarms; restart instead",
+        iec(*.0 as u64),
+        iec(*.1 as u64)
+    )]
+    Memory(usize, usize),
+    #[error("a snapshot is being written to a disk that does not answer; try again later")]
+    Snapshot,
+    #[error("{} cannot be started: {}; install it, and try again", .0.display(), .1)]
+    Start(PathBuf, #[source] io::Error),
+    #[error("the new process has ended ({0}); its messages are above")]
+    Ended(String),
+    #[error("the new process does not answer: {0}")]
+    Channel(#[from] io::Error),
+    #[error(transparent)]
+    Shard(#[from] UnansweredExport),
+    #[error(
+        "clients change more than can be sent: {0} changes were lost; try again when there is less load"
+    )]
+    Lost(u64),
+    #[error("the tracker is stopping")]
+    Aborted,
+}
+
+/// What happens in an upgrade.
+#[derive(Debug)]
+pub(crate) enum UpgradeEvent {
+    /// It has failed, for this reason; this process serves on.
+    Failed(String),
+    /// The process with this number serves. This one is to stop.
+    Serving(u32),
+    /// The other process has all swarms.
+    Complete,
+}
+
+/// What an upgrade needs.
+pub(crate) struct UpgradeParts {
+    pub(crate) program: Program,
+    pub(crate) identity: Identity,
+    pub(crate) clock: Clock,
+    pub(crate) sockets: Arc<SocketCopies>,
+    pub(crate) shards: ShardSender,
+    pub(crate) starter: ProgramStarter,
+    /// Bytes of all swarms.
+    pub(crate) table_bytes: usize,
+    /// Pauses the snapshots, if there are some.
+    pub(crate) pauser: Option<SnapshotPauser>,
+}
+
+/// An upgrade that is in progress.
+#[derive(Debug)]
+pub(crate) struct Upgrade {
+    pub(crate) events: UnboundedReceiver<UpgradeEvent>,
+    is_aborted: Arc<AtomicBool>,
+    /// Number of the new process; 0 before it was started.
+    child: Arc<AtomicU32>,
+}
+
+impl Upgrade {
+    /// Starts an upgrade in a thread.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the thread cannot be started.
+    pub(crate) fn start(parts: UpgradeParts) -> io::Result<Self> {
+        let (sender, events) = unbounded_channel();
+        let is_aborted = Arc::new(AtomicBool::new(false));
+        let child = Arc::<AtomicU32>::default();
+        let job = UpgradeJob {
+            parts,
+            events: sender,
+            is_aborted: is_aborted.clone(),
+            child: child.clone(),
+        };
+        std::thread::Builder::new().name("upgrade".to_owned()).spawn(move || job.run())?;
+        Ok(Self { events, is_aborted, child })
+    }
+
+    /// Ends the new process, because this one stops, and waits until the upgrade has ended.
+    pub(crate) async fn abort(mut self) {
+        self.is_aborted.store(true, Ordering::Relaxed);
+        self.kill_child();
+        let ended =
+            async { while let Some(UpgradeEvent::Serving(_)) = self.events.recv().await {} };
+        // A thread that waits for the channel goes on once the process has ended.
+        let _ = tokio::time::timeout(ABORT_TIMEOUT, ended).await;
+        self.kill_child();
+    }
+
+    fn kill_child(&self) {
+        // At most 2^22.
+        let child = Pid::from_raw(self.child.load(Ordering::Relaxed) as i32);
+        if let Some(child) = child {
+            let _ = kill_process(child, Signal::KILL);
+        }
+    }
+}
+
+/// The new process, which is ended when this is dropped, unless it serves.
+struct Successor {
+    process: Child,
+    is_serving: bool,
+}
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        if !self.is_serving {
+            let _ = self.process.kill();
+            let _ = self.process.wait();
+        }
+    }
+}
+
+struct UpgradeJob {
+    parts: UpgradeParts,
+    events: UnboundedSender<UpgradeEvent>,
+    is_aborted: Arc<AtomicBool>,
+    child: Arc<AtomicU32>,
+}
+
+impl UpgradeJob {
+    fn run(self) {
+        cpus::lower_priority_most();
+        let event = match self.try_run() {
+            Ok(()) => UpgradeEvent::Complete,
+            Err(failure) => UpgradeEvent::Failed(failure.to_string()),
+        };
+        let _ = self.events.send(event);
+    }
+
+    fn try_run(&self) -> Result<(), UpgradeFailure> {
+        self.check_memory()?;
+        // Dropped at the end, whereupon snapshots are written again.
+        let _paused = match &self.parts.pauser {
+            Some(pauser) => Some(pauser.pause(PAUSE_TIMEOUT).ok_or(UpgradeFailure::Snapshot)?),
+            None => None,
+        };
+        let (mut successor, mut channel) = self.start_successor()?;
+        let sent = self.send_swarms(&mut successor, &mut channel);
+        match sent {
+            // The channel breaks when the process ends, which says more.
+            Err(UpgradeFailure::Channel(error)) if !successor.is_serving => {
+                let ended = successor.process.try_wait().ok().flatten();
+                Err(match ended {
+                    Some(status) => UpgradeFailure::Ended(status.to_string()),
+                    None => UpgradeFailure::Channel(error),
+                })
+            }
+            sent => sent,
+        }
+    }
+
+    fn check_memory(&self) -> Result<(), UpgradeFailure> {
+        let needed = self.parts.table_bytes / 100 * MEMORY_PERCENT;
+        match memory::free() {
+            Some(free) if free < needed => Err(UpgradeFailure::Memory(free, needed)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Starts the new process, and waits until it has read its config and has the sockets.
+    fn start_successor(&self) -> Result<(Successor, UpgradeChannel), UpgradeFailure> {
+        let Program { path, arguments } = &self.parts.program;
+        let (own_end, other_end) = UnixStream::pair()?;
+        let mut command = Command::new(path);
+        command.args(arguments).env(ENVIRONMENT, "1").stdin(Stdio::from(OwnedFd::from(other_end)));
+        // The watchdog of systemd expects this process until it is told of the other one. Sockets that systemd has
+        // passed are sent with the others.
+        command.env_remove("WATCHDOG_PID").env_remove("LISTEN_PID").env_remove("LISTEN_FDS");
+        let started = self.parts.starter.start(command);
+        let process = started.map_err(|error| UpgradeFailure::Start(path.clone(), error))?;
+        self.child.store(process.id(), Ordering::Relaxed);
+        let mut process = Successor { process, is_serving: false };
+        let mut channel = UpgradeChannel::new(own_end);
+        channel.set_timeout(STEP_TIMEOUT)?;
+        let greeting = Greeting {
+            version: PROTOCOL_VERSION,
+            process: std::process::id(),
+            identity: self.parts.identity.clone(),
+            clock_origin: self.parts.clock.origin(),
+            sockets: self.parts.sockets.list.clone(),
+        };
+        let hello = serde_json::to_vec(&greeting).map_err(io::Error::other)?;
+        let exchanged = channel.send(&UpgradeMessage::Hello(hello)).and_then(|()| {
+            channel.send_sockets(&self.parts.sockets.sockets())?;
+            self.wait_for(&mut channel, &UpgradeMessage::Ready)
+        });
+        match exchanged {
+            Ok(()) => Ok((process, channel)),
+            Err(error) => {
+                // The channel is closed before the exit status of the process can be read.
+                self.parts.clock.pause_before_retry();
+                let ended = process.process.try_wait().ok().flatten();
+                Err(match ended {
+                    _ if self.is_aborted.load(Ordering::Relaxed) => UpgradeFailure::Aborted,
+                    Some(status) => UpgradeFailure::Ended(status.to_string()),
+                    None => UpgradeFailure::Channel(error),
+                })
+            }
+        }
+    }
+
+    /// Waits for a message, but no longer than until the upgrade is aborted.
+    fn wait_for(&self, channel: &mut UpgradeChannel, message: &UpgradeMessage) -> io::Result<()> {
+        let started = self.parts.clock.elapsed();
+        while !channel.is_readable() {
+            let waited = self.parts.clock.elapsed().saturating_sub(started);
+            if waited >= STEP_TIMEOUT || self.is_aborted.load(Ordering::Relaxed) {
+                return Err(io::Error::from(io::ErrorKind::TimedOut));
+            }
+            self.parts.clock.pause_before_retry();
+        }
+        match channel.receive()? {
+            received if received == *message => Ok(()),
+            received => Err(io::Error::other(format!("it has sent {received:?}"))),
+        }
+    }
+
+    /// Sends all swarms and their changes, until the new process serves and this one has answered its last request.
+    fn send_swarms(
+        &self,
+        successor: &mut Successor,
+        channel: &mut UpgradeChannel,
+    ) -> Result<(), UpgradeFailure> {
+        let UpgradeParts { clock, shards, .. } = &self.parts;
+        let mut export = ShardExport::begin(shards.clone(), *clock, true);
+        let (mut is_caught_up, mut caught_up_at) = (false, Duration::ZERO);
+        loop {
+            export.step(&mut |records: &[StateRecord]| send_records(channel, *clock, records))?;
+            if self.is_aborted.load(Ordering::Relaxed) {
+                return Err(UpgradeFailure::Aborted);
+            }
+            if export.lost_changes() > 0 {
+                return Err(UpgradeFailure::Lost(export.lost_changes()));
+            }
+            if !is_caught_up && !export.has_torrents() {
+                channel.send(&UpgradeMessage::CaughtUp)?;
+                (is_caught_up, caught_up_at) = (true, clock.elapsed());
+            }
+            if channel.is_readable() {
+                match channel.receive()? {
+                    UpgradeMessage::Serving if is_caught_up => break,
+                    message => Err(io::Error::other(format!("it has sent {message:?}")))?,
+                }
+            }
+            if is_caught_up && clock.elapsed().saturating_sub(caught_up_at) >= STEP_TIMEOUT {
+                Err(io::Error::from(io::ErrorKind::TimedOut))?;
+            }
+        }
+        let mut add = |records: &[StateRecord]| send_records(channel, *clock, records);
+        export.settle(&mut add)?;
+        if self.is_aborted.load(Ordering::Relaxed) {
+            return Err(UpgradeFailure::Aborted);
+        }
+        successor.is_serving = true;
+        let _ = self.events.send(UpgradeEvent::Serving(successor.process.id()));
+        let is_aborted = || self.is_aborted.load(Ordering::Relaxed);
+        let lost = export.finish(&mut add, &is_aborted)?;
+        if lost > 0 {
+            tracing::warn!("upgrade: {lost} changes of the last moments were lost");
+        }
+        channel.send(&UpgradeMessage::Done)?;
+        match channel.receive()? {
+            UpgradeMessage::Complete => Ok(()),
+            message => Err(io::Error::other(format!("it has sent {message:?}")))?,
+        }
+    }
+}
+
+/// Sends records. The time of their block is that of the clock, which both processes share.
+fn send_records(
+    channel: &mut UpgradeChannel,
+    clock: Clock,
+    records: &[StateRecord],
+) -> Result<(), UpgradeFailure> {
+    if records.is_empty() {
+        return Ok(());
+    }
+    let (mut stream, now) = (Vec::new(), clock.now().monotonic);
+    write_header(now.0, &mut stream);
+    write_block(records, now.signed(), now.0, &mut stream);
+    Ok(channel.send(&UpgradeMessage::Records(stream))?)
+}
