@@ -82,8 +82,12 @@ fn packages_are_installed_upgraded_and_purged() {
     container.succeed("dpkg --install --force-confold /packages/*.deb");
     container.wait_for("systemctl is-active tsubame");
     let after = container.succeed("systemctl show --value --property MainPID tsubame");
-    assert_ne!(before, after, "the service was not restarted");
-    // The swarms of the load generator have survived.
+    assert_ne!(before, after, "the service was not replaced");
+    // The new version has taken over from the running tracker, with the swarms of the load generator.
+    container.succeed("journalctl --unit tsubame | grep 'took over from process .* 100 torrents'");
+    assert_eq!(container.run("journalctl --unit tsubame | grep 'Stopped tsubame'").code, Some(1));
+    // A restart keeps them, too.
+    container.succeed("systemctl restart tsubame");
     container
         .succeed("test \"$(stat --format '%U %a' /var/lib/tsubame/identity)\" = 'tsubame 600'");
     container
