@@ -5,6 +5,7 @@
 //! differ. Memory is measured once, and pauses are printed for each round.
 
 mod ratios;
+mod restart;
 mod sections;
 mod tracker;
 mod veth;
@@ -40,7 +41,8 @@ pub(crate) struct RivalsOptions {
     /// highest, announces alone are compared, too.
     #[arg(long, value_delimiter = ',', default_value = "1000,5000,20000,50000,100000")]
     rates: Vec<u64>,
-    /// Sections to run: rate, closed, saturated, tester, veth, xdp, memory, pauses, shards.
+    /// Sections to run: rate, closed, saturated, tester, veth, xdp, memory, pauses, restart,
+    /// shards.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }

@@ -2,10 +2,11 @@
 
 use crate::RivalsOptions;
 use crate::ratios::{median, ratio_quartiles};
+use crate::restart;
 use crate::tracker::{TrackerKind, TrackerProcess, TrackerSetup, beside, pinned, receive_buffer};
 use crate::veth::{self, Veth};
 use crate::xdp;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Stdio;
 use tsubame_bench::record::{Record, Server, StepRecord};
@@ -57,6 +58,9 @@ pub(crate) fn all(options: &RivalsOptions) -> Result<(), String> {
     if options.wants("pauses") {
         pauses(options)?;
     }
+    if options.wants("restart") {
+        restart::run(options)?;
+    }
     if options.wants("shards") {
         shards(options)?;
     }
@@ -74,6 +78,7 @@ pub(crate) fn loopback(options: &RivalsOptions, torrents: u32) -> TrackerSetup {
         lifetime_secs: None,
         xdp: None,
         receive_buffer: receive_buffer(),
+        directory: None,
     }
 }
 
@@ -81,7 +86,7 @@ pub(crate) fn loopback(options: &RivalsOptions, torrents: u32) -> TrackerSetup {
 pub(crate) struct Load {
     cpu: usize,
     server_cpu: usize,
-    seconds: u64,
+    pub(crate) seconds: u64,
     pub(crate) namespace: Option<String>,
     pub(crate) sources: Option<&'static str>,
 }
@@ -104,14 +109,24 @@ impl Load {
         ip: IpAddr,
         arguments: &[&str],
     ) -> Result<StepRecord, String> {
+        let (address, id) = (SocketAddr::new(ip, tracker.port), tracker.id().to_string());
+        let server = format!("--server-cpu={}", self.server_cpu);
+        let server = ["--server-pid", &id, &server];
+        self.run_at((tracker.kind, address), &[&server[..], arguments].concat())
+    }
+
+    /// Loads a tracker whose process may be replaced meanwhile.
+    pub(crate) fn run_at(
+        &self,
+        (kind, address): (TrackerKind, SocketAddr),
+        arguments: &[&str],
+    ) -> Result<StepRecord, String> {
         let file = tempfile::NamedTempFile::new().map_err(|error| error.to_string())?;
         let mut command = pinned(self.namespace.as_deref(), self.cpu, self.cpu);
         command.arg(beside("tsubame-load")?);
-        command.arg(format!("udp://{}", std::net::SocketAddr::new(ip, tracker.port)));
+        command.arg(format!("udp://{address}"));
         command.args(["--quiet", "--warmup=500ms", "--timeout=3s"]);
         command.arg(format!("--duration={}s", self.seconds));
-        command.arg(format!("--server-cpu={}", self.server_cpu));
-        command.arg(format!("--server-pid={}", tracker.id()));
         command.arg(format!("--torrents={TORRENTS}"));
         if let Some(sources) = self.sources {
             command.arg(format!("--source-networks={sources}"));
@@ -125,17 +140,13 @@ impl Load {
             .map_err(|error| error.to_string())?;
         if !output.status.success() {
             let program_output = String::from_utf8_lossy(&output.stderr);
-            return Err(format!("{}: {}", tracker.kind.name(), program_output.trim()));
+            return Err(format!("{}: {}", kind.name(), program_output.trim()));
         }
         let record = Record::read(file.path()).map_err(|error| error.to_string())?;
         let step = record.steps.into_iter().last().ok_or("the run has no steps")?;
         // Errors are cheap: a tracker that refuses requests would look fast.
         if step.errors() > ERRORS_MAX {
-            return Err(format!(
-                "{} replies with errors: {:?}",
-                tracker.kind.name(),
-                step.answered
-            ));
+            return Err(format!("{} replies with errors: {:?}", kind.name(), step.answered));
         }
         Ok(step)
     }
@@ -170,7 +181,10 @@ fn rounds<T: Clone>(
 }
 
 /// Returns this tracker, and the selected ones of the others.
-fn kinds(options: &RivalsOptions, wanted: impl Fn(TrackerKind) -> bool) -> Vec<TrackerKind> {
+pub(crate) fn kinds(
+    options: &RivalsOptions,
+    wanted: impl Fn(TrackerKind) -> bool,
+) -> Vec<TrackerKind> {
     let all = TrackerKind::all(&options.rivals).into_iter();
     all.filter(|kind| *kind == TrackerKind::OURS || wanted(*kind)).collect()
 }
@@ -402,7 +416,7 @@ fn memory(options: &RivalsOptions) -> Result<(), String> {
 }
 
 /// Announces the population of a public tracker, so that every torrent is used.
-fn fill_publicly(
+pub(crate) fn fill_publicly(
     load: &Load,
     tracker: &TrackerProcess,
     setup: &TrackerSetup,

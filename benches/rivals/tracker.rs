@@ -87,6 +87,8 @@ pub(crate) struct TrackerSetup {
     pub(crate) xdp: Option<String>,
     /// Receive buffer in bytes.
     pub(crate) receive_buffer: usize,
+    /// Directory in which this tracker keeps its swarms.
+    pub(crate) directory: Option<PathBuf>,
 }
 
 /// A running tracker.
@@ -94,9 +96,12 @@ pub(crate) struct TrackerSetup {
 pub(crate) struct TrackerProcess {
     pub(crate) kind: TrackerKind,
     pub(crate) port: u16,
+    setup: TrackerSetup,
     process: Child,
+    /// A process that has taken over from the first one.
+    successor: Option<u32>,
     /// Folder of its config, which is removed with it.
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl TrackerProcess {
@@ -110,17 +115,50 @@ impl TrackerProcess {
         let config = folder.path().join("config");
         let text = config_of(kind, setup, port, folder.path())?;
         fs::write(&config, text).map_err(|error| error.to_string())?;
-        let mut command = command_of(kind, setup, port, &config)?;
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let process = command.spawn().map_err(|error| format!("{}: {error}", kind.name()))?;
-        let mut tracker = Self { kind, port, process, _folder: folder };
-        tracker.wait_until_up(setup)?;
+        let process = spawn(kind, setup, port, &config)?;
+        let setup = setup.clone();
+        let mut tracker = Self { kind, port, setup, process, successor: None, folder };
+        tracker.wait_until_up()?;
         Ok(tracker)
     }
 
     /// Returns the process id.
     pub(crate) fn id(&self) -> u32 {
-        self.process.id()
+        self.successor.unwrap_or_else(|| self.process.id())
+    }
+
+    /// Stops the tracker as an operator would, waits for its end, and starts it again with the same config.
+    pub(crate) fn restart(&mut self) -> Result<(), String> {
+        signal(self.id(), "TERM")?;
+        self.process.wait().map_err(|error| error.to_string())?;
+        let config = self.folder.path().join("config");
+        self.process = spawn(self.kind, &self.setup, self.port, &config)?;
+        self.wait_until_up()
+    }
+
+    /// Has another process of the tracker take over, and waits until the first one has ended.
+    pub(crate) fn upgrade(&mut self) -> Result<(), String> {
+        let before = self.id();
+        signal(before, "USR2")?;
+        let config = self.folder.path().join("config").display().to_string();
+        loop {
+            wait(Duration::from_millis(10));
+            let of_tracker = |id: &u32| {
+                let line = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+                *id != before && String::from_utf8_lossy(&line).contains(&config)
+            };
+            let ids = fs::read_dir("/proc").map_err(|error| error.to_string())?.flatten();
+            let ids = ids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+            let successor = ids.into_iter().find(of_tracker);
+            let has_ended = match self.successor {
+                None => self.process.try_wait().is_ok_and(|status| status.is_some()),
+                Some(id) => !Path::new(&format!("/proc/{id}")).exists(),
+            };
+            if let Some(successor) = successor.filter(|_| has_ended) {
+                self.successor = Some(successor);
+                return Ok(());
+            }
+        }
     }
 
     /// Returns the resident memory.
@@ -129,7 +167,7 @@ impl TrackerProcess {
     }
 
     /// Waits until the port is bound.
-    fn wait_until_up(&mut self, setup: &TrackerSetup) -> Result<(), String> {
+    fn wait_until_up(&mut self) -> Result<(), String> {
         const START_TIMEOUT: Duration = Duration::from_secs(60);
         let pause = Duration::from_millis(50);
         for _ in 0..START_TIMEOUT.as_millis() / pause.as_millis() {
@@ -137,7 +175,7 @@ impl TrackerProcess {
                 return Err(format!("{} has exited: {status}", self.kind.name()));
             }
             // Read through the process, as its sockets are listed in its own network namespace.
-            let table = if setup.ip.is_ipv4() { "udp" } else { "udp6" };
+            let table = if self.setup.ip.is_ipv4() { "udp" } else { "udp6" };
             let sockets = fs::read_to_string(format!("/proc/{}/net/{table}", self.id()));
             if sockets.unwrap_or_default().contains(&format!(":{:04X} ", self.port)) {
                 return Ok(());
@@ -145,6 +183,28 @@ impl TrackerProcess {
             wait(pause);
         }
         Err(format!("{} has not bound its port", self.kind.name()))
+    }
+}
+
+/// Starts the process of a tracker.
+fn spawn(
+    kind: TrackerKind,
+    setup: &TrackerSetup,
+    port: u16,
+    config: &Path,
+) -> Result<Child, String> {
+    let mut command = command_of(kind, setup, port, config)?;
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().map_err(|error| format!("{}: {error}", kind.name()))
+}
+
+/// Sends a signal to a process.
+fn signal(id: u32, name: &str) -> Result<(), String> {
+    let sent = Command::new("kill").args(["-s", name, &id.to_string()]).status();
+    match sent {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("kill -s {name} {id}: {status}")),
+        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -158,6 +218,9 @@ impl Drop for TrackerProcess {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+        if let Some(successor) = self.successor {
+            let _ = signal(successor, "KILL");
+        }
     }
 }
 
@@ -186,11 +249,14 @@ fn config_of(
                 format!("announce: {{interval: {interval}s, min_interval: {interval}s, peer_lifetime: {secs}s}}\n")
             });
             let cpus = cpus.join(",");
+            let storage = setup.directory.as_ref().map_or(String::new(), |directory| {
+                format!("storage: {{directory: \"{}\"}}\n", directory.display())
+            });
             let xdp = setup.xdp.as_ref().map_or(String::new(), |xdp| format!(", xdp: {xdp}"));
             format!(
                 "cpus: \"{cpus}\"\n\
                  udp: {{listen: \"{address}\", steering: {steering}, receive_buffer: {buffer}B{xdp}}}\n\
-                 control: {{listen: \"\"}}\nhttp: {{listen: []}}\n{lifetime}"
+                 control: {{listen: \"\"}}\nhttp: {{listen: []}}\n{lifetime}{storage}"
             )
         }
         TrackerKind::AquaticUring | TrackerKind::AquaticMio => {
