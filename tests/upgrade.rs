@@ -321,24 +321,70 @@ fn a_signal_starts_an_upgrade() {
     assert_eq!(tracker.wait_for_exit().code(), Some(0));
 }
 
-/// SIGTERM during an upgrade ends both processes.
+/// SIGTERM during an upgrade, before or after the new process is ready, ends both processes. The last snapshot is
+/// written.
 #[test]
 fn a_stop_ends_an_upgrade() {
+    for script in ["exec sleep 1000".to_owned(), fake("hangs")] {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("tsubame");
+        let config = with_directory(&config(1, ""), directory.path());
+        let mut tracker = start(&config, &program);
+        announce_all(&mut [Client::connected("127.0.0.1", tracker.addresses()[0])]);
+        let pid_file = directory.path().join("pid");
+        fs::remove_file(&program).unwrap();
+        let script = format!("#!/bin/sh\necho $$ >{}\n{script}\n", pid_file.display());
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        tracker.signal("USR2");
+        let read = || fs::read_to_string(&pid_file).ok()?.trim().parse::<i32>().ok();
+        wait_until(|| read().is_some());
+        let child = read().unwrap();
+        tracker.signal("TERM");
+        tracker.wait_for("snapshot written: 300 torrents, 600 peers");
+        assert_eq!(tracker.wait_for_exit().code(), Some(0));
+        wait_until(|| has_ended(child));
+    }
+}
+
+/// Returns a config that keeps the swarms in a directory.
+fn with_directory(config: &str, directory: &Path) -> String {
+    config.replace("storage: {", &format!("storage: {{directory: \"{}\", ", directory.display()))
+}
+
+/// While a snapshot waits for a disk that does not answer, an upgrade is refused.
+#[test]
+fn an_upgrade_does_not_wait_for_a_slow_disk() {
     let directory = tempfile::tempdir().unwrap();
     let program = directory.path().join("tsubame");
-    let mut tracker = start(&config(1, ""), &program);
-    let pid_file = directory.path().join("pid");
-    fs::remove_file(&program).unwrap();
-    fs::write(&program, format!("#!/bin/sh\necho $$ >{}\nexec sleep 1000\n", pid_file.display()))
-        .unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    tracker.signal("USR2");
-    let read = || fs::read_to_string(&pid_file).ok()?.trim().parse::<i32>().ok();
-    wait_until(|| read().is_some());
-    let child = read().unwrap();
-    tracker.signal("TERM");
-    tracker.wait();
-    wait_until(|| has_ended(child));
+    let interval = "storage: {snapshot_interval: 1s, ";
+    let config = with_directory(&config(1, ""), directory.path()).replace("storage: {", interval);
+    let mut tracker = start(&config, &program);
+    let control = control_of(&mut tracker);
+    // A snapshot that was written shows that the directory is in use: until then, a new file would be removed.
+    wait_until(|| directory.path().join("swarms.tsubame").exists());
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    let pipe = directory.path().join("swarms.tsubame.new");
+    wait_until(|| rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, mode).is_ok());
+    // The next snapshot opens the pipe, which waits for a reader.
+    wait_until(|| wait_channel_of_snapshots(tracker.id()).contains("partner"));
+    let (is_replaced, text) = upgrade(control);
+    assert!(!is_replaced && text.contains("to a disk that does not answer"), "{text}");
+    let client = Client::connected("127.0.0.1", tracker.addresses()[0]);
+    assert_ne!(client.id, 0);
+}
+
+/// Returns the name of the kernel function in which the thread of snapshots waits.
+fn wait_channel_of_snapshots(process: u32) -> String {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap().flatten();
+    let is_thread = |task: &fs::DirEntry| {
+        let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        name.trim() == "snapshots"
+    };
+    let thread = tasks.into_iter().find(is_thread);
+    thread.map_or_else(String::new, |task| {
+        fs::read_to_string(task.path().join("wchan")).unwrap_or_default()
+    })
 }
 
 /// Returns whether a process has ended, also if nobody has waited for it yet.
@@ -354,9 +400,8 @@ fn snapshots_go_on_after_an_upgrade() {
     let state = directory.path().join("state");
     fs::create_dir(&state).unwrap();
     let program = directory.path().join("tsubame");
-    let storage = format!("directory: \"{}\", snapshot_interval: 1s}}", state.display());
-    let config = config(2, "")
-        .replace("storage: {", &format!("storage: {{{}, ", &storage[..storage.len() - 1]));
+    let interval = "storage: {snapshot_interval: 1s, ";
+    let config = with_directory(&config(2, ""), &state).replace("storage: {", interval);
     let mut tracker = start(&config, &program);
     let control = control_of(&mut tracker);
     let mut client = Client::connected("127.0.0.1", tracker.addresses()[0]);
