@@ -69,7 +69,6 @@ impl ImportCursor {
     ) -> bool {
         let end = records.len().min(self.next + RECORDS_PER_STEP);
         let part = &records[self.next.min(end)..end];
-        prefetch(table, part);
         let mut step = ImportStep {
             has_memory: table.has_memory_for_import(),
             table,
@@ -103,15 +102,6 @@ impl ImportCursor {
         self.next = end;
         end < records.len()
     }
-}
-
-/// Reads the index slots of the torrents of some records: their cache misses overlap.
-fn prefetch(table: &Table, records: &[StateRecord]) {
-    let slots = records.iter().map(|record| match record {
-        StateRecord::Torrent(torrent) => table.touch_index(&torrent.info_hash),
-        StateRecord::Peer(_) | StateRecord::Change(..) => 0,
-    });
-    std::hint::black_box(slots.fold(0, u32::wrapping_add));
 }
 
 /// A step of an import. It removes no torrents, so that their positions stay the same.

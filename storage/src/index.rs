@@ -58,13 +58,6 @@ impl PositionIndex {
         self.slots * size_of::<u32>() + self.segments.bytes()
     }
 
-    /// Reads the slot at which a search for a hash starts, so that the cache misses of several searches overlap. The
-    /// returned value keeps the compiler from removing the read.
-    pub(crate) fn touch(&self, hash: u64) -> u32 {
-        let segment = self.segments.at(self.segment_of(hash));
-        segment.slots.get(segment.probe_start(hash)).copied().unwrap_or(EMPTY)
-    }
-
     /// Returns the first position whose tag matches: probably the right one, without reading the element.
     pub(crate) fn guess(&self, hash: u64) -> Option<u32> {
         self.find(hash, |_| true)

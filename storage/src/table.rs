@@ -115,11 +115,6 @@ impl Table {
         guess.or_else(|| self.index.find(prefetch.hash, matches))
     }
 
-    /// Reads the index slot at which the search for a torrent starts: see [`PositionIndex::touch`].
-    pub(crate) fn touch_index(&self, info_hash: &InfoHash) -> u32 {
-        self.index.touch(self.hash(info_hash))
-    }
-
     /// Returns the hash of a torrent, and the position of its entry if there is one. It searches the index once.
     pub(crate) fn search(&self, info_hash: &InfoHash) -> (u64, Option<u32>) {
         let prefetch = self.prefetch_index(info_hash);

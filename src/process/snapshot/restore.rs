@@ -16,7 +16,7 @@ use thiserror::Error;
 use tsubame_storage::{ImportCounts, InfoHash, StateRecord};
 
 /// Maximum number of pages that a shard has been sent and has not imported yet.
-const PAGES_PER_SHARD: usize = 8;
+const PAGES_PER_SHARD: usize = 2;
 
 /// Bytes of swarm tables for each byte of a snapshot, at most: a torrent takes about 75 bytes instead of 25, a peer up
 /// to 3 times as much. If a snapshot may be too large for the memory, small swarms are read before others.

@@ -17,7 +17,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -193,13 +193,28 @@ impl Upgrade {
 /// The new process, which is ended when this is dropped, unless it serves.
 struct Successor {
     process: Child,
+    /// Its number, as the control plane knows it; 0 once it was waited for, after which the kernel may use the number
+    /// again.
+    number: Arc<AtomicU32>,
     is_serving: bool,
+}
+
+impl Successor {
+    /// Returns the exit status of the process if it has ended.
+    fn exit_status(&mut self) -> Option<ExitStatus> {
+        let status = self.process.try_wait().ok().flatten();
+        if status.is_some() {
+            self.number.store(0, Ordering::Relaxed);
+        }
+        status
+    }
 }
 
 impl Drop for Successor {
     fn drop(&mut self) {
         if !self.is_serving {
             let _ = self.process.kill();
+            self.number.store(0, Ordering::Relaxed);
             let _ = self.process.wait();
         }
     }
@@ -234,7 +249,7 @@ impl UpgradeJob {
         match sent {
             // The channel breaks when the process ends, which says more.
             Err(UpgradeFailure::Channel(error)) if !successor.is_serving => {
-                let ended = successor.process.try_wait().ok().flatten();
+                let ended = successor.exit_status();
                 Err(match ended {
                     Some(status) => UpgradeFailure::Ended(status.to_string()),
                     None => UpgradeFailure::Channel(error),
@@ -264,7 +279,8 @@ impl UpgradeJob {
         let started = self.parts.starter.start(command);
         let process = started.map_err(|error| UpgradeFailure::Start(path.clone(), error))?;
         self.child.store(process.id(), Ordering::Relaxed);
-        let mut process = Successor { process, is_serving: false };
+        let number = self.child.clone();
+        let mut process = Successor { process, number, is_serving: false };
         let mut channel = UpgradeChannel::new(own_end);
         channel.set_timeout(STEP_TIMEOUT)?;
         let greeting = Greeting {
@@ -284,7 +300,7 @@ impl UpgradeJob {
             Err(error) => {
                 // The channel is closed before the exit status of the process can be read.
                 self.parts.clock.pause_before_retry();
-                let ended = process.process.try_wait().ok().flatten();
+                let ended = process.exit_status();
                 Err(match ended {
                     _ if self.is_aborted.load(Ordering::Relaxed) => UpgradeFailure::Aborted,
                     Some(status) => UpgradeFailure::Ended(status.to_string()),
