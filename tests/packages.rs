@@ -68,7 +68,14 @@ fn packages_are_installed_upgraded_and_purged() {
         "tsubame-load udp://127.0.0.1:6969 --torrents 100 --rate 1000 --duration 1s --warmup 0s --quiet",
     );
 
-    // An upgrade keeps the changed config and restarts the service.
+    // A restart keeps the swarms.
+    container
+        .succeed("test \"$(stat --format '%U %a' /var/lib/tsubame/identity)\" = 'tsubame 600'");
+    container.succeed("systemctl restart tsubame");
+    container
+        .wait_for("journalctl --unit tsubame | grep 'restored from a snapshot of .* torrents'");
+
+    // An upgrade keeps the changed config.
     container.succeed("sed -i 's/^  interval: 30m/  interval: 25m/' /etc/tsubame.yaml");
     container.succeed("systemctl reload tsubame");
     container.succeed(&format!(
@@ -86,14 +93,6 @@ fn packages_are_installed_upgraded_and_purged() {
     // The new version has taken over from the running tracker, with the swarms of the load generator.
     container.succeed("journalctl --unit tsubame | grep 'took over from process .* torrents'");
     assert_eq!(container.run("journalctl --unit tsubame | grep 'Stopped tsubame'").code, Some(1));
-    // A restart keeps them, too.
-    container.succeed("systemctl restart tsubame");
-    container
-        .succeed("test \"$(stat --format '%U %a' /var/lib/tsubame/identity)\" = 'tsubame 600'");
-    container
-        .wait_for("journalctl --unit tsubame | grep 'restored from a snapshot of .* torrents'");
-    container.succeed("grep 'interval: 25m' /etc/tsubame.yaml");
-    container.succeed("tsubame e2e udp://127.0.0.1:6969");
 
     // Removal stops the service and keeps the config; a purge leaves nothing.
     container.succeed("dpkg --remove tsubame tsubame-load");
