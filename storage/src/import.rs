@@ -23,8 +23,15 @@ const STOPPED_MAX: usize = 1 << 18;
 pub struct ImportCursor {
     next: usize,
     /// The torrent that the next peers belong to; `None` if they are not imported.
-    torrent: Option<InfoHash>,
+    torrent: Option<TorrentKey>,
     counts: ImportCounts,
+}
+
+/// A torrent with its hash in the index.
+#[derive(Clone, Copy, Debug)]
+struct TorrentKey {
+    info_hash: InfoHash,
+    hash: u64,
 }
 
 /// What was done with imported records.
@@ -69,6 +76,7 @@ impl ImportCursor {
     ) -> bool {
         let end = records.len().min(self.next + RECORDS_PER_STEP);
         let part = &records[self.next.min(end)..end];
+        let hashes = prefetch(table, part);
         let mut step = ImportStep {
             has_memory: table.has_memory_for_import(),
             table,
@@ -76,25 +84,27 @@ impl ImportCursor {
             found: None,
             counts: &mut self.counts,
         };
-        for record in part {
+        for (record, hash) in part.iter().zip(hashes) {
             match record {
                 StateRecord::Torrent(torrent) => {
                     let is_served = serves(&torrent.info_hash);
                     step.counts.forbidden += u64::from(!is_served);
-                    self.torrent = is_served.then_some(torrent.info_hash);
+                    let key = TorrentKey { info_hash: torrent.info_hash, hash };
+                    self.torrent = is_served.then_some(key);
                     if is_served {
-                        step.import_torrent(torrent);
+                        step.import_torrent(key, torrent);
                     }
                 }
                 StateRecord::Peer(peer) => {
-                    if let Some(info_hash) = self.torrent {
-                        step.import_change((info_hash, ChangeKind::Refreshed), peer);
+                    if let Some(key) = self.torrent {
+                        step.import_change((key, ChangeKind::Refreshed), peer);
                     }
                 }
                 StateRecord::Change(info_hash, kind, peer) => {
                     self.torrent = None;
                     if serves(info_hash) {
-                        step.import_change((*info_hash, *kind), peer);
+                        let key = TorrentKey { info_hash: *info_hash, hash };
+                        step.import_change((key, *kind), peer);
                     }
                 }
             }
@@ -102,6 +112,21 @@ impl ImportCursor {
         self.next = end;
         end < records.len()
     }
+}
+
+/// Returns the hash of the torrent of each record that has one, and reads the slots of the index that a search for it
+/// starts at, so that the following searches find them in the cache of the processor.
+fn prefetch(table: &Table, records: &[StateRecord]) -> [u64; RECORDS_PER_STEP] {
+    let mut hashes = [0; RECORDS_PER_STEP];
+    for (record, hash) in records.iter().zip(&mut hashes) {
+        *hash = match record {
+            StateRecord::Torrent(TorrentRecord { info_hash, .. })
+            | StateRecord::Change(info_hash, ..) => table.hash(info_hash),
+            StateRecord::Peer(_) => continue,
+        };
+        std::hint::black_box(table.read_index_slot(*hash));
+    }
+    hashes
 }
 
 /// A step of an import. It removes no torrents, so that their positions stay the same.
@@ -117,15 +142,15 @@ struct ImportStep<'a> {
 
 impl ImportStep<'_> {
     /// Imports the completed downloads of a torrent. A torrent without them is added with its first peer.
-    fn import_torrent(&mut self, torrent: &TorrentRecord) {
-        let TorrentRecord { info_hash, completed, used_at } = *torrent;
+    fn import_torrent(&mut self, key: TorrentKey, torrent: &TorrentRecord) {
+        let TorrentRecord { completed, used_at, .. } = *torrent;
         let now = self.table.now.signed();
         let Some(tick) = self.table.idle_tick_at(used_at.min(now)) else { return };
         if completed == 0 {
             return;
         }
         let added_before = self.counts.torrents;
-        let Some(position) = self.find_or_add(&info_hash) else { return };
+        let Some(position) = self.find_or_add(key) else { return };
         let is_known = self.counts.torrents == added_before;
         let is_younger = used_at > self.table.emptied_at(position);
         let entry = self.table.store.entry_mut(position);
@@ -136,30 +161,25 @@ impl ImportStep<'_> {
         entry.set_completed(entry.completed().max(completed));
     }
 
-    fn find(&mut self, info_hash: &InfoHash) -> Option<u32> {
-        if self.found.is_none_or(|(found, _)| found != *info_hash) {
-            let (_, position) = self.table.search(info_hash);
-            self.found = Some((*info_hash, position?));
+    /// Returns the position of a torrent, which mostly is the one that was found last.
+    fn find(&mut self, key: TorrentKey) -> Option<u32> {
+        if self.found.is_none_or(|(found, _)| found != key.info_hash) {
+            let position = self.table.find_hashed(key.hash, &key.info_hash)?;
+            self.found = Some((key.info_hash, position));
         }
         self.found.map(|(_, position)| position)
     }
 
-    fn find_or_add(&mut self, info_hash: &InfoHash) -> Option<u32> {
-        if let Some((found, position)) = self.found
-            && found == *info_hash
-        {
-            return Some(position);
+    fn find_or_add(&mut self, key: TorrentKey) -> Option<u32> {
+        let found = self.find(key);
+        if found.is_some() {
+            return found;
         }
-        let (hash, position) = self.table.search(info_hash);
-        if let Some(position) = position {
-            self.found = Some((*info_hash, position));
-            return Some(position);
-        }
-        let added = self.has_memory.then(|| self.table.push_torrent(hash, info_hash).ok());
+        let added = self.has_memory.then(|| self.table.push_torrent(key.hash, &key.info_hash).ok());
         let added = added.flatten();
         match added {
             Some(position) => {
-                self.found = Some((*info_hash, position));
+                self.found = Some((key.info_hash, position));
                 self.counts.torrents += 1;
             }
             None => self.counts.refused += 1,
@@ -168,7 +188,8 @@ impl ImportStep<'_> {
     }
 
     /// Imports a peer, or a change of one.
-    fn import_change(&mut self, (info_hash, kind): (InfoHash, ChangeKind), peer: &PeerRecord) {
+    fn import_change(&mut self, (key, kind): (TorrentKey, ChangeKind), peer: &PeerRecord) {
+        let info_hash = key.info_hash;
         let now = self.table.now.signed();
         let peer = PeerRecord { announced_at: peer.announced_at.min(now), ..*peer };
         let is_outdated = self.table.context.ticks.is_expired_at(now, peer.announced_at)
@@ -178,9 +199,9 @@ impl ImportStep<'_> {
             return;
         }
         let position = match kind {
-            ChangeKind::Stopped => self.find(&info_hash),
+            ChangeKind::Stopped => self.find(key),
             ChangeKind::Joined | ChangeKind::Refreshed | ChangeKind::Completed => {
-                self.find_or_add(&info_hash)
+                self.find_or_add(key)
             }
         };
         let Some(position) = position else { return };

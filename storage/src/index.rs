@@ -63,6 +63,12 @@ impl PositionIndex {
         self.find(hash, |_| true)
     }
 
+    /// Reads the slot at which the search for a hash starts.
+    pub(crate) fn read_slot(&self, hash: u64) -> u32 {
+        let segment = self.segments.at(self.segment_of(hash));
+        segment.slots.get(segment.probe_start(hash)).copied().unwrap_or(EMPTY)
+    }
+
     /// Returns the position for which `matches` returns true, among those that may have the hash.
     pub(crate) fn find(&self, hash: u64, matches: impl FnMut(u32) -> bool) -> Option<u32> {
         self.segments.at(self.segment_of(hash)).find(hash, matches)
@@ -70,12 +76,13 @@ impl PositionIndex {
 
     /// Adds a position that is not in the index. Returns false if its segment is full and cannot grow.
     ///
-    /// `hash_of` must return the hash of any position in the index, including the new one.
-    pub(crate) fn insert(
+    /// `elements` reads the key of the element at any position in the index, including the new one, and computes the
+    /// hash of a key.
+    pub(crate) fn insert<K>(
         &mut self,
         hash: u64,
         position: u32,
-        hash_of: impl Fn(u32) -> u64,
+        elements: (impl Fn(u32) -> K, impl Fn(&K) -> u64),
     ) -> bool {
         debug_assert!(position < POSITIONS_MAX);
         let at = self.segment_of(hash);
@@ -86,27 +93,27 @@ impl PositionIndex {
                 return false;
             }
             self.slots -= segment.slots.len();
-            segment.resize(grown.min(SEGMENT_SLOTS_MAX), &hash_of);
+            segment.resize(grown.min(SEGMENT_SLOTS_MAX), &elements);
             self.slots += segment.slots.len();
         }
         self.segments.at_mut(at).put(hash, position);
         self.len += 1;
         if self.len > self.segments.len() * SEGMENT_POSITIONS_MEAN {
-            self.split(&hash_of);
+            self.split(&elements);
         }
         true
     }
 
     /// Removes a position. Returns the number of slots that were visited to fill the gap, and to shrink a segment.
-    pub(crate) fn remove(
+    pub(crate) fn remove<K>(
         &mut self,
         hash: u64,
         position: u32,
-        hash_of: impl Fn(u32) -> u64,
+        elements: (impl Fn(u32) -> K, impl Fn(&K) -> u64),
     ) -> usize {
         let at = self.segment_of(hash);
         let segment = self.segments.at_mut(at);
-        let visited = segment.remove(hash, position, &hash_of);
+        let visited = segment.remove(hash, position, &elements);
         self.len -= 1;
         let len = segment.len as usize;
         // A segment of which less than three eighths are used is shrunk until it is three quarters full: the next
@@ -115,7 +122,7 @@ impl PositionIndex {
         if before <= SEGMENT_SLOTS_MIN || len * 8 >= before * 3 {
             return visited;
         }
-        segment.resize(len + len / 3 + 2, &hash_of);
+        segment.resize(len + len / 3 + 2, &elements);
         self.slots -= before - segment.slots.len();
         visited + before
     }
@@ -136,19 +143,18 @@ impl PositionIndex {
     }
 
     /// Adds a segment, and moves to it the positions that belong there.
-    fn split(&mut self, hash_of: &impl Fn(u32) -> u64) {
+    fn split<K>(&mut self, elements: &(impl Fn(u32) -> K, impl Fn(&K) -> u64)) {
         let added = self.segments.len();
         // The number of the added segment without its highest bit.
         let source = added - (1 << added.ilog2());
         let old = std::mem::take(self.segments.at_mut(source));
         work_counter::count_slots(old.slots.len());
         self.segments.push(Segment::default());
-        let leaves = |position: u32| self.segment_of(hash_of(position)) == added;
-        let (leaving, staying): (Vec<u32>, Vec<u32>) =
-            old.positions().partition(|position| leaves(*position));
+        let (leaving, staying): (Vec<_>, Vec<_>) =
+            old.hashes(elements).into_iter().partition(|(hash, _)| self.segment_of(*hash) == added);
         self.slots -= old.slots.len();
         for (at, positions) in [(source, staying), (added, leaving)] {
-            let segment = Segment::holding(&positions, hash_of);
+            let segment = Segment::holding(&positions);
             self.slots += segment.slots.len();
             *self.segments.at_mut(at) = segment;
         }
@@ -156,32 +162,45 @@ impl PositionIndex {
 }
 
 impl Segment {
-    fn holding(positions: &[u32], hash_of: &impl Fn(u32) -> u64) -> Self {
-        let mut segment = Self::default();
+    /// Returns a segment, three quarters full, of positions with their hashes.
+    fn holding(positions: &[(u64, u32)]) -> Self {
         let slots = positions.len() + positions.len() / 3 + 2;
-        segment.resize(slots.min(SEGMENT_SLOTS_MAX), hash_of);
-        for position in positions {
-            segment.put(hash_of(*position), *position);
-        }
+        let mut segment = Self::with_slots(slots.min(SEGMENT_SLOTS_MAX));
+        segment.put_all(positions);
         segment
+    }
+
+    fn with_slots(slots: usize) -> Self {
+        Self { slots: vec![EMPTY; slots.max(SEGMENT_SLOTS_MIN)].into_boxed_slice(), len: 0 }
     }
 
     fn is_full(&self) -> bool {
         (self.len as usize + 1) * 8 > self.slots.len() * 7
     }
 
-    fn positions(&self) -> impl Iterator<Item = u32> {
-        self.slots.iter().filter(|slot| **slot != EMPTY).map(|slot| position_of(*slot))
+    /// Returns the positions with the hashes of their elements.
+    fn hashes<K>(
+        &self,
+        (key_of, hash_of): &(impl Fn(u32) -> K, impl Fn(&K) -> u64),
+    ) -> Vec<(u64, u32)> {
+        let used = self.slots.iter().filter(|slot| **slot != EMPTY);
+        let positions: Vec<u32> = used.map(|slot| position_of(*slot)).collect();
+        // Most elements are not in the cache. Read without computing between, several of them are waited for at once:
+        // an import of 4 million torrents took 1.4 times as long otherwise.
+        let keys: Vec<K> = positions.iter().map(|position| key_of(*position)).collect();
+        keys.iter().map(hash_of).zip(positions).collect()
     }
 
-    fn resize(&mut self, slots: usize, hash_of: &impl Fn(u32) -> u64) {
-        let slots = slots.max(SEGMENT_SLOTS_MIN);
+    fn resize<K>(&mut self, slots: usize, elements: &(impl Fn(u32) -> K, impl Fn(&K) -> u64)) {
         work_counter::count_slots(self.slots.len());
-        let fresh = vec![EMPTY; slots].into_boxed_slice();
-        let old = Self { slots: std::mem::replace(&mut self.slots, fresh), len: self.len };
-        self.len = 0;
-        for position in old.positions() {
-            self.put(hash_of(position), position);
+        let positions = self.hashes(elements);
+        *self = Self::with_slots(slots);
+        self.put_all(&positions);
+    }
+
+    fn put_all(&mut self, positions: &[(u64, u32)]) {
+        for (hash, position) in positions {
+            self.put(*hash, *position);
         }
     }
 
@@ -232,7 +251,12 @@ impl Segment {
 
     /// Removes a position and moves back the following ones that the gap would make unreachable. Returns the number of
     /// slots that were visited.
-    fn remove(&mut self, hash: u64, position: u32, hash_of: &impl Fn(u32) -> u64) -> usize {
+    fn remove<K>(
+        &mut self,
+        hash: u64,
+        position: u32,
+        (key_of, hash_of): &(impl Fn(u32) -> K, impl Fn(&K) -> u64),
+    ) -> usize {
         let count = self.slots.len();
         let mut gap = self.slot_holding(hash, position);
         let (mut slot, mut visited) = (gap, 0);
@@ -243,7 +267,7 @@ impl Segment {
             if value == EMPTY {
                 break;
             }
-            let probe_start = self.probe_start(hash_of(position_of(value)));
+            let probe_start = self.probe_start(hash_of(&key_of(position_of(value))));
             let distance_from_start = (slot + count - probe_start) % count;
             let distance_from_gap = (slot + count - gap) % count;
             if distance_from_start >= distance_from_gap {
@@ -299,11 +323,15 @@ mod tests {
                 match (found, grows) {
                     (None, true) => {
                         model.insert(position, hash);
-                        assert!(index.insert(hash, position, |p| hash_of(p, narrow)));
+                        assert!(index.insert(
+                            hash,
+                            position,
+                            (|p| p, |p: &u32| hash_of(*p, narrow))
+                        ));
                     }
                     (Some(_), false) => {
                         model.remove(&position);
-                        index.remove(hash, position, |p| hash_of(p, narrow));
+                        index.remove(hash, position, (|p| p, |p: &u32| hash_of(*p, narrow)));
                     }
                     _ => {}
                 }
@@ -320,7 +348,7 @@ mod tests {
     #[test]
     fn relocated_positions_are_found_at_their_new_place() {
         let mut index = PositionIndex::new();
-        assert!(index.insert(hash_of(3, u64::MAX), 3, |p| hash_of(p, u64::MAX)));
+        assert!(index.insert(hash_of(3, u64::MAX), 3, (|p| p, |p: &u32| hash_of(*p, u64::MAX))));
         index.relocate(hash_of(3, u64::MAX), 3, 90);
         assert_eq!(index.find(hash_of(3, u64::MAX), |_| true), Some(90));
     }
@@ -336,14 +364,14 @@ mod tests {
             let mut index = PositionIndex::new();
             let mut accepted = Vec::new();
             for position in (0..6_000).flat_map(|p| [p, p + 6_000]) {
-                if index.insert(hash(position), position, hash) {
+                if index.insert(hash(position), position, (|p| p, |p: &u32| hash(*p))) {
                     accepted.push(position);
                 }
             }
             assert!(accepted.len() > 9_000);
             for position in accepted {
                 assert!(index.find(hash(position), |found| found == position).is_some());
-                index.remove(hash(position), position, hash);
+                index.remove(hash(position), position, (|p| p, |p: &u32| hash(*p)));
             }
             assert_eq!(index.len, 0);
         }
@@ -353,7 +381,7 @@ mod tests {
     fn a_segment_that_cannot_grow_refuses() {
         // All have the same hash. A keyed hash makes that impossible, but it must not hang or overflow.
         let mut index = PositionIndex::new();
-        let accepted = (0..5_000).take_while(|p| index.insert(0, *p, |_| 0)).count();
+        let accepted = (0..5_000).take_while(|p| index.insert(0, *p, (|p| p, |_: &u32| 0))).count();
         assert!((3_000..SEGMENT_SLOTS_MAX).contains(&accepted), "{accepted}");
         assert_eq!(index.find(0, |p| p == 2_999), Some(2_999));
     }

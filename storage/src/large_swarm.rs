@@ -113,16 +113,20 @@ impl<const N: usize> LargeSwarm<N> {
     pub(crate) fn index_endpoint(&mut self, position: usize, hasher: &SipHasher13) -> bool {
         let endpoint_hasher = self.endpoint_hasher(hasher);
         let records = &self.records;
-        let hash_of = |position: u32| endpoint_hasher.hash(records.at(position as usize));
-        self.index.insert(hash_of(position as u32), position as u32, hash_of)
+        let hash = endpoint_hasher.hash(records.at(position));
+        let record_at = |position: u32| *records.at(position as usize);
+        let elements = (record_at, |record: &[u8; N]| endpoint_hasher.hash(record));
+        self.index.insert(hash, position as u32, elements)
     }
 
     /// Removes the record at a position from the indexes; returns the number of slots that were visited.
     pub(crate) fn remove_from_indexes(&mut self, position: usize, hasher: &SipHasher13) -> usize {
         let endpoint_hasher = self.endpoint_hasher(hasher);
         let records = &self.records;
-        let hash_of = |position: u32| endpoint_hasher.hash(records.at(position as usize));
-        let visited = self.index.remove(hash_of(position as u32), position as u32, hash_of);
+        let hash = endpoint_hasher.hash(records.at(position));
+        let record_at = |position: u32| *records.at(position as usize);
+        let elements = (record_at, |record: &[u8; N]| endpoint_hasher.hash(record));
+        let visited = self.index.remove(hash, position as u32, elements);
         match &mut self.subnet_index {
             Some(subnet_index) => {
                 let peers = SwarmRecords { records, hasher };

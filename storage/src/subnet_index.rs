@@ -136,7 +136,8 @@ impl SubnetIndex {
                 index.relocate(hash, other, position);
             } else {
                 // If the index is full, the peer is not indexed.
-                index.insert(hash, position, |other| peers.hash(peers.at(other), length));
+                let hash_of = |record: &[u8; N]| peers.hash(record, length);
+                index.insert(hash, position, (|other| *peers.at(other), hash_of));
             }
         }
     }
@@ -151,8 +152,8 @@ impl SubnetIndex {
         for (index, length) in self.levels.iter_mut().zip(self.lengths.iter()) {
             let hash = peers.hash(peers.at(position), length);
             if index.find(hash, |other| other == position).is_some() {
-                let hash_of = |other| peers.hash(peers.at(other), length);
-                visited += index.remove(hash, position, hash_of);
+                let hash_of = |record: &[u8; N]| peers.hash(record, length);
+                visited += index.remove(hash, position, (|other| *peers.at(other), hash_of));
             }
         }
         visited

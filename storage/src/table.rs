@@ -115,12 +115,14 @@ impl Table {
         guess.or_else(|| self.index.find(prefetch.hash, matches))
     }
 
-    /// Returns the hash of a torrent, and the position of its entry if there is one. It searches the index once.
-    pub(crate) fn search(&self, info_hash: &InfoHash) -> (u64, Option<u32>) {
-        let prefetch = self.prefetch_index(info_hash);
-        // Without a guess, nothing in the index has such a hash.
-        let position = prefetch.guess.and_then(|_| self.find(&prefetch, info_hash));
-        (prefetch.hash, position)
+    /// Returns the position of the entry of a torrent with this hash.
+    pub(crate) fn find_hashed(&self, hash: u64, info_hash: &InfoHash) -> Option<u32> {
+        self.index.find(hash, |position| self.store.entry(position).has_info_hash(info_hash))
+    }
+
+    /// Reads the slot of the index at which the search for a hash starts.
+    pub(crate) fn read_index_slot(&self, hash: u64) -> u32 {
+        self.index.read_slot(hash)
     }
 
     pub(crate) fn hash(&self, info_hash: &InfoHash) -> u64 {
@@ -177,8 +179,9 @@ impl Table {
         }
         self.store.entries.push(Entry::new(info_hash));
         let (store, hasher) = (&self.store, &self.context.hasher);
-        let hash_at = |position: u32| hash_of(hasher, &store.entry(position).info_hash());
-        if self.index.insert(hash, position, hash_at) {
+        let info_hash_at = |position: u32| store.entry(position).info_hash();
+        let elements = (info_hash_at, |info_hash: &InfoHash| hash_of(hasher, info_hash));
+        if self.index.insert(hash, position, elements) {
             self.stats.empty_torrents += 1;
             return Ok(position);
         }
@@ -190,8 +193,10 @@ impl Table {
     pub(crate) fn remove_torrent(&mut self, position: u32) -> usize {
         self.stats.empty_torrents -= 1;
         let (store, hasher) = (&self.store, &self.context.hasher);
-        let hash_at = |position: u32| hash_of(hasher, &store.entry(position).info_hash());
-        let visited = self.index.remove(hash_at(position), position, hash_at);
+        let info_hash_at = |position: u32| store.entry(position).info_hash();
+        let hash = hash_of(hasher, &info_hash_at(position));
+        let elements = (info_hash_at, |info_hash: &InfoHash| hash_of(hasher, info_hash));
+        let visited = self.index.remove(hash, position, elements);
         if let Some(from) = self.store.remove(position) {
             let hash = self.hash(&self.store.entry(position).info_hash());
             self.index.relocate(hash, from, position);
