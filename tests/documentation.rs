@@ -304,8 +304,8 @@ fn commands_in_the_pages_succeed() {
          touch /etc/tsubame/denied",
     );
     // The API of the examples changes an access list, over TCP and the unix socket.
-    let config = "control: {socket: /run/tsubame/control.sock}\nhooks:\n  - name: access_list\n    options: {mode: deny, \
-                  overrides_file: /var/lib/tsubame/overrides}\n";
+    let config = "control: {socket: /run/tsubame/control.sock}\nhooks:\n  - name: access_list\n    \
+                  options: {mode: deny, overrides_file: /var/lib/tsubame/overrides}\n";
     let mut failed = Vec::new();
     for block in code_blocks().iter().filter(|block| block.language == "console") {
         std::fs::write(container.path("/etc/tsubame.yaml"), format!("{DEFAULT_YAML}\n")).unwrap();

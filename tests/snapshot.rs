@@ -333,6 +333,60 @@ fn a_snapshot_that_fails_leaves_the_one_before() {
     tracker.stop();
 }
 
+/// Starts a tracker in a mount namespace in which a shell command has changed a directory.
+fn start_with_mount(directory: &Path, mount: &str) -> Tracker {
+    let script = format!("{mount} && exec \"$@\"").replace("DIR", directory.to_str().unwrap());
+    let config = config(directory, 1, ", snapshot_interval: 1s");
+    Tracker::start_with_command(&config, |command| {
+        let mut inside = std::process::Command::new("unshare");
+        // Other users may mount only in a user namespace of their own.
+        let is_root = rustix::process::geteuid().is_root();
+        inside.args(if is_root { &[][..] } else { &["--user", "--map-root-user"] });
+        inside.args(["--mount", "sh", "-c", &script, "sh"]);
+        inside.arg(command.get_program()).args(command.get_args());
+        inside
+    })
+}
+
+/// A file system that has no space for a snapshot, or is read-only, costs a warning, and the last snapshot stays.
+#[test]
+fn a_full_or_read_only_file_system_leaves_the_snapshot_before() {
+    let directory = tempfile::tempdir().unwrap();
+    let full = "mount -t tmpfs -o size=16k none DIR";
+    let mut tracker = start_with_mount(directory.path(), full);
+    let inside = format!("/proc/{}/root{}", tracker.id(), directory.path().display());
+    let inside = Path::new(&inside);
+    let mut client = Client::connected("127.0.0.1", tracker.addresses()[0]);
+    client.announce(&Announce::of(1, 2_000));
+    let deadline = now() + WAIT_TIMEOUT;
+    let peers = || describe(&snapshot_of(inside), &Clock::new()).unwrap_or_default().0;
+    while !peers().contains("peers         1\n") {
+        assert!(now() < deadline, "{}", peers());
+    }
+    announce_all(&mut client);
+    let line = tracker.wait_for("no snapshot was written");
+    assert!(line.contains("No space left on device") && line.contains("make space"), "{line}");
+    wait_for_all(&mut client);
+    let (text, is_intact) = describe(&snapshot_of(inside), &Clock::new()).unwrap();
+    assert!(is_intact && text.contains("peers         1\n"), "{text}");
+    assert!(!inside.join("swarms.tsubame.new").exists());
+    drop(tracker);
+
+    let (tracker, _) = start_with_swarms(directory.path(), "");
+    tracker.stop();
+    let before = fs::read(snapshot_of(directory.path())).unwrap();
+    let read_only = "mount --bind DIR DIR && mount -o remount,bind,ro DIR";
+    let mut tracker = start_with_mount(directory.path(), read_only);
+    tracker.wait_for("400 torrents, 800 peers");
+    let line = tracker.wait_for("no snapshot was written");
+    assert!(line.contains("Read-only file system") && line.contains("writable"), "{line}");
+    client.tracker = tracker.addresses()[0];
+    client.connect();
+    wait_for_all(&mut client);
+    tracker.stop();
+    assert_eq!(fs::read(snapshot_of(directory.path())).unwrap(), before);
+}
+
 /// A disk that does not answer delays the stop until `storage.stop_timeout`, and requests not at all.
 #[test]
 fn a_slow_disk_delays_no_request() {

@@ -185,11 +185,9 @@ fn fails(script: &str, expected: &str) {
     announce_all(std::slice::from_mut(&mut client));
     let before = scrape_all(&mut client);
     let load = Load::start(tracker.addresses()[0]);
-    fs::remove_file(&program).unwrap();
-    if !script.is_empty() {
-        let script = script.replace("TSUBAME", env!("CARGO_BIN_EXE_tsubame"));
-        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    match script {
+        "" => fs::remove_file(&program).unwrap(),
+        script => replace(&program, script),
     }
     let (is_replaced, text) = upgrade(control);
     assert!(!is_replaced && text.contains(expected), "{text}\n{}", log_of(&mut tracker));
@@ -245,6 +243,58 @@ fn fake(behaviour: &str) -> String {
     )
 }
 
+/// A new process that ends after it has said that it serves is the tracker that has ended: the old one ends, too, with
+/// the reason, and a service manager starts the next.
+#[test]
+fn a_successor_that_dies_when_it_serves_is_reported() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("tsubame");
+    let mut tracker = start(&config(1, ""), &program);
+    let control = control_of(&mut tracker);
+    announce_all(&mut [Client::connected("127.0.0.1", tracker.addresses()[0])]);
+    replace(&program, &fake("dies when it serves"));
+    let (is_replaced, text) = upgrade(control);
+    assert!(!is_replaced && text.contains("serves, but lacks the changes"), "{text}");
+    assert_eq!(tracker.wait_for_exit().code(), Some(0));
+    tracker.wait_for("upgrade: process");
+}
+
+/// If the old process is killed before it has sent everything, the new one ends with the reason, and the addresses are
+/// free.
+#[test]
+fn a_predecessor_that_is_killed_ends_the_successor() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("tsubame");
+    let mut tracker = start(&config(1, ""), &program);
+    let address = tracker.addresses()[0];
+    let (pid_file, go) = (directory.path().join("pid"), directory.path().join("go"));
+    // The new process has the channel, and reads from it once the old one has been killed.
+    let script = format!(
+        "echo $$ >{}\nwhile [ ! -e {} ]; do sleep 0.05; done\nexec {} \"$@\"",
+        pid_file.display(),
+        go.display(),
+        env!("CARGO_BIN_EXE_tsubame")
+    );
+    replace(&program, &script);
+    tracker.signal("USR2");
+    let read = || fs::read_to_string(&pid_file).ok()?.trim().parse::<i32>().ok();
+    wait_until(|| read().is_some());
+    tracker.signal("KILL");
+    tracker.wait_for_exit();
+    fs::write(&go, "").unwrap();
+    let line = tracker.wait_for("cannot be reached");
+    assert!(line.contains("the process that is to be replaced"), "{line}");
+    wait_until(|| has_ended(read().unwrap()));
+    std::net::UdpSocket::bind(address).unwrap();
+}
+
+/// Replaces a program by a shell script.
+fn replace(program: &Path, script: &str) {
+    fs::remove_file(program).unwrap();
+    fs::write(program, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
 /// Behaves like the new process of an upgrade up to its first messages.
 #[test]
 #[ignore = "run as a process by other tests"]
@@ -262,6 +312,19 @@ fn fake_successor() {
     channel.write_all(&[first, 0, 0, 0, 0]).unwrap();
     if behaviour == "dies" {
         channel.read_exact(&mut [0; 20]).unwrap();
+        std::process::exit(3);
+    }
+    if behaviour == "dies when it serves" {
+        // Reads records until the old process has sent all torrents.
+        loop {
+            channel.read_exact(&mut head).unwrap();
+            let [kind, len @ ..] = head;
+            channel.read_exact(&mut vec![0; u32::from_le_bytes(len) as usize]).unwrap();
+            if kind == 4 {
+                break;
+            }
+        }
+        channel.write_all(&[5, 0, 0, 0, 0]).unwrap();
         std::process::exit(3);
     }
     loop {
@@ -307,10 +370,7 @@ fn a_signal_starts_an_upgrade() {
     let mut tracker = start(&config(1, ""), &program);
     let control = control_of(&mut tracker);
     // The new process is slow to start, so that the first upgrade is still in progress.
-    fs::remove_file(&program).unwrap();
-    let script = format!("#!/bin/sh\nsleep 1\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_tsubame"));
-    fs::write(&program, script).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    replace(&program, &format!("sleep 1\nexec {} \"$@\"", env!("CARGO_BIN_EXE_tsubame")));
     tracker.signal("USR2");
     tracker.wait_for("upgrade: starting a new process");
     let (is_replaced, text) = upgrade(control);
@@ -332,10 +392,7 @@ fn a_stop_ends_an_upgrade() {
         let mut tracker = start(&config, &program);
         announce_all(&mut [Client::connected("127.0.0.1", tracker.addresses()[0])]);
         let pid_file = directory.path().join("pid");
-        fs::remove_file(&program).unwrap();
-        let script = format!("#!/bin/sh\necho $$ >{}\n{script}\n", pid_file.display());
-        fs::write(&program, script).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        replace(&program, &format!("echo $$ >{}\n{script}", pid_file.display()));
         tracker.signal("USR2");
         let read = || fs::read_to_string(&pid_file).ok()?.trim().parse::<i32>().ok();
         wait_until(|| read().is_some());

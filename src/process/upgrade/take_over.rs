@@ -159,16 +159,18 @@ impl TakeOver {
         let (sender, receiver) = channel();
         process.is_taking_over.store(true, Ordering::Relaxed);
         let thread = std::thread::Builder::new().name("upgrade".to_owned());
-        thread.spawn(move || {
-            self.run(&shards, &sender);
-            process.is_taking_over.store(false, Ordering::Relaxed);
-        })?;
+        thread.spawn(move || self.run(&shards, &process, &sender))?;
         Ok(receiver)
     }
 
-    fn run(mut self, shards: &ShardSender, done: &Sender<()>) {
+    fn run(mut self, shards: &ShardSender, process: &ProcessStats, done: &Sender<()>) {
         let finished = self.import_changes(shards);
         shards.send_to_all(|| TransferRequest::EndImport);
+        // Before the other process is told: whoever waits for this upgrade may start the next one at once.
+        process.is_taking_over.store(false, Ordering::Relaxed);
+        let finished = finished.and_then(|()| {
+            self.channel.send(&UpgradeMessage::Complete).map_err(UpgradeError::Channel)
+        });
         let ImportCounts { torrents, peers, refused, .. } = self.counts;
         match finished {
             Ok(()) => tracing::info!(
@@ -208,11 +210,10 @@ impl TakeOver {
                         waiting -= 1;
                     }
                 }
-                UpgradeMessage::Done => break,
+                UpgradeMessage::Done => return Ok(()),
                 _ => return Err(UpgradeError::Records),
             }
         }
-        self.channel.send(&UpgradeMessage::Complete).map_err(UpgradeError::Channel)
     }
 }
 
