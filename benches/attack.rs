@@ -25,17 +25,16 @@ const CGNAT_NETWORKS: u32 = 200;
 
 /// Parameters of a simulated attack.
 #[derive(Clone, Copy, Debug)]
-pub struct Attack {
+pub struct AttackParameters {
     /// Memory limit of the table.
     pub memory_bytes: usize,
     /// Number of attacking /24 networks; 0 is no attack.
-    pub prefixes: u32,
+    pub networks: u32,
     /// Seed of the random number generator.
     pub seed: u64,
 }
 
-/// Result of an attack: percentages of the honest peers and torrents, and of the announces of the attackers, that were
-/// stored.
+/// Result of a simulated attack, in percent.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct AttackOutcome {
     /// Percentage of the honest peers that were stored at the end.
@@ -67,34 +66,34 @@ struct Simulation {
     clients: Vec<Vec<HonestClient>>,
     next_torrent: u32,
     next_peer: u32,
-    /// Numbers of new honest torrents that were stored and refused.
+    /// Number of new honest torrents that were stored, and of those that were refused.
     new_torrents: [u64; 2],
-    /// Numbers of actions of the attackers whose last announce was stored, and refused.
-    attack: [u64; 2],
+    /// Number of actions of the attackers whose last announce was stored, and of those that were refused.
+    attacker_actions: [u64; 2],
 }
 
 /// Simulates an attack that lasts three peer lifetimes, after one interval without attack.
-pub fn simulate(attack: Attack) -> AttackOutcome {
+pub fn simulate(attack: AttackParameters) -> AttackOutcome {
     let mut simulation = Simulation::new(attack);
     let torrents = attack.memory_bytes * 6 / 10 / TORRENT_BYTES;
     for torrent in 0..torrents as u32 {
         for _ in 0..peers_of(torrent) {
-            let client = simulation.client(torrent);
+            let client = simulation.new_client(torrent);
             let due = simulation.rng.u64(..INTERVAL_SECS);
             simulation.clients[due as usize].push(client);
         }
     }
     simulation.next_torrent = torrents as u32;
     let clients: usize = simulation.clients.iter().map(Vec::len).sum();
-    let per_second = if attack.prefixes == 0 { 0 } else { clients as u64 * 10 / INTERVAL_SECS };
-    (0..INTERVAL_SECS).for_each(|_| simulation.second(0, 0));
-    (simulation.new_torrents, simulation.attack) = ([0; 2], [0; 2]);
-    (0..3 * LIFETIME_SECS).for_each(|_| simulation.second(per_second, attack.prefixes));
+    let per_second = if attack.networks == 0 { 0 } else { clients as u64 * 10 / INTERVAL_SECS };
+    (0..INTERVAL_SECS).for_each(|_| simulation.simulate_second(0, 0));
+    (simulation.new_torrents, simulation.attacker_actions) = ([0; 2], [0; 2]);
+    (0..3 * LIFETIME_SECS).for_each(|_| simulation.simulate_second(per_second, attack.networks));
     simulation.outcome(attack.memory_bytes)
 }
 
 impl Simulation {
-    fn new(attack: Attack) -> Self {
+    fn new(attack: AttackParameters) -> Self {
         let table = Swarms::new(TableSettings {
             peer_lifetime_secs: LIFETIME_SECS as u32,
             memory_bytes: attack.memory_bytes,
@@ -110,12 +109,12 @@ impl Simulation {
             next_torrent: 0,
             next_peer: 0,
             new_torrents: [0; 2],
-            attack: [0; 2],
+            attacker_actions: [0; 2],
         }
     }
 
     /// Returns a new honest client of a torrent.
-    fn client(&mut self, torrent: u32) -> HonestClient {
+    fn new_client(&mut self, torrent: u32) -> HonestClient {
         self.next_peer += 1;
         let endpoint = if self.rng.u32(..100) < CGNAT_PERCENT {
             let nat = self.rng.u32(..CGNAT_NETWORKS);
@@ -140,22 +139,22 @@ impl Simulation {
     }
 
     /// Simulates a second: the honest clients that are due, the attackers, and as much sweeping as a shard performs.
-    fn second(&mut self, attacks: u64, prefixes: u32) {
+    fn simulate_second(&mut self, actions: u64, networks: u32) {
         self.now += 1;
         let at = (self.now % INTERVAL_SECS) as usize;
         let due = std::mem::take(&mut self.clients[at]);
-        let mut attacks_left = attacks;
-        let attacks_per_client = attacks / due.len().max(1) as u64 + 1;
+        let mut actions_left = actions;
+        let actions_per_client = actions / due.len().max(1) as u64 + 1;
         for client in due {
             let client = self.announce_honest_client(client);
             self.clients[at].push(client);
-            for _ in 0..attacks_per_client.min(attacks_left) {
-                self.attack(prefixes);
+            for _ in 0..actions_per_client.min(actions_left) {
+                self.attacker_action(networks);
             }
-            attacks_left -= attacks_per_client.min(attacks_left);
+            actions_left -= actions_per_client.min(actions_left);
         }
         // A shard sweeps after every 256 datagrams, and each second.
-        for _ in 0..=attacks / 256 {
+        for _ in 0..=actions / 256 {
             self.table.sweep(Seconds(self.now));
         }
     }
@@ -184,13 +183,13 @@ impl Simulation {
         } else {
             self.rng.u32(..self.next_torrent)
         };
-        let client = self.client(torrent);
+        let client = self.new_client(torrent);
         self.announce_honest_client(client)
     }
 
-    /// Processes one attack: one announce, or a torrent that is announced, completed and stopped.
-    fn attack(&mut self, prefixes: u32) {
-        let network = (0xcb00_0000 + self.rng.u32(..prefixes)) << 8;
+    /// Processes an action of an attacker: one announce, or a torrent that is announced, completed and stopped.
+    fn attacker_action(&mut self, networks: u32) {
+        let network = (0xcb00_0000 + self.rng.u32(..networks)) << 8;
         let address = network | u32::from(self.rng.u8(..));
         let endpoint = Endpoint::new(address.to_be_bytes().into(), self.rng.u16(1_024..));
         let mut announce = SwarmAnnounce {
@@ -210,7 +209,7 @@ impl Simulation {
             _ => {}
         }
         let change = self.announce(&announce);
-        self.attack[usize::from(matches!(change, SwarmChange::Refused(_)))] += 1;
+        self.attacker_actions[usize::from(matches!(change, SwarmChange::Refused(_)))] += 1;
     }
 
     /// Computes the result.
@@ -243,7 +242,7 @@ impl Simulation {
             peers_kept: percent(kept, established.len()),
             torrents_kept,
             new_torrents_stored: share(self.new_torrents),
-            attack_stored: share(self.attack),
+            attack_stored: share(self.attacker_actions),
             memory_used_percent,
         }
     }
@@ -260,10 +259,10 @@ mod tests {
     /// Checks that at least 99 % of the honest peers and torrents are kept, and 99 % of new honest torrents are stored.
     #[test]
     fn honest_clients_are_served_while_few_networks_attack() {
-        for prefixes in [0, 1, 16] {
-            let seed = u64::from(prefixes) + 1;
-            let outcome = simulate(Attack { memory_bytes: 8 << 20, prefixes, seed });
-            println!("{prefixes} prefixes, seed {seed}: {outcome:?}");
+        for networks in [0, 1, 16] {
+            let seed = u64::from(networks) + 1;
+            let outcome = simulate(AttackParameters { memory_bytes: 8 << 20, networks, seed });
+            println!("{networks} networks, seed {seed}: {outcome:?}");
             let AttackOutcome {
                 peers_kept,
                 torrents_kept,
@@ -272,7 +271,7 @@ mod tests {
                 ..
             } = outcome;
             let served = [peers_kept, torrents_kept, new_torrents_stored];
-            assert!(served.iter().all(|share| *share >= 99.0), "{prefixes}: {outcome:?}");
+            assert!(served.iter().all(|share| *share >= 99.0), "{networks}: {outcome:?}");
             assert!(memory_used_percent <= 100.0, "{outcome:?}");
         }
     }

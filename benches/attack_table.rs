@@ -2,7 +2,7 @@
 //!
 //! `attack [MIB]`: memory limit of the table, 64 by default. Each row has a number of /24 networks that attack.
 
-use tsubame_bench::attack::{Attack, simulate};
+use tsubame_bench::attack::{AttackParameters, simulate};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -13,10 +13,10 @@ fn main() {
     println!(
         "networks | honest peers | honest torrents | new torrents | attack stored |  memory used"
     );
-    for prefixes in [0, 1, 16, 256, 4_096] {
-        let outcome = simulate(Attack { memory_bytes: mib << 20, prefixes, seed: 1 });
+    for networks in [0, 1, 16, 256, 4_096] {
+        let outcome = simulate(AttackParameters { memory_bytes: mib << 20, networks, seed: 1 });
         println!(
-            "{prefixes:8} | {:10.2} % | {:13.2} % | {:10.2} % | {:11.2} % | {:10.2} %",
+            "{networks:8} | {:10.2} % | {:13.2} % | {:10.2} % | {:11.2} % | {:10.2} %",
             outcome.peers_kept,
             outcome.torrents_kept,
             outcome.new_torrents_stored,

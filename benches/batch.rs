@@ -57,7 +57,8 @@ impl BatchSocket {
         self.0.set_read_timeout(Some(timeout))
     }
 
-    /// Returns the number of datagrams that the kernel has dropped because the receive buffer was full.
+    /// Returns the number of datagrams that the kernel has dropped at the socket, mostly because the receive buffer was
+    /// full.
     pub fn drops(&self) -> u64 {
         let mut stats = [0_u32; 9];
         let mut len = size_of_val(&stats) as libc::socklen_t;
@@ -169,6 +170,10 @@ impl SendBatch {
     ///
     /// It is sent from `source` if that is given, otherwise from the address of the socket. With `segment`, the kernel
     /// splits it into datagrams of this number of bytes.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the batch is full ([`Self::is_full`]), or if `write` returns more than a datagram may have.
     pub fn push(
         &mut self,
         to: &SocketName,
@@ -317,7 +322,7 @@ impl ReceiveBatch {
 
 impl SocketName {
     /// Returns whether both have the same address and port.
-    pub fn is(&self, other: &Self) -> bool {
+    pub fn is_same_endpoint(&self, other: &Self) -> bool {
         let (a, b) = (&self.bytes, &other.bytes);
         let is_same_port = (a.sin6_family, a.sin6_port) == (b.sin6_family, b.sin6_port);
         // In sockaddr_in the address is at the offset of sin6_flowinfo.
@@ -354,7 +359,10 @@ mod tests {
             assert!(batch.receive_waiting(&server).unwrap() > 0, "only {seen:?} arrived");
             for (bytes, from) in batch.datagrams() {
                 let source = (7..9).find(|source| {
-                    from.is(&SocketName::from(SocketAddr::from(([127, 3, 2, *source], port))))
+                    from.is_same_endpoint(&SocketName::from(SocketAddr::from((
+                        [127, 3, 2, *source],
+                        port,
+                    ))))
                 });
                 seen.push((source.unwrap(), bytes.to_vec()));
             }

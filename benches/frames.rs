@@ -17,11 +17,11 @@ use tsubame::tracker::{AdmittedAnnounce, Tracker};
 use tsubame_bench::{announce_of, announce_to, empty_table, fill, peers_of, tracker};
 use tsubame_storage::{Family, Role, Seconds, SwarmAnnounce};
 use tsubame_udp::wire::{ACTION_ANNOUNCE, ACTION_CONNECT, PROTOCOL_MAGIC, TransactionId};
-use tsubame_udp::xdp::frame::{FrameHeaders, FramePath};
+use tsubame_udp::xdp::frame::{FrameHeaders, FrameReplyPath};
 
 const TORRENTS: u32 = 1_000_000;
 const BATCH: usize = 64;
-/// Number of batches, all of different announces: more than the caches hold.
+/// Number of batches of random announces: together they touch more entries than the caches hold.
 const BATCHES: usize = 4_096;
 const NOW: Now = Now { monotonic: Seconds(1), unix_secs: 1_000_000 };
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
@@ -34,7 +34,7 @@ const BUFFER_LEN: usize = 1_792;
 
 fn benches(criterion: &mut Criterion) {
     announces(criterion);
-    crossing(criterion);
+    mesh_throughput(criterion);
 }
 
 /// Compares an announce in the table alone, from datagram to reply, and from frame to frame.
@@ -96,8 +96,8 @@ fn announces(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Measures the time of an announce from one thread to another, when both do nothing else.
-fn crossing(criterion: &mut Criterion) {
+/// Measures the time for an announce when one thread sends through the mesh without a pause and another receives.
+fn mesh_throughput(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("mesh");
     group.throughput(Throughput::Elements(1));
     let announce = draw(&mut Rng::with_seed(1));
@@ -113,10 +113,11 @@ fn crossing(criterion: &mut Criterion) {
     };
     let bytes = frame(&(([10, 0, 0, 2], 6_881).into(), vec![0; 98]));
     let Some(headers) = FrameHeaders::parse(&bytes) else { panic!("the frame is invalid") };
-    let path = ReplyPath::Frame(FramePath::new(&bytes, &headers, 0));
+    let path = ReplyPath::Frame(FrameReplyPath::new(&bytes, &headers, 0));
     group.bench_function("announce", |bencher| {
         bencher.iter_custom(|count| {
             let Ok(mut endpoints) = mesh(2) else { panic!("cannot create a mesh") };
+            // The third endpoint is that of the control plane.
             endpoints.truncate(2);
             let (Some(mut receiver), Some(mut sender)) = (endpoints.pop(), endpoints.pop()) else {
                 panic!("a mesh of two shards has their endpoints")

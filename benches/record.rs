@@ -45,9 +45,9 @@ pub struct StepRecord {
     pub rate: Option<f64>,
     /// Number of requests sent that must be answered.
     pub sent: u64,
-    /// Number of requests sent that must not be answered: stale and forged connection ids, and garbage.
+    /// Number of requests sent that must not be answered: forged connection ids, and garbage.
     pub sent_unproven: u64,
-    /// Number of replies by kind: connect, announce, scrape, error.
+    /// Number of replies by kind: connect, announce, scrape, error, unreadable (HTTP).
     pub answered: BTreeMap<String, u64>,
     /// Number of replies to requests that must not be answered.
     pub answered_unproven: u64,
@@ -55,7 +55,8 @@ pub struct StepRecord {
     pub flood_connects: u64,
     /// Number of replies to flood connects.
     pub flood_connects_answered: u64,
-    /// Number of requests without a reply within the timeout.
+    /// Number of requests given up: not answered within the timeout, counted in `broken`, or displaced because too many
+    /// were unanswered.
     pub lost: u64,
     /// Number of replies that arrived after the timeout or twice.
     pub late: u64,
@@ -84,11 +85,11 @@ pub struct StepRecord {
     /// Longest time without a reply while requests were unanswered, in milliseconds.
     pub gap_ms_max: f64,
     /// Load of the generator itself.
-    pub generator: Generator,
+    pub generator: GeneratorLoad,
     /// Resources that the server used, if it runs on this machine and its process or core was given.
-    pub server: Option<Server>,
+    pub server: Option<ServerUsage>,
     /// Time series in tenths of a second.
-    pub series: Vec<Tenth>,
+    pub series: Vec<TenthStats>,
 }
 
 /// Latency in microseconds.
@@ -106,12 +107,13 @@ pub struct Latency {
 
 /// Load of the generator itself.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Generator {
+pub struct GeneratorLoad {
     /// Share of the time in which it was busy.
     pub busy: f64,
     /// Share of replies that it received in full batches, behind which more may have waited.
     pub backlog: f64,
-    /// Share of requests sent more than a millisecond after their scheduled time.
+    /// Share of requests sent more than a millisecond after their scheduled time; the wait for a free connection does
+    /// not count (see [`StepRecord::waited`]).
     pub late: f64,
     /// Number of replies that the kernel dropped because the receive buffer of the generator was full.
     pub drops: u64,
@@ -123,7 +125,7 @@ pub struct Generator {
 
 /// Resources that the server used.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub struct Server {
+pub struct ServerUsage {
     /// Seconds for which its core was busy, with any work.
     pub core_busy_s: Option<f64>,
     /// Seconds for which the host gave its core to another virtual machine: slowness in that time is not caused by the
@@ -138,7 +140,7 @@ pub struct Server {
 
 /// Results of a tenth of a second.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub struct Tenth {
+pub struct TenthStats {
     /// Number of requests sent.
     pub sent: u32,
     /// Number of replies.
@@ -156,7 +158,7 @@ impl StepRecord {
     }
 
     /// Returns the share of replies that are errors, which cost less than other replies.
-    pub fn errors(&self) -> f64 {
+    pub fn error_share(&self) -> f64 {
         self.answered.get("error").copied().unwrap_or(0) as f64 / self.answers().max(1) as f64
     }
 
@@ -184,8 +186,8 @@ impl StepRecord {
 }
 
 impl Latency {
-    /// Returns the value of a recorded percentile; 0 without replies.
-    pub fn at(&self, percentile: f64) -> f64 {
+    /// Returns the latency at a percentile, or at the next higher one that is recorded; 0 without replies.
+    pub fn value_at(&self, percentile: f64) -> f64 {
         let found = self.percentiles.iter().find(|(at, _)| *at >= percentile);
         found.map_or(0.0, |(_, value)| *value)
     }

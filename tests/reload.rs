@@ -7,8 +7,8 @@ mod common;
 use common::http::{Connection, rows_of};
 use common::policy::ClientReply::Swarm;
 use common::policy::{
-    CLIENT, ClientReply, NOT_SERVED, World, config, error, hex, over_http, over_udp, scrape_target,
-    wait_for_torrents, wait_until,
+    CLIENT, ClientReply, NOT_SERVED, TrackerWithClients, config, error, hex, over_http, over_udp,
+    scrape_target, wait_for_torrents, wait_until,
 };
 use common::{Announce, Client, WAIT_TIMEOUT, info_hash_of, now};
 use std::fs;
@@ -25,64 +25,64 @@ fn lists_are_reloaded_and_invalid_lists_are_refused() {
     fs::write(&list, format!("{}\n", hex(1))).unwrap();
     let file = list.display();
     let hooks = format!("  - {{name: access_list, options: {{mode: deny, files: {file}}}}}\n");
-    let mut world = World::new(2, &hooks);
+    let mut setup = TrackerWithClients::new(2, &hooks);
     let served = |it: &[ClientReply; 2]| it.iter().all(|answer| matches!(answer, Swarm(..)));
-    assert_eq!(world.announce_over_both(1, CLIENT, ""), [error(NOT_SERVED), error(NOT_SERVED)]);
+    assert_eq!(setup.announce_over_both(1, CLIENT, ""), [error(NOT_SERVED), error(NOT_SERVED)]);
     for torrent in 2..40 {
-        assert!(served(&world.announce_over_both(torrent, CLIENT, "")));
+        assert!(served(&setup.announce_over_both(torrent, CLIENT, "")));
     }
     let hashes: Vec<_> = (1..40).map(info_hash_of).collect();
-    let rows = world.udp.scrape(&hashes).unwrap();
+    let rows = setup.udp.scrape(&hashes).unwrap();
     assert_eq!(rows.iter().filter(|row| row[2] == 1).count(), 38);
     // Most swarms are denied now. Their peers are removed, and do not return when the torrents are permitted again.
     let text: String = (2..30).map(|torrent| format!("{}\r\n", hex(torrent))).collect();
     fs::write(&list, text).unwrap();
-    world.tracker.wait_for("a list has changed: 1 hook, 28 info hashes listed");
+    setup.tracker.wait_for("a list has changed: 1 hook, 28 info hashes listed");
     // Shards apply the new list at different times.
     wait_until(|| {
-        world.announce_over_both(2, CLIENT, "") == [error(NOT_SERVED), error(NOT_SERVED)]
+        setup.announce_over_both(2, CLIENT, "") == [error(NOT_SERVED), error(NOT_SERVED)]
     });
     wait_until(|| {
-        let rows = rows_of(&Connection::to(world.http).get(&scrape_target(&hashes[..])).body);
+        let rows = rows_of(&Connection::to(setup.http).get(&scrape_target(&hashes[..])).body);
         rows.iter().filter(|(_, row)| row[2] == 1).count() == 10
     });
-    wait_for_torrents(&world, 10);
+    wait_for_torrents(&setup, 10);
     // A mistake is reported with its line.
     fs::write(&list, "no hash\n").unwrap();
-    let message = world.tracker.wait_for("is not an info hash");
+    let message = setup.tracker.wait_for("is not an info hash");
     assert!(message.contains("list:1:") && message.contains("nothing was changed"), "{message}");
-    let (status, message) = world.ask("POST", "/v1/reload");
+    let (status, message) = setup.ask("POST", "/v1/reload");
     assert!(
         status == 422 && message.contains("list:1: \"no hash\" is not an info hash"),
         "{status} {message}"
     );
-    assert_eq!(world.announce_over_both(2, CLIENT, ""), [error(NOT_SERVED), error(NOT_SERVED)]);
+    assert_eq!(setup.announce_over_both(2, CLIENT, ""), [error(NOT_SERVED), error(NOT_SERVED)]);
     fs::write(&list, "").unwrap();
-    let (status, message) = world.ask("POST", "/v1/reload");
+    let (status, message) = setup.ask("POST", "/v1/reload");
     assert_eq!((status, message.as_str()), (200, "reloaded: 1 hook, 0 info hashes listed"));
-    wait_until(|| served(&world.announce_over_both(2, CLIENT, "")));
+    wait_until(|| served(&setup.announce_over_both(2, CLIENT, "")));
     assert_eq!(
-        world.udp.scrape(&[info_hash_of(3)]),
+        setup.udp.scrape(&[info_hash_of(3)]),
         Some(vec![[0, 0, 0]]),
         "removed peers must not return"
     );
     // Hooks are added and removed with the config.
     let config = config(2, "").replace("peer_lifetime: 2h", "peer_lifetime: 24h");
-    world.tracker.write_config(&config.replace("hooks:", "hooks: []"));
-    world.tracker.signal("HUP");
-    world.tracker.wait_for(
+    setup.tracker.write_config(&config.replace("hooks:", "hooks: []"));
+    setup.tracker.signal("HUP");
+    setup.tracker.wait_for(
         "0 hooks, 0 info hashes listed; restart the tracker to apply: announce.peer_lifetime",
     );
     let long_interval = "  - {name: interval_load, options: {max_interval: 20h}}\n";
     let longer = config.replace("hooks:", &format!("hooks:\n{long_interval}"));
-    world.tracker.write_config(&longer);
-    let (status, message) = world.ask("POST", "/v1/reload");
+    setup.tracker.write_config(&longer);
+    let (status, message) = setup.ask("POST", "/v1/reload");
     assert!(
         status == 422 && message.contains("peer_lifetime: 1day is less than"),
         "{status} {message}"
     );
-    world.tracker.write_config("hooks: [{name: nothing}]");
-    let (status, message) = world.ask("POST", "/v1/reload");
+    setup.tracker.write_config("hooks: [{name: nothing}]");
+    let (status, message) = setup.ask("POST", "/v1/reload");
     assert!(status == 422 && message.contains("\"nothing\" is not a hook"), "{status} {message}");
 }
 
@@ -96,28 +96,31 @@ fn access_list_overrides_survive_a_restart() {
         changes.display()
     );
     let refused = [error(NOT_SERVED), error(NOT_SERVED)];
-    let world = World::new(2, &hooks);
-    assert!(matches!(world.announce_over_both(1, CLIENT, ""), [Swarm(..), Swarm(..)]));
-    assert_eq!(world.announce_over_both(2, CLIENT, ""), refused);
-    let message = world.ask("PUT", &format!("/v1/access_list/{}", hex(2)));
+    let setup = TrackerWithClients::new(2, &hooks);
+    assert!(matches!(setup.announce_over_both(1, CLIENT, ""), [Swarm(..), Swarm(..)]));
+    assert_eq!(setup.announce_over_both(2, CLIENT, ""), refused);
+    let message = setup.ask("PUT", &format!("/v1/access_list/{}", hex(2)));
     assert_eq!(message, (200, format!("{} is on the access list", hex(2))));
-    wait_until(|| matches!(world.announce_over_both(2, CLIENT, ""), [Swarm(..), Swarm(..)]));
-    assert_eq!(world.ask("DELETE", &format!("/v1/access_list/{}", hex(1))).0, 200);
-    wait_until(|| world.announce_over_both(1, CLIENT, "") == refused);
-    assert_eq!(world.ask("PUT", "/v1/access_list/12").0, 400);
+    wait_until(|| matches!(setup.announce_over_both(2, CLIENT, ""), [Swarm(..), Swarm(..)]));
+    assert_eq!(setup.ask("DELETE", &format!("/v1/access_list/{}", hex(1))).0, 200);
+    wait_until(|| setup.announce_over_both(1, CLIENT, "") == refused);
+    assert_eq!(setup.ask("PUT", "/v1/access_list/12").0, 400);
     let page =
         "PUT /v1/access_list/12 HTTP/1.1\r\nHost: localhost\r\nOrigin: http://e.example\r\n\r\n";
-    let mut stream = TcpStream::connect(world.control).unwrap();
+    let mut stream = TcpStream::connect(setup.control).unwrap();
     stream.write_all(page.as_bytes()).unwrap();
     let mut reply = [0; 12];
     stream.read_exact(&mut reply).unwrap();
     assert_eq!(&reply, b"HTTP/1.1 403", "web pages must not change the access list");
-    world.tracker.stop();
-    let world = World::new(1, &hooks);
-    assert_eq!(world.announce_over_both(1, CLIENT, ""), refused);
-    assert!(matches!(world.announce_over_both(2, CLIENT, ""), [Swarm(..), Swarm(..)]));
-    drop(world);
-    assert_eq!(World::new(1, "").ask("PUT", &format!("/v1/access_list/{}", hex(1))).0, 409);
+    setup.tracker.stop();
+    let setup = TrackerWithClients::new(1, &hooks);
+    assert_eq!(setup.announce_over_both(1, CLIENT, ""), refused);
+    assert!(matches!(setup.announce_over_both(2, CLIENT, ""), [Swarm(..), Swarm(..)]));
+    drop(setup);
+    assert_eq!(
+        TrackerWithClients::new(1, "").ask("PUT", &format!("/v1/access_list/{}", hex(1))).0,
+        409
+    );
 }
 
 #[test]
@@ -128,13 +131,13 @@ fn every_announce_is_answered_during_reloads() {
     fs::write(&list, &text).unwrap();
     let file = list.display();
     let hooks = format!("  - {{name: access_list, options: {{mode: deny, files: {file}}}}}\n");
-    let world = World::new(2, &hooks);
+    let setup = TrackerWithClients::new(2, &hooks);
     let done = AtomicBool::new(false);
     let announced = std::thread::scope(|scope| {
         let clients: Vec<_> = (0..4)
             .map(|number| {
-                let mut client = Client::connected("127.0.0.1", world.udp.tracker);
-                let (done, http) = (&done, world.http);
+                let mut client = Client::connected("127.0.0.1", setup.udp.tracker);
+                let (done, http) = (&done, setup.http);
                 scope.spawn(move || {
                     let mut count = 0;
                     while !done.load(Ordering::Relaxed) {
@@ -152,13 +155,13 @@ fn every_announce_is_answered_during_reloads() {
         for round in 0..10 {
             // Another list each time, so that all swarms are checked again.
             fs::write(&list, &text[41 * 5_000 * round..]).unwrap();
-            assert_eq!(world.ask("POST", "/v1/reload").0, 200);
+            assert_eq!(setup.ask("POST", "/v1/reload").0, 200);
         }
         done.store(true, Ordering::Relaxed);
         clients.into_iter().map(|client| client.join().unwrap()).sum::<u32>()
     });
     assert!(announced > 100, "{announced} announces");
-    wait_for_torrents(&world, u64::from(announced.min(500)));
+    wait_for_torrents(&setup, u64::from(announced.min(500)));
 }
 
 #[test]
@@ -168,7 +171,7 @@ fn torrent_directories_are_watched() {
         "  - {{name: access_list, options: {{mode: allow, torrents: {}}}}}\n",
         directory.path().display()
     );
-    let mut world = World::new(1, &hooks);
+    let mut setup = TrackerWithClients::new(1, &hooks);
     let write = |name: &str, bytes: &[u8]| {
         // Written to another name, then moved, as careful operators do.
         let path = directory.path().join("new");
@@ -176,18 +179,18 @@ fn torrent_directories_are_watched() {
         fs::rename(&path, directory.path().join(name)).unwrap();
     };
     write("a.torrent", b"d8:announce1:x4:infod4:name1:a6:pieces0:ee");
-    world.tracker.wait_for("1 info hash listed");
+    setup.tracker.wait_for("1 info hash listed");
     // SHA-1 of the info dictionary.
     let hash = parse_info_hash("476ddb96349da91298ede87b9ffff035959e4143").unwrap();
     let announce = Announce { info_hash: hash.0, ..Announce::of(0, 7_001) };
-    wait_until(|| matches!(over_udp(&world.udp, &announce, CLIENT, ""), Swarm(..)));
-    assert_eq!(over_udp(&world.udp, &Announce::of(9, 7_001), CLIENT, ""), error(NOT_SERVED));
+    wait_until(|| matches!(over_udp(&setup.udp, &announce, CLIENT, ""), Swarm(..)));
+    assert_eq!(over_udp(&setup.udp, &Announce::of(9, 7_001), CLIENT, ""), error(NOT_SERVED));
     // A torrent file that is copied slowly and read when it is incomplete.
     let copied = directory.path().join("b.torrent");
     fs::write(&copied, b"d8:announce1:y4:infod4:name1:b").unwrap();
-    world.tracker.wait_for("b.torrent: is not a torrent file");
+    setup.tracker.wait_for("b.torrent: is not a torrent file");
     fs::write(&copied, b"d8:announce1:y4:infod4:name1:b6:pieces0:ee").unwrap();
-    world.tracker.wait_for("2 info hashes listed");
+    setup.tracker.wait_for("2 info hashes listed");
 }
 
 #[test]
@@ -248,23 +251,23 @@ fn a_list_of_a_million_torrents_is_loaded_while_serving() {
     fs::write(&list, "").unwrap();
     let file = list.display();
     let hooks = format!("  - {{name: access_list, options: {{mode: deny, files: {file}}}}}\n");
-    let mut world = World::new(1, &hooks);
+    let mut setup = TrackerWithClients::new(1, &hooks);
     let text: String = (0..1_000_000).map(|torrent| format!("{}\n", hex(torrent))).collect();
     fs::write(&list, text).unwrap();
     let deadline = now() + WAIT_TIMEOUT * 6;
-    while world.announce_over_both(5, CLIENT, "")[0] != error(NOT_SERVED) {
-        world.udp.connect();
+    while setup.announce_over_both(5, CLIENT, "")[0] != error(NOT_SERVED) {
+        setup.udp.connect();
         assert!(now() < deadline);
     }
-    world.tracker.wait_for("1000000 info hashes listed");
+    setup.tracker.wait_for("1000000 info hashes listed");
 }
 
 /// Settings change without a restart, for both protocols.
 #[test]
 fn settings_are_reloaded() {
-    let mut world = World::new(2, "");
-    assert_eq!(world.announce_over_both(1, CLIENT, ""), [Swarm(0, 1, 1_800), Swarm(0, 1, 1_800)]);
-    let [udp, http] = [world.udp.tracker, world.http].map(|address| address.port());
+    let mut setup = TrackerWithClients::new(2, "");
+    assert_eq!(setup.announce_over_both(1, CLIENT, ""), [Swarm(0, 1, 1_800), Swarm(0, 1, 1_800)]);
+    let [udp, http] = [setup.udp.tracker, setup.http].map(|address| address.port());
     let config = |more: &str| {
         config(2, "")
             .replace(
@@ -284,12 +287,12 @@ fn settings_are_reloaded() {
         )
         .replace("announce_paths: [/announce,", "announce_paths: [/announce, /a,")
         + "storage: {caps: {per_ipv4: 2}, memory: 64MiB, keep_completed: 1h}\nlog: {level: debug}\n";
-    world.tracker.write_config(&changed);
-    let (status, message) = world.ask("POST", "/v1/reload");
+    setup.tracker.write_config(&changed);
+    let (status, message) = setup.ask("POST", "/v1/reload");
     // The config had port 0 at start and has the actual ports now, which counts as a change.
     let expected = "reloaded: 0 hooks, 0 info hashes listed; restart the tracker to apply: udp.listen, http.listen";
     assert_eq!((status, message.as_str()), (200, expected));
-    let (_, values) = world.ask("GET", "/v1/config");
+    let (_, values) = setup.ask("GET", "/v1/config");
     for in_force in [
         r#"{"key":"announce.interval","value":"20m","is_default":false}"#.to_owned(),
         r#"{"key":"storage.source_share","value":"2%","is_default":true}"#.to_owned(),
@@ -300,32 +303,32 @@ fn settings_are_reloaded() {
         assert!(values.contains(&in_force), "no {in_force} in {values}");
     }
     wait_until(|| {
-        world.announce_over_both(1, CLIENT, "") == [Swarm(0, 1, 1_200), Swarm(0, 1, 1_200)]
+        setup.announce_over_both(1, CLIENT, "") == [Swarm(0, 1, 1_200), Swarm(0, 1, 1_200)]
     });
     // With a cap of 2, the third peer of an address is not stored.
     for port in [7_002, 7_003, 7_004] {
         let announce = Announce { port, ..Announce::of(2, port) };
-        over_udp(&world.udp, &announce, CLIENT, "");
+        over_udp(&setup.udp, &announce, CLIENT, "");
     }
-    assert_eq!(world.udp.scrape(&[info_hash_of(2)]), Some(vec![[0, 0, 2]]));
+    assert_eq!(setup.udp.scrape(&[info_hash_of(2)]), Some(vec![[0, 0, 2]]));
     // A wrong connection id gets an error now.
-    let mut other = Client::new("127.0.0.1", world.udp.tracker);
+    let mut other = Client::new("127.0.0.1", setup.udp.tracker);
     other.id = 5;
     assert_eq!(over_udp(&other, &Announce::of(1, 7_001), CLIENT, ""), error("wrong connection id"));
     // New HTTP paths take effect within a second.
-    wait_until(|| Connection::to(world.http).get("/a").status == 200);
-    world.tracker.signal("USR1");
-    world.tracker.signal("PIPE");
-    world.tracker.signal("ALRM");
-    world.tracker.wait_for("SIGALRM is ignored");
+    wait_until(|| Connection::to(setup.http).get("/a").status == 200);
+    setup.tracker.signal("USR1");
+    setup.tracker.signal("PIPE");
+    setup.tracker.signal("ALRM");
+    setup.tracker.wait_for("SIGALRM is ignored");
     let mistaken = changed.replace("interval: 20m", "interval: 20h");
-    world.tracker.write_config(&mistaken);
-    let (status, message) = world.ask("POST", "/v1/reload");
+    setup.tracker.write_config(&mistaken);
+    let (status, message) = setup.ask("POST", "/v1/reload");
     assert!(
         status == 422 && message.contains("announce.peer_lifetime: 3h is less"),
         "{status} {message}"
     );
-    assert_eq!(world.announce_over_both(1, CLIENT, ""), [Swarm(0, 1, 1_200), Swarm(0, 1, 1_200)]);
+    assert_eq!(setup.announce_over_both(1, CLIENT, ""), [Swarm(0, 1, 1_200), Swarm(0, 1, 1_200)]);
 }
 
 /// A list that is a FIFO without a writer is refused and blocks no later reload.
@@ -339,17 +342,17 @@ fn a_list_that_is_a_fifo_does_not_block_reloads() {
         list.display(),
         directory.path().join("overrides").display()
     );
-    let world = World::new(1, &hooks);
+    let setup = TrackerWithClients::new(1, &hooks);
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     fs::rename(&fifo, &list).unwrap();
-    let (status, message) = world.ask("POST", "/v1/reload");
+    let (status, message) = setup.ask("POST", "/v1/reload");
     assert!(status == 422 && message.contains("not a regular file"), "{status} {message}");
-    let (status, message) = world.ask("PUT", &format!("/v1/access_list/{}", hex(2)));
+    let (status, message) = setup.ask("PUT", &format!("/v1/access_list/{}", hex(2)));
     assert_eq!(status, 200, "{message}");
     wait_until(|| {
-        world.announce_over_both(2, CLIENT, "") == [error(NOT_SERVED), error(NOT_SERVED)]
+        setup.announce_over_both(2, CLIENT, "") == [error(NOT_SERVED), error(NOT_SERVED)]
     });
-    assert_eq!(world.announce_over_both(1, CLIENT, ""), [error(NOT_SERVED), error(NOT_SERVED)]);
+    assert_eq!(setup.announce_over_both(1, CLIENT, ""), [error(NOT_SERVED), error(NOT_SERVED)]);
 }
 
 /// Torrents that were removed with DELETE but are in a list file are reported at each reload, and redundant overrides
@@ -370,37 +373,37 @@ fn overrides_that_contradict_the_list_files_are_reported() {
         list.display(),
         overrides.display()
     );
-    let mut world = World::new(1, &hooks);
-    world.tracker.wait_for("cut off or filled with zeros");
+    let mut setup = TrackerWithClients::new(1, &hooks);
+    setup.tracker.wait_for("cut off or filled with zeros");
     assert_eq!(fs::read_to_string(&overrides).unwrap(), "", "all overrides are redundant");
-    assert_eq!(world.ask("DELETE", &format!("/v1/access_list/{}", hex(1))).0, 200);
-    assert_eq!(world.ask("PUT", &format!("/v1/access_list/{}", hex(2))).0, 200);
-    assert_eq!(world.ask("POST", "/v1/reload").0, 200);
-    let message = world.tracker.wait_for("were removed by DELETE");
+    assert_eq!(setup.ask("DELETE", &format!("/v1/access_list/{}", hex(1))).0, 200);
+    assert_eq!(setup.ask("PUT", &format!("/v1/access_list/{}", hex(2))).0, 200);
+    assert_eq!(setup.ask("POST", "/v1/reload").0, 200);
+    let message = setup.tracker.wait_for("were removed by DELETE");
     assert!(message.contains(&hex(1)), "{message}");
     // Overrides that agree with the list files by now are removed.
     fs::write(&list, format!("{}\n", hex(2))).unwrap();
-    assert_eq!(world.ask("POST", "/v1/reload").0, 200);
+    assert_eq!(setup.ask("POST", "/v1/reload").0, 200);
     assert_eq!(fs::read_to_string(&overrides).unwrap(), "");
 }
 
 /// Torrents without peers are removed with `POST /v1/evict`.
 #[test]
 fn torrents_without_peers_are_evicted_on_demand() {
-    let mut world = World::new(2, "");
+    let mut setup = TrackerWithClients::new(2, "");
     for torrent in 0..20 {
         for event in [2, 1, 3] {
             let left = u64::from(event == 2);
             let announce = Announce { event, left, ..Announce::of(torrent, 7_001) };
-            over_udp(&world.udp, &announce, CLIENT, "");
+            over_udp(&setup.udp, &announce, CLIENT, "");
         }
     }
-    assert_eq!(world.udp.scrape(&[info_hash_of(3)]), Some(vec![[0, 1, 0]]));
-    wait_for_torrents(&world, 20);
-    let (status, message) = world.ask("POST", "/v1/evict");
+    assert_eq!(setup.udp.scrape(&[info_hash_of(3)]), Some(vec![[0, 1, 0]]));
+    wait_for_torrents(&setup, 20);
+    let (status, message) = setup.ask("POST", "/v1/evict");
     assert_eq!((status, message.as_str()), (200, "20 torrents without peers are being removed"));
-    wait_for_torrents(&world, 0);
-    let (_, metrics) = world.ask("GET", "/metrics");
+    wait_for_torrents(&setup, 0);
+    let (_, metrics) = setup.ask("GET", "/metrics");
     let evicted = metrics.lines().filter(|line| {
         line.starts_with("tsubame_evicted_total{") && line.contains("empty_torrent")
     });

@@ -81,7 +81,7 @@ struct Swarm {
     confirmed: BTreeSet<SocketAddr>,
 }
 
-struct World {
+struct ShardSimulation {
     rng: fastrand::Rng,
     /// Whether shards wait for datagrams in their datapath ([`Shard::step_with_wait`]) instead of sleeping.
     waits_in_datapath: bool,
@@ -144,7 +144,7 @@ fn config(interval_secs: u64) -> Config {
     Config::parse("simulation", &source).unwrap()
 }
 
-impl World {
+impl ShardSimulation {
     fn new(seed: u64, shards: u16) -> Self {
         let seconds: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(10_000)));
         let mut rng = fastrand::Rng::with_seed(seed);
@@ -157,7 +157,7 @@ impl World {
         let (retired, retired_receiver) = unbounded_channel();
         let mut endpoints = mesh(shards).unwrap();
         let control = endpoints.pop().unwrap();
-        let node = |(number, endpoint): (u16, MeshEndpoint)| {
+        let simulated_shard = |(number, endpoint): (u16, MeshEndpoint)| {
             let ShardSettings { ids, announce, table, .. } =
                 startup.shard_settings(&config, number);
             let (handle, waker, shared_stats) = (
@@ -181,7 +181,7 @@ impl World {
             let shard = Shard::new(ShardResources { node, datapath });
             SimulatedShard { shard, handle, waker, shared_stats, asleep: false, stalled_until: 0 }
         };
-        let shards = (0..).zip(endpoints).map(node).collect();
+        let shards = (0..).zip(endpoints).map(simulated_shard).collect();
         Self {
             waits_in_datapath: rng.bool(),
             rng,
@@ -315,27 +315,28 @@ impl World {
         self.rng.shuffle(&mut order);
         for number in order {
             let (ticks, late) = (self.ticks, self.rng.u8(..4) == 0);
-            let node = &mut self.shards[number];
-            if node.stalled_until > ticks || late {
+            let simulated = &mut self.shards[number];
+            if simulated.stalled_until > ticks || late {
                 continue;
             }
-            if node.asleep && (node.handle.has_event() || was_notified(&node.waker)) {
-                wake(node);
+            if simulated.asleep && (simulated.handle.has_event() || was_notified(&simulated.waker))
+            {
+                wake(simulated);
             }
-            if !node.asleep {
+            if !simulated.asleep {
                 if self.waits_in_datapath {
                     // Each step usually ends after one turn here; one without waits takes up to 16 turns.
                     for _ in 0..16 {
                         assert_eq!(
-                            node.shard.step_with_wait(Duration::MAX).unwrap(),
+                            simulated.shard.step_with_wait(Duration::MAX).unwrap(),
                             NextStep::Continue
                         );
                     }
                     continue;
                 }
-                match node.shard.step().unwrap() {
+                match simulated.shard.step().unwrap() {
                     NextStep::Continue => {}
-                    NextStep::Sleep => node.asleep = true,
+                    NextStep::Sleep => simulated.asleep = true,
                     NextStep::Stop => panic!("a shard stopped without a stop message"),
                 }
             }
@@ -375,7 +376,9 @@ impl World {
         match self.rng.u8(..60) {
             0 => self.shards[number].stalled_until = self.ticks + self.rng.usize(..250),
             1 | 2 => self.shards[number].handle.holds_sends.set(true),
-            3..6 => self.shards.iter().for_each(|node| node.handle.holds_sends.set(false)),
+            3..6 => {
+                self.shards.iter().for_each(|simulated| simulated.handle.holds_sends.set(false))
+            }
             6 => self.reload(),
             7..12 => self.advance_clock(1),
             12 => {
@@ -410,13 +413,13 @@ impl World {
 
     /// Ends all faults, and runs until all shards sleep.
     fn settle(&mut self) {
-        for node in &mut self.shards {
-            node.handle.holds_sends.set(false);
-            node.stalled_until = 0;
+        for simulated in &mut self.shards {
+            simulated.handle.holds_sends.set(false);
+            simulated.stalled_until = 0;
         }
-        let is_idle = |node: &SimulatedShard| {
-            node.asleep && !node.handle.has_event()
-                || node.handle.has_waited_without_datagrams.get()
+        let is_idle = |simulated: &SimulatedShard| {
+            simulated.asleep && !simulated.handle.has_event()
+                || simulated.handle.has_waited_without_datagrams.get()
         };
         // Shards skip ticks at random and may still have messages, so all must be idle for 20 ticks in a row.
         let mut idle_ticks = 0;
@@ -429,15 +432,15 @@ impl World {
         }
         assert_eq!(idle_ticks, 20, "the shards do not become idle");
         // Shards that wait in their datapath publish their statistics at intervals; this step publishes them at once.
-        for node in self.shards.iter_mut().filter(|node| !node.asleep) {
-            assert_eq!(node.shard.step().unwrap(), NextStep::Sleep);
-            node.asleep = true;
+        for simulated in self.shards.iter_mut().filter(|simulated| !simulated.asleep) {
+            assert_eq!(simulated.shard.step().unwrap(), NextStep::Sleep);
+            simulated.asleep = true;
         }
     }
 
     fn stats(&self) -> ShardStats {
         let mut all = ShardStats::default();
-        self.shards.iter().for_each(|node| all.add(&node.shared_stats.read()));
+        self.shards.iter().for_each(|simulated| all.add(&simulated.shared_stats.read()));
         all
     }
 
@@ -465,12 +468,9 @@ impl World {
         assert_eq!(self.replies, self.arrived - shed, "each is answered, or counted as shed");
         assert_eq!(self.requests.len() as u64, shed);
         assert!(self.over_http.is_empty());
-        for node in &self.shards {
-            assert_eq!(
-                node.handle.free.get(),
-                (BUFFERS, SLOTS),
-                "buffers and slots must be free again"
-            );
+        for simulated in &self.shards {
+            let free = simulated.handle.free.get();
+            assert_eq!(free, (BUFFERS, SLOTS), "buffers and slots must be free again");
         }
         self.probe();
         stats
@@ -496,11 +496,11 @@ impl World {
             assert!(self.control.send(number, Message::Stop { keeps_listeners: false }));
         }
         self.control.notify();
-        for node in &mut self.shards {
-            assert!(was_notified(&node.waker), "a sleeping shard is woken to stop");
-            wake(node);
+        for simulated in &mut self.shards {
+            assert!(was_notified(&simulated.waker), "a sleeping shard is woken to stop");
+            wake(simulated);
             let mut steps = 0;
-            while node.shard.step().unwrap() != NextStep::Stop {
+            while simulated.shard.step().unwrap() != NextStep::Stop {
                 steps += 1;
                 assert!(steps < 10);
             }
@@ -508,9 +508,9 @@ impl World {
     }
 }
 
-fn wake(node: &mut SimulatedShard) {
-    if std::mem::take(&mut node.asleep) {
-        node.shard.wake_up();
+fn wake(simulated: &mut SimulatedShard) {
+    if std::mem::take(&mut simulated.asleep) {
+        simulated.shard.wake_up();
     }
 }
 
@@ -538,14 +538,14 @@ fn every_request_is_answered_correctly_or_counted_as_shed() {
         (7, 128, 1_000, 200),
     ] {
         println!("seed {seed}, {shards} shards");
-        let mut world = World::new(seed, shards);
-        world.run(ticks, per_tick);
-        seen.add(&world.finish());
-        answered += world.answered_over_http;
-        late += world.late_over_http;
-        shed += world.shed_over_http;
-        scanned += world.page_scans_requested;
-        world.stop();
+        let mut simulation = ShardSimulation::new(seed, shards);
+        simulation.run(ticks, per_tick);
+        seen.add(&simulation.finish());
+        answered += simulation.answered_over_http;
+        late += simulation.late_over_http;
+        shed += simulation.shed_over_http;
+        scanned += simulation.page_scans_requested;
+        simulation.stop();
     }
     for outcome in [
         Outcome::Joined,
@@ -569,32 +569,32 @@ fn every_request_is_answered_correctly_or_counted_as_shed() {
 /// Scrapes that wait for a stalled shard are limited in number; further ones are dropped at once.
 #[test]
 fn scrapes_that_wait_are_bounded_and_answered_late() {
-    let mut world = World::new(9, 2);
+    let mut simulation = ShardSimulation::new(9, 2);
     for torrent in 1..TORRENTS {
-        (0..peers_of(torrent)).for_each(|number| world.announce(torrent, number));
+        (0..peers_of(torrent)).for_each(|number| simulation.announce(torrent, number));
     }
-    world.settle();
-    let of_stalled = |world: &World| {
+    simulation.settle();
+    let of_stalled = |simulation: &ShardSimulation| {
         let owner = |torrent: &usize| {
-            world.startup.identity.steering_keys().owner(&hash_of(*torrent), 2) == 1
+            simulation.startup.identity.steering_keys().owner(&hash_of(*torrent), 2) == 1
         };
         (1..TORRENTS).filter(owner).collect::<Vec<_>>()
     };
-    let theirs = of_stalled(&world);
-    world.shards[1].stalled_until = usize::MAX;
+    let theirs = of_stalled(&simulation);
+    simulation.shards[1].stalled_until = usize::MAX;
     for number in 0..3_000 {
         let torrent = theirs[number % theirs.len()];
         // The stalled shard owns both torrents.
         let rows = vec![(torrent, 1), (theirs[0], 1)];
-        world.scrape(rows);
+        simulation.scrape(rows);
         if number % 50 == 0 {
-            (0..20).for_each(|_| world.step_all());
+            (0..20).for_each(|_| simulation.step_all());
         }
     }
-    (0..400).for_each(|_| world.step_all());
-    let shed = world.stats().requests(Outcome::ShedScrape);
+    (0..400).for_each(|_| simulation.step_all());
+    let shed = simulation.stats().requests(Outcome::ShedScrape);
     assert!(shed > 0, "no scrape was dropped");
     // The replies come before the timeout and reach the right clients.
-    world.finish();
-    assert!(world.stats().requests(Outcome::Scraped) > 1_000);
+    simulation.finish();
+    assert!(simulation.stats().requests(Outcome::Scraped) > 1_000);
 }

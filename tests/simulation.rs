@@ -51,7 +51,7 @@ struct DatagramInFlight {
 }
 
 /// The tracker, its clients, and the datagrams between them.
-struct World {
+struct TrackerSimulation {
     rng: fastrand::Rng,
     tracker: Tracker,
     now: u64,
@@ -94,7 +94,7 @@ fn uses_http(number: usize) -> bool {
     (number / TORRENTS).is_multiple_of(3)
 }
 
-impl World {
+impl TrackerSimulation {
     fn new(seed: u64) -> Self {
         let rng = fastrand::Rng::with_seed(seed);
         let ids = ConnectionIds::new(ConnectionIdKey([seed as u8; 16]), &[], 120);
@@ -466,7 +466,7 @@ impl World {
 fn clients_are_served_despite_loss_forgery_and_clock_jumps() {
     for seed in 1..=4 {
         println!("seed {seed}");
-        World::new(seed).run(20_000).finish();
+        TrackerSimulation::new(seed).run(20_000).finish();
     }
 }
 
@@ -475,9 +475,9 @@ fn clients_are_served_despite_loss_forgery_and_clock_jumps() {
 fn hooks_work_despite_loss_forgery_and_clock_jumps() {
     for seed in 11..=14 {
         println!("seed {seed}");
-        let mut world = World::new(seed);
-        world.hooks = Some(Hooks::new(seed));
-        let world = world.run(20_000);
+        let mut simulation = TrackerSimulation::new(seed);
+        simulation.hooks = Some(Hooks::new(seed));
+        let simulation = simulation.run(20_000);
         for outcome in [
             "forbidden_network",
             "forbidden_torrent",
@@ -486,17 +486,17 @@ fn hooks_work_despite_loss_forgery_and_clock_jumps() {
             "wrong_passkey",
             "too_many_announces",
         ] {
-            assert!(world.outcomes.contains_key(outcome), "{:?}", world.outcomes);
+            assert!(simulation.outcomes.contains_key(outcome), "{:?}", simulation.outcomes);
         }
-        world.finish();
+        simulation.finish();
     }
 }
 
 /// Announces of a million sources with connection ids that were not issued to them store nothing and get no reply.
 #[test]
 fn forged_ids_from_a_million_sources_get_no_reply() {
-    let mut world = World::new(2);
-    let now = world.clock();
+    let mut simulation = TrackerSimulation::new(2);
+    let now = simulation.clock();
     let mut announce = vec![0; 98];
     announce[11] = 1;
     let mut reply = [0; 1472];
@@ -506,23 +506,23 @@ fn forged_ids_from_a_million_sources_get_no_reply() {
             _ => ((0x5000_0000 + source).to_be_bytes(), 6_881).into(),
         };
         // The epoch is public, so an attacker knows it; the tag is a guess.
-        let guess = (now.unix_secs / 64) << 56 | world.rng.u64(..) >> 8;
+        let guess = (now.unix_secs / 64) << 56 | simulation.rng.u64(..) >> 8;
         announce[..8].copy_from_slice(&guess.to_be_bytes());
-        let result = world.tracker.handle(now, address, &announce, &mut reply);
+        let result = simulation.tracker.handle(now, address, &announce, &mut reply);
         assert_eq!((result.outcome, result.len), (Outcome::WrongConnectionId, 0));
     }
-    assert_eq!(world.tracker.swarms().stats().torrents, 0);
+    assert_eq!(simulation.tracker.swarms().stats().torrents, 0);
 }
 
 /// Proves that the simulation fails if a request from a forged source is admitted.
 #[test]
 #[should_panic(expected = "from a forged source was admitted")]
 fn the_simulation_detects_an_admitted_forged_source() {
-    let mut world = World::new(1);
+    let mut simulation = TrackerSimulation::new(1);
     let from: SocketAddr = ([7, 7, 7, 7], 7).into();
     let ids = ConnectionIds::new(ConnectionIdKey([1; 16]), &[], 120);
     let mut bytes = vec![0; 98];
-    bytes[..8].copy_from_slice(&ids.issue(world.clock().unix_secs, from.ip()).to_be_bytes());
+    bytes[..8].copy_from_slice(&ids.issue(simulation.clock().unix_secs, from.ip()).to_be_bytes());
     bytes[11] = 1;
-    world.tracker_receives(&DatagramInFlight { arrives: 0, from, to_client: None, bytes });
+    simulation.tracker_receives(&DatagramInFlight { arrives: 0, from, to_client: None, bytes });
 }

@@ -9,8 +9,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use common::http::{Connection, failure, rows_of};
 use common::policy::ClientReply::Swarm;
 use common::policy::{
-    CLIENT, ClientReply, NOT_SERVED, World, config, error, hex, over_http, scrape_target,
-    wait_until,
+    CLIENT, ClientReply, NOT_SERVED, TrackerWithClients, config, error, hex, over_http,
+    scrape_target, wait_until,
 };
 use common::{Announce, Client, WAIT_TIMEOUT, info_hash_of, now};
 use std::fs;
@@ -91,58 +91,58 @@ fn tokens_are_checked_while_the_key_server_fails_and_changes_keys() {
         server.url
     );
     // The key server does not answer at first.
-    let mut world = World::new(2, &hooks);
-    world.tracker.wait_for("cannot fetch http://127.0.0.1");
+    let mut setup = TrackerWithClients::new(2, &hooks);
+    setup.tracker.wait_for("cannot fetch http://127.0.0.1");
     let unknown = error("the key of the token is unknown");
     assert_eq!(
-        world.announce_over_both(1, CLIENT, &first.token_query(1, FAR_FUTURE)),
+        setup.announce_over_both(1, CLIENT, &first.token_query(1, FAR_FUTURE)),
         [unknown.clone(), unknown.clone()]
     );
     server.serve(&first.page());
-    world.tracker.wait_for("a new key set of 1 keys");
+    setup.tracker.wait_for("a new key set of 1 keys");
     let served = |answers: [ClientReply; 2]| answers.iter().all(|it| matches!(it, Swarm(..)));
-    wait_until(|| served(world.announce_over_both(1, CLIENT, &first.token_query(1, FAR_FUTURE))));
+    wait_until(|| served(setup.announce_over_both(1, CLIENT, &first.token_query(1, FAR_FUTURE))));
     let text = "no token (jwt) in the announce URL";
-    assert_eq!(world.announce_over_both(1, CLIENT, ""), [error(text), error(text)]);
+    assert_eq!(setup.announce_over_both(1, CLIENT, ""), [error(text), error(text)]);
     let text = "the token is for another torrent";
     assert_eq!(
-        world.announce_over_both(2, CLIENT, &first.token_query(1, FAR_FUTURE)),
+        setup.announce_over_both(2, CLIENT, &first.token_query(1, FAR_FUTURE)),
         [error(text), error(text)]
     );
     let text = "the token has expired";
     assert_eq!(
-        world.announce_over_both(3, CLIENT, &first.token_query(3, 1_000)),
+        setup.announce_over_both(3, CLIENT, &first.token_query(3, 1_000)),
         [error(text), error(text)]
     );
     let text = "the token is not valid for this tracker";
-    assert_eq!(world.announce_over_both(1, CLIENT, "?jwt=a.b.c"), [error(text), error(text)]);
+    assert_eq!(setup.announce_over_both(1, CLIENT, "?jwt=a.b.c"), [error(text), error(text)]);
     // Scrapes need a token, too. A scrape over UDP cannot carry one.
-    let mut scrape = common::head(world.udp.id, 2, 5);
+    let mut scrape = common::head(setup.udp.id, 2, 5);
     scrape.extend(info_hash_of(1));
-    let reply = world.udp.ask(&scrape).unwrap();
+    let reply = setup.udp.ask(&scrape).unwrap();
     assert_eq!(&reply[8..], b"scrapes require a passkey or token; scrape over HTTP");
     let target = scrape_target(&[info_hash_of(1)]);
-    let mut connection = Connection::to(world.http);
+    let mut connection = Connection::to(setup.http);
     assert_eq!(failure(&connection.get(&target)), "no token (jwt) in the announce URL");
     let token = first.token_query(1, FAR_FUTURE).replace('?', "&");
     assert_eq!(rows_of(&connection.get(&format!("{target}{token}")).body)[0].1, [0, 0, 1, 1]);
     // An invalid key set is reported, and the previous one stays in use.
     server.serve("<html>maintenance</html>");
-    world.tracker.wait_for("is not a JWK set");
-    assert!(served(world.announce_over_both(1, CLIENT, &first.token_query(1, FAR_FUTURE))));
+    setup.tracker.wait_for("is not a JWK set");
+    assert!(served(setup.announce_over_both(1, CLIENT, &first.token_query(1, FAR_FUTURE))));
     server.serve(&format!("{{\"keys\": [{}]}}", " ".repeat(3 << 20)));
-    world.tracker.wait_for("cannot fetch");
-    assert!(served(world.announce_over_both(4, CLIENT, &first.token_query(4, FAR_FUTURE))));
+    setup.tracker.wait_for("cannot fetch");
+    assert!(served(setup.announce_over_both(4, CLIENT, &first.token_query(4, FAR_FUTURE))));
     // A new key set replaces the previous one.
     server.serve(&second.page());
-    wait_until(|| served(world.announce_over_both(5, CLIENT, &second.token_query(5, FAR_FUTURE))));
+    wait_until(|| served(setup.announce_over_both(5, CLIENT, &second.token_query(5, FAR_FUTURE))));
     wait_until(|| {
-        world.announce_over_both(6, CLIENT, &first.token_query(6, FAR_FUTURE))
+        setup.announce_over_both(6, CLIENT, &first.token_query(6, FAR_FUTURE))
             == [unknown.clone(), unknown.clone()]
     });
     for protocol in ["udp", "http"] {
-        assert!(world.metric("unknown_token_key", protocol) >= 2);
-        world.wait_for_metric("expired_token", protocol, 1);
+        assert!(setup.metric("unknown_token_key", protocol) >= 2);
+        setup.wait_for_metric("expired_token", protocol, 1);
     }
 }
 
@@ -153,11 +153,11 @@ fn a_flood_of_new_tokens_does_not_delay_known_tokens() {
     let file = directory.path().join("keys");
     fs::write(&file, issuer.page()).unwrap();
     let hooks = format!("  - {{name: jwt, options: {{jwk_set_file: {}}}}}\n", file.display());
-    let world = World::new(1, &hooks);
+    let setup = TrackerWithClients::new(1, &hooks);
     let good = issuer.token_query(1, FAR_FUTURE);
-    assert!(world.announce_over_both(1, CLIENT, &good).iter().all(|it| matches!(it, Swarm(..))));
+    assert!(setup.announce_over_both(1, CLIENT, &good).iter().all(|it| matches!(it, Swarm(..))));
     // More tokens than a shard may check in its turns: only some of their signatures are checked.
-    let flood = Client::connected("127.0.0.2", world.udp.tracker);
+    let flood = Client::connected("127.0.0.2", setup.udp.tracker);
     for number in 0..2_000 {
         let mut request = Announce::of(1, 7_001).bytes(flood.id, number);
         let url = format!("{good}{number}");
@@ -167,14 +167,14 @@ fn a_flood_of_new_tokens_does_not_delay_known_tokens() {
         }
         flood.socket.send_to(&request, flood.tracker).unwrap();
     }
-    assert!(world.announce_over_both(1, CLIENT, &good).iter().all(|it| matches!(it, Swarm(..))));
+    assert!(setup.announce_over_both(1, CLIENT, &good).iter().all(|it| matches!(it, Swarm(..))));
     // Over HTTP, requests wait until their token is checked.
     for number in 0..20 {
         let answer =
-            over_http(world.http, &Announce::of(1, 7_001), CLIENT, &format!("{good}x{number}"));
+            over_http(setup.http, &Announce::of(1, 7_001), CLIENT, &format!("{good}x{number}"));
         assert_eq!(answer, error("the token is not valid for this tracker"));
     }
-    let [bad, unchecked] = ["bad_token", "token_not_checked"].map(|it| world.metric(it, "udp"));
+    let [bad, unchecked] = ["bad_token", "token_not_checked"].map(|it| setup.metric(it, "udp"));
     println!("flood: {bad} tokens were checked, {unchecked} were refused without a check");
     assert!(bad > 0 && unchecked > 0);
 }
@@ -189,13 +189,13 @@ fn a_hanging_key_server_does_not_block_reloads() {
         hex(1),
         listener.local_addr().unwrap()
     );
-    let world = World::new(1, &hooks);
+    let setup = TrackerWithClients::new(1, &hooks);
     let hanging = listener.accept().unwrap();
     let began = now();
     for torrent in [2, 3] {
-        world.tracker.write_config(&config(1, &hooks.replace(&hex(1), &hex(torrent))));
-        assert_eq!(world.ask("POST", "/v1/reload").0, 200);
-        wait_until(|| world.announce_over_both(torrent, CLIENT, "")[0] == error(NOT_SERVED));
+        setup.tracker.write_config(&config(1, &hooks.replace(&hex(1), &hex(torrent))));
+        assert_eq!(setup.ask("POST", "/v1/reload").0, 200);
+        wait_until(|| setup.announce_over_both(torrent, CLIENT, "")[0] == error(NOT_SERVED));
     }
     assert!(began.elapsed() < WAIT_TIMEOUT / 2, "{:?}", began.elapsed());
     drop(hanging);

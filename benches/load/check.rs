@@ -111,7 +111,7 @@ impl PeerListCheck<'_> {
                 Some(peer) if group.torrent_of(peer) != torrent => {
                     return Err("peer of another torrent");
                 }
-                Some(peer) if group.was_gone(peer, self.number) => {
+                Some(peer) if group.had_stopped(peer, self.number) => {
                     return Err("peer that has left");
                 }
                 Some(peer) if seen[..seen_at.min(256)].contains(&peer) => return Err("peer twice"),
@@ -198,8 +198,8 @@ mod tests {
         assert_eq!(other_family(&[7; 17]), Err("family"));
         assert_eq!(other_family(&[7; 36]), Err("more peers than wanted"));
         let mut rng = Rng::with_seed(1);
-        while population.step(&mut rng, 0, 1).event != LoadEvent::Stopped {}
-        population.confirm_gone(0, 1, 4);
+        while population.advance_peer(&mut rng, 0, 1).event != LoadEvent::Stopped {}
+        population.record_confirmed_stop(0, 1, 4);
         assert_eq!(announce(&population, 10, &list(&[1])), Err("peer that has left"));
     }
 

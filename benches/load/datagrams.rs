@@ -22,17 +22,18 @@ struct UdpTarget {
     out: SendBatch,
 }
 
-/// The UDP transport: sockets, and the connection ids of the clients.
-pub(crate) struct Datagrams {
+/// Sends and receives over UDP: sockets, and the connection ids of the clients.
+pub(crate) struct UdpTransport {
     targets: Vec<UdpTarget>,
     clients: LoadClients,
     incoming: ReceiveBatch,
+    /// Number of connects or announces that are sent as segments of one datagram.
     segments: u16,
     /// Buffer for requests that are sent as segments of one datagram.
     scratch: Vec<u8>,
 }
 
-impl Datagrams {
+impl UdpTransport {
     /// Opens a socket for each target, in the order of the peer groups of the population.
     pub(crate) fn open(
         run: &RunOptions,
@@ -59,7 +60,7 @@ impl Datagrams {
     }
 }
 
-impl Transport for Datagrams {
+impl Transport for UdpTransport {
     /// Requests a connection id for every client.
     fn prepare(&mut self, session: &mut Session<'_>) -> io::Result<()> {
         let end_ns = session.now_ns() + SILENCE_TIMEOUT.as_nanos() as u64;
@@ -99,7 +100,7 @@ impl Transport for Datagrams {
             session.step_stats.count_batch(arrived, arrived);
             let now_ns = session.now_ns();
             for (bytes, from) in incoming.datagrams() {
-                match from.is(&target.to) {
+                match from.is_same_endpoint(&target.to) {
                     true => process_datagram(session, clients, group, bytes, now_ns),
                     false => session
                         .step_stats
@@ -177,7 +178,7 @@ fn process_datagram(
     bytes: &[u8],
     now_ns: u64,
 ) {
-    let (transaction, reply) = match udp::read(bytes) {
+    let (transaction, reply) = match udp::parse_reply(bytes) {
         Ok(read) => read,
         Err(problem) => return session.step_stats.count_wrong(problem),
     };
@@ -189,7 +190,9 @@ fn process_datagram(
         session.step_stats.record.flood_connects_answered += 1;
         return;
     }
-    let Some((request, _)) = session.answered(transaction, group, &reply, now_ns) else { return };
+    let Some((request, _)) = session.process_reply(transaction, group, &reply, now_ns) else {
+        return;
+    };
     let group = usize::from(request.group);
     match reply {
         TrackerReply::Connect { connection_id } if request.kind == RequestKind::Connect => {

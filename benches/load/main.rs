@@ -27,7 +27,7 @@ mod usage;
 mod xdp;
 
 use clap::{CommandFactory, Parser};
-use datagrams::Datagrams;
+use datagrams::UdpTransport;
 use engine::{Engine, Transport};
 use http::HttpPaths;
 use options::{
@@ -38,7 +38,7 @@ use std::io;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use streams::Streams;
+use streams::HttpTransport;
 use tsubame::cli::manual;
 use tsubame_bench::batch::SEGMENTS_MAX;
 use tsubame_bench::observe;
@@ -172,7 +172,7 @@ fn measure_udp(
     let sources: Vec<_> = sources.collect::<Result<_, String>>()?;
     let population = Population::new(run.torrents, run.shape, &sources, run.churn)?;
     let targets: Vec<_> = groups.iter().map(|(target, _)| *target).collect();
-    let datagrams = Datagrams::open(run, &targets, &population)?;
+    let datagrams = UdpTransport::open(run, &targets, &population)?;
     do_steps(run, steps, datagrams, population)
 }
 
@@ -227,7 +227,7 @@ fn measure_http(
     }
     let population = Population::new(run.torrents, run.shape, &sources, run.churn)?;
     let targets: Vec<_> = groups.iter().map(|(target, _)| *target).collect();
-    let streams = Streams::new(&targets, &connection_counts, &population, run.close)?;
+    let streams = HttpTransport::new(&targets, &connection_counts, &population, run.close)?;
     do_steps(run, steps, streams, population)
 }
 

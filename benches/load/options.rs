@@ -88,9 +88,9 @@ pub(crate) struct RunOptions {
     /// Over HTTP, open a connection for each request, as most clients do; otherwise connections are kept.
     #[arg(long)]
     pub(crate) close: bool,
-    /// Weights of the kinds of requests; stale requests carry an invalid connection id, garbage is random bytes. Over
+    /// Weights of the kinds of requests; forged requests carry an invalid connection id, garbage is random bytes. Over
     /// HTTP, only announces and scrapes are supported.
-    #[arg(long, default_value = "connect=50,announce=50,scrape=1,stale=0.5,garbage=0.2")]
+    #[arg(long, default_value = "connect=50,announce=50,scrape=1,forged=0.5,garbage=0.2")]
     pub(crate) mix: RequestMix,
     /// Number of peers that a client requests.
     #[arg(long, default_value_t = 50)]
@@ -118,7 +118,7 @@ pub(crate) struct RunOptions {
     #[arg(long, default_value_t = 1)]
     pub(crate) segments: u16,
     /// Network interface whose driver sends requests that the kernel generates: many times what sockets can send. Needs
-    /// root, IPv4, a tracker on the network of the interface, and --mix with connect, announce and stale only. Replies
+    /// root, IPv4, a tracker on the network of the interface, and --mix with connect, announce and forged only. Replies
     /// are counted, not checked.
     #[arg(long, value_name = "INTERFACE")]
     pub(crate) xdp: Option<String>,
@@ -217,13 +217,13 @@ pub(crate) struct RequestMix {
     pub(crate) connect: f64,
     pub(crate) announce: f64,
     pub(crate) scrape: f64,
-    pub(crate) stale: f64,
+    pub(crate) forged: f64,
     pub(crate) garbage: f64,
 }
 
 impl RequestMix {
     pub(crate) fn sum(&self) -> f64 {
-        self.connect + self.announce + self.scrape + self.stale + self.garbage
+        self.connect + self.announce + self.scrape + self.forged + self.garbage
     }
 }
 
@@ -257,10 +257,10 @@ impl FromStr for RequestMix {
                 "connect" => mix.connect = weight,
                 "announce" => mix.announce = weight,
                 "scrape" => mix.scrape = weight,
-                "stale" => mix.stale = weight,
+                "forged" => mix.forged = weight,
                 "garbage" => mix.garbage = weight,
                 _ => {
-                    let kinds = "connect, announce, scrape, stale, garbage";
+                    let kinds = "connect, announce, scrape, forged, garbage";
                     return Err(format!(
                         "{kind:?} is not a kind of request; the kinds are {kinds}"
                     ));

@@ -7,29 +7,29 @@ use fastrand::Rng;
 ///
 /// Evenly spaced arrivals would never coincide, so latency would be lower than with independent clients.
 pub(crate) struct Poisson {
-    gap_ns: f64,
+    mean_gap_ns: f64,
     next_ns: f64,
 }
 
 impl Poisson {
     /// Creates a process with `rate` arrivals per second.
     pub(crate) fn new(rate: f64, start_ns: u64) -> Self {
-        Self { gap_ns: 1e9 / rate, next_ns: start_ns as f64 }
+        Self { mean_gap_ns: 1e9 / rate, next_ns: start_ns as f64 }
     }
 
     /// Returns the time of the next arrival, if it is not after `now_ns`.
     pub(crate) fn next(&mut self, rng: &mut Rng, now_ns: u64) -> Option<u64> {
         // A rate of 0 has an infinite gap and no arrivals.
-        if self.gap_ns.is_finite() && self.next_ns <= now_ns as f64 {
+        if self.mean_gap_ns.is_finite() && self.next_ns <= now_ns as f64 {
             let due_ns = self.next_ns as u64;
-            self.next_ns -= self.gap_ns * (1.0 - rng.f64()).ln();
+            self.next_ns -= self.mean_gap_ns * (1.0 - rng.f64()).ln();
             return Some(due_ns);
         }
         None
     }
 }
 
-/// Scheduled time of a request in a closed loop, which has no schedule and so is never late.
+/// Stands for the scheduled time of a request in closed loop, where there is none: the time of sending is used instead.
 pub(crate) const UNSCHEDULED: u64 = u64::MAX;
 
 /// Pace of a step of load.
@@ -52,11 +52,12 @@ impl Pace {
         }
     }
 
-    /// Returns the time for which the next request is scheduled, if it is due.
-    pub(crate) fn next(&mut self, rng: &mut Rng, now_ns: u64, waiting: usize) -> Option<u64> {
+    /// Returns the time for which the next request is scheduled, if it may be sent now: in open loop if it is due; in
+    /// closed loop [`UNSCHEDULED`], if fewer requests than the limit are unanswered.
+    pub(crate) fn next(&mut self, rng: &mut Rng, now_ns: u64, unanswered: usize) -> Option<u64> {
         match self {
             Self::Open(arrivals) => arrivals.next(rng, now_ns),
-            Self::Closed(in_flight) => (waiting < *in_flight).then_some(UNSCHEDULED),
+            Self::Closed(in_flight) => (unanswered < *in_flight).then_some(UNSCHEDULED),
         }
     }
 }

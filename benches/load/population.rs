@@ -93,7 +93,7 @@ pub(crate) struct PeerGroup {
     states: Vec<PeerState>,
     /// By peer: number of the first request whose reply must not contain the peer, because the tracker has confirmed
     /// its stop; 0 if it has confirmed none.
-    gone_since: Vec<u32>,
+    stopped_before_request: Vec<u32>,
 }
 
 /// All peers, and the number of peers of each torrent.
@@ -131,11 +131,11 @@ impl Population {
                     sources.count
                 ));
             }
-            let torrent_of = spread(&shares, *peers);
+            let torrent_of = assign_torrents(&shares, *peers);
             torrent_of.iter().for_each(|torrent| peers_in[*torrent as usize] += 1);
-            let (states, gone_since) =
+            let (states, stopped_before_request) =
                 (vec![PeerState::Absent; torrent_of.len()], vec![0; torrent_of.len()]);
-            built.push(PeerGroup { sources: *sources, torrent_of, states, gone_since });
+            built.push(PeerGroup { sources: *sources, torrent_of, states, stopped_before_request });
         }
         Ok(Self { groups: built, peers_in, churn })
     }
@@ -156,7 +156,12 @@ impl Population {
     }
 
     /// Advances the state of a peer; returns its next announce.
-    pub(crate) fn step(&mut self, rng: &mut Rng, group: usize, peer: u32) -> AnnounceParameters {
+    pub(crate) fn advance_peer(
+        &mut self,
+        rng: &mut Rng,
+        group: usize,
+        peer: u32,
+    ) -> AnnounceParameters {
         let churn = self.churn;
         let group = &mut self.groups[group];
         let state = &mut group.states[peer as usize];
@@ -175,7 +180,7 @@ impl Population {
             (LoadEvent::None, state) => state,
         };
         if event == LoadEvent::Started {
-            group.gone_since[peer as usize] = 0;
+            group.stopped_before_request[peer as usize] = 0;
         }
         // A stopped peer announces itself as a leecher, whatever it was.
         let left = if *state == PeerState::Seeder { 0 } else { LEFT };
@@ -183,19 +188,19 @@ impl Population {
     }
 
     /// Starts a peer whatever its state is; returns its announce.
-    pub(crate) fn enter(&mut self, group: usize, peer: u32) -> AnnounceParameters {
+    pub(crate) fn start_peer(&mut self, group: usize, peer: u32) -> AnnounceParameters {
         let group = &mut self.groups[group];
-        group.gone_since[peer as usize] = 0;
+        group.stopped_before_request[peer as usize] = 0;
         let seeds = starts_as_seeder(peer);
         group.states[peer as usize] = if seeds { PeerState::Seeder } else { PeerState::Leecher };
         AnnounceParameters { event: LoadEvent::Started, left: if seeds { 0 } else { LEFT } }
     }
 
     /// Notes that the tracker has confirmed that a peer stopped, after `sent` requests were sent.
-    pub(crate) fn confirm_gone(&mut self, group: usize, peer: u32, sent: u64) {
+    pub(crate) fn record_confirmed_stop(&mut self, group: usize, peer: u32, sent: u64) {
         let group = &mut self.groups[group];
         if group.states[peer as usize] == PeerState::Absent {
-            group.gone_since[peer as usize] = sent as u32;
+            group.stopped_before_request[peer as usize] = sent as u32;
         }
     }
 }
@@ -246,9 +251,9 @@ impl PeerGroup {
     }
 
     /// Returns whether the tracker had confirmed the stop of a peer before the request with this number was sent.
-    pub(crate) fn was_gone(&self, peer: u32, number: u64) -> bool {
-        let gone_since = self.gone_since[peer as usize];
-        gone_since != 0 && gone_since <= number as u32
+    pub(crate) fn had_stopped(&self, peer: u32, number: u64) -> bool {
+        let stopped_before_request = self.stopped_before_request[peer as usize];
+        stopped_before_request != 0 && stopped_before_request <= number as u32
     }
 }
 
@@ -274,7 +279,7 @@ fn shares(torrents: u32, shape: Shape) -> Vec<f64> {
 }
 
 /// Returns the torrent of each peer, in the order of the torrents. Fractions of peers carry over to the next torrent.
-fn spread(shares: &[f64], peers: u32) -> Vec<u32> {
+fn assign_torrents(shares: &[f64], peers: u32) -> Vec<u32> {
     let mut torrent_of = Vec::with_capacity(peers as usize);
     let mut due = 0.0;
     for (torrent, share) in shares.iter().enumerate() {
@@ -342,7 +347,7 @@ mod tests {
         let (mut rng, mut seen) = (Rng::with_seed(7), [0; 4]);
         let mut is_present = false;
         for number in 1..10_000 {
-            let step = population.step(&mut rng, 0, 1);
+            let step = population.advance_peer(&mut rng, 0, 1);
             seen[step.event as usize] += 1;
             assert_eq!(
                 step.event == LoadEvent::Started,
@@ -351,9 +356,9 @@ mod tests {
             );
             is_present = step.event != LoadEvent::Stopped;
             if !is_present {
-                population.confirm_gone(0, 1, number);
+                population.record_confirmed_stop(0, 1, number);
             }
-            assert_eq!(population.groups[0].was_gone(1, number), !is_present);
+            assert_eq!(population.groups[0].had_stopped(1, number), !is_present);
         }
         assert!(seen.iter().all(|seen| *seen > 100), "{seen:?}");
     }

@@ -55,8 +55,11 @@ impl<'a> Session<'a> {
         usize::from(has_two_groups && self.rng.u32(..self.population.peers()) >= first)
     }
 
-    /// Returns a request with the current time as its time of sending. `due_ns` is the time for which it was scheduled.
-    pub(crate) fn request(
+    /// Creates a request that is sent now. `due_ns` is the time for which it was scheduled; [`UNSCHEDULED`] becomes the
+    /// time of sending.
+    ///
+    /// [`UNSCHEDULED`]: crate::pace::UNSCHEDULED
+    pub(crate) fn new_request(
         &self,
         kind: RequestKind,
         group: usize,
@@ -68,8 +71,8 @@ impl<'a> Session<'a> {
         SentRequest { kind, group: group as u8, wanted: 0, source, subject: 0, due_ns, sent_ns }
     }
 
-    /// Registers a request that could have been sent at `ready_ns` if a connection had been free; returns its
-    /// transaction id.
+    /// Registers a request and returns its transaction id. `ready_ns` is the time at which it would have been sent had
+    /// a connection been free.
     pub(crate) fn register(&mut self, request: SentRequest, ready_ns: u64) -> u32 {
         self.step_stats.count_sent(&request, ready_ns);
         let (transaction, lost) = self.in_flight.add(request);
@@ -104,9 +107,9 @@ impl<'a> Session<'a> {
         numbers.map(move |torrent| info_hash(torrent % torrents))
     }
 
-    /// Processes a reply that came from the target of a peer group. Returns its request, and whether its content was
-    /// checked.
-    pub(crate) fn answered(
+    /// Processes a reply from the target of a peer group. Returns its request and whether its content was checked;
+    /// `None` if no unanswered request has this transaction id.
+    pub(crate) fn process_reply(
         &mut self,
         transaction: u32,
         group: usize,
@@ -156,7 +159,7 @@ impl<'a> Session<'a> {
             (peers.len() / own_len + other_family.len() / other_len) as u64;
         if stopped {
             let sent_count = self.in_flight.sent_count();
-            self.population.confirm_gone(group, request.subject, sent_count);
+            self.population.record_confirmed_stop(group, request.subject, sent_count);
         }
     }
 
@@ -176,7 +179,7 @@ impl<'a> Session<'a> {
     }
 
     fn record_lost(&mut self, request: SentRequest, now_ns: u64, notify_transport: bool) {
-        self.step_stats.count_lost(now_ns);
+        self.step_stats.count_lost(now_ns, self.in_flight.unanswered() > 0);
         self.lost_requests.push((request, notify_transport));
     }
 

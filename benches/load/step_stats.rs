@@ -3,7 +3,7 @@
 use crate::in_flight::SentRequest;
 use hdrhistogram::Histogram;
 use tsubame_bench::batch::BATCH;
-use tsubame_bench::record::{Latency, StepRecord, Tenth};
+use tsubame_bench::record::{Latency, StepRecord, TenthStats};
 
 /// Length of an entry of the time series.
 const TENTH_NS: u64 = 100_000_000;
@@ -12,12 +12,12 @@ const TENTH_NS: u64 = 100_000_000;
 const LATENCY_NS_MAX: u64 = 60_000_000_000;
 
 /// Delay from which a request counts as sent late.
-const LATE_NS: u64 = 1_000_000;
+const SENT_LATE_NS: u64 = 1_000_000;
 
 /// Share of replies received in full batches above which the generator is the bottleneck (closed loop).
 const BACKLOG_MAX: f64 = 0.5;
 /// Share of requests sent late above which the generator is the bottleneck (open loop).
-const LATE_MAX: f64 = 0.01;
+const SENT_LATE_SHARE_MAX: f64 = 0.01;
 
 /// Percentiles of a record.
 const PERCENTILES: [f64; 14] =
@@ -32,10 +32,12 @@ pub(crate) struct StepStats {
     /// unanswered.
     waiting_since_ns: Option<u64>,
     busy_ns: u64,
-    late: u64,
-    taken: u64,
-    taken_in_full_batches: u64,
-    full_batch: usize,
+    sent_late: u64,
+    /// Number of replies received.
+    received: u64,
+    received_in_full_batches: u64,
+    /// Number of arrivals from which a batch counts as full.
+    full_batch_len: usize,
 }
 
 impl StepStats {
@@ -50,27 +52,28 @@ impl StepStats {
             start_ns,
             waiting_since_ns: None,
             busy_ns: 0,
-            late: 0,
-            taken: 0,
-            taken_in_full_batches: 0,
-            full_batch: in_flight.min(BATCH),
+            sent_late: 0,
+            received: 0,
+            received_in_full_batches: 0,
+            full_batch_len: in_flight.min(BATCH),
         }
     }
 
-    fn tenth(&mut self, now_ns: u64) -> &mut Tenth {
+    fn tenth(&mut self, now_ns: u64) -> &mut TenthStats {
         let at = (now_ns.saturating_sub(self.start_ns) / TENTH_NS) as usize;
         if self.record.series.len() <= at {
-            self.record.series.resize(at + 1, Tenth::default());
+            self.record.series.resize(at + 1, TenthStats::default());
         }
         &mut self.record.series[at]
     }
 
-    /// Counts a sent request, which could have been sent at `ready_ns` if a connection had been free.
+    /// Counts a sent request. `ready_ns` is the time at which it would have been sent had a connection been free (over
+    /// UDP the time of sending).
     pub(crate) fn count_sent(&mut self, request: &SentRequest, ready_ns: u64) {
         self.record.sent += 1;
         self.tenth(request.sent_ns).sent += 1;
-        self.late += u64::from(ready_ns.saturating_sub(request.due_ns) > LATE_NS);
-        self.record.waited += u64::from(request.sent_ns.saturating_sub(ready_ns) > LATE_NS);
+        self.sent_late += u64::from(ready_ns.saturating_sub(request.due_ns) > SENT_LATE_NS);
+        self.record.waited += u64::from(request.sent_ns.saturating_sub(ready_ns) > SENT_LATE_NS);
         self.waiting_since_ns.get_or_insert(request.sent_ns);
     }
 
@@ -106,11 +109,14 @@ impl StepStats {
         self.record.gap_ms_max = self.record.gap_ms_max.max(gap_ms);
     }
 
-    /// Counts a lost request.
-    pub(crate) fn count_lost(&mut self, now_ns: u64) {
+    /// Counts a lost request. `has_unanswered` tells whether others are unanswered: otherwise the gap ends.
+    pub(crate) fn count_lost(&mut self, now_ns: u64, has_unanswered: bool) {
         self.record.lost += 1;
         self.tenth(now_ns).lost += 1;
         self.record_gap(now_ns);
+        if !has_unanswered {
+            self.waiting_since_ns = None;
+        }
     }
 
     /// Counts a wrong reply by its problem.
@@ -120,9 +126,9 @@ impl StepStats {
 
     /// Counts the replies of a batch of `arrivals` events. After a full batch, more replies may have waited.
     pub(crate) fn count_batch(&mut self, answers: usize, arrivals: usize) {
-        self.taken += answers as u64;
-        if arrivals >= self.full_batch {
-            self.taken_in_full_batches += answers as u64;
+        self.received += answers as u64;
+        if arrivals >= self.full_batch_len {
+            self.received_in_full_batches += answers as u64;
         }
     }
 
@@ -149,10 +155,10 @@ impl StepStats {
         let nanoseconds = end_ns.saturating_sub(self.start_ns).max(1) as f64;
         step.seconds = nanoseconds / 1e9;
         step.generator.busy = (self.busy_ns as f64 / nanoseconds).min(1.0);
-        step.generator.late = self.late as f64 / step.sent.max(1) as f64;
-        step.generator.backlog = self.taken_in_full_batches as f64 / self.taken.max(1) as f64;
+        step.generator.late = self.sent_late as f64 / step.sent.max(1) as f64;
+        step.generator.backlog = self.received_in_full_batches as f64 / self.received.max(1) as f64;
         step.generator.bottleneck = match step.rate {
-            Some(_) => step.generator.late > LATE_MAX,
+            Some(_) => step.generator.late > SENT_LATE_SHARE_MAX,
             None => step.generator.backlog > BACKLOG_MAX,
         } || step.generator.drops > 0
             || step.generator.unsent > 0;
@@ -187,7 +193,7 @@ mod tests {
         }
         let step = step_stats.end(1000 * MS);
         assert_eq!((step.answers(), step.series.len()), (1000, 11));
-        let close = |at: f64, ms: f64| (step.latency.at(at) / 1e3 - ms).abs() < ms / 100.0;
+        let close = |at: f64, ms: f64| (step.latency.value_at(at) / 1e3 - ms).abs() < ms / 100.0;
         assert!(close(50.0, 1.0) && close(99.9, 499.0), "{:?}", step.latency.percentiles);
         assert!((500.0..502.0).contains(&step.gap_ms_max), "{}", step.gap_ms_max);
         assert!(!step.generator.bottleneck);
@@ -221,7 +227,9 @@ mod tests {
             step_stats.record.gap_ms_max
         );
         step_stats.count_sent(&request(600 * MS), 600 * MS);
-        step_stats.count_lost(900 * MS);
+        step_stats.count_lost(900 * MS, false);
+        step_stats.count_sent(&request(2_000 * MS), 2_000 * MS);
+        step_stats.count_answered("announce", &request(2_000 * MS), 2_001 * MS, false);
         assert!(
             (step_stats.record.gap_ms_max - 300.0).abs() < 1e-9,
             "the gap lasts until the request is given up"

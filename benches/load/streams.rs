@@ -91,7 +91,7 @@ enum QueuedKind {
 }
 
 /// The HTTP transport: connections and queued requests.
-pub(crate) struct Streams {
+pub(crate) struct HttpTransport {
     epoll: OwnedFd,
     trackers: Vec<HttpTarget>,
     slots: Vec<ConnectionSlot>,
@@ -108,7 +108,7 @@ pub(crate) struct Streams {
     buffer: Box<[u8]>,
 }
 
-impl Streams {
+impl HttpTransport {
     /// Creates the slots of each target; the targets are in the order of the peer groups of the population.
     /// With `closes`, each request has its own connection.
     pub(crate) fn new(
@@ -198,7 +198,7 @@ impl Streams {
                 self.trackers[group].paths.write_scrape(&mut text, hashes, self.closes);
                 (first, None)
             }
-            QueuedKind::Entry(peer) => (peer, Some(session.population.enter(group, peer))),
+            QueuedKind::Entry(peer) => (peer, Some(session.population.start_peer(group, peer))),
             QueuedKind::Announce => {
                 let of_source = &session.population.groups[group];
                 let draw = || of_source.draw_of_source(&mut session.rng, source);
@@ -207,7 +207,7 @@ impl Streams {
                     self.slots[index].text = text;
                     return Ok(false);
                 };
-                (peer, Some(session.population.step(&mut session.rng, group, peer)))
+                (peer, Some(session.population.advance_peer(&mut session.rng, group, peer)))
             }
         };
         let (kind, wanted) = match step {
@@ -219,7 +219,7 @@ impl Streams {
             }
             None => (RequestKind::Scrape, session.run.scrape_torrents),
         };
-        let request = session.request(kind, group, source, due_ns);
+        let request = session.new_request(kind, group, source, due_ns);
         let request = SentRequest { subject, wanted, ..request };
         let transaction = session.register(request, ready_ns);
         let pending_request = PendingHttpRequest { transaction, request, is_retry: false };
@@ -410,7 +410,7 @@ fn process_reply(
         session.step_stats.count_wrong(problem);
         TrackerReply::Unreadable
     });
-    let answered = session.answered(pending_request.transaction, group, &reply, now_ns);
+    let answered = session.process_reply(pending_request.transaction, group, &reply, now_ns);
     if answered.is_some_and(|(_, is_checked)| is_checked)
         && matches!(reply, TrackerReply::Announce { .. } | TrackerReply::Scrape { .. })
         && let Err(problem) = http::check_form(&whole.body)
@@ -419,7 +419,7 @@ fn process_reply(
     }
 }
 
-impl Transport for Streams {
+impl Transport for HttpTransport {
     fn prepare(&mut self, _: &mut Session<'_>) -> io::Result<()> {
         for HttpTarget { url, address, name, .. } in &self.trackers {
             let probe = || -> io::Result<()> {

@@ -45,7 +45,7 @@ fn of_step(step: &StepRecord) -> String {
     of_losses(step, &mut line);
     line("wrong", of_wrong(step));
     let [p50, p90, p99, p999, p9999] =
-        [50.0, 90.0, 99.0, 99.9, 99.99].map(|at| step.latency.at(at));
+        [50.0, 90.0, 99.0, 99.9, 99.99].map(|at| step.latency.value_at(at));
     let note = if step.latency.corrected {
         "from the scheduled time"
     } else {
@@ -110,7 +110,7 @@ fn of_losses(step: &StepRecord, mut line: impl FnMut(&str, String)) {
         let (answered, sent) = (grouped(step.answered_unproven), grouped(step.sent_unproven));
         line(
             "unproven",
-            format!("{answered} of {sent} stale, forged or garbage requests answered"),
+            format!("{answered} of {sent} forged, forged or garbage requests answered"),
         );
     }
     if step.flood_connects > 0 {
@@ -188,9 +188,9 @@ const COMPARISON_ROWS: [ReportRow; 10] = [
     ("answers/s", |step| Some(step.answers_per_s())),
     ("lost", |step| Some(step.lost as f64)),
     ("wrong", |step| Some(step.wrong_sum() as f64)),
-    ("latency p50, us", |step| Some(step.latency.at(50.0))),
-    ("latency p99, us", |step| Some(step.latency.at(99.0))),
-    ("latency p99.99, us", |step| Some(step.latency.at(99.99))),
+    ("latency p50, us", |step| Some(step.latency.value_at(50.0))),
+    ("latency p99, us", |step| Some(step.latency.value_at(99.0))),
+    ("latency p99.99, us", |step| Some(step.latency.value_at(99.99))),
     ("longest gap, ms", |step| Some(step.gap_ms_max)),
     ("core us/answer", StepRecord::core_us_per_answer),
     ("process us/answer", StepRecord::process_us_per_answer),

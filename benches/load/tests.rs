@@ -102,7 +102,7 @@ fn a_correct_tracker_passes_over_both_address_families() {
             Box::new(move |from, request, reply| handle(&mut tracker, from, request, reply)),
         )
     });
-    let mix = "--mix=connect=20,announce=50,scrape=20,stale=5,garbage=5";
+    let mix = "--mix=connect=20,announce=50,scrape=20,forged=5,garbage=5";
     let arguments =
         [v4.url.as_str(), &v6.url, "--duration=300ms", "--churn=0.3", mix, "--ipv6=0.5"];
     let record = measure(&parse_options(&arguments)).unwrap();
@@ -114,7 +114,7 @@ fn a_correct_tracker_passes_over_both_address_families() {
         assert!(step.answered[kind] > 10, "{:?}", step.answered);
     }
     assert!(step.peers > 0, "replies have peers");
-    assert!(step.latency.at(50.0) > 0.0 && step.latency.max_us < 1e6);
+    assert!(step.latency.value_at(50.0) > 0.0 && step.latency.max_us < 1e6);
 }
 
 #[test]

@@ -75,7 +75,7 @@ pub(crate) fn write_scrape(
 /// # Errors
 ///
 /// Returns the problem of a reply that is malformed.
-pub(crate) fn read(bytes: &[u8]) -> Result<(u32, TrackerReply<'_>), &'static str> {
+pub(crate) fn parse_reply(bytes: &[u8]) -> Result<(u32, TrackerReply<'_>), &'static str> {
     let word = |at: usize| {
         let field = bytes.get(at..at + 4).and_then(|field| field.first_chunk().copied());
         field.map(u32::from_be_bytes)
@@ -152,13 +152,13 @@ mod tests {
         let (peers, other_family) = (&b"peer-1"[..], &[][..]);
         let expected =
             TrackerReply::Announce { interval: 1800, leechers: 2, seeders: 1, peers, other_family };
-        assert_eq!(read(&bytes[..len]), Ok((9, expected)));
+        assert_eq!(parse_reply(&bytes[..len]), Ok((9, expected)));
         let id = [0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 5];
-        assert_eq!(read(&id), Ok((9, TrackerReply::Connect { connection_id: 5 })));
-        assert_eq!(read(&id[..15]), Err("wrong length"));
-        assert_eq!(read(&[0, 0, 0, 2, 0, 0, 0, 9, 1]), Err("wrong length"));
-        assert_eq!(read(&[0, 0, 0, 3, 0, 0, 0, 9]), Ok((9, TrackerReply::Error)));
-        assert_eq!(read(&[1; 9]), Err("unknown action"));
-        assert_eq!(read(&[1; 7]), Err("too short"));
+        assert_eq!(parse_reply(&id), Ok((9, TrackerReply::Connect { connection_id: 5 })));
+        assert_eq!(parse_reply(&id[..15]), Err("wrong length"));
+        assert_eq!(parse_reply(&[0, 0, 0, 2, 0, 0, 0, 9, 1]), Err("wrong length"));
+        assert_eq!(parse_reply(&[0, 0, 0, 3, 0, 0, 0, 9]), Ok((9, TrackerReply::Error)));
+        assert_eq!(parse_reply(&[1; 9]), Err("unknown action"));
+        assert_eq!(parse_reply(&[1; 7]), Err("too short"));
     }
 }

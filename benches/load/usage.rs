@@ -2,7 +2,7 @@
 
 use crate::options::RunOptions;
 use tsubame_bench::observe;
-use tsubame_bench::record::Server;
+use tsubame_bench::record::ServerUsage;
 
 /// Resources that the server had used at one moment.
 pub(crate) struct Usage {
@@ -20,13 +20,13 @@ impl Usage {
     }
 
     /// Returns what the server has used since `self` was read; `None` if neither its core nor its process is known.
-    pub(crate) fn until_now(&self, run: &RunOptions) -> Option<Server> {
+    pub(crate) fn until_now(&self, run: &RunOptions) -> Option<ServerUsage> {
         let now = Self::of(run);
         let since = |now: Option<f64>, before: Option<f64>| Some(now? - before?);
         let of_core = |figure: fn(observe::CoreTimes) -> f64| {
             since(now.core.map(figure), self.core.map(figure))
         };
-        let server = Server {
+        let server = ServerUsage {
             core_busy_s: of_core(|core| core.busy_s),
             stolen_s: of_core(|core| core.stolen_s),
             process_s: since(now.process_s, self.process_s),

@@ -1,4 +1,4 @@
-//! The reflector: answers every request with a constant reply to its action, from one thread.
+//! The reflector: answers every request with a made-up reply of the right length, from one thread.
 //!
 //! It stores nothing and decides nothing: its rate is the upper bound of a tracker that uses plain sockets and one
 //! thread on this machine. Replies have the transaction id of the request and a fixed number of peers, so that a load
@@ -9,11 +9,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use tsubame_bench::batch::{BatchSocket, ReceiveBatch, SendBatch};
 
-/// Answers every request with constant bytes.
+/// Answers every UDP request at once with a made-up reply, which shows the maximum rate of a tracker on plain sockets.
 #[derive(Debug, Parser)]
 #[command(name = "tsubame-reflector", version)]
 struct ReflectorOptions {
-    /// Address to listen on; not a wildcard, with which the kernel would choose the source of each reply.
+    /// Address to listen on, which is not a wildcard: for that the kernel would choose the source of each reply.
     #[arg(value_name = "HOST:PORT")]
     listen: SocketAddr,
     /// Number of peers in a reply to an announce.

@@ -22,9 +22,9 @@ pub(crate) struct RivalsOptions {
     /// Folder of the other trackers and their load generators.
     #[arg(long)]
     rivals: PathBuf,
-    /// Number of rounds, except for memory and pauses; each tracker is loaded once per round.
+    /// Number of rounds of each section but memory, pauses and restart; each tracker is loaded once in a round.
     #[arg(long, default_value_t = 11)]
-    pairs: usize,
+    rounds: usize,
     /// Seconds of load in a round.
     #[arg(long, default_value_t = 5)]
     seconds: u64,
@@ -49,7 +49,7 @@ pub(crate) struct RivalsOptions {
 
 impl RivalsOptions {
     /// Returns the highest rate.
-    fn rate(&self) -> u64 {
+    fn highest_rate(&self) -> u64 {
         self.rates.iter().copied().max().unwrap_or(0)
     }
 
@@ -62,12 +62,12 @@ impl RivalsOptions {
 fn main() -> ExitCode {
     let mut options = RivalsOptions::parse();
     if options.quick {
-        (options.pairs, options.seconds) = (3, 1);
+        (options.rounds, options.seconds) = (3, 1);
     }
     println!("{}", tsubame_bench::observe::machine());
     println!(
         "{} rounds of {} s; trackers on core {}, generator on core {}\n",
-        options.pairs, options.seconds, options.server_cpu, options.load_cpu
+        options.rounds, options.seconds, options.server_cpu, options.load_cpu
     );
     match sections::all(&options) {
         Ok(()) => ExitCode::SUCCESS,

@@ -9,7 +9,7 @@ use crate::xdp;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Stdio;
-use tsubame_bench::record::{Record, Server, StepRecord};
+use tsubame_bench::record::{Record, ServerUsage, StepRecord};
 
 /// Mixes of requests: the mix of a public tracker, and announces only.
 const MIXES: [(&str, &str); 2] =
@@ -145,7 +145,7 @@ impl Load {
         let record = Record::read(file.path()).map_err(|error| error.to_string())?;
         let step = record.steps.into_iter().last().ok_or("the run has no steps")?;
         // Errors are cheap: a tracker that refuses requests would look fast.
-        if step.errors() > ERRORS_MAX {
+        if step.error_share() > ERRORS_MAX {
             return Err(format!("{} replies with errors: {:?}", kind.name(), step.answered));
         }
         Ok(step)
@@ -226,12 +226,12 @@ fn speed(
         // Replies of the reflector are constant, and at saturation checks would slow the generator.
         let common = [mix.as_str(), "--check=0"];
         for requests_per_s in options.rates.iter().filter(|_| wanted.rate) {
-            if name != MIXES[0].0 && *requests_per_s != options.rate() {
+            if name != MIXES[0].0 && *requests_per_s != options.highest_rate() {
                 continue;
             }
             let rate = format!("--rate={requests_per_s}");
             let arguments = [&common[..], &[&rate]].concat();
-            let steps = rounds(options.pairs, &trackers, |it| load.run(it, setup.ip, &arguments))?;
+            let steps = rounds(options.rounds, &trackers, |it| load.run(it, setup.ip, &arguments))?;
             let title = format!("{requests_per_s} requests per second over {over}, {name}");
             table(&title, &trackers, &steps, "process us/answer, tsubame / other", |step| {
                 step.process_us_per_answer().unwrap_or(f64::NAN)
@@ -240,7 +240,7 @@ fn speed(
         if wanted.closed {
             let in_flight = format!("--in-flight={IN_FLIGHT}");
             let arguments = [&common[..], &[&in_flight]].concat();
-            let steps = rounds(options.pairs, &trackers, |it| load.run(it, setup.ip, &arguments))?;
+            let steps = rounds(options.rounds, &trackers, |it| load.run(it, setup.ip, &arguments))?;
             let title = format!("closed loop over {over}, {IN_FLIGHT} requests in flight, {name}");
             let figure = StepRecord::answers_per_s;
             table(&title, &trackers, &steps, "answers/s, tsubame / other", figure);
@@ -248,7 +248,7 @@ fn speed(
         if wanted.saturated {
             let segments = format!("--segments={SEGMENTS}");
             let arguments = [&common[..], &[&segments]].concat();
-            let steps = rounds(options.pairs, &trackers, |it| load.run(it, setup.ip, &arguments))?;
+            let steps = rounds(options.rounds, &trackers, |it| load.run(it, setup.ip, &arguments))?;
             let title = format!("saturated over {over}, {name}");
             table(
                 &title,
@@ -308,8 +308,8 @@ fn table(
             middle(&StepRecord::answers_per_s),
             format_value(middle(&|step| step.core_us_per_answer().unwrap_or(f64::NAN))),
             format_value(middle(&|step| step.process_us_per_answer().unwrap_or(f64::NAN))),
-            middle(&|step| step.latency.at(50.0)),
-            middle(&|step| step.latency.at(99.99)),
+            middle(&|step| step.latency.value_at(50.0)),
+            middle(&|step| step.latency.value_at(99.99)),
             middle(&|step| step.peers as f64 / announces(step)),
             middle(&|step| step.lost as f64 * 100.0 / step.sent.max(1) as f64),
             steps[at].iter().filter(|step| step.generator.bottleneck).count(),
@@ -338,7 +338,7 @@ fn tester(options: &RivalsOptions) -> Result<(), String> {
         &setup,
     )?;
     for (name, weights) in [("its default mix", (50, 1)), ("announces only", (0, 0))] {
-        let rates = rounds(options.pairs, &trackers, |tracker| {
+        let rates = rounds(options.rounds, &trackers, |tracker| {
             run_tester(options, &program, tracker, weights).map_err(|error| error.to_string())
         })?;
         println!(
@@ -435,7 +435,7 @@ fn pauses(options: &RivalsOptions) -> Result<(), String> {
         "## gaps while {torrents} torrents expire, {} requests per second for {seconds} s\n\n\
          | | round | longest gap ms | p99.99 us | max us | lost | core stolen ms | resident MiB |\n\
          |---|---|---|---|---|---|---|---|",
-        options.rate() / 2
+        options.highest_rate() / 2
     );
     for round in 1..=rounds {
         for kind in kinds(options, |kind| kind == TrackerKind::AquaticUring) {
@@ -446,13 +446,13 @@ fn pauses(options: &RivalsOptions) -> Result<(), String> {
             fill_publicly(&load, &tracker, &setup)?;
             load.seconds = seconds;
             // The peers of the fill expire during this step; few of them announce again.
-            let rate = format!("--rate={}", options.rate() / 2);
+            let rate = format!("--rate={}", options.highest_rate() / 2);
             let step = load.run(&tracker, setup.ip, &["--mix=announce=1", "--check=0", &rate])?;
             println!(
                 "| {} | {round} | {:.1} | {:.0} | {:.0} | {} | {:.0} | {:.0} |",
                 kind.name(),
                 step.gap_ms_max,
-                step.latency.at(99.99),
+                step.latency.value_at(99.99),
                 step.latency.max_us,
                 step.lost,
                 step.server.and_then(|server| server.stolen_s).unwrap_or(0.0) * 1e3,
@@ -479,10 +479,10 @@ fn shards(options: &RivalsOptions) -> Result<(), String> {
     let trackers = start_all(&kinds, &setup)?;
     let load = Load::new(options);
     for (name, mix) in MIXES {
-        let steps = rounds(options.pairs, &trackers, |tracker| {
+        let steps = rounds(options.rounds, &trackers, |tracker| {
             // The same rate per shard gives batches of the same size, which determine most of the time.
             let one = tracker.kind == TrackerKind::OURS;
-            let rate = if one { options.rate() / 2 } else { options.rate() };
+            let rate = if one { options.highest_rate() / 2 } else { options.highest_rate() };
             let (mix, rate) = (format!("--mix={mix}"), format!("--rate={rate}"));
             let step = load.run(tracker, setup.ip, &[&mix, &rate, "--check=0"])?;
             // The busy time of one core is meaningless with two shards.
@@ -490,12 +490,12 @@ fn shards(options: &RivalsOptions) -> Result<(), String> {
                 step
             } else {
                 StepRecord {
-                    server: step.server.map(|it| Server { core_busy_s: None, ..it }),
+                    server: step.server.map(|it| ServerUsage { core_busy_s: None, ..it }),
                     ..step
                 }
             })
         })?;
-        let title = format!("{} requests per second per shard, {name}", options.rate() / 2);
+        let title = format!("{} requests per second per shard, {name}", options.highest_rate() / 2);
         table(&title, &trackers, &steps, "process us/answer, one shard / this", |step| {
             step.process_us_per_answer().unwrap_or(f64::NAN)
         });

@@ -55,12 +55,12 @@ pub(crate) fn run(options: &RivalsOptions) -> Result<(), String> {
         ("half connects", "--mix=connect=1,announce=1", IN_FLIGHT),
         (
             "1,000,000 frames/s, of which 98 % are forged announces",
-            "--mix=stale=98,connect=1,announce=1",
+            "--mix=forged=98,connect=1,announce=1",
             FLOOD_RATE,
         ),
     ] {
         let mut results = vec![Vec::new(); contenders.len()];
-        for round in 0..options.pairs {
+        for round in 0..options.rounds {
             for turn in 0..contenders.len() {
                 let at = (round + turn) % contenders.len();
                 let step = measure(
@@ -167,8 +167,8 @@ fn print_table(title: &str, contenders: &[Contender], results: &[Vec<StepRecord>
             middle(&|step| step.answers() as f64 * 100.0 / arrived(step)),
             middle(&|step| step.core_us_per_answer().unwrap_or(f64::NAN)),
             middle(&busy),
-            middle(&|step| step.latency.at(50.0)),
-            middle(&|step| step.latency.at(99.0)),
+            middle(&|step| step.latency.value_at(50.0)),
+            middle(&|step| step.latency.value_at(99.0)),
             if at == 0 {
                 "1".to_owned()
             } else {

@@ -8,7 +8,7 @@
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use libfuzzer_sys::fuzz_target;
 use std::net::{IpAddr, SocketAddr};
-use tsubame_udp::xdp::frame::{FrameHeaders, FramePath};
+use tsubame_udp::xdp::frame::{FrameHeaders, FrameReplyPath};
 
 fuzz_target!(|bytes: &[u8]| {
     let mut frame = bytes.to_vec();
@@ -21,7 +21,7 @@ fuzz_target!(|bytes: &[u8]| {
     assert_eq!((source, destination), (headers.source, headers.destination));
     assert_eq!(found, payload);
     let reply_len = payload.len() / 2;
-    let path = FramePath::new(&frame, &headers, 0);
+    let path = FrameReplyPath::new(&frame, &headers, 0);
     let mut forwarded = vec![0; frame.len()];
     let forwarded_len = path.write_reply(&mut forwarded, &payload[..reply_len]);
     let Some(len) = headers.write_reply(&mut frame, reply_len) else {

@@ -21,7 +21,8 @@ use tsubame_storage::{Family, InfoHash, SwarmStats};
 /// Maximum time that another shard may take to reply.
 const MESH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Maximum number of torrents of a scrape: as many fit a request head, and a byte can number them.
+/// Maximum number of torrents of a scrape; others are ignored. A byte can number them in messages between shards, and
+/// hardly more fit into a request head.
 const SCRAPE_ROWS_MAX: usize = 250;
 
 /// Maximum time that a request waits until its token may be checked.
@@ -34,7 +35,7 @@ const NOT_STORED: &str =
 /// Failure reason if another shard is overloaded, or if a scrape is refused with [`RefusalReply::Empty`].
 const BUSY: &str = "the tracker is busy; try again";
 
-/// The parts of a reply that do not depend on its body.
+/// Status, content type and outcome of a reply, whose body is in a buffer.
 struct HttpReply {
     status: StatusCode,
     content: ContentType,
@@ -55,7 +56,7 @@ pub(super) enum AfterAnswer {
     List(ContentCoding, FullScrapePermit),
 }
 
-/// Appends the reply to a request to `out`.
+/// Answers a request: appends the response to `out`, and returns what the connection must do next.
 pub(super) async fn answer(
     service: &HttpService,
     source: IpAddr,

@@ -3,17 +3,18 @@
 use std::io;
 use std::time::Duration;
 use tsubame_udp::ring::{
-    Datagram, ForwardSlot, ReceivedDatagram, Ring, RingCounts, SocketPath, UnreadableDatagram, Wait,
+    Datagram, ForwardSlot, ReceivedDatagram, Ring, RingCounts, UdpReplyPath, UnreadableDatagram,
+    Wait,
 };
-use tsubame_udp::xdp::frame::FramePath;
+use tsubame_udp::xdp::frame::FrameReplyPath;
 
 /// The path of the reply to a request, which another shard than the one that received the request can send along.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplyPath {
     /// From a UDP socket.
-    Socket(SocketPath),
+    Socket(UdpReplyPath),
     /// In a frame from an AF_XDP socket.
-    Frame(FramePath),
+    Frame(FrameReplyPath),
 }
 
 /// Receives datagrams and sends replies, in batches and without blocking.
@@ -121,7 +122,7 @@ impl Datapath for Ring {
     }
 
     fn reply_path(&mut self, received: &ReceivedDatagram) -> ReplyPath {
-        ReplyPath::Socket(self.socket_path(received))
+        ReplyPath::Socket(Self::reply_path(self, received))
     }
 
     fn forward_slot(&mut self) -> Option<ForwardSlot> {

@@ -13,9 +13,9 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 use tsubame_udp::ring::{
     DATAGRAM_LEN_MAX, Datagram, ForwardSlot, REPLY_LEN_MAX, ReceivedDatagram, Ring, RingCounts,
-    SocketPath, UnreadableDatagram, Wait, WatchMode, WatchNumber,
+    UdpReplyPath, UnreadableDatagram, Wait, WatchMode, WatchNumber,
 };
-use tsubame_udp::xdp::frame::{FrameHeaders, FramePath};
+use tsubame_udp::xdp::frame::{FrameHeaders, FrameReplyPath};
 use tsubame_udp::xdp::{FrameCounts, FrameSocket, ReceivedFrame};
 
 /// A change of the receive queues that a shard serves, sent by the thread that controls XDP.
@@ -145,7 +145,7 @@ impl XdpDatapath {
     }
 
     /// Returns the path of the reply to a request in a frame from a socket of the ring.
-    fn socket_path(&self, request: &FrameHeaders) -> Option<SocketPath> {
+    fn udp_reply_path(&self, request: &FrameHeaders) -> Option<UdpReplyPath> {
         let to = request.destination;
         let is_wildcard = |bound: &SocketAddr| {
             bound.ip().is_unspecified()
@@ -154,7 +154,7 @@ impl XdpDatapath {
         };
         let number = self.addresses.iter().position(|bound| *bound == to);
         let number = number.or_else(|| self.addresses.iter().position(is_wildcard))?;
-        Some(SocketPath::new(number as u16, request.source, Some((to.ip(), 0))))
+        Some(UdpReplyPath::new(number as u16, request.source, Some((to.ip(), 0))))
     }
 
     /// Sends a reply in a slot of the ring from a UDP socket: the kernel fragments it if necessary.
@@ -164,7 +164,7 @@ impl XdpDatapath {
         request: &FrameHeaders,
         len: usize,
     ) -> io::Result<()> {
-        match self.socket_path(request) {
+        match self.udp_reply_path(request) {
             Some(path) => self.ring.send_forwarded_reply(slot, &path, len),
             None => {
                 self.ring.release_forward_slot(slot);
@@ -295,11 +295,11 @@ impl Datapath for XdpDatapath {
     fn reply_path(&mut self, received: &ReceivedRequest) -> ReplyPath {
         match received {
             ReceivedRequest::Datagram(received) => {
-                ReplyPath::Socket(self.ring.socket_path(received))
+                ReplyPath::Socket(self.ring.reply_path(received))
             }
             ReceivedRequest::Frame(queue, frame, headers) => {
                 let ServedQueue { interface, socket, .. } = &self.queues[*queue];
-                ReplyPath::Frame(FramePath::new(socket.bytes(frame), headers, *interface))
+                ReplyPath::Frame(FrameReplyPath::new(socket.bytes(frame), headers, *interface))
             }
         }
     }

@@ -130,7 +130,7 @@ outcomes! {
     TooManyTorrents = "too_many_torrents",
     /// Refused by a hook that is not part of this crate.
     CustomHook = "custom_hook",
-    /// The page at `/` was sent.
+    /// The page at `/` or a page of statistics was sent.
     PageShown = "page_shown",
 }
 

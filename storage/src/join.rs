@@ -30,7 +30,7 @@ impl Default for AppliedAnnounce {
 }
 
 impl Table {
-    /// Applies an announce and selects peers; the time was set before.
+    /// Applies an announce and selects peers. The caller has set the time ([`Table::set_time`]).
     pub(crate) fn announce(
         &mut self,
         prefetch: Prefetch,
@@ -119,7 +119,8 @@ impl Table {
         }
     }
 
-    /// Applies an announce whose peer is stored as `record`, unless it stops.
+    /// Applies an announce. `record` is the new record of the peer; if the event is `stopped`, only its endpoint is
+    /// used.
     #[inline(always)] // The call is a part of every announce.
     pub(crate) fn apply_record<const N: usize>(
         &mut self,
@@ -207,7 +208,7 @@ impl Table {
         if self.is_above_source_limit(&record) {
             return refused(JoinRefusal::Source);
         }
-        // A large swarm is never full, but to add a record it may allocate.
+        // Without room, the record needs a larger placement. A large swarm has room, but may have to allocate for it.
         if (!has_room || stored >= BLOCK_PEERS_MAX)
             && (self.is_out_of_memory() || !self.grow::<N>(position))
         {

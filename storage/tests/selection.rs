@@ -32,9 +32,9 @@ fn chi_square_per_degree(observed: &BTreeMap<Endpoint, u32>) -> f64 {
 #[test]
 fn peers_are_selected_uniformly() {
     for (size, wanted) in [(4, 2), (30, 7), (64, 20), (200, 50), (5_000, 50)] {
-        for asks in [Role::Leecher, Role::Seeder] {
+        for requester_role in [Role::Leecher, Role::Seeder] {
             let seed = u64::from(size) + 1;
-            println!("seed {seed}: {wanted} of {size} for a {asks:?}");
+            println!("seed {seed}: {wanted} of {size} for a {requester_role:?}");
             let mut observed = BTreeMap::new();
             // Many new swarms with joins and stops: the order of joins must have no influence.
             for round in 0..40 {
@@ -48,16 +48,17 @@ fn peers_are_selected_uniformly() {
                     common::announce(&mut table, peer(number), role, event, 0);
                 }
                 // The requester is in the swarm; the records next to its own must not be preferred or avoided.
-                let requester = if asks == Role::Leecher { peer(1) } else { peer(0) };
+                let requester = if requester_role == Role::Leecher { peer(1) } else { peer(0) };
                 for _ in 0..(size / wanted as u32 * 25).max(250) {
-                    for returned in announce(&mut table, requester, asks, wanted) {
+                    for returned in announce(&mut table, requester, requester_role, wanted) {
                         assert_ne!(returned, requester);
                         *observed.entry(returned).or_insert(0) += 1;
                     }
                 }
             }
-            let eligible = (0..size).filter(|n| asks == Role::Leecher || n % 3 != 0).count();
-            let own = usize::from(asks == Role::Leecher);
+            let eligible =
+                (0..size).filter(|n| requester_role == Role::Leecher || n % 3 != 0).count();
+            let own = usize::from(requester_role == Role::Leecher);
             assert_eq!(observed.len(), eligible - own);
             // Peers are returned in runs of adjacent records, so the counts vary more than independent draws, at most
             // by the length of a run divided by the number of swarms. A bias would show as a multiple of that.
@@ -94,7 +95,7 @@ fn the_other_family_fills_an_unused_share() {
         announce(&mut table, Endpoint::new(v6.into(), 6_881), Role::Leecher, 0);
     }
     let endpoint = Endpoint::new([0x2a00, 2, 0, 0, 0, 0, 0, 1].into(), 6_881);
-    let asks = SwarmAnnounce {
+    let request = SwarmAnnounce {
         info_hash: TORRENT,
         endpoint,
         role: Role::Leecher,
@@ -103,7 +104,7 @@ fn the_other_family_fills_an_unused_share() {
     let (mut v4, mut v6) = ([0; 50 * 6], [0; 50 * 18]);
     let output = PeerOutput { v4: &mut v4, v6: &mut v6, peers_max: 50 };
     let prefetch = table.prefetch_index(&TORRENT);
-    let announced = table.announce(Seconds(5), prefetch, &asks, output);
+    let announced = table.announce(Seconds(5), prefetch, &request, output);
     assert_eq!((announced.v4_len, announced.v6_len / 18), (0, 50));
 }
 
@@ -127,7 +128,8 @@ fn a_reply_has_few_peers_of_one_address() {
                 assert!(of_one <= 1);
                 let of_many = returned.iter().filter(|it| it.port() != 6_881).count();
                 let expected = if others < 46 { 50 - others as usize } else { 4 };
-                // Addresses that share a counter with another one may be skipped.
+                // A peer whose address shares a counter with others may be skipped; a peer of the crowded address then
+                // takes its place: at most 2 here.
                 assert!(
                     of_many <= expected + 2 && returned.len() == 50,
                     "round {round}: {of_many}"

@@ -91,14 +91,14 @@ pub(crate) fn over_http(
 pub(crate) const CLIENT: &[u8; 20] = b"-TT0001-abcdefghijkl";
 
 /// A tracker with a client for each protocol.
-pub(crate) struct World {
+pub(crate) struct TrackerWithClients {
     pub(crate) tracker: Tracker,
     pub(crate) udp: Client,
     pub(crate) http: SocketAddr,
     pub(crate) control: SocketAddr,
 }
 
-impl World {
+impl TrackerWithClients {
     pub(crate) fn new(shards: usize, hooks: &str) -> Self {
         Self::with_command(shards, hooks, |command| command)
     }
@@ -176,9 +176,9 @@ pub(crate) fn wait_until(mut holds: impl FnMut() -> bool) {
     }
 }
 
-pub(crate) fn wait_for_torrents(world: &World, count: u64) {
+pub(crate) fn wait_for_torrents(setup: &TrackerWithClients, count: u64) {
     wait_until(|| {
-        let (_, text) = world.ask("GET", "/metrics");
+        let (_, text) = setup.ask("GET", "/metrics");
         let lines = text.lines().filter(|line| line.starts_with("tsubame_torrents{"));
         lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum::<u64>()
             == count

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 use tsubame::shard::datapath::{Datapath, ReplyPath};
-use tsubame_udp::ring::{Datagram, RingCounts, SocketPath, UnreadableDatagram, Wait};
+use tsubame_udp::ring::{Datagram, RingCounts, UdpReplyPath, UnreadableDatagram, Wait};
 
 /// Number of receive buffers, few so that they run out.
 pub(crate) const BUFFERS: usize = 8;
@@ -174,7 +174,7 @@ impl Datapath for Model {
     }
 
     fn reply_path(&mut self, received: &Leased) -> ReplyPath {
-        ReplyPath::Socket(SocketPath::new(0, self.buffers[received.0].source, None))
+        ReplyPath::Socket(UdpReplyPath::new(0, self.buffers[received.0].source, None))
     }
 
     fn forward_slot(&mut self) -> Option<usize> {

@@ -1,6 +1,6 @@
 //! HTTP requests in the simulation of several shards: the calls that a connection makes to its shard.
 
-use super::{TORRENTS, World, hash_of, peer_of, peers_of};
+use super::{ShardSimulation, TORRENTS, hash_of, peer_of, peers_of};
 use std::net::SocketAddr;
 use tokio::sync::oneshot::Receiver;
 use tsubame::policy::Parameters;
@@ -18,7 +18,7 @@ pub(crate) enum PendingOverHttp {
     Scrape(Vec<(usize, usize)>, Receiver<Vec<SwarmStats>>),
 }
 
-impl World {
+impl ShardSimulation {
     pub(crate) fn request_over_http(&mut self) {
         let shard = self.rng.usize(..self.shards.len());
         // The thread of a stalled shard serves no connections.

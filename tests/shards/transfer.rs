@@ -1,6 +1,6 @@
 //! Copies of all shards, made with their changes while they serve, as an upgrade makes one.
 
-use super::{DENIED, PEERS_MIN, TORRENTS, World, hash_of, peers_of};
+use super::{DENIED, PEERS_MIN, ShardSimulation, TORRENTS, hash_of, peers_of};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use tsubame::shard::mesh::MeshEndpoint;
 use tsubame::shard::message::Message;
@@ -77,13 +77,13 @@ impl Copy {
 fn a_copy_that_is_made_under_load_is_complete() {
     for (seed, shards) in [(1, 1), (2, 2), (3, 5), (4, 16), (5, 3), (6, 2)] {
         println!("seed {seed}, {shards} shards");
-        let mut world = World::new(seed, shards);
-        world.run(300, 6);
-        world.copy = Some(Copy::begin(usize::from(shards)));
-        world.run(1_000, 6);
+        let mut simulation = ShardSimulation::new(seed, shards);
+        simulation.run(300, 6);
+        simulation.copy = Some(Copy::begin(usize::from(shards)));
+        simulation.run(1_000, 6);
         // Every peer announces once more, one at a time, so that none is shed.
-        world.finish_with_copy();
-        let copy = world.copy.take().unwrap();
+        simulation.finish_with_copy();
+        let copy = simulation.copy.take().unwrap();
         for torrent in (0..TORRENTS).filter(|torrent| *torrent != DENIED) {
             let info_hash = hash_of(torrent);
             let counts = copy.table.scrape(&copy.table.prefetch_index(&info_hash), &info_hash);
@@ -91,12 +91,12 @@ fn a_copy_that_is_made_under_load_is_complete() {
             assert_eq!(peers, peers_of(torrent), "seed {seed}, torrent {torrent}");
             assert!(peers >= PEERS_MIN);
         }
-        copy.end(&mut world.control);
-        world.finish_without_copy();
+        copy.end(&mut simulation.control);
+        simulation.finish_without_copy();
     }
 }
 
-impl World {
+impl ShardSimulation {
     /// Announces every peer, and waits until the copy has the changes.
     fn finish_with_copy(&mut self) {
         // Shards with pages to export are never idle, so faults end here without waiting for that.
@@ -112,14 +112,14 @@ impl World {
         for torrent in 1..TORRENTS {
             for number in 0..peers_of(torrent) {
                 self.announce(torrent, number);
-                self.step_until(|world| world.requests.is_empty());
+                self.step_until(|simulation| simulation.requests.is_empty());
             }
         }
         for _ in 0..200 {
             self.step_all();
         }
-        self.step_until(|world| {
-            world.copy.as_ref().is_some_and(|copy| !copy.is_complete.contains(&false))
+        self.step_until(|simulation| {
+            simulation.copy.as_ref().is_some_and(|copy| !copy.is_complete.contains(&false))
         });
     }
 

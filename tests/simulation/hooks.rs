@@ -1,6 +1,6 @@
 //! Hooks in the simulation: the tracker must refuse exactly what the model of the hooks in this file predicts.
 
-use super::{INTERVAL, TORRENTS, World};
+use super::{INTERVAL, TORRENTS, TrackerSimulation};
 use std::collections::BTreeSet;
 use tsubame::policy::access_list::{ListMode, ListSources};
 use tsubame::policy::clients::ClientFilter;
@@ -126,7 +126,7 @@ pub(crate) fn is_refusal(outcome: Outcome) -> bool {
     all.contains(&outcome)
 }
 
-impl World {
+impl TrackerSimulation {
     /// Replaces the denied torrents at random times and removes their peers. In the first minute of every 3,000
     /// seconds, two clients ignore the interval.
     pub(crate) fn exchange_hooks(&mut self) {

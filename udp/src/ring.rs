@@ -18,8 +18,8 @@ mod operation_id;
 mod packet;
 mod setup;
 mod socket;
-mod socket_path;
 mod stop;
+mod udp_reply_path;
 mod watch;
 mod watching;
 
@@ -27,7 +27,7 @@ pub use epoll::epoll_that_polls;
 pub use memory::{DATAGRAM_LEN_MAX, REPLY_LEN_MAX};
 pub use setup::{KERNEL_MIN, SOCKETS_MAX, SetupError};
 pub use socket::UdpSocket;
-pub use socket_path::SocketPath;
+pub use udp_reply_path::UdpReplyPath;
 pub use watch::{WatchMode, WatchNumber};
 
 pub(crate) use socket::{set_option, set_reuseport_program};
@@ -381,9 +381,9 @@ impl Ring {
     }
 
     /// Returns the address and socket of the reply to a datagram, so that another shard can send it.
-    pub fn socket_path(&self, received: &ReceivedDatagram) -> SocketPath {
+    pub fn reply_path(&self, received: &ReceivedDatagram) -> UdpReplyPath {
         let ReceivedDatagram { completed, header } = received;
-        SocketPath::new(completed.socket, header.source, header.local)
+        UdpReplyPath::new(completed.socket, header.source, header.local)
     }
 
     /// Returns a free slot for the reply to another shard's datagram; `None` while all are in use.
@@ -406,7 +406,7 @@ impl Ring {
     pub fn send_forwarded_reply(
         &mut self,
         slot: ForwardSlot,
-        path: &SocketPath,
+        path: &UdpReplyPath,
         len: usize,
     ) -> io::Result<()> {
         assert_eq!(slot.ring, self.state.number);

@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 use tsubame_storage::InfoHash;
 use tsubame_udp::ring::{
-    REPLY_LEN_MAX, Ring, SocketPath, UdpSocket, Wait, WatchMode, epoll_that_polls,
+    REPLY_LEN_MAX, Ring, UdpReplyPath, UdpSocket, Wait, WatchMode, epoll_that_polls,
 };
 use tsubame_udp::steering::{self, SteeringKeys};
 
@@ -279,7 +279,7 @@ fn without_free_buffers_datagrams_wait() {
 }
 
 #[test]
-fn another_ring_replies_along_the_socket_path() {
+fn another_ring_replies_along_the_reply_path() {
     for (address, from) in
         [("127.0.0.1:0", "127.0.0.1:0"), ("[::1]:0", "[::1]:0"), ("0.0.0.0:0", "127.0.0.1:0")]
     {
@@ -297,7 +297,7 @@ fn another_ring_replies_along_the_socket_path() {
         );
         client.send_to(b"question", server).unwrap();
         // The kernel selected one of the two rings; the other one replies.
-        let mut path: Option<(usize, SocketPath)> = None;
+        let mut path: Option<(usize, UdpReplyPath)> = None;
         let deadline = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_sec + 5;
         while path.is_none() {
             assert!(
@@ -306,7 +306,7 @@ fn another_ring_replies_along_the_socket_path() {
             for (number, ring) in rings.iter_mut().enumerate() {
                 ring.turn(Wait::No).unwrap();
                 if let Some(received) = ring.take().map(Result::unwrap) {
-                    path = Some((number, ring.socket_path(&received)));
+                    path = Some((number, ring.reply_path(&received)));
                     ring.release(received);
                 }
             }

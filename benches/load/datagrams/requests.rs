@@ -1,6 +1,6 @@
 //! Sending of requests over UDP.
 
-use super::Datagrams;
+use super::UdpTransport;
 use crate::engine::FloodKind;
 use crate::in_flight::{FLOOD_BIT, RequestKind, SentRequest, UNPROVEN_BIT};
 use crate::options::RequestMix;
@@ -14,7 +14,7 @@ use std::net::IpAddr;
 /// Maximum length of a garbage datagram.
 const GARBAGE_LEN_MAX: usize = 200;
 
-impl Datagrams {
+impl UdpTransport {
     /// Queues the request of one client, or of several clients with the same address.
     pub(super) fn queue_request(
         &mut self,
@@ -35,7 +35,7 @@ impl Datagrams {
         if is_drawn(mix.connect) {
             return self.queue_connects(session, group, source, self.segments, due_ns);
         }
-        if is_drawn(mix.stale) {
+        if is_drawn(mix.forged) {
             let address = address(session, group, source);
             return self.queue_forged_announce(session, group, address);
         }
@@ -60,9 +60,9 @@ impl Datagrams {
         let source = session.population.groups[group].source_of(peer);
         let due_ns = session.now_ns();
         let id = self.id_or_connect(session, group, source, due_ns)?;
-        let step = session.population.enter(group, peer);
+        let step = session.population.start_peer(group, peer);
         let request =
-            session.request(RequestKind::Announce { stopped: false }, group, source, due_ns);
+            session.new_request(RequestKind::Announce { stopped: false }, group, source, due_ns);
         let wanted = session.run.numwant;
         let transaction =
             session.register(SentRequest { subject: peer, wanted, ..request }, request.sent_ns);
@@ -82,7 +82,7 @@ impl Datagrams {
         due_ns: u64,
     ) -> io::Result<()> {
         const LEN: usize = 16;
-        let request = session.request(RequestKind::Connect, group, source, due_ns);
+        let request = session.new_request(RequestKind::Connect, group, source, due_ns);
         self.clients.connect_sent(group, source, request.sent_ns);
         let mut requests = std::mem::take(&mut self.scratch);
         requests.resize(LEN * usize::from(segments), 0);
@@ -106,10 +106,10 @@ impl Datagrams {
         let mut requests = std::mem::take(&mut self.scratch);
         requests.resize(LEN * usize::from(self.segments), 0);
         let wanted = session.run.numwant;
-        let request = session.request(RequestKind::default(), group, source, due_ns);
+        let request = session.new_request(RequestKind::default(), group, source, due_ns);
         for bytes in requests.chunks_exact_mut(LEN) {
             let peer = session.population.groups[group].draw_of_source(&mut session.rng, source);
-            let step = session.population.step(&mut session.rng, group, peer);
+            let step = session.population.advance_peer(&mut session.rng, group, peer);
             let kind = RequestKind::Announce { stopped: step.event == LoadEvent::Stopped };
             let transaction = session
                 .register(SentRequest { kind, subject: peer, wanted, ..request }, request.sent_ns);
@@ -129,7 +129,7 @@ impl Datagrams {
     ) -> io::Result<()> {
         let first = session.rng.u32(..session.population.torrents());
         let wanted = session.run.scrape_torrents;
-        let request = session.request(RequestKind::Scrape, group, source, due_ns);
+        let request = session.new_request(RequestKind::Scrape, group, source, due_ns);
         let transaction =
             session.register(SentRequest { subject: first, wanted, ..request }, request.sent_ns);
         let info_hashes: Vec<_> = session.scrape_info_hashes(first).collect();

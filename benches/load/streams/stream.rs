@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 /// A non-blocking connection.
 pub(super) struct Stream {
     socket: TcpStream,
-    session: Option<Box<ClientConnection>>,
+    tls: Option<Box<ClientConnection>>,
     /// Bytes that the kernel has not accepted yet.
     out: Vec<u8>,
     /// Received bytes that have not been processed yet.
@@ -38,15 +38,15 @@ impl Stream {
             Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
             _ => {}
         }
-        let session = name.map(tls::session).transpose()?.map(Box::new);
+        let tls = name.map(tls::session).transpose()?.map(Box::new);
         let (out, arrived) = (Vec::new(), Vec::new());
-        Ok(Self { socket: socket.into(), session, out, arrived, answers: 0 })
+        Ok(Self { socket: socket.into(), tls, out, arrived, answers: 0 })
     }
 
     /// Queues bytes and sends as many as the kernel accepts now.
     pub(super) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match &mut self.session {
-            Some(session) => session.writer().write_all(bytes)?,
+        match &mut self.tls {
+            Some(tls) => tls.writer().write_all(bytes)?,
             None => self.out.extend_from_slice(bytes),
         }
         self.flush()
@@ -54,9 +54,9 @@ impl Stream {
 
     /// Sends queued bytes, as many as the kernel accepts now.
     pub(super) fn flush(&mut self) -> io::Result<()> {
-        if let Some(session) = &mut self.session {
-            while session.wants_write() {
-                session.write_tls(&mut self.out)?;
+        if let Some(tls) = &mut self.tls {
+            while tls.wants_write() {
+                tls.write_tls(&mut self.out)?;
             }
         }
         while !self.out.is_empty() {
@@ -80,9 +80,9 @@ impl Stream {
                 Err(error) => return Err(error),
             };
             let bytes = &buffer[..len];
-            match &mut self.session {
-                Some(session) => {
-                    let ended = decrypt(session, bytes, &mut self.arrived)?;
+            match &mut self.tls {
+                Some(tls) => {
+                    let ended = decrypt(tls, bytes, &mut self.arrived)?;
                     self.flush()?;
                     if ended {
                         return Ok(true);
@@ -101,19 +101,19 @@ impl Stream {
     }
 }
 
-/// Decrypts bytes; returns whether the server has closed the TLS session.
+/// Decrypts bytes; returns whether the server has closed the TLS tls.
 fn decrypt(
-    session: &mut ClientConnection,
+    tls: &mut ClientConnection,
     mut bytes: &[u8],
     arrived: &mut Vec<u8>,
 ) -> io::Result<bool> {
     while !bytes.is_empty() {
-        session.read_tls(&mut bytes)?;
-        let state = session.process_new_packets().map_err(io::Error::other)?;
+        tls.read_tls(&mut bytes)?;
+        let state = tls.process_new_packets().map_err(io::Error::other)?;
         let len = state.plaintext_bytes_to_read();
         let at = arrived.len();
         arrived.resize(at + len, 0);
-        session.reader().read_exact(&mut arrived[at..])?;
+        tls.reader().read_exact(&mut arrived[at..])?;
         if state.peer_has_closed() {
             return Ok(true);
         }

@@ -316,7 +316,11 @@ fn open_loop_continues_while_the_tracker_is_stopped() {
     assert_eq!((step.lost, step.wrong.len()), (0, 0), "{:?}", step.wrong);
     // Requests that were due during the pause waited for one of 20 connections, and their latency shows it.
     assert!((100..450).contains(&step.waited), "{} waited", step.waited);
-    assert!(step.latency.at(90.0) > 100_000.0 && step.gap_ms_max > 350.0, "{:?}", step.latency);
+    assert!(
+        step.latency.value_at(90.0) > 100_000.0 && step.gap_ms_max > 350.0,
+        "{:?}",
+        step.latency
+    );
     assert!(step.sent + step.held_back > 800, "{} and {}", step.sent, step.held_back);
     assert!(step.generator.late < 0.5, "the delay must not count as lateness of the generator");
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 
 /*
- * XDP programs of `tsubame-load --xdp`: `generate` makes requests of the frames that the kernel sends for
- * BPF_PROG_TEST_RUN with live frames, and `receive` counts the replies on the same interface.
+ * XDP programs of `tsubame-load --xdp`: `generate` runs on the frames of BPF_PROG_TEST_RUN (live frames mode), writes a
+ * request into each and sends it; `receive` counts the replies on the same interface.
  *
  * `udp/bpf/compile` compiles them to load.o, which is part of the sources.
  */
@@ -41,15 +41,19 @@ struct load {
     /* Time between two requests (open loop); 0 in closed loop. */
     u32 interval_ns;
     /* A random word below the first makes a connect, below the second an announce, any other an announce with an
-       invalid connection id. */
+       invalid connection id. ~0 means that no word is above: with `connect_below` ~0 all are connects, with
+       `announce_below` ~0 none has an invalid id. */
     u32 connect_below, announce_below;
     /* In network byte order. */
     u16 port;
     u16 padding;
 };
 
-/* Positions in `totals`. The first ones are written by `generate`, the others by `receive`. */
-enum { CONNECTS_SENT, ANNOUNCES_SENT, STALE_SENT, GIVEN_UP, ROOM, NEXT_AT, PROGRESS_AT, PROGRESS, CONNECTS, ANNOUNCES, OTHERS, PEERS, TOTALS };
+/* Positions in `totals`. `generate` writes those up to PROGRESS, `receive` those from CONNECTS on. GIVEN_UP: number of
+   requests that are not waited for any more; QUOTA: number of requests that may be sent before replies are counted again;
+   NEXT_AT: time of the next request in open loop; PROGRESS, PROGRESS_AT: number of replies at its last change, and the time
+   at which that was noticed. */
+enum { CONNECTS_SENT, ANNOUNCES_SENT, FORGED_SENT, GIVEN_UP, QUOTA, NEXT_AT, PROGRESS_AT, PROGRESS, CONNECTS, ANNOUNCES, OTHERS, PEERS, TOTALS };
 
 /* A counter in a cache line of its own, as the two programs run on different cores. */
 struct total {
@@ -115,13 +119,14 @@ INLINE u32 mix(u32 value) {
     return value ^ value >> 16;
 }
 
-/* Returns whether another request may be sent. Replies are counted only when those of the last time are used up. */
-INLINE int has_room(const struct load *in, u64 sent) {
-    u64 *room = total(ROOM);
-    if (!room)
+/* Returns whether another request may be sent in closed loop. The quota is computed from the number of replies only when the
+   previous one is used up, because reading the counters that another core writes is slow. */
+INLINE int may_send(const struct load *in, u64 sent) {
+    u64 *quota = total(QUOTA);
+    if (!quota)
         return 0;
-    if (*room > 0) {
-        *room -= 1;
+    if (*quota > 0) {
+        *quota -= 1;
         return 1;
     }
     u64 *connects = total(CONNECTS), *announces = total(ANNOUNCES), *others = total(OTHERS);
@@ -131,7 +136,7 @@ INLINE int has_room(const struct load *in, u64 sent) {
     u64 answered = *(volatile u64 *)connects + *(volatile u64 *)announces + *(volatile u64 *)others;
     u64 unanswered = sent - *given_up - answered;
     if (unanswered < in->in_flight) {
-        *room = in->in_flight - unanswered - 1;
+        *quota = in->in_flight - unanswered - 1;
         return 1;
     }
     u64 now = time_ns();
@@ -189,26 +194,26 @@ INLINE void write_headers(struct frame *frame, const struct load *in, u32 client
 SECTION("xdp") int generate(struct xdp_md *context) {
     u32 zero = 0;
     struct load *in = map_lookup(&load, &zero);
-    u64 *connects_sent = total(CONNECTS_SENT), *announces_sent = total(ANNOUNCES_SENT), *stale_sent = total(STALE_SENT);
-    if (!in || !connects_sent || !announces_sent || !stale_sent)
+    u64 *connects_sent = total(CONNECTS_SENT), *announces_sent = total(ANNOUNCES_SENT), *forged_sent = total(FORGED_SENT);
+    if (!in || !connects_sent || !announces_sent || !forged_sent)
         return XDP_DROP;
     u32 kind = in->connect_below == ~0u ? 0 : random_word();
     u64 sent = *connects_sent + *announces_sent;
     if (in->interval_ns) {
         if (!is_due(in))
             return XDP_DROP;
-    } else if (kind < in->announce_below && !has_room(in, sent)) {
+    } else if (kind < in->announce_below && !may_send(in, sent)) {
         if (in->announce_below == ~0u)
             return XDP_DROP;
         kind = ~0u;
     }
-    int is_stale = kind >= in->announce_below && in->announce_below != ~0u;
-    u32 client = (is_stale ? mix(*stale_sent) : sent / 2) % (in->clients ? in->clients : 1);
+    int is_forged = kind >= in->announce_below && in->announce_below != ~0u;
+    u32 client = (is_forged ? mix(*forged_sent) : sent / 2) % (in->clients ? in->clients : 1);
     u64 *id = map_lookup(&ids, &client);
     if (!id)
         return XDP_DROP;
     u32 time = time_ns() >> 10;
-    if (!is_stale && (kind < in->connect_below || *id == 0)) {
+    if (!is_forged && (kind < in->connect_below || *id == 0)) {
         if (adjust_tail(context, (int)CONNECT_FRAME - (int)ANNOUNCE_FRAME) != 0)
             return XDP_DROP;
         struct frame *frame = (void *)(long)context->data;
@@ -228,7 +233,7 @@ SECTION("xdp") int generate(struct xdp_md *context) {
         return XDP_DROP;
     write_headers(frame, in, client, sizeof(*announce));
     u32 torrent = random_word() % (in->torrents ? in->torrents : 1);
-    announce->connection_id = is_stale ? (u64)random_word() << 32 | random_word() : *id;
+    announce->connection_id = is_forged ? (u64)random_word() << 32 | random_word() : *id;
     announce->action = to_be32(1);
     announce->transaction_id = time;
 #pragma unroll
@@ -244,7 +249,7 @@ SECTION("xdp") int generate(struct xdp_md *context) {
     announce->event = announce->address = announce->key = 0;
     announce->numwant = to_be32(in->numwant);
     announce->port = to_be16(6881);
-    *(is_stale ? stale_sent : announces_sent) += 1;
+    *(is_forged ? forged_sent : announces_sent) += 1;
     return XDP_TX;
 }
 

@@ -11,7 +11,7 @@ use program::{LoadProgram, LoadSettings, LoadTotals, now};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
-use tsubame_bench::record::{Latency, Server, StepRecord};
+use tsubame_bench::record::{Latency, ServerUsage, StepRecord};
 
 /// Maximum number of clients: each has a slot for its connection id.
 const CLIENTS_MAX: u32 = 65_536;
@@ -77,7 +77,7 @@ fn record(
     totals: &LoadTotals,
     latencies: &[u64],
     seconds: f64,
-    server: Option<Server>,
+    server: Option<ServerUsage>,
 ) -> StepRecord {
     let sent = totals.connects_sent + totals.announces_sent;
     let answers = totals.connects + totals.announces + totals.others;
@@ -88,7 +88,7 @@ fn record(
         seconds,
         rate: run.rate,
         sent,
-        sent_unproven: totals.stale_sent,
+        sent_unproven: totals.forged_sent,
         answered: kinds.into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect(),
         lost: sent.saturating_sub(answers),
         peers: totals.peers,
@@ -101,9 +101,9 @@ fn record(
 /// Returns the thresholds that select the kind of a request: a random word below the first makes a connect, below the
 /// second an announce, any other an announce with an invalid connection id.
 fn thresholds(mix: &RequestMix) -> Result<(u32, u32), String> {
-    let all = mix.connect + mix.announce + mix.stale;
+    let all = mix.connect + mix.announce + mix.forged;
     if mix.scrape + mix.garbage > 0.0 || all <= 0.0 {
-        return Err("--xdp sends connect, announce and stale only; give these to --mix: \
+        return Err("--xdp sends connect, announce and forged only; give these to --mix: \
                     connect=50,announce=50"
             .to_owned());
     }

@@ -67,7 +67,7 @@ impl LoadSettings {
 pub(super) struct LoadTotals {
     pub(super) connects_sent: u64,
     pub(super) announces_sent: u64,
-    pub(super) stale_sent: u64,
+    pub(super) forged_sent: u64,
     pub(super) connects: u64,
     pub(super) announces: u64,
     /// Replies that are errors, or of another kind.
@@ -80,7 +80,7 @@ impl LoadTotals {
         Self {
             connects_sent: self.connects_sent - before.connects_sent,
             announces_sent: self.announces_sent - before.announces_sent,
-            stale_sent: self.stale_sent - before.stale_sent,
+            forged_sent: self.forged_sent - before.forged_sent,
             connects: self.connects - before.connects,
             announces: self.announces - before.announces,
             others: self.others - before.others,
@@ -169,7 +169,7 @@ impl LoadProgram {
         Ok(LoadTotals {
             connects_sent: at(0)?,
             announces_sent: at(1)?,
-            stale_sent: at(2)?,
+            forged_sent: at(2)?,
             connects: at(8)?,
             announces: at(9)?,
             others: at(10)?,

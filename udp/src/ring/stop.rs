@@ -1,4 +1,5 @@
-//! The end of a ring: receives are cancelled, and what was received is answered.
+//! Stopping a ring: `stop_receiving` lets the caller answer what was received; `stop` discards it and closes the
+//! sockets.
 
 use super::Ring;
 use super::operation_id::OperationId;
@@ -8,8 +9,8 @@ use std::io;
 use std::time::Duration;
 
 impl Ring {
-    /// Cancels all receives. What was received before is returned by turns as always; [`Self::has_drained`] says when
-    /// that is all.
+    /// Cancels all receives. Datagrams that were received before can still be taken with [`Self::take`] after a turn,
+    /// until [`Self::has_drained`] returns true.
     ///
     /// # Errors
     ///
@@ -19,12 +20,14 @@ impl Ring {
         self.cancel()
     }
 
-    /// Returns whether all receives have ended after [`Self::stop_receiving`], and all replies were sent.
+    /// Returns whether, after [`Self::stop_receiving`], all receives have ended, all datagrams were taken, and no reply
+    /// is being sent.
     pub fn has_drained(&self) -> bool {
         self.state.arrived.is_empty() && self.state.has_no_transfers()
     }
 
     /// Cancels all receives, waits up to `timeout` until all receives and replies have ended, and closes the sockets.
+    /// Received datagrams that were not taken are discarded.
     ///
     /// Returns whether they have ended. The sockets are closed here, because the kernel takes tens of
     /// milliseconds to destroy a ring, and the ports would stay in use until then.

@@ -29,8 +29,8 @@ pub enum UdpRequest<'a> {
 pub enum RequestError {
     /// The datagram is shorter than the shortest request of its action.
     TooShort,
-    /// The action is not that of a request. Replies are refused by this, so that two trackers cannot be made to answer
-    /// each other.
+    /// The action is not that of a request. This refuses most replies, and the connection id the others, so that two
+    /// trackers cannot be made to answer each other.
     UnknownAction,
     /// A connect request lacks the magic number.
     BadMagic,
@@ -45,10 +45,10 @@ pub struct ConnectRequest {
 /// An announce request.
 #[derive(Clone, Copy, Debug)]
 pub struct AnnounceRequest<'a> {
-    /// Bytes before the address.
-    fixed: &'a [u8; announce::IP.start],
-    /// Bytes from the address on; at least all fixed fields.
-    rest: &'a [u8],
+    /// Bytes before the address field.
+    before_ip: &'a [u8; announce::IP.start],
+    /// Bytes from the address field on, including all fields up to the port.
+    from_ip: &'a [u8],
     /// Whether the address field has 16 bytes.
     is_v6: bool,
 }
@@ -100,9 +100,9 @@ impl ConnectRequest {
 impl<'a> AnnounceRequest<'a> {
     /// Parses an announce request; returns `None` if it is too short.
     fn parse(datagram: &'a [u8], is_v6: bool) -> Option<Self> {
-        let (fixed, rest) = datagram.split_first_chunk()?;
-        let announce = Self { fixed, rest, is_v6 };
-        (rest.len() >= announce.ip_len() + announce::TAIL_LEN).then_some(announce)
+        let (before_ip, from_ip) = datagram.split_first_chunk()?;
+        let announce = Self { before_ip, from_ip, is_v6 };
+        (from_ip.len() >= announce.ip_len() + announce::TAIL_LEN).then_some(announce)
     }
 
     /// Returns the length of the address field in bytes.
@@ -117,43 +117,43 @@ impl<'a> AnnounceRequest<'a> {
 
     /// Returns the connection id.
     pub fn connection_id(&self) -> u64 {
-        u64::from_be_bytes(field(self.fixed, header::CONNECTION_ID))
+        u64::from_be_bytes(field(self.before_ip, header::CONNECTION_ID))
     }
 
     /// Returns the transaction id.
     pub fn transaction_id(&self) -> TransactionId {
-        transaction_id(self.fixed)
+        transaction_id(self.before_ip)
     }
 
     /// Returns the info hash of the torrent.
     pub fn info_hash(&self) -> InfoHash {
-        InfoHash(field(self.fixed, announce::INFO_HASH))
+        InfoHash(field(self.before_ip, announce::INFO_HASH))
     }
 
     /// Returns the peer id, which the client chose.
     pub fn peer_id(&self) -> PeerId {
-        PeerId(field(self.fixed, announce::PEER_ID))
+        PeerId(field(self.before_ip, announce::PEER_ID))
     }
 
     /// Returns the number of bytes downloaded since `started`, as reported by the client.
     pub fn downloaded(&self) -> u64 {
-        u64::from_be_bytes(field(self.fixed, announce::DOWNLOADED))
+        u64::from_be_bytes(field(self.before_ip, announce::DOWNLOADED))
     }
 
     /// Returns the number of bytes that the client lacks; any value except 0 may mean "unknown".
     pub fn left(&self) -> u64 {
-        u64::from_be_bytes(field(self.fixed, announce::LEFT))
+        u64::from_be_bytes(field(self.before_ip, announce::LEFT))
     }
 
     /// Returns the number of bytes uploaded since `started`, as reported by the client.
     pub fn uploaded(&self) -> u64 {
-        u64::from_be_bytes(field(self.fixed, announce::UPLOADED))
+        u64::from_be_bytes(field(self.before_ip, announce::UPLOADED))
     }
 
     /// Returns the reason of the announce. Values that BEP 15 does not define count as none, except 4: `paused` of
     /// libtorrent (BEP 21).
     pub fn event(&self) -> AnnounceEvent {
-        match u32::from_be_bytes(field(self.fixed, announce::EVENT)) {
+        match u32::from_be_bytes(field(self.before_ip, announce::EVENT)) {
             1 => AnnounceEvent::Completed,
             2 => AnnounceEvent::Started,
             3 => AnnounceEvent::Stopped,
@@ -165,8 +165,8 @@ impl<'a> AnnounceRequest<'a> {
     /// Returns the address that the client claims to have, if any: of IPv6 if [`Self::is_v6`], else of IPv4.
     pub fn ip(&self) -> Option<IpAddr> {
         let ip = match self.is_v6 {
-            true => IpAddr::from(field::<16>(self.rest, 0..16)),
-            false => IpAddr::from(field::<4>(self.rest, 0..4)),
+            true => IpAddr::from(field::<16>(self.from_ip, 0..16)),
+            false => IpAddr::from(field::<4>(self.from_ip, 0..4)),
         };
         Some(ip).filter(|ip| !ip.is_unspecified())
     }
@@ -184,13 +184,13 @@ impl<'a> AnnounceRequest<'a> {
 
     /// Returns the pieces of the path and query of the announce URL (BEP 41).
     pub fn url_data(&self) -> UrlData<'a> {
-        url_data(self.rest.get(self.ip_len() + announce::TAIL_LEN..).unwrap_or_default())
+        url_data(self.from_ip.get(self.ip_len() + announce::TAIL_LEN..).unwrap_or_default())
     }
 
-    /// Returns a field after the address; `range` is its position behind an IPv4 address.
+    /// Returns a field after the address; `range` is its position in a request with an IPv4 address field.
     fn field_after_ip<const N: usize>(&self, range: Range<usize>) -> [u8; N] {
         let start = range.start - announce::IP.end + self.ip_len();
-        field(self.rest, start..start + N)
+        field(self.from_ip, start..start + N)
     }
 }
 

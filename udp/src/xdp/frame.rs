@@ -174,7 +174,7 @@ impl FrameHeaders {
 
 /// The headers of a request in a frame, small enough to be sent to another thread, which sends the reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FramePath {
+pub struct FrameReplyPath {
     /// The Ethernet header of the request; its length is `ip_offset`.
     link: [u8; ETHERNET_LEN + VLAN_LEN],
     ip_offset: u8,
@@ -186,9 +186,9 @@ pub struct FramePath {
     interface: u16,
 }
 
-const _: () = assert!(size_of::<FramePath>() == 58);
+const _: () = assert!(size_of::<FrameReplyPath>() == 58);
 
-impl FramePath {
+impl FrameReplyPath {
     /// Returns the path of the reply to the request in a frame with these headers. `interface` is any number.
     pub fn new(frame: &[u8], headers: &FrameHeaders, interface: u16) -> Self {
         let mut link = [0; ETHERNET_LEN + VLAN_LEN];

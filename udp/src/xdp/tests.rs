@@ -4,7 +4,8 @@
 use super::FrameSocket;
 use super::filter::{Filter, NetworkRule, program};
 use super::frame::{
-    ETHERNET_LEN, FRAME_LEN_MIN, FrameHeaders, FramePath, IPV4_LEN, IPV6_LEN, UDP_LEN, VLAN_LEN,
+    ETHERNET_LEN, FRAME_LEN_MIN, FrameHeaders, FrameReplyPath, IPV4_LEN, IPV6_LEN, UDP_LEN,
+    VLAN_LEN,
 };
 use super::layout::{FilterOutcome, FilterSettings, FrameVerdict};
 use crate::connection_id::{ConnectionIdKey, ConnectionIds};
@@ -337,7 +338,7 @@ fn a_path_leads_to_the_same_reply() {
         let (mut direct, mut forwarded) = (frame.clone(), vec![0xff; 1_792]);
         direct.resize(1_792, 0);
         let len = headers.write_payload(&mut direct, &reply).unwrap();
-        let path = FramePath::new(&frame, &headers, 5);
+        let path = FrameReplyPath::new(&frame, &headers, 5);
         assert_eq!(path.write_reply(&mut forwarded, &reply), Some(len), "round {round}");
         assert_eq!(forwarded[..len], direct[..len], "round {round}");
         assert_eq!(path.interface(), 5);

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 /// Sockets have the same numbers in all rings of a process. A path has 40 bytes: two addresses, an interface, a port
 /// and the number of the socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SocketPath {
+pub struct UdpReplyPath {
     destination: [u8; 16],
     local: [u8; 16],
     /// Scope id of an IPv6 destination, or index of the interface of the local address; for link-local addresses they
@@ -18,7 +18,7 @@ pub struct SocketPath {
     socket: u16,
 }
 
-const _: () = assert!(size_of::<SocketPath>() == 40);
+const _: () = assert!(size_of::<UdpReplyPath>() == 40);
 
 /// Bit that is set if the destination has an IPv4 address.
 const PATH_IS_V4: u16 = 1 << 15;
@@ -27,7 +27,7 @@ const PATH_HAS_LOCAL: u16 = 1 << 14;
 /// Mask of the number of the socket.
 const PATH_SOCKET: u16 = PATH_HAS_LOCAL - 1;
 
-impl SocketPath {
+impl UdpReplyPath {
     /// Returns the path of replies to `destination` from the socket with this number.
     ///
     /// `local` is the source address and interface of the replies; `None` if the socket is bound to one address.
@@ -98,7 +98,7 @@ mod tests {
         ] {
             let peer: SocketAddr = peer.parse().unwrap();
             let local = local.map(|(address, interface)| (address.parse().unwrap(), interface));
-            let path = SocketPath::new(5, peer, local);
+            let path = UdpReplyPath::new(5, peer, local);
             assert_eq!((path.socket(), path.destination(), path.local()), (5, peer, local));
         }
     }
