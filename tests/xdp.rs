@@ -5,6 +5,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 mod common;
+#[path = "xdp/upgrade.rs"]
+mod upgrade;
 
 use common::lab::{Host, Lab, PORTS, TRACKER_V4, TRACKER_V6, wait_until};
 use common::{
@@ -338,7 +340,7 @@ fn addresses_and_interfaces_come_and_go() {
     let lab = Lab::routed();
     // The thread of XDP attaches the program again after the process has become another user.
     let mut tracker = start(&lab, &config("", "user: nobody\n"));
-    check_capabilities(&tracker);
+    check_capabilities(tracker.id(), CapabilitySet::empty());
     let to = SocketAddr::from(([10, 99, 0, 9], 6969));
     let seeder = lab.inside(Host::Seeder, || Client::new(&Host::Seeder.address(false), to));
     assert!(!is_answered(&seeder, &connect_request()), "the host does not have the address");
@@ -390,9 +392,10 @@ fn the_program_ends_with_the_process() {
     assert!(!PORTS.iter().any(|port| has_program(&lab, port)));
 }
 
-/// Checks that only the XDP thread has capabilities, and that none is effective while it does not use them.
-fn check_capabilities(tracker: &Tracker) {
-    let threads = std::fs::read_dir(format!("/proc/{}/task", tracker.id())).unwrap();
+/// Checks that only the XDP thread and the one that starts programs have other capabilities than `of_all`, and that
+/// these are not effective while they do not use them.
+fn check_capabilities(process: u32, of_all: CapabilitySet) {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
     let mut names = Vec::new();
     for thread in threads {
         let path = thread.unwrap().path();
@@ -405,8 +408,13 @@ fn check_capabilities(tracker: &Tracker) {
         // With the last one, memory may exceed the limit on locked memory.
         let for_sockets = CapabilitySet::NET_RAW | CapabilitySet::IPC_LOCK;
         let wanted = CapabilitySet::BPF | CapabilitySet::NET_ADMIN | for_sockets;
-        let permitted = if name.trim() == "xdp" { wanted.bits() } else { 0 };
-        assert_eq!((set("CapPrm:"), set("CapEff:")), (permitted, 0), "{name}");
+        let keeps = ["xdp", "starter"].contains(&name.trim());
+        let permitted = if keeps { wanted } else { of_all };
+        let effective = set("CapEff:") & !of_all.bits();
+        // A process that was started with capabilities does not lower those of the thread that starts programs.
+        let is_inherited = name.trim() == "starter" && !of_all.is_empty();
+        assert_eq!(set("CapPrm:"), permitted.bits(), "{name}");
+        assert!(effective == 0 || is_inherited, "{name}: {effective:x}");
         names.push(name);
     }
     assert!(names.iter().any(|name| name.trim() == "xdp"), "{names:?}");

@@ -12,7 +12,7 @@ use crate::process::shard_export::ShardSender;
 use crate::process::signals::{Signals, ignored};
 use crate::process::snapshot::{LastSnapshot, SnapshotThread};
 use crate::process::supervisor::ShardExit;
-use crate::process::upgrade::hand_over::{ProgramStarter, Upgrade, UpgradeEvent, UpgradeParts};
+use crate::process::upgrade::hand_over::{Upgrade, UpgradeEvent, UpgradeParts};
 use crate::process::xdp::XdpThread;
 use crate::process::{cpus, report};
 use crate::shard::mesh::MeshEndpoint;
@@ -25,6 +25,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, Interval, timeout_at};
 
@@ -33,6 +34,9 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Time that the process which takes over may take to import the last changes.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time that the thread that controls XDP may take until it redirects no more.
+const XDP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time that the server of the control plane has to send its last reply.
 const REPLY_TIME: Duration = Duration::from_millis(100);
@@ -48,7 +52,6 @@ pub(crate) fn control_plane(
     listeners: ControlListeners,
     started: impl FnOnce(&ControlListeners),
 ) -> Result<(), RunError> {
-    let starter = ProgramStarter::new().map_err(RunError::Runtime)?;
     cpus::lower_priority();
     runtime.block_on(async {
         let stop = |kind| signal(kind).map_err(RunError::Runtime);
@@ -66,9 +69,10 @@ pub(crate) fn control_plane(
         let shard_sender = ShardSender { requests: request_sender.clone(), shards };
         let take_over = running.upgrade.take_over.take();
         let process = running.monitored.process.clone();
-        let predecessor =
+        let taking_over =
             take_over.map(|take_over| take_over.start(shard_sender.clone(), process));
-        let predecessor = predecessor.transpose().map_err(RunError::Runtime)?;
+        let taking_over = taking_over.transpose().map_err(RunError::Runtime)?;
+        let (predecessor, taken_over) = taking_over.unzip();
         let start = |settings| SnapshotThread::start(settings, shard_sender.clone(), predecessor);
         let snapshots = snapshots.map(start).transpose().map_err(RunError::Runtime)?;
         let (keys, distinct_key) = running.keys;
@@ -86,14 +90,14 @@ pub(crate) fn control_plane(
         });
         let monitor = ShardMonitor::new(&running);
         let check = tokio::time::interval(CHECK_INTERVAL);
-        let events = EventSources { stop, signals, commands, requests, check };
+        let events = EventSources { stop, signals, commands, requests, taken_over, check };
         let event_loop = EventLoop {
             running,
             snapshots,
             monitor,
             service,
             events,
-            upgrade_tools: (starter, shard_sender),
+            shard_sender,
             upgrade: None,
             is_stopping: false,
             server: server.abort_handle(),
@@ -114,6 +118,8 @@ struct EventSources {
     signals: Signals,
     commands: UnboundedReceiver<ControlCommand>,
     requests: UnboundedReceiver<ShardRequest>,
+    /// Gets a message when the process has ended that this one takes over from.
+    taken_over: Option<oneshot::Receiver<()>>,
     check: Interval,
 }
 
@@ -124,7 +130,7 @@ struct EventLoop {
     monitor: ShardMonitor,
     service: ServiceManager,
     events: EventSources,
-    upgrade_tools: (ProgramStarter, ShardSender),
+    shard_sender: ShardSender,
     /// The upgrade that is in progress, and the channel of whoever waits for it.
     upgrade: Option<(Upgrade, Option<JobReply>)>,
     /// Whether the tracker waits for its last snapshot.
@@ -223,6 +229,10 @@ impl EventLoop {
         self.service.replaced_by(process);
         // The other process accepts connections to the control plane, too, and answers them.
         self.server.abort();
+        if let Some(xdp) = &self.running.xdp {
+            // It may be busy with networks; then frames may be lost that arrive when the AF_XDP sockets are closed.
+            let _ = timeout_at(Instant::now() + XDP_TIMEOUT, xdp.stop_redirecting()).await;
+        }
         let ended = stop_shards(&mut self.running, true).await;
         if let Some((mut upgrade, reply)) = self.upgrade.take() {
             let deadline = Instant::now() + HAND_OVER_TIMEOUT;
@@ -239,6 +249,8 @@ impl EventLoop {
             if let Err(error) = &result {
                 tracing::error!("upgrade: {error}");
             }
+            // The other process has duplicates of the links, and replaces the program now.
+            self.running.xdp.take().into_iter().for_each(XdpThread::stop);
             if let Some(reply) = reply {
                 let _ = reply.send(result);
                 // The server of the control plane sends the reply meanwhile.
@@ -252,8 +264,8 @@ impl EventLoop {
     /// Waits for an event and handles it; returns why the loop is to end, if it is.
     async fn handle_event(&mut self) -> Result<Option<EndCause>, RunError> {
         let Self { running, snapshots, monitor, service, events, upgrade, .. } = self;
-        let EventSources { stop: (interrupt, terminate), signals, commands, requests, check } =
-            events;
+        let EventSources { stop, signals, commands, requests, taken_over, check } = events;
+        let (interrupt, terminate) = stop;
         tokio::select! {
             _ = interrupt.recv() => return Ok(Some(EndCause::Stop("SIGINT"))),
             _ = terminate.recv() => return Ok(Some(EndCause::Stop("SIGTERM"))),
@@ -280,13 +292,22 @@ impl EventLoop {
                 running.control.notify();
             }
             updates = running.reloader.next_update() => {
-                if let Some(xdp) = &running.xdp && !updates.is_empty() {
+                if let Some(xdp) = &running.xdp
+                    && taken_over.is_none()
+                    && !updates.is_empty()
+                {
                     xdp.apply(running.reloader.xdp_settings());
                 }
                 if let Some(snapshots) = snapshots {
                     snapshots.set_interval(running.reloader.config().storage.snapshot_interval);
                 }
                 send(&mut running.control, updates).await;
+            }
+            () = end_of(taken_over) => {
+                // Until now the program of the other process has answered and passed requests.
+                if let Some(xdp) = &running.xdp {
+                    xdp.apply(running.reloader.xdp_settings());
+                }
             }
             Some(retired) = running.to_free.recv() => free(retired),
             _ = check.tick() => monitor.check(running, service),
@@ -310,7 +331,7 @@ impl EventLoop {
     }
 
     fn try_start_upgrade(&self) -> Result<Upgrade, String> {
-        let UpgradeState { program, identity, sockets, .. } = &self.running.upgrade;
+        let UpgradeState { program, starter, identity, sockets, .. } = &self.running.upgrade;
         let process = &self.running.monitored.process;
         if self.upgrade.is_some() {
             return Err("an upgrade is in progress already".to_owned());
@@ -326,9 +347,6 @@ impl EventLoop {
         if sockets.is_steered() && !self.running.steering.is_attached() {
             return Err("steering is switched off because of overload; try again later".to_owned());
         }
-        if self.running.xdp.is_some() {
-            return Err("not with udp.xdp: restart instead".to_owned());
-        }
         if std::process::id() == 1 {
             return Err(
                 "not as process 1 of a container, which ends with it: restart the container"
@@ -343,10 +361,11 @@ impl EventLoop {
             identity: identity.clone(),
             clock: self.running.monitored.clock,
             sockets: sockets.clone(),
-            shards: self.upgrade_tools.1.clone(),
-            starter: self.upgrade_tools.0.clone(),
+            shards: self.shard_sender.clone(),
+            starter: starter.clone(),
             table_bytes: self.running.monitored.sum().table.bytes,
             pauser: self.snapshots.as_ref().map(SnapshotThread::pauser),
+            xdp: self.running.xdp.as_ref().map(XdpThread::links),
         };
         Upgrade::start(parts).map_err(|error| format!("a thread cannot be started: {error}"))
     }
@@ -364,6 +383,14 @@ async fn next_event(upgrade: Option<&mut (Upgrade, Option<JobReply>)>) -> Upgrad
     let Some((upgrade, _)) = upgrade else { return pending().await };
     let ended = || UpgradeEvent::Failed("its thread has ended".to_owned());
     upgrade.events.recv().await.unwrap_or_else(ended)
+}
+
+/// Waits until the process has ended that this one takes over from; forever if there is none, or if it has ended.
+async fn end_of(taken_over: &mut Option<oneshot::Receiver<()>>) {
+    let Some(receiver) = taken_over else { return pending().await };
+    // The channel is closed if the thread that takes over has ended otherwise.
+    let _ = receiver.await;
+    *taken_over = None;
 }
 
 /// Has all shards answer the datagrams that they have received, and then stop. `keeps_listeners` says whether another

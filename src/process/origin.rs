@@ -10,6 +10,7 @@ use crate::process::upgrade::sockets::SocketCopies;
 use crate::process::upgrade::take_over::{Predecessor, TakeOver};
 use crate::tracker::Tracker;
 use std::sync::Arc;
+use tsubame_udp::xdp::AttachedInterface;
 
 /// The origin of a process.
 #[derive(Debug)]
@@ -57,6 +58,11 @@ impl Origin {
         };
         let copies = SocketCopies::new(&listeners, config).map_err(RunError::Runtime)?;
         Ok((listeners, Arc::new(copies)))
+    }
+
+    /// Returns the interfaces to which the other process has attached its XDP program, if there is one.
+    pub(crate) fn take_interfaces(&mut self) -> Vec<AttachedInterface> {
+        self.predecessor.as_mut().map(Predecessor::take_interfaces).unwrap_or_default()
     }
 
     /// Takes the key of connection ids from `storage.directory`, so that the ids that clients have stay valid. Must be

@@ -45,7 +45,8 @@ pub fn will_change_user(config: &Config) -> bool {
 /// only the capabilities that it needs. `control_socket` is a unix socket that the process has created, and that the
 /// user must be able to remove.
 ///
-/// Must be called before other threads are started than that of XDP: each thread has capabilities of its own.
+/// Must be called before other threads are started than that of XDP and the one that starts programs: each thread has
+/// capabilities of its own.
 ///
 /// # Errors
 ///
@@ -75,7 +76,7 @@ pub fn give_up(config: &Config, control_socket: Option<&Path>) -> Result<(), Pri
             changed.map_err(|error| PrivilegeError::Refused(name.to_owned(), error))
         }
         None => {
-            drop_capabilities();
+            drop_capabilities(CapabilitySet::empty());
             Ok(())
         }
     }
@@ -106,19 +107,56 @@ fn remove_capabilities(removed: CapabilitySet) {
     );
 }
 
-/// Removes all capabilities but [`KEPT`] from the calling thread, and from threads and programs that it starts.
-fn drop_capabilities() {
-    let Ok(now) = rustix::thread::capabilities(None) else { return };
+/// Returns the capabilities that a process of root keeps.
+fn kept_by_root() -> CapabilitySet {
     // With this value, the kernel permits io_uring to processes with CAP_SYS_ADMIN, and to a group.
     let is_restricted = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled")
         .is_ok_and(|value| value.trim() == "1");
-    let for_rings = if is_restricted { CapabilitySet::SYS_ADMIN } else { CapabilitySet::empty() };
-    let kept = KEPT | for_rings;
+    KEPT | if is_restricted { CapabilitySet::SYS_ADMIN } else { CapabilitySet::empty() }
+}
+
+/// Removes all capabilities but those that root keeps and `added` from the calling thread, and from threads and
+/// programs that it starts.
+fn drop_capabilities(added: CapabilitySet) {
+    let Ok(now) = rustix::thread::capabilities(None) else { return };
+    let kept = kept_by_root() | added;
     let (effective, permitted) = (now.effective & kept, now.permitted & kept);
     let sets = CapabilitySets { effective, permitted, inheritable: CapabilitySet::empty() };
     // Where the kernel refuses, the process keeps its capabilities, as it would without this function.
     let _ = rustix::thread::set_capabilities(None, sets);
     let _ = rustix::thread::set_no_new_privs(true);
+}
+
+/// Limits the privileges of the calling thread, which only starts programs, to those that [`give_up`] leaves to the
+/// process and to `added`; the programs have them, too. `was_root` says whether the process has begun as root.
+pub fn limit_for_programs(was_root: bool, added: CapabilitySet) {
+    match (geteuid().is_root(), added.is_empty()) {
+        (true, _) => drop_capabilities(added),
+        (false, true) => remove_capabilities(xdp::CAPABILITIES),
+        (false, false) => pass_on(was_root, added),
+    }
+}
+
+/// Has programs that the calling thread starts, which are not those of root, have `passed_on` of its capabilities.
+fn pass_on(was_root: bool, passed_on: CapabilitySet) {
+    let Ok(now) = rustix::thread::capabilities(None) else { return };
+    let passed_on = now.permitted & passed_on;
+    let sets = match was_root {
+        true => CapabilitySets {
+            effective: CapabilitySet::empty(),
+            permitted: passed_on,
+            inheritable: passed_on,
+        },
+        false => CapabilitySets { inheritable: now.inheritable | passed_on, ..now },
+    };
+    // Where the kernel refuses, an upgrade serves over sockets, and says why.
+    let _ = rustix::thread::set_capabilities(None, sets);
+    for capability in passed_on.iter() {
+        let _ = rustix::thread::configure_capability_in_ambient_set(capability, true);
+    }
+    if was_root {
+        let _ = rustix::thread::set_no_new_privs(true);
+    }
 }
 
 /// Returns a text for each file that a reload reads, or to which the API writes, and that the user of this process

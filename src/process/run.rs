@@ -20,6 +20,7 @@ use crate::process::signals::Signals;
 use crate::process::snapshot::SnapshotSettings;
 use crate::process::steering::Steering;
 use crate::process::supervisor::{ShardError, Supervisor};
+use crate::process::upgrade::program::ProgramStarter;
 use crate::process::xdp::XdpThread;
 use crate::process::{privileges, report};
 use crate::shard::datapath::RingDatapath;
@@ -79,11 +80,9 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let (mut listeners, copies) = origin.listeners(config, shards)?;
     let (certificate, tls) = tls(config, &runtime)?.unzip();
     let control_token = ControlToken::load(&config.control).map_err(RunError::ControlToken)?;
-    let (queue_senders, queue_changes) = queue_channels(config, shards);
-    let queues = (listeners.udp.addresses.clone(), queue_senders);
-    let xdp = XdpThread::start(&config.udp.xdp, queues, clock)?;
-    // The files have been read; the only other thread keeps the capabilities of XDP.
-    privileges::give_up(config, listeners.control.socket_to_remove.as_deref())?;
+    let (xdp, queue_changes) = start_xdp(config, (&listeners, shards), &mut origin)?;
+    // The files have been read.
+    let starter = give_up_privileges(config, &listeners, xdp.is_some())?;
     let startup = startup_state(config, &mut origin, &listeners);
     let (retired_updates, to_free) = unbounded_channel();
     let (endpoints, control_endpoint) = mesh_endpoints(shards)?;
@@ -103,7 +102,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
         stats_pages: stats_pages(&monitored),
         kept_sockets: (kept_addresses(&listeners), origin.has_predecessor()),
     };
-    let sockets = shard_sockets(&mut listeners, queue_changes, xdp.is_some());
+    let sockets = shard_sockets(&mut listeners, queue_changes);
     let (links, sample_readers) = shard_links(endpoints);
     let (trackers, take_over) = origin.import(template.trackers(&mut seeds))?;
     let supervisor = template.start(&cores, sockets.zip(links).zip(trackers))?;
@@ -115,7 +114,9 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
         (certificate, control_token),
         (seeds, monitored.clone()),
     );
-    xdp.iter().try_for_each(|xdp| xdp.attach(reloader.xdp_settings()))?;
+    // If this process takes over, the program of the other one answers until that has ended.
+    let mut attached = xdp.iter().filter(|_| take_over.is_none());
+    attached.try_for_each(|xdp| xdp.attach(reloader.xdp_settings()))?;
     let running = RunningTracker {
         supervisor,
         control: control_endpoint,
@@ -127,7 +128,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
         keys: (keys, distinct_key),
         sample_readers,
         xdp,
-        upgrade: UpgradeState::new(origin.identity, copies, take_over),
+        upgrade: UpgradeState::new(starter, origin.identity, copies, take_over),
     };
     let control = std::mem::take(&mut listeners.control);
     let ended = control_plane(&runtime, (running, signals), control, |control| {
@@ -136,6 +137,19 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     // A helper thread may wait for a server or a file system that does not answer.
     runtime.shutdown_background();
     ended
+}
+
+/// Gives up the privileges that only the start needs; returns the thread that starts programs. That and the thread of
+/// XDP keep the capabilities of XDP, if `has_xdp`.
+fn give_up_privileges(
+    config: &Config,
+    listeners: &Listeners,
+    has_xdp: bool,
+) -> Result<ProgramStarter, RunError> {
+    let starter = ProgramStarter::new(has_xdp).map_err(RunError::Runtime)?;
+    privileges::give_up(config, listeners.control.socket_to_remove.as_deref())?;
+    starter.limit_privileges();
+    Ok(starter)
 }
 
 /// Returns the addresses of HTTP whose sockets another process keeps.
@@ -160,6 +174,24 @@ fn startup_state(config: &Config, origin: &mut Origin, listeners: &Listeners) ->
         addresses: listeners.addresses(),
         files_for_connections,
     })
+}
+
+/// Starts the thread that controls XDP if it is configured. Returns it, and for each shard the receiver of changes of
+/// the receive queues that it serves, if there can be some.
+fn start_xdp(
+    config: &Config,
+    (listeners, shards): (&Listeners, u16),
+    origin: &mut Origin,
+) -> Result<
+    (Option<XdpThread>, impl Iterator<Item = Option<Receiver<QueueChange>>> + use<>),
+    RunError,
+> {
+    let (senders, receivers) = queue_channels(config, shards);
+    let queues = (listeners.udp.addresses.clone(), senders);
+    let inherited = origin.take_interfaces();
+    let xdp = XdpThread::start(&config.udp.xdp, queues, (origin.clock, inherited))?;
+    let has_xdp = xdp.is_some();
+    Ok((xdp, receivers.map(move |receiver| receiver.filter(|_| has_xdp))))
 }
 
 /// Returns the senders and, for each shard, the receiver of changes of the receive queues that it serves. There are
@@ -209,12 +241,11 @@ fn load_policy(config: &Config, seed: u64) -> Result<(Vec<FileStamp>, LoadedPoli
 fn shard_sockets(
     listeners: &mut Listeners,
     queue_changes: impl Iterator<Item = Option<Receiver<QueueChange>>>,
-    has_xdp: bool,
 ) -> impl Iterator<Item = ShardDatapath> {
     let plain = std::mem::take(&mut listeners.http.shards).into_iter();
     let encrypted = std::mem::take(&mut listeners.https.shards);
     let sockets = std::mem::take(&mut listeners.udp.shards).into_iter().zip(plain.zip(encrypted));
-    sockets.zip(queue_changes.map(move |changes| changes.filter(|_| has_xdp)))
+    sockets.zip(queue_changes)
 }
 
 /// Resources that all shards share at start.

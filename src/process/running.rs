@@ -6,7 +6,7 @@ use crate::process::reload::Reloader;
 use crate::process::snapshot::SnapshotSettings;
 use crate::process::steering::Steering;
 use crate::process::supervisor::Supervisor;
-use crate::process::upgrade::hand_over::Program;
+use crate::process::upgrade::program::{Program, ProgramStarter};
 use crate::process::upgrade::sockets::SocketCopies;
 use crate::process::upgrade::take_over::TakeOver;
 use crate::process::xdp::XdpThread;
@@ -21,8 +21,9 @@ use tsubame_udp::steering::SteeringKeys;
 /// What another process of the tracker needs to take over.
 #[derive(Debug)]
 pub(crate) struct UpgradeState {
-    /// The program of this process.
+    /// The program of this process, and what starts it.
     pub(crate) program: io::Result<Program>,
+    pub(crate) starter: ProgramStarter,
     pub(crate) identity: Identity,
     pub(crate) sockets: Arc<SocketCopies>,
     /// The rest of the upgrade by which this process has begun.
@@ -33,11 +34,12 @@ impl UpgradeState {
     /// Creates the state. To be called at start, because the kernel does not tell the path of a program that was
     /// replaced.
     pub(crate) fn new(
+        starter: ProgramStarter,
         identity: Identity,
         sockets: Arc<SocketCopies>,
         take_over: Option<TakeOver>,
     ) -> Self {
-        Self { program: Program::of_this_process(), identity, sockets, take_over }
+        Self { program: Program::of_this_process(), starter, identity, sockets, take_over }
     }
 }
 

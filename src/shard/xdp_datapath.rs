@@ -77,6 +77,8 @@ pub struct XdpDatapath {
     reply: Box<[u8; REPLY_LEN_MAX]>,
     /// Whether the shard is about to wait outside of the ring.
     is_event_enabled: bool,
+    /// Number of frames that the sockets had received when they were looked at last.
+    received: usize,
     /// Rotates the order in which the ring and the queues are served.
     cursor: usize,
     /// Counts of queues that are not served any more.
@@ -112,6 +114,7 @@ impl XdpDatapath {
             changes,
             reply: Box::new([0; REPLY_LEN_MAX]),
             is_event_enabled: false,
+            received: 0,
             cursor: 0,
             closed_counts: FrameCounts::default(),
             send_failed: 0,
@@ -120,7 +123,8 @@ impl XdpDatapath {
 
     /// Has the AF_XDP sockets send and receive; returns the number of received frames.
     fn transfer(&mut self) -> usize {
-        self.queues.iter_mut().map(|queue| queue.socket.transfer()).sum()
+        self.received = self.queues.iter_mut().map(|queue| queue.socket.transfer()).sum();
+        self.received
     }
 
     /// Returns whether the kernel could not take all replies: a driver was busy.
@@ -370,7 +374,7 @@ impl Datapath for XdpDatapath {
     }
 
     fn has_drained(&self) -> bool {
-        self.ring.has_drained()
+        self.ring.has_drained() && self.received == 0
     }
 
     fn stop(&mut self, timeout: Duration) -> bool {

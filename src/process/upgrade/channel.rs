@@ -1,4 +1,4 @@
-//! The channel between the two processes of an upgrade: messages and open sockets over a unix socket.
+//! The channel between the two processes of an upgrade: messages and descriptors over a unix socket.
 
 use rustix::io::IoSliceMut;
 use rustix::net::{
@@ -13,13 +13,13 @@ use std::time::Duration;
 /// Maximum length of a message.
 const MESSAGE_LEN_MAX: usize = 8 << 20;
 
-/// Number of sockets that are sent at once; the kernel permits 253.
-const SOCKETS_AT_ONCE: usize = 200;
+/// Number of descriptors that are sent at once; the kernel permits 253.
+const DESCRIPTORS_AT_ONCE: usize = 200;
 
 /// A message of one of the processes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum UpgradeMessage {
-    /// From the old process: who it is, as JSON. Its sockets follow.
+    /// From the old process: who it is, as JSON. Its sockets and links follow.
     Hello(Vec<u8>),
     /// From the new one: its config is valid, and it has the sockets.
     Ready,
@@ -111,25 +111,25 @@ impl UpgradeChannel {
         matches!(poll(&mut polled, Some(&Timespec::default())), Ok(1..))
     }
 
-    /// Sends open sockets to the other process.
-    pub(super) fn send_sockets(&self, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
-        for part in sockets.chunks(SOCKETS_AT_ONCE) {
+    /// Sends descriptors to the other process.
+    pub(super) fn send_descriptors(&self, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        for part in descriptors.chunks(DESCRIPTORS_AT_ONCE) {
             let mut space =
                 vec![std::mem::MaybeUninit::uninit(); SendAncillaryMessage::ScmRights(part).size()];
             let mut ancillary = SendAncillaryBuffer::new(&mut space);
             if !ancillary.push(SendAncillaryMessage::ScmRights(part)) {
-                return Err(io::Error::other("too many sockets at once"));
+                return Err(io::Error::other("too many descriptors at once"));
             }
-            sendmsg(&self.0, &[IoSlice::new(b"s")], &mut ancillary, SendFlags::empty())?;
+            sendmsg(&self.0, &[IoSlice::new(b"d")], &mut ancillary, SendFlags::empty())?;
         }
         Ok(())
     }
 
-    /// Receives sockets that the other process has sent.
-    pub(super) fn receive_sockets(&self, count: usize) -> io::Result<Vec<OwnedFd>> {
-        let mut sockets = Vec::new();
-        while sockets.len() < count {
-            let mut space = [std::mem::MaybeUninit::uninit(); 4 * SOCKETS_AT_ONCE + 64];
+    /// Receives descriptors that the other process has sent.
+    pub(super) fn receive_descriptors(&self, count: usize) -> io::Result<Vec<OwnedFd>> {
+        let mut descriptors = Vec::new();
+        while descriptors.len() < count {
+            let mut space = [std::mem::MaybeUninit::uninit(); 4 * DESCRIPTORS_AT_ONCE + 64];
             let mut ancillary = RecvAncillaryBuffer::new(&mut space);
             let mut byte = [0];
             let received = recvmsg(
@@ -143,11 +143,11 @@ impl UpgradeChannel {
             }
             for message in ancillary.drain() {
                 if let RecvAncillaryMessage::ScmRights(passed) = message {
-                    sockets.extend(passed);
+                    descriptors.extend(passed);
                 }
             }
         }
-        Ok(sockets)
+        Ok(descriptors)
     }
 }
 
@@ -165,7 +165,7 @@ mod tests {
     use std::os::fd::AsFd;
 
     #[test]
-    fn messages_and_sockets_arrive_in_order() {
+    fn messages_and_descriptors_arrive_in_order() {
         let (one, other) = UnixStream::pair().unwrap();
         let (mut one, mut other) = (UpgradeChannel::new(one), UpgradeChannel::new(other));
         let listeners: Vec<_> =
@@ -174,13 +174,13 @@ mod tests {
         let sender = std::thread::spawn(move || {
             one.send(&UpgradeMessage::Hello(b"{}".to_vec())).unwrap();
             let sockets: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
-            one.send_sockets(&sockets).unwrap();
+            one.send_descriptors(&sockets).unwrap();
             one.send(&UpgradeMessage::Records(vec![7; 300_000])).unwrap();
             one.send(&UpgradeMessage::CaughtUp).unwrap();
             listeners.iter().map(|it| it.local_addr().unwrap()).collect::<Vec<_>>()
         });
         assert_eq!(other.receive().unwrap(), UpgradeMessage::Hello(b"{}".to_vec()));
-        let sockets = other.receive_sockets(450).unwrap();
+        let sockets = other.receive_descriptors(450).unwrap();
         assert_eq!(other.receive().unwrap(), UpgradeMessage::Records(vec![7; 300_000]));
         assert_eq!(other.receive().unwrap(), UpgradeMessage::CaughtUp);
         let addresses: Vec<_> = sockets

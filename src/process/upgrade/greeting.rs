@@ -14,6 +14,15 @@ pub(super) const ENVIRONMENT: &str = "TSUBAME_UPGRADE";
 /// Time that each step of the other process may take.
 pub(super) const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// A link that keeps the XDP program attached to an interface.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct LinkEntry {
+    /// Index of the interface.
+    pub(super) interface: u32,
+    /// Whether the program runs in the driver.
+    pub(super) is_native: bool,
+}
+
 /// What the new process needs to know of the old one.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Greeting {
@@ -23,4 +32,6 @@ pub(super) struct Greeting {
     /// Start of the monotonic clock: see [`crate::clock::Clock::origin`].
     pub(super) clock_origin: Duration,
     pub(super) sockets: SocketList,
+    /// Links of the XDP program, whose descriptors follow those of the sockets.
+    pub(super) xdp: Vec<LinkEntry>,
 }

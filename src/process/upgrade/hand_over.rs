@@ -1,7 +1,8 @@
 //! The old process of an upgrade: starts the new one, and sends it the sockets and the swarms.
 
 use super::channel::{UpgradeChannel, UpgradeMessage};
-use super::greeting::{ENVIRONMENT, Greeting, PROTOCOL_VERSION, STEP_TIMEOUT};
+use super::greeting::{ENVIRONMENT, Greeting, LinkEntry, PROTOCOL_VERSION, STEP_TIMEOUT};
+use super::program::{Program, ProgramStarter};
 use super::sockets::SocketCopies;
 use crate::clock::Clock;
 use crate::process::cpus;
@@ -9,22 +10,22 @@ use crate::process::identity::Identity;
 use crate::process::memory;
 use crate::process::shard_export::{ShardExport, ShardSender, UnansweredExport};
 use crate::process::snapshot::SnapshotPauser;
+use crate::process::xdp::XdpLinks;
 use crate::state::{write_block, write_header};
 use crate::text::iec;
 use rustix::process::{Pid, Signal, kill_process};
-use std::ffi::OsString;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tsubame_storage::StateRecord;
+use tsubame_udp::xdp::{AttachedInterface, XdpMode};
 
 /// Free memory that an upgrade needs, as a percentage of that of the swarms.
 const MEMORY_PERCENT: usize = 130;
@@ -35,59 +36,8 @@ const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time that a snapshot that is being written may take to be given up.
 const PAUSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The program of this process and its arguments.
-#[derive(Clone, Debug)]
-pub(crate) struct Program {
-    path: PathBuf,
-    arguments: Vec<OsString>,
-}
-
-impl Program {
-    /// Returns the program as this process was started: a new version has the same path. To be called at start, as the
-    /// kernel does not tell the path of a file that was replaced.
-    pub(crate) fn of_this_process() -> io::Result<Self> {
-        let mut arguments = std::env::args_os();
-        let name = PathBuf::from(arguments.next().unwrap_or_default());
-        // A name without a slash was found in PATH.
-        let path = match name.components().count() {
-            0 | 1 => std::env::current_exe()?,
-            _ => std::path::absolute(name)?,
-        };
-        Ok(Self { path, arguments: arguments.collect() })
-    }
-}
-
-/// Starts programs from a thread that has the priority of the process: the control plane lowers its own, which a
-/// program that it starts would inherit, and could not raise again without privileges.
-#[derive(Clone, Debug)]
-pub(crate) struct ProgramStarter(Sender<(Command, Sender<io::Result<Child>>)>);
-
-impl ProgramStarter {
-    /// Starts the thread, with the priority of the calling one.
-    ///
-    /// # Errors
-    ///
-    /// Returns an error if the thread cannot be started.
-    pub(crate) fn new() -> io::Result<Self> {
-        let (sender, commands) = channel::<(Command, Sender<io::Result<Child>>)>();
-        std::thread::Builder::new().name("starter".to_owned()).spawn(move || {
-            for (mut command, reply) in commands {
-                let child = command.spawn();
-                // The command holds the other end of the channel, whose end must be noticed when the process ends.
-                drop(command);
-                let _ = reply.send(child);
-            }
-        })?;
-        Ok(Self(sender))
-    }
-
-    fn start(&self, command: Command) -> io::Result<Child> {
-        let (reply, child) = channel();
-        let ended = |_| io::Error::other("the thread that starts programs has ended");
-        self.0.send((command, reply)).map_err(|_| io::Error::other("it has ended"))?;
-        child.recv().map_err(ended)?
-    }
-}
+/// Time that the thread that controls XDP may take to duplicate its links.
+const LINKS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Reason why an upgrade has failed. The process serves on.
 #[derive(Debug, Error)]
@@ -139,6 +89,8 @@ pub(crate) struct UpgradeParts {
     pub(crate) table_bytes: usize,
     /// Pauses the snapshots, if there are some.
     pub(crate) pauser: Option<SnapshotPauser>,
+    /// Links of the XDP program, if there is one.
+    pub(crate) xdp: Option<XdpLinks>,
 }
 
 /// An upgrade that is in progress.
@@ -283,16 +235,25 @@ impl UpgradeJob {
         let mut process = Successor { process, number, is_serving: false };
         let mut channel = UpgradeChannel::new(own_end);
         channel.set_timeout(STEP_TIMEOUT)?;
+        let links = self.parts.xdp.as_ref().map(|links| links.duplicate(LINKS_TIMEOUT));
+        let links: Vec<AttachedInterface> = links.unwrap_or_default();
+        let entry = |attached: &AttachedInterface| LinkEntry {
+            interface: attached.index(),
+            is_native: attached.mode() == XdpMode::Native,
+        };
         let greeting = Greeting {
             version: PROTOCOL_VERSION,
             process: std::process::id(),
             identity: self.parts.identity.clone(),
             clock_origin: self.parts.clock.origin(),
             sockets: self.parts.sockets.list.clone(),
+            xdp: links.iter().map(entry).collect(),
         };
+        let sockets = self.parts.sockets.sockets().into_iter();
+        let descriptors: Vec<_> = sockets.chain(links.iter().map(AsFd::as_fd)).collect();
         let hello = serde_json::to_vec(&greeting).map_err(io::Error::other)?;
         let exchanged = channel.send(&UpgradeMessage::Hello(hello)).and_then(|()| {
-            channel.send_sockets(&self.parts.sockets.sockets())?;
+            channel.send_descriptors(&descriptors)?;
             self.wait_for(&mut channel, &UpgradeMessage::Ready)
         });
         match exchanged {

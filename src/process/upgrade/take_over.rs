@@ -2,7 +2,7 @@
 
 use super::channel::{UpgradeChannel, UpgradeMessage};
 use super::error::UpgradeError;
-use super::greeting::{ENVIRONMENT, Greeting, PROTOCOL_VERSION, STEP_TIMEOUT};
+use super::greeting::{ENVIRONMENT, Greeting, LinkEntry, PROTOCOL_VERSION, STEP_TIMEOUT};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::control::monitored::ProcessStats;
@@ -19,10 +19,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
+use tokio::sync::oneshot;
 use tsubame_storage::{ImportCounts, ImportCursor, InfoHash, Seconds, StateRecord};
 use tsubame_udp::steering::SteeringKeys;
+use tsubame_udp::xdp::{AttachedInterface, XdpMode};
 
 /// The process that this one takes over from.
 #[derive(Debug)]
@@ -30,6 +32,8 @@ pub(crate) struct Predecessor {
     channel: UpgradeChannel,
     greeting: Greeting,
     sockets: Vec<OwnedFd>,
+    /// Interfaces to which it has attached its XDP program.
+    interfaces: Vec<AttachedInterface>,
 }
 
 impl Predecessor {
@@ -53,9 +57,16 @@ impl Predecessor {
         if greeting.version != PROTOCOL_VERSION {
             return Err(UpgradeError::Version(greeting.version.to_string()));
         }
-        let sockets = channel.receive_sockets(greeting.sockets.count());
-        let sockets = sockets.map_err(UpgradeError::Channel)?;
-        Ok(Some(Self { channel, greeting, sockets }))
+        let count = greeting.sockets.count();
+        let descriptors = channel.receive_descriptors(count + greeting.xdp.len());
+        let mut sockets = descriptors.map_err(UpgradeError::Channel)?;
+        let links = sockets.split_off(count);
+        let attached = |(LinkEntry { interface, is_native }, link): (&LinkEntry, OwnedFd)| {
+            let mode = if *is_native { XdpMode::Native } else { XdpMode::Generic };
+            AttachedInterface::inherited(*interface, mode, link)
+        };
+        let interfaces = greeting.xdp.iter().zip(links).map(attached).collect();
+        Ok(Some(Self { channel, greeting, sockets, interfaces }))
     }
 
     /// Returns a clock with the time of the predecessor.
@@ -66,6 +77,11 @@ impl Predecessor {
     /// Returns the keys of the predecessor.
     pub(crate) fn identity(&self) -> Identity {
         self.greeting.identity.clone()
+    }
+
+    /// Takes the interfaces to which the predecessor has attached its XDP program.
+    pub(crate) fn take_interfaces(&mut self) -> Vec<AttachedInterface> {
+        std::mem::take(&mut self.interfaces)
     }
 
     /// Takes the sockets, if they fit the config.
@@ -145,8 +161,8 @@ pub(crate) struct TakeOver {
 }
 
 impl TakeOver {
-    /// Tells the predecessor that this process serves, and imports the changes that it still makes, in a thread. Sends
-    /// a message when that is done.
+    /// Tells the predecessor that this process serves, and imports the changes that it still makes, in a thread. When
+    /// that is done, and the predecessor has closed its AF_XDP sockets, both returned channels get a message.
     ///
     /// # Errors
     ///
@@ -155,15 +171,20 @@ impl TakeOver {
         self,
         shards: ShardSender,
         process: Arc<ProcessStats>,
-    ) -> io::Result<Receiver<()>> {
+    ) -> io::Result<(Receiver<()>, oneshot::Receiver<()>)> {
         let (sender, receiver) = channel();
+        let (other_sender, other_receiver) = oneshot::channel();
         process.is_taking_over.store(true, Ordering::Relaxed);
         let thread = std::thread::Builder::new().name("upgrade".to_owned());
-        thread.spawn(move || self.run(&shards, &process, &sender))?;
-        Ok(receiver)
+        thread.spawn(move || {
+            self.run(&shards, &process);
+            // Nobody may wait.
+            let _ = (sender.send(()), other_sender.send(()));
+        })?;
+        Ok((receiver, other_receiver))
     }
 
-    fn run(mut self, shards: &ShardSender, process: &ProcessStats, done: &Sender<()>) {
+    fn run(mut self, shards: &ShardSender, process: &ProcessStats) {
         let finished = self.import_changes(shards);
         shards.send_to_all(|| TransferRequest::EndImport);
         // Before the other process is told: whoever waits for this upgrade may start the next one at once.
@@ -187,7 +208,6 @@ impl TakeOver {
         }
         // The standard input is another handle of the channel, which stays open.
         self.channel.close();
-        let _ = done.send(());
     }
 
     fn import_changes(&mut self, shards: &ShardSender) -> Result<(), UpgradeError> {

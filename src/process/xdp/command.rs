@@ -3,7 +3,9 @@
 use crate::policy::networks::NetworkFilter;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use tokio::sync::oneshot;
 use tsubame_udp::connection_id::ConnectionIds;
+use tsubame_udp::xdp::AttachedInterface;
 
 /// Settings of XDP that a reload can change.
 #[derive(Debug)]
@@ -17,5 +19,11 @@ pub(super) enum XdpCommand {
     /// Applies settings. The first ones also attach the program; then the problem is sent that must end the start, if
     /// there is one.
     Apply(Box<XdpSettings>, Option<Sender<Option<String>>>),
+    /// Sends duplicates of the links of all interfaces to which the program is attached.
+    Duplicate(Sender<Vec<AttachedInterface>>),
+    /// Has the program pass all requests that it redirected, because another process takes over, and sends a message
+    /// once no more frames arrive at the AF_XDP sockets.
+    StopRedirecting(oneshot::Sender<()>),
+    /// Ends the thread, which detaches the program if no other process has duplicates of the links.
     Stop,
 }

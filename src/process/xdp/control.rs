@@ -63,6 +63,11 @@ pub(super) struct XdpControl {
     networks: Vec<Arc<NetworkFilter>>,
     /// Networks that have not been written yet.
     new_networks: Option<NetworkRules>,
+    /// Interfaces to which the process has attached its program that this one takes over from, until the first settings
+    /// are applied.
+    inherited: Vec<AttachedInterface>,
+    /// Whether another process takes over from this one.
+    is_replaced: bool,
     /// Time until which the program and the sockets of a previous process may remain.
     deadline: Deadline,
     /// Sends each shard the receive queues that it is to serve; empty if AF_XDP sockets are not to be used.
@@ -79,7 +84,7 @@ pub(super) struct XdpControl {
 
 impl XdpControl {
     pub(super) fn new(
-        filter: Filter,
+        (filter, inherited): (Filter, Vec<AttachedInterface>),
         config: XdpConfig,
         (listen, shards): (Vec<SocketAddr>, Vec<Sender<QueueChange>>),
         (clock, status): (Clock, Arc<XdpStatus>),
@@ -101,6 +106,8 @@ impl XdpControl {
             settings: None,
             networks: Vec::new(),
             new_networks: None,
+            inherited,
+            is_replaced: false,
             deadline: Deadline::of_predecessor(clock),
             shards,
             address_problem: None,
@@ -125,8 +132,14 @@ impl XdpControl {
                     TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
                 });
             }
-            if matches!(command, Ok(XdpCommand::Stop) | Err(RecvTimeoutError::Disconnected)) {
-                break;
+            match command {
+                Ok(XdpCommand::Duplicate(reply)) => _ = reply.send(self.duplicate()),
+                Ok(XdpCommand::StopRedirecting(reply)) => {
+                    self.stop_redirecting();
+                    let _ = reply.send(());
+                }
+                Ok(XdpCommand::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(XdpCommand::Apply(..)) | Err(RecvTimeoutError::Timeout) => {}
             }
             let problem = self.update();
             for reply in replies {
@@ -140,11 +153,29 @@ impl XdpControl {
         let redirected: u64 =
             frames.map(|by_verdict| by_verdict[FrameVerdict::Redirected as usize]).sum();
         tracing::info!(
-            "udp.xdp: detached; {} connects were answered by XDP, {} requests dropped, and {redirected} redirected to \
-             AF_XDP sockets",
+            "udp.xdp: {}; {} connects were answered by XDP, {} requests dropped, and {redirected} redirected to AF_XDP \
+             sockets",
+            if self.is_replaced { "left to the new process" } else { "detached" },
             stats.requests(Outcome::Connected),
             stats.rejected() + stats.refused_by_policy()
         );
+    }
+
+    /// Returns duplicates of the links, for another process.
+    fn duplicate(&self) -> Vec<AttachedInterface> {
+        // An interface that cannot be duplicated is attached anew by the other process, once this one has ended.
+        let attached = self.interfaces.iter().filter_map(|interface| interface.attached.as_ref());
+        attached.filter_map(|attached| attached.try_clone().ok()).collect()
+    }
+
+    /// Has the program pass all requests that it redirected, and waits until no more arrive at the AF_XDP sockets.
+    fn stop_redirecting(&mut self) {
+        self.is_replaced = true;
+        for number in 0..self.interfaces.len() {
+            self.filter.remove_sockets(number as u16);
+        }
+        // A processor may still handle frames for which the program has found a socket.
+        self.clock.pause_before_retry();
     }
 
     /// Returns the first problem that must end the start. `of_settings` is the problem of the settings.
@@ -163,6 +194,7 @@ impl XdpControl {
         if self.settings.is_none() {
             // The first settings arrive after the process has changed its user: no other capabilities are needed now.
             Capabilities::raise().lower();
+            self.deadline = Deadline::of_predecessor(self.clock);
         }
         let XdpSettings { ids, explain_wrong_connection_id, networks } = settings;
         let is_same = self.settings.is_some()
@@ -184,6 +216,7 @@ impl XdpControl {
         }
         let problem = self.apply_settings();
         if self.settings.is_some()
+            && !self.is_replaced
             && let Ok(found) = &found
         {
             for number in 0..self.interfaces.len() {
@@ -191,6 +224,8 @@ impl XdpControl {
                 self.update_interface(number as u16, found.get(name));
                 self.update_sockets(number);
             }
+            // Those that were not taken over are detached.
+            self.inherited.clear();
         }
         self.publish();
         problem
@@ -321,21 +356,16 @@ impl XdpControl {
         interface.problem = problem.map(|problem| (problem, retry_at));
     }
 
-    /// Attaches the program to an interface; without a configured mode, in the driver if that is possible.
+    /// Attaches the program to an interface, or replaces that of the previous process.
     fn attach(
         &mut self,
         interface: (&str, u32),
         counters_and_mac: (u16, [u8; 6]),
     ) -> Result<AttachedInterface, XdpError> {
-        let (filter, deadline, mode) = (&mut self.filter, self.deadline, self.config.mode);
-        let mut try_mode = |mode| attach(filter, interface, counters_and_mac, mode, deadline);
         let mut capabilities = Capabilities::raise();
-        let attached = match try_mode(mode.unwrap_or(XdpMode::Native)) {
-            Err(error @ XdpError::Unsupported { .. }) if mode.is_none() => {
-                tracing::warn!("udp.xdp: {error}; generic mode is used meanwhile, which is slower");
-                try_mode(XdpMode::Generic)
-            }
-            result => result,
+        let attached = match self.take_over(interface, counters_and_mac) {
+            Some(attached) => Ok(attached),
+            None => self.attach_anew(interface, counters_and_mac),
         };
         capabilities.lower();
         let attached = attached?;
@@ -355,6 +385,39 @@ impl XdpControl {
             plural(receive_queues(interface.0) as u64, "receive queue")
         );
         Ok(attached)
+    }
+
+    /// Replaces the program of the previous process on an interface. Returns `None` if it was not attached there in the
+    /// configured mode, or cannot be replaced.
+    fn take_over(
+        &mut self,
+        (name, index): (&str, u32),
+        counters_and_mac: (u16, [u8; 6]),
+    ) -> Option<AttachedInterface> {
+        let inherited = self.inherited.iter().position(|inherited| inherited.index() == index)?;
+        let inherited = self.inherited.swap_remove(inherited);
+        if self.config.mode.is_some_and(|mode| mode != inherited.mode()) {
+            return None;
+        }
+        // If that fails, attaching says why.
+        self.filter.take_over(inherited, name, counters_and_mac).ok()
+    }
+
+    /// Attaches the program to an interface; without a configured mode, in the driver if that is possible.
+    fn attach_anew(
+        &mut self,
+        interface: (&str, u32),
+        counters_and_mac: (u16, [u8; 6]),
+    ) -> Result<AttachedInterface, XdpError> {
+        let (filter, deadline, mode) = (&mut self.filter, self.deadline, self.config.mode);
+        let mut try_mode = |mode| attach(filter, interface, counters_and_mac, mode, deadline);
+        match try_mode(mode.unwrap_or(XdpMode::Native)) {
+            Err(error @ XdpError::Unsupported { .. }) if mode.is_none() => {
+                tracing::warn!("udp.xdp: {error}; generic mode is used meanwhile, which is slower");
+                try_mode(XdpMode::Generic)
+            }
+            result => result,
+        }
     }
 
     /// Creates AF_XDP sockets for the receive queues of an interface that have none, if the program is attached, and

@@ -11,7 +11,7 @@ mod probe;
 mod sockets;
 
 pub(crate) use command::XdpSettings;
-pub(crate) use privileged::CAPABILITIES;
+pub(crate) use privileged::{CAPABILITIES, keep_capabilities};
 pub use probe::probe;
 
 use crate::clock::Clock;
@@ -20,14 +20,16 @@ use crate::shard::xdp_datapath::QueueChange;
 use crate::stats::xdp_status::XdpStatus;
 use command::XdpCommand;
 use control::XdpControl;
-use privileged::{has_capabilities, keep_capabilities};
+use privileged::has_capabilities;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use thiserror::Error;
-use tsubame_udp::xdp::{Filter, XdpError};
+use tokio::sync::oneshot;
+use tsubame_udp::xdp::{AttachedInterface, Filter, XdpError};
 
 /// Reason for which XDP cannot be used as configured.
 #[derive(Debug, Error)]
@@ -56,7 +58,8 @@ pub(crate) struct XdpThread {
 impl XdpThread {
     /// Starts the thread, which loads the program, unless no interfaces are configured. To be called while the calling
     /// thread has the capabilities that XDP needs. `listen` are the addresses of the UDP sockets; `shards` takes the
-    /// receive queues that each shard is to serve, and is empty if AF_XDP sockets are not to be used.
+    /// receive queues that each shard is to serve, and is empty if AF_XDP sockets are not to be used. `inherited` are
+    /// the interfaces to which the process has attached its program that this one takes over from.
     ///
     /// Unless the config demands XDP, returns `None` and logs a warning if the program cannot be loaded.
     ///
@@ -66,7 +69,7 @@ impl XdpThread {
     pub(crate) fn start(
         config: &XdpConfig,
         (listen, shards): (Vec<SocketAddr>, Vec<Sender<QueueChange>>),
-        clock: Clock,
+        (clock, inherited): (Clock, Vec<AttachedInterface>),
     ) -> Result<Option<Self>, XdpStartError> {
         if config.interfaces.is_empty() {
             return Ok(None);
@@ -90,6 +93,7 @@ impl XdpThread {
                     let _ = loaded.send(Ok(()));
                     let status = status_of_thread;
                     let targets = (listen, shards);
+                    let filter = (filter, inherited);
                     XdpControl::new(filter, config_of_thread, targets, (clock, status))
                         .run(&received);
                 }
@@ -130,7 +134,20 @@ impl XdpThread {
         self.send(XdpCommand::Apply(Box::new(settings), None));
     }
 
-    /// Detaches the program, and waits for that.
+    /// Returns a handle with which another thread can duplicate the links of the program.
+    pub(crate) fn links(&self) -> XdpLinks {
+        XdpLinks(self.commands.clone())
+    }
+
+    /// Has the program pass all requests that it redirected, because another process takes over. The returned channel
+    /// gets a message once no more frames arrive at the AF_XDP sockets.
+    pub(crate) fn stop_redirecting(&self) -> oneshot::Receiver<()> {
+        let (reply, stopped) = oneshot::channel();
+        self.send(XdpCommand::StopRedirecting(reply));
+        stopped
+    }
+
+    /// Detaches the program, unless another process has duplicates of the links, and waits for that.
     pub(crate) fn stop(self) {
         self.send(XdpCommand::Stop);
         // A panic would have ended the process.
@@ -140,5 +157,19 @@ impl XdpThread {
     fn send(&self, command: XdpCommand) {
         // The thread ends only at `Stop`, or by a panic, which ends the process.
         let _ = self.commands.send(command);
+    }
+}
+
+/// Duplicates the links that keep the program attached.
+#[derive(Debug)]
+pub(crate) struct XdpLinks(Sender<XdpCommand>);
+
+impl XdpLinks {
+    /// Returns the interfaces to which the program is attached; none if the thread does not answer in time: it may be
+    /// busy with hundreds of thousands of networks.
+    pub(crate) fn duplicate(&self, timeout: Duration) -> Vec<AttachedInterface> {
+        let (reply, duplicated) = channel();
+        let _ = self.0.send(XdpCommand::Duplicate(reply));
+        duplicated.recv_timeout(timeout).unwrap_or_default()
     }
 }

@@ -63,10 +63,11 @@ pub(super) fn has_capabilities() -> bool {
     rustix::thread::capabilities(None).is_ok_and(|now| now.permitted.contains(FOR_PROGRAM))
 }
 
-/// Keeps the capabilities of this thread when the process changes its user.
-pub(super) fn keep_capabilities() {
+/// Keeps the capabilities of this thread when the process changes its user; returns those that XDP needs.
+pub(crate) fn keep_capabilities() -> CapabilitySet {
     // Without it, only a process that changes its user loses XDP.
     let _ = rustix::thread::set_keep_capabilities(true);
+    KEPT
 }
 
 /// The capabilities of this thread: permitted, and effective only while they are used.

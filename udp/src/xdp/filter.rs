@@ -4,17 +4,15 @@ use super::layout::{
     FilterOutcome, FilterScope, FilterSettings, FrameVerdict, KEYS_MAX, LISTENER_LEN,
     NetworksInForce, QUEUES, SETTINGS_LEN, interface_entry, listener_key, settings_entry,
 };
-use super::{XdpError, XdpMode};
+use super::{XdpError, XdpMode, link};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, XskMap};
-use aya::programs::ProgramError;
-use aya::programs::links::FdLink;
-use aya::programs::xdp::{Xdp, XdpMode as AyaMode};
+use aya::programs::{ProgramError, xdp::Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 /// The compiled program: `udp/bpf/compile` makes it from `udp/bpf/filter.c`.
@@ -26,10 +24,11 @@ const SOCKETS_MAP: &str = "sockets";
 /// Maximum number of networks of each address family.
 pub const NETWORKS_MAX: usize = 1 << 20;
 
-/// Time for which settings stay unchanged after others were put in force: a processor may still read them.
+/// Minimum time between two switches of settings: until then a processor may still read the previous ones, which the
+/// next switch overwrites.
 const SWITCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Whether sources of a network are refused.
+/// A network, and whether its sources are refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NetworkRule {
     /// The first address of the network.
@@ -51,15 +50,31 @@ pub struct FilterCounts {
     pub sent_bytes: u64,
 }
 
-/// The program on an interface; dropping it detaches the program. The kernel also does when the process ends.
+/// The program on an interface. It is detached once this is dropped, or the process has ended, unless another process
+/// has a duplicate of the link.
 #[derive(Debug)]
 pub struct AttachedInterface {
     index: u32,
     mode: XdpMode,
-    _link: FdLink,
+    link: OwnedFd,
 }
 
 impl AttachedInterface {
+    /// Returns the interface with this index, to which another process has attached its program in a mode. `link` is a
+    /// duplicate of its link.
+    pub fn inherited(index: u32, mode: XdpMode, link: OwnedFd) -> Self {
+        Self { index, mode, link }
+    }
+
+    /// Duplicates the link: the program stays attached until both are dropped.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the limit on open files is reached.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { index: self.index, mode: self.mode, link: self.link.try_clone()? })
+    }
+
     /// Returns the index of the interface.
     pub fn index(&self) -> u32 {
         self.index
@@ -68,6 +83,13 @@ impl AttachedInterface {
     /// Returns where the program runs.
     pub fn mode(&self) -> XdpMode {
         self.mode
+    }
+}
+
+/// The descriptor is that of the link.
+impl AsFd for AttachedInterface {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.link.as_fd()
     }
 }
 
@@ -91,7 +113,7 @@ pub struct Filter {
     frames: PerCpuArray<MapData, u64>,
     sockets: XskMap<MapData>,
     /// Keys of the map `listeners`.
-    listening: BTreeSet<[u8; LISTENER_LEN]>,
+    listener_keys: BTreeSet<[u8; LISTENER_LEN]>,
     /// Addresses and interfaces.
     scope: FilterScope,
     /// Addresses and interfaces of the settings in force.
@@ -145,7 +167,7 @@ impl Filter {
             frames: take(maps, "frames")?.try_into()?,
             sockets: take(maps, SOCKETS_MAP)?.try_into()?,
             ebpf,
-            listening: BTreeSet::new(),
+            listener_keys: BTreeSet::new(),
             scope: FilterScope::default(),
             scope_in_force: FilterScope::default(),
             in_force: 0,
@@ -155,8 +177,8 @@ impl Filter {
         })
     }
 
-    /// Attaches the program to an interface. `number` is the position of its counters, below the number that
-    /// [`Self::load`] was given.
+    /// Attaches the program to an interface. `number` selects its counters and sockets, and is less than the
+    /// number of interfaces that [`Self::load`] was given.
     ///
     /// # Errors
     ///
@@ -168,22 +190,32 @@ impl Filter {
         mode: XdpMode,
     ) -> Result<AttachedInterface, XdpError> {
         self.set_interface(index, number, mac)?;
-        let flag = match mode {
-            XdpMode::Native => AyaMode::Driver,
-            XdpMode::Generic => AyaMode::Skb,
-        };
-        let failed = |error| attach_error(name, mode, error);
+        let link = link::create(self.program()?, index, mode);
+        let link = link.map_err(|error| attach_error(name, mode, error))?;
+        Ok(AttachedInterface { index, mode, link })
+    }
+
+    /// Replaces the program of another process on an interface by this one: each frame is handled by one of both.
+    /// `number` and `mac` are those of [`Self::attach`].
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the interface has gone, or does not accept the program.
+    pub fn take_over(
+        &mut self,
+        interface: AttachedInterface,
+        name: &str,
+        (number, mac): (u16, [u8; 6]),
+    ) -> Result<AttachedInterface, XdpError> {
+        self.set_interface(interface.index, number, mac)?;
+        link::replace_program(interface.link.as_fd(), self.program()?)
+            .map_err(|error| attach_error(name, interface.mode, error))?;
+        Ok(interface)
+    }
+
+    fn program(&mut self) -> Result<BorrowedFd<'_>, XdpError> {
         let program = program(&mut self.ebpf)?;
-        let id = program.attach_to_if_index(index, flag).map_err(failed)?;
-        let link = program.take_link(id).map_err(failed)?;
-        // The other kind of link would outlive a crash of the process.
-        let link = FdLink::try_from(link).map_err(|_| XdpError::Unsupported {
-            interface: name.to_owned(),
-            mode,
-            error: io::Error::other("the kernel offers no link for it"),
-            cure: "; detach it (ip link set dev INTERFACE xdp off) and update the kernel",
-        })?;
-        Ok(AttachedInterface { index, mode, _link: link })
+        Ok(program.fd().map_err(|error| load_error(error.into()))?.as_fd())
     }
 
     /// Sets the position of the counters and the hardware address of an interface. Frames for other hardware addresses
@@ -214,13 +246,13 @@ impl Filter {
         queue: u32,
         socket: BorrowedFd<'_>,
     ) -> Result<(), XdpError> {
-        // That of the next interface comes after the last queue.
+        // A higher number would be a place of the next interface; the kernel refuses this one.
         let place = (queue < QUEUES as u32).then(|| u32::from(number) * QUEUES as u32 + queue);
         let set = self.sockets.set(place.unwrap_or(u32::MAX), socket.as_raw_fd(), 0);
         set.map_err(|error| map_error("sockets", &error))
     }
 
-    /// Has the program pass all requests of an interface that it redirected.
+    /// Has the program pass the requests of an interface to the network stack instead of redirecting them.
     pub fn remove_sockets(&mut self, number: u16) {
         for queue in 0..QUEUES as u32 {
             // Most places are empty.
@@ -243,22 +275,22 @@ impl Filter {
         let wanted: BTreeSet<_> =
             keys.chain(local.iter().map(|address| listener_key(*address, 0))).collect();
         (self.scope.listeners, self.scope.local) = (listeners.clone(), local.clone());
-        for key in self.listening.difference(&wanted).copied().collect::<Vec<_>>() {
+        for key in self.listener_keys.difference(&wanted).copied().collect::<Vec<_>>() {
             let _ = self.listeners.remove(&key);
-            self.listening.remove(&key);
+            self.listener_keys.remove(&key);
         }
         for key in wanted {
-            if !self.listening.contains(&key) {
+            if !self.listener_keys.contains(&key) {
                 let inserted = self.listeners.insert(key, 1, 0);
                 inserted.map_err(|error| map_error("addresses", &error))?;
-                self.listening.insert(key);
+                self.listener_keys.insert(key);
             }
         }
         Ok(())
     }
 
     /// Writes networks to the pair of maps that is not in force; [`Self::apply`] puts them in force. `refuses_others`
-    /// is for sources that are in none of them.
+    /// says whether sources in none of them are refused.
     ///
     /// Takes about a second for 300,000 networks. Returns false, and changes nothing, within a second after others were
     /// put in force. `now` is a monotonic time.
@@ -299,7 +331,7 @@ impl Filter {
         Ok(true)
     }
 
-    /// Returns whether addresses or interfaces have changed that are a part of the settings: [`Self::apply`] is due.
+    /// Returns whether addresses or interfaces have changed since the last [`Self::apply`], which must then be called.
     pub fn has_changed(&self) -> bool {
         self.scope != self.scope_in_force
     }
@@ -447,28 +479,18 @@ fn load_error(error: EbpfError) -> XdpError {
     }
 }
 
-fn attach_error(interface: &str, mode: XdpMode, error: ProgramError) -> XdpError {
-    let unsupported = |number, cure| XdpError::Unsupported {
-        interface: interface.to_owned(),
-        mode,
-        error: io::Error::from_raw_os_error(number),
-        cure,
-    };
-    match errno(&error) {
-        Some(libc::EPERM | libc::EACCES) => XdpError::Forbidden,
-        Some(libc::EBUSY | libc::EEXIST) => XdpError::Attached(interface.to_owned()),
-        Some(number @ (libc::EOPNOTSUPP | libc::ENOTSUP)) if mode == XdpMode::Native => {
-            unsupported(
-                number,
-                "; set udp.xdp.mode to generic, or use a card whose driver supports XDP",
-            )
+fn attach_error(interface: &str, mode: XdpMode, error: io::Error) -> XdpError {
+    let cure = match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => return XdpError::Forbidden,
+        Some(libc::EBUSY | libc::EEXIST) => return XdpError::Attached(interface.to_owned()),
+        Some(libc::EOPNOTSUPP | libc::ENOTSUP) if mode == XdpMode::Native => {
+            "; set udp.xdp.mode to generic, or use a card whose driver supports XDP"
         }
-        Some(number @ (libc::EINVAL | libc::ERANGE)) if mode == XdpMode::Native => unsupported(
-            number,
+        Some(libc::EINVAL | libc::ERANGE) if mode == XdpMode::Native => {
             "; the driver may need a smaller MTU (3498 or less), fewer channels (ethtool -L), or LRO switched off \
-             (ethtool -K)",
-        ),
-        Some(number) => unsupported(number, ""),
-        None => XdpError::Refused(with_sources(&error)),
-    }
+             (ethtool -K)"
+        }
+        _ => "",
+    };
+    XdpError::Unsupported { interface: interface.to_owned(), mode, error, cure }
 }

@@ -12,6 +12,7 @@ mod error;
 mod filter;
 pub mod frame;
 mod layout;
+mod link;
 mod socket;
 #[cfg(test)]
 mod tests;

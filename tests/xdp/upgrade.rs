@@ -1,0 +1,114 @@
+//! Upgrades in place with XDP: the program is replaced while it answers, and no request is lost.
+
+use super::{
+    CONTROL, check_capabilities, client, config, connect_request, has_program, redirected,
+    wait_for_af_xdp,
+};
+use crate::common::lab::{Host, Lab, PORTS, wait_until};
+use crate::common::{Announce, Tracker, UNCAPPED, WAIT_TIMEOUT, tsubame};
+use rustix::thread::CapabilitySet;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Announces and connects from a host without a pause until `has_ended`; returns the number of requests, and of those
+/// without a reply.
+fn announce_until(lab: &Lab, (host, v6): (Host, bool), has_ended: &AtomicBool) -> (u32, u32) {
+    let mut client = client(lab, host, v6);
+    client.connect();
+    let (mut asked, mut lost) = (0, 0);
+    while !has_ended.load(Ordering::Relaxed) {
+        asked += 2;
+        let announce = Announce::of(asked % 97, 5_000 + (asked % 50) as u16);
+        lost += u32::from(client.ask(&announce.bytes(client.id, asked)).is_none());
+        // The program answers it.
+        lost += u32::from(client.ask(&connect_request()).is_none());
+    }
+    (asked, lost)
+}
+
+/// Starts a tracker from a program that any user can run, with a config that any user can read.
+fn start_for_all_users(lab: &Lab, config: &str) -> Tracker {
+    let program = lab.directory.path().join("tsubame");
+    // A process of an earlier tracker may still run the program.
+    let _ = std::fs::remove_file(&program);
+    std::fs::copy(env!("CARGO_BIN_EXE_tsubame"), &program).unwrap();
+    let permit = |path: &Path| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    permit(lab.directory.path());
+    Tracker::start_with_command(config, |command| {
+        permit(Path::new(command.get_args().last().unwrap()).parent().unwrap());
+        let mut own = Command::new(&program);
+        own.args(command.get_args());
+        lab.command(Host::Tracker, &own)
+    })
+}
+
+/// Sets a value when it is dropped, also if a test fails.
+struct SetAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Runs a command of `tsubame` for the running tracker; returns its output.
+fn control(lab: &Lab, name: &str) -> String {
+    let address = format!("http://{CONTROL}");
+    let run = || tsubame().args([name, "--control", &address]).output().unwrap();
+    let output = lab.inside(Host::Tracker, run);
+    let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert!(output.status.success(), "{text}");
+    text
+}
+
+/// An upgrade replaces the program while it answers, and loses no request: of the program, of AF_XDP and of sockets.
+#[test]
+#[ignore = "needs root: tests/run"]
+fn an_upgrade_replaces_the_program_under_load() {
+    let lab = Lab::routed_with_queues(2);
+    for user in ["", "user: nobody\n"] {
+        let uncapped = UNCAPPED.replace("storage: {", "storage: {memory: 64MiB, ");
+        let config = config("", user).replace("storage: {memory: 64MiB}\n", &uncapped);
+        let mut tracker = start_for_all_users(&lab, &config);
+        wait_for_af_xdp(&lab);
+        let (has_ended, mut successor) = (AtomicBool::new(false), 0);
+        std::thread::scope(|scope| {
+            let hosts = [(Host::Seeder, false), (Host::Seeder, true), (Host::Leecher, false)];
+            let (lab, has_ended, end) = (&lab, &has_ended, SetAtEnd(&has_ended));
+            let loads = hosts.map(|it| scope.spawn(move || announce_until(lab, it, has_ended)));
+            let watch = scope.spawn(|| {
+                while !has_ended.load(Ordering::Relaxed) {
+                    assert!(PORTS.iter().all(|port| has_program(lab, port)), "detached");
+                }
+            });
+            for _ in 0..3 {
+                tracker.log.clear();
+                let text = control(lab, "upgrade");
+                let number = text.split_once("process ").unwrap().1.split(' ').next().unwrap();
+                successor = number.parse().unwrap();
+                tracker.wait_for("left to the new process");
+                PORTS.iter().for_each(|_| _ = tracker.wait_for("AF_XDP sockets in copy mode for"));
+                wait_until("redirected requests", WAIT_TIMEOUT, || redirected(lab) > 100);
+            }
+            drop(end);
+            watch.join().unwrap();
+            for load in loads {
+                let (asked, lost) = load.join().unwrap();
+                println!("{asked} requests, {lost} lost");
+                assert!(asked > 1_000 && lost == 0, "{user}: {lost} of {asked} requests lost");
+            }
+        });
+        if !user.is_empty() {
+            // The successors have been started with the capability for locked memory, and may keep it.
+            check_capabilities(successor, CapabilitySet::IPC_LOCK);
+        }
+        control(&lab, "stop");
+        for port in PORTS {
+            wait_until("the program is detached", WAIT_TIMEOUT, || !has_program(&lab, port));
+        }
+    }
+}
