@@ -1,7 +1,7 @@
 //! A large swarm: the peers of one family in chunks of records, with an index that finds an endpoint.
 
 use crate::chunks::Chunks;
-use crate::index::PositionIndex;
+use crate::index::{Elements, PositionIndex};
 use crate::moved_records::MovedRecords;
 use crate::record::EndpointHasher;
 use crate::subnet::{PrefixLengths, SubnetPeers};
@@ -114,8 +114,8 @@ impl<const N: usize> LargeSwarm<N> {
         let endpoint_hasher = self.endpoint_hasher(hasher);
         let records = &self.records;
         let hash = endpoint_hasher.hash(records.at(position));
-        let record_at = |position: u32| *records.at(position as usize);
-        let elements = (record_at, |record: &[u8; N]| endpoint_hasher.hash(record));
+        let key_of = |position: u32| *records.at(position as usize);
+        let elements = Elements { key_of, hash_of: |it: &[u8; N]| endpoint_hasher.hash(it) };
         self.index.insert(hash, position as u32, elements)
     }
 
@@ -124,8 +124,8 @@ impl<const N: usize> LargeSwarm<N> {
         let endpoint_hasher = self.endpoint_hasher(hasher);
         let records = &self.records;
         let hash = endpoint_hasher.hash(records.at(position));
-        let record_at = |position: u32| *records.at(position as usize);
-        let elements = (record_at, |record: &[u8; N]| endpoint_hasher.hash(record));
+        let key_of = |position: u32| *records.at(position as usize);
+        let elements = Elements { key_of, hash_of: |it: &[u8; N]| endpoint_hasher.hash(it) };
         let visited = self.index.remove(hash, position as u32, elements);
         match &mut self.subnet_index {
             Some(subnet_index) => {

@@ -2,7 +2,7 @@
 
 use crate::blocks::BLOCK_PEERS_MAX;
 use crate::chunks::Chunks;
-use crate::index::PositionIndex;
+use crate::index::{Elements, PositionIndex};
 use crate::record::compact;
 use crate::subnet::{PrefixLengths, SubnetPeers, fnv1a, prefix_of};
 use siphasher::sip::SipHasher13;
@@ -137,7 +137,7 @@ impl SubnetIndex {
             } else {
                 // If the index is full, the peer is not indexed.
                 let hash_of = |record: &[u8; N]| peers.hash(record, length);
-                index.insert(hash, position, (|other| *peers.at(other), hash_of));
+                index.insert(hash, position, Elements { key_of: |at| *peers.at(at), hash_of });
             }
         }
     }
@@ -153,7 +153,8 @@ impl SubnetIndex {
             let hash = peers.hash(peers.at(position), length);
             if index.find(hash, |other| other == position).is_some() {
                 let hash_of = |record: &[u8; N]| peers.hash(record, length);
-                visited += index.remove(hash, position, (|other| *peers.at(other), hash_of));
+                let elements = Elements { key_of: |at| *peers.at(at), hash_of };
+                visited += index.remove(hash, position, elements);
             }
         }
         visited

@@ -2,7 +2,7 @@
 
 use crate::announce::{JoinRefusal, SwarmAnnounce};
 use crate::entry::Entry;
-use crate::index::{POSITIONS_MAX, PositionIndex};
+use crate::index::{Elements, POSITIONS_MAX, PositionIndex};
 use crate::placement::TorrentStore;
 use crate::record::{RecordContext, RoleCounts, V4, V6, record_of};
 use crate::settings::TableSettings;
@@ -179,8 +179,8 @@ impl Table {
         }
         self.store.entries.push(Entry::new(info_hash));
         let (store, hasher) = (&self.store, &self.context.hasher);
-        let info_hash_at = |position: u32| store.entry(position).info_hash();
-        let elements = (info_hash_at, |info_hash: &InfoHash| hash_of(hasher, info_hash));
+        let key_of = |position: u32| store.entry(position).info_hash();
+        let elements = Elements { key_of, hash_of: |key: &InfoHash| hash_of(hasher, key) };
         if self.index.insert(hash, position, elements) {
             self.stats.empty_torrents += 1;
             return Ok(position);
@@ -193,9 +193,9 @@ impl Table {
     pub(crate) fn remove_torrent(&mut self, position: u32) -> usize {
         self.stats.empty_torrents -= 1;
         let (store, hasher) = (&self.store, &self.context.hasher);
-        let info_hash_at = |position: u32| store.entry(position).info_hash();
-        let hash = hash_of(hasher, &info_hash_at(position));
-        let elements = (info_hash_at, |info_hash: &InfoHash| hash_of(hasher, info_hash));
+        let key_of = |position: u32| store.entry(position).info_hash();
+        let hash = hash_of(hasher, &key_of(position));
+        let elements = Elements { key_of, hash_of: |key: &InfoHash| hash_of(hasher, key) };
         let visited = self.index.remove(hash, position, elements);
         if let Some(from) = self.store.remove(position) {
             let hash = self.hash(&self.store.entry(position).info_hash());
