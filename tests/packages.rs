@@ -135,6 +135,12 @@ fn the_drop_in_of_the_unit_permits_xdp() {
     container.wait_for(
         "journalctl --unit tsubame | grep -E 'AF_XDP sockets in copy mode|the kernel refuses 8 MiB of memory'",
     );
+    // The new process of an upgrade gets the capabilities, too.
+    container.succeed("tsubame upgrade && tsubame upgrade");
+    container.wait_for(
+        "test $(journalctl --unit tsubame | grep --count 'xdp0 .* answers connects in native mode') = 3",
+    );
+    container.succeed("journalctl --unit tsubame | grep 'left to the new process'");
     container.succeed("ip link show dev xdp0 | grep prog/xdp");
     container.succeed("tsubame e2e udp://127.0.0.1:6969 && systemctl is-active tsubame");
     container.succeed("systemctl stop tsubame");

@@ -263,9 +263,12 @@ fn privileges_of_root_are_given_up() {
     });
     let line = tracker.wait_for("over the API will fail");
     assert!(line.contains("user nobody"), "{line}");
-    for (field, value) in
-        [("Uid:", "65534 65534 65534 65534"), ("Groups:", "65534"), ("CapPrm:", &"0".repeat(16))]
-    {
+    for (field, value) in [
+        ("Uid:", "65534 65534 65534 65534"),
+        ("Groups:", "65534"),
+        ("CapPrm:", &"0".repeat(16)),
+        ("NoNewPrivs:", "1"),
+    ] {
         all_are(&tracker, field, value);
     }
     let mut client = Client::connected("127.0.0.1", tracker.addresses()[0]);

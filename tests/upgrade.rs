@@ -7,6 +7,7 @@ mod common;
 
 use common::http::{Connection, rows_of};
 use common::policy::{scrape_target, wait_until};
+use common::successor::{Successor, process_in, replace};
 use common::{
     Announce, Client, Tracker, UNCAPPED, control_of, cpus, http_get, info_hash_of, now, tsubame,
 };
@@ -14,7 +15,6 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -68,22 +68,6 @@ fn upgrade(control: SocketAddr) -> (bool, String) {
         tsubame().args(["upgrade", "--control", &format!("http://{control}")]).output().unwrap();
     let text = [output.stdout, output.stderr].concat();
     (output.status.success(), String::from_utf8_lossy(&text).into_owned())
-}
-
-/// Returns the number of the process that is named in the output of an upgrade.
-fn process_in(text: &str) -> i32 {
-    let (_, rest) = text.split_once("process ").unwrap_or_else(|| panic!("{text}"));
-    rest.split(' ').next().unwrap().parse().unwrap()
-}
-
-/// Ends a process that a tracker has started.
-struct Successor(i32);
-
-impl Drop for Successor {
-    fn drop(&mut self) {
-        let process = rustix::process::Pid::from_raw(self.0).unwrap();
-        let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
-    }
 }
 
 /// Announces in a thread, each request after the reply to the one before, until it is told to stop.
@@ -169,6 +153,44 @@ fn twenty_upgrades_under_load_lose_nothing() {
     }
 }
 
+/// A client that keeps its HTTP connection is told to close it with the reply to its next request, and loses none.
+#[test]
+fn http_connections_end_with_a_reply() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("tsubame");
+    let mut tracker = start(&config(2, ""), &program);
+    let (control, http) = (control_of(&mut tracker), tracker.addresses_of("http")[0]);
+    let is_over = AtomicBool::new(false);
+    let mut successor = None;
+    let (answered, closed) = std::thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            let (mut connection, mut answered, mut closed) = (Connection::to(http), 0, 0);
+            while !is_over.load(Ordering::Relaxed) {
+                let announce = common::http::Announce::of(answered % 97, 5_000, 1);
+                let reply = connection.get(&announce.target());
+                assert_eq!(reply.status, 200, "{}", reply.head);
+                answered += 1;
+                if reply.head.contains("Connection: close") {
+                    closed += 1;
+                    connection = Connection::to(http);
+                }
+            }
+            (answered, closed)
+        });
+        for round in 0..3 {
+            let (is_replaced, text) = upgrade(control);
+            if !is_replaced {
+                is_over.store(true, Ordering::Relaxed);
+            }
+            assert!(is_replaced, "round {round}: {text}");
+            let _earlier = successor.replace(Successor(process_in(&text)));
+        }
+        is_over.store(true, Ordering::Relaxed);
+        load.join().unwrap()
+    });
+    assert!(closed >= 3 && answered > 100, "{answered} answered, {closed} closed");
+}
+
 /// Returns the log of a tracker so far.
 fn log_of(tracker: &mut Tracker) -> String {
     tracker.log.join("\n")
@@ -243,8 +265,8 @@ fn fake(behaviour: &str) -> String {
     )
 }
 
-/// A new process that ends after it has said that it serves is the tracker that has ended: the old one ends, too, with
-/// the reason, and a service manager starts the next.
+/// If the new process dies after it has said that it serves, the old one ends, too, with an exit code with which a
+/// service manager starts the tracker again.
 #[test]
 fn a_successor_that_dies_when_it_serves_is_reported() {
     let directory = tempfile::tempdir().unwrap();
@@ -254,9 +276,9 @@ fn a_successor_that_dies_when_it_serves_is_reported() {
     announce_all(&mut [Client::connected("127.0.0.1", tracker.addresses()[0])]);
     replace(&program, &fake("dies when it serves"));
     let (is_replaced, text) = upgrade(control);
-    assert!(!is_replaced && text.contains("serves, but lacks the changes"), "{text}");
-    assert_eq!(tracker.wait_for_exit().code(), Some(0));
-    tracker.wait_for("upgrade: process");
+    assert!(!is_replaced && text.contains("has taken over and died"), "{text}");
+    assert!(text.contains("exit status: 3"), "{text}");
+    assert_eq!(tracker.wait_for_exit().code(), Some(3));
 }
 
 /// If the old process is killed before it has sent everything, the new one ends with the reason, and the addresses are
@@ -286,13 +308,6 @@ fn a_predecessor_that_is_killed_ends_the_successor() {
     assert!(line.contains("the process that is to be replaced"), "{line}");
     wait_until(|| has_ended(read().unwrap()));
     std::net::UdpSocket::bind(address).unwrap();
-}
-
-/// Replaces a program by a shell script.
-fn replace(program: &Path, script: &str) {
-    fs::remove_file(program).unwrap();
-    fs::write(program, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 /// Behaves like the new process of an upgrade up to its first messages.

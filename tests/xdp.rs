@@ -411,10 +411,7 @@ fn check_capabilities(process: u32, of_all: CapabilitySet) {
         let keeps = ["xdp", "starter"].contains(&name.trim());
         let permitted = if keeps { wanted } else { of_all };
         let effective = set("CapEff:") & !of_all.bits();
-        // A process that was started with capabilities does not lower those of the thread that starts programs.
-        let is_inherited = name.trim() == "starter" && !of_all.is_empty();
-        assert_eq!(set("CapPrm:"), permitted.bits(), "{name}");
-        assert!(effective == 0 || is_inherited, "{name}: {effective:x}");
+        assert_eq!((set("CapPrm:"), effective), (permitted.bits(), 0), "{name}");
         names.push(name);
     }
     assert!(names.iter().any(|name| name.trim() == "xdp"), "{names:?}");

@@ -197,8 +197,7 @@ fn run_tracker(path: Option<&std::path::Path>) -> i32 {
         Err(error) => {
             tracing::error!("{error}");
             match error {
-                RunError::ShardDied(..) => EXIT_SHARD,
-
+                RunError::ShardDied(..) | RunError::SuccessorDied(..) => EXIT_SHARD,
                 _ => EXIT_START,
             }
         }

@@ -168,7 +168,10 @@ impl Connection {
             self.has_answered = true;
             *requests += 1;
             let requests_max = service.settings().requests_max;
-            let last = *requests >= requests_max || head.has_body || !head.keep_alive;
+            let last = *requests >= requests_max
+                || head.has_body
+                || !head.keep_alive
+                || service.ends_connections();
             let Some(source) = service.source(peer, &head) else {
                 break Err(ConnectionEnd::Closed);
             };

@@ -89,13 +89,9 @@ async fn accept_missed(service: Rc<HttpService>, listener: Rc<TcpListener>, is_e
 }
 
 async fn accept(service: Rc<HttpService>, listener: Rc<TcpListener>, is_encrypted: bool) {
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = service.accepts_end() => return,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
+    while !service.ends_connections() {
+        // Not given up while it waits: the kernel might accept a connection, which would be lost.
+        match listener.accept().await {
             Ok((stream, peer)) => {
                 let stream = Rc::new(stream);
                 let guard: Option<ConnectionGuard> = service.add_connection(&stream, peer.ip());

@@ -14,7 +14,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
 use tokio_uring::net::TcpStream;
 use tsubame_http::head::RequestHead;
 use tsubame_storage::Seconds;
@@ -95,8 +94,6 @@ pub struct HttpService {
     /// Whether HTTP is served. If so, other shards may need answers for their HTTP requests during a stop.
     has_listeners: bool,
     stopped_at: Cell<Option<Duration>>,
-    /// Wakes the tasks that accept connections when the shard stops.
-    accepts_end: Notify,
 }
 
 impl HttpService {
@@ -123,7 +120,6 @@ impl HttpService {
             listeners,
             has_listeners,
             stopped_at: Cell::new(None),
-            accepts_end: Notify::new(),
         }
     }
 
@@ -221,7 +217,7 @@ impl HttpService {
     /// this process opened itself down, unless another process serves them from now on.
     pub fn stop(&self, keeps_listeners: bool) {
         self.stopped_at.set(Some(self.node().elapsed()));
-        self.accepts_end.notify_waiters();
+        self.node().ends_connections = true;
         for listener in self.listeners.iter().filter(|_| !keeps_listeners) {
             let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
         }
@@ -233,11 +229,9 @@ impl HttpService {
         }
     }
 
-    /// Waits until no more connections are accepted.
-    pub(super) async fn accepts_end(&self) {
-        if self.stopped_at.get().is_none() {
-            self.accepts_end.notified().await;
-        }
+    /// Returns whether no more accepts are to be started, and each connection is to be closed after its next reply.
+    pub(super) fn ends_connections(&self) -> bool {
+        self.node().ends_connections
     }
 
     /// Returns whether all connections have ended after [`Self::stop`], or have taken too long.

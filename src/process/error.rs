@@ -58,4 +58,7 @@ pub enum RunError {
     /// A shard ended although the tracker was not stopped.
     #[error("shard {0} has died: {1}")]
     ShardDied(u16, String),
+    /// The process that has taken over has died before this one has ended.
+    #[error("upgrade: process {0} has taken over and died: {1}")]
+    SuccessorDied(u32, String),
 }

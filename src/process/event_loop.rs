@@ -32,6 +32,12 @@ use tokio::time::{Instant, Interval, timeout_at};
 /// Time that the shards may take to answer the datagrams that they have received before they stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// Time for which HTTP connections are kept for one more request when another process takes over.
+const CONNECTIONS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Time after which it is looked again whether all connections have ended.
+const CONNECTIONS_INTERVAL: Duration = Duration::from_millis(10);
+
 /// Time that the process which takes over may take to import the last changes.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -72,8 +78,8 @@ pub(crate) fn control_plane(
         let taking_over =
             take_over.map(|take_over| take_over.start(shard_sender.clone(), process));
         let taking_over = taking_over.transpose().map_err(RunError::Runtime)?;
-        let (predecessor, taken_over) = taking_over.unzip();
-        let start = |settings| SnapshotThread::start(settings, shard_sender.clone(), predecessor);
+        let (snapshots_start, taken_over) = taking_over.as_ref().map(|_| oneshot::channel()).unzip();
+        let start = |settings| SnapshotThread::start(settings, shard_sender.clone(), taken_over);
         let snapshots = snapshots.map(start).transpose().map_err(RunError::Runtime)?;
         let (keys, distinct_key) = running.keys;
         let torrents = Torrents::new(request_sender, keys, distinct_key, monitored.clone());
@@ -90,7 +96,8 @@ pub(crate) fn control_plane(
         });
         let monitor = ShardMonitor::new(&running);
         let check = tokio::time::interval(CHECK_INTERVAL);
-        let events = EventSources { stop, signals, commands, requests, taken_over, check };
+        let taking_over = taking_over.zip(snapshots_start);
+        let events = EventSources { stop, signals, commands, requests, taking_over, check };
         let event_loop = EventLoop {
             running,
             snapshots,
@@ -118,8 +125,9 @@ struct EventSources {
     signals: Signals,
     commands: UnboundedReceiver<ControlCommand>,
     requests: UnboundedReceiver<ShardRequest>,
-    /// Gets a message when the process has ended that this one takes over from.
-    taken_over: Option<oneshot::Receiver<()>>,
+    /// While this process takes over from another one: the channel that gets a message when it has all swarms, and that
+    /// on which the thread of snapshots waits for the same.
+    taking_over: Option<(oneshot::Receiver<()>, oneshot::Sender<()>)>,
     check: Interval,
 }
 
@@ -174,10 +182,7 @@ impl EventLoop {
         };
         match cause {
             EndCause::Stop(name) => self.stop(name).await.map(|()| Ending::Stopped),
-            EndCause::Replaced(process) => {
-                self.hand_over(process).await;
-                Ok(Ending::Replaced)
-            }
+            EndCause::Replaced(process) => self.hand_over(process).await.map(|()| Ending::Replaced),
         }
     }
 
@@ -223,48 +228,62 @@ impl EventLoop {
         Ok(())
     }
 
-    /// Stops the shards, now that another process serves, and waits until it has all swarms.
-    async fn hand_over(mut self, process: u32) {
+    /// Stops the shards, now that another process serves, and waits until it has all swarms. Returns an error if it has
+    /// ended, so that a service manager starts the tracker again.
+    async fn hand_over(mut self, process: u32) -> Result<(), RunError> {
         tracing::info!("upgrade: process {process} serves; this one stops");
         self.service.replaced_by(process);
         // The other process accepts connections to the control plane, too, and answers them.
         self.server.abort();
         if let Some(xdp) = &self.running.xdp {
-            // It may be busy with networks; then frames may be lost that arrive when the AF_XDP sockets are closed.
-            let _ = timeout_at(Instant::now() + XDP_TIMEOUT, xdp.stop_redirecting()).await;
+            let stopped = timeout_at(Instant::now() + XDP_TIMEOUT, xdp.stop_redirecting()).await;
+            if stopped.is_err() {
+                tracing::warn!(
+                    "udp.xdp: networks are being written: requests may be lost that arrive while the AF_XDP sockets \
+                     are closed"
+                );
+            }
         }
         let ended = stop_shards(&mut self.running, true).await;
+        let mut died = None;
         if let Some((mut upgrade, reply)) = self.upgrade.take() {
             let deadline = Instant::now() + HAND_OVER_TIMEOUT;
             let last = timeout_at(deadline, upgrade.events.recv()).await;
             let result = match last {
                 Ok(Some(UpgradeEvent::Complete)) => Ok(format!("process {process} has taken over")),
-                Ok(Some(UpgradeEvent::Failed(reason))) => Err(format!(
+                Ok(Some(UpgradeEvent::Failed { reason, has_ended: true })) => {
+                    died = Some(reason.clone());
+                    Err(format!("process {process} has taken over and died: {reason}"))
+                }
+                Ok(Some(UpgradeEvent::Failed { reason, .. })) => Err(format!(
                     "process {process} serves, but lacks the changes of the last moments: {reason}"
                 )),
                 _ => Err(format!(
                     "process {process} serves, but does not say that it has all swarms"
                 )),
             };
-            if let Err(error) = &result {
+            if let Err(error) = &result
+                && died.is_none()
+            {
                 tracing::error!("upgrade: {error}");
             }
-            // The other process has duplicates of the links, and replaces the program now.
-            self.running.xdp.take().into_iter().for_each(XdpThread::stop);
             if let Some(reply) = reply {
                 let _ = reply.send(result);
                 // The server of the control plane sends the reply meanwhile.
                 tokio::time::sleep(REPLY_TIME).await;
             }
         }
+        // The other process may have duplicates of the links, and then replaces the program.
+        self.running.xdp.take().into_iter().for_each(XdpThread::stop);
         let monitored = &self.running.monitored;
         report::stopped(&monitored.sum(), monitored.clock.elapsed(), ended);
+        died.map_or(Ok(()), |reason| Err(RunError::SuccessorDied(process, reason)))
     }
 
     /// Waits for an event and handles it; returns why the loop is to end, if it is.
     async fn handle_event(&mut self) -> Result<Option<EndCause>, RunError> {
         let Self { running, snapshots, monitor, service, events, upgrade, .. } = self;
-        let EventSources { stop, signals, commands, requests, taken_over, check } = events;
+        let EventSources { stop, signals, commands, requests, taking_over, check } = events;
         let (interrupt, terminate) = stop;
         tokio::select! {
             _ = interrupt.recv() => return Ok(Some(EndCause::Stop("SIGINT"))),
@@ -283,7 +302,7 @@ impl EventLoop {
             },
             event = next_event(upgrade.as_mut()) => match event {
                 UpgradeEvent::Serving(process) => return Ok(Some(EndCause::Replaced(process))),
-                UpgradeEvent::Failed(reason) => self.end_failed_upgrade(reason),
+                UpgradeEvent::Failed { reason, .. } => self.end_failed_upgrade(reason),
                 UpgradeEvent::Complete => {}
             },
             Some((shard, message)) = requests.recv() => {
@@ -293,7 +312,7 @@ impl EventLoop {
             }
             updates = running.reloader.next_update() => {
                 if let Some(xdp) = &running.xdp
-                    && taken_over.is_none()
+                    && taking_over.is_none()
                     && !updates.is_empty()
                 {
                     xdp.apply(running.reloader.xdp_settings());
@@ -303,8 +322,8 @@ impl EventLoop {
                 }
                 send(&mut running.control, updates).await;
             }
-            () = end_of(taken_over) => {
-                // Until now the program of the other process has answered and passed requests.
+            () = end_take_over(taking_over) => {
+                // Until now the XDP program of the other process has answered and passed requests.
                 if let Some(xdp) = &running.xdp {
                     xdp.apply(running.reloader.xdp_settings());
                 }
@@ -381,16 +400,19 @@ impl EventLoop {
 /// Waits for an event of the upgrade in progress, forever if there is none.
 async fn next_event(upgrade: Option<&mut (Upgrade, Option<JobReply>)>) -> UpgradeEvent {
     let Some((upgrade, _)) = upgrade else { return pending().await };
-    let ended = || UpgradeEvent::Failed("its thread has ended".to_owned());
-    upgrade.events.recv().await.unwrap_or_else(ended)
+    let reason = "its thread has ended".to_owned();
+    let ended = UpgradeEvent::Failed { reason, has_ended: false };
+    upgrade.events.recv().await.unwrap_or(ended)
 }
 
-/// Waits until the process has ended that this one takes over from; forever if there is none, or if it has ended.
-async fn end_of(taken_over: &mut Option<oneshot::Receiver<()>>) {
-    let Some(receiver) = taken_over else { return pending().await };
+/// Waits until this process has taken over from another one, and lets the thread of snapshots begin. Waits forever if
+/// it takes over from none.
+async fn end_take_over(taking_over: &mut Option<(oneshot::Receiver<()>, oneshot::Sender<()>)>) {
+    let Some((receiver, _)) = taking_over else { return pending().await };
     // The channel is closed if the thread that takes over has ended otherwise.
     let _ = receiver.await;
-    *taken_over = None;
+    // There may be no snapshots.
+    taking_over.take().map(|(_, snapshots_start)| snapshots_start.send(()));
 }
 
 /// Has all shards answer the datagrams that they have received, and then stop. `keeps_listeners` says whether another
@@ -400,12 +422,22 @@ async fn stop_shards(running: &mut RunningTracker, keeps_listeners: bool) -> boo
     let (drained, mut all_drained) = unbounded_channel();
     for shard in 0..shards {
         running.control.send(shard, Message::Drain(drained.clone()));
+        if keeps_listeners {
+            running.control.send(shard, Message::EndConnections);
+        }
     }
     running.control.notify();
     let drain_deadline = Instant::now() + DRAIN_TIMEOUT;
     for _ in 0..shards {
         // A shard that is stuck has no time to answer.
         let _ = timeout_at(drain_deadline, all_drained.recv()).await;
+    }
+    if keeps_listeners {
+        // A client that sends its next request meanwhile is told to close the connection.
+        let deadline = Instant::now() + CONNECTIONS_TIMEOUT;
+        while running.monitored.sum().http.open > 0 && Instant::now() < deadline {
+            tokio::time::sleep(CONNECTIONS_INTERVAL).await;
+        }
     }
     for shard in 0..shards {
         running.control.send(shard, Message::Stop { keeps_listeners });

@@ -1,7 +1,6 @@
 //! Random keys and seeds of the process, in one value.
 //!
-//! It can be serialized, for a later version in which a process takes over from a running one, or restarts from a
-//! snapshot, with the same keys. Nothing does so yet.
+//! In an upgrade, the new process gets it from the old one.
 
 use serde::{Deserialize, Serialize};
 use tsubame_udp::connection_id::ConnectionIdKey;

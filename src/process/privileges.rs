@@ -77,6 +77,7 @@ pub fn give_up(config: &Config, control_socket: Option<&Path>) -> Result<(), Pri
         }
         None => {
             drop_capabilities(CapabilitySet::empty());
+            let _ = rustix::thread::set_no_new_privs(true);
             Ok(())
         }
     }
@@ -115,48 +116,49 @@ fn kept_by_root() -> CapabilitySet {
     KEPT | if is_restricted { CapabilitySet::SYS_ADMIN } else { CapabilitySet::empty() }
 }
 
-/// Removes all capabilities but those that root keeps and `added` from the calling thread, and from threads and
-/// programs that it starts.
+/// Removes all capabilities but those that root keeps from the calling thread, and from threads and programs that it
+/// starts. `added` stay permitted, too.
 fn drop_capabilities(added: CapabilitySet) {
     let Ok(now) = rustix::thread::capabilities(None) else { return };
-    let kept = kept_by_root() | added;
-    let (effective, permitted) = (now.effective & kept, now.permitted & kept);
+    let kept = kept_by_root();
+    let (effective, permitted) = (now.effective & kept, now.permitted & (kept | added));
     let sets = CapabilitySets { effective, permitted, inheritable: CapabilitySet::empty() };
     // Where the kernel refuses, the process keeps its capabilities, as it would without this function.
     let _ = rustix::thread::set_capabilities(None, sets);
-    let _ = rustix::thread::set_no_new_privs(true);
 }
 
 /// Limits the privileges of the calling thread, which only starts programs, to those that [`give_up`] leaves to the
-/// process and to `added`; the programs have them, too. `was_root` says whether the process has begun as root.
-pub fn limit_for_programs(was_root: bool, added: CapabilitySet) {
+/// process and to `added`, which are permitted and not effective. The programs have them, too. `was_root` says whether
+/// the process has begun as root.
+///
+/// # Errors
+///
+/// Returns an error if the kernel refuses: the thread may have the privileges of root.
+pub fn limit_for_programs(was_root: bool, added: CapabilitySet) -> io::Result<()> {
     match (geteuid().is_root(), added.is_empty()) {
         (true, _) => drop_capabilities(added),
         (false, true) => remove_capabilities(xdp::CAPABILITIES),
-        (false, false) => pass_on(was_root, added),
+        (false, false) => pass_on(was_root, added)?,
     }
+    if was_root {
+        rustix::thread::set_no_new_privs(true)?;
+    }
+    Ok(())
 }
 
 /// Has programs that the calling thread starts, which are not those of root, have `passed_on` of its capabilities.
-fn pass_on(was_root: bool, passed_on: CapabilitySet) {
-    let Ok(now) = rustix::thread::capabilities(None) else { return };
+fn pass_on(was_root: bool, passed_on: CapabilitySet) -> io::Result<()> {
+    let now = rustix::thread::capabilities(None)?;
     let passed_on = now.permitted & passed_on;
-    let sets = match was_root {
-        true => CapabilitySets {
-            effective: CapabilitySet::empty(),
-            permitted: passed_on,
-            inheritable: passed_on,
-        },
-        false => CapabilitySets { inheritable: now.inheritable | passed_on, ..now },
-    };
-    // Where the kernel refuses, an upgrade serves over sockets, and says why.
-    let _ = rustix::thread::set_capabilities(None, sets);
+    // What an unprivileged process has begun with is passed on anyway, if it is ambient.
+    let permitted = if was_root { passed_on } else { now.permitted };
+    let effective = now.effective & (permitted - passed_on);
+    let inheritable = (now.inheritable & permitted) | passed_on;
+    rustix::thread::set_capabilities(None, CapabilitySets { effective, permitted, inheritable })?;
     for capability in passed_on.iter() {
-        let _ = rustix::thread::configure_capability_in_ambient_set(capability, true);
+        rustix::thread::configure_capability_in_ambient_set(capability, true)?;
     }
-    if was_root {
-        let _ = rustix::thread::set_no_new_privs(true);
-    }
+    Ok(())
 }
 
 /// Returns a text for each file that a reload reads, or to which the API writes, and that the user of this process

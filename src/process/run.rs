@@ -114,7 +114,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
         (certificate, control_token),
         (seeds, monitored.clone()),
     );
-    // If this process takes over, the program of the other one answers until that has ended.
+    // If this process takes over, the program of the other one answers until this one has all swarms.
     let mut attached = xdp.iter().filter(|_| take_over.is_none());
     attached.try_for_each(|xdp| xdp.attach(reloader.xdp_settings()))?;
     let running = RunningTracker {

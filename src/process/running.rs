@@ -21,8 +21,9 @@ use tsubame_udp::steering::SteeringKeys;
 /// What another process of the tracker needs to take over.
 #[derive(Debug)]
 pub(crate) struct UpgradeState {
-    /// The program of this process, and what starts it.
+    /// The program of this process.
     pub(crate) program: io::Result<Program>,
+    /// The thread that starts it.
     pub(crate) starter: ProgramStarter,
     pub(crate) identity: Identity,
     pub(crate) sockets: Arc<SocketCopies>,

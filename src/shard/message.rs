@@ -42,6 +42,9 @@ pub enum Message {
     Transfer(Box<TransferRequest>),
     /// From the control plane: receive no more datagrams, and say when all that were received have been answered.
     Drain(UnboundedSender<()>),
+    /// From the control plane: accept no more HTTP connections, and close each after its next reply. Another process
+    /// serves the listening sockets.
+    EndConnections,
     /// From the control plane: stop.
     Stop {
         /// Whether another process serves the listening sockets of HTTP from now on.

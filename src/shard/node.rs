@@ -94,6 +94,8 @@ pub struct Node {
     pub(super) gather: GatherPolicy,
     /// Where it is said that all received datagrams were answered, from the time at which no more are received.
     pub(super) drained: Option<UnboundedSender<()>>,
+    /// Whether HTTP is to accept no more connections, and to close each after its next reply.
+    pub(crate) ends_connections: bool,
     pub(super) is_stopping: bool,
     /// Whether another process serves the listening sockets of HTTP after this shard has stopped.
     pub(super) keeps_listeners: bool,
@@ -134,6 +136,7 @@ impl Node {
             clock,
             gather: GatherPolicy::new(gather),
             drained: None,
+            ends_connections: false,
             is_stopping: false,
             keeps_listeners: false,
         }
@@ -220,6 +223,7 @@ impl Node {
             Message::Admin(request) => self.admin_jobs.add(*request, &mut self.tracker),
             Message::Transfer(request) => self.transfers.add(*request),
             Message::Drain(drained) => self.drained = Some(drained),
+            Message::EndConnections => self.ends_connections = true,
             Message::Stop { keeps_listeners } => {
                 (self.is_stopping, self.keeps_listeners) = (true, keeps_listeners);
             }

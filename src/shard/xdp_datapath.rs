@@ -374,7 +374,8 @@ impl Datapath for XdpDatapath {
     }
 
     fn has_drained(&self) -> bool {
-        self.ring.has_drained() && self.received == 0
+        let is_sending = |queue: &ServedQueue| queue.socket.is_sending();
+        self.ring.has_drained() && self.received == 0 && !self.queues.iter().any(is_sending)
     }
 
     fn stop(&mut self, timeout: Duration) -> bool {

@@ -8,6 +8,7 @@ pub(crate) mod http;
 pub(crate) mod lab;
 pub(crate) mod policy;
 pub(crate) mod prometheus;
+pub(crate) mod successor;
 pub(crate) mod udp_suite;
 
 use std::collections::BTreeSet;

@@ -1,10 +1,11 @@
 //! Upgrades in place with XDP: the program is replaced while it answers, and no request is lost.
 
 use super::{
-    CONTROL, check_capabilities, client, config, connect_request, has_program, redirected,
-    wait_for_af_xdp,
+    CONTROL, check_capabilities, client, config, connect_request, has_program, is_answered,
+    redirected, wait_for_af_xdp,
 };
 use crate::common::lab::{Host, Lab, PORTS, wait_until};
+use crate::common::successor::{Successor, process_in, replace};
 use crate::common::{Announce, Tracker, UNCAPPED, WAIT_TIMEOUT, tsubame};
 use rustix::thread::CapabilitySet;
 use std::os::unix::fs::PermissionsExt;
@@ -55,14 +56,28 @@ impl Drop for SetAtEnd<'_> {
     }
 }
 
-/// Runs a command of `tsubame` for the running tracker; returns its output.
-fn control(lab: &Lab, name: &str) -> String {
+/// Runs a command of `tsubame` for the running tracker; returns whether it succeeded, and its output.
+fn control(lab: &Lab, name: &str) -> (bool, String) {
     let address = format!("http://{CONTROL}");
     let run = || tsubame().args([name, "--control", &address]).output().unwrap();
     let output = lab.inside(Host::Tracker, run);
     let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
-    assert!(output.status.success(), "{text}");
-    text
+    (output.status.success(), text)
+}
+
+/// Upgrades the running tracker; returns the new process.
+fn upgrade(lab: &Lab) -> Successor {
+    let (is_replaced, text) = control(lab, "upgrade");
+    assert!(is_replaced, "{text}");
+    Successor(process_in(&text))
+}
+
+/// Stops the running tracker, and waits until no program is attached.
+fn stop(lab: &Lab) {
+    assert!(control(lab, "stop").0);
+    for port in PORTS {
+        wait_until("the program is detached", WAIT_TIMEOUT, || !has_program(lab, port));
+    }
 }
 
 /// An upgrade replaces the program while it answers, and loses no request: of the program, of AF_XDP and of sockets.
@@ -75,7 +90,7 @@ fn an_upgrade_replaces_the_program_under_load() {
         let config = config("", user).replace("storage: {memory: 64MiB}\n", &uncapped);
         let mut tracker = start_for_all_users(&lab, &config);
         wait_for_af_xdp(&lab);
-        let (has_ended, mut successor) = (AtomicBool::new(false), 0);
+        let (has_ended, mut successor) = (AtomicBool::new(false), None);
         std::thread::scope(|scope| {
             let hosts = [(Host::Seeder, false), (Host::Seeder, true), (Host::Leecher, false)];
             let (lab, has_ended, end) = (&lab, &has_ended, SetAtEnd(&has_ended));
@@ -87,11 +102,13 @@ fn an_upgrade_replaces_the_program_under_load() {
             });
             for _ in 0..3 {
                 tracker.log.clear();
-                let text = control(lab, "upgrade");
-                let number = text.split_once("process ").unwrap().1.split(' ').next().unwrap();
-                successor = number.parse().unwrap();
+                let _earlier = successor.replace(upgrade(lab));
                 tracker.wait_for("left to the new process");
-                PORTS.iter().for_each(|_| _ = tracker.wait_for("AF_XDP sockets in copy mode for"));
+                for port in PORTS {
+                    tracker.wait_for(&format!(
+                        "AF_XDP sockets in copy mode for 2 receive queues of {port}"
+                    ));
+                }
                 wait_until("redirected requests", WAIT_TIMEOUT, || redirected(lab) > 100);
             }
             drop(end);
@@ -104,11 +121,51 @@ fn an_upgrade_replaces_the_program_under_load() {
         });
         if !user.is_empty() {
             // The successors have been started with the capability for locked memory, and may keep it.
-            check_capabilities(successor, CapabilitySet::IPC_LOCK);
+            check_capabilities(successor.as_ref().unwrap().0 as u32, CapabilitySet::IPC_LOCK);
         }
-        control(&lab, "stop");
-        for port in PORTS {
-            wait_until("the program is detached", WAIT_TIMEOUT, || !has_program(&lab, port));
-        }
+        stop(&lab);
     }
+}
+
+/// A new process that ends before it serves changes nothing: requests are redirected as before.
+#[test]
+#[ignore = "needs root: tests/run"]
+fn a_failed_upgrade_leaves_the_program_as_it_is() {
+    let lab = Lab::routed_with_queues(2);
+    let tracker = start_for_all_users(&lab, &config("", ""));
+    wait_for_af_xdp(&lab);
+    let program = lab.directory.path().join("tsubame");
+    replace(&program, "exit 7");
+    let (is_replaced, text) = control(&lab, "upgrade");
+    assert!(!is_replaced && text.contains("exit status: 7"), "{text}");
+    assert!(PORTS.iter().all(|port| has_program(&lab, port)));
+    wait_for_af_xdp(&lab);
+    // No other process keeps the program attached.
+    stop(&lab);
+    drop(tracker);
+}
+
+/// An upgrade changes the settings of XDP that a reload cannot change.
+#[test]
+#[ignore = "needs root: tests/run"]
+fn an_upgrade_changes_mode_and_interfaces() {
+    let lab = Lab::routed();
+    let native = config("", "http: {listen: []}\n");
+    let mut tracker = start_for_all_users(&lab, &native);
+    let client = client(&lab, Host::Seeder, false);
+    let generic = native.replace("native", "generic").replace("[port2, port3]", "[port2]");
+    tracker.write_config(&generic);
+    tracker.log.clear();
+    let first = upgrade(&lab);
+    tracker.wait_for("port2 (driver unknown) answers connects in generic mode");
+    wait_until("port3 is detached", WAIT_TIMEOUT, || !has_program(&lab, "port3"));
+    assert!(has_program(&lab, "port2") && is_answered(&client, &connect_request()));
+    tracker.write_config(
+        &native.replace("[port2, port3]", "[]").replace("mode: native", "mode: auto"),
+    );
+    let _second = upgrade(&lab);
+    wait_until("port2 is detached", WAIT_TIMEOUT, || !has_program(&lab, "port2"));
+    assert!(is_answered(&client, &connect_request()));
+    drop(first);
+    stop(&lab);
 }

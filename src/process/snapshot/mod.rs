@@ -105,8 +105,8 @@ pub(crate) struct SnapshotThread {
 }
 
 impl SnapshotThread {
-    /// Starts the thread. If `predecessor` is given, the swarms come from another process, and the thread waits for a
-    /// message before it does anything; otherwise it reads the snapshot first.
+    /// Starts the thread. If `taken_over` is given, the swarms come from another process, and the thread waits for a
+    /// message that they are complete before it does anything; otherwise it reads the snapshot first.
     ///
     /// # Errors
     ///
@@ -114,7 +114,7 @@ impl SnapshotThread {
     pub(crate) fn start(
         settings: SnapshotSettings,
         shards: ShardSender,
-        predecessor: Option<Receiver<()>>,
+        taken_over: Option<oneshot::Receiver<()>>,
     ) -> io::Result<Self> {
         let (commands, receiver) = channel();
         let job = SnapshotJob {
@@ -126,7 +126,7 @@ impl SnapshotThread {
             pause: None,
         };
         let thread = std::thread::Builder::new().name("snapshots".to_owned());
-        thread.spawn(move || job.run(predecessor))?;
+        thread.spawn(move || job.run(taken_over))?;
         Ok(Self { commands })
     }
 
@@ -178,11 +178,11 @@ struct SnapshotJob {
 }
 
 impl SnapshotJob {
-    fn run(mut self, predecessor: Option<Receiver<()>>) {
+    fn run(mut self, taken_over: Option<oneshot::Receiver<()>>) {
         cpus::lower_priority_most();
-        let has_predecessor = predecessor.is_some();
-        // The channel is closed if the other process has gone.
-        let _ = predecessor.map(|over| over.recv());
+        let has_predecessor = taken_over.is_some();
+        // The channel is closed if the tracker stops before.
+        let _ = taken_over.map(oneshot::Receiver::blocking_recv);
         let Some(directory) = self.open_directory() else { return };
         if !has_predecessor {
             self.restore(&directory.file(SNAPSHOT_FILE));

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// Version of the messages. Processes of different versions do not take over from each other.
-pub(super) const PROTOCOL_VERSION: u32 = 1;
+pub(super) const PROTOCOL_VERSION: u32 = 2;
 
 /// Environment variable that tells a process that its standard input is the channel to its predecessor.
 pub(super) const ENVIRONMENT: &str = "TSUBAME_UPGRADE";
@@ -33,5 +33,5 @@ pub(super) struct Greeting {
     pub(super) clock_origin: Duration,
     pub(super) sockets: SocketList,
     /// Links of the XDP program, whose descriptors follow those of the sockets.
-    pub(super) xdp: Vec<LinkEntry>,
+    pub(super) links: Vec<LinkEntry>,
 }

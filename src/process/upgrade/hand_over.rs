@@ -50,6 +50,8 @@ enum UpgradeFailure {
     Memory(usize, usize),
     #[error("a snapshot is being written to a disk that does not answer; try again later")]
     Snapshot,
+    #[error("the networks of XDP are being written; try again later")]
+    Xdp,
     #[error("{} cannot be started: {}; install it, and try again", .0.display(), .1)]
     Start(PathBuf, #[source] io::Error),
     #[error("the new process has ended ({0}); its messages are above")]
@@ -69,8 +71,13 @@ enum UpgradeFailure {
 /// What happens in an upgrade.
 #[derive(Debug)]
 pub(crate) enum UpgradeEvent {
-    /// It has failed, for this reason; this process serves on.
-    Failed(String),
+    /// It has failed; this process serves on, unless the new one serves.
+    Failed {
+        /// The reason.
+        reason: String,
+        /// Whether the new process has ended.
+        has_ended: bool,
+    },
     /// The process with this number serves. This one is to stop.
     Serving(u32),
     /// The other process has all swarms.
@@ -184,7 +191,10 @@ impl UpgradeJob {
         cpus::lower_priority_most();
         let event = match self.try_run() {
             Ok(()) => UpgradeEvent::Complete,
-            Err(failure) => UpgradeEvent::Failed(failure.to_string()),
+            Err(failure) => UpgradeEvent::Failed {
+                reason: failure.to_string(),
+                has_ended: matches!(failure, UpgradeFailure::Ended(_)),
+            },
         };
         let _ = self.events.send(event);
     }
@@ -200,7 +210,9 @@ impl UpgradeJob {
         let sent = self.send_swarms(&mut successor, &mut channel);
         match sent {
             // The channel breaks when the process ends, which says more.
-            Err(UpgradeFailure::Channel(error)) if !successor.is_serving => {
+            Err(UpgradeFailure::Channel(error)) => {
+                // It is closed before the exit status of the process can be read.
+                self.parts.clock.pause_before_retry();
                 let ended = successor.exit_status();
                 Err(match ended {
                     Some(status) => UpgradeFailure::Ended(status.to_string()),
@@ -221,6 +233,10 @@ impl UpgradeJob {
 
     /// Starts the new process, and waits until it has read its config and has the sockets.
     fn start_successor(&self) -> Result<(Successor, UpgradeChannel), UpgradeFailure> {
+        let links = match &self.parts.xdp {
+            Some(xdp) => xdp.duplicate(LINKS_TIMEOUT).ok_or(UpgradeFailure::Xdp)?,
+            None => Vec::new(),
+        };
         let Program { path, arguments } = &self.parts.program;
         let (own_end, other_end) = UnixStream::pair()?;
         let mut command = Command::new(path);
@@ -235,8 +251,6 @@ impl UpgradeJob {
         let mut process = Successor { process, number, is_serving: false };
         let mut channel = UpgradeChannel::new(own_end);
         channel.set_timeout(STEP_TIMEOUT)?;
-        let links = self.parts.xdp.as_ref().map(|links| links.duplicate(LINKS_TIMEOUT));
-        let links: Vec<AttachedInterface> = links.unwrap_or_default();
         let entry = |attached: &AttachedInterface| LinkEntry {
             interface: attached.index(),
             is_native: attached.mode() == XdpMode::Native,
@@ -247,7 +261,7 @@ impl UpgradeJob {
             identity: self.parts.identity.clone(),
             clock_origin: self.parts.clock.origin(),
             sockets: self.parts.sockets.list.clone(),
-            xdp: links.iter().map(entry).collect(),
+            links: links.iter().map(entry).collect(),
         };
         let sockets = self.parts.sockets.sockets().into_iter();
         let descriptors: Vec<_> = sockets.chain(links.iter().map(AsFd::as_fd)).collect();

@@ -57,15 +57,21 @@ impl ProgramStarter {
         let (ready, is_ready) = channel();
         let was_root = geteuid().is_root();
         std::thread::Builder::new().name("starter".to_owned()).spawn(move || {
-            let for_xdp = match has_xdp {
-                true => xdp::keep_capabilities(),
-                false => CapabilitySet::empty(),
-            };
+            let for_xdp = if has_xdp { xdp::KEPT_CAPABILITIES } else { CapabilitySet::empty() };
+            if has_xdp {
+                xdp::keep_capabilities();
+            }
             let _ = ready.send(());
             for command in commands {
                 match command {
                     StarterCommand::LimitPrivileges => {
-                        privileges::limit_for_programs(was_root, for_xdp);
+                        if let Err(error) = privileges::limit_for_programs(was_root, for_xdp) {
+                            tracing::warn!(
+                                "upgrades are refused, because the thread that starts programs cannot give up its \
+                                 privileges: {error}"
+                            );
+                            return;
+                        }
                     }
                     StarterCommand::Start(mut command, reply) => {
                         let child = command.spawn();

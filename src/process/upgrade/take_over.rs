@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::channel;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tsubame_storage::{ImportCounts, ImportCursor, InfoHash, Seconds, StateRecord};
@@ -58,14 +58,14 @@ impl Predecessor {
             return Err(UpgradeError::Version(greeting.version.to_string()));
         }
         let count = greeting.sockets.count();
-        let descriptors = channel.receive_descriptors(count + greeting.xdp.len());
+        let descriptors = channel.receive_descriptors(count + greeting.links.len());
         let mut sockets = descriptors.map_err(UpgradeError::Channel)?;
         let links = sockets.split_off(count);
         let attached = |(LinkEntry { interface, is_native }, link): (&LinkEntry, OwnedFd)| {
             let mode = if *is_native { XdpMode::Native } else { XdpMode::Generic };
             AttachedInterface::inherited(*interface, mode, link)
         };
-        let interfaces = greeting.xdp.iter().zip(links).map(attached).collect();
+        let interfaces = greeting.links.iter().zip(links).map(attached).collect();
         Ok(Some(Self { channel, greeting, sockets, interfaces }))
     }
 
@@ -162,7 +162,7 @@ pub(crate) struct TakeOver {
 
 impl TakeOver {
     /// Tells the predecessor that this process serves, and imports the changes that it still makes, in a thread. When
-    /// that is done, and the predecessor has closed its AF_XDP sockets, both returned channels get a message.
+    /// that is done, and the predecessor has closed its AF_XDP sockets, the returned channel gets a message.
     ///
     /// # Errors
     ///
@@ -171,17 +171,16 @@ impl TakeOver {
         self,
         shards: ShardSender,
         process: Arc<ProcessStats>,
-    ) -> io::Result<(Receiver<()>, oneshot::Receiver<()>)> {
-        let (sender, receiver) = channel();
-        let (other_sender, other_receiver) = oneshot::channel();
+    ) -> io::Result<oneshot::Receiver<()>> {
+        let (sender, receiver) = oneshot::channel();
         process.is_taking_over.store(true, Ordering::Relaxed);
         let thread = std::thread::Builder::new().name("upgrade".to_owned());
         thread.spawn(move || {
             self.run(&shards, &process);
-            // Nobody may wait.
-            let _ = (sender.send(()), other_sender.send(()));
+            // The tracker may be stopping.
+            let _ = sender.send(());
         })?;
-        Ok((receiver, other_receiver))
+        Ok(receiver)
     }
 
     fn run(mut self, shards: &ShardSender, process: &ProcessStats) {
@@ -202,7 +201,7 @@ impl TakeOver {
                 grouped(refused)
             ),
             Err(error) => tracing::warn!(
-                "process {} has ended before it has sent its last changes: {error}",
+                "process {} has ended before the upgrade was complete, and may not have sent its last changes: {error}",
                 self.process
             ),
         }

@@ -21,8 +21,8 @@ pub(super) enum XdpCommand {
     Apply(Box<XdpSettings>, Option<Sender<Option<String>>>),
     /// Sends duplicates of the links of all interfaces to which the program is attached.
     Duplicate(Sender<Vec<AttachedInterface>>),
-    /// Has the program pass all requests that it redirected, because another process takes over, and sends a message
-    /// once no more frames arrive at the AF_XDP sockets.
+    /// Has the program pass requests to the UDP sockets instead of redirecting them, because another process takes
+    /// over, and sends a message once no more frames arrive at the AF_XDP sockets.
     StopRedirecting(oneshot::Sender<()>),
     /// Ends the thread, which detaches the program if no other process has duplicates of the links.
     Stop,

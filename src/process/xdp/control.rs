@@ -68,6 +68,8 @@ pub(super) struct XdpControl {
     inherited: Vec<AttachedInterface>,
     /// Whether another process takes over from this one.
     is_replaced: bool,
+    /// Whether another process has been sent duplicates of links.
+    has_duplicates: bool,
     /// Time until which the program and the sockets of a previous process may remain.
     deadline: Deadline,
     /// Sends each shard the receive queues that it is to serve; empty if AF_XDP sockets are not to be used.
@@ -108,6 +110,7 @@ impl XdpControl {
             new_networks: None,
             inherited,
             is_replaced: false,
+            has_duplicates: false,
             deadline: Deadline::of_predecessor(clock),
             shards,
             address_problem: None,
@@ -155,20 +158,27 @@ impl XdpControl {
         tracing::info!(
             "udp.xdp: {}; {} connects were answered by XDP, {} requests dropped, and {redirected} redirected to AF_XDP \
              sockets",
-            if self.is_replaced { "left to the new process" } else { "detached" },
+            match self.is_replaced && self.has_duplicates {
+                true => "left to the new process",
+                false => "detached",
+            },
             stats.requests(Outcome::Connected),
             stats.rejected() + stats.refused_by_policy()
         );
     }
 
     /// Returns duplicates of the links, for another process.
-    fn duplicate(&self) -> Vec<AttachedInterface> {
-        // An interface that cannot be duplicated is attached anew by the other process, once this one has ended.
+    fn duplicate(&mut self) -> Vec<AttachedInterface> {
+        // A link that cannot be duplicated is detached: the other process attaches its program anew.
         let attached = self.interfaces.iter().filter_map(|interface| interface.attached.as_ref());
-        attached.filter_map(|attached| attached.try_clone().ok()).collect()
+        let attached = attached.chain(&self.inherited);
+        let links: Vec<_> = attached.filter_map(|attached| attached.try_clone().ok()).collect();
+        self.has_duplicates = !links.is_empty();
+        links
     }
 
-    /// Has the program pass all requests that it redirected, and waits until no more arrive at the AF_XDP sockets.
+    /// Has the program pass requests to the UDP sockets instead of redirecting them, and waits until no more frames
+    /// arrive at the AF_XDP sockets.
     fn stop_redirecting(&mut self) {
         self.is_replaced = true;
         for number in 0..self.interfaces.len() {
@@ -292,6 +302,7 @@ impl XdpControl {
                     interface.attached = None;
                     interface.sockets.close(&mut self.filter, &self.shards);
                 }
+                self.inherited.clear();
                 self.settings = None;
                 Some(error.to_string())
             }
@@ -399,8 +410,13 @@ impl XdpControl {
         if self.config.mode.is_some_and(|mode| mode != inherited.mode()) {
             return None;
         }
-        // If that fails, attaching says why.
-        self.filter.take_over(inherited, name, counters_and_mac).ok()
+        let taken = self.filter.take_over(inherited, name, counters_and_mac);
+        if let Err(error) = &taken {
+            tracing::warn!(
+                "udp.xdp: the program cannot be replaced, and is attached anew: {error}"
+            );
+        }
+        taken.ok()
     }
 
     /// Attaches the program to an interface; without a configured mode, in the driver if that is possible.

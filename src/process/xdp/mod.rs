@@ -1,8 +1,8 @@
 //! The thread that controls XDP: it attaches the program, keeps its settings and addresses current, and reads its
 //! counters.
 //!
-//! It is the only thread that keeps the capabilities that XDP needs, and uses them only to load and attach the program
-//! and to create AF_XDP sockets.
+//! It keeps the capabilities that XDP needs, and uses them only to load and attach the program and to create AF_XDP
+//! sockets. The only other thread that keeps them starts the new process of an upgrade, which needs them, too.
 
 mod command;
 mod control;
@@ -11,7 +11,7 @@ mod probe;
 mod sockets;
 
 pub(crate) use command::XdpSettings;
-pub(crate) use privileged::{CAPABILITIES, keep_capabilities};
+pub(crate) use privileged::{CAPABILITIES, KEPT_CAPABILITIES, keep_capabilities};
 pub use probe::probe;
 
 use crate::clock::Clock;
@@ -93,8 +93,8 @@ impl XdpThread {
                     let _ = loaded.send(Ok(()));
                     let status = status_of_thread;
                     let targets = (listen, shards);
-                    let filter = (filter, inherited);
-                    XdpControl::new(filter, config_of_thread, targets, (clock, status))
+                    let program = (filter, inherited);
+                    XdpControl::new(program, config_of_thread, targets, (clock, status))
                         .run(&received);
                 }
                 Err(error) => _ = loaded.send(Err(error)),
@@ -139,8 +139,8 @@ impl XdpThread {
         XdpLinks(self.commands.clone())
     }
 
-    /// Has the program pass all requests that it redirected, because another process takes over. The returned channel
-    /// gets a message once no more frames arrive at the AF_XDP sockets.
+    /// Has the program pass requests to the UDP sockets instead of redirecting them, because another process takes
+    /// over. The returned channel gets a message once no more frames arrive at the AF_XDP sockets.
     pub(crate) fn stop_redirecting(&self) -> oneshot::Receiver<()> {
         let (reply, stopped) = oneshot::channel();
         self.send(XdpCommand::StopRedirecting(reply));
@@ -165,11 +165,11 @@ impl XdpThread {
 pub(crate) struct XdpLinks(Sender<XdpCommand>);
 
 impl XdpLinks {
-    /// Returns the interfaces to which the program is attached; none if the thread does not answer in time: it may be
-    /// busy with hundreds of thousands of networks.
-    pub(crate) fn duplicate(&self, timeout: Duration) -> Vec<AttachedInterface> {
+    /// Returns duplicates of the links of all interfaces to which the program is attached; `None` if the thread does
+    /// not answer in time: it may be writing hundreds of thousands of networks.
+    pub(crate) fn duplicate(&self, timeout: Duration) -> Option<Vec<AttachedInterface>> {
         let (reply, duplicated) = channel();
         let _ = self.0.send(XdpCommand::Duplicate(reply));
-        duplicated.recv_timeout(timeout).unwrap_or_default()
+        duplicated.recv_timeout(timeout).ok()
     }
 }

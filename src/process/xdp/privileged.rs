@@ -15,7 +15,7 @@ const FOR_PROGRAM: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet:
 pub(crate) const CAPABILITIES: CapabilitySet = FOR_PROGRAM.union(CapabilitySet::NET_RAW);
 
 /// Capabilities that are kept: with CAP_IPC_LOCK, the memory of sockets may exceed the limit on locked memory.
-const KEPT: CapabilitySet = CAPABILITIES.union(CapabilitySet::IPC_LOCK);
+pub(crate) const KEPT_CAPABILITIES: CapabilitySet = CAPABILITIES.union(CapabilitySet::IPC_LOCK);
 
 /// A time until which something is tried again.
 #[derive(Clone, Copy, Debug)]
@@ -63,11 +63,10 @@ pub(super) fn has_capabilities() -> bool {
     rustix::thread::capabilities(None).is_ok_and(|now| now.permitted.contains(FOR_PROGRAM))
 }
 
-/// Keeps the capabilities of this thread when the process changes its user; returns those that XDP needs.
-pub(crate) fn keep_capabilities() -> CapabilitySet {
+/// Keeps the capabilities of this thread when the process changes its user.
+pub(crate) fn keep_capabilities() {
     // Without it, only a process that changes its user loses XDP.
     let _ = rustix::thread::set_keep_capabilities(true);
-    KEPT
 }
 
 /// The capabilities of this thread: permitted, and effective only while they are used.
@@ -78,7 +77,7 @@ impl Capabilities {
     pub(super) fn raise() -> Self {
         let now = rustix::thread::capabilities(None).ok();
         if let Some(now) = now {
-            let effective = now.permitted & KEPT;
+            let effective = now.permitted & KEPT_CAPABILITIES;
             let _ = rustix::thread::set_capabilities(None, CapabilitySets { effective, ..now });
         }
         Self(now)
@@ -89,7 +88,7 @@ impl Capabilities {
         if let Some(now) = self.0.take() {
             let sets = CapabilitySets {
                 effective: CapabilitySet::empty(),
-                permitted: now.permitted & KEPT,
+                permitted: now.permitted & KEPT_CAPABILITIES,
                 inheritable: CapabilitySet::empty(),
             };
             let _ = rustix::thread::set_capabilities(None, sets);

@@ -24,18 +24,23 @@ const GENERIC: u32 = 1 << 1;
 /// Flag of a program that runs in the driver (`XDP_FLAGS_DRV_MODE`).
 const NATIVE: u32 = 1 << 2;
 
-/// The part of the kernel's `bpf_attr` that the commands for links read.
+/// The part of the kernel's `bpf_attr` that `BPF_LINK_CREATE` needs, with the names of the kernel.
 #[repr(C)]
-#[derive(Debug)]
-struct LinkAttributes {
-    /// The program to attach; to replace that of a link: the link.
-    program_or_link: u32,
-    /// The index of the interface; to replace the program of a link: the new program.
-    interface_or_program: u32,
-    /// The type of the link; to replace its program: flags, of which none are used.
-    kind: u32,
-    /// Where the program runs.
+struct LinkCreate {
+    prog_fd: u32,
+    target_ifindex: u32,
+    attach_type: u32,
     flags: u32,
+}
+
+/// The part of `bpf_attr` that `BPF_LINK_UPDATE` needs.
+#[repr(C)]
+struct LinkUpdate {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    /// Only read with a flag that is not set.
+    old_prog_fd: u32,
 }
 
 /// Attaches a program to the interface with an index.
@@ -50,10 +55,10 @@ pub(super) fn create(
     };
     let link = bpf(
         BPF_LINK_CREATE,
-        &LinkAttributes {
-            program_or_link: program.as_raw_fd() as u32,
-            interface_or_program: interface,
-            kind: BPF_XDP,
+        &LinkCreate {
+            prog_fd: program.as_raw_fd() as u32,
+            target_ifindex: interface,
+            attach_type: BPF_XDP,
             flags,
         },
     )?;
@@ -63,20 +68,20 @@ pub(super) fn create(
 
 /// Replaces the program of a link: each frame is handled by one of both.
 pub(super) fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let attributes = LinkAttributes {
-        program_or_link: link.as_raw_fd() as u32,
-        interface_or_program: program.as_raw_fd() as u32,
-        kind: 0,
+    let attributes = LinkUpdate {
+        link_fd: link.as_raw_fd() as u32,
+        new_prog_fd: program.as_raw_fd() as u32,
         flags: 0,
+        old_prog_fd: 0,
     };
     bpf(BPF_LINK_UPDATE, &attributes).map(drop)
 }
 
-fn bpf(command: libc::c_int, attributes: &LinkAttributes) -> io::Result<libc::c_int> {
-    let attributes: *const LinkAttributes = attributes;
+/// Calls `bpf`; `attributes` are those that the kernel reads for the command.
+fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
+    let attributes: *const T = attributes;
     // SAFETY: the kernel only reads the attributes, whose size it is told, and takes those that follow as zero.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<LinkAttributes>()) };
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>()) };
     match libc::c_int::try_from(result) {
         Ok(result @ 0..) => Ok(result),
         _ => Err(io::Error::last_os_error()),

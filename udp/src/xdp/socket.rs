@@ -87,6 +87,8 @@ pub struct FrameSocket {
     free: Vec<u32>,
     /// Number of buffers that the kernel may fill, or has filled.
     provided_len: usize,
+    /// Number of buffers with frames that are being sent.
+    sending_len: usize,
     is_zero_copy: bool,
     counts: FrameCounts,
     descriptor: OwnedFd,
@@ -121,6 +123,7 @@ impl FrameSocket {
             completion,
             free: (0..BUFFERS).rev().map(|buffer| (buffer * BUFFER_BYTES) as u32).collect(),
             provided_len: 0,
+            sending_len: 0,
             is_zero_copy,
             counts: FrameCounts::default(),
             descriptor,
@@ -171,11 +174,17 @@ impl FrameSocket {
         self.tx.pending() > 0
     }
 
+    /// Returns whether the kernel has not finished with all frames that were queued.
+    pub fn is_sending(&self) -> bool {
+        self.sending_len > 0
+    }
+
     /// Frees the buffers that the kernel has finished with.
     fn reclaim(&mut self) {
         if self.completion.refresh() > 0 {
             while let Some(start) = self.completion.pop() {
                 self.counts.sent += 1;
+                self.sending_len -= 1;
                 self.free.push(buffer_of(start));
             }
             self.completion.publish();
@@ -234,8 +243,9 @@ impl FrameSocket {
             let options = XdpDescOptions::empty();
             self.tx.push(XdpDesc { addr: start.into(), len: len as u32, options })
         });
-        if !is_queued {
-            self.free.push(buffer_of(start.into()));
+        match is_queued {
+            true => self.sending_len += 1,
+            false => self.free.push(buffer_of(start.into())),
         }
         is_queued
     }
