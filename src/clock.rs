@@ -9,7 +9,7 @@ use tsubame_storage::Seconds;
 /// Swarms use the monotonic clock, so that a jump of the wall clock affects only connection ids and tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
-    /// Seconds since the process started.
+    /// Seconds since the process started; after upgrades, since the first process started.
     pub monotonic: Seconds,
     /// Seconds since 1970.
     pub unix_secs: u64,
@@ -53,7 +53,7 @@ impl Clock {
         Self { source: TimeSource::Simulated(seconds) }
     }
 
-    /// Returns the time since the clock was created.
+    /// Returns the monotonic time: the time since the clock was created, or since its origin.
     #[expect(clippy::disallowed_methods, reason = "this is the clock")]
     pub fn elapsed(&self) -> Duration {
         match self.source {

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! This crate has configuration, policy, shards, HTTP and the control plane. It has no unsafe code: memory that is
-//! shared with the kernel is in `tsubame_udp::ring`, and the swarm table in `tsubame_storage`.
+//! shared with the kernel is in `tsubame_udp::ring` and `tsubame_udp::xdp`, and the swarm table in `tsubame_storage`.
 
 #![forbid(unsafe_code)]
 

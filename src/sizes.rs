@@ -26,12 +26,13 @@ pub const fn peers_fitting(family: Family, reply_len: usize) -> usize {
 }
 
 /// Bytes of the longest scrape reply.
-const SCRAPE_REPLY_MAX: usize = SCRAPE_REPLY_LEN + SCRAPE_HASHES_MAX * SCRAPE_ROW_LEN;
+pub const SCRAPE_REPLY_LEN_MAX: usize = SCRAPE_REPLY_LEN + SCRAPE_HASHES_MAX * SCRAPE_ROW_LEN;
 
 // The ring receives the longest request without truncation.
 const _: () = assert!(REQUEST_LEN_MAX <= DATAGRAM_LEN_MAX);
 const _: () = assert!(REPLY_LEN_MIN <= REPLY_LEN_DEFAULT && REPLY_LEN_DEFAULT <= REPLY_LEN_LIMIT);
-const _: () = assert!(SCRAPE_REPLY_MAX <= REPLY_LEN_LIMIT && CONNECT_REPLY_LEN <= REPLY_LEN_MIN);
+const _: () =
+    assert!(SCRAPE_REPLY_LEN_MAX <= REPLY_LEN_LIMIT && CONNECT_REPLY_LEN <= REPLY_LEN_MIN);
 const _: () = assert!(ANNOUNCE_REPLY_LEN < REPLY_LEN_MIN && NUMWANT_LIMIT <= u16::MAX as u32);
 const _: () = assert!(peers_fitting(Family::V4, REPLY_LEN_DEFAULT) == 222);
 const _: () = assert!(peers_fitting(Family::V6, REPLY_LEN_DEFAULT) == 74);

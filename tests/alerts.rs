@@ -7,14 +7,14 @@ mod common;
 use common::flood::{core_of_shard_without_torrent, flood_one_torrent};
 use common::http::Connection;
 use common::prometheus::{Prometheus, certificate, deploy};
-use common::{Announce, Client, Tracker, cpus, head};
+use common::{Announce, Client, SetOnDrop, Tracker, cpus, head};
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 fn run(program: &str, arguments: &[&str]) {
     let status = Command::new(program).args(arguments).status();
@@ -148,13 +148,10 @@ fn overload_one_shard(alerts: &mut FiredAlerts, address: SocketAddr, control: So
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| flood_one_torrent(address, core, &done));
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            alerts.expect("TsubameDropsDatagrams", || {});
-            alerts.expect("TsubameSteeringDetached", || {});
-            alerts.expect("TsubameShardBusy", || {});
-        }));
-        done.store(true, Ordering::Relaxed);
-        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let _end = SetOnDrop(&done);
+        alerts.expect("TsubameDropsDatagrams", || {});
+        alerts.expect("TsubameSteeringDetached", || {});
+        alerts.expect("TsubameShardBusy", || {});
     });
 }
 
@@ -203,18 +200,24 @@ fn each_alert_fires_when_its_cause_is_brought_about() {
 
     let fuse = FuseDirectory::new(directory.path());
     let (chain, key) = certificate(directory.path());
+    let state = directory.path().join("state");
+    std::fs::create_dir(&state).unwrap();
     let config = format!(
         "{base}udp: {{listen: \"127.0.0.1:0\", steering: off}}\nhttp: {{listen: \"127.0.0.1:0\", tls: {{listen: \
-         \"127.0.0.1:0\", certificate: {}, key: {}}}}}\nstorage: {{memory: 16MiB}}\nhooks:\n- {{name: access_list, \
+         \"127.0.0.1:0\", certificate: {}, key: {}}}}}\nstorage: {{memory: 16MiB, directory: {}, snapshot_interval: \
+         1s}}\nhooks:\n- {{name: access_list, \
          options: {{mode: deny, files: [{}/list]}}}}\n",
         chain.display(),
         key.display(),
+        state.display(),
         fuse.mounted.display()
     );
     let tracker = Tracker::start(&config);
     let address = tracker.addresses()[0];
     alerts.expect("TsubameRestarted", || {});
     alerts.expect("TsubameCertificateExpires", || {});
+    std::fs::remove_dir_all(&state).unwrap();
+    alerts.expect("TsubameSnapshotFailed", || {});
     tracker.write_config("hooks: [{name: nothing}]\n");
     tracker.signal("HUP");
     alerts.expect("TsubameReloadFailed", || {});

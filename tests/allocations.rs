@@ -34,14 +34,14 @@ use tsubame_storage::{Seconds, Swarms, TableSettings};
 use tsubame_udp::connection_id::{ConnectionIdKey, ConnectionIds};
 
 /// Allocator that counts the allocations of each thread.
-struct Counting;
+struct CountingAllocator;
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
 // SAFETY: all calls go to the system's allocator; the counter is a thread local without a destructor.
-unsafe impl GlobalAlloc for Counting {
+unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
         // SAFETY: the caller upholds the contract of `alloc`.
@@ -55,7 +55,7 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 const NOW: Now = Now { monotonic: Seconds(100), unix_secs: 1_700_000_000 };
 

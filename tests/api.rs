@@ -5,7 +5,7 @@
 mod common;
 
 use common::http::Connection;
-use common::policy::wait_until;
+use common::policy::{hex, wait_until};
 use common::{Announce, Client, Tracker, control_of, cpus, info_hash_of};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -66,10 +66,6 @@ impl Api {
     fn get(&self, path: &str) -> ApiReply {
         self.send("GET", path, "", "")
     }
-}
-
-fn hex(torrent: u32) -> String {
-    info_hash_of(torrent).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[test]

@@ -69,7 +69,7 @@ fn idle_connections_do_not_block_other_clients() {
     let mut udp = Client::connected("127.0.0.1", tracker.addresses()[0]);
     assert_eq!(udp.announce(&torrent).leechers, 1);
     let mut http = Connection::to(tracker.addresses_of("http")[0]);
-    assert_eq!(http.announce(&common::http::Announce::of(1, 7_002, 1)).leechers, 2);
+    assert_eq!(http.announce(&common::http::HttpAnnounce::of(1, 7_002, 1)).leechers, 2);
     let local = |method: &str, path: &str| {
         request(UnixStream::connect(&socket).unwrap(), method, path, "Host: localhost\r\n")
     };

@@ -29,8 +29,8 @@ const REPLACED: [(&str, &str); 8] = [
     ("alias tsubame-load", "true"),
 ];
 
-/// Programs that need hardware, or settings of the kernel that a container may not change. Programs of these names that
-/// only succeed take their place.
+/// Programs that need hardware, or settings of the kernel that a container may not change. Each is replaced by a link
+/// to `/bin/true`.
 const NOT_IN_CONTAINER: [&str; 4] = ["ethtool", "cpupower", "podman", "sysctl"];
 
 fn root() -> &'static Path {

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::http::{Announce, AnnounceReply, Connection, failure, header, rows_of};
+use common::http::{Connection, HttpAnnounce, HttpAnnounceReply, failure, header, rows_of};
 use common::policy::wait_until;
 use common::{Client, Tracker, UNCAPPED, control_of, count_in, cpus, info_hash_of, now};
 use std::collections::BTreeSet;
@@ -45,12 +45,12 @@ fn both_protocols_and_families_share_one_swarm() {
             udp_v6.announce(&common::Announce::of(torrent, 7_002));
             let mut http_v4 = Connection::to(http[0]);
             let mut http_v6 = Connection::to(http[1]);
-            let seen = http_v4.announce(&Announce::of(torrent, 7_003, 5));
+            let seen = http_v4.announce(&HttpAnnounce::of(torrent, 7_003, 5));
             assert_eq!(seen.peers, peers(&[("127.0.0.1", 7_001), ("::1", 7_002)]));
             assert_eq!((seen.seeders, seen.leechers, seen.completed), (1, 2, 0));
             assert_eq!((seen.interval, seen.min_interval), (1_800, 900));
             assert_eq!(seen.external_ip, [127, 0, 0, 1]);
-            let seen = http_v6.announce(&Announce::of(torrent, 7_004, 0));
+            let seen = http_v6.announce(&HttpAnnounce::of(torrent, 7_004, 0));
             assert_eq!(
                 seen.peers,
                 peers(&[("127.0.0.1", 7_003), ("::1", 7_002)]),
@@ -77,36 +77,36 @@ fn both_protocols_and_families_share_one_swarm() {
 fn http_announces_follow_the_specification() {
     let (tracker, address) = start(2, "");
     let mut client = Connection::to(address);
-    let seeder = Announce::of(1, 7_001, 0);
-    let leecher = Announce::of(1, 7_002, 9);
+    let seeder = HttpAnnounce::of(1, 7_001, 0);
+    let leecher = HttpAnnounce::of(1, 7_002, 9);
     assert_eq!(client.announce(&seeder).peers, peers(&[]));
     // The peers as dictionaries, as dictionaries without peer ids, and in compact form.
     for form in ["compact=0", "compact=0&no_peer_id=1", "compact=1"] {
         let reply = client.get(&leecher.with(form).target());
-        assert_eq!(AnnounceReply::of(&reply.body).peers, peers(&[("127.0.0.1", 7_001)]));
+        assert_eq!(HttpAnnounceReply::of(&reply.body).peers, peers(&[("127.0.0.1", 7_001)]));
         let dictionaries = reply.body.windows(11).any(|bytes| bytes == b"5:peersld2:");
         assert_eq!(dictionaries, form != "compact=1", "{form}");
     }
     // A repeated completed event is counted once.
     for _ in 0..3 {
-        let done = Announce { left: 0, ..leecher.with("event=completed") };
+        let done = HttpAnnounce { left: 0, ..leecher.with("event=completed") };
         let seen = client.announce(&done);
         assert_eq!((seen.seeders, seen.leechers, seen.completed), (2, 0, 1));
         assert_eq!(seen.peers, peers(&[]), "a seeder gets leechers only");
     }
     // A partial seed counts as a leecher, but not as a downloader in scrapes (BEP 21).
-    let partial = Announce::of(1, 7_003, 5).with("event=paused");
+    let partial = HttpAnnounce::of(1, 7_003, 5).with("event=paused");
     client.announce(&partial);
-    client.announce(&Announce::of(1, 7_004, 5));
+    client.announce(&HttpAnnounce::of(1, 7_004, 5));
     assert_eq!(client.scrape(&[info_hash_of(1)])[0].1, [2, 1, 2, 1]);
     assert_eq!(client.announce(&partial).peers, peers(&[("127.0.0.1", 7_004)]));
     assert_eq!(client.announce(&seeder).peers, peers(&[("127.0.0.1", 7_004)]));
     // Number of peers by numwant.
     let peers_for = |client: &mut Connection, numwant: &str| {
-        client.announce(&Announce::of(2, 9_999, 1).with(numwant)).peers.len()
+        client.announce(&HttpAnnounce::of(2, 9_999, 1).with(numwant)).peers.len()
     };
     for port in 0..120 {
-        client.announce(&Announce::of(2, 8_000 + port, 1).with("numwant=0"));
+        client.announce(&HttpAnnounce::of(2, 8_000 + port, 1).with("numwant=0"));
     }
     assert_eq!(peers_for(&mut client, "numwant=0"), 0);
     assert_eq!(peers_for(&mut client, "numwant=7"), 7);
@@ -116,12 +116,12 @@ fn http_announces_follow_the_specification() {
     // Peers with port 0 or 1 cannot accept connections and are not stored.
     let leechers = |client: &mut Connection| client.scrape(&[info_hash_of(2)])[0].1[2];
     let before = leechers(&mut client);
-    assert_eq!(client.announce(&Announce::of(2, 0, 1)).peers.len(), 50);
-    client.announce(&Announce::of(2, 1, 1));
+    assert_eq!(client.announce(&HttpAnnounce::of(2, 0, 1)).peers.len(), 50);
+    client.announce(&HttpAnnounce::of(2, 1, 1));
     // Addresses in parameters are ignored for sources that are not trusted.
-    client.announce(&Announce::of(2, 9_999, 1).with("ip=8.8.8.8&ipv4=8.8.8.8&ipv6=2a00::1"));
+    client.announce(&HttpAnnounce::of(2, 9_999, 1).with("ip=8.8.8.8&ipv4=8.8.8.8&ipv6=2a00::1"));
     assert_eq!(leechers(&mut client), before);
-    let stopped = client.announce(&Announce::of(2, 9_999, 1).with("event=stopped&numwant=50"));
+    let stopped = client.announce(&HttpAnnounce::of(2, 9_999, 1).with("event=stopped&numwant=50"));
     assert_eq!((stopped.peers.len(), stopped.leechers), (0, before - 1));
     for (query, reason) in [
         ("", "info_hash is missing"),
@@ -139,13 +139,13 @@ fn a_reply_contains_peers_of_both_families() {
     let http = tracker.addresses_of("http");
     let (mut v4, mut v6) = (Connection::to(http[0]), Connection::to(http[1]));
     for port in 0..200 {
-        v4.announce(&Announce::of(1, 8_000 + port, 1).with("numwant=0"));
+        v4.announce(&HttpAnnounce::of(1, 8_000 + port, 1).with("numwant=0"));
     }
     for port in 0..30 {
-        v6.announce(&Announce::of(1, 8_000 + port, 1).with("numwant=0"));
+        v6.announce(&HttpAnnounce::of(1, 8_000 + port, 1).with("numwant=0"));
     }
     for client in [&mut v4, &mut v6] {
-        let seen = client.announce(&Announce::of(1, 9_999, 1).with("numwant=40")).peers;
+        let seen = client.announce(&HttpAnnounce::of(1, 9_999, 1).with("numwant=40")).peers;
         let of_v6 = seen.iter().filter(|(address, _)| address.is_ipv6()).count();
         assert_eq!((seen.len(), of_v6), (40, 10), "the smaller family gets a quarter of the reply");
     }
@@ -158,7 +158,7 @@ fn scrape_rows_of_all_shards_are_sorted() {
     let mut client = Connection::to(address);
     for torrent in 0..60 {
         for port in 0..=torrent % 3 {
-            client.announce(&Announce::of(torrent, 7_000 + port as u16, u64::from(port)));
+            client.announce(&HttpAnnounce::of(torrent, 7_000 + port as u16, u64::from(port)));
         }
     }
     // Known and unknown torrents in random order, some of the known ones twice.
@@ -185,19 +185,19 @@ fn pipelining_half_close_and_invalid_requests_are_handled() {
     // Many requests in one write, and one in many writes.
     let mut pipelined = Connection::to(address);
     let targets: Vec<String> =
-        (0..40).map(|torrent| Announce::of(torrent, 7_001, 1).target()).collect();
+        (0..40).map(|torrent| HttpAnnounce::of(torrent, 7_001, 1).target()).collect();
     let requests: String = targets
         .iter()
         .map(|target| format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n"))
         .collect();
     pipelined.send(requests.as_bytes());
     for _ in 0..40 {
-        assert_eq!(AnnounceReply::of(&pipelined.reply().unwrap().body).leechers, 1);
+        assert_eq!(HttpAnnounceReply::of(&pipelined.reply().unwrap().body).leechers, 1);
     }
     for byte in format!("GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n", targets[0]).into_bytes() {
         pipelined.send(&[byte]);
     }
-    assert_eq!(AnnounceReply::of(&pipelined.reply().unwrap().body).leechers, 1);
+    assert_eq!(HttpAnnounceReply::of(&pipelined.reply().unwrap().body).leechers, 1);
     // After nine more requests the limit of 50 is reached.
     for left in (0..9).rev() {
         let reply = pipelined.get("/");
@@ -319,8 +319,8 @@ fn client_addresses_are_taken_from_trusted_proxies_only() {
     for (http, is_trusted) in [(trusted, true), ("", false)] {
         let (tracker, address) = start(1, http);
         let seen = |client: &mut Connection, headers: &str| {
-            let reply = client.get_with(&Announce::of(1, 7_001, 1).target(), headers);
-            AnnounceReply::of(&reply.body).external_ip
+            let reply = client.get_with(&HttpAnnounce::of(1, 7_001, 1).target(), headers);
+            HttpAnnounceReply::of(&reply.body).external_ip
         };
         let expected = |ip: [u8; 4]| if is_trusted { ip } else { [127, 0, 0, 1] };
         let mut client = Connection::to(address);
@@ -328,17 +328,17 @@ fn client_addresses_are_taken_from_trusted_proxies_only() {
         let forged = "X-Forwarded-For: 6.6.6.6, 81.2.3.4, 127.9.9.9\r\n";
         assert_eq!(seen(&mut client, forged), expected([81, 2, 3, 4]));
         assert_eq!(seen(&mut client, "X-Real-IP: 81.2.3.5\r\n"), expected([81, 2, 3, 5]));
-        let mut line = Connection::to(address);
-        line.send(b"PROXY TCP4 81.2.3.6 127.0.0.1 5000 6969\r\n");
-        assert_eq!(seen(&mut line, ""), expected([81, 2, 3, 6]));
-        assert_eq!(seen(&mut line, "X-Forwarded-For: 6.6.6.6\r\n"), expected([81, 2, 3, 6]));
-        let mut binary = Connection::to(address);
+        let mut proxy_v1 = Connection::to(address);
+        proxy_v1.send(b"PROXY TCP4 81.2.3.6 127.0.0.1 5000 6969\r\n");
+        assert_eq!(seen(&mut proxy_v1, ""), expected([81, 2, 3, 6]));
+        assert_eq!(seen(&mut proxy_v1, "X-Forwarded-For: 6.6.6.6\r\n"), expected([81, 2, 3, 6]));
+        let mut proxy_v2 = Connection::to(address);
         let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
         header.extend([81, 2, 3, 7, 127, 0, 0, 1, 1, 1, 2, 2]);
         for byte in header {
-            binary.send(&[byte]);
+            proxy_v2.send(&[byte]);
         }
-        assert_eq!(seen(&mut binary, ""), expected([81, 2, 3, 7]));
+        assert_eq!(seen(&mut proxy_v2, ""), expected([81, 2, 3, 7]));
         let peers = if is_trusted { 5 } else { 1 };
         assert_eq!(count_in(&tracker.stop(), "peers"), peers);
     }
@@ -349,7 +349,7 @@ fn passkeys_are_read_from_the_path() {
     let (tracker, address) =
         start(1, ", announce_paths: [\"/{key}/announce\", \"/a\"], scrape_paths: auto");
     let mut client = Connection::to(address);
-    let target = Announce::of(1, 7_001, 1).target();
+    let target = HttpAnnounce::of(1, 7_001, 1).target();
     for (path, status) in [
         ("/0123456789abcdef/announce", 200),
         ("/a", 200),
@@ -381,7 +381,7 @@ fn ten_thousand_connections_stay_open() {
         eprintln!("only {count} connections are held: the limit on files is {limit} (ulimit -n)");
     }
     let (tracker, address) = start(2, ", limits: {idle_timeout: 10m, per_source: 100%}");
-    let target = Announce::of(1, 7_001, 1).target();
+    let target = HttpAnnounce::of(1, 7_001, 1).target();
     let mut connections: Vec<Connection> = (0..count)
         .map(|_| {
             let mut client = Connection::to(address);
@@ -426,7 +426,7 @@ fn shards_that_wait_in_their_rings_are_woken() {
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     for torrent in 0..4 {
         let seen = Connection::to(tracker.addresses_of("http")[0])
-            .announce(&Announce::of(torrent, 7_003, 5));
+            .announce(&HttpAnnounce::of(torrent, 7_003, 5));
         assert_eq!(seen.peers, peers(&[("127.0.0.1", 7_001)]));
     }
     tracker.stop();
@@ -451,8 +451,8 @@ fn a_flood_of_datagrams_does_not_stop_http() {
         .collect();
     let mut kept = Connection::to(http);
     for torrent in 0..50 {
-        assert_eq!(kept.announce(&Announce::of(torrent, 7_001, 1)).leechers, 1);
-        assert_eq!(Connection::to(http).announce(&Announce::of(torrent, 7_002, 1)).leechers, 2);
+        assert_eq!(kept.announce(&HttpAnnounce::of(torrent, 7_001, 1)).leechers, 1);
+        assert_eq!(Connection::to(http).announce(&HttpAnnounce::of(torrent, 7_002, 1)).leechers, 2);
     }
     flood.store(false, std::sync::atomic::Ordering::Relaxed);
     floods.into_iter().for_each(|flood| flood.join().unwrap());
@@ -468,7 +468,7 @@ fn http_is_served_without_udp() {
     );
     let tracker = Tracker::start(&config);
     let mut client = Connection::to(tracker.addresses_of("http")[0]);
-    assert_eq!(client.announce(&Announce::of(1, 7_001, 1)).leechers, 1);
+    assert_eq!(client.announce(&HttpAnnounce::of(1, 7_001, 1)).leechers, 1);
     tracker.stop();
 }
 
@@ -480,7 +480,7 @@ fn full_scrapes_are_served_to_permitted_networks() {
     // More torrents than fit a page of each shard.
     const TORRENTS: u32 = 20_000;
     for torrents in (0..TORRENTS).collect::<Vec<_>>().chunks(500) {
-        let target = |torrent: &u32| Announce::of(*torrent, 7_001, 1).target();
+        let target = |torrent: &u32| HttpAnnounce::of(*torrent, 7_001, 1).target();
         let requests: String = torrents
             .iter()
             .map(|torrent| format!("GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n", target(torrent)))

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::http::{Announce, Connection, rows_of};
+use common::http::{Connection, HttpAnnounce, rows_of};
 use common::{Tracker, cpus, tsubame};
 use rustls::pki_types::ServerName;
 use rustls::pki_types::pem::PemObject;
@@ -67,12 +67,12 @@ fn a_certificate_is_renewed_while_connections_stay_open() {
     let address = tracker.addresses_of("https")[0];
     let connect = |before: &[u8]| connect(address, directory.path(), before);
     let mut old = Connection::over(connect(b"").unwrap());
-    assert_eq!(old.announce(&Announce::of(1, 7_001, 0)).seeders, 1);
+    assert_eq!(old.announce(&HttpAnnounce::of(1, 7_001, 0)).seeders, 1);
     // The header of the PROXY protocol comes before the handshake.
     let mut proxied = Connection::over(connect(b"PROXY TCP4 81.2.3.4 127.0.0.1 1 2\r\n").unwrap());
-    assert_eq!(proxied.announce(&Announce::of(2, 7_001, 0)).external_ip, [81, 2, 3, 4]);
+    assert_eq!(proxied.announce(&HttpAnnounce::of(2, 7_001, 0)).external_ip, [81, 2, 3, 4]);
     // Many requests in many TLS records, for torrents of each shard.
-    let targets = (0..60).map(|torrent| Announce::of(torrent, 7_002, 1).target());
+    let targets = (0..60).map(|torrent| HttpAnnounce::of(torrent, 7_002, 1).target());
     let requests: String =
         targets.map(|target| format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n")).collect();
     old.send(requests.as_bytes());
@@ -83,8 +83,8 @@ fn a_certificate_is_renewed_while_connections_stay_open() {
     tracker.signal("HUP");
     tracker.wait_for("info hashes listed, the certificate");
     let mut new = Connection::over(connect(b"").unwrap());
-    assert_eq!(new.announce(&Announce::of(1, 7_003, 0)).seeders, 2);
-    assert_eq!(old.announce(&Announce::of(1, 7_001, 0)).seeders, 2);
+    assert_eq!(new.announce(&HttpAnnounce::of(1, 7_003, 0)).seeders, 2);
+    assert_eq!(old.announce(&HttpAnnounce::of(1, 7_001, 0)).seeders, 2);
     // An invalid key file leaves the current certificate in use.
     let good = std::fs::read(directory.path().join("key.pem")).unwrap();
     std::fs::write(directory.path().join("key.pem"), "not a key").unwrap();
@@ -168,7 +168,7 @@ fn a_full_scrape_is_streamed_over_tls_and_aborted_at_shutdown() {
     const TORRENTS: u32 = 8_000;
     for torrents in (0..TORRENTS).collect::<Vec<_>>().chunks(500) {
         let mut client = Connection::over(connect(address, directory.path(), b"").unwrap());
-        let targets = torrents.iter().map(|torrent| Announce::of(*torrent, 7_001, 1).target());
+        let targets = torrents.iter().map(|torrent| HttpAnnounce::of(*torrent, 7_001, 1).target());
         let requests: String = targets
             .map(|target| format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n"))
             .collect();

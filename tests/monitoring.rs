@@ -39,9 +39,9 @@ impl Load {
                 }
                 client.scrape(&[info_hash_of(round % 50)]);
                 garbage.send_to(b"x", udp).unwrap();
-                Connection::to(plain).announce(&http::Announce::of(round % 50, 7_002, 1));
+                Connection::to(plain).announce(&http::HttpAnnounce::of(round % 50, 7_002, 1));
                 let url =
-                    format!("https://{encrypted}{}", http::Announce::of(1, 7_003, 1).target());
+                    format!("https://{encrypted}{}", http::HttpAnnounce::of(1, 7_003, 1).target());
                 let curl = Command::new("curl").args(["-sk", "-o", "/dev/null", &url]).status();
                 assert!(curl.unwrap().success());
             }
@@ -63,11 +63,12 @@ fn start(directory: &Path) -> Tracker {
     let (certificate, key) = certificate(directory);
     Tracker::start(&format!(
         "cpus: {}\nudp: {{listen: \"127.0.0.1:0\"}}\nhttp: {{listen: \"127.0.0.1:0\", tls: {{listen: \"127.0.0.1:0\", \
-         certificate: {}, key: {}}}}}\ncontrol: {{listen: \"127.0.0.1:0\"}}\nhooks:\n- {{name: limits, options: \
-         {{announces_per_second: 100000}}}}\n",
+         certificate: {}, key: {}}}}}\ncontrol: {{listen: \"127.0.0.1:0\"}}\nstorage: {{directory: {}}}\nhooks:\n- \
+         {{name: limits, options: {{announces_per_second: 100000}}}}\n",
         cpus(2),
         certificate.display(),
-        key.display()
+        key.display(),
+        directory.display()
     ))
 }
 

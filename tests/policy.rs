@@ -7,7 +7,7 @@ mod common;
 use common::http::{self, Connection, failure};
 use common::policy::ClientReply::{Gone, NoReply, Swarm};
 use common::policy::{
-    self, CLIENT, NOT_SERVED, TrackerWithClients, error, hex, over_http, over_udp, scrape_target,
+    self, NOT_SERVED, PEER_ID, TrackerWithClients, error, hex, over_http, over_udp, scrape_target,
     wait_until,
 };
 use common::{Announce, Client, NO_REPLY_TIMEOUT, WAIT_TIMEOUT, info_hash_of};
@@ -39,13 +39,13 @@ fn lists_clients_and_passkeys_refuse_over_both_protocols_and_are_counted() {
         let setup = TrackerWithClients::new(shards, &hooks);
         let good = "/sesame/announce";
         assert_eq!(
-            setup.announce_over_both(1, CLIENT, good),
+            setup.announce_over_both(1, PEER_ID, good),
             [error(NOT_SERVED), error(NOT_SERVED)]
         );
         let gone = Gone(NOT_SERVED.to_owned());
-        assert_eq!(setup.announce_over_both(2, CLIENT, good), [error(NOT_SERVED), gone]);
+        assert_eq!(setup.announce_over_both(2, PEER_ID, good), [error(NOT_SERVED), gone]);
         assert_eq!(
-            setup.announce_over_both(3, CLIENT, good),
+            setup.announce_over_both(3, PEER_ID, good),
             [Swarm(0, 0, 7_200), Swarm(0, 0, 7_200)]
         );
         let text = "this client is not permitted on this tracker";
@@ -54,18 +54,18 @@ fn lists_clients_and_passkeys_refuse_over_both_protocols_and_are_counted() {
             [error(text), error(text)]
         );
         let text = "no passkey in the announce URL";
-        assert_eq!(setup.announce_over_both(4, CLIENT, ""), [error(text), error(text)]);
+        assert_eq!(setup.announce_over_both(4, PEER_ID, ""), [error(text), error(text)]);
         let wrong = "unknown passkey";
         assert_eq!(
-            setup.announce_over_both(4, CLIENT, "/abracadabra/announce"),
+            setup.announce_over_both(4, PEER_ID, "/abracadabra/announce"),
             [error(wrong), error(wrong)]
         );
         // The same peer over both protocols, so each reply counts one leecher. The interval is increased by a second.
         assert_eq!(
-            setup.announce_over_both(4, CLIENT, good),
+            setup.announce_over_both(4, PEER_ID, good),
             [Swarm(0, 1, 1_801), Swarm(0, 1, 1_801)]
         );
-        let by_parameter = setup.announce_over_both(5, CLIENT, "?passkey=sesame");
+        let by_parameter = setup.announce_over_both(5, PEER_ID, "?passkey=sesame");
         assert_eq!(by_parameter, [Swarm(0, 1, 1_801), Swarm(0, 1, 1_801)]);
         for protocol in ["udp", "http"] {
             setup.wait_for_metric("forbidden_torrent", protocol, 3);
@@ -85,7 +85,7 @@ fn sources_over_the_limit_are_refused_and_others_are_served() {
     let mut answers = Vec::new();
     // More than the burst and the announces that are permitted during the test.
     while answers.len() < 500 && answers.iter().all(|it| matches!(it, Swarm(..))) {
-        answers.extend(setup.announce_over_both(answers.len() as u32, CLIENT, ""));
+        answers.extend(setup.announce_over_both(answers.len() as u32, PEER_ID, ""));
     }
     let refused = answers.iter().skip(8).filter(|it| !matches!(it, Swarm(..))).count();
     assert!(answers[..8].iter().all(|it| matches!(it, Swarm(..))) && refused > 0, "{answers:?}");
@@ -97,7 +97,7 @@ fn sources_over_the_limit_are_refused_and_others_are_served() {
         let other = Client::connected(address, setup.udp.tracker);
         let permitted = if address == "127.0.0.9" { 30 } else { 8 };
         for torrent in 0..permitted {
-            let answer = over_udp(&other, &Announce::of(torrent, 7_002), CLIENT, "");
+            let answer = over_udp(&other, &Announce::of(torrent, 7_002), PEER_ID, "");
             assert!(matches!(answer, Swarm(..)), "{address}: {answer:?}");
         }
     }
@@ -123,7 +123,7 @@ fn denied_networks_get_no_reply() {
         "the connection must be closed without a reply"
     );
     setup.wait_for_metric("forbidden_network", "http", 1);
-    assert!(matches!(setup.announce_over_both(1, CLIENT, ""), [Swarm(..), Swarm(..)]));
+    assert!(matches!(setup.announce_over_both(1, PEER_ID, ""), [Swarm(..), Swarm(..)]));
 }
 
 /// The first hook that refuses determines the reply, and later hooks do not count the request.
@@ -150,16 +150,19 @@ fn hooks_run_in_the_order_of_the_config() {
         let expected = [error(not_permitted), error(not_permitted)];
         assert_eq!(setup.announce_over_both(2, wrong_client, ""), expected);
         let expected = "no passkey in the announce URL";
-        assert_eq!(setup.announce_over_both(2, CLIENT, ""), [error(expected), error(expected)]);
+        assert_eq!(setup.announce_over_both(2, PEER_ID, ""), [error(expected), error(expected)]);
     };
     let setup = TrackerWithClients::new(1, &format!("{refuse}{limit}{varied}"));
     (0..5).for_each(|_| refused(&setup));
-    assert_eq!(setup.announce_over_both(2, CLIENT, good), [Swarm(0, 1, 1_801), Swarm(0, 1, 1_801)]);
+    assert_eq!(
+        setup.announce_over_both(2, PEER_ID, good),
+        [Swarm(0, 1, 1_801), Swarm(0, 1, 1_801)]
+    );
     assert_eq!(["udp", "http"].map(|it| setup.metric("too_many_announces", it)), [0, 0]);
     let setup = TrackerWithClients::new(1, &format!("{limit}{varied}{refuse}"));
     setup.udp.socket.set_read_timeout(Some(NO_REPLY_TIMEOUT)).unwrap();
     refused(&setup);
-    let answers: Vec<_> = (0..5).flat_map(|_| setup.announce_over_both(2, CLIENT, good)).collect();
+    let answers: Vec<_> = (0..5).flat_map(|_| setup.announce_over_both(2, PEER_ID, good)).collect();
     let too_many = "too many requests; announce less often";
     assert!(answers.contains(&error(too_many)), "the limit must count all requests: {answers:?}");
 }
@@ -218,7 +221,7 @@ fn limits_keep_their_counts_when_a_hook_is_added_above() {
     setup.udp.socket.set_read_timeout(Some(NO_REPLY_TIMEOUT)).unwrap();
     let is_served = |torrent| {
         let announce = Announce::of(torrent, 7_001);
-        matches!(over_http(setup.http, &announce, CLIENT, ""), Swarm(..))
+        matches!(over_http(setup.http, &announce, PEER_ID, ""), Swarm(..))
     };
     let served = (1..20).take_while(|torrent| is_served(*torrent)).count();
     assert!((4..8).contains(&served), "{served}");
@@ -253,7 +256,7 @@ fn subnet_peers_are_returned_first_over_both_protocols() {
     let ask = |setup: &mut TrackerWithClients| {
         let ip = [81, 2, 3, 200];
         let asks = Announce { ip, num_want: 50, ..Announce::of(1, 7_001) };
-        let over_http = http::Announce::of(1, 7_001, 100).with("&ip=81.2.3.201&numwant=50");
+        let over_http = http::HttpAnnounce::of(1, 7_001, 100).with("&ip=81.2.3.201&numwant=50");
         let over_http = Connection::to(setup.http).announce(&over_http);
         [setup.udp.announce(&asks).peers, over_http.peers]
     };
@@ -290,13 +293,13 @@ fn a_custom_hook_is_run() {
         program
     });
     let expected = "this port is not permitted on this tracker";
-    assert_eq!(setup.announce_over_both(1, CLIENT, ""), [error(expected), error(expected)]);
+    assert_eq!(setup.announce_over_both(1, PEER_ID, ""), [error(expected), error(expected)]);
     for protocol in ["udp", "http"] {
         setup.wait_for_metric("custom_hook", protocol, 1);
     }
     setup.tracker.write_config(&policy::config(2, &hooks.replace("7001", "80")));
     assert_eq!(setup.ask("POST", "/v1/reload").0, 200);
     wait_until(|| {
-        setup.announce_over_both(1, CLIENT, "") == [Swarm(0, 1, 1_800), Swarm(0, 1, 1_800)]
+        setup.announce_over_both(1, PEER_ID, "") == [Swarm(0, 1, 1_800), Swarm(0, 1, 1_800)]
     });
 }

@@ -134,10 +134,11 @@ fn kernel_refusals_are_explained() {
 
 #[test]
 fn wildcard_and_specific_addresses_may_overlap() {
-    let port = {
-        let probe = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        probe.local_addr().unwrap().port()
-    };
+    // Below the range (32768 and above by default) from which the sockets of other tests get their ports.
+    let mut rng = fastrand::Rng::with_seed(std::process::id().into());
+    let port = std::iter::repeat_with(|| rng.u16(20_000..30_000))
+        .find(|port| std::net::UdpSocket::bind(("::", *port)).is_ok())
+        .unwrap();
     for (listen, from) in [
         (format!("\"0.0.0.0:{port}\", \"127.0.0.1:{port}\""), "127.0.0.1"),
         (format!("\"127.0.0.1:{port}\", \"0.0.0.0:{port}\""), "127.0.0.1"),

@@ -13,7 +13,9 @@ mod common;
 
 use commands::{aria2, deluge, lftp, libtorrent, qbittorrent, rtorrent, transmission};
 use common::http::{self, Connection};
-use common::lab::{Host, Lab, PORTS, TRACKER_V4, TRACKER_V6, Torrent, wait_for_counts, wait_until};
+use common::lab::{
+    Host, INTERFACES, Lab, TRACKER_V4, TRACKER_V6, Torrent, wait_for_counts, wait_until,
+};
 use common::{Tracker, WAIT_TIMEOUT, control_of, count_in, cpus, http_get};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, TcpStream};
@@ -165,7 +167,7 @@ fn transfer_over_xdp(client: ClientCommand, transport: Transport) {
     for announces in ["socket", "af_xdp"] {
         let config = format!(
             "udp: {{xdp: {{interfaces: [{}], mode: native, announces: {announces}}}}}",
-            PORTS.join(", ")
+            INTERFACES.join(", ")
         );
         let log = transfer_in(Lab::routed(), &config, (client, transport), (client, transport));
         let line = line_with(&log, "answered by XDP");
@@ -337,8 +339,8 @@ fn check_proxy(program: &str, config: impl Fn(&Path) -> (String, Vec<String>)) {
         // Twice, because proxies reuse connections to the tracker for requests of other clients.
         for _ in 0..2 {
             let forged = "X-Forwarded-For: 6.6.6.6\r\n";
-            let reply = client.get_with(&http::Announce::of(1, port, 1).target(), forged);
-            let announced = http::AnnounceReply::of(&reply.body);
+            let reply = client.get_with(&http::HttpAnnounce::of(1, port, 1).target(), forged);
+            let announced = http::HttpAnnounceReply::of(&reply.body);
             let address: Ipv4Addr = host.address(false).parse().unwrap();
             assert_eq!(announced.external_ip, address.octets(), "{}", reply.head);
             let seeder = (Host::Seeder.address(false).parse().unwrap(), 7_001);
@@ -528,8 +530,10 @@ fn schemathesis_finds_no_fault_in_the_api() {
 #[test]
 #[ignore = "needs promtool, of Debian's prometheus"]
 fn metrics_pass_promtool() {
-    let mut tracker =
-        Tracker::start(&format!("cpus: {}\ncontrol: {{listen: \"127.0.0.1:0\"}}\n", cpus(2)));
+    let mut tracker = Tracker::start(&format!(
+        "cpus: {}\nudp: {{listen: \"127.0.0.1:0\"}}\ncontrol: {{listen: \"127.0.0.1:0\"}}\n",
+        cpus(2)
+    ));
     let page = http_get(control_of(&mut tracker), "/metrics");
     let (_, metrics) = page.split_once("\r\n\r\n").unwrap();
     let mut promtool = Command::new("promtool")

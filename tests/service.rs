@@ -55,7 +55,10 @@ fn systemd_receives_readiness_watchdog_and_stop() {
     let main = rustix::process::Pid::from_raw(main).unwrap();
     rustix::process::kill_process(main, rustix::process::Signal::TERM).unwrap();
     receive("STOPPING=1");
-    tracker.wait_for("stopped after");
+    // Each of the two processes logs its end; the log ends with the second one.
+    assert_eq!(tracker.wait().code(), Some(0));
+    let ends = tracker.log.iter().filter(|line| line.contains("stopped after")).count();
+    assert_eq!(ends, 2, "{}", tracker.log.join("\n"));
 }
 
 /// With `JOURNAL_STREAM`, lines have priorities and no times; the summary is one of them.

@@ -104,7 +104,7 @@ struct ShardSimulation {
     late_over_http: u64,
     shed_over_http: u64,
     page_scans_requested: u64,
-    copy: Option<transfer::Copy>,
+    copy: Option<transfer::TableCopy>,
 }
 
 fn hash_of(torrent: usize) -> InfoHash {
@@ -574,18 +574,18 @@ fn scrapes_that_wait_are_bounded_and_answered_late() {
         (0..peers_of(torrent)).for_each(|number| simulation.announce(torrent, number));
     }
     simulation.settle();
-    let of_stalled = |simulation: &ShardSimulation| {
+    let torrents_of_stalled = |simulation: &ShardSimulation| {
         let owner = |torrent: &usize| {
             simulation.startup.identity.steering_keys().owner(&hash_of(*torrent), 2) == 1
         };
         (1..TORRENTS).filter(owner).collect::<Vec<_>>()
     };
-    let theirs = of_stalled(&simulation);
+    let stalled_torrents = torrents_of_stalled(&simulation);
     simulation.shards[1].stalled_until = usize::MAX;
     for number in 0..3_000 {
-        let torrent = theirs[number % theirs.len()];
+        let torrent = stalled_torrents[number % stalled_torrents.len()];
         // The stalled shard owns both torrents.
-        let rows = vec![(torrent, 1), (theirs[0], 1)];
+        let rows = vec![(torrent, 1), (stalled_torrents[0], 1)];
         simulation.scrape(rows);
         if number % 50 == 0 {
             (0..20).for_each(|_| simulation.step_all());

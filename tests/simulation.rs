@@ -9,7 +9,7 @@ mod common;
 #[path = "simulation/hooks.rs"]
 mod hooks;
 
-use common::http::AnnounceReply;
+use common::http::HttpAnnounceReply;
 use hooks::Hooks;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -262,7 +262,7 @@ impl TrackerSimulation {
     }
 
     fn client_receives_http(&mut self, number: usize, body: &[u8]) {
-        let read = AnnounceReply::of(body);
+        let read = HttpAnnounceReply::of(body);
         self.check_interval(read.interval as u32);
         let peers: Vec<_> = read.peers.iter().map(|(ip, port)| Endpoint::new(*ip, *port)).collect();
         self.check_peers(number, &peers);

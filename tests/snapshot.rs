@@ -129,25 +129,31 @@ fn a_crash_leaves_a_complete_snapshot() {
     announce_all(&mut Client::connected("127.0.0.1", tracker.addresses()[0]));
     tracker.stop();
     let mut leftovers = 0;
+    let new_file = directory.path().join("swarms.tsubame.new");
     for _ in 0..100 {
         let mut tracker = Tracker::start(&config(directory.path(), 2, ""));
         tracker.wait_for("400 torrents, 800 peers");
-        // The last snapshot is written while the tracker still serves.
+        // The final snapshot is written while the tracker still serves.
         tracker.signal("TERM");
-        let moment = now() + Duration::from_micros(rng.u64(..4_000));
-        while now() < moment {
+        // Half of them are killed as soon as they write, the others at a random moment.
+        let waits_for_file = rng.bool();
+        let limit = if waits_for_file { 100_000 } else { rng.u64(..4_000) };
+        let moment = now() + Duration::from_micros(limit);
+        while now() < moment && !(waits_for_file && new_file.exists()) {
             std::hint::spin_loop();
         }
-        tracker.signal("KILL");
+        let process = rustix::process::Pid::from_raw(tracker.id().try_into().unwrap()).unwrap();
+        rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
         tracker.wait();
-        leftovers += usize::from(directory.path().join("swarms.tsubame.new").exists());
+        leftovers += usize::from(new_file.exists());
         let (text, is_intact) = describe(&snapshot_of(directory.path()), &Clock::new()).unwrap();
         assert!(is_intact && text.contains("peers         800\n"), "{text}");
     }
     assert!(leftovers > 10, "only {leftovers} of 100 were killed while writing");
 }
 
-/// Writes a snapshot of a torrent with this number of peers for each element, as of a time.
+/// Writes a snapshot as of a time, with a torrent for each number of peers, each in a block of its own. Returns the
+/// offset of the end of each block.
 fn write_snapshot(path: &Path, unix_secs: u64, torrents: &[u32]) -> Vec<usize> {
     let (mut bytes, mut totals, mut ends) = (Vec::new(), StreamTotals::default(), Vec::new());
     write_header(unix_secs, &mut bytes);
@@ -185,7 +191,7 @@ fn start_with(directory: &Path, text: &str) -> Vec<[u32; 3]> {
     rows
 }
 
-/// Of a damaged file, what is good is used, and what is not is said.
+/// The intact blocks of a damaged file are restored, and the log says how much was skipped.
 #[test]
 fn a_damaged_snapshot_costs_what_is_damaged() {
     let directory = tempfile::tempdir().unwrap();
@@ -221,7 +227,8 @@ fn a_damaged_snapshot_costs_what_is_damaged() {
     }
 }
 
-/// A clock that was set back counts as no time; after a day, all peers have expired.
+/// If the clock was set back, ages do not change. After half a day only the counts of downloads are restored, after two
+/// days nothing.
 #[test]
 fn ages_follow_the_wall_clock() {
     let directory = tempfile::tempdir().unwrap();
@@ -242,8 +249,8 @@ fn small_swarms_are_restored_first() {
     let crowded = 1_600_000;
     let torrents: Vec<u32> =
         std::iter::once(crowded).chain(std::iter::repeat_n(2, 20_000)).collect();
-    let ends = write_snapshot_of(directory.path(), &torrents);
-    assert!(ends > 3 << 20);
+    let len = write_packed_snapshot(directory.path(), &torrents);
+    assert!(len > 3 << 20);
     let memory = ", memory: 16MiB";
     let mut tracker = Tracker::start(&config(directory.path(), 1, memory));
     tracker.wait_for("torrents and peers of the snapshot were left out");
@@ -257,8 +264,8 @@ fn small_swarms_are_restored_first() {
     tracker.stop();
 }
 
-/// Writes a snapshot of many torrents, of which none has a block of its own; returns its length.
-fn write_snapshot_of(directory: &Path, torrents: &[u32]) -> u64 {
+/// Writes a snapshot with a torrent for each number of peers, in full blocks; returns its length in bytes.
+fn write_packed_snapshot(directory: &Path, torrents: &[u32]) -> u64 {
     let (mut bytes, unix_secs) = (Vec::new(), unix_secs());
     write_header(unix_secs, &mut bytes);
     let mut totals = StreamTotals::default();
@@ -294,7 +301,7 @@ fn start_with_swarms(directory: &Path, more: &str) -> (Tracker, Client) {
     (tracker, client)
 }
 
-/// A disk that is full, or a directory that has gone, costs a warning, and the last snapshot stays.
+/// A disk that is full, or a directory that has gone, costs a warning, and the previous snapshot stays.
 #[test]
 fn a_snapshot_that_fails_leaves_the_one_before() {
     let directory = tempfile::tempdir().unwrap();
@@ -314,7 +321,7 @@ fn a_snapshot_that_fails_leaves_the_one_before() {
     client.tracker = tracker.addresses()[0];
     wait_for_all(&mut client);
     let page = common::http_get(common::control_of(&mut tracker), "/metrics");
-    assert!(page.contains("tsubame_snapshots_total{result=\"failure\"}"), "{page}");
+    assert!(!page.contains("tsubame_snapshots_total{result=\"failure\"} 0\n"), "{page}");
     let log = tracker.stop_with_log();
     assert_eq!(fs::read(snapshot_of(directory.path())).unwrap(), before, "{log:?}");
     assert!(!directory.path().join("swarms.tsubame.new").exists());
@@ -348,7 +355,7 @@ fn start_with_mount(directory: &Path, mount: &str) -> Tracker {
     })
 }
 
-/// A file system that has no space for a snapshot, or is read-only, costs a warning, and the last snapshot stays.
+/// A file system that has no space for a snapshot, or is read-only, costs a warning, and the previous snapshot stays.
 #[test]
 fn a_full_or_read_only_file_system_leaves_the_snapshot_before() {
     let directory = tempfile::tempdir().unwrap();
@@ -399,7 +406,7 @@ fn a_slow_disk_delays_no_request() {
     tracker.signal("TERM");
     tracker.wait_for("SIGTERM: stopping");
     wait_for_all(&mut client);
-    tracker.wait_for("storage.stop_timeout: the last snapshot takes longer");
+    tracker.wait_for("storage.stop_timeout: the snapshot at stop takes longer");
     tracker.wait();
     assert!(started.elapsed() >= Duration::from_secs(2));
     assert_eq!(fs::read(snapshot_of(directory.path())).unwrap(), before);
@@ -415,7 +422,7 @@ fn a_second_signal_stops_at_once() {
     tracker.signal("TERM");
     tracker.wait_for("SIGTERM: stopping");
     tracker.signal("INT");
-    tracker.wait_for("SIGINT: stopping without the last snapshot");
+    tracker.wait_for("SIGINT: stopping without a snapshot");
     assert_eq!(tracker.wait().code(), Some(0));
 }
 
@@ -436,37 +443,42 @@ fn a_directory_belongs_to_one_tracker() {
     assert!(describe(&snapshot_of(directory.path()), &Clock::new()).unwrap().1);
 }
 
-/// Changes until the last request are in the last snapshot.
+/// Changes until the last request are in the final snapshot.
 #[test]
 fn the_last_snapshot_has_the_last_changes() {
     let directory = tempfile::tempdir().unwrap();
     for round in 0..5 {
         let mut tracker = Tracker::start(&config(directory.path(), 2, ""));
         let client = Client::connected("127.0.0.1", tracker.addresses()[0]);
-        client.socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-        tracker.signal("TERM");
+        client.socket.set_read_timeout(Some(common::NO_REPLY_TIMEOUT)).unwrap();
+        let mut kill = std::process::Command::new("kill");
+        kill.args(["-s", "TERM", &tracker.id().to_string()]);
+        let mut killing = None;
         // Announces until the tracker answers no more.
         let mut answered = 0;
         for torrent in 0.. {
+            if torrent == 100 {
+                // In the background, so that the signal arrives between announces.
+                killing = Some(kill.spawn().unwrap());
+            }
             let request = Announce::of(torrent, 5_000 + round).bytes(client.id, torrent);
             if client.ask(&request).is_none() {
                 break;
             }
             answered = torrent + 1;
         }
+        assert!(killing.unwrap().wait().unwrap().success());
         tracker.wait();
         let mut tracker = Tracker::start(&config(directory.path(), 2, ""));
-        if answered > 0 {
-            tracker.wait_for("restored from a snapshot");
-            let mut client = Client::connected("127.0.0.1", tracker.addresses()[0]);
-            for torrent in 0..answered {
-                let reply = client.announce(&Announce::of(torrent, 4_000));
-                let ports: Vec<u16> = reply.peers.iter().map(|(_, port)| *port).collect();
-                assert!(
-                    ports.contains(&(5_000 + round)),
-                    "round {round}: torrent {torrent} of {answered}: {ports:?}"
-                );
-            }
+        tracker.wait_for("restored from a snapshot");
+        let mut client = Client::connected("127.0.0.1", tracker.addresses()[0]);
+        for torrent in 0..answered {
+            let reply = client.announce(&Announce::of(torrent, 4_000));
+            let ports: Vec<u16> = reply.peers.iter().map(|(_, port)| *port).collect();
+            assert!(
+                ports.contains(&(5_000 + round)),
+                "round {round}: torrent {torrent} of {answered}: {ports:?}"
+            );
         }
         tracker.signal("KILL");
     }

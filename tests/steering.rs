@@ -7,9 +7,10 @@ mod common;
 use common::flood::{core_of_shard_without_torrent, flood_one_torrent};
 use common::policy::wait_until;
 use common::{
-    Announce, Client, NO_REPLY_TIMEOUT, Tracker, WAIT_TIMEOUT, control_of, cpus, head, http_get,
+    Announce, Client, NO_REPLY_TIMEOUT, SetOnDrop, Tracker, WAIT_TIMEOUT, control_of, cpus, head,
+    http_get,
 };
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 #[test]
 fn steering_is_detached_while_a_flood_targets_one_shard() {
@@ -25,14 +26,11 @@ fn steering_is_detached_while_a_flood_targets_one_shard() {
     };
     std::thread::scope(|scope| {
         scope.spawn(|| flood_one_torrent(address, core, &done));
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            tracker.wait_within(3 * WAIT_TIMEOUT, "is overloaded while others idle");
-            let page = http_get(control, "/metrics");
-            assert!(page.contains("tsubame_steering_attached 0"), "{page}");
-            assert!(page.contains("tsubame_steering_detached_total 1"), "{page}");
-        }));
-        done.store(true, Ordering::Relaxed);
-        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let _end = SetOnDrop(&done);
+        tracker.wait_within(3 * WAIT_TIMEOUT, "is overloaded while others idle");
+        let page = http_get(control, "/metrics");
+        assert!(page.contains("tsubame_steering_attached 0"), "{page}");
+        assert!(page.contains("tsubame_steering_detached_total 1"), "{page}");
     });
     // The socket queues may still be full of datagrams of the flood: requests are then answered late or dropped.
     let is_answered = |_| {

@@ -284,7 +284,7 @@ fn modules_use_no_forbidden_items() {
     assert_none(&violations);
 }
 
-/// No two types share a name. Types of tests and fuzz targets are private to their file and are not checked.
+/// No two types share a name. Types of tests and fuzz targets are not checked.
 #[test]
 fn no_two_types_share_a_name() {
     let mut types: BTreeMap<String, Vec<String>> = BTreeMap::new();

@@ -9,7 +9,8 @@ use common::http::{Connection, rows_of};
 use common::policy::{scrape_target, wait_until};
 use common::successor::{Successor, process_in, replace};
 use common::{
-    Announce, Client, Tracker, UNCAPPED, control_of, cpus, http_get, info_hash_of, now, tsubame,
+    Announce, Client, SetOnDrop, Tracker, UNCAPPED, control_of, cpus, http_get, info_hash_of, now,
+    tsubame,
 };
 use std::fs;
 use std::io::{Read, Write};
@@ -44,7 +45,7 @@ fn start(config: &str, program: &Path) -> Tracker {
     tracker
 }
 
-/// Stores peers of both protocols and families; a fourth of the downloads are completed.
+/// Announces a seeder and a leecher of each torrent from each client; in every fourth torrent the leecher completes.
 fn announce_all(clients: &mut [Client]) {
     for client in clients {
         for torrent in 0..TORRENTS {
@@ -163,10 +164,11 @@ fn http_connections_end_with_a_reply() {
     let is_over = AtomicBool::new(false);
     let mut successor = None;
     let (answered, closed) = std::thread::scope(|scope| {
+        let end = SetOnDrop(&is_over);
         let load = scope.spawn(|| {
             let (mut connection, mut answered, mut closed) = (Connection::to(http), 0, 0);
             while !is_over.load(Ordering::Relaxed) {
-                let announce = common::http::Announce::of(answered % 97, 5_000, 1);
+                let announce = common::http::HttpAnnounce::of(answered % 97, 5_000, 1);
                 let reply = connection.get(&announce.target());
                 assert_eq!(reply.status, 200, "{}", reply.head);
                 answered += 1;
@@ -179,13 +181,10 @@ fn http_connections_end_with_a_reply() {
         });
         for round in 0..3 {
             let (is_replaced, text) = upgrade(control);
-            if !is_replaced {
-                is_over.store(true, Ordering::Relaxed);
-            }
             assert!(is_replaced, "round {round}: {text}");
             let _earlier = successor.replace(Successor(process_in(&text)));
         }
-        is_over.store(true, Ordering::Relaxed);
+        drop(end);
         load.join().unwrap()
     });
     assert!(closed >= 3 && answered > 100, "{answered} answered, {closed} closed");
@@ -198,7 +197,7 @@ fn log_of(tracker: &mut Tracker) -> String {
 
 /// Starts a tracker, replaces its program by a shell script, and checks that an upgrade fails with a text while the
 /// tracker serves on.
-fn fails(script: &str, expected: &str) {
+fn check_failed_upgrade(script: Option<&str>, expected: &str) {
     let directory = tempfile::tempdir().unwrap();
     let program = directory.path().join("tsubame");
     let mut tracker = start(&config(2, ""), &program);
@@ -208,8 +207,8 @@ fn fails(script: &str, expected: &str) {
     let before = scrape_all(&mut client);
     let load = Load::start(tracker.addresses()[0]);
     match script {
-        "" => fs::remove_file(&program).unwrap(),
-        script => replace(&program, script),
+        None => fs::remove_file(&program).unwrap(),
+        Some(script) => replace(&program, script),
     }
     let (is_replaced, text) = upgrade(control);
     assert!(!is_replaced && text.contains(expected), "{text}\n{}", log_of(&mut tracker));
@@ -228,36 +227,45 @@ fn fails(script: &str, expected: &str) {
 
 #[test]
 fn a_program_that_does_not_exist_is_not_started() {
-    fails("", "cannot be started: No such file or directory");
+    check_failed_upgrade(None, "cannot be started: No such file or directory");
 }
 
 #[test]
 fn a_program_that_crashes_at_start_is_reported() {
-    fails("exit 7", "the new process has ended (exit status: 7)");
-    fails("kill -SEGV $$", "the new process has ended (signal: 11");
+    check_failed_upgrade(Some("exit 7"), "the new process has ended (exit status: 7)");
+    check_failed_upgrade(Some("kill -SEGV $$"), "the new process has ended (signal: 11");
 }
 
 #[test]
 fn a_program_that_says_nonsense_is_ended() {
-    fails(
-        "printf 'some bytes that are no message' >&0; sleep 5",
+    check_failed_upgrade(
+        Some("printf 'some bytes that are no message' >&0; sleep 5"),
         "the new process does not answer",
     );
 }
 
 #[test]
 fn a_program_that_dies_in_the_middle_is_reported() {
-    fails(&fake("dies"), "the new process has ended (exit status: 3)");
-    fails(&fake("serves too early"), "the new process does not answer: it has sent Serving");
+    check_failed_upgrade(
+        Some(&fake_successor_command("dies")),
+        "the new process has ended (exit status: 3)",
+    );
+    check_failed_upgrade(
+        Some(&fake_successor_command("serves too early")),
+        "the new process does not answer: it has sent Serving",
+    );
 }
 
 #[test]
 fn a_program_that_hangs_is_ended() {
-    fails(&fake("hangs"), "the new process does not answer: timed out");
+    check_failed_upgrade(
+        Some(&fake_successor_command("hangs")),
+        "the new process does not answer: timed out",
+    );
 }
 
 /// Returns a shell command that runs [`fake_successor`].
-fn fake(behaviour: &str) -> String {
+fn fake_successor_command(behaviour: &str) -> String {
     let this_program = std::env::current_exe().unwrap();
     format!(
         "FAKE_SUCCESSOR='{behaviour}' exec {} --ignored --exact fake_successor",
@@ -274,7 +282,7 @@ fn a_successor_that_dies_when_it_serves_is_reported() {
     let mut tracker = start(&config(1, ""), &program);
     let control = control_of(&mut tracker);
     announce_all(&mut [Client::connected("127.0.0.1", tracker.addresses()[0])]);
-    replace(&program, &fake("dies when it serves"));
+    replace(&program, &fake_successor_command("dies when it serves"));
     let (is_replaced, text) = upgrade(control);
     assert!(!is_replaced && text.contains("has taken over and died"), "{text}");
     assert!(text.contains("exit status: 3"), "{text}");
@@ -384,12 +392,15 @@ fn a_signal_starts_an_upgrade() {
     let program = directory.path().join("tsubame");
     let mut tracker = start(&config(1, ""), &program);
     let control = control_of(&mut tracker);
-    // The new process is slow to start, so that the first upgrade is still in progress.
-    replace(&program, &format!("sleep 1\nexec {} \"$@\"", env!("CARGO_BIN_EXE_tsubame")));
+    // The new process waits for a file, so that the first upgrade is still in progress.
+    let go = directory.path().join("go");
+    let wait = format!("while [ ! -e {} ]; do sleep 0.05; done", go.display());
+    replace(&program, &format!("{wait}\nexec {} \"$@\"", env!("CARGO_BIN_EXE_tsubame")));
     tracker.signal("USR2");
     tracker.wait_for("upgrade: starting a new process");
     let (is_replaced, text) = upgrade(control);
     assert!(!is_replaced && text.contains("an upgrade is in progress already"), "{text}");
+    fs::write(&go, "").unwrap();
     let line = tracker.wait_for("serves; this one stops");
     let _successor = Successor(process_in(&line));
     tracker.wait_for("took over from process");
@@ -400,7 +411,7 @@ fn a_signal_starts_an_upgrade() {
 /// written.
 #[test]
 fn a_stop_ends_an_upgrade() {
-    for script in ["exec sleep 1000".to_owned(), fake("hangs")] {
+    for script in ["exec sleep 1000".to_owned(), fake_successor_command("hangs")] {
         let directory = tempfile::tempdir().unwrap();
         let program = directory.path().join("tsubame");
         let config = with_directory(&config(1, ""), directory.path());

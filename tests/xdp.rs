@@ -8,10 +8,10 @@ mod common;
 #[path = "xdp/upgrade.rs"]
 mod upgrade;
 
-use common::lab::{Host, Lab, PORTS, TRACKER_V4, TRACKER_V6, wait_until};
+use common::lab::{Host, INTERFACES, Lab, TRACKER_V4, TRACKER_V6, wait_until};
 use common::{
-    Announce, Client, NO_REPLY_TIMEOUT, Tracker, UNCAPPED, WAIT_TIMEOUT, count_in, cpus, head,
-    http_get, now, tsubame, udp_suite,
+    Announce, Client, NO_REPLY_TIMEOUT, SetOnDrop, Tracker, UNCAPPED, WAIT_TIMEOUT, count_in, cpus,
+    head, http_get, now, tsubame, udp_suite,
 };
 use rustix::thread::CapabilitySet;
 use std::collections::BTreeSet;
@@ -32,9 +32,9 @@ fn config(udp: &str, rest: &str) -> String {
 
 /// As [`config`]; `xdp` is added to the section of XDP.
 fn config_with(xdp: &str, udp: &str, rest: &str) -> String {
-    let ports = PORTS.join(", ");
+    let interfaces = INTERFACES.join(", ");
     format!(
-        "udp: {{xdp: {{interfaces: [{ports}], mode: native{xdp}}}{udp}}}\ncontrol: {{listen: \"{CONTROL}\"}}\n\
+        "udp: {{xdp: {{interfaces: [{interfaces}], mode: native{xdp}}}{udp}}}\ncontrol: {{listen: \"{CONTROL}\"}}\n\
          storage: {{memory: 64MiB}}\n{rest}"
     )
 }
@@ -305,6 +305,7 @@ fn reloads_under_load_lose_nothing() {
         (client(&lab, Host::Leecher, false), client(&lab, Host::Seeder, false));
     let has_ended = AtomicBool::new(false);
     let (asked, lost) = std::thread::scope(|scope| {
+        let end = SetOnDrop(&has_ended);
         let load = scope.spawn(|| {
             let (mut asked, mut lost) = (0, 0);
             while !has_ended.load(Ordering::Relaxed) {
@@ -327,7 +328,7 @@ fn reloads_under_load_lose_nothing() {
                 observer.id != before
             });
         }
-        has_ended.store(true, Ordering::Relaxed);
+        drop(end);
         load.join().unwrap()
     });
     println!("{asked} announces");
@@ -382,18 +383,18 @@ fn the_program_ends_with_the_process() {
     // The sockets of a process that was killed stay bound for a moment.
     let config = config_with(", announces: af_xdp", "", "");
     let mut tracker = start(&lab, &config);
-    assert!(PORTS.iter().all(|port| has_program(&lab, port)));
+    assert!(INTERFACES.iter().all(|name| has_program(&lab, name)));
     tracker.signal("KILL");
     tracker.wait();
-    for port in PORTS {
-        wait_until("the kernel detaches the program", WAIT_TIMEOUT, || !has_program(&lab, port));
+    for name in INTERFACES {
+        wait_until("the kernel detaches the program", WAIT_TIMEOUT, || !has_program(&lab, name));
     }
     start(&lab, &config).stop();
-    assert!(!PORTS.iter().any(|port| has_program(&lab, port)));
+    assert!(!INTERFACES.iter().any(|name| has_program(&lab, name)));
 }
 
-/// Checks that only the XDP thread and the one that starts programs have other capabilities than `of_all`, and that
-/// these are not effective while they do not use them.
+/// Checks the permitted capabilities of each thread: those of XDP for the XDP thread and the thread that starts
+/// programs, `of_all` for all others. In effect, no thread has more than `of_all`.
 fn check_capabilities(process: u32, of_all: CapabilitySet) {
     let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
     let mut names = Vec::new();
@@ -405,7 +406,7 @@ fn check_capabilities(process: u32, of_all: CapabilitySet) {
             let line = status.lines().find_map(|line| line.strip_prefix(mark)).unwrap();
             u64::from_str_radix(line.trim(), 16).unwrap()
         };
-        // With the last one, memory may exceed the limit on locked memory.
+        // CAP_IPC_LOCK: the memory of the sockets may exceed the limit on locked memory.
         let for_sockets = CapabilitySet::NET_RAW | CapabilitySet::IPC_LOCK;
         let wanted = CapabilitySet::BPF | CapabilitySet::NET_ADMIN | for_sockets;
         let keeps = ["xdp", "starter"].contains(&name.trim());
@@ -554,6 +555,7 @@ fn a_thousand_attaches_lose_only_requests_in_flight() {
     let tracker = start(&lab, &config);
     let (has_ended, seeder) = (AtomicBool::new(false), client(&lab, Host::Seeder, false));
     let (asked, lost) = std::thread::scope(|scope| {
+        let end = SetOnDrop(&has_ended);
         let load = scope.spawn(|| {
             let (mut asked, mut lost) = (0, 0);
             while !has_ended.load(Ordering::Relaxed) {
@@ -573,16 +575,19 @@ fn a_thousand_attaches_lose_only_requests_in_flight() {
             assert!(filter.apply(&settings, 0, Duration::ZERO).unwrap());
             let before = files();
             for _ in 0..ATTACHES {
-                // The kernel ends an attachment a moment after it was dropped.
-                while let Err(XdpError::Attached(_)) =
-                    filter.attach(("port2", index), (0, mac), XdpMode::Native)
-                {}
+                loop {
+                    match filter.attach(("port2", index), (0, mac), XdpMode::Native) {
+                        // The kernel ends an attachment a moment after it was dropped.
+                        Err(XdpError::Attached(_)) => {}
+                        attached => break drop(attached?),
+                    }
+                }
             }
             let connects = filter.counts().requests[FilterOutcome::Connected as usize][0];
             Ok::<_, XdpError>((connects, files().saturating_sub(before)))
         };
         let result = lab.inside(Host::Tracker, attach_all);
-        has_ended.store(true, Ordering::Relaxed);
+        drop(end);
         let (connects, more_files) = result.unwrap();
         assert!(connects > 0, "the program answers while it is attached");
         // Other tests of this process open files, too.

@@ -179,7 +179,7 @@ impl<'a> Session<'a> {
     }
 
     fn record_lost(&mut self, request: SentRequest, now_ns: u64, notify_transport: bool) {
-        self.step_stats.count_lost(now_ns, self.in_flight.unanswered() > 0);
+        self.step_stats.count_lost(now_ns);
         self.lost_requests.push((request, notify_transport));
     }
 

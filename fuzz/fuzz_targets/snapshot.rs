@@ -28,7 +28,7 @@ fn read(stream: &[u8]) -> Option<Vec<StateRecord>> {
     while let Some(block) = reader.next_block().ok()? {
         let before = records.len();
         if !block.records(0, &mut records) {
-            // A torrent may have announced more peers than there are.
+            // The record of a torrent may state more peers than follow it.
             records.truncate(before);
         }
     }

@@ -241,8 +241,8 @@ fn jwt(options: &mut Section<'_>) -> HookConfig {
             KeySource::Url(url)
         }
     };
-    let minutes = Duration::from_secs(300);
-    let update_interval = options.value("jwk_set_update_interval", minutes, |value| {
+    let five_minutes = Duration::from_secs(300);
+    let update_interval = options.value("jwk_set_update_interval", five_minutes, |value| {
         values::duration(value, Duration::from_secs(1), values::DAY)
     });
     let leeway = options.value("leeway", Duration::from_secs(60), |value| {

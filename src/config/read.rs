@@ -207,14 +207,8 @@ impl Section<'_> {
                 Value::String(name) => name.clone(),
                 other => format!("{other:?}"),
             };
-            let nearest = self
-                .known
-                .iter()
-                .map(|known| (strsim::damerau_levenshtein(known, &name), known))
-                .min()
-                .filter(|(distance, _)| *distance <= name.len().div_ceil(3).max(1));
-            let message = match nearest {
-                Some((_, known)) => format!("is not a key; did you mean {known}?"),
+            let message = match nearest(&name, &self.known) {
+                Some(known) => format!("is not a key; did you mean {known}?"),
                 None => format!("is not a key; the keys here are {}", self.known.join(", ")),
             };
             let path = self.path_of(&name);
@@ -231,6 +225,13 @@ impl Section<'_> {
     fn path_of(&self, key: &str) -> String {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
+}
+
+/// Returns the known name that is most similar to a misspelt one; `None` if none is similar.
+pub(super) fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
+    let distances = known.iter().map(|known| (strsim::damerau_levenshtein(known, name), *known));
+    let (distance, nearest) = distances.min()?;
+    (distance <= name.len().div_ceil(3).max(1)).then_some(nearest)
 }
 
 /// Maximum size of a config in bytes.

@@ -17,8 +17,9 @@ use tsubame_udp::xdp::KEYS_MAX;
 /// Default config with comments, as printed by `tsubame config`.
 pub const DEFAULT_YAML: &str = include_str!("../../deploy/tsubame.yaml");
 
-/// Maximum size in bytes of a config.
-const CONFIG_LEN_MAX: u64 = 64 << 20;
+/// Number of bytes after which reading a config stops: it may be a pipe without an end. A config of more than 16 MiB is
+/// refused.
+const READ_LEN_MAX: u64 = 64 << 20;
 
 /// The config of a tracker.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,7 +72,7 @@ fn reject_mistakes((config, mistakes): (Config, Vec<Mistake>)) -> Result<Config,
 
 /// Reads a config from a file, which may be a pipe.
 fn read_text(path: &Path) -> std::io::Result<String> {
-    std::io::read_to_string(std::fs::File::open(path)?.take(CONFIG_LEN_MAX))
+    std::io::read_to_string(std::fs::File::open(path)?.take(READ_LEN_MAX))
 }
 
 impl Config {

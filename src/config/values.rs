@@ -2,7 +2,7 @@
 
 use crate::hex;
 use crate::http::paths::PathPattern;
-use crate::lines;
+use crate::lines::{self, Mistakes};
 use crate::policy::networks::parse_network;
 use bytesize::ByteSize;
 use ipnet::IpNet;
@@ -225,12 +225,14 @@ fn keys_of_file(path: &Path) -> ParseResult<Vec<ConnectionIdKey>> {
     let bytes = lines::read(path, KEY_FILE_LEN_MAX).map_err(|error| {
         format!("cannot read {file}: {error}; give a list of keys, or a file with one key per line")
     })?;
-    let source = String::from_utf8_lossy(&bytes);
-    let lines = source.lines().map(str::trim).enumerate();
-    let keys: Vec<ConnectionIdKey> = lines
-        .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
-        .map(|(number, line)| key(line).map_err(|error| format!("{file}:{}: {error}", number + 1)))
-        .collect::<ParseResult<_>>()?;
+    let (mut keys, mut mistakes) = (Vec::new(), Mistakes::default());
+    lines::read_entries_from(path, &*bytes, &mut mistakes, |entry| {
+        keys.push(key(entry)?);
+        Ok(())
+    });
+    if let Some(mistake) = mistakes.0.into_iter().next() {
+        return Err(mistake);
+    }
     if keys.is_empty() {
         return Err(format!("{file} contains no keys; add a key of 32 hexadecimal digits"));
     }

@@ -25,13 +25,13 @@ pub struct ClientShare {
 /// Number of samples after which all counts are halved, so that shares are those of the recent past.
 const SAMPLES_MAX: u64 = 200_000;
 
-/// One sample in so many must be of a program for it to be reported by name.
-const REPORTED_MIN_SHARE: u64 = 1_000;
+/// A program is reported by name only if at least one in this number of samples is of it.
+const REPORTED_MIN_SHARE_DIVISOR: u64 = 1_000;
 
 /// Number of sampled announces by client program, in fixed memory: the Space-Saving algorithm (Metwally et al., 2005).
 ///
-/// A program with more than one announce in 512 is never missing. Only what is certain is reported, so that random peer
-/// ids are not.
+/// A program with more than one sample in 512 always has a counter. Only the certain part of a count is reported, so
+/// that random peer ids are not.
 #[derive(Clone, Debug, Default)]
 pub struct ClientCounts {
     counts: HashMap<ClientPrefix, ProgramCount>,
@@ -74,7 +74,7 @@ impl ClientCounts {
     /// Returns the [`REPORTED_MAX`] most frequent programs, most frequent first, then all others together.
     pub fn shares(&self) -> Vec<ClientShare> {
         let certain = |it: &ProgramCount| it.count - it.error;
-        let min = (self.total / REPORTED_MIN_SHARE).max(2);
+        let min = (self.total / REPORTED_MIN_SHARE_DIVISOR).max(2);
         let mut counts: Vec<_> =
             self.counts.iter().map(|(prefix, it)| (prefix, certain(it))).collect();
         counts.retain(|(_, count)| *count >= min);

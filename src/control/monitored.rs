@@ -16,6 +16,7 @@ use crate::stats::xdp_status::XdpStatus;
 use serde::Serialize;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tsubame_storage::{Seconds, SwarmSummary};
 
 /// Number of seconds without an update after which a shard is stuck. Shards publish once a second.
@@ -45,11 +46,13 @@ pub struct ProcessStats {
     pub steering_detached: AtomicU64,
     /// Time of the start in seconds since 1970.
     pub start_unix_secs: u64,
+    /// Time of the clock at the start. In an upgrade the clock is that of the first process.
+    pub started_at: Duration,
     /// Bytes of the queues between shards.
     pub mesh_bytes: u64,
     /// Maximum bytes of all swarm tables and of the queues between shards.
     pub memory_limit_bytes: AtomicU64,
-    /// Whether the operator has asked that no new clients be sent here.
+    /// Whether no new clients are to be sent here: the operator has asked for that, or the tracker is stopping.
     pub is_draining: AtomicBool,
     /// Number of reloads that succeeded.
     pub reloads: AtomicU64,
@@ -109,8 +112,8 @@ struct ProcessTables {
 impl ProcessStats {
     /// Creates the statistics of a process that was started at `start_unix_secs` and whose queues between shards take
     /// `mesh_bytes` bytes.
-    pub fn new(start_unix_secs: u64, mesh_bytes: u64) -> Self {
-        Self { start_unix_secs, mesh_bytes, ..Self::default() }
+    pub fn new(start_unix_secs: u64, started_at: Duration, mesh_bytes: u64) -> Self {
+        Self { start_unix_secs, started_at, mesh_bytes, ..Self::default() }
     }
 
     fn tables(&self) -> MutexGuard<'_, ProcessTables> {
@@ -123,6 +126,11 @@ impl Monitored {
     pub fn all_stats(&self) -> impl Iterator<Item = ShardStats> {
         let xdp = self.xdp.iter().map(|xdp| xdp.stats.read());
         self.shared_stats.iter().map(|shared_stats| shared_stats.read()).chain(xdp)
+    }
+
+    /// Returns the time since the start of this process.
+    pub fn uptime(&self) -> Duration {
+        self.clock.elapsed().saturating_sub(self.process.started_at)
     }
 
     /// Returns the sum of the statistics of all shards and of XDP.

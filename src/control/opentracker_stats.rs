@@ -164,7 +164,7 @@ impl Counts {
             })
         };
         Self {
-            uptime_secs: monitored.clock.elapsed().as_secs(),
+            uptime_secs: monitored.uptime().as_secs(),
             torrents: stats.table.torrents as u64,
             peers: stats.peers(),
             seeders: stats.table.seeders.iter().sum(),

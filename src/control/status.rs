@@ -15,7 +15,7 @@ pub struct Status {
     pub version: String,
     /// Seconds since the start.
     pub uptime_secs: f64,
-    /// Whether `/readyz` replies 503 because the operator asked for it.
+    /// Whether `/readyz` replies 503 because the operator has asked for that, or the tracker is stopping.
     pub draining: bool,
     /// Whether the kernel steers requests to the shard that owns the torrent.
     pub steering: bool,
@@ -120,7 +120,7 @@ pub struct ShardStatus {
     pub table_bytes: u64,
 }
 
-/// Share of a client program.
+/// Sampled announces of a client program.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct ClientStatus {
     /// Start of its peer ids.
@@ -162,7 +162,7 @@ impl Status {
             monitored.shared_stats.iter().map(|stats| now.saturating_sub(stats.last_update().0));
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_secs: monitored.clock.elapsed().as_secs_f64(),
+            uptime_secs: monitored.uptime().as_secs_f64(),
             draining: process.is_draining.load(Ordering::Relaxed),
             steering: process.steering_attached.load(Ordering::Relaxed),
             log_level: log::level().name().to_owned(),

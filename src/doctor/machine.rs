@@ -67,7 +67,7 @@ impl ProcessLimits {
             host.read(&format!("/proc/{process}/comm")).as_deref() == Some("tsubame")
                 && host
                     .read(&format!("/proc/{process}/cmdline"))
-                    .is_some_and(|it| !it.contains("doctor"))
+                    .is_some_and(|it| matches!(it.split('\0').nth(1), None | Some("" | "run")))
         };
         let running = host.list("/proc").iter().find(is_tracker).cloned();
         let owner = if running.is_some() { "the running tracker" } else { "this shell" };
@@ -101,7 +101,7 @@ fn open_files(subject: &Subject<'_>, limits: &ProcessLimits) -> Finding {
     }
 }
 
-/// [`io_uring`] creates a ring; registered buffers count as locked memory.
+/// Checks the limit on locked memory, of which the buffers of a ring are a part.
 fn locked_memory(limits: &ProcessLimits) -> Finding {
     const NEEDED: u64 = 8 << 20;
     match limits.hard("Max locked memory") {
@@ -156,7 +156,7 @@ fn governor(subject: &Subject<'_>) -> Finding {
     }
 }
 
-/// Tokens and certificates have times, which need a right clock.
+/// Checks that the clock is synchronized: tokens and certificates expire by it.
 fn clock(subject: &Subject<'_>) -> Finding {
     match subject.host.run("timedatectl", &["show", "--property=NTPSynchronized", "--value"]) {
         Ok(answer) if answer.trim() == "yes" => Finding::ok("clock", "synchronized"),

@@ -76,7 +76,7 @@ fn delivered_and_dropped(subject: &Subject<'_>) -> [(u64, u64); 2] {
     [(v4("InDatagrams"), v4("RcvbufErrors")), (v6("Udp6InDatagrams"), v6("Udp6RcvbufErrors"))]
 }
 
-/// The counters of the kernel begin at its start, so that old drops do not tell whether something should change now.
+/// Reports the datagrams that the kernel has dropped. It is never a warning: the drops may be as old as the last boot.
 fn dropped_datagrams(subject: &Subject<'_>) -> Finding {
     let [(v4, v4_dropped), (v6, v6_dropped)] = delivered_and_dropped(subject);
     Finding::ok(
@@ -281,7 +281,10 @@ fn irqbalance(subject: &Subject<'_>, cards: &[String]) -> Finding {
             "systemctl disable --now irqbalance".to_owned(),
         );
     }
-    Finding::ok("irqbalance", "no daemon moves interrupts of network cards")
+    Finding::ok(
+        "irqbalance",
+        "irqbalance does not run, or no network card has several receive queues",
+    )
 }
 
 fn ports(addresses: &[SocketAddr]) -> BTreeSet<u16> {
@@ -347,7 +350,7 @@ fn exempts(rules: &str, field: &str, port: u16) -> bool {
         .any(|line| line.split_once(field).is_some_and(|(_, rest)| has_port(rest)))
 }
 
-/// Half of the clients of a public tracker have IPv6, too.
+/// Checks that IPv6 is served and reachable: half of the clients of a public tracker have it, too.
 fn ipv6(subject: &Subject<'_>) -> Finding {
     let listen = [&subject.config.udp.listen, &subject.config.http.listen];
     if !listen.into_iter().flatten().any(SocketAddr::is_ipv6) {

@@ -35,7 +35,7 @@ pub(super) async fn serve(
     encrypted: bool,
 ) {
     let mut connection =
-        Connection { guard, stream, input: Vec::new(), session: None, has_answered: false };
+        Connection { guard, stream, input: Vec::new(), session: None, has_read_request: false };
     // The reason is not needed: requests and errors have been counted already.
     let _ = connection.run(peer.ip(), encrypted).await;
 }
@@ -47,8 +47,8 @@ struct Connection {
     /// Received bytes, decrypted, that have not been parsed yet.
     input: Vec<u8>,
     session: Option<TlsSession>,
-    /// Whether the head of at least one request has been read.
-    has_answered: bool,
+    /// Whether the head of at least one request was read.
+    has_read_request: bool,
 }
 
 /// Appends a piece of a body, as a chunk if the body has the chunked transfer coding.
@@ -165,7 +165,7 @@ impl Connection {
                 }
             };
             self.guard.set_state(ConnectionState::Answering);
-            self.has_answered = true;
+            self.has_read_request = true;
             *requests += 1;
             let requests_max = service.settings().requests_max;
             let last = *requests >= requests_max
@@ -317,7 +317,7 @@ impl Connection {
     async fn receive(&self, mut input: Vec<u8>) -> Result<Vec<u8>, ConnectionEnd> {
         let len = input.len();
         // Before the first request, the request timeout applies and not the idle timeout.
-        let is_idle = len == 0 && self.input.is_empty() && self.has_answered;
+        let is_idle = len == 0 && self.input.is_empty() && self.has_read_request;
         self.guard.set_state(if is_idle {
             ConnectionState::Idle
         } else {

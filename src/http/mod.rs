@@ -78,9 +78,8 @@ pub fn serve(
     Ok(service)
 }
 
-/// Accepts connections that came while the process before this one ended: an accept that it had started may have been
-/// woken by such a connection instead of one of this process, and was then not finished. A new accept looks for
-/// connections at once.
+/// Accepts connections that arrived while the previous process ended. Such a connection may have woken an accept of
+/// that process, which did not complete, and therefore no accept of this one. A new accept takes it at once.
 async fn accept_missed(service: Rc<HttpService>, listener: Rc<TcpListener>, is_encrypted: bool) {
     for pause in MISSED_PAUSES {
         tokio::time::sleep(pause).await;

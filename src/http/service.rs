@@ -213,8 +213,8 @@ impl HttpService {
         self.node().http_stats().open = self.connections.borrow().len() as u64;
     }
 
-    /// Accepts no more connections, and closes all but those that are being answered. Shuts the listening sockets that
-    /// this process opened itself down, unless another process serves them from now on.
+    /// Accepts no more connections, and closes all but those that are being answered. Shuts down the listening sockets
+    /// that this process opened itself, unless another process serves them from now on.
     pub fn stop(&self, keeps_listeners: bool) {
         self.stopped_at.set(Some(self.node().elapsed()));
         self.node().ends_connections = true;

@@ -299,10 +299,14 @@ impl CompiledPolicy {
         if self.lists().count() != 1 {
             return false;
         }
-        self.lists().for_each(|torrents| torrents.list = torrents.list.with(changes, seed));
+        let changed = self.lists().next().map(|torrents| {
+            torrents.list = torrents.list.with(changes, seed);
+            torrents.list.clone()
+        });
+        // Both share one list, which may have millions of torrents.
         for (_, data) in &mut self.read {
-            if let HookData::AccessList(list) = data {
-                *list = list.with(changes, seed);
+            if let (HookData::AccessList(list), Some(changed)) = (data, &changed) {
+                *list = changed.clone();
             }
         }
         true

@@ -1,6 +1,7 @@
 //! Policy: the hooks that decide which requests are permitted, in the configured order.
 //!
-//! The same hooks check announces over UDP and HTTP, after the source address is proven and before the swarm is used.
+//! The same hooks check announces over UDP and HTTP before the swarm is used; some check scrapes as well. Over UDP,
+//! `networks` is applied before the source address is proven, the others after it.
 //! Each may refuse a request or change the intervals of the reply. No hook blocks: a request that depends on data that
 //! is not available yet is refused or paused. A helper thread makes a [`CompiledPolicy`] with the lists, which all
 //! shards share; from it each shard makes its own [`Policy`], which has the counters.

@@ -54,7 +54,7 @@ impl NetworkFilter {
         self.len() == 0
     }
 
-    /// Returns whether requests from an address are refused that is in none of the networks.
+    /// Returns whether requests from an address that is in none of the networks are refused.
     pub(super) fn refuses_others(&self) -> bool {
         self.mode == ListMode::Allow
     }

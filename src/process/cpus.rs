@@ -81,8 +81,8 @@ pub fn allow_cores(cores: &CpuSet) {
     let _ = sched_setaffinity(None, cores);
 }
 
-/// Lets the calling thread wait for less than the 50 microseconds by which the kernel delays wake-ups by default.
-pub fn make_timers_precise() {
+/// Sets the timer slack of the calling thread to 1 ns. By default the kernel delays wake-ups by up to 50 microseconds.
+pub fn minimize_timer_slack() {
     // If that fails, waits are a little longer.
     let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
 }
@@ -93,7 +93,7 @@ pub fn lower_priority() {
 }
 
 /// Lowers the priority of the calling thread as far as possible, for work that takes long and may wait.
-pub fn lower_priority_most() {
+pub fn set_lowest_priority() {
     set_niceness(19);
 }
 

@@ -10,7 +10,7 @@ use crate::process::running::{RunningTracker, UpgradeState};
 use crate::process::service::ServiceManager;
 use crate::process::shard_export::ShardSender;
 use crate::process::signals::{Signals, ignored};
-use crate::process::snapshot::{LastSnapshot, SnapshotThread};
+use crate::process::snapshot::{FinalSnapshot, SnapshotThread};
 use crate::process::supervisor::ShardExit;
 use crate::process::upgrade::hand_over::{Upgrade, UpgradeEvent, UpgradeParts};
 use crate::process::xdp::XdpThread;
@@ -35,7 +35,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 /// Time for which HTTP connections are kept for one more request when another process takes over.
 const CONNECTIONS_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Time after which it is looked again whether all connections have ended.
+/// Time between two checks whether all connections have ended.
 const CONNECTIONS_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Time that the process which takes over may take to import the last changes.
@@ -46,6 +46,9 @@ const XDP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time that the server of the control plane has to send its last reply.
 const REPLY_TIME: Duration = Duration::from_millis(100);
+
+/// Name of the command over the API that stops the tracker.
+const STOP_COMMAND: &str = "POST /v1/stop";
 
 /// Time that the shards may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_millis(900);
@@ -141,7 +144,7 @@ struct EventLoop {
     shard_sender: ShardSender,
     /// The upgrade that is in progress, and the channel of whoever waits for it.
     upgrade: Option<(Upgrade, Option<JobReply>)>,
-    /// Whether the tracker waits for its last snapshot.
+    /// Whether the tracker is stopping.
     is_stopping: bool,
     /// The task that accepts connections to the control plane.
     server: AbortHandle,
@@ -165,15 +168,15 @@ enum Ending {
     Replaced,
 }
 
-/// A stop that waits until the last snapshot can be completed.
+/// A stop that waits until the final snapshot can be completed.
 struct PendingStop {
     /// Time at which the tracker stops without it.
     deadline: Instant,
-    snapshot: LastSnapshot,
+    snapshot: FinalSnapshot,
 }
 
 impl EventLoop {
-    /// Handles events until the tracker stops or a shard ends.
+    /// Handles events until the tracker stops, a shard ends, or another process has taken over.
     async fn run(mut self) -> Result<Ending, RunError> {
         let cause = loop {
             if let Some(cause) = self.handle_event().await? {
@@ -186,7 +189,7 @@ impl EventLoop {
         }
     }
 
-    /// Stops the tracker, after the last snapshot if there are some.
+    /// Stops the tracker, after the final snapshot if there are some.
     async fn stop(mut self, name: &'static str) -> Result<(), RunError> {
         tracing::info!("{name}: stopping");
         self.service.stopping();
@@ -198,33 +201,36 @@ impl EventLoop {
         }
         let mut stop = self.snapshots.as_ref().map(|snapshots| PendingStop {
             deadline: Instant::now() + self.running.reloader.config().storage.stop_timeout,
-            snapshot: snapshots.write_last(),
+            snapshot: snapshots.write_final(),
         });
         while let Some(PendingStop { deadline, snapshot }) = &mut stop {
             tokio::select! {
                 caught_up = timeout_at(*deadline, &mut snapshot.caught_up) => {
                     if caught_up.is_err() {
                         tracing::warn!(
-                            "storage.stop_timeout: the last snapshot takes longer; the one before stays"
+                            "storage.stop_timeout: the snapshot at stop takes longer; the previous one stays"
                         );
                     }
                     break;
                 }
                 event = self.handle_event() => if let Some(EndCause::Stop(name)) = event? {
-                    tracing::info!("{name}: stopping without the last snapshot");
+                    tracing::info!("{name}: stopping without a snapshot");
                     stop = None;
                 },
             }
         }
         let running = &mut self.running;
-        // Before the sockets close, so that every request has one of the two ways.
+        // Before the sockets close: after that, XDP must not answer connects to announces that nobody would receive.
         running.xdp.take().into_iter().for_each(XdpThread::stop);
         let ended = stop_shards(running, false).await;
         if let Some(PendingStop { deadline, snapshot }) = stop {
-            // If it fails or takes too long, the thread has said so, or the one before stays.
+            // If it fails, the thread has logged why; if it takes too long, the previous snapshot stays.
             let _ = timeout_at(deadline, snapshot.done).await;
         }
-        report::stopped(&running.monitored.sum(), running.monitored.clock.elapsed(), ended);
+        report::stopped(&running.monitored.sum(), running.monitored.uptime(), ended);
+        if name == STOP_COMMAND {
+            tokio::time::sleep(REPLY_TIME).await;
+        }
         Ok(())
     }
 
@@ -276,7 +282,7 @@ impl EventLoop {
         // The other process may have duplicates of the links, and then replaces the program.
         self.running.xdp.take().into_iter().for_each(XdpThread::stop);
         let monitored = &self.running.monitored;
-        report::stopped(&monitored.sum(), monitored.clock.elapsed(), ended);
+        report::stopped(&monitored.sum(), monitored.uptime(), ended);
         died.map_or(Ok(()), |reason| Err(RunError::SuccessorDied(process, reason)))
     }
 
@@ -297,7 +303,7 @@ impl EventLoop {
                 ControlCommand::Upgrade(reply) => self.start_upgrade(Some(reply)),
                 ControlCommand::Stop(reply) => {
                     let _ = reply.send(Ok("stopping".to_owned()));
-                    return Ok(Some(EndCause::Stop("POST /v1/stop")));
+                    return Ok(Some(EndCause::Stop(STOP_COMMAND)));
                 }
             },
             event = next_event(upgrade.as_mut()) => match event {
@@ -317,7 +323,10 @@ impl EventLoop {
                 {
                     xdp.apply(running.reloader.xdp_settings());
                 }
-                if let Some(snapshots) = snapshots {
+                // The check of files each second changes nothing, and must not wake the thread of snapshots.
+                if let Some(snapshots) = snapshots
+                    && !updates.is_empty()
+                {
                     snapshots.set_interval(running.reloader.config().storage.snapshot_interval);
                 }
                 send(&mut running.control, updates).await;
@@ -429,7 +438,7 @@ async fn stop_shards(running: &mut RunningTracker, keeps_listeners: bool) -> boo
     running.control.notify();
     let drain_deadline = Instant::now() + DRAIN_TIMEOUT;
     for _ in 0..shards {
-        // A shard that is stuck has no time to answer.
+        // A stuck shard never reports; the deadline is that of all shards together.
         let _ = timeout_at(drain_deadline, all_drained.recv()).await;
     }
     if keeps_listeners {

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod cpus;
+mod deadline;
 pub mod error;
 mod event_loop;
 pub mod identity;

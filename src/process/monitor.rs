@@ -119,8 +119,10 @@ impl ShardMonitor {
             |((before_secs, before), (now_secs, now)): (&(u64, ShardStats), &(u64, ShardStats))| {
                 let seconds = (now_secs - before_secs) as f64;
                 let busy = now.busy_us.saturating_sub(before.busy_us) as f64 / 1e6 / seconds;
+                let per_second = |count: u64| (count as f64 / seconds) as u64;
                 let dropped = now.ring.dropped_by_kernel - before.ring.dropped_by_kernel;
                 let waited = now.ring.out_of_buffers - before.ring.out_of_buffers;
+                let (dropped, waited) = (per_second(dropped), per_second(waited));
                 ShardLoad { busy, dropped, waited }
             };
         let loads: Vec<ShardLoad> = both.map(load).collect();

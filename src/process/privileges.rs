@@ -1,4 +1,4 @@
-//! Gives up the privileges of root that only binding sockets needs.
+//! Gives up the privileges that only the start needs, such as those to bind sockets.
 
 use crate::config::Config;
 use crate::policy::HookConfig;
@@ -41,9 +41,9 @@ pub fn will_change_user(config: &Config) -> bool {
     geteuid().is_root() && !config.user.is_empty() && config.user != "root"
 }
 
-/// Gives up privileges, if the process has those of root: it becomes the user of the config or, if that has none, keeps
-/// only the capabilities that it needs. `control_socket` is a unix socket that the process has created, and that the
-/// user must be able to remove.
+/// Gives up privileges. A process of root becomes the user of the config or, if that has none, keeps only the
+/// capabilities that it needs; another process gives up the capabilities of XDP. `control_socket` is a unix socket that
+/// the process has created, and that the user must be able to remove.
 ///
 /// Must be called before other threads are started than that of XDP and the one that starts programs: each thread has
 /// capabilities of its own.
@@ -200,9 +200,10 @@ pub fn user_name() -> String {
     user.map_or_else(|| uid.to_string(), |user| user.name)
 }
 
-/// Returns whether this process has capabilities that neither files nor locked memory need.
+/// Returns whether this thread has capabilities that root does not keep.
 pub fn has_privileges_of_root() -> bool {
-    rustix::thread::capabilities(None).is_ok_and(|now| !now.effective.difference(KEPT).is_empty())
+    rustix::thread::capabilities(None)
+        .is_ok_and(|now| !now.effective.difference(kept_by_root()).is_empty())
 }
 
 #[cfg(test)]

@@ -400,15 +400,16 @@ impl ServedState {
             let token = ControlToken::load(&self.config.control)?;
             // The certificate comes last: it is in force at once.
             let tls = &self.config.http.tls;
-            let renewed = match &self.certificate {
+            let certificate = match &self.certificate {
                 Some(certificate) if !tls.listen.is_empty() => {
-                    certificate.reload(&tls.certificate, &tls.key)
+                    let renewed = certificate.reload(&tls.certificate, &tls.key);
+                    renewed.map_err(|error| error.to_string())?;
+                    ", the certificate"
                 }
-                _ => Ok(()),
+                _ => "",
             };
-            renewed.map_err(|error| error.to_string())?;
             self.control_token = token;
-            Ok(message)
+            Ok(message + certificate)
         });
         let message = match read {
             Ok(message) => message,
@@ -436,9 +437,7 @@ impl ServedState {
             // There may be new key servers.
             self.keys_due = Some(self.clock.elapsed());
         }
-        let policy = self.policy.summary(self.config.hooks.len());
-        let certificate = if self.certificate.is_some() { ", the certificate" } else { "" };
-        Ok(format!("{why}: {policy}{certificate}"))
+        Ok(format!("{why}: {}", self.policy.summary(self.config.hooks.len())))
     }
 
     /// Applies fetched key sets and schedules the next fetch. A source that failed keeps its keys and is retried soon.

@@ -7,7 +7,7 @@ use crate::process::listen::udp::UdpListeners;
 use crate::process::listen::{ListenKey, Listeners};
 use crate::process::memory;
 use crate::process::privileges;
-use crate::process::settings::{files_for_connections, table_bytes};
+use crate::process::settings::table_bytes;
 use crate::process::steering::SteeringChange;
 use crate::shard::FIXED_BYTES;
 use crate::stats::outcome::Outcome;
@@ -32,7 +32,7 @@ const DATAGRAMS_PER_MS: usize = 100;
 pub fn started(
     (config, path): (&Config, Option<&Path>),
     Listeners { udp: listeners, http, https, .. }: &Listeners,
-    cores: &[usize],
+    (cores, files): (&[usize], usize),
     (policy, policy_warnings): (&str, &[String]),
     control: &ControlListeners,
 ) {
@@ -93,7 +93,7 @@ pub fn started(
             "{key}: {address} is skipped because this machine does not support its address family"
         );
     }
-    warnings(config, listeners, cores);
+    warnings(config, listeners, (cores, files));
     privileges::inaccessible_files(config, path).iter().for_each(|warning| warn!("{warning}"));
     policy_warnings.iter().for_each(|warning| warn!("{warning}"));
 }
@@ -127,7 +127,7 @@ fn control_listens(control: &ControlListeners) {
     }
 }
 
-fn warnings(config: &Config, listeners: &UdpListeners, cores: &[usize]) {
+fn warnings(config: &Config, listeners: &UdpListeners, (cores, files): (&[usize], usize)) {
     check::warnings(config).iter().for_each(|warning| warn!("{warning}"));
     let wanted = config.udp.receive_buffer;
     if listeners.receive_buffer < wanted {
@@ -144,7 +144,6 @@ fn warnings(config: &Config, listeners: &UdpListeners, cores: &[usize]) {
              to each other; set udp.steering to off to accept that"
         );
     }
-    let files = files_for_connections(cores.len() as u16);
     let connections = config.http.limits.connections as usize;
     let serves_http = !config.http.listen.is_empty() || !config.http.tls.listen.is_empty();
     if serves_http && files < connections {
@@ -236,6 +235,7 @@ const CONNTRACK_LEN_MAX: u64 = 1 << 20;
 /// Logs a warning if the kernel tracks connections to one of these UDP ports, or may do so; returns whether it logged
 /// one.
 pub fn connection_tracking(ports: &[u16]) -> bool {
+    let Some(first_port) = ports.first() else { return false };
     let mut table = String::new();
     let read = File::open("/proc/net/nf_conntrack")
         .and_then(|file| file.take(CONNTRACK_LEN_MAX).read_to_string(&mut table));
@@ -259,7 +259,7 @@ pub fn connection_tracking(ports: &[u16]) -> bool {
             let Some(entries) = entries() else { return false };
             warn!(
                 "connection tracking (nf_conntrack) has {entries} entries; if port {} is among them, {cure}",
-                ports.first().copied().unwrap_or_default()
+                first_port
             );
         }
         Err(_) => return false,

@@ -60,21 +60,20 @@ pub fn raise_file_limit() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
-/// Runs the tracker until SIGINT or SIGTERM.
+/// Runs the tracker until it is stopped (SIGINT, SIGTERM, `POST /v1/stop`), or another process has taken over.
 ///
 /// `path` is the file of the config, which a reload reads again.
 ///
 /// # Errors
 ///
-/// Returns an error if the tracker cannot start, or if a shard dies.
+/// Returns an error if the tracker cannot start, if a shard dies, or if a process that takes over dies.
 pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     raise_file_limit();
     let cores = cpus::choose(&config.cpus)?;
     let shards = cores.len() as u16;
     let (runtime, signals) = control_runtime(shards)?;
     let mut origin = Origin::new(shards)?;
-    let clock = origin.clock;
-    let mut seeds = SeedSequence::new(origin.identity.policy_key());
+    let (clock, mut seeds) = (origin.clock, SeedSequence::new(origin.identity.policy_key()));
     let (stamps, LoadedPolicy { policy, warnings }) = load_policy(config, seeds.draw())?;
     let (keys, distinct_key) = (origin.identity.steering_keys(), origin.identity.distinct_key());
     let (mut listeners, copies) = origin.listeners(config, shards)?;
@@ -106,7 +105,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let (links, sample_readers) = shard_links(endpoints);
     let (trackers, take_over) = origin.import(template.trackers(&mut seeds))?;
     let supervisor = template.start(&cores, sockets.zip(links).zip(trackers))?;
-    let summary = policy.summary(config.hooks.len());
+    let (summary, files) = (policy.summary(config.hooks.len()), startup.files_for_connections);
     let reloader = Reloader::new(
         path.map(Path::to_owned),
         (startup, stamps),
@@ -132,7 +131,8 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     };
     let control = std::mem::take(&mut listeners.control);
     let ended = control_plane(&runtime, (running, signals), control, |control| {
-        report::started((config, path), &listeners, &cores, (&summary, &warnings), control);
+        let (cores, policy) = ((&*cores, files), (&*summary, &*warnings));
+        report::started((config, path), &listeners, cores, policy, control);
     });
     // A helper thread may wait for a server or a file system that does not answer.
     runtime.shutdown_background();
@@ -372,7 +372,7 @@ fn monitored(
     xdp: Option<&XdpThread>,
 ) -> Monitored {
     let mesh_bytes = mesh_memory_bytes(shards) as u64;
-    let process = Arc::new(ProcessStats::new(clock.now().unix_secs, mesh_bytes));
+    let process = Arc::new(ProcessStats::new(clock.now().unix_secs, clock.elapsed(), mesh_bytes));
     let slow_reads = SlowReads::new(clock, SLOW_READ_TIMEOUT);
     Monitored { shared_stats, clock, slow_reads, process, xdp: xdp.map(|xdp| xdp.status.clone()) }
 }
@@ -408,7 +408,7 @@ fn serve_shard<D: RingDatapath>(
     let mut builder = tokio_uring::builder();
     builder.entries(RUNTIME_RING_ENTRIES);
     let runtime = tokio_uring::Runtime::new(&builder).map_err(ShardError::Start)?;
-    cpus::make_timers_precise();
+    cpus::minimize_timer_slack();
     ready();
     let ended = runtime.block_on(Shard::new(resources).run(http)).map_err(ShardError::Ring);
     // Dropping it would wait until the clients have closed their connections.

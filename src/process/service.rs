@@ -22,7 +22,7 @@ impl ServiceManager {
         send(&[NotifyState::Ready, NotifyState::Status(status)]);
     }
 
-    /// Reports that the tracker works: all shards take turns.
+    /// Reports to the watchdog that no shard is stuck.
     pub(crate) fn alive(&self) {
         if self.watchdog.is_some() {
             send(&[NotifyState::Watchdog]);

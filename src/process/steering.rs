@@ -34,7 +34,7 @@ const OFF_MAX: Duration = Duration::from_secs(480);
 /// Number of consecutive seconds without overload before steering is switched on.
 const CALM_SECONDS: u32 = 5;
 
-/// Load of a shard in the last second.
+/// Load of a shard since the last check, per second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ShardLoad {
     /// Processor time of the thread as a share of the second, from 0 to 1.

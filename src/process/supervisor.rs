@@ -14,11 +14,11 @@ use tsubame_udp::ring::SetupError;
 
 /// Exit code for success.
 pub const EXIT_SUCCESS: i32 = 0;
-/// Exit code for a mistake in the config or on the command line, and for a failed `check`, `import`, `doctor` or `e2e`.
+/// Exit code for a mistake in the config or on the command line, and of every command but `run` that fails.
 pub const EXIT_USAGE: i32 = 1;
 /// Exit code of a tracker that could not start.
 pub const EXIT_START: i32 = 2;
-/// Exit code of a tracker of which a shard has died, or a thread has panicked.
+/// Exit code of a tracker of which a shard, or the process that takes over, has died, or a thread has panicked.
 pub const EXIT_SHARD: i32 = 3;
 
 /// Reason why a shard could not start or has failed.

@@ -56,12 +56,13 @@ enum AdminJob {
 }
 
 impl AdminJob {
-    /// Returns whether somebody waits for the result.
-    fn is_awaited(&self) -> bool {
-        !match self {
-            Self::Summarize(_, reply) => reply.is_closed(),
-            Self::ListPage(_, reply) => reply.is_closed(),
-            Self::Remove(_, reply) => reply.is_closed(),
+    /// Returns whether the job must continue: somebody waits for its result, or it removes a torrent.
+    fn must_continue(&self) -> bool {
+        match self {
+            Self::Summarize(_, reply) => !reply.is_closed(),
+            Self::ListPage(_, reply) => !reply.is_closed(),
+            // Otherwise some of the peers would stay.
+            Self::Remove(..) => true,
         }
     }
 }
@@ -90,9 +91,9 @@ impl AdminJobs {
         self.waiting.is_empty() && self.current.is_none()
     }
 
-    /// Does a bounded step. A job that nobody waits for any more is dropped.
+    /// Does a bounded step. A job that nobody waits for any more is dropped, unless it removes a torrent.
     pub(super) fn run(&mut self, tracker: &mut Tracker) {
-        let Some(job) = self.current.take().filter(AdminJob::is_awaited) else {
+        let Some(job) = self.current.take().filter(AdminJob::must_continue) else {
             self.current = self.waiting.pop_front().and_then(|request| begin(request, tracker));
             return;
         };

@@ -37,7 +37,10 @@ pub trait Datapath {
     fn take(&mut self) -> Option<Result<Self::Received, UnreadableDatagram>>;
 
     /// Returns the contents of a datagram and its reply slot.
-    fn open<'a>(&'a mut self, received: &Self::Received) -> (Datagram<'a>, &'a mut [u8]);
+    fn datagram_and_slot<'a>(
+        &'a mut self,
+        received: &Self::Received,
+    ) -> (Datagram<'a>, &'a mut [u8]);
 
     /// Sends the first `len` bytes of the reply slot to the source of the datagram.
     fn send(&mut self, received: Self::Received, len: usize) -> io::Result<()>;
@@ -109,8 +112,11 @@ impl Datapath for Ring {
         Self::take(self)
     }
 
-    fn open<'a>(&'a mut self, received: &ReceivedDatagram) -> (Datagram<'a>, &'a mut [u8]) {
-        Self::open(self, received)
+    fn datagram_and_slot<'a>(
+        &'a mut self,
+        received: &ReceivedDatagram,
+    ) -> (Datagram<'a>, &'a mut [u8]) {
+        Self::datagram_and_slot(self, received)
     }
 
     fn send(&mut self, received: ReceivedDatagram, len: usize) -> io::Result<()> {

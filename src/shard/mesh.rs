@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use tokio::sync::Notify;
 
-/// Maximum memory of all queues between shards in bytes, for up to 148 shards.
+/// Maximum memory of all queues between shards in bytes, for up to 181 shards; with more, queues have [`MESSAGES_MIN`].
 const MEMORY_BYTES: usize = 64 << 20;
 
 /// Minimum number of messages of a queue between shards.

@@ -154,8 +154,8 @@ impl<D: Datapath> Shard<D> {
         let mut work = 0;
         for _ in 0..TURNS_PER_STEP {
             let (datagrams, messages) = self.turn(std::mem::replace(&mut wait, Wait::No))?;
-            // After a turn that took everything, the shard waits; but what arrived while it answered would be delayed
-            // by a wait that gathers.
+            // After a turn that took everything, the shard is idle. If it gathers, it is idle only after an empty turn:
+            // a wait would delay what has arrived meanwhile by the time of gathering.
             self.is_idle = if gather.is_zero() {
                 datagrams < BATCH_MAX && messages < MeshEndpoint::messages_per_turn()
             } else {
@@ -218,9 +218,10 @@ impl<D: Datapath> Shard<D> {
     /// been answered. Returns whether some have not been.
     fn drain(&mut self) -> bool {
         let Some(drained) = self.node_mut().drained.take() else { return false };
-        // If the kernel refuses to cancel a receive, the control plane waits no longer than for a shard that is stuck.
-        if self.udp.datapath.stop_receiving().is_ok() && self.udp.datapath.has_drained() {
-            // The control plane may wait no longer.
+        // If the kernel refuses to cancel a receive, the shard reports nothing, and the control plane goes on after its
+        // timeout.
+        if self.udp.datapath.stop_receiving().is_ok() && self.udp.has_drained() {
+            // Fails if the control plane has stopped waiting.
             let _ = drained.send(());
             return false;
         }

@@ -92,7 +92,7 @@ pub struct Node {
     pub(super) client_samples: ClientSamples,
     pub(super) clock: Clock,
     pub(super) gather: GatherPolicy,
-    /// Where it is said that all received datagrams were answered, from the time at which no more are received.
+    /// Gets a message when all received datagrams have been answered. If it is set, the shard receives no more.
     pub(super) drained: Option<UnboundedSender<()>>,
     /// Whether HTTP is to accept no more connections, and to close each after its next reply.
     pub(crate) ends_connections: bool,
@@ -396,12 +396,12 @@ impl Node {
         &mut self.stats.http
     }
 
-    /// Returns the time since the clock was created.
+    /// Returns the monotonic time.
     pub fn elapsed(&self) -> Duration {
         self.clock.elapsed()
     }
 
-    /// Returns the monotonic time.
+    /// Returns the monotonic time in seconds.
     pub fn now(&self) -> Seconds {
         self.clock.now().monotonic
     }

@@ -2,10 +2,10 @@
 
 use super::datapath::ReplyPath;
 use super::message::{HTTP_REQUEST, ScrapeRows};
+use crate::sizes::SCRAPE_REPLY_LEN_MAX;
 use crate::tracker::AdmittedScrape;
 use std::collections::VecDeque;
 use tsubame_storage::{Family, Seconds, SwarmStats};
-use tsubame_udp::wire::{SCRAPE_HASHES_MAX, SCRAPE_REPLY_LEN, SCRAPE_ROW_LEN};
 
 /// Maximum number of scrapes that wait. None of them holds a receive buffer.
 const PENDING_MAX: usize = 1 << SLOT_BITS;
@@ -15,10 +15,6 @@ const TIMEOUT_SECS: u64 = 2;
 
 /// Bits of a request id that are the number of a slot; the others differ between uses of the slot.
 const SLOT_BITS: u32 = 10;
-
-/// Maximum bytes of a scrape reply.
-pub(super) const SCRAPE_REPLY_LEN_MAX: usize =
-    SCRAPE_REPLY_LEN + SCRAPE_HASHES_MAX * SCRAPE_ROW_LEN;
 
 /// A scrape that waits, with the part of its reply that is known.
 #[derive(Debug)]
@@ -57,6 +53,11 @@ impl PendingScrapes {
     pub(super) const fn bytes() -> usize {
         let slot = size_of::<Option<(u32, PendingScrape)>>();
         PENDING_MAX * (slot + 4 + 2 * size_of::<(Seconds, u32)>())
+    }
+
+    /// Returns whether no scrape waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.free.len() == PENDING_MAX
     }
 
     /// Returns a request id for a scrape that will be added, or `None` if too many wait.

@@ -64,7 +64,7 @@ impl<D: RingDatapath> Shard<D> {
             tokio::select! {
                 biased;
                 ready = event.readable() => {
-                    drain(event.get_ref());
+                    reset(event.get_ref());
                     ready?.clear_ready();
                 }
                 () = waker.notified() => {}
@@ -112,7 +112,7 @@ fn awaitable(event: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(event, Interest::READABLE)
 }
 
-/// Resets an eventfd, which does not block.
-fn drain(event: &OwnedFd) {
+/// Resets the counter of a nonblocking eventfd.
+fn reset(event: &OwnedFd) {
     let _ = rustix::io::read(event, &mut [0; 8]);
 }

@@ -3,9 +3,10 @@
 use super::datapath::{Datapath, ReplyPath};
 use super::message::{Message, ScrapeRows};
 use super::node::Node;
-use super::pending_scrapes::{PendingScrape, PendingScrapes, SCRAPE_REPLY_LEN_MAX};
+use super::pending_scrapes::{PendingScrape, PendingScrapes};
 use super::phase_timer::PhaseTimer;
 use crate::clock::Now;
+use crate::sizes::SCRAPE_REPLY_LEN_MAX;
 use crate::stats::outcome::Outcome;
 use crate::stats::shard_stats::{Protocol, TurnPhase};
 use crate::tracker::{AdmittedAnnounce, AdmittedRequest, AdmittedScrape, UdpReply};
@@ -78,6 +79,11 @@ impl<D: Datapath> UdpRequests<D> {
         Ok((now, available))
     }
 
+    /// Returns whether, after the datapath has stopped receiving, all requests were answered or forwarded.
+    pub(super) fn has_drained(&self) -> bool {
+        self.pending_scrapes.is_empty() && self.datapath.has_drained()
+    }
+
     /// Ends a turn with `datagrams` datagrams, after messages were handled.
     pub(super) fn end_turn(&mut self, node: &mut Node, datagrams: usize) {
         self.timer.end_phase(&node.clock, TurnPhase::Messages);
@@ -87,7 +93,7 @@ impl<D: Datapath> UdpRequests<D> {
     /// Samples the client program of the first request of a batch, if it is an announce.
     fn sample_client(&mut self, node: &mut Node, batch: &[BatchItem<D::Received>]) {
         let Some(item) = batch.first().filter(|_| node.client_samples.wants_more()) else { return };
-        if let (Datagram { payload, .. }, _) = self.datapath.open(&item.received)
+        if let (Datagram { payload, .. }, _) = self.datapath.datagram_and_slot(&item.received)
             && let Ok(UdpRequest::Announce(announce)) = UdpRequest::parse(payload)
         {
             node.client_samples.add(&announce.peer_id());
@@ -108,7 +114,7 @@ impl<D: Datapath> UdpRequests<D> {
                 count_outcome(node, Family::V4, Outcome::Unreadable);
                 continue;
             };
-            let (datagram, reply) = self.datapath.open(&received);
+            let (datagram, reply) = self.datapath.datagram_and_slot(&received);
             let family = Family::of(datagram.source.ip());
             node.stats.received_bytes += datagram.payload.len() as u64;
             match node.tracker.prove(now, datagram.source, datagram.payload, reply) {
@@ -138,7 +144,8 @@ impl<D: Datapath> UdpRequests<D> {
         let mut proven = std::mem::replace(batch, std::mem::take(&mut self.permitted));
         for mut item in proven.drain(..) {
             let BatchItem { received, request, prefetch, .. } = &mut item;
-            let (Datagram { source, payload, .. }, reply) = self.datapath.open(received);
+            let (Datagram { source, payload, .. }, reply) =
+                self.datapath.datagram_and_slot(received);
             match node.tracker.check_policy(now, source.ip(), request, prefetch, payload, reply) {
                 Ok(()) => batch.push(item),
                 Err(refused) => self.finish(node, item.received, item.family, refused)?,
@@ -167,7 +174,7 @@ impl<D: Datapath> UdpRequests<D> {
             }
             AdmittedRequest::Announce(..) | AdmittedRequest::Scrape(_) => {}
         }
-        let (datagram, reply) = self.datapath.open(&received);
+        let (datagram, reply) = self.datapath.datagram_and_slot(&received);
         let reply = node.tracker.answer(now, prefetch, &request, datagram.payload, reply);
         if let AdmittedRequest::Announce(announce, _) = &request {
             count_announce(node, announce, reply);
@@ -263,7 +270,7 @@ impl<D: Datapath> UdpRequests<D> {
         let mut reply = [0; SCRAPE_REPLY_LEN_MAX];
         node.scrape_requests.begin(id);
         let mut reply_len = scrape.begin_reply(&mut reply);
-        let (datagram, _) = self.datapath.open(&received);
+        let (datagram, _) = self.datapath.datagram_and_slot(&received);
         for (number, info_hash) in scrape.info_hashes(datagram.payload).enumerate() {
             reply_len += SCRAPE_ROW_LEN;
             let owner = node.owner(&info_hash);
@@ -282,7 +289,7 @@ impl<D: Datapath> UdpRequests<D> {
             return self.finish(node, received, family, UdpReply::none(Outcome::ShedMesh));
         }
         if missing == 0 {
-            let (_, out) = self.datapath.open(&received);
+            let (_, out) = self.datapath.datagram_and_slot(&received);
             out[..reply_len].copy_from_slice(&reply[..reply_len]);
             let reply = UdpReply { outcome: Outcome::Scraped, len: reply_len };
             return self.finish(node, received, family, reply);

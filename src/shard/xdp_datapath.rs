@@ -49,10 +49,11 @@ pub struct SharedQueue {
     pub mtu: AtomicUsize,
 }
 
-/// Time after which replies are tried again that the kernel could not take.
+/// Time after which replies that the kernel could not take are tried again.
 const RETRY_TIME: Duration = Duration::from_millis(1);
 
-/// Bytes of an IPv6 packet that arrive everywhere. The kernel learns of smaller links on the way and fragments packets
+/// Size in bytes of an IPv6 packet that every link carries (RFC 8200, section 5). The kernel learns of smaller links on
+/// the way than the interface and fragments packets
 /// that its sockets send; AF_XDP does not.
 const IPV6_MTU_MIN: usize = 1_280;
 
@@ -73,7 +74,7 @@ pub struct XdpDatapath {
     addresses: Vec<SocketAddr>,
     queues: Vec<ServedQueue>,
     changes: Receiver<QueueChange>,
-    /// Reply to the frame that was opened last.
+    /// Slot for the reply to a frame; used by one frame at a time.
     reply: Box<[u8; REPLY_LEN_MAX]>,
     /// Whether the shard is about to wait outside of the ring.
     is_event_enabled: bool,
@@ -254,9 +255,12 @@ impl Datapath for XdpDatapath {
         None
     }
 
-    fn open<'a>(&'a mut self, received: &ReceivedRequest) -> (Datagram<'a>, &'a mut [u8]) {
+    fn datagram_and_slot<'a>(
+        &'a mut self,
+        received: &ReceivedRequest,
+    ) -> (Datagram<'a>, &'a mut [u8]) {
         match received {
-            ReceivedRequest::Datagram(received) => self.ring.open(received),
+            ReceivedRequest::Datagram(received) => self.ring.datagram_and_slot(received),
             ReceivedRequest::Frame(queue, frame, headers) => {
                 let bytes = self.queues[*queue].socket.bytes(frame);
                 let payload = bytes.get(headers.payload_offset()..).unwrap_or_default();

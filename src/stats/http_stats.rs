@@ -15,11 +15,12 @@ pub struct HttpStats {
     pub accepted: u64,
     /// Number of connections that were closed because they were idle or too slow.
     pub timed_out: u64,
-    /// Number of connections that were closed or refused to limit their number.
+    /// Number of connections that were closed or refused to limit the number of connections or of waiting TLS
+    /// handshakes.
     pub evicted: u64,
     /// Number of connections with TLS errors, mostly in the handshake.
     pub tls_failed: u64,
-    /// Number of accepts that failed because too many files were open.
+    /// Number of accepts that failed because too many files were open or memory was short.
     pub accept_failed: u64,
     /// Bytes received, before decryption.
     pub received_bytes: u64,

@@ -104,9 +104,9 @@ outcomes! {
     ForbiddenClient = "forbidden_client",
     /// Dropped: the network of the source is not permitted.
     ForbiddenNetwork = "forbidden_network",
-    /// Refused: an announce without a passkey.
+    /// Refused: a request without a passkey.
     NoPasskey = "no_passkey",
-    /// Refused: an announce with an unknown passkey.
+    /// Refused: a request with an unknown passkey.
     WrongPasskey = "wrong_passkey",
     /// Refused: a request without a token.
     NoToken = "no_token",
@@ -124,7 +124,7 @@ outcomes! {
     TokenNotChecked = "token_not_checked",
     /// Refused: a scrape over UDP, which can have neither a passkey nor a token.
     ScrapeWithoutProof = "scrape_without_proof",
-    /// Refused: the source exceeds its limit of announces.
+    /// Refused: the source exceeds its limit of announces, which may count scrapes, too.
     TooManyAnnounces = "too_many_announces",
     /// Refused: the source exceeds its limit of torrents.
     TooManyTorrents = "too_many_torrents",
@@ -176,7 +176,8 @@ impl Outcome {
         }
     }
 
-    /// Returns the kind of request in metrics: `connect`, `announce`, `scrape`, `page`, or `any` if it is not known.
+    /// Returns the kind of request in metrics: `connect`, `announce`, `scrape`, `page`, or `any` if requests of several
+    /// kinds can have it.
     pub fn kind(self) -> &'static str {
         match self {
             Self::Connected => "connect",
@@ -191,19 +192,8 @@ impl Outcome {
             | Self::RefusedSwarmCap
             | Self::RefusedAddressCap
             | Self::Forwarded
-            | Self::ShedSlots
             | Self::ForbiddenTorrent
             | Self::ForbiddenClient
-            | Self::NoPasskey
-            | Self::WrongPasskey
-            | Self::NoToken
-            | Self::BadToken
-            | Self::UnknownTokenKey
-            | Self::ExpiredToken
-            | Self::EarlyToken
-            | Self::TokenOfAnotherTorrent
-            | Self::TokenNotChecked
-            | Self::TooManyAnnounces
             | Self::TooManyTorrents
             | Self::CustomHook => "announce",
             Self::Scraped
@@ -221,7 +211,18 @@ impl Outcome {
             | Self::SourcePortZero
             | Self::Unreadable
             | Self::ForbiddenNetwork
+            | Self::NoPasskey
+            | Self::WrongPasskey
+            | Self::NoToken
+            | Self::BadToken
+            | Self::UnknownTokenKey
+            | Self::ExpiredToken
+            | Self::EarlyToken
+            | Self::TokenOfAnotherTorrent
+            | Self::TokenNotChecked
+            | Self::TooManyAnnounces
             | Self::ShedMesh
+            | Self::ShedSlots
             | Self::ShedLate
             | Self::BrokenProxyHeader
             | Self::BadRequest

@@ -93,7 +93,7 @@ impl Tracker {
         &self.swarms
     }
 
-    /// Returns the swarms of this shard, to be swept.
+    /// Returns the swarms of this shard mutably.
     pub fn swarms_mut(&mut self) -> &mut Swarms {
         &mut self.swarms
     }

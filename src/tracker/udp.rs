@@ -109,7 +109,7 @@ impl Tracker {
         prefetch: &Prefetch,
         datagram: &[u8],
     ) -> Result<(), Refusal> {
-        // A stored torrent is on no list that forbids it, which saves a search in lists of millions.
+        // All lists permit a stored torrent: lists of millions need not be searched for it.
         let is_known_permitted = self.policy.has_lists()
             && self.purge.is_done()
             && self.swarms.contains(prefetch, &announce.info_hash);

@@ -90,9 +90,9 @@ impl<T, const CHUNK: usize> Chunks<T, CHUNK> {
         value
     }
 
-    /// Returns the capacity of the next chunk: the number of elements so far, within bounds.
+    /// Returns the capacity of the next chunk: that of all chunks so far, within bounds.
     fn next_capacity(&self) -> usize {
-        self.len.clamp(FIRST, CHUNK)
+        FIRST << (self.chunks.len().clamp(1, Self::SMALL) - 1)
     }
 
     fn locate(position: usize) -> (usize, usize) {

@@ -204,7 +204,7 @@ where
     let mut wanted = left;
     let mut moved = MovedRecords::default();
     if let RecordStorage::LargeSwarm(large_swarm) = &mut peers.records {
-        // Without them, too many were moved, or the swarm is another one: it is exported from its start.
+        // A swarm that has kept no moved records had too many, or is another one: all of it is exported again.
         if let (Some(from), Some(kept)) = (from, large_swarm.take_moved()) {
             (left, moved) = (left.min(from), *kept);
         }

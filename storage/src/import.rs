@@ -39,7 +39,7 @@ struct TorrentKey {
 pub struct ImportCounts {
     /// Torrents that were added.
     pub torrents: u64,
-    /// Peers that were added or updated.
+    /// Peers that were added, updated or removed, and those that have stopped without being stored.
     pub peers: u64,
     /// Peers that have expired, have stopped since, or about which the table had younger information.
     pub outdated: u64,
@@ -248,7 +248,7 @@ impl ImportStep<'_> {
                 stored[N - 2] |= flags::COMPLETED;
                 peers.replace(own, stored);
             } else if !is_older && was_counted && kind == ChangeKind::Joined {
-                // The stored peer is an earlier one, which has left the other table.
+                // In the other table the peer has stopped and joined again: its next completed download counts.
                 stored[N - 2] &= !flags::COMPLETED;
                 peers.replace(own, stored);
             }

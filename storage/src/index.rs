@@ -314,8 +314,6 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    /// A hash function that is evenly distributed; `narrow` is a mask: one with few bits makes runs of used
-    /// slots long.
     /// Returns elements whose keys are their positions.
     fn elements(
         hash_of: impl Fn(u32) -> u64,
@@ -323,6 +321,7 @@ mod tests {
         Elements { key_of: |position| position, hash_of: move |position: &u32| hash_of(*position) }
     }
 
+    /// Returns an evenly distributed hash under the mask `narrow`: one with few bits makes runs of used slots long.
     fn hash_of(position: u32, narrow: u64) -> u64 {
         let mut mixed = fastrand::Rng::with_seed(u64::from(position));
         mixed.u64(..) & narrow

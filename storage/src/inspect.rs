@@ -22,7 +22,7 @@ pub struct PeerDetails {
     pub endpoint: Endpoint,
     /// Its role.
     pub role: Role,
-    /// Seconds since its last announce, to within a sixtieth of the peer lifetime.
+    /// Seconds since its last announce, to within a sixtieth of the peer lifetime with which the table was created.
     pub age_secs: u32,
 }
 
@@ -83,7 +83,7 @@ impl Swarms {
         let TorrentRemoval { info_hash, inside } = removal;
         let prefetch = self.table.prefetch_index(info_hash);
         let Some(position) = self.table.find(&prefetch, info_hash) else { return false };
-        let from = inside.take().or(Some((Family::V4, usize::MAX)));
+        let from = inside.take();
         *inside = self.table.visit(position, from, &mut WORK_PER_CALL.clone(), Removal::All);
         inside.is_some()
     }

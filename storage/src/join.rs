@@ -205,7 +205,7 @@ impl Table {
         if address_cap > 0 && finds_all_of_address && same_address >= address_cap {
             return refused(JoinRefusal::AddressCap);
         }
-        if self.is_above_source_limit(&record) {
+        if self.has_reached_source_limit(&record) {
             return refused(JoinRefusal::Source);
         }
         // Without room, the record needs a larger placement. A large swarm has room, but may have to allocate for it.

@@ -30,7 +30,7 @@ pub(crate) struct LargeSwarm<const N: usize> {
 }
 
 impl<const N: usize> LargeSwarm<N> {
-    /// Returns the allocated memory in bytes.
+    /// Returns the allocated memory in bytes, without the records that are kept for an export.
     pub(crate) fn bytes(&self) -> usize {
         let subnet_index =
             self.subnet_index.as_ref().map_or(0, |subnet_index| subnet_index.bytes());

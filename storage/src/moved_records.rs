@@ -1,13 +1,13 @@
 //! The records of a large swarm that an export would miss, because they are moved while it visits the swarm.
 
-/// Maximum number of records that are kept. If more were moved since the last step of the export, it visits the swarm
-/// from its start again.
+/// Maximum number of records that are kept. If more were moved since the last step of the export, it exports all of the
+/// swarm again.
 const RECORDS_MAX: usize = 1 << 16;
 
 /// Records that were written to a position that the export had visited, but did not come from one.
 #[derive(Debug, Default)]
 pub(crate) struct MovedRecords<const N: usize> {
-    /// The first position that was visited.
+    /// The lowest visited position: all from it to the end were visited.
     pub(crate) visited_from: usize,
     records: Vec<[u8; N]>,
 }

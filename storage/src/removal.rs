@@ -129,7 +129,7 @@ impl Table {
         if left == 0 && after == 0 {
             let visited = match removal {
                 Removal::Expired => self.remove_torrent_if_expired(position),
-                // While memory is short, counts of completed downloads are not kept.
+                // Eviction, a purge and a removal by the operator do not keep counts of completed downloads.
                 Removal::AboveSourceLimit(_) | Removal::All => self.remove_torrent(position),
             };
             budget.slots = budget.slots.saturating_sub(visited);

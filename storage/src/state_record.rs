@@ -1,11 +1,11 @@
-//! The contents of a table as records, which leave one table and enter another.
+//! The contents of a table as records, which one table exports and another imports.
 
 use crate::types::{Endpoint, InfoHash, Role};
 
 /// A part of the contents of a table, or a change of it.
 ///
 /// Times are seconds on the clock of the table, negative if they are before its start. They are rounded down to the
-/// start of a tick (a sixtieth of the lifetime).
+/// start of a tick (a sixtieth of the lifetime with which the table was created).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StateRecord {
     /// A torrent. The records of its peers follow it; those of a large swarm are divided, each part after a record of

@@ -15,7 +15,7 @@ const VISITS_PER_STEP: usize = 4_096;
 /// Number of visits that an entry counts as: one cache miss.
 const VISITS_PER_ENTRY: usize = 2;
 
-/// Number of visits that an entry counts as if its peers are visited: they may be elsewhere.
+/// Number of visits for an entry whose records are visited, too: they may be in a block or a large swarm.
 const VISITS_PER_SWARM: usize = 8;
 
 /// Number of classes of swarm sizes: 0, 1, 2, 3 to 4, 5 to 8, and so on; the last has no upper bound.
@@ -224,7 +224,7 @@ impl DistinctCounter {
     fn insert(&mut self, bytes: &[u8]) {
         let hash = self.hasher.hash(bytes);
         let register = &mut self.registers[(hash >> (64 - REGISTER_BITS)) as usize];
-        // At most 53: the bit that is set ends the count.
+        // At most 52: the bit that is set ends the count.
         let zeros = ((hash << REGISTER_BITS) | 1 << (REGISTER_BITS - 1)).leading_zeros() as u8;
         *register = (*register).max(zeros + 1);
     }

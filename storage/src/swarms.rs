@@ -170,8 +170,8 @@ impl Swarms {
         self.transfer.get_or_insert_default().export = Some(export);
     }
 
-    /// Appends records to `records`, in a bounded step. In the order of the records, a change comes before a record
-    /// that was made after it.
+    /// Appends records to `records`, in a bounded step. Changes and torrents are in the order in which they were read
+    /// from the table, so of two records of a peer the later one is newer.
     pub fn export(&mut self, records: &mut Vec<StateRecord>) -> ExportProgress {
         match self.transfer.as_mut().and_then(|transfer| transfer.export.as_mut()) {
             Some(export) => export.step(&mut self.table, records),
@@ -199,7 +199,7 @@ impl Swarms {
         self.transfer.take_if(|transfer| transfer.is_idle());
     }
 
-    /// Starts an import. From now on, records do not add peers that stop.
+    /// Starts an import. A peer that stops from now on is not added again by an older record.
     pub fn begin_import(&mut self) {
         let stopped = StoppedPeers::new(self.table.context.hasher);
         self.transfer.get_or_insert_default().stopped = Some(stopped);

@@ -48,17 +48,18 @@ impl SweepCursor {
 
     /// Sets the time of the table to `now` after a pause so long that one-byte ages would wrap around.
     ///
-    /// Every entry is visited three times: at the current time of the table, at or before which all peers have
-    /// announced; at the time by which every peer has expired; and at the time by which the counts of completed
-    /// downloads have expired. No visit uses a time after `now`. These are the only passes without a bound on their
-    /// work.
+    /// Every entry is visited at the current time of the table, at or before which all peers have announced. More
+    /// visits follow, close enough to each other that no age wraps around, until every peer has expired, and then
+    /// until all counts of completed downloads have. No visit uses a time after `now`. These are the only passes
+    /// without a bound on their work.
     pub(crate) fn catch_up(&mut self, table: &mut Table, now: Seconds) {
         self.visit_all(table);
-        let settings = &table.settings;
-        for secs in [settings.peer_lifetime_secs, settings.keep_completed_secs] {
-            let expired = table.now.0 + u64::from(secs) + u64::from(secs.div_ceil(60)) + 2;
-            table.set_time(now.min(Seconds(expired)));
-            self.visit_all(table);
+        for ticks in [table.context.ticks, table.idle_ticks] {
+            let end = now.min(Seconds(table.now.0 + ticks.expiry_secs()));
+            while table.now < end {
+                table.set_time(end.min(Seconds(table.now.0 + ticks.unambiguous_secs())));
+                self.visit_all(table);
+            }
         }
         table.set_time(now);
         *self = Self { began: now, complete_since: now, ..Self::default() };

@@ -29,7 +29,7 @@ pub(crate) struct Table {
     index: PositionIndex,
     pub(crate) context: RecordContext,
     /// Ticks by which torrents without peers expire.
-    idle_ticks: Ticks,
+    pub(crate) idle_ticks: Ticks,
     pub(crate) subnets: SubnetPreference,
     pub(crate) now: Seconds,
     /// Number of peers that a source may have at the moment; `u32::MAX` is no limit.
@@ -46,7 +46,11 @@ impl Table {
             store: TorrentStore::new(hasher),
             index: PositionIndex::new(),
             context: RecordContext { hasher, ticks, tick: 0 },
-            idle_ticks: Ticks::of_lifetime(settings.keep_completed_secs),
+            // A tick as long as that of peers, at least: the sweep is often enough for those.
+            idle_ticks: Ticks::of_lifetime(
+                settings.keep_completed_secs.max(settings.peer_lifetime_secs),
+            )
+            .with_lifetime(settings.keep_completed_secs),
             subnets: SubnetPreference::default(),
             now: Seconds(0),
             source_limit: u32::MAX,
@@ -155,10 +159,10 @@ impl Table {
         let address = announce.endpoint.address();
         let exceeds = match announce.endpoint.family() {
             Family::V4 => {
-                record_of::<V4>(address, 0, 0, 0).map(|it| self.is_above_source_limit(&it))
+                record_of::<V4>(address, 0, 0, 0).map(|it| self.has_reached_source_limit(&it))
             }
             Family::V6 => {
-                record_of::<V6>(address, 0, 0, 0).map(|it| self.is_above_source_limit(&it))
+                record_of::<V6>(address, 0, 0, 0).map(|it| self.has_reached_source_limit(&it))
             }
         };
         if exceeds == Some(true) {
@@ -276,7 +280,7 @@ impl Table {
     }
 
     /// Returns whether the source of a record has as many peers as it may have at the moment.
-    pub(crate) fn is_above_source_limit<const N: usize>(&self, record: &[u8; N]) -> bool {
+    pub(crate) fn has_reached_source_limit<const N: usize>(&self, record: &[u8; N]) -> bool {
         let limit = self.source_limit;
         limit < u32::MAX && self.store.sources.count(SourceNetwork::of_record(record)) >= limit
     }

@@ -86,6 +86,11 @@ impl Ticks {
         u32::from(now.wrapping_sub(tick)) * self.tick_secs
     }
 
+    /// Returns the number of seconds after which everything that is stored now has expired.
+    pub(crate) fn expiry_secs(self) -> u64 {
+        u64::from(self.tick_secs) * (u64::from(self.lifetime_ticks) + 1)
+    }
+
     /// Returns the longest time between two visits, in seconds, in which no expired peer looks young again.
     pub(crate) fn unambiguous_secs(self) -> u64 {
         u64::from(self.tick_secs) * u64::from(u8::MAX - self.lifetime_ticks)

@@ -10,7 +10,7 @@ use tsubame_storage::Caps;
 /// Kind of an operation that announces.
 const ANNOUNCE: u8 = 0;
 
-/// Returns whether an operation lets time pass, and does nothing else.
+/// Returns whether an operation is of the kind that waits for up to 765 seconds.
 fn is_wait(operation: Operation) -> bool {
     operation.kind % 16 == 14
 }

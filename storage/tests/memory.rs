@@ -178,9 +178,14 @@ fn settings_can_change_while_the_table_is_in_use() {
         memory_bytes: MEMORY_LIMIT,
         ..TableSettings::with_known_keys(4)
     });
-    let many = |port: u16| Endpoint::new([9, 9, 9, 9].into(), port);
+    let peer_of_one_address = |port: u16| Endpoint::new([9, 9, 9, 9].into(), port);
     (0..300).for_each(|port| {
-        _ = announce_to(&mut table, torrent(1), many(2_000 + port), AnnounceEvent::Started)
+        _ = announce_to(
+            &mut table,
+            torrent(1),
+            peer_of_one_address(2_000 + port),
+            AnnounceEvent::Started,
+        )
     });
     let caps = tsubame_storage::Caps { swarm: 0, per_ipv4: 5, per_ipv6_64: 5 };
     let capped =
@@ -192,13 +197,24 @@ fn settings_can_change_while_the_table_is_in_use() {
             .chain([SwarmChange::Refused(JoinRefusal::AddressCap); 2]),
     ) {
         assert_eq!(
-            announce_to(&mut table, torrent(2), many(5_000 + port), AnnounceEvent::Started).change,
+            announce_to(
+                &mut table,
+                torrent(2),
+                peer_of_one_address(5_000 + port),
+                AnnounceEvent::Started
+            )
+            .change,
             expected
         );
     }
     // Stored peers stay.
     for port in 0..300 {
-        let known = announce_to(&mut table, torrent(1), many(2_000 + port), AnnounceEvent::None);
+        let known = announce_to(
+            &mut table,
+            torrent(1),
+            peer_of_one_address(2_000 + port),
+            AnnounceEvent::None,
+        );
         assert_eq!(known.change, SwarmChange::Refreshed);
     }
     table.reconfigure(TableSettings {

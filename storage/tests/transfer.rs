@@ -282,9 +282,9 @@ fn younger_information_wins() {
     }
 }
 
-/// Ages are kept to within a tick of each table, whatever the lengths of their ticks and the starts of their clocks.
+/// Ages are kept to within a tick of each table, although the ticks of the tables differ in length.
 #[test]
-fn ages_are_rounded_up_by_at_most_a_tick() {
+fn ages_are_kept_to_within_a_tick_of_each_table() {
     let mut earlier = Swarms::new(TableSettings { peer_lifetime_secs: 2_700, ..settings(1) });
     let started = (Role::Leecher, AnnounceEvent::Started);
     for age in 0..2_000 {

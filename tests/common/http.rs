@@ -121,8 +121,8 @@ impl<S: Read + Write> Connection<S> {
         self.reply().is_none()
     }
 
-    pub(crate) fn announce(&mut self, announce: &Announce) -> AnnounceReply {
-        AnnounceReply::of(&self.get(&announce.target()).body)
+    pub(crate) fn announce(&mut self, announce: &HttpAnnounce) -> HttpAnnounceReply {
+        HttpAnnounceReply::of(&self.get(&announce.target()).body)
     }
 
     /// Returns the rows of a scrape, sorted by info hash: seeders, completed, leechers, downloaders.
@@ -158,7 +158,7 @@ pub(crate) fn escaped(bytes: &[u8]) -> String {
 
 /// An announce request.
 #[derive(Clone, Debug)]
-pub(crate) struct Announce {
+pub(crate) struct HttpAnnounce {
     pub(crate) info_hash: [u8; 20],
     pub(crate) port: u16,
     pub(crate) left: u64,
@@ -166,7 +166,7 @@ pub(crate) struct Announce {
     pub(crate) more: String,
 }
 
-impl Announce {
+impl HttpAnnounce {
     pub(crate) fn of(torrent: u32, port: u16, left: u64) -> Self {
         Self { info_hash: super::info_hash_of(torrent), port, left, more: String::new() }
     }
@@ -187,7 +187,7 @@ impl Announce {
 
 /// An announce reply.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct AnnounceReply {
+pub(crate) struct HttpAnnounceReply {
     pub(crate) interval: i64,
     pub(crate) min_interval: i64,
     pub(crate) seeders: i64,
@@ -197,7 +197,7 @@ pub(crate) struct AnnounceReply {
     pub(crate) peers: BTreeSet<(IpAddr, u16)>,
 }
 
-impl AnnounceReply {
+impl HttpAnnounceReply {
     /// Parses a body as strictly as any client does.
     pub(crate) fn of(body: &[u8]) -> Self {
         let value =

@@ -55,7 +55,7 @@ fn ip(arguments: &str) {
 }
 
 /// Interfaces of the tracker's host in [`Lab::routed`].
-pub(crate) const PORTS: [&str; 2] = ["port2", "port3"];
+pub(crate) const INTERFACES: [&str; 2] = ["port2", "port3"];
 
 impl Lab {
     /// Creates hosts without connections.
@@ -73,7 +73,7 @@ impl Lab {
     }
 
     /// Creates hosts in which the tracker's forwards packets between the two others. Its interfaces to them are
-    /// [`PORTS`], which support XDP in native mode.
+    /// [`INTERFACES`], which support XDP in native mode.
     pub(crate) fn routed() -> Self {
         Self::routed_with_queues(1)
     }
@@ -87,7 +87,7 @@ impl Lab {
         for forwarding in ["ipv4.ip_forward", "ipv6.conf.all.forwarding"] {
             ip(&format!("netns exec {tracker} sysctl -q -w net.{forwarding}=1"));
         }
-        for (host, port) in [Host::Seeder, Host::Leecher].into_iter().zip(PORTS) {
+        for (host, port) in [Host::Seeder, Host::Leecher].into_iter().zip(INTERFACES) {
             let (number, name) = (host as u8, lab.namespace(host));
             let (v4, v6) = (format!("10.99.10{number}"), format!("2001:db8:10{number}:"));
             let queues = format!("numtxqueues {queues} numrxqueues {queues}");

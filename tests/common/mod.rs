@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,15 @@ pub(crate) fn cpus(shards: usize) -> String {
     let two: Vec<usize> = all.take(2).collect();
     let list: Vec<_> = two.iter().cycle().take(shards).map(usize::to_string).collect();
     format!("\"{}\"", list.join(","))
+}
+
+/// Sets a flag when it is dropped, also if a test fails, so that the threads that read it end.
+pub(crate) struct SetOnDrop<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Makes the kernel refuse a system call of a program with this error.
@@ -90,7 +100,7 @@ pub(crate) fn deny_system_call(
 /// A running tracker, which is killed when dropped.
 pub(crate) struct Tracker {
     child: Child,
-    /// A process that has taken over from the first one.
+    /// Id of the process that has taken over from `child`, if one has.
     successor: Option<u32>,
     lines: Receiver<String>,
     pub(crate) log: Vec<String>,
@@ -142,12 +152,12 @@ impl Tracker {
         self.successor.unwrap_or_else(|| self.child.id())
     }
 
-    /// Has another process take over, and waits until the one before has ended.
+    /// Upgrades the tracker, and waits until the new process logs that it has taken over.
     pub(crate) fn upgrade(&mut self) {
         self.signal("USR2");
         let line = self.wait_for_next("serves; this one stops");
         self.wait_for_next("took over from process");
-        self.successor = Some(count_in(&line, "serves").try_into().unwrap());
+        self.successor = Some(successor::process_in(&line).try_into().unwrap());
     }
 
     /// Waits for a log line that contains a text and was not read before.
@@ -254,7 +264,8 @@ impl Drop for Tracker {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if self.successor.is_some() {
-            self.signal("KILL");
+            // It may have ended already.
+            let _ = Command::new("kill").args(["-s", "KILL", &self.id().to_string()]).status();
         }
         if std::thread::panicking() {
             self.log.extend(self.lines.try_iter());

@@ -1,6 +1,6 @@
 //! A tracker with hooks, and a client for each protocol.
 
-use super::http::{AnnounceReply, Connection, escaped, failure};
+use super::http::{Connection, HttpAnnounceReply, escaped, failure};
 use super::{Announce, Client, Tracker, WAIT_TIMEOUT, control_of, cpus, info_hash_of, now};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -84,13 +84,14 @@ pub(crate) fn over_http(
     if reply.body.starts_with(b"d14:failure reason") {
         return Error(failure(&reply));
     }
-    let AnnounceReply { seeders, leechers, interval, .. } = AnnounceReply::of(&reply.body);
+    let HttpAnnounceReply { seeders, leechers, interval, .. } = HttpAnnounceReply::of(&reply.body);
     Swarm(seeders, leechers, interval)
 }
 
-pub(crate) const CLIENT: &[u8; 20] = b"-TT0001-abcdefghijkl";
+/// Peer id of a client that no hook refuses.
+pub(crate) const PEER_ID: &[u8; 20] = b"-TT0001-abcdefghijkl";
 
-/// A tracker with a client for each protocol.
+/// A tracker, a client over UDP, and the addresses of its HTTP listener and its control plane.
 pub(crate) struct TrackerWithClients {
     pub(crate) tracker: Tracker,
     pub(crate) udp: Client,
@@ -127,7 +128,8 @@ impl TrackerWithClients {
         [udp, over_http(self.http, &announce, peer_id, url)]
     }
 
-    /// Sends a request to the control plane. Returns the status, and the body or, if it is JSON, its only text.
+    /// Sends a request to the control plane. Returns the status and the body; of a JSON object with the key `message`
+    /// or `error`, only the text of that key.
     pub(crate) fn ask(&self, method: &str, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(self.control).unwrap();
         stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
@@ -169,6 +171,8 @@ pub(crate) fn scrape_target(hashes: &[[u8; 20]]) -> String {
     format!("/scrape?{}", query.join("&"))
 }
 
+/// Waits until a condition is met. A failure is reported at the line of the caller.
+#[track_caller]
 pub(crate) fn wait_until(mut holds: impl FnMut() -> bool) {
     let deadline = now() + WAIT_TIMEOUT;
     while !holds() {

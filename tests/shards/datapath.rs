@@ -76,13 +76,13 @@ pub(crate) struct Model {
     free_buffers: Vec<usize>,
     slots: Vec<[u8; 1_472]>,
     free_slots: Vec<usize>,
-    arrived: VecDeque<Leased>,
+    arrived: VecDeque<ReceivedDatagram>,
     in_flight: Vec<(SocketAddr, usize, ReplyMemory)>,
     counts: RingCounts,
 }
 
-/// A datagram in a buffer.
-pub(crate) struct Leased(usize);
+/// A received datagram: the number of its buffer.
+pub(crate) struct ReceivedDatagram(usize);
 
 impl Model {
     pub(crate) fn new(handle: Rc<DatapathHandle>) -> Self {
@@ -127,7 +127,7 @@ impl Model {
 }
 
 impl Datapath for Model {
-    type Received = Leased;
+    type Received = ReceivedDatagram;
     type Slot = usize;
 
     fn turn(&mut self, wait: Wait) -> io::Result<usize> {
@@ -143,7 +143,7 @@ impl Datapath for Model {
             let buffer = &mut self.buffers[at];
             (buffer.source, buffer.bytes) = (source, bytes);
             buffer.reply.fill(0xdd);
-            self.arrived.push_back(Leased(at));
+            self.arrived.push_back(ReceivedDatagram(at));
         }
         drop(socket);
         self.publish();
@@ -151,29 +151,32 @@ impl Datapath for Model {
         Ok(self.arrived.len())
     }
 
-    fn take(&mut self) -> Option<Result<Leased, UnreadableDatagram>> {
+    fn take(&mut self) -> Option<Result<ReceivedDatagram, UnreadableDatagram>> {
         self.arrived.pop_front().map(Ok)
     }
 
-    fn open<'a>(&'a mut self, received: &Leased) -> (Datagram<'a>, &'a mut [u8]) {
+    fn datagram_and_slot<'a>(
+        &'a mut self,
+        received: &ReceivedDatagram,
+    ) -> (Datagram<'a>, &'a mut [u8]) {
         let Buffer { source, bytes, reply } = &mut self.buffers[received.0];
         let datagram = Datagram { source: *source, payload: bytes, truncated: false };
         (datagram, reply)
     }
 
-    fn send(&mut self, received: Leased, len: usize) -> io::Result<()> {
+    fn send(&mut self, received: ReceivedDatagram, len: usize) -> io::Result<()> {
         let to = self.buffers[received.0].source;
         self.in_flight.push((to, len, ReplyMemory::Buffer(received.0)));
         self.publish();
         Ok(())
     }
 
-    fn release(&mut self, received: Leased) {
+    fn release(&mut self, received: ReceivedDatagram) {
         self.free_buffers.push(received.0);
         self.publish();
     }
 
-    fn reply_path(&mut self, received: &Leased) -> ReplyPath {
+    fn reply_path(&mut self, received: &ReceivedDatagram) -> ReplyPath {
         ReplyPath::Socket(UdpReplyPath::new(0, self.buffers[received.0].source, None))
     }
 

@@ -8,7 +8,7 @@ use tsubame::shard::transfer::{ExportedPage, TransferRequest};
 use tsubame_storage::{ExportProgress, ImportCursor, Seconds, StateRecord, Swarms, TableSettings};
 
 /// A table to which all shards are copied.
-pub(crate) struct Copy {
+pub(crate) struct TableCopy {
     table: Swarms,
     reply: Sender<ExportedPage>,
     pages: Receiver<ExportedPage>,
@@ -18,7 +18,7 @@ pub(crate) struct Copy {
     is_complete: Vec<bool>,
 }
 
-impl Copy {
+impl TableCopy {
     fn begin(shards: usize) -> Self {
         let mut table = Swarms::new(TableSettings {
             peer_lifetime_secs: 7_200,
@@ -79,7 +79,7 @@ fn a_copy_that_is_made_under_load_is_complete() {
         println!("seed {seed}, {shards} shards");
         let mut simulation = ShardSimulation::new(seed, shards);
         simulation.run(300, 6);
-        simulation.copy = Some(Copy::begin(usize::from(shards)));
+        simulation.copy = Some(TableCopy::begin(usize::from(shards)));
         simulation.run(1_000, 6);
         // Every peer announces once more, one at a time, so that none is shed.
         simulation.finish_with_copy();

@@ -4,9 +4,9 @@ use super::{
     CONTROL, check_capabilities, client, config, connect_request, has_program, is_answered,
     redirected, wait_for_af_xdp,
 };
-use crate::common::lab::{Host, Lab, PORTS, wait_until};
+use crate::common::lab::{Host, INTERFACES, Lab, wait_until};
 use crate::common::successor::{Successor, process_in, replace};
-use crate::common::{Announce, Tracker, UNCAPPED, WAIT_TIMEOUT, tsubame};
+use crate::common::{Announce, SetOnDrop, Tracker, UNCAPPED, WAIT_TIMEOUT, tsubame};
 use rustix::thread::CapabilitySet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -47,15 +47,6 @@ fn start_for_all_users(lab: &Lab, config: &str) -> Tracker {
     })
 }
 
-/// Sets a value when it is dropped, also if a test fails.
-struct SetAtEnd<'a>(&'a AtomicBool);
-
-impl Drop for SetAtEnd<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// Runs a command of `tsubame` for the running tracker; returns whether it succeeded, and its output.
 fn control(lab: &Lab, name: &str) -> (bool, String) {
     let address = format!("http://{CONTROL}");
@@ -75,8 +66,8 @@ fn upgrade(lab: &Lab) -> Successor {
 /// Stops the running tracker, and waits until no program is attached.
 fn stop(lab: &Lab) {
     assert!(control(lab, "stop").0);
-    for port in PORTS {
-        wait_until("the program is detached", WAIT_TIMEOUT, || !has_program(lab, port));
+    for name in INTERFACES {
+        wait_until("the program is detached", WAIT_TIMEOUT, || !has_program(lab, name));
     }
 }
 
@@ -93,20 +84,20 @@ fn an_upgrade_replaces_the_program_under_load() {
         let (has_ended, mut successor) = (AtomicBool::new(false), None);
         std::thread::scope(|scope| {
             let hosts = [(Host::Seeder, false), (Host::Seeder, true), (Host::Leecher, false)];
-            let (lab, has_ended, end) = (&lab, &has_ended, SetAtEnd(&has_ended));
+            let (lab, has_ended, end) = (&lab, &has_ended, SetOnDrop(&has_ended));
             let loads = hosts.map(|it| scope.spawn(move || announce_until(lab, it, has_ended)));
             let watch = scope.spawn(|| {
                 while !has_ended.load(Ordering::Relaxed) {
-                    assert!(PORTS.iter().all(|port| has_program(lab, port)), "detached");
+                    assert!(INTERFACES.iter().all(|name| has_program(lab, name)), "detached");
                 }
             });
             for _ in 0..3 {
                 tracker.log.clear();
                 let _earlier = successor.replace(upgrade(lab));
                 tracker.wait_for("left to the new process");
-                for port in PORTS {
+                for name in INTERFACES {
                     tracker.wait_for(&format!(
-                        "AF_XDP sockets in copy mode for 2 receive queues of {port}"
+                        "AF_XDP sockets in copy mode for 2 receive queues of {name}"
                     ));
                 }
                 wait_until("redirected requests", WAIT_TIMEOUT, || redirected(lab) > 100);
@@ -138,7 +129,7 @@ fn a_failed_upgrade_leaves_the_program_as_it_is() {
     replace(&program, "exit 7");
     let (is_replaced, text) = control(&lab, "upgrade");
     assert!(!is_replaced && text.contains("exit status: 7"), "{text}");
-    assert!(PORTS.iter().all(|port| has_program(&lab, port)));
+    assert!(INTERFACES.iter().all(|name| has_program(&lab, name)));
     wait_for_af_xdp(&lab);
     // No other process keeps the program attached.
     stop(&lab);

@@ -4,7 +4,7 @@
 //! address and the epoch number, with a secret key. A sender that forges its source address never receives the id,
 //! and guesses it with a probability of 2^-56. The port is not included, as clients share an id between sockets.
 //!
-//! An epoch is 64 seconds of the wall clock, so nodes that share a key accept each other's ids. This module reads no
+//! An epoch is 64 seconds of the wall clock, so trackers that share a key accept each other's ids. This module reads no
 //! clock and generates no key.
 
 #![forbid(unsafe_code)]
@@ -84,16 +84,16 @@ impl ConnectionIds {
 
     /// Returns an id for a source; never 0, which some clients treat as "not connected".
     pub fn issue(&self, unix_secs: u64, source: IpAddr) -> u64 {
-        let epoch = unix_secs / EPOCH_SECS;
+        let epoch = Self::epoch(unix_secs);
         self.hashers.first().map_or(1, |hasher| id_of(hasher, epoch, source))
     }
 
     /// Returns whether an id was issued to this source with any of the keys and has not expired.
     ///
-    /// An id of the next epoch is accepted, as the clock of another node may be ahead. The time of the comparison does
-    /// not depend on the tag.
+    /// An id of the next epoch is accepted, as the clock of another tracker may be ahead. The time of the comparison
+    /// does not depend on the tag.
     pub fn accepts(&self, unix_secs: u64, source: IpAddr, id: u64) -> bool {
-        let now = unix_secs / EPOCH_SECS;
+        let now = Self::epoch(unix_secs);
         // The epoch in the id is public; only the tag is secret.
         let ahead_of_id = (now as u8).wrapping_sub((id >> TAG_BITS) as u8);
         let epoch = match ahead_of_id {
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn ids_are_reproducible_across_versions() {
-        // Nodes of different versions share keys: these values must never change.
+        // Trackers of different versions share keys: these values must never change.
         let v6 = "2001:db8::7".parse().unwrap();
         assert_eq!(ids(&[7], 120).issue(1_700_000_000, v6), 0xc400_a86e_5814_cf7a);
         assert_eq!(ids(&[7], 120).issue(1_700_000_000, source()), 0xc458_2dd4_82cf_c89a);

@@ -99,7 +99,7 @@ pub struct UnreadableDatagram;
 pub struct Datagram<'a> {
     /// Source address, which may be forged.
     pub source: SocketAddr,
-    /// Payload, truncated to the longest request.
+    /// Payload, or as much of it as fits into a receive buffer: at least [`DATAGRAM_LEN_MAX`] bytes.
     pub payload: &'a [u8],
     /// Whether the datagram was longer than the payload.
     pub truncated: bool,
@@ -348,7 +348,10 @@ impl Ring {
     }
 
     /// Returns the contents of a received datagram and the slot for its reply.
-    pub fn open<'a>(&'a mut self, received: &ReceivedDatagram) -> (Datagram<'a>, &'a mut [u8]) {
+    pub fn datagram_and_slot<'a>(
+        &'a mut self,
+        received: &ReceivedDatagram,
+    ) -> (Datagram<'a>, &'a mut [u8]) {
         let ReceivedDatagram { completed, header } = received;
         assert_eq!(completed.ring, self.state.number);
         let payload = header.payload(self.state.bytes(completed));

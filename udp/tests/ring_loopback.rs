@@ -47,7 +47,7 @@ fn arrivals(ring: &mut Ring) -> usize {
 /// Replies to all received datagrams; `answer` writes a reply and returns its length, or 0 for none.
 fn serve(ring: &mut Ring, mut answer: impl FnMut(&[u8], bool, &mut [u8]) -> usize) {
     while let Some(received) = ring.take().map(Result::unwrap) {
-        let (datagram, reply) = ring.open(&received);
+        let (datagram, reply) = ring.datagram_and_slot(&received);
         match answer(datagram.payload, datagram.truncated, reply) {
             0 => ring.release(received),
             len => ring.send(received, len).unwrap(),
@@ -134,7 +134,7 @@ fn a_turn_that_gathers_sends_first_and_gathers_datagrams() {
     first.send_to(b"one", server).unwrap();
     arrivals(&mut ring);
     let received = ring.take().map(Result::unwrap).unwrap();
-    let len = echo(b"one", false, ring.open(&received).1);
+    let len = echo(b"one", false, ring.datagram_and_slot(&received).1);
     ring.send(received, len).unwrap();
     // More datagrams follow only after the reply to the first one: by then the turn already waits.
     let sender = std::thread::spawn(move || {
@@ -191,9 +191,9 @@ fn a_wait_for_an_event_ends_when_there_is_one() {
         client.send_to(b"one", server).unwrap();
         assert_eq!(ring.turn(wait(LONG)).unwrap(), 1);
         let received = ring.take().map(Result::unwrap).unwrap();
-        let len = echo(b"one", false, ring.open(&received).1);
+        let len = echo(b"one", false, ring.datagram_and_slot(&received).1);
         ring.send(received, len).unwrap();
-        // The reply is submitted before the wait and does not end it without gathering; the answer of the client does.
+        // The turn submits the reply, then waits. Without gathering, only the client's next datagram ends the wait.
         let answer = std::thread::spawn(move || {
             client.recv_from(&mut [0; 64]).unwrap();
             std::thread::yield_now();
@@ -255,7 +255,7 @@ fn without_free_buffers_datagrams_wait() {
     let mut numbers = BTreeSet::new();
     let mut take = |ring: &mut Ring, held: &mut Vec<_>| {
         while let Some(received) = ring.take().map(Result::unwrap) {
-            let (datagram, _) = ring.open(&received);
+            let (datagram, _) = ring.datagram_and_slot(&received);
             numbers.insert(u32::from_be_bytes(datagram.payload.try_into().unwrap()));
             held.push(received);
         }
@@ -407,7 +407,7 @@ fn the_kernel_steers_to_the_owner() {
             let from = if server.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
             let client = client(from);
             let target = SocketAddr::new(client.local_addr().unwrap().ip(), server.port());
-            let mut hashes = 0;
+            let mut received = 0;
             for _ in 0..300 {
                 let mut datagram = vec![0; *rng.choice(&[36, 98, 110, 1_496]).unwrap()];
                 rng.fill(&mut datagram);
@@ -423,11 +423,11 @@ fn the_kernel_steers_to_the_owner() {
                 arrivals(&mut rings[usize::from(owner)]);
                 serve(&mut rings[usize::from(owner)], |payload, _, _| {
                     assert_eq!(payload, datagram);
-                    hashes += 1;
+                    received += 1;
                     0
                 });
             }
-            assert_eq!(hashes, 300);
+            assert_eq!(received, 300);
             // A datagram without an info hash arrives at any ring.
             client.send_to(&[0; 16], target).unwrap();
             let deadline = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_sec + 5;

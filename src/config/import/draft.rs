@@ -1,6 +1,7 @@
 //! The output of a config conversion while it is being built.
 
 use crate::config::hooks::PLACEHOLDER_HOOK;
+use crate::config::read::nearest;
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -126,9 +127,8 @@ pub(super) fn printable(text: &str) -> String {
 
 /// Returns a question with the known name that is most similar to a misspelt one, or an empty text.
 pub(super) fn suggestion(name: &str, known: &[&str]) -> String {
-    let near = known.iter().map(|known| (strsim::damerau_levenshtein(known, name), known)).min();
-    match near.filter(|(distance, _)| *distance <= name.len().div_ceil(3).max(1)) {
-        Some((_, known)) => format!("; did you mean {known}?"),
+    match nearest(name, known) {
+        Some(known) => format!("; did you mean {known}?"),
         None => String::new(),
     }
 }

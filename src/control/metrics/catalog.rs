@@ -400,11 +400,11 @@ pub(super) const METRICS: &[Metric] = &[
     process_gauge("snapshot_age_seconds", "Time since the last complete snapshot", |it| {
         it.snapshot_age_secs().map(Integer)
     }),
-    process_gauge("snapshot_write_seconds", "Time that the last snapshot took", |it| {
+    process_gauge("snapshot_write_seconds", "Time that the most recent snapshot took", |it| {
         let snapshots = &it.monitored.process.snapshots;
         snapshots.get(&snapshots.written_ms).map(|ms| Float(ms as f64 / 1e3))
     }),
-    process_gauge("snapshot_bytes", "Length of the last snapshot", |it| {
+    process_gauge("snapshot_bytes", "Length of the most recent snapshot", |it| {
         let snapshots = &it.monitored.process.snapshots;
         snapshots.get(&snapshots.written_bytes).map(Integer)
     }),

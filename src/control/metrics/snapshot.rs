@@ -46,7 +46,7 @@ impl MetricsSnapshot {
         Self {
             shards: shards.collect(),
             xdp: monitored.xdp.as_ref().map(|xdp| xdp.stats.read()),
-            uptime_secs: monitored.clock.elapsed().as_secs_f64(),
+            uptime_secs: monitored.uptime().as_secs_f64(),
             resident_bytes: memory::resident_bytes(),
             stuck_reads: monitored.slow_reads.stuck().len(),
             summary: monitored.summary().map(|(at, summary)| (now.0.saturating_sub(at.0), summary)),

@@ -5,6 +5,7 @@
 
 use crate::clock::Clock;
 use crate::config::{SteeringMode, UdpConfig};
+use crate::process::deadline::Deadline;
 use crate::process::interfaces::host_interfaces;
 use crate::process::listen::inherited::{InheritedError, InheritedSockets};
 use crate::process::listen::key::ListenKey;
@@ -12,14 +13,9 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
 use thiserror::Error;
 use tsubame_udp::ring::UdpSocket;
 use tsubame_udp::steering::{self, SteeringKeys};
-
-/// Time for which binding is retried while a previous process still has the port: the kernel releases the sockets of an
-/// io_uring tens of milliseconds after its process has ended.
-const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Maximum number of local addresses that get sockets of their own for one wildcard address. The wildcard socket
 /// receives the datagrams of all others.
@@ -139,7 +135,7 @@ impl UdpListeners {
             let failed = |error| InheritedError::Failed(address.to_string(), error);
             let group = group.map_err(failed)?;
             if let Some(socket) = group.first() {
-                // Of a previous process, with other keys; mostly there is none.
+                // A program that a previous process attached has other keys. Usually there is none.
                 let _ = steering::detach(socket.as_fd());
             }
             listeners.add_group(group, &binding)?;
@@ -289,15 +285,13 @@ fn claim(
     clock: &Clock,
     bind_exclusive: impl Fn(SocketAddr) -> io::Result<SocketAddr>,
 ) -> Result<SocketAddr, ListenError> {
-    let start = clock.elapsed();
+    // The kernel releases the sockets of an io_uring tens of milliseconds after its process has ended.
+    let deadline = Deadline::of_predecessor(*clock);
     loop {
         match bind_exclusive(address) {
             Ok(address) => return Ok(address),
-            Err(error)
-                if error.kind() == io::ErrorKind::AddrInUse
-                    && clock.elapsed() - start < PREDECESSOR_TIMEOUT =>
-            {
-                clock.pause_before_retry();
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && !deadline.has_passed() => {
+                deadline.pause();
             }
             Err(error) => return Err(explain(key, address, error)),
         }

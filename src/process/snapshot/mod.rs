@@ -12,6 +12,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::control::monitored::ProcessStats;
 use crate::process::cpus;
+use crate::process::deadline::Deadline;
 use crate::process::settings::table_bytes;
 use crate::process::shard_export::ShardSender;
 pub(crate) use directory::connection_id_key;
@@ -25,11 +26,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tsubame_udp::steering::SteeringKeys;
 
-/// Time after which it is tried again to lock a directory that another process uses.
-const LOCK_RETRY: Duration = Duration::from_secs(10);
-
-/// Time for which the lock is retried at once, while the previous process of the tracker ends.
-const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pause between two attempts to open and lock the directory.
+const OPEN_RETRY: Duration = Duration::from_secs(10);
 
 /// What the thread needs to know at start.
 pub(crate) struct SnapshotSettings {
@@ -73,25 +71,25 @@ impl SnapshotSettings {
 enum SnapshotCommand {
     /// Sets the time between two snapshots.
     SetInterval(Duration),
-    /// Writes the last snapshot, and ends the thread.
-    WriteLast(LastSnapshotSenders),
+    /// Writes the final snapshot, and ends the thread.
+    WriteFinal(FinalSnapshotSenders),
     /// Gives up a snapshot that is being written, sends a message, and writes none before the other end of the second
     /// channel is dropped.
     Pause(Sender<()>, Receiver<()>),
 }
 
-/// The progress of the last snapshot, as the thread reports it.
+/// The progress of the final snapshot, as the thread reports it.
 #[derive(Debug)]
-struct LastSnapshotSenders {
+struct FinalSnapshotSenders {
     /// All but the latest changes were written: the shards may stop. Dropped if that fails.
     caught_up: oneshot::Sender<()>,
     /// The snapshot is complete. Dropped if that fails.
     done: oneshot::Sender<()>,
 }
 
-/// The progress of the last snapshot, as the control plane awaits it. A channel is closed if the snapshot fails.
+/// The progress of the final snapshot, as the control plane awaits it. A channel is closed if the snapshot fails.
 #[derive(Debug)]
-pub(crate) struct LastSnapshot {
+pub(crate) struct FinalSnapshot {
     /// All but the latest changes were written: the shards may stop.
     pub(crate) caught_up: oneshot::Receiver<()>,
     /// The snapshot is complete.
@@ -132,17 +130,17 @@ impl SnapshotThread {
 
     /// Sets the time between two snapshots.
     pub(crate) fn set_interval(&self, interval: Duration) {
-        // The thread has ended only after the last snapshot.
+        // The thread has ended only after the final snapshot.
         let _ = self.commands.send(SnapshotCommand::SetInterval(interval));
     }
 
-    /// Has the last snapshot written, with the changes until the shards have stopped.
-    pub(crate) fn write_last(&self) -> LastSnapshot {
+    /// Has the final snapshot written, with the changes until the shards have stopped.
+    pub(crate) fn write_final(&self) -> FinalSnapshot {
         let (caught_up, is_caught_up) = oneshot::channel();
         let (done, is_done) = oneshot::channel();
-        let senders = LastSnapshotSenders { caught_up, done };
-        let _ = self.commands.send(SnapshotCommand::WriteLast(senders));
-        LastSnapshot { caught_up: is_caught_up, done: is_done }
+        let senders = FinalSnapshotSenders { caught_up, done };
+        let _ = self.commands.send(SnapshotCommand::WriteFinal(senders));
+        FinalSnapshot { caught_up: is_caught_up, done: is_done }
     }
 
     /// Returns a handle with which another thread can pause the snapshots.
@@ -171,15 +169,15 @@ struct SnapshotJob {
     interval: Duration,
     shards: ShardSender,
     commands: Receiver<SnapshotCommand>,
-    /// Set once the last snapshot was asked for.
-    last: Option<LastSnapshotSenders>,
+    /// Set once the final snapshot was asked for.
+    last: Option<FinalSnapshotSenders>,
     /// Set while a pause was asked for.
     pause: Option<(Sender<()>, Receiver<()>)>,
 }
 
 impl SnapshotJob {
     fn run(mut self, taken_over: Option<oneshot::Receiver<()>>) {
-        cpus::lower_priority_most();
+        cpus::set_lowest_priority();
         let has_predecessor = taken_over.is_some();
         // The channel is closed if the tracker stops before.
         let _ = taken_over.map(oneshot::Receiver::blocking_recv);
@@ -216,17 +214,16 @@ impl SnapshotJob {
         }
     }
 
-    /// Opens and locks the directory; tries again if another process has locked it. Returns `None` if the tracker stops
+    /// Opens and locks the directory; tries again until that succeeds. Returns `None` if the tracker stops
     /// before.
     fn open_directory(&mut self) -> Option<StateDirectory> {
         let mut reported = String::new();
-        let started = self.settings.clock.elapsed();
+        let deadline = Deadline::of_predecessor(self.settings.clock);
         loop {
-            let elapsed = self.settings.clock.elapsed().saturating_sub(started);
             match StateDirectory::open(&self.settings.directory) {
                 Ok(directory) => return Some(directory),
-                Err(DirectoryError::InUse(_)) if elapsed < PREDECESSOR_TIMEOUT => {
-                    self.settings.clock.pause_before_retry();
+                Err(DirectoryError::InUse(_)) if !deadline.has_passed() => {
+                    deadline.pause();
                     continue;
                 }
                 Err(error) => {
@@ -240,7 +237,7 @@ impl SnapshotJob {
                     self.settings.process.snapshots.failed.fetch_add(1, Ordering::Relaxed);
                 }
             }
-            if !self.handle_command(LOCK_RETRY) || self.last.is_some() {
+            if !self.handle_command(OPEN_RETRY) || self.last.is_some() {
                 return None;
             }
             self.pause_if_asked();
@@ -282,7 +279,7 @@ impl SnapshotJob {
     fn apply(&mut self, command: SnapshotCommand) {
         match command {
             SnapshotCommand::SetInterval(interval) => self.interval = interval,
-            SnapshotCommand::WriteLast(senders) => self.last = Some(senders),
+            SnapshotCommand::WriteFinal(senders) => self.last = Some(senders),
             SnapshotCommand::Pause(paused, resumed) => self.pause = Some((paused, resumed)),
         }
     }

@@ -49,10 +49,10 @@ impl Pass {
 /// Reason why a snapshot was not read to its end.
 #[derive(Debug, Error)]
 enum RestoreError {
-    /// It is none, or cannot be read.
+    /// The file is not a snapshot, or has another version of the format.
     #[error(transparent)]
     Header(#[from] HeaderError),
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("it cannot be read: {0}")]
     Io(#[from] io::Error),
     /// A shard does not answer.
@@ -232,7 +232,7 @@ impl SnapshotJob {
         let mut records = Vec::new();
         while let Some(block) = reader.next_block()? {
             let now = self.settings.clock.now();
-            // A wall clock that was set back counts as no time.
+            // If the wall clock was set back, the block counts as written now.
             let since = now.unix_secs.saturating_sub(block.unix_secs);
             let written_at = now.monotonic.signed().saturating_sub_unsigned(since);
             records.clear();

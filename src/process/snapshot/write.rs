@@ -1,7 +1,7 @@
 //! Writes a snapshot.
 
 use super::directory::StateDirectory;
-use super::{LastSnapshotSenders, SnapshotJob};
+use super::{FinalSnapshotSenders, SnapshotJob};
 use crate::clock::Clock;
 use crate::process::shard_export::{ShardExport, UnansweredExport};
 use crate::state::{StreamTotals, write_block, write_end, write_header};
@@ -23,7 +23,7 @@ enum SnapshotError {
     /// A shard does not answer.
     #[error(transparent)]
     Shard(#[from] UnansweredExport),
-    /// The last snapshot, or an upgrade, was asked for.
+    /// The final snapshot, or an upgrade, was asked for.
     #[error("the tracker is stopping or being upgraded")]
     Interrupted,
 }
@@ -110,7 +110,7 @@ impl SnapshotJob {
                 directory.discard_snapshot();
                 status.failed.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(
-                    "storage.directory: no snapshot was written, the last one stays: {error}"
+                    "storage.directory: no snapshot was written, the previous one stays: {error}"
                 );
             }
         }
@@ -120,7 +120,7 @@ impl SnapshotJob {
     fn try_write(
         &mut self,
         directory: &StateDirectory,
-        last: Option<LastSnapshotSenders>,
+        last: Option<FinalSnapshotSenders>,
         done: &mut Option<Sender<()>>,
     ) -> Result<(StreamTotals, u64), SnapshotError> {
         let clock = self.settings.clock;

@@ -27,4 +27,7 @@ pub enum UpgradeError {
     /// The records cannot be read.
     #[error("upgrade: the running tracker has sent invalid records; restart instead")]
     Records,
+    /// A shard of this process does not answer.
+    #[error("upgrade: a shard has not imported records in time; see /healthz")]
+    Shard,
 }

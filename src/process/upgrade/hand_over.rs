@@ -39,7 +39,7 @@ const PAUSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time that the thread that controls XDP may take to duplicate its links.
 const LINKS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Reason why an upgrade has failed. The process serves on.
+/// Reason why an upgrade has failed. The process serves on, unless the new one serves already.
 #[derive(Debug, Error)]
 enum UpgradeFailure {
     #[error(
@@ -152,8 +152,7 @@ impl Upgrade {
 /// The new process, which is ended when this is dropped, unless it serves.
 struct Successor {
     process: Child,
-    /// Its number, as the control plane knows it; 0 once it was waited for, after which the kernel may use the number
-    /// again.
+    /// Its PID, shared with the control plane; 0 once it was waited for, after which the kernel may reuse the PID.
     number: Arc<AtomicU32>,
     is_serving: bool,
 }
@@ -188,7 +187,7 @@ struct UpgradeJob {
 
 impl UpgradeJob {
     fn run(self) {
-        cpus::lower_priority_most();
+        cpus::set_lowest_priority();
         let event = match self.try_run() {
             Ok(()) => UpgradeEvent::Complete,
             Err(failure) => UpgradeEvent::Failed {

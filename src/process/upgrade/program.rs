@@ -75,8 +75,8 @@ impl ProgramStarter {
                     }
                     StarterCommand::Start(mut command, reply) => {
                         let child = command.spawn();
-                        // The command holds the other end of the channel, whose end must be noticed when the process
-                        // ends.
+                        // The command holds the socket of the child. While it is open here, the exit of the child does
+                        // not close the channel.
                         drop(command);
                         let _ = reply.send(child);
                     }

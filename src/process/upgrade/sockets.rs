@@ -40,8 +40,6 @@ struct SocketGroup {
     per_shard: usize,
     /// Configured addresses, with the ports that were assigned.
     addresses: Vec<SocketAddr>,
-    /// Addresses whose sockets the service manager keeps.
-    inherited: Vec<SocketAddr>,
 }
 
 /// Duplicates of all sockets of a tracker, kept for another process of it.
@@ -68,7 +66,6 @@ impl SocketCopies {
         let of_http = |listeners: &HttpListeners| SocketGroup {
             per_shard: listeners.shards.first().map_or(0, Vec::len),
             addresses: listeners.addresses.clone(),
-            inherited: listeners.inherited.clone(),
         };
         let list = SocketList {
             // A config has at most 128 shards.
@@ -76,7 +73,6 @@ impl SocketCopies {
             udp: SocketGroup {
                 per_shard: udp.shards.first().map_or(0, Vec::len),
                 addresses: udp.addresses.clone(),
-                inherited: Vec::new(),
             },
             http: of_http(http),
             https: of_http(https),

@@ -50,7 +50,7 @@ impl Predecessor {
         let mut channel = UpgradeChannel::new(UnixStream::from(input));
         channel.set_timeout(STEP_TIMEOUT).map_err(UpgradeError::Channel)?;
         let UpgradeMessage::Hello(json) = channel.receive().map_err(UpgradeError::Channel)? else {
-            return Err(UpgradeError::Version("it does not say hello".to_owned()));
+            return Err(UpgradeError::Version("its first message is not Hello".to_owned()));
         };
         let greeting: Greeting = serde_json::from_slice(&json)
             .map_err(|error| UpgradeError::Version(error.to_string()))?;
@@ -117,7 +117,7 @@ impl Predecessor {
     ) -> Result<(Vec<Tracker>, TakeOver), UpgradeError> {
         // The predecessor serves on the same cores. A thread of its own, because a lower priority cannot be taken back.
         let thread = std::thread::Builder::new().name("import".to_owned()).spawn(move || {
-            cpus::lower_priority_most();
+            cpus::set_lowest_priority();
             let shards = trackers.len();
             self.channel.send(&UpgradeMessage::Ready).map_err(UpgradeError::Channel)?;
             let mut counts = ImportCounts::default();
@@ -135,8 +135,8 @@ impl Predecessor {
                 }
             }
             let Self { channel, greeting, .. } = self;
-            let process = greeting.process;
-            Ok((trackers, TakeOver { channel, process, keys, counts }))
+            let predecessor_pid = greeting.process;
+            Ok((trackers, TakeOver { channel, predecessor_pid, keys, counts }))
         });
         let imported = thread.map_err(UpgradeError::Channel)?.join();
         // A panic ends the process.
@@ -155,7 +155,7 @@ fn import_page(tracker: &mut Tracker, now: Seconds, page: &[StateRecord]) -> Imp
 #[derive(Debug)]
 pub(crate) struct TakeOver {
     channel: UpgradeChannel,
-    process: u32,
+    predecessor_pid: u32,
     keys: SteeringKeys,
     counts: ImportCounts,
 }
@@ -195,14 +195,14 @@ impl TakeOver {
         match finished {
             Ok(()) => tracing::info!(
                 "took over from process {}: {} torrents, {} peers and changes of peers, {} refused",
-                self.process,
+                self.predecessor_pid,
                 grouped(torrents),
                 grouped(peers),
                 grouped(refused)
             ),
             Err(error) => tracing::warn!(
-                "process {} has ended before the upgrade was complete, and may not have sent its last changes: {error}",
-                self.process
+                "the last changes of process {} may be missing: {error}",
+                self.predecessor_pid
             ),
         }
         // The standard input is another handle of the channel, which stays open.
@@ -224,7 +224,7 @@ impl TakeOver {
                     }
                     while waiting > 0 {
                         let page = imported.recv_timeout(Duration::from_secs(10));
-                        let page = page.map_err(|_| UpgradeError::Records)?;
+                        let page = page.map_err(|_| UpgradeError::Shard)?;
                         self.counts.add(&page.counts);
                         waiting -= 1;
                     }

@@ -16,8 +16,8 @@ pub(crate) struct XdpSettings {
 }
 
 pub(super) enum XdpCommand {
-    /// Applies settings. The first ones also attach the program; then the problem is sent that must end the start, if
-    /// there is one.
+    /// Applies settings. The first ones also attach the program; then the problem that must end the start is
+    /// sent, if there is one.
     Apply(Box<XdpSettings>, Option<Sender<Option<String>>>),
     /// Sends duplicates of the links of all interfaces to which the program is attached.
     Duplicate(Sender<Vec<AttachedInterface>>),

@@ -1,12 +1,13 @@
 //! Attaches the program to the interfaces, keeps its settings and addresses current, and reads its counters.
 
 use super::command::{XdpCommand, XdpSettings};
-use super::privileged::{Capabilities, Deadline, attach};
+use super::privileged::{Capabilities, attach};
 use super::sockets::{QueueSettings, QueueSockets};
 use crate::clock::Clock;
 use crate::config::XdpConfig;
 use crate::policy::NetworkRules;
 use crate::policy::networks::NetworkFilter;
+use crate::process::deadline::Deadline;
 use crate::process::interfaces::{
     HostInterface, driver, ethernet, has_vlans, host_addresses, host_interfaces, mtu,
     receive_queues,
@@ -32,8 +33,8 @@ use tsubame_udp::xdp::{
 /// How often interfaces, addresses and counters are read.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Time after which an interface is tried again to which the program could not be attached, or whose queues had sockets
-/// of another program.
+/// Pause before another attempt to attach the program to an interface, or to open sockets for queues that another
+/// program used.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A configured interface.
@@ -63,8 +64,7 @@ pub(super) struct XdpControl {
     networks: Vec<Arc<NetworkFilter>>,
     /// Networks that have not been written yet.
     new_networks: Option<NetworkRules>,
-    /// Interfaces to which the process has attached its program that this one takes over from, until the first settings
-    /// are applied.
+    /// Interfaces to which the predecessor has attached its program, until the first settings are applied.
     inherited: Vec<AttachedInterface>,
     /// Whether another process takes over from this one.
     is_replaced: bool,
@@ -199,7 +199,7 @@ impl XdpControl {
         of_program.chain(of_sockets.filter(|_| self.config.requires_sockets())).next()
     }
 
-    /// Takes over settings, which [`Self::update`] applies.
+    /// Stores settings, which [`Self::update`] applies.
     fn set(&mut self, settings: XdpSettings) {
         if self.settings.is_none() {
             // The first settings arrive after the process has changed its user: no other capabilities are needed now.
@@ -459,8 +459,8 @@ impl XdpControl {
                     if before.is_none_or(|(before, _)| before != problem) {
                         tracing::warn!("udp.xdp: {problem}; its announces come over UDP sockets");
                     }
-                    // Nothing else ends without a change of the interface, and with zero copy each try would interrupt
-                    // the traffic of its queues.
+                    // Other problems persist until the interface changes, and with zero copy each attempt would
+                    // interrupt the traffic of its queues.
                     let can_end =
                         matches!(error, XdpError::Queue { problem: QueueProblem::Busy, .. });
                     let retry_at = if can_end { now + RETRY_INTERVAL } else { Duration::MAX };

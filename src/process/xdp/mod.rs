@@ -59,7 +59,7 @@ impl XdpThread {
     /// Starts the thread, which loads the program, unless no interfaces are configured. To be called while the calling
     /// thread has the capabilities that XDP needs. `listen` are the addresses of the UDP sockets; `shards` takes the
     /// receive queues that each shard is to serve, and is empty if AF_XDP sockets are not to be used. `inherited` are
-    /// the interfaces to which the process has attached its program that this one takes over from.
+    /// the interfaces to which the predecessor has attached its program.
     ///
     /// Unless the config demands XDP, returns `None` and logs a warning if the program cannot be loaded.
     ///

@@ -1,12 +1,8 @@
 //! Attaching the program, and the capabilities for it.
 
-use crate::clock::Clock;
+use crate::process::deadline::Deadline;
 use rustix::thread::{CapabilitySet, CapabilitySets};
-use std::time::Duration;
 use tsubame_udp::xdp::{AttachedInterface, Filter, XdpError, XdpMode};
-
-/// Time after the start for which a program or socket of a previous process may remain.
-const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Capabilities that the program needs.
 const FOR_PROGRAM: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::BPF);
@@ -16,29 +12,6 @@ pub(crate) const CAPABILITIES: CapabilitySet = FOR_PROGRAM.union(CapabilitySet::
 
 /// Capabilities that are kept: with CAP_IPC_LOCK, the memory of sockets may exceed the limit on locked memory.
 pub(crate) const KEPT_CAPABILITIES: CapabilitySet = CAPABILITIES.union(CapabilitySet::IPC_LOCK);
-
-/// A time until which something is tried again.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Deadline {
-    clock: Clock,
-    at: Duration,
-}
-
-impl Deadline {
-    /// Returns the time at which everything of a previous process has ended.
-    pub(super) fn of_predecessor(clock: Clock) -> Self {
-        Self { clock, at: clock.elapsed() + PREDECESSOR_TIMEOUT }
-    }
-
-    pub(super) fn has_passed(&self) -> bool {
-        self.clock.elapsed() >= self.at
-    }
-
-    /// Waits a moment before the next try.
-    pub(super) fn pause(&self) {
-        self.clock.pause_before_retry();
-    }
-}
 
 /// Attaches the program to an interface. Until `deadline` it waits for the end of another program: the kernel detaches
 /// that of a process a moment after its end.

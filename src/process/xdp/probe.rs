@@ -1,9 +1,10 @@
 //! `tsubame check --probe`: what the configured interfaces can do.
 
-use super::privileged::{Deadline, attach, has_capabilities};
+use super::privileged::{attach, has_capabilities};
 use super::sockets::QueueSettings;
 use crate::clock::Clock;
 use crate::config::XdpConfig;
+use crate::process::deadline::Deadline;
 use crate::process::interfaces::{
     HostInterface, driver, ethernet, host_interfaces, receive_queues,
 };

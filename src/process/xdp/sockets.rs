@@ -1,6 +1,6 @@
 //! The AF_XDP sockets of the receive queues of an interface, which shards serve.
 
-use super::privileged::Deadline;
+use crate::process::deadline::Deadline;
 use crate::process::interfaces::{mtu, receive_queues, transmit_queues};
 use crate::shard::xdp_datapath::{OfferedQueue, QueueChange, SharedQueue};
 use std::os::fd::{AsFd, OwnedFd};

@@ -18,14 +18,13 @@ pub const DATAGRAM_LEN_MAX: usize = 1496;
 /// Maximum bytes of a reply: the UDP payload of an Ethernet frame over IPv4.
 pub const REPLY_LEN_MAX: usize = 1472;
 
-/// Bytes of a receive buffer: the longest datagram, what the kernel writes before it, and space for a second control
-/// message (SO_RXQ_OVFL, 24 bytes).
+/// Bytes of a receive buffer: the longest datagram, and what the kernel writes before it.
 ///
 /// The length is a multiple of a cache line, but not a power of two, which would map all headers to few cache sets.
 pub(super) const BUFFER_LEN: usize =
-    (HEADER_LEN + NAME_LEN_MAX + CONTROL_LEN + 24 + DATAGRAM_LEN_MAX).next_multiple_of(64);
+    (HEADER_LEN + NAME_LEN_MAX + CONTROL_LEN + DATAGRAM_LEN_MAX).next_multiple_of(64);
 
-const _: () = assert!(BUFFER_LEN >= 1604 && !BUFFER_LEN.is_power_of_two());
+const _: () = assert!(BUFFER_LEN >= 1580 && !BUFFER_LEN.is_power_of_two());
 
 /// A reply, and the structures that the kernel reads to send it.
 #[repr(C, align(64))]

@@ -1,5 +1,6 @@
 //! Creates an io_uring, and explains what is missing if that fails.
 
+use crate::locked_memory::locked_memory_limit;
 use io_uring::opcode;
 use io_uring::register::Probe;
 use io_uring::{IoUring, squeue};
@@ -96,7 +97,7 @@ pub(super) fn explain(what: &'static str, error: io::Error) -> SetupError {
                 _ => SetupError::Forbidden,
             }
         }
-        Some(libc::ENOMEM) => SetupError::Memory(memlock()),
+        Some(libc::ENOMEM) => SetupError::Memory(locked_memory_limit()),
         // An old kernel does not know the setup flags.
         Some(libc::EINVAL) if what == "create a ring" => {
             SetupError::MissingFeature("SINGLE_ISSUER and DEFER_TASKRUN")
@@ -106,12 +107,6 @@ pub(super) fn explain(what: &'static str, error: io::Error) -> SetupError {
         }
         _ => SetupError::Failed(what, error),
     }
-}
-
-/// Returns the limit on locked memory as text.
-fn memlock() -> String {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock);
-    limit.current.map_or_else(|| "unlimited".to_owned(), |bytes| format!("{} KiB", bytes / 1024))
 }
 
 #[cfg(test)]

@@ -292,8 +292,8 @@ impl Filter {
     /// Writes networks to the pair of maps that is not in force; [`Self::apply`] puts them in force. `refuses_others`
     /// says whether sources in none of them are refused.
     ///
-    /// Takes about a second for 300,000 networks. Returns false, and changes nothing, within a second after others were
-    /// put in force. `now` is a monotonic time.
+    /// Takes about a second for 300,000 networks. Returns false, and changes nothing, within a second after the last
+    /// [`Self::apply`], even of the same networks. `now` is a monotonic time.
     ///
     /// # Errors
     ///

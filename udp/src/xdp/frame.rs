@@ -117,7 +117,7 @@ impl FrameHeaders {
         usize::from(self.ip_offset) + ip_len + UDP_LEN
     }
 
-    /// Returns the number of bytes of an IP packet in the same direction or back with a payload of this length.
+    /// Returns the number of bytes of an IP packet of the same family with a payload of `payload_len` bytes.
     pub fn packet_len(&self, payload_len: usize) -> usize {
         self.payload_offset() - usize::from(self.ip_offset) + payload_len
     }
@@ -212,7 +212,7 @@ impl FrameReplyPath {
         self.interface
     }
 
-    /// Returns the headers of the request.
+    /// Returns the headers of the request, with a payload length of 0: the path does not keep it.
     pub fn headers(&self) -> FrameHeaders {
         let narrow = |bytes: [u8; 16], port| {
             let address = Ipv6Addr::from(bytes);

@@ -100,7 +100,7 @@ pub struct FilterSettings {
 pub(super) struct NetworksInForce {
     /// Which of the two pairs of maps.
     pub(super) pair: u32,
-    /// Whether there are any networks.
+    /// Whether sources are looked up: there are networks, or sources that are in none are refused.
     pub(super) is_used: bool,
     /// Whether sources that are in no network are refused.
     pub(super) refuses_others: bool,

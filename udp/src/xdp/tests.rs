@@ -54,6 +54,8 @@ struct Model {
     networks: Vec<NetworkRule>,
     refuses_others: bool,
     other_interfaces: std::ops::Range<u32>,
+    /// Whether the interface of the frames is in the settings, and not only in the map.
+    is_interface_in_settings: bool,
 }
 
 impl Model {
@@ -113,7 +115,9 @@ impl Model {
     }
 
     fn load(&self, filter: &mut Filter, now: Duration) {
-        // Interfaces before and after that of the frames: it is in the settings, or only in the map.
+        if !self.is_interface_in_settings {
+            filter.remove_interface(LOOPBACK);
+        }
         for index in self.other_interfaces.clone() {
             filter.set_interface(index, 0, CLIENT_MAC).unwrap();
         }
@@ -124,6 +128,7 @@ impl Model {
         assert!(filter.apply(&self.settings, UNIX_SECS, now).unwrap());
         assert!(!filter.has_changed());
         self.other_interfaces.clone().for_each(|index| filter.remove_interface(index));
+        filter.set_interface(LOOPBACK, 0, MAC).unwrap();
     }
 }
 
@@ -149,14 +154,14 @@ fn model(rng: &mut fastrand::Rng) -> Model {
     networks.sort_by_key(|rule| (rule.address, rule.prefix_len));
     networks.dedup_by_key(|rule| (rule.address, rule.prefix_len));
     let settings = FilterSettings { ids, passes_wrong_ids: rng.u8(..4) == 0 };
-    let first = rng.u32(..2) * 2;
     Model {
         listeners,
         local,
         settings,
         networks,
         refuses_others: rng.u8(..4) == 0,
-        other_interfaces: first..first + rng.u32(..6) * first.min(1),
+        other_interfaces: 2..2 + rng.u32(..6),
+        is_interface_in_settings: rng.bool(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::mapping::Mapping;
 use super::shared_ring::{Consumer, Producer};
+use crate::locked_memory::locked_memory_limit;
 use rustix::io::Errno;
 use rustix::net::sockopt::{
     set_socket_send_buffer_size, set_socket_send_buffer_size_force, set_xdp_rx_ring_size,
@@ -151,12 +152,6 @@ fn explain(what: &'static str) -> impl Fn(Errno) -> QueueProblem {
         Errno::BUSY => QueueProblem::Busy,
         error => QueueProblem::Failed(what, error.into()),
     }
-}
-
-/// Returns the limit on locked memory as text.
-fn locked_memory_limit() -> String {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock);
-    limit.current.map_or_else(|| "unlimited".to_owned(), |bytes| format!("{} KiB", bytes / 1024))
 }
 
 #[cfg(test)]
