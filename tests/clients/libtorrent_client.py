@@ -24,6 +24,9 @@ session = libtorrent.session(
         "validate_https_trackers": False,
         # Its address is private, which libtorrent would refuse otherwise.
         "ssrf_mitigation": False,
+        # Over uTP, libtorrent 2.0.8 stops in the middle of a transfer now and then.
+        "enable_outgoing_utp": False,
+        "enable_incoming_utp": False,
         # By default a peer is tried again only a minute or two after a failed connection.
         "min_reconnect_time": 1,
         "alert_mask": libtorrent.alert.category_t.all_categories,
