@@ -137,7 +137,7 @@ fn wildcard_and_specific_addresses_may_overlap() {
     // Below the range (32768 and above by default) from which the sockets of other tests get their ports.
     let mut rng = fastrand::Rng::with_seed(std::process::id().into());
     let port = std::iter::repeat_with(|| rng.u16(20_000..30_000))
-        .find(|port| std::net::UdpSocket::bind(("::", *port)).is_ok())
+        .find(|port| std::net::UdpSocket::bind(("0.0.0.0", *port)).is_ok())
         .unwrap();
     for (listen, from) in [
         (format!("\"0.0.0.0:{port}\", \"127.0.0.1:{port}\""), "127.0.0.1"),
