@@ -154,7 +154,8 @@ fn twenty_upgrades_under_load_lose_nothing() {
     }
 }
 
-/// A client that keeps its HTTP connection is told to close it with the reply to its next request, and loses none.
+/// A client that keeps its HTTP connection open gets `Connection: close` with the reply to its next request, and loses
+/// no request.
 #[test]
 fn http_connections_end_with_a_reply() {
     let directory = tempfile::tempdir().unwrap();

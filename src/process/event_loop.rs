@@ -442,7 +442,7 @@ async fn stop_shards(running: &mut RunningTracker, keeps_listeners: bool) -> boo
         let _ = timeout_at(drain_deadline, all_drained.recv()).await;
     }
     if keeps_listeners {
-        // A client that sends its next request meanwhile is told to close the connection.
+        // Meanwhile each connection is closed after the reply to its next request.
         let deadline = Instant::now() + CONNECTIONS_TIMEOUT;
         while running.monitored.sum().http.open > 0 && Instant::now() < deadline {
             tokio::time::sleep(CONNECTIONS_INTERVAL).await;

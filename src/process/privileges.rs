@@ -133,7 +133,8 @@ fn drop_capabilities(added: CapabilitySet) {
 ///
 /// # Errors
 ///
-/// Returns an error if the kernel refuses: the thread may have the privileges of root.
+/// Returns an error if the kernel refuses to limit the thread of a process that has changed its user, or to pass
+/// `added` on: the thread may still have the capabilities of root.
 pub fn limit_for_programs(was_root: bool, added: CapabilitySet) -> io::Result<()> {
     match (geteuid().is_root(), added.is_empty()) {
         (true, _) => drop_capabilities(added),

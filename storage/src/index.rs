@@ -74,7 +74,8 @@ impl PositionIndex {
         self.find(hash, |_| true)
     }
 
-    /// Reads the slot at which the search for a hash starts.
+    /// Reads the slot at which the search for a hash starts. Unlike [`Self::guess`], it does not compare what it reads,
+    /// so that the processor goes on to the next read without waiting for this one.
     pub(crate) fn read_slot(&self, hash: u64) -> u32 {
         let segment = self.segments.at(self.segment_of(hash));
         segment.slots.get(segment.probe_start(hash)).copied().unwrap_or(EMPTY)
@@ -87,7 +88,7 @@ impl PositionIndex {
 
     /// Adds a position that is not in the index. Returns false if its segment is full and cannot grow.
     ///
-    /// `elements` must have those at all positions in the index, including the new one.
+    /// `elements` must be able to read the elements at all positions in the index, including the new one.
     pub(crate) fn insert<K>(
         &mut self,
         hash: u64,

@@ -208,7 +208,8 @@ impl Table {
         if self.has_reached_source_limit(&record) {
             return refused(JoinRefusal::Source);
         }
-        // Without room, the record needs a larger placement. A large swarm has room, but may have to allocate for it.
+        // Without room, the swarm must grow. A large swarm may have room and still have to allocate a chunk or index
+        // slots.
         if (!has_room || stored >= BLOCK_PEERS_MAX)
             && (self.is_out_of_memory() || !self.grow::<N>(position))
         {

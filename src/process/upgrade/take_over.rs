@@ -186,7 +186,8 @@ impl TakeOver {
     fn run(mut self, shards: &ShardSender, process: &ProcessStats) {
         let finished = self.import_changes(shards);
         shards.send_to_all(|| TransferRequest::EndImport);
-        // Before the other process is told: whoever waits for this upgrade may start the next one at once.
+        // Before `Complete` is sent: a client that requested this upgrade may request the next one once it has the
+        // reply.
         process.is_taking_over.store(false, Ordering::Relaxed);
         let finished = finished.and_then(|()| {
             self.channel.send(&UpgradeMessage::Complete).map_err(UpgradeError::Channel)

@@ -80,7 +80,8 @@ pub(super) fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> 
 /// Calls `bpf`; `attributes` are those that the kernel reads for the command.
 fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
     let attributes: *const T = attributes;
-    // SAFETY: the kernel only reads the attributes, whose size it is told, and takes those that follow as zero.
+    // SAFETY: the kernel only reads the attributes, up to the size that it is given; fields of `bpf_attr` after those
+    // count as zero.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>()) };
     match libc::c_int::try_from(result) {
         Ok(result @ 0..) => Ok(result),
