@@ -5,7 +5,10 @@
 mod model;
 
 use model::{Checker, LIFETIME, Operation};
-use tsubame_storage::Caps;
+use tsubame_storage::{
+    AnnounceEvent, Caps, Endpoint, Family, InfoHash, PeerOutput, Role, Seconds, SwarmAnnounce,
+    Swarms, TableSettings,
+};
 
 /// Kind of an operation that announces.
 const ANNOUNCE: u8 = 0;
@@ -106,4 +109,24 @@ fn a_delayed_sweep_revives_no_expired_peer() {
         announce_some(&mut checker, 300);
         checker.finish();
     }
+}
+
+/// After a reload to a longer lifetime a tick is less than a sixtieth of it: an age must not wrap around in a pause.
+#[test]
+fn peers_expire_in_a_pause_after_the_lifetime_was_raised() {
+    let settings = TableSettings { peer_lifetime_secs: 2_700, ..TableSettings::with_known_keys(1) };
+    let mut swarms = Swarms::new(settings);
+    swarms.reconfigure(TableSettings { peer_lifetime_secs: 6_750, ..settings });
+    let info_hash = InfoHash([7; 20]);
+    let endpoint = Endpoint::new([9, 9, 9, 9].into(), 6_881);
+    let (role, event) = (Role::Leecher, AnnounceEvent::Started);
+    let announce = SwarmAnnounce { info_hash, endpoint, role, event };
+    let prefetch = swarms.prefetch_index(&info_hash);
+    swarms.announce(Seconds(0), prefetch, &announce, PeerOutput::for_family(Family::V4, &mut []));
+    (1..=6_300).for_each(|second| _ = swarms.sweep(Seconds(second)));
+    let leechers =
+        |swarms: &Swarms| swarms.scrape(&swarms.prefetch_index(&info_hash), &info_hash).leechers;
+    assert_eq!(leechers(&swarms), 1);
+    swarms.sweep(Seconds(6_300 + 9_000));
+    assert_eq!(leechers(&swarms), 0);
 }
