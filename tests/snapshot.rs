@@ -163,8 +163,9 @@ fn write_snapshot(path: &Path, unix_secs: u64, torrents: &[u32]) -> Vec<usize> {
         let mut records = vec![StateRecord::Torrent(torrent)];
         records.extend((0..*peers).map(|peer| {
             let endpoint = Endpoint::new((0x0505_0000 + peer).to_be_bytes().into(), 6_881);
-            let role = Role::Seeder;
-            StateRecord::Peer(PeerRecord { endpoint, role, is_counted: false, announced_at: -60 })
+            let (role, is_counted, is_remote) = (Role::Seeder, false, false);
+            let announced_at = -60;
+            StateRecord::Peer(PeerRecord { endpoint, role, is_counted, is_remote, announced_at })
         }));
         write_block(&records, 0, unix_secs, &mut bytes);
         totals.count(&records);
@@ -277,8 +278,15 @@ fn write_packed_snapshot(directory: &Path, torrents: &[u32]) -> u64 {
             records.push(StateRecord::Torrent(torrent));
             records.extend((part * 2_000..(*peers).min((part + 1) * 2_000)).map(|peer| {
                 let endpoint = Endpoint::new((0x0505_0000 + peer).to_be_bytes().into(), 6_881);
-                let (role, is_counted) = (Role::Seeder, false);
-                StateRecord::Peer(PeerRecord { endpoint, role, is_counted, announced_at: -60 })
+                let (role, is_counted, is_remote) = (Role::Seeder, false, false);
+                let announced_at = -60;
+                StateRecord::Peer(PeerRecord {
+                    endpoint,
+                    role,
+                    is_counted,
+                    is_remote,
+                    announced_at,
+                })
             }));
         }
     }

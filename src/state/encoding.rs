@@ -47,7 +47,8 @@ fn encode_peer(peer: &PeerRecord, now: i64, bytes: &mut Vec<u8>) {
     };
     let counted = if peer.is_counted { flag::COUNTED } else { 0 };
     let family = if peer.endpoint.family() == Family::V6 { flag::V6 } else { 0 };
-    bytes.push(role | counted | family);
+    let remote = if peer.is_remote { flag::REMOTE } else { 0 };
+    bytes.push(role | counted | family | remote);
     encode_number(age(now, peer.announced_at), bytes);
     match peer.endpoint.address() {
         IpAddr::V4(address) => bytes.extend_from_slice(&address.octets()),
@@ -131,7 +132,7 @@ impl Input<'_> {
 
     fn peer(&mut self, now: i64) -> Option<PeerRecord> {
         let flags = self.byte()?;
-        if flags & !(flag::ROLE | flag::COUNTED | flag::V6) != 0 {
+        if flags & !flag::ALL != 0 {
             return None;
         }
         let role = match flags & flag::ROLE {
@@ -148,6 +149,7 @@ impl Input<'_> {
         let port = u16::from_be_bytes(self.array()?);
         let endpoint = Endpoint::new(address, port);
         let is_counted = flags & flag::COUNTED != 0;
-        Some(PeerRecord { endpoint, role, is_counted, announced_at })
+        let is_remote = flags & flag::REMOTE != 0;
+        Some(PeerRecord { endpoint, role, is_counted, is_remote, announced_at })
     }
 }

@@ -41,4 +41,7 @@ pub(super) mod flag {
     pub(crate) const ROLE: u8 = 0b11;
     pub(crate) const COUNTED: u8 = 0b100;
     pub(crate) const V6: u8 = 0b1000;
+    pub(crate) const REMOTE: u8 = 0b1_0000;
+    /// All bits that are in use.
+    pub(crate) const ALL: u8 = ROLE | COUNTED | V6 | REMOTE;
 }

@@ -18,6 +18,7 @@ fn draw_records(rng: &mut fastrand::Rng, torrents: usize, now: i64) -> Vec<State
             endpoint: Endpoint::new(address, rng.u16(..)),
             role: [Role::Seeder, Role::Leecher, Role::PartialSeed][rng.usize(..3)],
             is_counted: rng.bool(),
+            is_remote: rng.bool(),
             announced_at: now - rng.i64(0..100_000),
         }
     };
@@ -95,8 +96,8 @@ fn records_are_short_and_long_lists_are_divided() {
         let torrent = TorrentRecord { info_hash, completed: 3, used_at: 100 };
         records.push(StateRecord::Torrent(torrent));
         let endpoint = Endpoint::new([1, 2, 3, 4].into(), 6_881);
-        let peer =
-            PeerRecord { endpoint, role: Role::Seeder, is_counted: false, announced_at: -2_000 };
+        let (role, announced_at) = (Role::Seeder, -2_000);
+        let peer = PeerRecord { endpoint, role, is_counted: false, is_remote: false, announced_at };
         records.push(StateRecord::Peer(peer));
     }
     let bytes = stream(&[records.clone()], 100);

@@ -28,6 +28,8 @@ pub struct AnnounceOutcome {
     pub change: SwarmChange,
     /// Role of the peer before this announce, if it was stored.
     pub previous: Option<Role>,
+    /// Flags of its record before this announce, if it was stored.
+    pub(crate) previous_flags: u8,
 }
 
 /// What an announce changed in its swarm.
@@ -67,6 +69,7 @@ impl AnnounceOutcome {
     /// Returns the outcome of an announce that found no torrent and added none.
     pub(crate) fn unknown_torrent() -> Self {
         let counts = SwarmCounts::default();
-        Self { counts, v4_len: 0, v6_len: 0, change: SwarmChange::Nothing, previous: None }
+        let change = SwarmChange::Nothing;
+        Self { counts, v4_len: 0, v6_len: 0, change, previous: None, previous_flags: 0 }
     }
 }

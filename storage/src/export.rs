@@ -5,16 +5,16 @@
 //! to one that has been is kept ([`MovedRecords`]) and exported in the next step.
 
 use crate::announce::{SwarmAnnounce, SwarmChange};
+use crate::change_queue::ChangeQueue;
 use crate::family_peers::{FamilyPeers, RecordStorage};
 use crate::moved_records::MovedRecords;
 use crate::placement::{PeerStores, RecordWidth};
 use crate::record::{RecordContext, V4, V6, compact, flags, role_of};
 use crate::removal::{RecordCursor, WORK_PER_CALL, WorkBudget};
-use crate::state_record::{ChangeKind, PeerRecord, StateRecord, TorrentRecord};
+use crate::state_record::{PeerRecord, StateRecord, TorrentRecord};
 use crate::table::Table;
 use crate::types::{Endpoint, Family, InfoHash};
 use crate::work_counter;
-use std::collections::VecDeque;
 
 /// Maximum number of changes that a step exports.
 const CHANGES_PER_STEP: usize = 1024;
@@ -27,15 +27,6 @@ pub(crate) struct Export {
     /// The torrent behind those, if a part of its peers is still to be visited.
     inside: Option<(InfoHash, RecordCursor)>,
     changes: Option<ChangeQueue>,
-}
-
-/// Changes that were not exported yet.
-#[derive(Debug)]
-struct ChangeQueue {
-    changes: VecDeque<StateRecord>,
-    changes_max: usize,
-    /// Number of changes that were lost because the queue was full.
-    lost: u64,
 }
 
 /// What is left of an export after a step.
@@ -53,17 +44,13 @@ impl Export {
     /// Starts an export of all torrents. Changes by announces are exported, too, if `changes_max` is not zero: up to
     /// that number are kept between two steps.
     pub(crate) fn begin(table: &Table, changes_max: usize) -> Self {
-        let changes = (changes_max > 0).then(|| ChangeQueue {
-            changes: VecDeque::with_capacity(changes_max),
-            changes_max,
-            lost: 0,
-        });
+        let changes = (changes_max > 0).then(|| ChangeQueue::new(changes_max));
         Self { left: table.store.entries.len(), inside: None, changes }
     }
 
     /// Returns the number of changes that were lost.
     pub(crate) fn lost_changes(&self) -> u64 {
-        self.changes.as_ref().map_or(0, |queue| queue.lost)
+        self.changes.as_ref().map_or(0, ChangeQueue::lost)
     }
 
     /// Keeps the change that an announce made.
@@ -73,22 +60,9 @@ impl Export {
         change: SwarmChange,
         announced_at: i64,
     ) {
-        let kind = match change {
-            SwarmChange::Joined => ChangeKind::Joined,
-            SwarmChange::Refreshed => ChangeKind::Refreshed,
-            SwarmChange::Completed => ChangeKind::Completed,
-            SwarmChange::Stopped => ChangeKind::Stopped,
-            SwarmChange::Nothing | SwarmChange::Refused(_) => return,
-        };
-        let Some(queue) = &mut self.changes else { return };
-        if queue.changes.len() == queue.changes_max {
-            queue.lost += 1;
-            return;
+        if let Some(queue) = &mut self.changes {
+            queue.push(announce, change, announced_at);
         }
-        let SwarmAnnounce { info_hash, endpoint, role, .. } = *announce;
-        let is_counted = kind == ChangeKind::Completed;
-        let peer = PeerRecord { endpoint, role, is_counted, announced_at };
-        queue.changes.push_back(StateRecord::Change(info_hash, kind, peer));
     }
 
     /// Appends changes, then torrents with their peers, to `records`, in a bounded step.
@@ -97,10 +71,9 @@ impl Export {
         table: &mut Table,
         records: &mut Vec<StateRecord>,
     ) -> ExportProgress {
-        if let Some(ChangeQueue { changes, .. }) = &mut self.changes {
-            let count = changes.len().min(CHANGES_PER_STEP);
-            records.extend(changes.drain(..count));
-            if !changes.is_empty() {
+        if let Some(queue) = &mut self.changes {
+            records.extend(queue.take(CHANGES_PER_STEP));
+            if !queue.is_empty() {
                 return self.progress();
             }
         }
@@ -114,7 +87,7 @@ impl Export {
     fn progress(&self) -> ExportProgress {
         if self.left > 0 || self.inside.is_some() {
             ExportProgress::Torrents
-        } else if self.changes.as_ref().is_some_and(|queue| !queue.changes.is_empty()) {
+        } else if self.changes.as_ref().is_some_and(|queue| !queue.is_empty()) {
             ExportProgress::Changes
         } else {
             ExportProgress::Complete
@@ -246,8 +219,10 @@ fn export_peer<const N: usize>(
     let Some(endpoint) = Endpoint::from_compact(compact(record)) else { return };
     let role = role_of(record, is_seeder);
     let is_counted = record[N - 2] & flags::COMPLETED != 0;
+    let is_remote = record[N - 2] & flags::REMOTE != 0;
     let announced_at = context.ticks.start_of(now, record[N - 1]);
-    records.push(StateRecord::Peer(PeerRecord { endpoint, role, is_counted, announced_at }));
+    let peer = PeerRecord { endpoint, role, is_counted, is_remote, announced_at };
+    records.push(StateRecord::Peer(peer));
 }
 
 /// Has a large swarm keep no more records.

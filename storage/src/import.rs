@@ -7,16 +7,12 @@ use crate::announce::{SwarmAnnounce, SwarmChange};
 use crate::placement::{PeerStores, RecordWidth};
 use crate::record::{V4, V6, flags, record_of, scope_flags};
 use crate::state_record::{ChangeKind, PeerRecord, StateRecord, TorrentRecord};
+use crate::stopped_peers::StoppedPeers;
 use crate::table::Table;
-use crate::types::{AnnounceEvent, Endpoint, Family, InfoHash, Role};
-use siphasher::sip::SipHasher13;
-use std::collections::BTreeMap;
+use crate::types::{AnnounceEvent, Family, InfoHash, Role};
 
 /// Number of records that a step may visit.
 const RECORDS_PER_STEP: usize = 256;
-
-/// Maximum number of peers that are remembered because they have stopped.
-const STOPPED_MAX: usize = 1 << 18;
 
 /// Position in a list of records that is imported, and what was done with those before it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -70,7 +66,7 @@ impl ImportCursor {
     /// are left.
     pub(crate) fn step(
         &mut self,
-        (table, stopped): (&mut Table, &StoppedPeers),
+        (table, stopped): (&mut Table, &mut StoppedPeers),
         records: &[StateRecord],
         serves: impl Fn(&InfoHash) -> bool,
     ) -> bool {
@@ -132,7 +128,7 @@ fn prefetch(table: &Table, records: &[StateRecord]) -> [u64; RECORDS_PER_STEP] {
 /// A step of an import. It removes no torrents, so that their positions stay the same.
 struct ImportStep<'a> {
     table: &'a mut Table,
-    stopped: &'a StoppedPeers,
+    stopped: &'a mut StoppedPeers,
     /// Whether enough memory was free at the start of the step for torrents and peers to be added.
     has_memory: bool,
     /// The torrent that was found last, and its position.
@@ -198,6 +194,10 @@ impl ImportStep<'_> {
             self.counts.outdated += 1;
             return;
         }
+        if kind == ChangeKind::Stopped && peer.is_remote {
+            // The records of other nodes arrive in any order. A peer may stop and join again within a second.
+            self.stopped.add(&info_hash, peer.endpoint, peer.announced_at - 1, now);
+        }
         let position = match kind {
             ChangeKind::Stopped => self.find(key),
             ChangeKind::Joined | ChangeKind::Refreshed | ChangeKind::Completed => {
@@ -227,10 +227,14 @@ impl ImportStep<'_> {
     where
         PeerStores: RecordWidth<N>,
     {
-        let PeerRecord { endpoint, role, is_counted, announced_at } = *peer;
+        let PeerRecord { endpoint, role, is_counted, is_remote, announced_at } = *peer;
         let partial = if role == Role::PartialSeed { flags::PARTIAL_SEED } else { 0 };
         let counted = if is_counted { flags::COMPLETED } else { 0 };
-        let flags = scope_flags(self.table.scope(endpoint)) | partial | counted;
+        let published = match is_remote {
+            true => flags::REMOTE | self.table.published_flags(announced_at),
+            false => self.table.unpublished_flags(),
+        };
+        let flags = scope_flags(self.table.scope(endpoint)) | partial | counted | published;
         let tick = self.table.context.ticks.at_signed(announced_at);
         let Some(record) = record_of::<N>(endpoint.address(), endpoint.port(), flags, tick) else {
             return ImportedPeer::Refused;
@@ -283,51 +287,4 @@ enum ImportedPeer {
     Applied,
     Outdated,
     Refused,
-}
-
-/// The peers that have stopped since an import began, up to [`STOPPED_MAX`]; those that stop later may be added again
-/// by an older record, until they expire.
-pub(crate) struct StoppedPeers {
-    hasher: SipHasher13,
-    /// The time of the last stop, by a hash of torrent and peer.
-    times: BTreeMap<u64, i64>,
-}
-
-impl std::fmt::Debug for StoppedPeers {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StoppedPeers").field("len", &self.times.len()).finish_non_exhaustive()
-    }
-}
-
-impl StoppedPeers {
-    pub(crate) fn new(hasher: SipHasher13) -> Self {
-        Self { hasher, times: BTreeMap::new() }
-    }
-
-    /// Remembers that a peer has stopped.
-    pub(crate) fn add(&mut self, info_hash: &InfoHash, endpoint: Endpoint, now: i64) {
-        if self.times.len() < STOPPED_MAX {
-            self.times.insert(self.hash(info_hash, endpoint), now);
-        }
-    }
-
-    fn has_stopped_since(&self, info_hash: &InfoHash, endpoint: Endpoint, time: i64) -> bool {
-        let stopped_at = match self.times.is_empty() {
-            true => None,
-            false => self.times.get(&self.hash(info_hash, endpoint)),
-        };
-        stopped_at.is_some_and(|stopped_at| *stopped_at >= time)
-    }
-
-    fn hash(&self, info_hash: &InfoHash, endpoint: Endpoint) -> u64 {
-        let mut bytes = [0; 20 + 16 + 2];
-        bytes[..20].copy_from_slice(&info_hash.0);
-        let address = match endpoint.address() {
-            std::net::IpAddr::V4(address) => address.to_ipv6_mapped(),
-            std::net::IpAddr::V6(address) => address,
-        };
-        bytes[20..36].copy_from_slice(&address.octets());
-        bytes[36..].copy_from_slice(&endpoint.port().to_be_bytes());
-        self.hasher.hash(&bytes)
-    }
 }

@@ -1,7 +1,7 @@
 //! What an operator sees of one torrent, and its removal in small steps.
 
 use crate::placement::{PeerStores, RecordWidth};
-use crate::record::{V4, V6, compact};
+use crate::record::{V4, V6, compact, flags};
 use crate::removal::{RecordCursor, Removal, WORK_PER_CALL};
 use crate::swarms::Swarms;
 use crate::types::{Endpoint, Family, InfoHash, Role, SwarmStats};
@@ -24,6 +24,8 @@ pub struct PeerDetails {
     pub role: Role,
     /// Seconds since its last announce, to within a sixtieth of the peer lifetime with which the table was created.
     pub age_secs: u32,
+    /// Whether it was learned from another node of the cluster, and has not announced to this one since.
+    pub is_remote: bool,
 }
 
 /// Progress of the removal of a torrent.
@@ -74,7 +76,8 @@ impl Swarms {
             let role = peers.role(at);
             let endpoint = Endpoint::from_compact(compact(record))?;
             let age_secs = ticks.age_secs(tick, record[N - 1]);
-            Some(PeerDetails { endpoint, role, age_secs })
+            let is_remote = record[N - 2] & flags::REMOTE != 0;
+            Some(PeerDetails { endpoint, role, age_secs, is_remote })
         }));
     }
 

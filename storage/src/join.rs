@@ -21,11 +21,13 @@ pub(crate) struct AppliedAnnounce {
     own: Option<usize>,
     pub(crate) change: SwarmChange,
     previous: Option<Role>,
+    /// Flags of the record before, if the peer was stored.
+    previous_flags: u8,
 }
 
 impl Default for AppliedAnnounce {
     fn default() -> Self {
-        Self { own: None, change: SwarmChange::Nothing, previous: None }
+        Self { own: None, change: SwarmChange::Nothing, previous: None, previous_flags: 0 }
     }
 }
 
@@ -93,6 +95,7 @@ impl Table {
             v6_len,
             change: applied.change,
             previous: applied.previous,
+            previous_flags: applied.previous_flags,
         }
     }
 
@@ -111,7 +114,7 @@ impl Table {
             Role::Seeder | Role::Leecher => 0,
         };
         let endpoint = announce.endpoint;
-        let flags = scope_flags(scope) | partial;
+        let flags = scope_flags(scope) | partial | self.context.published;
         let record = record_of::<N>(endpoint.address(), endpoint.port(), flags, self.context.tick);
         match record {
             Some(record) => self.apply_record(position, announce, record),
@@ -140,7 +143,11 @@ impl Table {
                 AnnounceEvent::Stopped => {
                     let previous = Some(peers.role(own));
                     peers.remove(own, context);
-                    AppliedAnnounce { own: None, change: SwarmChange::Stopped, previous }
+                    AppliedAnnounce {
+                        change: SwarmChange::Stopped,
+                        previous,
+                        ..AppliedAnnounce::default()
+                    }
                 }
                 _ => refresh(peers, own, record, announce, context, rng),
             });
@@ -221,9 +228,11 @@ impl Table {
         let (context, rng) = (&self.context, &mut self.rng);
         let is_seeder = announce.role == Role::Seeder;
         match self.store.change(position, |peers| peers.insert(is_seeder, record, context, rng)) {
-            Some(own) => {
-                AppliedAnnounce { own: Some(own), change: SwarmChange::Joined, previous: None }
-            }
+            Some(own) => AppliedAnnounce {
+                own: Some(own),
+                change: SwarmChange::Joined,
+                ..AppliedAnnounce::default()
+            },
             None => refused(JoinRefusal::Memory),
         }
     }
@@ -295,7 +304,8 @@ fn refresh<const N: usize>(
 ) -> AppliedAnnounce {
     let previous = peers.role(own);
     let is_seeder = announce.role == Role::Seeder;
-    let counted = peers.at(own)[N - 2] & flags::COMPLETED;
+    let previous_flags = peers.at(own)[N - 2];
+    let counted = previous_flags & flags::COMPLETED;
     let completes = announce.event == AnnounceEvent::Completed
         && is_seeder
         && previous != Role::Seeder
@@ -309,5 +319,5 @@ fn refresh<const N: usize>(
         peers.insert(is_seeder, record, context, rng)
     };
     let change = if completes { SwarmChange::Completed } else { SwarmChange::Refreshed };
-    AppliedAnnounce { own, change, previous: Some(previous) }
+    AppliedAnnounce { own, change, previous: Some(previous), previous_flags }
 }

@@ -10,6 +10,7 @@
 
 mod announce;
 mod blocks;
+mod change_queue;
 mod chunks;
 mod entry;
 mod eviction;
@@ -31,6 +32,7 @@ mod settings;
 mod sources;
 mod state_record;
 mod stats;
+mod stopped_peers;
 mod subnet;
 mod subnet_index;
 mod summary;

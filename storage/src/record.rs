@@ -14,7 +14,7 @@ pub(crate) const V4: usize = Family::V4.compact_len() + 2;
 /// Bytes of an IPv6 record.
 pub(crate) const V6: usize = Family::V6.compact_len() + 2;
 
-/// Bits of the flags byte; the upper half is unused.
+/// Bits of the flags byte; the highest one is unused.
 pub(crate) mod flags {
     /// The peer is a partial seed, which is not returned to seeders and partial seeds (BEP 21).
     pub(crate) const PARTIAL_SEED: u8 = 1;
@@ -22,6 +22,15 @@ pub(crate) mod flags {
     pub(crate) const COMPLETED: u8 = 2;
     /// Mask of the scope of the address.
     pub(crate) const SCOPE: u8 = 0b1100;
+    /// The peer was learned from another node of the cluster, and has not announced to this one since.
+    pub(crate) const REMOTE: u8 = 0b1_0000;
+    /// Mask of the third of a lifetime, modulo 4, in which the other nodes of the cluster last heard of the peer.
+    pub(crate) const PUBLISHED: u8 = 0b110_0000;
+}
+
+/// Returns the flags that stand for a third of a lifetime: see [`crate::time::Ticks::third_at`].
+pub(crate) const fn published_flags(third: i64) -> u8 {
+    ((third & 0b11) as u8) << 5
 }
 
 /// Returns the flags that stand for a scope.
@@ -123,6 +132,8 @@ pub(crate) struct RecordContext {
     pub(crate) ticks: Ticks,
     /// The current tick.
     pub(crate) tick: u8,
+    /// Flags of a peer that announces now: the third of the lifetime if the table has a publication, else none.
+    pub(crate) published: u8,
 }
 
 impl RecordContext {

@@ -4,8 +4,9 @@ use crate::types::{Endpoint, InfoHash, Role};
 
 /// A part of the contents of a table, or a change of it.
 ///
-/// Times are seconds on the clock of the table, negative if they are before its start. They are rounded down to the
-/// start of a tick (a sixtieth of the lifetime with which the table was created).
+/// Times are seconds on the clock of the table, negative if they are before its start. Except in a publication
+/// ([`crate::Swarms::begin_publication`]), they are rounded down to the start of a tick (a sixtieth of the lifetime with
+/// which the table was created).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StateRecord {
     /// A torrent. The records of its peers follow it; those of a large swarm are divided, each part after a record of
@@ -37,6 +38,8 @@ pub struct PeerRecord {
     pub role: Role,
     /// Whether its completed download has been counted.
     pub is_counted: bool,
+    /// Whether it was learned from another node of the cluster, and has not announced to this one since.
+    pub is_remote: bool,
     /// When it last announced.
     pub announced_at: i64,
 }

@@ -1,15 +1,17 @@
 //! The swarm table of one shard.
 
 use crate::announce::{AnnounceOutcome, SwarmAnnounce};
+use crate::change_queue::ChangeQueue;
 use crate::eviction::Eviction;
 use crate::export::{Export, ExportProgress};
-use crate::import::{ImportCursor, StoppedPeers};
+use crate::import::ImportCursor;
 use crate::peer_output::PeerOutput;
 use crate::removal::{Removal, TableCursor, WORK_PER_CALL};
 use crate::settings::TableSettings;
 use crate::sources::SourceCounts;
 use crate::state_record::StateRecord;
 use crate::stats::TableStats;
+use crate::stopped_peers::StoppedPeers;
 use crate::subnet::SubnetPreference;
 use crate::sweep::SweepCursor;
 use crate::table::{Prefetch, Table};
@@ -27,7 +29,7 @@ pub struct Swarms {
     pub(crate) table: Table,
     sweep: SweepCursor,
     eviction: Eviction,
-    /// `None` if neither an export nor an import is in progress.
+    /// `None` if neither an export nor an import nor a publication is in progress.
     transfer: Option<Box<Transfer>>,
 }
 
@@ -201,12 +203,18 @@ impl Swarms {
 
     /// Starts an import. A peer that stops from now on is not added again by an older record.
     pub fn begin_import(&mut self) {
-        let stopped = StoppedPeers::new(self.table.context.hasher);
-        self.transfer.get_or_insert_default().stopped = Some(stopped);
+        self.stopped_peers().is_importing = true;
+    }
+
+    /// Returns the peers that have stopped; they are remembered from now on.
+    fn stopped_peers(&mut self) -> &mut StoppedPeers {
+        let (hasher, now) = (self.table.context.hasher, self.table.now.signed());
+        let transfer = self.transfer.get_or_insert_default();
+        transfer.stopped.get_or_insert_with(|| StoppedPeers::new(hasher, now))
     }
 
     /// Imports records in a bounded step, without torrents for which `serves` returns false. Returns whether records
-    /// are left. An import must have been started.
+    /// are left. An import or a publication must have been started.
     pub fn import(
         &mut self,
         now: Seconds,
@@ -215,7 +223,7 @@ impl Swarms {
         serves: impl Fn(&InfoHash) -> bool,
     ) -> bool {
         self.advance(now);
-        match self.transfer.as_ref().and_then(|transfer| transfer.stopped.as_ref()) {
+        match self.transfer.as_mut().and_then(|transfer| transfer.stopped.as_mut()) {
             Some(stopped) => cursor.step((&mut self.table, stopped), records, serves),
             None => false,
         }
@@ -223,9 +231,39 @@ impl Swarms {
 
     /// Ends an import.
     pub fn end_import(&mut self) {
-        if let Some(transfer) = &mut self.transfer {
-            transfer.stopped = None;
+        let Some(transfer) = &mut self.transfer else { return };
+        let has_publication = transfer.publication.is_some();
+        if let Some(stopped) = &mut transfer.stopped {
+            stopped.is_importing = false;
         }
+        transfer.stopped.take_if(|_| !has_publication);
         self.transfer.take_if(|transfer| transfer.is_idle());
+    }
+}
+
+/// Publication: the changes of which the other nodes of a cluster are to hear.
+impl Swarms {
+    /// Starts a publication, which does not end: announces by which peers join, stop, complete their download or
+    /// change their role, and the first announce of each peer in a third of its lifetime, are kept until they are
+    /// taken. Up to `changes_max` are kept, and further ones are lost.
+    ///
+    /// From now on, too, the changes of other nodes can be imported in any order.
+    pub fn begin_publication(&mut self, changes_max: usize) {
+        self.table.begin_publication();
+        self.stopped_peers();
+        let transfer = self.transfer.get_or_insert_default();
+        transfer.publication = Some(ChangeQueue::new(changes_max));
+    }
+
+    /// Removes changes from the publication, up to a number. Their times are not rounded.
+    pub fn take_published(&mut self, count: usize) -> impl Iterator<Item = StateRecord> {
+        let publication = self.transfer.as_mut().and_then(|transfer| transfer.publication.as_mut());
+        publication.map(|changes| changes.take(count)).into_iter().flatten()
+    }
+
+    /// Returns the number of changes that were lost since the publication began.
+    pub fn lost_published(&self) -> u64 {
+        let publication = self.transfer.as_ref().and_then(|it| it.publication.as_ref());
+        publication.map_or(0, ChangeQueue::lost)
     }
 }

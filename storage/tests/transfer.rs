@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use tsubame_storage::{
-    AnnounceEvent, Endpoint, ExportProgress, Family, ImportCounts, ImportCursor, InfoHash,
-    PeerOutput, Role, Seconds, StateRecord, SwarmAnnounce, SwarmChange, Swarms, TableSettings,
+    AnnounceEvent, ChangeKind, Endpoint, ExportProgress, Family, ImportCounts, ImportCursor,
+    InfoHash, PeerOutput, PeerRecord, Role, Seconds, StateRecord, SwarmAnnounce, SwarmChange,
+    Swarms, TableSettings,
 };
 
 const LIFETIME: u32 = 1_200;
@@ -353,4 +354,113 @@ fn forbidden_torrents_are_not_imported() {
     while later.import(Seconds(0), &mut cursor, &records, |it| *it != torrent(3)) {}
     assert_eq!((cursor.counts().forbidden, cursor.counts().peers), (1, 90));
     assert!(later.inspect(&torrent(3), 1).is_none());
+}
+
+/// Takes what was published, as records of another node.
+fn take_published(swarms: &mut Swarms) -> Vec<StateRecord> {
+    let as_remote = |record| match record {
+        StateRecord::Change(info_hash, kind, peer) => {
+            StateRecord::Change(info_hash, kind, PeerRecord { is_remote: true, ..peer })
+        }
+        record => record,
+    };
+    swarms.take_published(usize::MAX).map(as_remote).collect()
+}
+
+#[test]
+fn what_others_must_know_is_published_and_repetitions_once_a_third_of_the_lifetime() {
+    let mut swarms = Swarms::new(settings(1));
+    swarms.begin_publication(100);
+    let member = (torrent(1), endpoint(1));
+    let mut published = |now, role, event| {
+        announce(&mut swarms, now, member, (role, event));
+        let kinds = swarms.take_published(10).map(|record| match record {
+            StateRecord::Change(_, kind, peer) => (kind, peer.announced_at),
+            record => panic!("{record:?}"),
+        });
+        kinds.collect::<Vec<_>>()
+    };
+    use AnnounceEvent::{Completed, None as Nothing, Stopped};
+    use ChangeKind::{Joined, Refreshed};
+    let third = u64::from(LIFETIME) / 3;
+    let start = 12 * third + 7;
+    assert_eq!(published(start, Role::Leecher, Nothing), [(Joined, start as i64)]);
+    assert_eq!(published(start + 100, Role::Leecher, Nothing), []);
+    assert_eq!(published(start + third, Role::Leecher, Nothing).len(), 1);
+    assert_eq!(published(start + third + 100, Role::Leecher, Nothing), []);
+    let at = start + third + 101;
+    assert_eq!(published(at, Role::PartialSeed, Nothing), [(Refreshed, at as i64)]);
+    assert_eq!(published(at + 1, Role::Seeder, Completed)[0].0, ChangeKind::Completed);
+    assert_eq!(published(at + 2, Role::Seeder, Nothing), []);
+    assert_eq!(published(at + 3, Role::Seeder, Stopped)[0].0, ChangeKind::Stopped);
+    assert_eq!(published(at + 4, Role::Seeder, Stopped), []);
+    assert_eq!(swarms.lost_published(), 0);
+}
+
+#[test]
+fn peers_of_other_nodes_are_stored_marked_and_not_published_again() {
+    let (mut own, mut other) = (Swarms::new(settings(1)), Swarms::new(settings(2)));
+    own.begin_publication(3);
+    other.begin_publication(100);
+    for number in 0..4 {
+        announce(
+            &mut own,
+            5_000,
+            (torrent(1), endpoint(number)),
+            (Role::Seeder, AnnounceEvent::None),
+        );
+    }
+    assert_eq!(own.lost_published(), 1);
+    let records = take_published(&mut own);
+    assert_eq!(import_all(&mut other, 5_000, &records).peers, 3);
+    assert_eq!(take_published(&mut other), []);
+    let remote = |swarms: &mut Swarms| {
+        let peers = swarms.inspect(&torrent(1), 10).unwrap().peers;
+        peers.iter().filter(|peer| peer.is_remote).count()
+    };
+    assert_eq!((remote(&mut own), remote(&mut other)), (0, 3));
+    // The mark survives an export.
+    other.begin_export(0);
+    let mut restored = Swarms::new(settings(3));
+    restored.begin_publication(100);
+    import_all(&mut restored, 5_000, &export_all(&mut other));
+    assert_eq!(remote(&mut restored), 3);
+    // A peer that comes here in the same third of its lifetime is known to the others; one that was here before a
+    // restart may not be.
+    let member = (torrent(1), endpoint(0));
+    announce(&mut restored, 5_001, member, (Role::Seeder, AnnounceEvent::None));
+    assert_eq!((remote(&mut restored), take_published(&mut restored).len()), (2, 0));
+    restored.begin_export(0);
+    let records = export_all(&mut restored);
+    let mut restarted = Swarms::new(settings(4));
+    restarted.begin_publication(100);
+    import_all(&mut restarted, 5_002, &records);
+    announce(&mut restarted, 5_003, member, (Role::Seeder, AnnounceEvent::None));
+    assert_eq!(take_published(&mut restarted).len(), 1);
+}
+
+/// The changes of two other nodes may arrive in any order.
+#[test]
+fn an_old_change_of_another_node_adds_no_peer_that_has_stopped() {
+    let mut swarms = Swarms::new(settings(1));
+    swarms.begin_publication(100);
+    let change = |kind, announced_at, number| {
+        let (role, is_counted, is_remote) = (Role::Leecher, false, true);
+        let endpoint = endpoint(number);
+        let peer = PeerRecord { endpoint, role, is_counted, is_remote, announced_at };
+        StateRecord::Change(torrent(1), kind, peer)
+    };
+    let mut import = |now, kind, announced_at, number| {
+        import_all(&mut swarms, now, &[change(kind, announced_at, number)]);
+        let torrent = swarms.inspect(&torrent(1), 10);
+        torrent.map_or(0, |torrent| torrent.peers.len())
+    };
+    import(5_000, ChangeKind::Stopped, 4_990, 1);
+    assert_eq!(import(5_001, ChangeKind::Joined, 4_985, 1), 0);
+    assert_eq!(import(5_001, ChangeKind::Joined, 4_990, 1), 1, "the same node, within a second");
+    assert_eq!(import(5_002, ChangeKind::Stopped, 5_001, 1), 0);
+    // It is remembered for two minutes at least.
+    import(5_115, ChangeKind::Stopped, 5_115, 2);
+    import(5_125, ChangeKind::Stopped, 5_125, 3);
+    assert_eq!(import(5_125, ChangeKind::Joined, 5_000, 1), 0);
 }
