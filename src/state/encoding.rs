@@ -6,9 +6,9 @@ use tsubame_storage::{
     ChangeKind, Endpoint, Family, InfoHash, PeerRecord, Role, StateRecord, TorrentRecord,
 };
 
-/// Appends records, of which the first is not a peer. Ages are counted from `now`, on the clock of the records; later
-/// times have the age 0.
-pub(super) fn encode(records: &[StateRecord], now: i64, bytes: &mut Vec<u8>) {
+/// Appends records as a payload. The first one must not be a peer. Ages are counted from `now`, on the clock of the
+/// records; later times have the age 0.
+pub fn encode_records(records: &[StateRecord], now: i64, bytes: &mut Vec<u8>) {
     for (at, record) in records.iter().enumerate() {
         match record {
             StateRecord::Torrent(torrent) => {
@@ -66,8 +66,13 @@ pub(super) fn encode_number(mut number: u64, bytes: &mut Vec<u8>) {
     bytes.push(number as u8);
 }
 
-/// Decodes a payload and appends its records; returns `None` at the first invalid one. Times are `now` less the age.
-pub(super) fn decode(payload: &[u8], now: i64, records: &mut Vec<StateRecord>) -> Option<()> {
+/// Decodes a payload and appends its records. Times are `now` less the age. Returns false if there is an invalid record;
+/// those before the first invalid one were appended.
+pub fn decode_records(payload: &[u8], now: i64, records: &mut Vec<StateRecord>) -> bool {
+    decode(payload, now, records).is_some()
+}
+
+fn decode(payload: &[u8], now: i64, records: &mut Vec<StateRecord>) -> Option<()> {
     let mut input = Input(payload);
     while !input.0.is_empty() {
         let tag = input.byte()?;

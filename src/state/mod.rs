@@ -22,6 +22,7 @@ mod format;
 mod reader;
 mod writer;
 
+pub use encoding::{decode_records, encode_records};
 pub use format::{BLOCK_RECORDS_MAX, VERSION};
 pub use reader::{BlockReader, HeaderError, ReadCounts, StateBlock};
 pub use writer::{StreamTotals, write_block, write_end, write_header};

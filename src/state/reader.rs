@@ -1,6 +1,6 @@
 //! Reads a stream block by block. What is damaged is passed over.
 
-use super::encoding::{Input, decode};
+use super::encoding::{Input, decode_records};
 use super::format::{
     BLOCK_HEADER_BYTES, BLOCK_MAGIC, HEADER_BYTES, MAGIC, PAYLOAD_BYTES_MAX, VERSION, kind,
 };
@@ -38,7 +38,7 @@ impl StateBlock {
     /// Appends the records of the block. `now` is the time of the block on the clock of the records. Returns false if
     /// the block has invalid records; those before the first invalid one were appended.
     pub fn records(&self, now: i64, records: &mut Vec<StateRecord>) -> bool {
-        decode(&self.payload, now, records).is_some()
+        decode_records(&self.payload, now, records)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Writes the parts of a stream.
 
-use super::encoding::{encode, encode_number};
+use super::encoding::{encode_number, encode_records};
 use super::format::{
     BLOCK_HEADER_BYTES, BLOCK_MAGIC, BLOCK_RECORDS_MAX, MAGIC, PAYLOAD_BYTES_MAX, VERSION, kind,
 };
@@ -58,7 +58,7 @@ pub fn write_block(records: &[StateRecord], now: i64, unix_secs: u64, bytes: &mu
         }
         let (first, others) = rest.split_at(end);
         debug_assert!(!first.first().is_some_and(is_peer));
-        write_payload(kind::RECORDS, unix_secs, bytes, |bytes| encode(first, now, bytes));
+        write_payload(kind::RECORDS, unix_secs, bytes, |bytes| encode_records(first, now, bytes));
         rest = others;
     }
 }

@@ -1,0 +1,201 @@
+//! Messages between nodes as bytes.
+
+use serde::{Deserialize, Serialize};
+use tsubame_storage::InfoHash;
+
+/// Version of the protocol. All versions have the same [`Sender`] and the same [`Hello`] up to its first field.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// Maximum length of the name of a node in bytes.
+pub const NODE_NAME_MAX: usize = 64;
+
+/// Maximum length of a message that is read. Nodes send up to 256 KiB and some hundred bytes.
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
+
+/// The sender of a message, with which every message begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sender<'a> {
+    /// Version of the protocol.
+    pub version: u16,
+    /// Name of the node.
+    pub node: &'a str,
+    /// Time at which it was started, in nanoseconds since 1970: another one after each start.
+    pub boot: u64,
+}
+
+/// The second part of a message. Records may follow it, as [`crate::state`] encodes them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Body {
+    /// Each second, to all: the sender is there.
+    Hello(Hello),
+    /// To all, and once more to those that ask for it: changes by announces. Records follow.
+    Batch {
+        /// Number of the batch: the first one of a boot is 1.
+        sequence: u64,
+        /// Time on the clock of the sender, in seconds.
+        sent_at: i64,
+        /// Torrents that were added to the access list (true) or removed from it (false).
+        list_changes: Vec<([u8; 20], bool)>,
+    },
+    /// To a node: send the batches again from `first` up to, and without, `end`.
+    ResendRequest {
+        /// Number of the first batch.
+        first: u64,
+        /// Number of the batch after the last one.
+        end: u64,
+    },
+    /// To a node: send blocks of a snapshot.
+    SnapshotRequest {
+        /// Number that the sender has chosen for the snapshot.
+        session: u64,
+        /// The blocks before this one have arrived.
+        received: u32,
+        /// Number of the block after the last one to be sent.
+        end: u32,
+    },
+    /// The reply to such a request. Records follow.
+    SnapshotBlock {
+        /// The number that the receiver has chosen for the snapshot.
+        session: u64,
+        /// Number of the block: the first one is 0.
+        block: u32,
+        /// Time on the clock of the sender, in seconds.
+        sent_at: i64,
+        /// Whether it is the last block.
+        is_last: bool,
+        /// What the sender had received of other nodes when the snapshot was begun, and what it had sent itself. Only
+        /// in the first block.
+        covered: Vec<Covered>,
+    },
+    /// The reply to a request for a snapshot that is not sent: another one is being sent.
+    SnapshotRefused {
+        /// The number that the receiver has chosen for the snapshot.
+        session: u64,
+    },
+}
+
+/// What a node says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Whether it takes part.
+    pub state: HelloState,
+    /// Number of its next batch.
+    pub next: u64,
+    /// Number of the oldest batch that it can send again; `next` if it has none.
+    pub oldest: u64,
+    /// Time on its clock, in seconds.
+    pub sent_at: i64,
+    /// `announce.peer_lifetime` in seconds.
+    pub peer_lifetime_secs: u32,
+    /// A number that is the same on nodes with the same key of connection ids.
+    pub key_digest: u64,
+    /// Number of its torrents.
+    pub torrents: u64,
+    /// Whether it knows of no other node whose changes it lacks.
+    pub is_complete: bool,
+}
+
+/// Whether a node takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HelloState {
+    /// It looks whether there is another node of its name.
+    Checking,
+    /// It takes part.
+    Active,
+    /// There is an older node of its name.
+    Refused,
+    /// It ends.
+    Leaving,
+}
+
+/// How much of the changes of a node another one has received.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Covered {
+    /// Name of the node.
+    pub node: String,
+    /// Its boot.
+    pub boot: u64,
+    /// All batches with lower numbers were received.
+    pub next: u64,
+}
+
+/// A message that was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Received<'a> {
+    /// A message of this version, and the records behind it.
+    Message(Sender<'a>, Body, &'a [u8]),
+    /// A message of a newer version.
+    Newer(Sender<'a>),
+}
+
+/// Writes a message, with records that were encoded before.
+pub fn encode(sender: &Sender<'_>, body: &Body, records: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(128 + records.len());
+    // A vector takes everything, and the types can be written.
+    let written = postcard::to_extend(sender, bytes);
+    bytes = written.and_then(|bytes| postcard::to_extend(body, bytes)).unwrap_or_default();
+    bytes.extend_from_slice(records);
+    bytes
+}
+
+/// Reads a message; returns `None` if it is none.
+pub fn decode(bytes: &[u8]) -> Option<Received<'_>> {
+    if bytes.len() > MESSAGE_BYTES_MAX {
+        return None;
+    }
+    let (sender, rest) = postcard::take_from_bytes::<Sender<'_>>(bytes).ok()?;
+    if !is_node_name(sender.node) {
+        return None;
+    }
+    if sender.version != PROTOCOL_VERSION {
+        return (sender.version > PROTOCOL_VERSION).then_some(Received::Newer(sender));
+    }
+    let (body, records) = postcard::take_from_bytes(rest).ok()?;
+    Some(Received::Message(sender, body, records))
+}
+
+/// Returns whether a text can be the name of a node: up to [`NODE_NAME_MAX`] bytes without control characters.
+pub fn is_node_name(name: &str) -> bool {
+    (1..=NODE_NAME_MAX).contains(&name.len()) && !name.chars().any(char::is_control)
+}
+
+/// Returns the name of a node as one token of a subject: letters, digits, `-` and `_`, and other bytes as `=` and two
+/// hexadecimal digits.
+pub fn subject_token(name: &str) -> String {
+    let escape = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => char::from(byte).to_string(),
+        byte => format!("={byte:02X}"),
+    };
+    name.bytes().map(escape).collect()
+}
+
+/// Changes of the access list, as a message has them.
+pub(super) fn list_changes(changes: &[(InfoHash, bool)]) -> Vec<([u8; 20], bool)> {
+    changes.iter().map(|(info_hash, on)| (info_hash.0, *on)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_read_back() {
+        let sender = Sender { version: PROTOCOL_VERSION, node: "a.example", boot: 7 };
+        let batch = Body::Batch { sequence: 3, sent_at: -5, list_changes: vec![([4; 20], true)] };
+        let bytes = encode(&sender, &batch, b"records");
+        assert_eq!(decode(&bytes), Some(Received::Message(sender, batch.clone(), b"records")));
+        let newer = Sender { version: PROTOCOL_VERSION + 1, ..sender };
+        assert_eq!(decode(&encode(&newer, &batch, b"")), Some(Received::Newer(newer)));
+        for name in ["", "a\nb", &"a".repeat(65)] {
+            assert_eq!(decode(&encode(&Sender { node: name, ..sender }, &batch, b"")), None);
+        }
+        (0..20).for_each(|len| assert_eq!(decode(&bytes[..len]), None, "{len}"));
+        assert_eq!(decode(&vec![1; MESSAGE_BYTES_MAX + 1]), None);
+    }
+
+    #[test]
+    fn names_are_one_token_of_a_subject() {
+        assert_eq!(subject_token("node-1_a"), "node-1_a");
+        assert_eq!(subject_token("a.b *>="), "a=2Eb=20=2A=3E=3D");
+    }
+}

@@ -1,0 +1,38 @@
+//! Several nodes with the same swarms: what they tell each other.
+//!
+//! Each node answers from its own memory. It publishes what its clients change, in numbered batches, and applies those
+//! of the others. Each second it says the number of its next batch, so that the others notice what they have missed.
+//! They ask for it, and if it is kept no more, or if they have just started, for a snapshot of another node.
+//!
+//! The messages are on these subjects, where `PREFIX` is `cluster.subject` and `NODE` the name of a node
+//! ([`subject_token`]):
+//!
+//! | subject | sender | messages |
+//! |---|---|---|
+//! | `PREFIX.hello.NODE` | `NODE` | [`Body::Hello`], in all versions |
+//! | `PREFIX.v1.delta.NODE` | `NODE` | [`Body::Batch`] |
+//! | `PREFIX.v1.request.NODE` | any other | [`Body::ResendRequest`], [`Body::SnapshotRequest`] |
+//! | `PREFIX.v1.reply.NODE` | any other | [`Body::Batch`], [`Body::SnapshotBlock`], [`Body::SnapshotRefused`] |
+//!
+//! A message is a [`Sender`] and a [`Body`] as [postcard](https://postcard.jamesmunns.com/wire-format) writes them, and
+//! records as [`crate::state`] encodes them. The module does no I/O and reads no clock: [`ClusterNode`] gets messages
+//! and the time, and returns [`Action`]s.
+
+mod event;
+mod message;
+mod node;
+mod outbox;
+mod remote_node;
+mod snapshot;
+
+pub use event::ClusterEvent;
+pub use message::{
+    Body, Covered, Hello, HelloState, NODE_NAME_MAX, PROTOCOL_VERSION, Received, Sender, decode,
+    encode, is_node_name, subject_token,
+};
+pub use node::{
+    Action, ClusterCounts, ClusterNode, ClusterSettings, Inbox, NODES_MAX, NodeStatus, Subject,
+};
+
+#[cfg(test)]
+mod tests;

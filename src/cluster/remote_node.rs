@@ -1,0 +1,208 @@
+//! What a node knows of another one.
+
+use super::message::{Hello, HelloState};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
+
+/// Maximum bytes of batches that wait for an earlier one.
+const WAITING_BYTES_MAX: usize = 8 << 20;
+
+/// Seconds by which the clock of another node may seem to differ before that is believed.
+const CLOCK_TOLERANCE_SECS: i64 = 5;
+
+/// Time after which a node that says nothing is taken for lost.
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// Time that a missing batch may take to arrive before it is asked for.
+const GAP_PATIENCE: Duration = Duration::from_millis(100);
+
+/// Time after which a request to send batches again is repeated.
+const RESEND_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Time that missing batches may take to arrive before the node does without them.
+const GAP_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Another node.
+#[derive(Debug)]
+pub(super) struct RemoteNode {
+    pub(super) boot: u64,
+    pub(super) hello: Hello,
+    pub(super) heard_at: Duration,
+    /// Whether it takes part and was heard a short time ago.
+    pub(super) is_present: bool,
+    /// All batches with lower numbers were applied or given up.
+    pub(super) next: u64,
+    /// Number of the batch after the last one that is known to exist.
+    pub(super) end: u64,
+    /// Batches that wait for an earlier one.
+    waiting: BTreeMap<u64, Vec<u8>>,
+    waiting_bytes: usize,
+    /// Since when batches are missing.
+    gap_since: Option<Duration>,
+    requested_at: Option<Duration>,
+    /// Batches with lower numbers were missed, unless a snapshot has their contents.
+    pub(super) missed_before: Option<u64>,
+    /// What is to be added to a time on its clock to get that on the own one.
+    clock_offset: i64,
+}
+
+/// A batch that arrived, and what to do with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BatchOrder {
+    /// It is the next one.
+    Next,
+    /// An earlier one is missing: it was kept, or will be asked for again.
+    Early,
+    /// It was applied already.
+    Repeated,
+}
+
+impl RemoteNode {
+    /// Creates the state of a node that was heard for the first time since its boot.
+    pub(super) fn new(now: Duration, boot: u64, hello: &Hello) -> Self {
+        // Otherwise a snapshot has more than it could send.
+        let has_all = hello.oldest <= 1;
+        let mut node = Self {
+            boot,
+            hello: *hello,
+            heard_at: now,
+            is_present: false,
+            next: if has_all { 1 } else { hello.next },
+            end: hello.next,
+            waiting: BTreeMap::new(),
+            waiting_bytes: 0,
+            gap_since: None,
+            requested_at: None,
+            missed_before: (!has_all).then_some(hello.next),
+            clock_offset: now.as_secs() as i64 - hello.sent_at,
+        };
+        node.update_gap(now);
+        node
+    }
+
+    /// Takes note of a hello; returns whether batches were missed that it can send no more.
+    pub(super) fn hear(&mut self, now: Duration, hello: &Hello) -> bool {
+        let offset = (now.as_secs() as i64).saturating_sub(hello.sent_at);
+        if offset.saturating_sub(self.clock_offset).saturating_abs() > CLOCK_TOLERANCE_SECS {
+            self.clock_offset = offset;
+        }
+        self.hello = *hello;
+        self.heard_at = now;
+        self.end = self.end.max(hello.next);
+        let has_missed = self.next < hello.oldest && self.end > self.next;
+        if has_missed {
+            self.give_up_before(now, hello.oldest);
+        }
+        self.update_gap(now);
+        has_missed
+    }
+
+    /// Returns a time of the clock of the other node on the own clock.
+    pub(super) fn own_time(&self, time: i64) -> i64 {
+        time.saturating_add(self.clock_offset)
+    }
+
+    /// Decides what to do with a batch. One that is early is kept if there is space.
+    pub(super) fn order(&mut self, now: Duration, sequence: u64, message: &[u8]) -> BatchOrder {
+        if sequence < self.next {
+            return BatchOrder::Repeated;
+        }
+        if sequence == self.next {
+            return BatchOrder::Next;
+        }
+        self.end = self.end.max(sequence.saturating_add(1));
+        if self.waiting_bytes + message.len() <= WAITING_BYTES_MAX
+            && !self.waiting.contains_key(&sequence)
+        {
+            self.waiting_bytes += message.len();
+            self.waiting.insert(sequence, message.to_vec());
+        }
+        self.update_gap(now);
+        BatchOrder::Early
+    }
+
+    /// Takes note that the next batch was applied; returns the one after it if it waits.
+    pub(super) fn advance(&mut self, now: Duration) -> Option<Vec<u8>> {
+        self.next += 1;
+        self.end = self.end.max(self.next);
+        // More of what was asked for will follow.
+        self.requested_at = self.requested_at.map(|_| now);
+        self.gap_since = None;
+        self.update_gap(now);
+        self.take_waiting()
+    }
+
+    /// Returns the next batch if it waits.
+    pub(super) fn take_waiting(&mut self) -> Option<Vec<u8>> {
+        let message = self.waiting.remove(&self.next)?;
+        self.waiting_bytes -= message.len();
+        Some(message)
+    }
+
+    /// Returns since when batches are missing.
+    pub(super) fn gap_since(&self) -> Option<Duration> {
+        self.gap_since
+    }
+
+    /// Returns the numbers of the batches that are to be asked for now.
+    pub(super) fn batches_to_request(&mut self, now: Duration) -> Option<Range<u64>> {
+        let gap_since = self.gap_since?;
+        let is_due = match self.requested_at {
+            None => now.saturating_sub(gap_since) >= GAP_PATIENCE,
+            Some(at) => now.saturating_sub(at) >= RESEND_TIMEOUT,
+        };
+        if !is_due || !self.is_present {
+            return None;
+        }
+        self.requested_at = Some(now);
+        let end = self.waiting.keys().next().copied().unwrap_or(self.end);
+        Some(self.next..end)
+    }
+
+    /// Gives up batches that have been missing for too long; returns whether there were some.
+    pub(super) fn give_up_late_batches(&mut self, now: Duration) -> bool {
+        let is_late = self.gap_since.is_some_and(|at| now.saturating_sub(at) >= GAP_TIMEOUT);
+        if !is_late || !self.is_present {
+            return false;
+        }
+        let before = self.waiting.keys().next().copied().unwrap_or(self.end);
+        self.give_up_before(now, before);
+        true
+    }
+
+    /// Takes note that a snapshot has the contents of the batches before a number.
+    pub(super) fn cover(&mut self, now: Duration, before: u64) {
+        self.missed_before.take_if(|missed_before| *missed_before <= before);
+        if before > self.next && before <= self.end {
+            self.skip_to(now, before);
+        }
+    }
+
+    fn give_up_before(&mut self, now: Duration, before: u64) {
+        self.missed_before = Some(self.missed_before.map_or(before, |known| known.max(before)));
+        self.skip_to(now, before);
+    }
+
+    fn skip_to(&mut self, now: Duration, next: u64) {
+        self.next = next;
+        self.end = self.end.max(next);
+        self.waiting = self.waiting.split_off(&next);
+        self.waiting_bytes = self.waiting.values().map(Vec::len).sum();
+        self.requested_at = None;
+        self.gap_since = None;
+        self.update_gap(now);
+    }
+
+    fn update_gap(&mut self, now: Duration) {
+        match self.next < self.end {
+            true => self.gap_since = self.gap_since.or(Some(now)),
+            false => (self.gap_since, self.requested_at) = (None, None),
+        }
+    }
+
+    /// Returns whether the node takes part.
+    pub(super) fn is_active(&self) -> bool {
+        self.hello.state == HelloState::Active
+    }
+}

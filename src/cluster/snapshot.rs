@@ -1,0 +1,160 @@
+//! Snapshots between nodes: the one that a node sends, and the one that it receives.
+
+use super::message::Covered;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// Number of blocks that may be on their way.
+pub(super) const BLOCKS_IN_FLIGHT: u32 = 4;
+
+/// Maximum bytes that are sent in a second.
+const BYTES_PER_SEC: u64 = 16 << 20;
+
+/// Time without a request after which a node stops sending a snapshot.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time without a block after which a request is repeated.
+const BLOCK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Time without a block after which a node stops waiting for a snapshot.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// A snapshot that is being sent.
+#[derive(Debug)]
+pub(super) struct SnapshotSource {
+    /// The node that asked for it.
+    pub(super) to: String,
+    pub(super) session: u64,
+    /// What the first block says that the snapshot includes.
+    pub(super) covered: Vec<Covered>,
+    requested_at: Duration,
+    /// The blocks that were made and perhaps have not arrived; the first one has the number `first`.
+    blocks: VecDeque<Vec<u8>>,
+    first: u32,
+    /// Number of the first block that was not sent since the last request.
+    next_to_send: u32,
+    /// Number of the block after the last one that may be sent.
+    end: u32,
+    /// Whether the last block was made.
+    is_complete: bool,
+    began: Duration,
+    sent_bytes: u64,
+}
+
+impl SnapshotSource {
+    pub(super) fn new(now: Duration, to: String, session: u64, covered: Vec<Covered>) -> Self {
+        Self {
+            to,
+            session,
+            covered,
+            requested_at: now,
+            blocks: VecDeque::new(),
+            first: 0,
+            next_to_send: 0,
+            end: 0,
+            is_complete: false,
+            began: now,
+            sent_bytes: 0,
+        }
+    }
+
+    /// Takes note of a request: the blocks before `received` have arrived, those before `end` may be sent.
+    pub(super) fn request(&mut self, now: Duration, received: u32, end: u32) {
+        let is_repeated = self.first == received && self.next_to_send > received;
+        self.requested_at = now;
+        while self.first < received && self.blocks.pop_front().is_some() {
+            self.first += 1;
+        }
+        if is_repeated {
+            self.next_to_send = self.first;
+        }
+        self.next_to_send = self.next_to_send.max(self.first);
+        self.end = end.min(self.first.saturating_add(BLOCKS_IN_FLIGHT));
+    }
+
+    /// Returns whether another block is to be made.
+    pub(super) fn wants_block(&self) -> bool {
+        !self.is_complete && self.blocks.len() < BLOCKS_IN_FLIGHT as usize
+    }
+
+    /// Returns the number of the block that is made next.
+    pub(super) fn next_block(&self) -> u32 {
+        self.first + self.blocks.len() as u32
+    }
+
+    /// Adds the message of the next block.
+    pub(super) fn add(&mut self, message: Vec<u8>, is_last: bool) {
+        self.blocks.push_back(message);
+        self.is_complete = is_last;
+    }
+
+    /// Returns the message of a block that may be sent now.
+    pub(super) fn next_message(&mut self, now: Duration) -> Option<Vec<u8>> {
+        let elapsed = now.saturating_sub(self.began).as_millis() as u64;
+        let budget = BYTES_PER_SEC * (elapsed + 100) / 1_000;
+        if self.next_to_send >= self.end || self.sent_bytes > budget {
+            return None;
+        }
+        let message = self.blocks.get((self.next_to_send - self.first) as usize)?;
+        self.next_to_send += 1;
+        self.sent_bytes += message.len() as u64;
+        Some(message.clone())
+    }
+
+    /// Returns whether the receiver has everything, or has gone.
+    pub(super) fn has_ended(&self, now: Duration) -> bool {
+        let is_received = self.is_complete && self.blocks.is_empty();
+        is_received || now.saturating_sub(self.requested_at) >= REQUEST_TIMEOUT
+    }
+}
+
+/// A snapshot that is being received.
+#[derive(Debug)]
+pub(super) struct SnapshotSink {
+    /// The node that sends it.
+    pub(super) from: String,
+    pub(super) session: u64,
+    /// Number of the next block.
+    pub(super) next: u32,
+    pub(super) began: Duration,
+    /// Time of the last block, or of the first request.
+    advanced_at: Duration,
+    requested_at: Duration,
+    pub(super) covered: Vec<Covered>,
+    pub(super) records: u64,
+}
+
+impl SnapshotSink {
+    pub(super) fn new(now: Duration, from: String, session: u64) -> Self {
+        Self {
+            from,
+            session,
+            next: 0,
+            began: now,
+            advanced_at: now,
+            requested_at: now,
+            covered: Vec::new(),
+            records: 0,
+        }
+    }
+
+    /// Takes note of the next block.
+    pub(super) fn advance(&mut self, now: Duration) {
+        self.next += 1;
+        (self.advanced_at, self.requested_at) = (now, now);
+    }
+
+    /// Returns whether the request is to be repeated now.
+    pub(super) fn is_request_due(&mut self, now: Duration) -> bool {
+        let is_due = now.saturating_sub(self.requested_at) >= BLOCK_TIMEOUT;
+        if is_due {
+            self.requested_at = now;
+        }
+        is_due
+    }
+
+    /// Returns whether no block has arrived for too long.
+    pub(super) fn has_failed(&self, now: Duration) -> bool {
+        now.saturating_sub(self.advanced_at) >= SILENCE_MAX
+    }
+}

@@ -1,0 +1,233 @@
+//! Tests of single nodes: names, versions, lifetimes, refusals.
+
+use super::*;
+use std::sync::Arc;
+use std::time::Duration;
+use tsubame_storage::{
+    ChangeKind, Endpoint, InfoHash, PeerRecord, Role, StateRecord, TorrentRecord,
+};
+
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
+
+fn settings(node: &str, boot: u64) -> ClusterSettings {
+    ClusterSettings { node: node.to_owned(), boot, peer_lifetime_secs: 2_700, key_digest: 1 }
+}
+
+fn change(number: u8) -> StateRecord {
+    let endpoint = Endpoint::new([9, 9, 9, number].into(), 6_881);
+    let (role, is_counted, is_remote) = (Role::Leecher, false, false);
+    let peer = PeerRecord { endpoint, role, is_counted, is_remote, announced_at: 100 };
+    StateRecord::Change(InfoHash([number; 20]), ChangeKind::Joined, peer)
+}
+
+/// Some nodes and a network that delivers everything at once.
+struct Net {
+    now: Duration,
+    nodes: Vec<(String, ClusterNode)>,
+    /// Names of nodes whose messages are lost.
+    muted: Vec<&'static str>,
+    /// What each node was told to do, other than to publish.
+    done: Vec<(String, Action)>,
+}
+
+impl Net {
+    fn new(nodes: &[(&str, u64)]) -> Self {
+        let now = Duration::from_secs(100);
+        let nodes = nodes.iter().map(|(name, boot)| {
+            let mut node = ClusterNode::new(settings(name, *boot));
+            node.connected(now, MESSAGE_BYTES_MAX);
+            ((*name).to_owned(), node)
+        });
+        Self { now, nodes: nodes.collect(), muted: Vec::new(), done: Vec::new() }
+    }
+
+    fn deliver(&mut self) {
+        loop {
+            let mut messages: Vec<(usize, Subject, Arc<[u8]>)> = Vec::new();
+            for (at, (name, node)) in self.nodes.iter_mut().enumerate() {
+                for action in node.take_actions() {
+                    match action {
+                        Action::Publish(subject, bytes) => messages.push((at, subject, bytes)),
+                        action => self.done.push((name.clone(), action)),
+                    }
+                }
+            }
+            if messages.is_empty() {
+                return;
+            }
+            for (from, subject, bytes) in messages {
+                let sender = self.nodes[from].0.clone();
+                if self.muted.contains(&&*sender) {
+                    continue;
+                }
+                let token = subject_token(&sender);
+                for (to, (name, node)) in self.nodes.iter_mut().enumerate() {
+                    let inbox = match &subject {
+                        Subject::Hello | Subject::Delta if to != from => Inbox::FromNode(&token),
+                        Subject::Request(of) | Subject::Reply(of) if of == name => {
+                            Inbox::ToThisNode
+                        }
+                        _ => continue,
+                    };
+                    node.receive(self.now, inbox, &bytes);
+                }
+            }
+        }
+    }
+
+    /// Lets time pass.
+    fn run(&mut self, seconds: u64) {
+        for _ in 0..seconds * 10 {
+            self.now += Duration::from_millis(100);
+            for (_, node) in &mut self.nodes {
+                node.tick(self.now, 1, false);
+            }
+            self.deliver();
+        }
+    }
+
+    fn node(&mut self, at: usize) -> &mut ClusterNode {
+        &mut self.nodes[at].1
+    }
+
+    /// Returns the records that a node has imported, and forgets them.
+    fn imported(&mut self, of: &str) -> Vec<StateRecord> {
+        let mut imported = Vec::new();
+        self.done.retain(|(name, action)| match action {
+            Action::Import(records) if name == of => {
+                imported.extend_from_slice(records);
+                false
+            }
+            _ => true,
+        });
+        imported
+    }
+
+    fn has_reported(&self, of: &str, event: &ClusterEvent) -> bool {
+        let expected = Action::Report(event.clone());
+        self.done.iter().any(|(name, action)| name == of && *action == expected)
+    }
+}
+
+#[test]
+fn the_older_of_two_nodes_with_one_name_takes_part() {
+    let mut net = Net::new(&[("a", 10), ("b", 11)]);
+    net.run(5);
+    // A second "a", which is younger.
+    let mut second = ClusterNode::new(settings("a", 12));
+    second.connected(net.now, MESSAGE_BYTES_MAX);
+    net.nodes.push(("a".to_owned(), second));
+    net.run(5);
+    let name = "a".to_owned();
+    assert!(net.has_reported("a", &ClusterEvent::NameTaken(name.clone())));
+    assert!(net.has_reported("a", &ClusterEvent::NameUsed(name.clone())));
+    assert!(!net.node(0).is_refused() && net.node(2).is_refused());
+    let now = net.now;
+    net.node(2).publish(now, &[change(1)]);
+    net.node(0).publish(now, &[change(2)]);
+    net.run(2);
+    assert_eq!(net.imported("b").len(), 1, "only that of the older one");
+    assert_eq!(net.imported("a"), []);
+    // Once the older one is gone, the younger one takes part, with what it has published meanwhile.
+    net.nodes.remove(0);
+    net.run(30);
+    assert!(net.has_reported("a", &ClusterEvent::NameFree(name)));
+    assert_eq!(net.imported("b").len(), 1);
+}
+
+#[test]
+fn other_settings_and_newer_versions_are_reported() {
+    let mut net = Net::new(&[("a", 10)]);
+    let other = ClusterSettings { peer_lifetime_secs: 60, key_digest: 2, ..settings("b", 11) };
+    let mut node = ClusterNode::new(other);
+    node.connected(net.now, MESSAGE_BYTES_MAX);
+    net.nodes.push(("b".to_owned(), node));
+    net.run(5);
+    assert!(net.has_reported("a", &ClusterEvent::OtherLifetime("b".to_owned(), 60, 2_700)));
+    assert!(net.has_reported("b", &ClusterEvent::OtherKeys("a".to_owned())));
+    let reported = net.done.len();
+    net.run(5);
+    assert_eq!(net.done.len(), reported, "once");
+    let now = net.now;
+    let sender = Sender { version: 9, node: "new", boot: 1 };
+    let newer = encode(&sender, &Body::SnapshotRefused { session: 1 }, b"other bytes");
+    net.node(0).receive(now, Inbox::FromNode("new"), &newer);
+    net.node(0).receive(now, Inbox::FromNode("new"), &newer);
+    net.deliver();
+    assert!(net.has_reported("a", &ClusterEvent::NewerVersion("new".to_owned(), 9)));
+    assert_eq!(net.node(0).counts().ignored_messages, 2);
+    // A node must use its own subject.
+    let bytes =
+        encode(&Sender { version: 1, ..sender }, &Body::SnapshotRefused { session: 1 }, b"");
+    net.node(0).receive(now, Inbox::FromNode("b"), &bytes);
+    assert_eq!(net.node(0).counts().ignored_messages, 3);
+}
+
+#[test]
+fn a_message_that_was_lost_is_sent_again() {
+    let mut net = Net::new(&[("a", 10), ("b", 11)]);
+    net.run(5);
+    let now = net.now;
+    net.muted.push("a");
+    net.node(0).publish(now, &[change(1)]);
+    net.deliver();
+    net.muted.clear();
+    net.node(0).publish(now, &[change(2)]);
+    net.deliver();
+    assert_eq!(net.imported("b"), [], "the second one waits");
+    assert_eq!(net.node(1).nodes(now)[0].missing_batches, 2);
+    net.run(1);
+    let imported = net.imported("b");
+    let hashes = imported.iter().map(|record| match record {
+        StateRecord::Change(info_hash, _, peer) if peer.is_remote => info_hash.0[0],
+        record => panic!("{record:?}"),
+    });
+    assert_eq!(hashes.collect::<Vec<_>>(), [1, 2]);
+    // The last batch is missed, too, if nothing follows it.
+    net.muted.push("a");
+    let now = net.now;
+    net.node(0).publish(now, &[change(3)]);
+    net.deliver();
+    net.muted.clear();
+    net.run(3);
+    assert_eq!(net.imported("b").len(), 1);
+}
+
+#[test]
+fn a_snapshot_is_divided_to_fit_in_messages() {
+    let mut net = Net::new(&[("a", 10)]);
+    net.run(65);
+    let now = net.now;
+    net.node(0).publish(now, &[change(1)]);
+    net.run(65);
+    // The batch is kept no more: a node that comes now needs a snapshot.
+    let mut joiner = ClusterNode::new(settings("b", 11));
+    joiner.connected(net.now, 20 << 10);
+    net.node(0).connected(now, 20 << 10);
+    net.nodes.push(("b".to_owned(), joiner));
+    net.run(4);
+    assert!(net.has_reported("b", &ClusterEvent::SnapshotRequested("a".to_owned())));
+    assert!(net.node(0).wants_block() && !net.node(1).is_complete());
+    let torrent = TorrentRecord { info_hash: InfoHash([5; 20]), completed: 3, used_at: 10 };
+    let mut records = vec![StateRecord::Torrent(torrent)];
+    for number in 0..2_000_u16 {
+        let endpoint = Endpoint::new([7, 7, (number >> 8) as u8, number as u8].into(), 6_881);
+        let (role, is_counted, is_remote) = (Role::Seeder, false, false);
+        let peer = PeerRecord { endpoint, role, is_counted, is_remote, announced_at: 50 };
+        records.push(StateRecord::Peer(peer));
+    }
+    let now = net.now;
+    net.node(0).add_block(now, &records, true);
+    net.run(2);
+    let imported = net.imported("b");
+    let peers: std::collections::BTreeSet<_> = imported
+        .iter()
+        .filter_map(|record| match record {
+            StateRecord::Peer(peer) => Some(peer.endpoint),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(peers.len(), 2_000);
+    assert!(net.node(1).is_complete() && !net.node(0).wants_block());
+    assert!(net.done.contains(&("a".to_owned(), Action::EndExport)));
+}
