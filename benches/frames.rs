@@ -116,7 +116,7 @@ fn mesh_throughput(criterion: &mut Criterion) {
     let path = ReplyPath::Frame(FrameReplyPath::new(&bytes, &headers, 0));
     group.bench_function("announce", |bencher| {
         bencher.iter_custom(|count| {
-            let Ok(mut endpoints) = mesh(2) else { panic!("cannot create a mesh") };
+            let Ok(mut endpoints) = mesh(2, 1) else { panic!("cannot create a mesh") };
             // The third endpoint is that of the control plane.
             endpoints.truncate(2);
             let (Some(mut receiver), Some(mut sender)) = (endpoints.pop(), endpoints.pop()) else {

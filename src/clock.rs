@@ -74,6 +74,13 @@ impl Clock {
         Now { monotonic: Seconds(monotonic.as_secs()), unix_secs }
     }
 
+    /// Returns the time of the wall clock in nanoseconds since 1970.
+    #[expect(clippy::disallowed_methods, reason = "this is the clock")]
+    pub fn unix_nanos(&self) -> u64 {
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+    }
+
     /// Returns the processor time of the calling thread, including its time in the kernel.
     pub fn thread_busy(&self) -> Duration {
         let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);

@@ -186,11 +186,12 @@ fn shards(keys: &std::path::Path) -> Vec<SimulatedShard> {
             shared_stats: shared_stats.clone(),
             clock,
             gather: None,
+            publication: None,
         };
         let shard = Shard::new(ShardResources { node, datapath });
         SimulatedShard { shard, handle, shared_stats }
     };
-    (0..2).zip(mesh(2).unwrap()).map(node).collect()
+    (0..2).zip(mesh(2, 1).unwrap()).map(node).collect()
 }
 
 #[test]

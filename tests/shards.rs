@@ -155,7 +155,7 @@ impl ShardSimulation {
         let startup =
             StartupState { config: config.clone(), identity, addresses, files_for_connections };
         let (retired, retired_receiver) = unbounded_channel();
-        let mut endpoints = mesh(shards).unwrap();
+        let mut endpoints = mesh(shards, 1).unwrap();
         let control = endpoints.pop().unwrap();
         let simulated_shard = |(number, endpoint): (u16, MeshEndpoint)| {
             let ShardSettings { ids, announce, table, .. } =
@@ -176,6 +176,7 @@ impl ShardSimulation {
                 shared_stats: shared_stats.clone(),
                 clock: Clock::simulated(seconds),
                 gather: None,
+                publication: None,
             };
             let datapath = Model::new(handle.clone());
             let shard = Shard::new(ShardResources { node, datapath });

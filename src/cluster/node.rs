@@ -234,6 +234,11 @@ impl ClusterNode {
         self.membership == Membership::Active && !self.nodes.values().any(lacks)
     }
 
+    /// Returns the number of own torrents of the last [`Self::tick`].
+    pub fn torrents(&self) -> u64 {
+        self.torrents
+    }
+
     /// Returns whether an older node has the same name.
     pub fn is_refused(&self) -> bool {
         matches!(self.membership, Membership::Refused(_))
@@ -564,7 +569,7 @@ impl ClusterNode {
         if sender.boot > self.settings.boot {
             self.repeat_hello(now);
             self.report_once(&name, ClusterEvent::NameUsed);
-        } else if hello.state != HelloState::Refused {
+        } else if hello.state != HelloState::Refused && !self.is_within_grace(now) {
             if !self.is_refused() {
                 self.report(ClusterEvent::NameTaken(name));
                 self.nodes.clear();
@@ -575,6 +580,12 @@ impl ClusterNode {
             }
             self.membership = Membership::Refused(now);
         }
+    }
+
+    /// Returns whether the process that this one has replaced may still be heard.
+    fn is_within_grace(&self, now: Duration) -> bool {
+        let grace = |since| now.saturating_sub(since) < CHECK_TIME / 2;
+        matches!(self.membership, Membership::Checking(since) if grace(since))
     }
 
     fn receive_hello(&mut self, now: Duration, sender: &Sender<'_>, hello: &Hello) {

@@ -3,6 +3,7 @@
 //! No other module uses YAML. Every key is optional. `deploy/tsubame.yaml` documents each key with its default;
 //! `tsubame config` prints it.
 
+mod cluster;
 mod hooks;
 mod http;
 mod import;
@@ -13,6 +14,7 @@ mod sections;
 mod values;
 mod xdp;
 
+pub use cluster::{ClusterConfig, ClusterTlsConfig};
 pub use hooks::PLACEHOLDER_HOOK;
 pub use http::{HttpConfig, HttpLimitsConfig, TlsConfig};
 pub use import::{ImportError, ImportedConfig, import};

@@ -1,5 +1,6 @@
 //! The config as a whole.
 
+use super::cluster::ClusterConfig;
 use super::hooks;
 use super::http::HttpConfig;
 use super::in_force::{self, ConfigValue};
@@ -36,6 +37,8 @@ pub struct Config {
     pub announce: AnnounceConfig,
     /// Swarm table.
     pub storage: StorageConfig,
+    /// Other nodes.
+    pub cluster: ClusterConfig,
     /// Hooks of the policy, in order.
     pub hooks: Vec<HookConfig>,
     /// Control listener.
@@ -127,6 +130,7 @@ impl Config {
         let http = HttpConfig::read(root.section("http"));
         let announce = AnnounceConfig::read(root.section("announce"));
         let storage = StorageConfig::read(root.section("storage"));
+        let cluster = ClusterConfig::read(root.section("cluster"));
         let hooks = hooks::read(&mut root);
         let mut section = root.section("control");
         let control = ControlConfig::read(&mut section);
@@ -134,7 +138,7 @@ impl Config {
         let log = LogConfig::read(root.section("log"));
         root.end();
         let values = Vec::new();
-        Self { cpus, user, udp, http, announce, storage, hooks, control, log, values }
+        Self { cpus, user, udp, http, announce, storage, cluster, hooks, control, log, values }
     }
 
     /// Checks that peers are stored for longer than every announce interval.

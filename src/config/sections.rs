@@ -251,7 +251,7 @@ impl StorageConfig {
         let keep_completed = section.value("keep_completed", DAY, |value| {
             values::duration(value, Duration::from_secs(1), DAY * 366)
         });
-        let directory = section.value("directory", None, optional_path);
+        let directory = section.value("directory", None, values::optional_path);
         let snapshot_interval =
             section.value("snapshot_interval", Duration::from_secs(600), |value| {
                 values::duration(value, Duration::ZERO, DAY)
@@ -288,8 +288,8 @@ impl ControlConfig {
         let default = Some(SocketAddr::from(([127, 0, 0, 1], 6880)));
         Self {
             listen: section.value("listen", default, values::optional_address),
-            socket: section.value("socket", None, optional_path),
-            token_file: section.value("token_file", None, optional_path),
+            socket: section.value("socket", None, values::optional_path),
+            token_file: section.value("token_file", None, values::optional_path),
             hosts: section.value("hosts", Vec::new(), |value| {
                 values::texts(value, |text| Ok(text.to_ascii_lowercase()))
             }),
@@ -310,11 +310,6 @@ impl LogConfig {
         section.end();
         Self { level, format, summary }
     }
-}
-
-/// Reads a path; an empty one is `None`.
-fn optional_path(value: &Value) -> values::ParseResult<Option<PathBuf>> {
-    values::path(value).map(|it| Some(it).filter(|it| !it.as_os_str().is_empty()))
 }
 
 /// Reads `auto` or a set of cores: `2-11`, `0,2,4-7` or a list.

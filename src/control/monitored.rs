@@ -9,6 +9,7 @@ use crate::policy::access_list::AccessList;
 use crate::process::log;
 use crate::slow_reads::SlowReads;
 use crate::stats::client_samples::ClientPrefix;
+use crate::stats::cluster_status::ClusterStatus;
 use crate::stats::shard_stats::ShardStats;
 use crate::stats::shared_stats::SharedStats;
 use crate::stats::snapshot_status::SnapshotStatus;
@@ -35,6 +36,8 @@ pub struct Monitored {
     pub process: Arc<ProcessStats>,
     /// State of XDP, if it is in use.
     pub xdp: Option<Arc<XdpStatus>>,
+    /// State of the cluster, if the tracker is a node of one.
+    pub cluster: Option<Arc<ClusterStatus>>,
 }
 
 /// Statistics of the process that belong to no shard.
@@ -228,6 +231,7 @@ mod tests {
             slow_reads,
             process,
             xdp: None,
+            cluster: None,
         };
         assert_eq!(monitored.stuck_shards(), [1]);
         SECONDS.store(106, Ordering::Relaxed);

@@ -3,9 +3,10 @@
 use crate::control::listeners::ControlListeners;
 use crate::control::server;
 use crate::control::torrents::{ShardRequest, Torrents};
+use crate::process::cluster::{ClusterParts, ClusterThread};
 use crate::process::error::RunError;
 use crate::process::monitor::{CHECK_INTERVAL, ShardMonitor};
-use crate::process::reload::{ControlCommand, JobReply, ReloadJob};
+use crate::process::reload::{ControlCommand, JobReply, ReloadJob, Reloader};
 use crate::process::running::{RunningTracker, UpgradeState};
 use crate::process::service::ServiceManager;
 use crate::process::shard_export::ShardSender;
@@ -24,7 +25,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, Interval, timeout_at};
@@ -40,6 +41,9 @@ const CONNECTIONS_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Time that the process which takes over may take to import the last changes.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time that the thread of the cluster may take to publish the last changes.
+const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Time that the thread that controls XDP may take until it redirects no more.
 const XDP_TIMEOUT: Duration = Duration::from_secs(1);
@@ -75,7 +79,8 @@ pub(crate) fn control_plane(
         let (request_sender, requests) = unbounded_channel();
         let snapshots = running.snapshots.take();
         let shards = running.monitored.shared_stats.len();
-        let shard_sender = ShardSender { requests: request_sender.clone(), shards };
+        let turns = Arc::default();
+        let shard_sender = ShardSender { requests: request_sender.clone(), shards, turns };
         let take_over = running.upgrade.take_over.take();
         let process = running.monitored.process.clone();
         let taking_over =
@@ -84,6 +89,7 @@ pub(crate) fn control_plane(
         let (snapshots_start, taken_over) = taking_over.as_ref().map(|_| oneshot::channel()).unzip();
         let start = |settings| SnapshotThread::start(settings, shard_sender.clone(), taken_over);
         let snapshots = snapshots.map(start).transpose().map_err(RunError::Runtime)?;
+        let control = command_sender.clone();
         let (keys, distinct_key) = running.keys;
         let torrents = Torrents::new(request_sender, keys, distinct_key, monitored.clone());
         let torrents = Arc::new(torrents);
@@ -101,9 +107,11 @@ pub(crate) fn control_plane(
         let check = tokio::time::interval(CHECK_INTERVAL);
         let taking_over = taking_over.zip(snapshots_start);
         let events = EventSources { stop, signals, commands, requests, taking_over, check };
-        let event_loop = EventLoop {
+        let mut event_loop = EventLoop {
             running,
             snapshots,
+            cluster: None,
+            control,
             monitor,
             service,
             events,
@@ -112,6 +120,9 @@ pub(crate) fn control_plane(
             is_stopping: false,
             server: server.abort_handle(),
         };
+        if event_loop.events.taking_over.is_none() {
+            event_loop.start_cluster()?;
+        }
         let ending = event_loop.run().await?;
         if let Some(socket) = socket.filter(|_| ending == Ending::Stopped) {
             // It may have been removed already.
@@ -138,6 +149,9 @@ struct EventSources {
 struct EventLoop {
     running: RunningTracker,
     snapshots: Option<SnapshotThread>,
+    cluster: Option<ClusterThread>,
+    /// Has commands executed.
+    control: UnboundedSender<ControlCommand>,
     monitor: ShardMonitor,
     service: ServiceManager,
     events: EventSources,
@@ -223,6 +237,7 @@ impl EventLoop {
         // Before the sockets close: after that, XDP must not answer connects to announces that nobody would receive.
         running.xdp.take().into_iter().for_each(XdpThread::stop);
         let ended = stop_shards(running, false).await;
+        leave_cluster(self.cluster.take()).await;
         if let Some(PendingStop { deadline, snapshot }) = stop {
             // If it fails, the thread has logged why; if it takes too long, the previous snapshot stays.
             let _ = timeout_at(deadline, snapshot.done).await;
@@ -251,6 +266,7 @@ impl EventLoop {
             }
         }
         let ended = stop_shards(&mut self.running, true).await;
+        leave_cluster(self.cluster.take()).await;
         let mut died = None;
         if let Some((mut upgrade, reply)) = self.upgrade.take() {
             let deadline = Instant::now() + HAND_OVER_TIMEOUT;
@@ -288,7 +304,7 @@ impl EventLoop {
 
     /// Waits for an event and handles it; returns why the loop is to end, if it is.
     async fn handle_event(&mut self) -> Result<Option<EndCause>, RunError> {
-        let Self { running, snapshots, monitor, service, events, upgrade, .. } = self;
+        let Self { running, snapshots, cluster, monitor, service, events, upgrade, .. } = self;
         let EventSources { stop, signals, commands, requests, taking_over, check } = events;
         let (interrupt, terminate) = stop;
         tokio::select! {
@@ -329,6 +345,9 @@ impl EventLoop {
                 {
                     snapshots.set_interval(running.reloader.config().storage.snapshot_interval);
                 }
+                if let Some(cluster) = cluster {
+                    tell_cluster(cluster, &mut running.reloader, !updates.is_empty());
+                }
                 send(&mut running.control, updates).await;
             }
             () = end_take_over(taking_over) => {
@@ -336,6 +355,8 @@ impl EventLoop {
                 if let Some(xdp) = &running.xdp {
                     xdp.apply(running.reloader.xdp_settings());
                 }
+                // Until now the other process was the node.
+                self.start_cluster()?;
             }
             Some(retired) = running.to_free.recv() => free(retired),
             _ = check.tick() => monitor.check(running, service),
@@ -392,10 +413,28 @@ impl EventLoop {
             shards: self.shard_sender.clone(),
             starter: starter.clone(),
             table_bytes: self.running.monitored.sum().table.bytes,
-            pauser: self.snapshots.as_ref().map(SnapshotThread::pauser),
             xdp: self.running.xdp.as_ref().map(XdpThread::links),
         };
         Upgrade::start(parts).map_err(|error| format!("a thread cannot be started: {error}"))
+    }
+
+    /// Starts the thread of the cluster if the tracker is to be a node of one.
+    fn start_cluster(&mut self) -> Result<(), RunError> {
+        let running = &mut self.running;
+        let (links, status) = (running.cluster.take(), running.monitored.cluster.clone());
+        let Some((links, status)) = links.zip(status) else { return Ok(()) };
+        let parts = ClusterParts {
+            links,
+            shards: self.shard_sender.clone(),
+            keys: running.keys.0,
+            monitored: running.monitored.clone(),
+            status,
+            control: self.control.clone(),
+            key: running.reloader.connection_id_key(),
+        };
+        let started = ClusterThread::start(running.reloader.config(), parts);
+        self.cluster = Some(started.map_err(RunError::Runtime)?);
+        Ok(())
     }
 
     fn end_failed_upgrade(&mut self, reason: String) {
@@ -403,6 +442,26 @@ impl EventLoop {
         if let Some((_, Some(reply))) = self.upgrade.take() {
             let _ = reply.send(Err(reason));
         }
+    }
+}
+
+/// Tells the thread of the cluster what the last job has changed.
+fn tell_cluster(cluster: &ClusterThread, reloader: &mut Reloader, has_updates: bool) {
+    let changes = reloader.take_list_changes();
+    if !changes.is_empty() {
+        cluster.change_list(changes);
+    }
+    if has_updates {
+        let key = reloader.connection_id_key();
+        cluster.configure(reloader.config().announce.peer_lifetime, &key);
+    }
+}
+
+/// Has the last changes of the shards published, and the other nodes told that this one ends.
+async fn leave_cluster(cluster: Option<ClusterThread>) {
+    if let Some(cluster) = cluster {
+        // The thread may wait for a server that does not answer.
+        let _ = timeout_at(Instant::now() + LEAVE_TIMEOUT, cluster.end()).await;
     }
 }
 

@@ -1,10 +1,12 @@
 //! The process: starts the shards and the control plane, supervises, reloads and stops them.
 
 pub mod check;
+pub mod cluster;
 pub mod cpus;
 mod deadline;
 pub mod error;
 mod event_loop;
+mod export_turns;
 pub mod identity;
 mod interfaces;
 pub mod listen;

@@ -30,6 +30,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinHandle};
+use tsubame_udp::connection_id::ConnectionIdKey;
 
 /// Time after which fetching a key set is retried.
 const KEYS_RETRY: Duration = Duration::from_secs(10);
@@ -54,6 +55,8 @@ pub enum ReloadJob {
     Lists,
     /// Adds torrents to the access list, or removes them.
     ChangeList(Vec<ListChange>),
+    /// Does the same because another node has.
+    AdoptList(Vec<ListChange>),
     /// Removes all torrents without peers. The number of them is for the reply.
     Evict(usize),
     /// Checks whether files have changed.
@@ -136,6 +139,8 @@ struct JobResult {
     next: Option<ReloadJob>,
     /// Whether the job read the config or lists.
     is_reload: bool,
+    /// Changes of the access list of which other nodes are to hear.
+    list_changes: Vec<ListChange>,
 }
 
 /// Runs jobs one after the other, and keeps the state that they change.
@@ -146,6 +151,8 @@ pub struct Reloader {
     running: Option<(JoinHandle<JobResult>, Option<JobReply>)>,
     /// Fetches key sets beside the jobs, so that a server that does not answer delays no job.
     fetching: Option<JoinHandle<Vec<FetchedKeys>>>,
+    /// Changes of the access list of which other nodes are to hear.
+    list_changes: Vec<ListChange>,
     monitored: Monitored,
 }
 
@@ -178,8 +185,14 @@ impl Reloader {
         };
         let process = &monitored.process;
         process.last_reload_unix_secs.store(clock.now().unix_secs, Ordering::Relaxed);
-        let reloader =
-            Self { current, queued: VecDeque::new(), running: None, fetching: None, monitored };
+        let reloader = Self {
+            current,
+            queued: VecDeque::new(),
+            running: None,
+            fetching: None,
+            list_changes: Vec::new(),
+            monitored,
+        };
         reloader.report_current();
         reloader
     }
@@ -212,6 +225,16 @@ impl Reloader {
             explain_wrong_connection_id: udp.explain_wrong_connection_id,
             networks: self.current.policy.networks().to_vec(),
         }
+    }
+
+    /// Returns the changes of the access list over the API since the last call.
+    pub(crate) fn take_list_changes(&mut self) -> Vec<ListChange> {
+        std::mem::take(&mut self.list_changes)
+    }
+
+    /// Returns the key with which connection ids are issued.
+    pub(crate) fn connection_id_key(&self) -> ConnectionIdKey {
+        self.current.startup.connection_id_key(&self.current.config.udp)
     }
 
     /// Returns the current config.
@@ -276,8 +299,9 @@ impl Reloader {
         };
         let reply = self.running.take().and_then(|(_, reply)| reply);
         let (message, updates) = match result {
-            Ok(JobResult { current, message, updates, next, is_reload }) => {
+            Ok(JobResult { current, message, updates, next, is_reload, list_changes }) => {
                 self.current = current;
+                self.list_changes.extend(list_changes);
                 let process = &self.monitored.process;
                 if is_reload {
                     process.last_reload_failed.store(message.is_err(), Ordering::Relaxed);
@@ -329,6 +353,7 @@ impl ServedState {
         let (mut next, mut changes) =
             (None, ShardChanges { policy: true, ..ShardChanges::default() });
         let is_reload = matches!(job, ReloadJob::Config | ReloadJob::Lists);
+        let mut list_changes = Vec::new();
         let message = match job {
             ReloadJob::Config => {
                 changes.settings = true;
@@ -344,7 +369,14 @@ impl ServedState {
                 changes = ShardChanges { evict: true, ..ShardChanges::default() };
                 Ok(format!("{torrents} torrents without peers are being removed"))
             }
-            ReloadJob::ChangeList(changes) => self.change_list(&changes),
+            ReloadJob::ChangeList(changes) => {
+                let changed = self.change_list(&changes);
+                if changed.is_ok() {
+                    list_changes = changes;
+                }
+                changed
+            }
+            ReloadJob::AdoptList(changes) => self.adopt_list(changes),
             ReloadJob::CheckFiles => {
                 changes = ShardChanges::default();
                 let began = self.clock.elapsed();
@@ -371,7 +403,7 @@ impl ServedState {
         let shards =
             if message.is_ok() && changes.any() { self.startup.identity.shards } else { 0 };
         let updates = (0..shards).map(|shard| self.update(shard, changes)).collect();
-        JobResult { current: self, message, updates, next, is_reload }
+        JobResult { current: self, message, updates, next, is_reload, list_changes }
     }
 
     /// Returns the update of a shard.
@@ -466,6 +498,24 @@ impl ServedState {
             retry = Some(retry.map_or(after, |other: Duration| other.min(after)));
         }
         self.keys_due = retry.map(|after| self.clock.elapsed() + after);
+        changed
+    }
+
+    /// Makes changes that another node has made.
+    fn adopt_list(&mut self, mut changes: Vec<ListChange>) -> Result<String, String> {
+        if let Some(list) = self.policy.only_access_list() {
+            changes.retain(|(info_hash, on)| list.contains(info_hash) != *on);
+        }
+        if changes.is_empty() {
+            return Ok(String::new());
+        }
+        let changed = self.change_list(&changes);
+        if let Err(error) = &changed {
+            tracing::warn!(
+                "cluster: a change of the access list by another node is not made here: {error}"
+            );
+            return Ok(String::new());
+        }
         changed
     }
 

@@ -8,6 +8,7 @@ use crate::control::token::ControlToken;
 use crate::http::{Certificate, FullScrapes, HttpResources, StatsPages, Tls, TlsError};
 use crate::policy::seeds::SeedSequence;
 use crate::policy::{CompiledPolicy, LoadedPolicy, PolicyError, ReadMode};
+use crate::process::cluster::ClusterLinks;
 use crate::process::cpus;
 use crate::process::error::RunError;
 use crate::process::event_loop::control_plane;
@@ -26,6 +27,7 @@ use crate::process::{privileges, report};
 use crate::shard::datapath::RingDatapath;
 use crate::shard::mesh::{MeshEndpoint, memory_bytes as mesh_memory_bytes, mesh};
 use crate::shard::node::NodeResources;
+use crate::shard::publication::{PublicationSender, publication};
 use crate::shard::update::{ShardSettings, ShardUpdate};
 use crate::shard::xdp_datapath::{QueueChange, XdpDatapath};
 use crate::shard::{Shard, ShardResources};
@@ -84,9 +86,11 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let starter = give_up_privileges(config, &listeners, xdp.is_some())?;
     let startup = startup_state(config, &mut origin, &listeners);
     let (retired_updates, to_free) = unbounded_channel();
-    let (endpoints, control_endpoint) = mesh_endpoints(shards)?;
+    let ShardConnections { links, control, sample_readers, cluster } =
+        connect_shards(shards, config.cluster.is_enabled())?;
     let shared_stats: Arc<[Arc<SharedStats>]> = (0..shards).map(|_| Arc::default()).collect();
-    let monitored = monitored(shared_stats.clone(), clock, shards, xdp.as_ref());
+    let has_cluster = cluster.is_some();
+    let monitored = monitored((shared_stats.clone(), clock), shards, xdp.as_ref(), has_cluster);
     let template = ShardTemplate {
         config,
         startup: &startup,
@@ -102,7 +106,6 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
         kept_sockets: (kept_addresses(&listeners), origin.has_predecessor()),
     };
     let sockets = shard_sockets(&mut listeners, queue_changes);
-    let (links, sample_readers) = shard_links(endpoints);
     let (trackers, take_over) = origin.import(template.trackers(&mut seeds))?;
     let supervisor = template.start(&cores, sockets.zip(links).zip(trackers))?;
     let (summary, files) = (policy.summary(config.hooks.len()), startup.files_for_connections);
@@ -118,7 +121,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     attached.try_for_each(|xdp| xdp.attach(reloader.xdp_settings()))?;
     let running = RunningTracker {
         supervisor,
-        control: control_endpoint,
+        control,
         snapshots: SnapshotSettings::new(config, (clock, shards, keys), &monitored.process),
         monitored,
         steering: Steering::new(std::mem::take(&mut listeners.udp.steered_groups), keys, shards),
@@ -128,6 +131,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
         sample_readers,
         xdp,
         upgrade: UpgradeState::new(starter, origin.identity, copies, take_over),
+        cluster,
     };
     let control = std::mem::take(&mut listeners.control);
     let ended = control_plane(&runtime, (running, signals), control, |control| {
@@ -157,11 +161,31 @@ fn kept_addresses(listeners: &Listeners) -> Vec<SocketAddr> {
     [&*listeners.http.inherited, &listeners.https.inherited].concat()
 }
 
-/// Creates the endpoints of the shards, and that of the control plane.
-fn mesh_endpoints(shards: u16) -> Result<(Vec<MeshEndpoint>, MeshEndpoint), RunError> {
-    let mut endpoints = mesh(shards).map_err(RunError::Runtime)?;
+/// What connects the shards with each other and with other threads.
+struct ShardConnections {
+    /// Those of each shard.
+    links: Vec<ShardLinks>,
+    /// The endpoint of the control plane.
+    control: MeshEndpoint,
+    sample_readers: Vec<SampleReader>,
+    /// What the thread of the cluster gets, if there is to be one.
+    cluster: Option<ClusterLinks>,
+}
+
+fn connect_shards(shards: u16, has_cluster: bool) -> Result<ShardConnections, RunError> {
+    let mut endpoints = mesh(shards, 1 + usize::from(has_cluster)).map_err(RunError::Runtime)?;
+    let cluster_endpoint = if has_cluster { endpoints.pop() } else { None };
     let control = endpoints.pop().expect("a mesh has an endpoint for the control plane");
-    Ok((endpoints, control))
+    let (mut links, mut sample_readers, mut changes) = (Vec::new(), Vec::new(), Vec::new());
+    for endpoint in endpoints {
+        let (samples, reader) = ClientSamples::new();
+        let (sender, receiver) = has_cluster.then(publication).unzip();
+        links.push((endpoint, samples, sender));
+        sample_readers.push(reader);
+        changes.extend(receiver);
+    }
+    let cluster = cluster_endpoint.map(|endpoint| ClusterLinks { endpoint, changes });
+    Ok(ShardConnections { links, control, sample_readers, cluster })
 }
 
 fn startup_state(config: &Config, origin: &mut Origin, listeners: &Listeners) -> Arc<StartupState> {
@@ -204,15 +228,6 @@ fn queue_channels(
     let channels = (0..shards).filter(|_| has_sockets).map(|_| channel());
     let (senders, receivers): (Vec<_>, Vec<_>) = channels.unzip();
     (senders, receivers.into_iter().map(Some).chain(std::iter::repeat_with(|| None)))
-}
-
-/// Returns the connections of each shard to other threads, and the readers of its client samples.
-fn shard_links(
-    endpoints: Vec<MeshEndpoint>,
-) -> (impl Iterator<Item = ShardLinks> + use<>, Vec<SampleReader>) {
-    let samples = endpoints.iter().map(|_| ClientSamples::new());
-    let (writers, readers): (Vec<_>, Vec<_>) = samples.unzip();
-    (endpoints.into_iter().zip(writers), readers)
 }
 
 /// Returns the function that makes the pages of statistics of the HTTP listener.
@@ -272,8 +287,9 @@ type ShardSockets = (Vec<UdpSocket>, (Vec<TcpListener>, Vec<TcpListener>));
 /// Sockets of a shard, and changes of the receive queues that it serves, if there can be some.
 type ShardDatapath = (ShardSockets, Option<Receiver<QueueChange>>);
 
-/// Connections of a shard to other threads: its endpoint of the mesh, and its queue of client samples.
-type ShardLinks = (MeshEndpoint, ClientSamples);
+/// Connections of a shard to other threads: its endpoint of the mesh, its queue of client samples, and that of the
+/// changes for the cluster.
+type ShardLinks = (MeshEndpoint, ClientSamples, Option<PublicationSender>);
 
 impl ShardTemplate<'_> {
     /// Returns the trackers of all shards.
@@ -312,7 +328,7 @@ impl ShardTemplate<'_> {
         number: u16,
         tracker: Tracker,
         ((sockets, (plain, encrypted)), queue_changes): ShardDatapath,
-        (endpoint, client_samples): ShardLinks,
+        (endpoint, client_samples, publication): ShardLinks,
     ) -> impl FnOnce(&dyn Fn()) -> Result<(), ShardError> + Send + use<> {
         let shards = self.startup.identity.shards;
         let ShardSettings { gather, http, .. } = self.startup.shard_settings(self.config, number);
@@ -338,6 +354,7 @@ impl ShardTemplate<'_> {
             client_samples,
             clock: self.clock,
             gather,
+            publication,
         };
         move |ready: &dyn Fn()| {
             let addresses = sockets.iter().map(UdpSocket::address).collect();
@@ -366,15 +383,16 @@ fn tls(config: &Config, runtime: &Runtime) -> Result<Option<(Arc<Certificate>, T
 
 /// Returns the state that the control plane reports.
 fn monitored(
-    shared_stats: Arc<[Arc<SharedStats>]>,
-    clock: Clock,
+    (shared_stats, clock): (Arc<[Arc<SharedStats>]>, Clock),
     shards: u16,
     xdp: Option<&XdpThread>,
+    has_cluster: bool,
 ) -> Monitored {
     let mesh_bytes = mesh_memory_bytes(shards) as u64;
     let process = Arc::new(ProcessStats::new(clock.now().unix_secs, clock.elapsed(), mesh_bytes));
     let slow_reads = SlowReads::new(clock, SLOW_READ_TIMEOUT);
-    Monitored { shared_stats, clock, slow_reads, process, xdp: xdp.map(|xdp| xdp.status.clone()) }
+    let (xdp, cluster) = (xdp.map(|xdp| xdp.status.clone()), has_cluster.then(Arc::default));
+    Monitored { shared_stats, clock, slow_reads, process, xdp, cluster }
 }
 
 /// Creates the runtime of the control plane. Its helper threads run tasks that would block a shard.

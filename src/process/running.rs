@@ -1,6 +1,7 @@
 //! A running tracker, as the control plane sees it.
 
 use crate::control::monitored::Monitored;
+use crate::process::cluster::ClusterLinks;
 use crate::process::identity::Identity;
 use crate::process::reload::Reloader;
 use crate::process::snapshot::SnapshotSettings;
@@ -62,4 +63,6 @@ pub(crate) struct RunningTracker {
     /// The settings of snapshots, if there are to be some.
     pub(crate) snapshots: Option<SnapshotSettings>,
     pub(crate) upgrade: UpgradeState,
+    /// What connects the thread of the cluster with the shards, if there is to be one.
+    pub(crate) cluster: Option<ClusterLinks>,
 }

@@ -15,10 +15,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tsubame_storage::{TableSettings, longest_lifetime_secs, source_counts_bytes};
-use tsubame_udp::connection_id::ConnectionIds;
+use tsubame_udp::connection_id::{ConnectionIdKey, ConnectionIds};
 
 /// Config keys that take effect only after a restart.
-pub const KEYS_THAT_NEED_RESTART: [&str; 16] = [
+pub const KEYS_THAT_NEED_RESTART: [&str; 23] = [
     "cpus",
     "user",
     "udp.listen",
@@ -31,6 +31,13 @@ pub const KEYS_THAT_NEED_RESTART: [&str; 16] = [
     "http.listen",
     "http.tls.listen",
     "storage.directory",
+    "cluster.servers",
+    "cluster.node",
+    "cluster.subject",
+    "cluster.credentials",
+    "cluster.tls.ca",
+    "cluster.tls.certificate",
+    "cluster.tls.key",
     "control.listen",
     "control.socket",
     "control.hosts",
@@ -85,10 +92,15 @@ impl StartupState {
 
     /// Returns the issuer of connection ids for a config.
     pub fn connection_ids(&self, udp: &UdpConfig) -> ConnectionIds {
-        let random_key = self.identity.connection_id_key();
-        let (first, others) =
-            udp.connection_id_keys.keys.split_first().unwrap_or((&random_key, &[]));
-        ConnectionIds::new(*first, others, udp.connection_id_lifetime.as_secs())
+        let others = udp.connection_id_keys.keys.get(1..).unwrap_or_default();
+        let lifetime_secs = udp.connection_id_lifetime.as_secs();
+        ConnectionIds::new(self.connection_id_key(udp), others, lifetime_secs)
+    }
+
+    /// Returns the key with which connection ids are issued.
+    pub(crate) fn connection_id_key(&self, udp: &UdpConfig) -> ConnectionIdKey {
+        let configured = udp.connection_id_keys.keys.first().copied();
+        configured.unwrap_or_else(|| self.identity.connection_id_key())
     }
 
     /// Returns the config keys whose values differ from those at start and take effect only after a restart.
@@ -112,6 +124,13 @@ impl StartupState {
             old.http.listen == new.http.listen,
             old.http.tls.listen == new.http.tls.listen,
             old.storage.directory == new.storage.directory,
+            old.cluster.servers == new.cluster.servers,
+            old.cluster.node == new.cluster.node,
+            old.cluster.subject == new.cluster.subject,
+            old.cluster.credentials == new.cluster.credentials,
+            old.cluster.tls.ca == new.cluster.tls.ca,
+            old.cluster.tls.certificate == new.cluster.tls.certificate,
+            old.cluster.tls.key == new.cluster.tls.key,
             old.control.listen == new.control.listen,
             old.control.socket == new.control.socket,
             old.control.hosts == new.control.hosts,

@@ -2,8 +2,10 @@
 
 use crate::clock::Clock;
 use crate::control::torrents::ShardRequest;
+use crate::process::export_turns::ExportTurns;
 use crate::shard::message::Message;
 use crate::shard::transfer::{ExportedPage, TransferRequest};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 use thiserror::Error;
@@ -32,6 +34,8 @@ pub(crate) struct ShardSender {
     pub(crate) requests: UnboundedSender<ShardRequest>,
     /// Number of shards.
     pub(crate) shards: usize,
+    /// The turns of exports.
+    pub(crate) turns: Arc<ExportTurns>,
 }
 
 impl ShardSender {

@@ -1,6 +1,7 @@
-//! The mesh: a lock-free queue from each shard to each other shard, and from the control plane to each shard.
+//! The mesh: a lock-free queue from each shard to each other shard, and from some other threads to each shard.
 //!
-//! The members of the mesh are the shards, and the control plane as the last one. Nothing blocks and nothing grows: a
+//! The members of the mesh are the shards, and then the other threads: the control plane, and that of the cluster if
+//! there is one. Nothing blocks and nothing grows: a
 //! full queue refuses a message, and the sender counts it. A member says where it sleeps before it does, and then
 //! checks its queues again; a sender wakes it only if it sleeps, once for a batch.
 
@@ -21,8 +22,11 @@ const MESSAGES_MIN: usize = 16;
 /// Maximum number of messages of a queue between shards. A longer queue would only be a longer delay.
 const MESSAGES_MAX: usize = 1024;
 
-/// Number of messages of the queue from the control plane to a shard.
-const CONTROL_MESSAGES: usize = 64;
+/// Number of messages of the queue from a thread that is not a shard to a shard.
+const THREAD_MESSAGES: usize = 64;
+
+/// Maximum number of threads that are not shards.
+const OTHER_THREADS_MAX: usize = 2;
 
 /// Maximum number of messages that are received in a turn: fewer than the slots for replies to forwarded requests, and
 /// about as much work as a batch of datagrams.
@@ -84,23 +88,23 @@ fn messages_per_queue(shards: u16) -> usize {
     (MEMORY_BYTES / (members * members) / size_of::<Message>()).clamp(MESSAGES_MIN, MESSAGES_MAX)
 }
 
-/// Returns the memory of all queues in bytes.
+/// Returns the maximum memory of all queues in bytes.
 pub fn memory_bytes(shards: u16) -> usize {
     let shards_len = usize::from(shards);
     let between = shards_len * shards_len.saturating_sub(1) * messages_per_queue(shards);
-    (between + shards_len * CONTROL_MESSAGES) * size_of::<Message>()
+    (between + shards_len * OTHER_THREADS_MAX * THREAD_MESSAGES) * size_of::<Message>()
 }
 
-/// Creates the endpoints of `shards` shards, and that of the control plane as the last one.
+/// Creates the endpoints of `shards` shards, and then those of up to two other threads.
 ///
-/// The control plane sends and does not receive: it has queues in one direction only.
+/// Other threads send and do not receive: they have queues in one direction only.
 ///
 /// # Errors
 ///
 /// If the kernel refuses an eventfd, because too many files are open.
-pub fn mesh(shards: u16) -> io::Result<Vec<MeshEndpoint>> {
-    let members = usize::from(shards) + 1;
-    let control = members - 1;
+pub fn mesh(shards: u16, other_threads: usize) -> io::Result<Vec<MeshEndpoint>> {
+    let shards_len = usize::from(shards);
+    let members = shards_len + other_threads.min(OTHER_THREADS_MAX);
     let words = members.div_ceil(64);
     let wakeup = |_| {
         Ok(MemberWakeup {
@@ -125,11 +129,8 @@ pub fn mesh(shards: u16) -> io::Result<Vec<MeshEndpoint>> {
         .collect();
     let messages = messages_per_queue(shards);
     for from in 0..members {
-        for to in (0..control).filter(|to| *to != from) {
-            let messages = match from == control {
-                true => CONTROL_MESSAGES,
-                false => messages,
-            };
+        for to in (0..shards_len).filter(|to| *to != from) {
+            let messages = if from < shards_len { messages } else { THREAD_MESSAGES };
             let (producer, consumer) = RingBuffer::new(messages);
             endpoints[from].senders[to] = Some(producer);
             endpoints[to].receivers[from] = Some(consumer);
@@ -277,7 +278,7 @@ mod tests {
 
     #[test]
     fn messages_arrive_in_order_and_a_full_queue_refuses() {
-        let mut endpoints = mesh(2).unwrap();
+        let mut endpoints = mesh(2, 1).unwrap();
         let sent =
             (0..5_000).take_while(|request_id| endpoints[0].send(1, message(*request_id))).count();
         assert_eq!(sent, MESSAGES_MAX);
@@ -301,11 +302,11 @@ mod tests {
         for shards in [1, 2, 16, 128] {
             assert!(memory_bytes(shards) <= MEMORY_BYTES + (2 << 20), "{shards}");
         }
-        let mut endpoints = mesh(3).unwrap();
+        let mut endpoints = mesh(3, 2).unwrap();
         let fill = |endpoint: &mut MeshEndpoint, to| {
             (0..5_000).take_while(|it| endpoint.send(to, message(*it))).count()
         };
-        let all: usize = (0..4)
+        let all: usize = (0..5)
             .flat_map(|from| (0..3).map(move |to| (from, to)))
             .map(|(from, to)| fill(&mut endpoints[from], to))
             .sum();
@@ -314,7 +315,7 @@ mod tests {
 
     #[test]
     fn a_node_with_messages_does_not_sleep() {
-        let mut endpoints = mesh(1).unwrap();
+        let mut endpoints = mesh(1, 1).unwrap();
         assert!(endpoints[0].prepare_sleep(SleepPlace::InRing));
         endpoints[0].end_sleep();
         endpoints[1].send(0, Message::Stop { keeps_listeners: false });
@@ -327,7 +328,7 @@ mod tests {
     /// Sends messages to a member that sleeps whenever it has none; `wait` returns once it is woken.
     fn send_to_a_sleeper(sleep: SleepPlace, wait: impl Fn(&WakeupReceiver)) {
         const MESSAGES: u32 = if cfg!(miri) { 20 } else { 20_000 };
-        let mut endpoints = mesh(2).unwrap();
+        let mut endpoints = mesh(2, 1).unwrap();
         endpoints.pop();
         let (mut receiver, mut sender) = (endpoints.pop().unwrap(), endpoints.pop().unwrap());
         let waker = receiver.wakeup_receiver();

@@ -13,6 +13,7 @@ mod page_scans;
 mod pending_replies;
 mod pending_scrapes;
 mod phase_timer;
+pub mod publication;
 mod run;
 mod runtime_watch;
 mod scrape_requests;
@@ -210,6 +211,7 @@ impl<D: Datapath> Shard<D> {
             self.publish();
         }
         let has_scanned = self.node_mut().scan(now);
+        self.node_mut().send_published();
         let is_draining = self.drain();
         has_work || has_scanned || is_draining
     }

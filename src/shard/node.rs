@@ -9,6 +9,7 @@ use super::mesh::MeshEndpoint;
 use super::message::{Message, PageReply, PageRequest, ScrapeRows};
 use super::page_scans::PageScans;
 use super::pending_replies::PendingReplies;
+use super::publication::PublicationSender;
 use super::scrape_requests::ScrapeRequests;
 use super::token_queue::TokenQueue;
 use super::transfer::Transfers;
@@ -67,6 +68,8 @@ pub struct NodeResources {
     pub clock: Clock,
     /// How long datagrams are gathered; zero disables it, and with `None` trials choose the time.
     pub gather: Option<Duration>,
+    /// Passes changes of swarms to the thread of the cluster, if there is one.
+    pub publication: Option<PublicationSender>,
 }
 
 /// A shard without its datapath.
@@ -81,6 +84,7 @@ pub struct Node {
     page_scans: PageScans,
     admin_jobs: AdminJobs,
     transfers: Transfers,
+    publication: Option<PublicationSender>,
     pub(super) scrape_requests: ScrapeRequests,
     /// Requests over HTTP that wait until a token may be checked.
     token_queue: TokenQueue,
@@ -108,14 +112,18 @@ impl Node {
             number,
             shards,
             keys,
-            tracker,
+            mut tracker,
             endpoint,
             retired,
             shared_stats,
             client_samples,
             clock,
             gather,
+            publication,
         } = resources;
+        if let Some(publication) = &publication {
+            publication.begin(&mut tracker);
+        }
         Self {
             number,
             shards,
@@ -126,6 +134,7 @@ impl Node {
             page_scans: PageScans::default(),
             admin_jobs: AdminJobs::default(),
             transfers: Transfers::new(number),
+            publication,
             scrape_requests: ScrapeRequests::new(usize::from(shards)),
             token_queue: TokenQueue::default(),
             new_http_settings: None,
@@ -194,6 +203,13 @@ impl Node {
     /// Sends the last changes of an export, when the last request was answered.
     pub(super) fn finish_export(&mut self) {
         self.transfers.finish(&mut self.tracker);
+    }
+
+    /// Passes the changes of the swarms to the thread of the cluster.
+    pub(super) fn send_published(&mut self) {
+        if let Some(publication) = &mut self.publication {
+            publication.send(&mut self.tracker);
+        }
     }
 
     /// Handles a message that does not need the datapath; `prefetch` is that of its announce.

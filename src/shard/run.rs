@@ -83,6 +83,7 @@ impl<D: RingDatapath> Shard<D> {
             tokio::time::sleep(STOP_INTERVAL).await;
         }
         self.node_mut().finish_export();
+        self.node_mut().send_published();
         self.publish();
         self.udp.datapath.stop(STOP_TIMEOUT);
         // The process is about to end: freeing gigabytes would only delay that.

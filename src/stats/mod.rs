@@ -1,6 +1,7 @@
 //! Statistics: outcomes of requests, counters of each shard, and how other threads read them.
 
 pub mod client_samples;
+pub mod cluster_status;
 pub mod http_stats;
 pub mod outcome;
 pub mod shard_stats;

@@ -14,7 +14,7 @@ pub(crate) const V4: usize = Family::V4.compact_len() + 2;
 /// Bytes of an IPv6 record.
 pub(crate) const V6: usize = Family::V6.compact_len() + 2;
 
-/// Bits of the flags byte; the highest one is unused.
+/// Bits of the flags byte.
 pub(crate) mod flags {
     /// The peer is a partial seed, which is not returned to seeders and partial seeds (BEP 21).
     pub(crate) const PARTIAL_SEED: u8 = 1;
@@ -24,13 +24,14 @@ pub(crate) mod flags {
     pub(crate) const SCOPE: u8 = 0b1100;
     /// The peer was learned from another node of the cluster, and has not announced to this one since.
     pub(crate) const REMOTE: u8 = 0b1_0000;
-    /// Mask of the third of a lifetime, modulo 4, in which the other nodes of the cluster last heard of the peer.
-    pub(crate) const PUBLISHED: u8 = 0b110_0000;
+    /// Mask of the third of a lifetime, modulo 8, in which the other nodes of the cluster last heard of the peer. A peer
+    /// that has expired may be stored for a fourth third, and then announce again.
+    pub(crate) const PUBLISHED: u8 = 0b1110_0000;
 }
 
 /// Returns the flags that stand for a third of a lifetime: see [`crate::time::Ticks::third_at`].
 pub(crate) const fn published_flags(third: i64) -> u8 {
-    ((third & 0b11) as u8) << 5
+    ((third & 0b111) as u8) << 5
 }
 
 /// Returns the flags that stand for a scope.

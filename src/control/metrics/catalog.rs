@@ -1,5 +1,6 @@
 //! The table of all metrics.
 
+use super::cluster;
 use super::sample::{LabelledSample, Sample, labelled, load};
 use super::snapshot::{MetricsSnapshot, ShardSnapshot};
 use super::values::{
@@ -147,6 +148,15 @@ const fn process_gauge(
     read: fn(&MetricsSnapshot) -> Option<Sample>,
 ) -> Metric {
     metric(name, Gauge, &[], help, Process(read))
+}
+
+/// Creates a counter of the process.
+const fn process_counter(
+    name: &'static str,
+    help: &'static str,
+    read: fn(&MetricsSnapshot) -> Option<Sample>,
+) -> Metric {
+    metric(name, Counter, &[], help, Process(read))
 }
 
 /// All metrics, in the order of the page.
@@ -423,6 +433,88 @@ pub(super) const METRICS: &[Metric] = &[
         let snapshots = &it.monitored.process.snapshots;
         snapshots.get(&snapshots.restored_peers).map(Integer)
     }),
+    process_gauge("cluster_connected", "Whether a NATS server is connected: 1 or 0", |it| {
+        cluster::value(it, |report| report.is_connected.into())
+    }),
+    process_gauge(
+        "cluster_complete",
+        "Whether this node takes part and lacks no swarms of the other nodes: 1 or 0",
+        |it| cluster::value(it, |report| report.is_complete.into()),
+    ),
+    metric(
+        "cluster_node_up",
+        Gauge,
+        &["node"],
+        "Whether another node takes part and was heard in the last 10 seconds: 1 or 0",
+        ProcessLabelled(cluster::nodes_up),
+    ),
+    metric(
+        "cluster_node_lag_seconds",
+        Gauge,
+        &["node"],
+        "Time since changes of another node are missing; 0 if none are",
+        ProcessLabelled(cluster::node_lags),
+    ),
+    metric(
+        "cluster_batches",
+        Counter,
+        &["direction"],
+        "Batches of changes that were sent, received, and sent again to a node that had missed them (resent)",
+        ProcessLabelled(cluster::batches),
+    ),
+    metric(
+        "cluster_changes",
+        Counter,
+        &["direction"],
+        "Changes in the batches that were sent and received",
+        ProcessLabelled(cluster::changes),
+    ),
+    metric(
+        "cluster_bytes",
+        Counter,
+        &["direction"],
+        "Bytes of all messages that were sent to other nodes and received from them",
+        ProcessLabelled(cluster::bytes),
+    ),
+    metric(
+        "cluster_snapshots",
+        Counter,
+        &["direction"],
+        "Snapshots of all swarms that were sent to other nodes and received from them",
+        ProcessLabelled(cluster::snapshots),
+    ),
+    metric(
+        "cluster_lost_records",
+        Counter,
+        &["direction"],
+        "Changes that were not sent, and torrents, peers and changes that were not imported, because there were too many",
+        ProcessLabelled(cluster::lost_records),
+    ),
+    process_counter(
+        "cluster_gaps",
+        "Times that batches of another node were missed and asked for",
+        |it| cluster::value(it, |report| report.counts.gaps),
+    ),
+    process_counter(
+        "cluster_unsent_messages",
+        "Messages that were not sent because no NATS server was connected or it was too slow; batches are sent later",
+        |it| cluster::value(it, |report| report.unsent_messages),
+    ),
+    process_counter(
+        "cluster_ignored_messages",
+        "Messages that were invalid, or of a node that is ignored",
+        |it| cluster::value(it, |report| report.counts.ignored_messages),
+    ),
+    process_counter(
+        "cluster_imported_records",
+        "Torrents and peers of other nodes that were added, updated or removed",
+        |it| cluster::value(it, |report| report.imported_records),
+    ),
+    process_gauge(
+        "cluster_waiting_records",
+        "Torrents, peers and changes of other nodes that wait for a shard",
+        |it| cluster::value(it, |report| report.waiting_records),
+    ),
     gauge("http_connections", "HTTP connections that are open", |shard| {
         Integer(shard.stats.http.open)
     }),

@@ -5,6 +5,7 @@
 //! with labels. Values are read when the page is requested; nothing is stored here.
 
 mod catalog;
+mod cluster;
 mod sample;
 mod snapshot;
 mod values;

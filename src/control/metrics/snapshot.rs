@@ -3,6 +3,7 @@
 use crate::control::clients::ClientShare;
 use crate::control::monitored::Monitored;
 use crate::process::memory;
+use crate::stats::cluster_status::ClusterReport;
 use crate::stats::shard_stats::ShardStats;
 use crate::stats::xdp_status::XdpInterfaceStatus;
 use std::sync::Arc;
@@ -30,6 +31,8 @@ pub(super) struct MetricsSnapshot {
     pub(super) clients: Vec<ClientShare>,
     /// Names of the configured hooks.
     pub(super) hooks: Vec<&'static str>,
+    /// State of the cluster, if the tracker is a node of one.
+    pub(super) cluster: Option<ClusterReport>,
     pub(super) monitored: Monitored,
 }
 
@@ -52,6 +55,7 @@ impl MetricsSnapshot {
             summary: monitored.summary().map(|(at, summary)| (now.0.saturating_sub(at.0), summary)),
             clients: monitored.clients(),
             hooks: monitored.served_config().hooks,
+            cluster: monitored.cluster.as_ref().map(|cluster| cluster.read()),
             monitored: monitored.clone(),
         }
     }

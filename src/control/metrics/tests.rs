@@ -24,6 +24,7 @@ fn monitored(stats: &ShardStats) -> Monitored {
         slow_reads,
         process: Arc::default(),
         xdp: None,
+        cluster: None,
     }
 }
 

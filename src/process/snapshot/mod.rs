@@ -14,7 +14,7 @@ use crate::control::monitored::ProcessStats;
 use crate::process::cpus;
 use crate::process::deadline::Deadline;
 use crate::process::settings::table_bytes;
-use crate::process::shard_export::ShardSender;
+use crate::process::shard_export::{SHARD_TIMEOUT, ShardSender};
 pub(crate) use directory::connection_id_key;
 use directory::{DirectoryError, SNAPSHOT_FILE, StateDirectory};
 use std::io;
@@ -25,6 +25,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel}
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tsubame_udp::steering::SteeringKeys;
+
+/// Time after which a snapshot that is due is tried again while there is another export.
+const TURN_RETRY: Duration = Duration::from_secs(1);
 
 /// Pause between two attempts to open and lock the directory.
 const OPEN_RETRY: Duration = Duration::from_secs(10);
@@ -73,9 +76,6 @@ enum SnapshotCommand {
     SetInterval(Duration),
     /// Writes the final snapshot, and ends the thread.
     WriteFinal(FinalSnapshotSenders),
-    /// Gives up a snapshot that is being written, sends a message, and writes none before the other end of the second
-    /// channel is dropped.
-    Pause(Sender<()>, Receiver<()>),
 }
 
 /// The progress of the final snapshot, as the thread reports it.
@@ -121,7 +121,6 @@ impl SnapshotThread {
             shards,
             commands: receiver,
             last: None,
-            pause: None,
         };
         let thread = std::thread::Builder::new().name("snapshots".to_owned());
         thread.spawn(move || job.run(taken_over))?;
@@ -142,25 +141,6 @@ impl SnapshotThread {
         let _ = self.commands.send(SnapshotCommand::WriteFinal(senders));
         FinalSnapshot { caught_up: is_caught_up, done: is_done }
     }
-
-    /// Returns a handle with which another thread can pause the snapshots.
-    pub(crate) fn pauser(&self) -> SnapshotPauser {
-        SnapshotPauser(self.commands.clone())
-    }
-}
-
-/// Pauses the snapshots.
-#[derive(Debug)]
-pub(crate) struct SnapshotPauser(Sender<SnapshotCommand>);
-
-impl SnapshotPauser {
-    /// Gives up a snapshot that is being written, and has none written until the returned sender is dropped. Returns
-    /// `None` if the thread waits for a disk that does not answer.
-    pub(crate) fn pause(&self, timeout: Duration) -> Option<Sender<()>> {
-        let ((paused, is_paused), (resume, is_resumed)) = (channel(), channel());
-        self.0.send(SnapshotCommand::Pause(paused, is_resumed)).ok()?;
-        is_paused.recv_timeout(timeout).ok().map(|()| resume)
-    }
 }
 
 /// The state of the thread.
@@ -171,8 +151,6 @@ struct SnapshotJob {
     commands: Receiver<SnapshotCommand>,
     /// Set once the final snapshot was asked for.
     last: Option<FinalSnapshotSenders>,
-    /// Set while a pause was asked for.
-    pause: Option<(Sender<()>, Receiver<()>)>,
 }
 
 impl SnapshotJob {
@@ -188,24 +166,25 @@ impl SnapshotJob {
         let mut started = self.settings.clock.elapsed();
         loop {
             if self.last.is_some() {
-                self.write(&directory);
+                // If another export does not end, its shards end it now.
+                let turn = self.shards.turns.take_urgently(SHARD_TIMEOUT);
+                self.write(&directory, turn.as_ref());
                 return;
-            }
-            if self.pause_if_asked() {
-                continue;
             }
             let elapsed = self.settings.clock.elapsed().saturating_sub(started);
             let is_due = !self.interval.is_zero() && elapsed >= self.interval;
-            if is_due {
+            let turn = if is_due { self.shards.turns.take() } else { None };
+            if turn.is_some() {
                 let now = self.settings.clock.elapsed();
                 // One that was given up is written as soon as that is possible.
-                if self.write(&directory) {
+                if self.write(&directory, turn.as_ref()) {
                     started = now;
                 }
                 continue;
             }
             let wait = match self.interval.is_zero() {
                 true => Duration::MAX,
+                false if is_due => TURN_RETRY,
                 false => self.interval - elapsed,
             };
             if !self.handle_command(wait) {
@@ -240,18 +219,7 @@ impl SnapshotJob {
             if !self.handle_command(OPEN_RETRY) || self.last.is_some() {
                 return None;
             }
-            self.pause_if_asked();
         }
-    }
-
-    /// If a pause was asked for, says that no snapshot is being written, and waits for its end. Returns whether there
-    /// was one.
-    fn pause_if_asked(&mut self) -> bool {
-        let Some((paused, resumed)) = self.pause.take() else { return false };
-        let _ = paused.send(());
-        // Ends when the other end is dropped.
-        let _ = resumed.recv();
-        true
     }
 
     /// Waits for a command and handles it; returns false if the control plane has ended.
@@ -264,13 +232,13 @@ impl SnapshotJob {
         true
     }
 
-    /// Handles the commands that have arrived; returns whether a snapshot that is being written must be given up.
+    /// Handles the commands that have arrived; returns whether the final snapshot was asked for.
     fn is_interrupted(&mut self) -> bool {
         loop {
             match self.commands.try_recv() {
                 Ok(command) => self.apply(command),
                 Err(TryRecvError::Empty | TryRecvError::Disconnected) => {
-                    return self.last.is_some() || self.pause.is_some();
+                    return self.last.is_some();
                 }
             }
         }
@@ -280,7 +248,6 @@ impl SnapshotJob {
         match command {
             SnapshotCommand::SetInterval(interval) => self.interval = interval,
             SnapshotCommand::WriteFinal(senders) => self.last = Some(senders),
-            SnapshotCommand::Pause(paused, resumed) => self.pause = Some((paused, resumed)),
         }
     }
 }

@@ -9,7 +9,6 @@ use crate::process::cpus;
 use crate::process::identity::Identity;
 use crate::process::memory;
 use crate::process::shard_export::{ShardExport, ShardSender, UnansweredExport};
-use crate::process::snapshot::SnapshotPauser;
 use crate::process::xdp::XdpLinks;
 use crate::state::{write_block, write_header};
 use crate::text::iec;
@@ -34,7 +33,7 @@ const MEMORY_PERCENT: usize = 130;
 const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Time that a snapshot that is being written may take to be given up.
-const PAUSE_TIMEOUT: Duration = Duration::from_secs(10);
+const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time that the thread that controls XDP may take to duplicate its links.
 const LINKS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -94,8 +93,6 @@ pub(crate) struct UpgradeParts {
     pub(crate) starter: ProgramStarter,
     /// Bytes of all swarms.
     pub(crate) table_bytes: usize,
-    /// Pauses the snapshots, if there are some.
-    pub(crate) pauser: Option<SnapshotPauser>,
     /// Links of the XDP program, if there is one.
     pub(crate) xdp: Option<XdpLinks>,
 }
@@ -201,10 +198,8 @@ impl UpgradeJob {
     fn try_run(&self) -> Result<(), UpgradeFailure> {
         self.check_memory()?;
         // Dropped at the end, whereupon snapshots are written again.
-        let _paused = match &self.parts.pauser {
-            Some(pauser) => Some(pauser.pause(PAUSE_TIMEOUT).ok_or(UpgradeFailure::Snapshot)?),
-            None => None,
-        };
+        let turns = &self.parts.shards.turns;
+        let _turn = turns.take_urgently(TURN_TIMEOUT).ok_or(UpgradeFailure::Snapshot)?;
         let (mut successor, mut channel) = self.start_successor()?;
         let sent = self.send_swarms(&mut successor, &mut channel);
         match sent {

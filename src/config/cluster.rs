@@ -1,0 +1,91 @@
+//! The section `cluster`.
+
+use super::read::Section;
+use super::values::{self, ParseResult};
+use crate::cluster::{NODE_NAME_MAX, is_node_name};
+use crate::text::without_secrets;
+use async_nats::ServerAddr;
+use std::path::PathBuf;
+
+/// Maximum length of the first part of subjects.
+const SUBJECT_LEN_MAX: usize = 64;
+
+/// Keys under `cluster`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClusterConfig {
+    /// URLs of the NATS servers; without any, the tracker is a node of its own.
+    pub servers: Vec<String>,
+    /// Name of this node; `None` is that of the host.
+    pub node: Option<String>,
+    /// First part of all subjects.
+    pub subject: String,
+    /// NATS credentials file.
+    pub credentials: Option<PathBuf>,
+    /// Keys of `cluster.tls`.
+    pub tls: ClusterTlsConfig,
+}
+
+/// Keys under `cluster.tls`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClusterTlsConfig {
+    /// Certificates of the authorities that are trusted; `None` trusts those of the system.
+    pub ca: Option<PathBuf>,
+    /// Certificate of this node, if the servers ask for one.
+    pub certificate: Option<PathBuf>,
+    /// The private key of this certificate.
+    pub key: Option<PathBuf>,
+}
+
+impl ClusterConfig {
+    /// Returns whether there are other nodes.
+    pub fn is_enabled(&self) -> bool {
+        !self.servers.is_empty()
+    }
+
+    pub(super) fn read(mut section: Section<'_>) -> Self {
+        let servers = section.value("servers", Vec::new(), |value| values::texts(value, server));
+        let node = section.value("node", None, |value| {
+            values::auto_or(value, |value| {
+                let name = values::text(value)?;
+                is_node_name(&name).then_some(name).ok_or_else(|| {
+                    format!("is not a name of 1 to {NODE_NAME_MAX} bytes; write one such as node1, or auto")
+                })
+            })
+        });
+        let subject = section.value("subject", "tsubame".to_owned(), |value| {
+            let text = values::text(value)?;
+            let is_token = |token: &str| {
+                let is_valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+                !token.is_empty() && token.chars().all(is_valid)
+            };
+            let is_valid = text.len() <= SUBJECT_LEN_MAX && text.split('.').all(is_token);
+            is_valid.then_some(text.clone()).ok_or_else(|| {
+                format!("{text:?} is not the beginning of a subject; write one such as tsubame or trackers.public")
+            })
+        });
+        let credentials = section.value("credentials", None, values::optional_path);
+        let mut tls = section.section("tls");
+        let [ca, certificate, key] =
+            ["ca", "certificate", "key"].map(|name| tls.value(name, None, values::optional_path));
+        if certificate.is_some() != key.is_some() {
+            let (missing, other) =
+                if key.is_none() { ("key", "certificate") } else { ("certificate", "key") };
+            tls.missing(missing, &format!("give both, or remove {other}"));
+        }
+        tls.end();
+        section.end();
+        Self { servers, node, subject, credentials, tls: ClusterTlsConfig { ca, certificate, key } }
+    }
+}
+
+/// Reads the URL of a server.
+fn server(text: &str) -> ParseResult<String> {
+    let shown = without_secrets(text);
+    let has_scheme = text.starts_with("nats://") || text.starts_with("tls://");
+    if has_scheme && text.parse::<ServerAddr>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "{shown:?} is not the URL of a NATS server; write it as nats://10.0.0.1:4222 or tls://host:4222"
+    ))
+}

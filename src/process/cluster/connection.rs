@@ -1,0 +1,160 @@
+//! The connection to the NATS servers.
+
+use crate::config::ClusterConfig;
+use crate::text::without_secrets;
+use async_nats::connection::State;
+use async_nats::{
+    Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, Message, ServerAddr, Subscriber,
+};
+use futures_util::stream::{SelectAll, StreamExt, select_all};
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+use thiserror::Error;
+use tokio::sync::mpsc::{Receiver, channel};
+
+/// Time that a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Maximum number of messages of a subscription that wait; the server drops further ones.
+const MESSAGES_WAITING: usize = 1_024;
+
+/// Maximum number of events that wait.
+const EVENTS_WAITING: usize = 64;
+
+/// Reason why there is no connection. It names what the operator can change.
+#[derive(Debug, Error)]
+pub(super) enum ConnectionError {
+    #[error(
+        "cluster.credentials: {0} cannot be used: {1}; give a NATS credentials file that this user can read"
+    )]
+    Credentials(String, #[source] std::io::Error),
+    #[error(
+        "{0} refuses the user: {1}; correct the user and password in cluster.servers, or cluster.credentials"
+    )]
+    Refused(String, #[source] ConnectError),
+    #[error(
+        "{0} cannot be reached with TLS: {1}; check cluster.tls and the certificate of the server"
+    )]
+    Tls(String, #[source] ConnectError),
+    #[error("{0} cannot be reached: {1}; start it, or correct cluster.servers")]
+    Unreachable(String, #[source] ConnectError),
+    #[error("{0} permits no subscription: {1}")]
+    Subscribe(String, String),
+}
+
+/// A connection, which is made again by itself whenever it breaks.
+pub(super) struct Connection {
+    client: Client,
+    /// Hellos and batches of all nodes, and messages to this one.
+    messages: SelectAll<Subscriber>,
+    events: Receiver<Event>,
+}
+
+/// What has happened to a connection.
+#[derive(Debug)]
+pub(super) enum ConnectionEvent {
+    Message(Message),
+    /// It was made again.
+    Connected,
+    /// It has broken.
+    Disconnected,
+    /// The server, or the client, says so.
+    Problem(String),
+}
+
+impl Connection {
+    /// Connects to any of the servers, and subscribes to subjects.
+    pub(super) async fn open(
+        config: ClusterConfig,
+        node: String,
+        subjects: Vec<String>,
+    ) -> Result<Self, ConnectionError> {
+        let names: Vec<_> = config.servers.iter().map(|server| without_secrets(server)).collect();
+        let names = names.join(", ");
+        let (sender, events) = channel(EVENTS_WAITING);
+        let mut options = ConnectOptions::new()
+            .name(format!("tsubame {node}"))
+            .no_echo()
+            .connection_timeout(CONNECT_TIMEOUT)
+            .subscription_capacity(MESSAGES_WAITING)
+            .event_callback(move |event| {
+                let sender = sender.clone();
+                async move {
+                    // Of many events, some are enough.
+                    let _ = sender.try_send(event);
+                }
+            });
+        if let Some(path) = &config.credentials {
+            let credentials = options.credentials_file(path).await;
+            options = credentials
+                .map_err(|error| ConnectionError::Credentials(path.display().to_string(), error))?;
+        }
+        if let Some(ca) = config.tls.ca {
+            options = options.add_root_certificates(ca);
+        }
+        if let (Some(certificate), Some(key)) = (config.tls.certificate, config.tls.key) {
+            options = options.add_client_certificate(certificate, key);
+        }
+        // The config has checked them.
+        let servers: Vec<ServerAddr> =
+            config.servers.iter().filter_map(|server| server.parse().ok()).collect();
+        let connected = options.connect(servers).await;
+        let client = connected.map_err(|error| match error.kind() {
+            ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
+                ConnectionError::Refused(names.clone(), error)
+            }
+            ConnectErrorKind::Tls => ConnectionError::Tls(names.clone(), error),
+            _ => ConnectionError::Unreachable(names.clone(), error),
+        })?;
+        let mut subscribers = Vec::new();
+        for subject in subjects {
+            let subscribed = client.subscribe(subject).await;
+            let failed = |error: async_nats::SubscribeError| {
+                ConnectionError::Subscribe(names.clone(), error.to_string())
+            };
+            subscribers.push(subscribed.map_err(failed)?);
+        }
+        Ok(Self { client, messages: select_all(subscribers), events })
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
+    /// Returns the maximum length of a message in bytes.
+    pub(super) fn message_bytes_max(&self) -> usize {
+        self.client.max_payload()
+    }
+
+    /// Publishes a message; returns false if there is no connection, or it is too slow.
+    pub(super) fn publish(&self, subject: String, message: &[u8]) -> bool {
+        if !self.is_connected() {
+            return false;
+        }
+        let published = self.client.publish(subject, message.to_vec().into());
+        // It waits only if the queue to the connection is full.
+        let mut context = Context::from_waker(Waker::noop());
+        matches!(pin!(published).poll(&mut context), Poll::Ready(Ok(())))
+    }
+
+    /// Sends what was published, and closes the connection.
+    pub(super) async fn close(self) {
+        // If the connection has broken, there is nothing to be done.
+        let _ = self.client.flush().await;
+    }
+
+    /// Waits for a message or an event.
+    pub(super) async fn next(&mut self) -> ConnectionEvent {
+        let event = tokio::select! {
+            Some(message) = self.messages.next() => return ConnectionEvent::Message(message),
+            Some(event) = self.events.recv() => event,
+        };
+        match event {
+            Event::Connected => ConnectionEvent::Connected,
+            Event::Disconnected => ConnectionEvent::Disconnected,
+            event => ConnectionEvent::Problem(event.to_string()),
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Passes the records of other nodes to the shards.
+
+use crate::shard::mesh::MeshEndpoint;
+use crate::shard::message::Message;
+use crate::shard::transfer::{ImportedPage, PAGE_RECORDS, TransferRequest};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use tsubame_storage::StateRecord;
+use tsubame_udp::steering::SteeringKeys;
+
+/// Maximum number of pages that a shard has been sent and has not imported yet.
+const PAGES_IN_FLIGHT: usize = 2;
+
+/// Maximum number of records that wait for a shard: 5 MiB. The oldest are dropped.
+const WAITING_MAX: usize = 1 << 16;
+
+/// Number of waiting records of a shard from which on it is busy.
+const BUSY_RECORDS: usize = 4 * PAGE_RECORDS;
+
+/// The records that wait for each shard, and the pages that the shards were sent.
+#[derive(Debug)]
+pub(super) struct ShardImport {
+    endpoint: MeshEndpoint,
+    keys: SteeringKeys,
+    shards: Vec<ShardQueue>,
+    reply: Sender<ImportedPage>,
+    imported: Receiver<ImportedPage>,
+    unused: Vec<Vec<StateRecord>>,
+    /// Number of records that were imported.
+    pub(super) imported_records: u64,
+    /// Number of records that were dropped because a shard was too busy.
+    pub(super) dropped_records: u64,
+}
+
+#[derive(Debug, Default)]
+struct ShardQueue {
+    /// Begins with a torrent or a change.
+    waiting: Vec<StateRecord>,
+    pages_in_flight: usize,
+}
+
+impl ShardImport {
+    pub(super) fn new(endpoint: MeshEndpoint, keys: SteeringKeys, shards: usize) -> Self {
+        let (reply, imported) = channel();
+        Self {
+            endpoint,
+            keys,
+            shards: (0..shards).map(|_| ShardQueue::default()).collect(),
+            reply,
+            imported,
+            unused: Vec::new(),
+            imported_records: 0,
+            dropped_records: 0,
+        }
+    }
+
+    /// Adds records, of which the first is not a peer.
+    pub(super) fn add(&mut self, records: &[StateRecord]) {
+        let count = self.shards.len() as u16;
+        let mut owner = None;
+        for record in records {
+            match record {
+                StateRecord::Torrent(torrent) => owner = Some(&torrent.info_hash),
+                StateRecord::Change(info_hash, ..) => owner = Some(info_hash),
+                StateRecord::Peer(_) => {}
+            }
+            let Some(info_hash) = owner else { continue };
+            let shard = &mut self.shards[usize::from(self.keys.owner(info_hash, count))];
+            shard.waiting.push(*record);
+        }
+        for shard in &mut self.shards {
+            if shard.waiting.len() > WAITING_MAX {
+                let surplus = end_of_page(&shard.waiting, shard.waiting.len() - WAITING_MAX);
+                self.dropped_records += surplus as u64;
+                shard.waiting.drain(..surplus);
+            }
+        }
+    }
+
+    /// Sends waiting records to the shards that have imported most of the earlier ones.
+    pub(super) fn advance(&mut self) {
+        while let Ok(page) = self.imported.try_recv() {
+            self.shards[page.shard].pages_in_flight -= 1;
+            self.imported_records += page.counts.peers + page.counts.torrents;
+            self.unused.push(page.records);
+        }
+        for (number, shard) in self.shards.iter_mut().enumerate() {
+            while !shard.waiting.is_empty()
+                && shard.pages_in_flight < PAGES_IN_FLIGHT
+                && self.endpoint.has_room(number)
+            {
+                let end = end_of_page(&shard.waiting, PAGE_RECORDS);
+                let mut records = self.unused.pop().unwrap_or_default();
+                records.extend(shard.waiting.drain(..end));
+                shard.pages_in_flight += 1;
+                let reply = self.reply.clone();
+                let request = TransferRequest::ImportPage { records, reply };
+                self.endpoint.send(number, Message::Transfer(Box::new(request)));
+            }
+        }
+        self.endpoint.notify();
+    }
+
+    /// Returns the number of records that wait.
+    pub(super) fn waiting_records(&self) -> usize {
+        self.shards.iter().map(|shard| shard.waiting.len()).sum()
+    }
+
+    /// Returns whether a shard is far behind.
+    pub(super) fn is_busy(&self) -> bool {
+        self.shards.iter().any(|shard| shard.waiting.len() >= BUSY_RECORDS)
+    }
+}
+
+/// Returns the end of a page of about `len` records, behind which no peer follows.
+fn end_of_page(records: &[StateRecord], len: usize) -> usize {
+    let is_peer = |record: &StateRecord| matches!(record, StateRecord::Peer(_));
+    let len = len.min(records.len());
+    len + records[len..].iter().take_while(|record| is_peer(record)).count()
+}
