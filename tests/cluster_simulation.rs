@@ -11,7 +11,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tsubame::cluster::{Action, ClusterNode, ClusterSettings, Inbox, Subject, subject_token};
+use tsubame::cluster::{
+    Action, ClusterNode, ClusterSettings, Inbox, Subject, SwarmState, subject_token,
+};
 use tsubame_storage::{
     AnnounceEvent, Endpoint, ExportProgress, Family, ImportCursor, InfoHash, PeerOutput, Role,
     Seconds, StateRecord, SwarmAnnounce, Swarms, TableSettings,
@@ -107,6 +109,7 @@ impl Simulation {
             boot: self.boots,
             peer_lifetime_secs: LIFETIME as u32,
             key_digest: 1,
+            has_older_swarms: false,
         };
         let shard = |shard: u64| {
             let seed = self.boots * 10 + shard;
@@ -174,7 +177,7 @@ impl Simulation {
                 node.shards.iter_mut().flat_map(|shard| shard.take_published(100)).collect();
             node.cluster.publish(time, &changes);
             let torrents = node.shards.iter().map(|shard| shard.stats().torrents as u64).sum();
-            node.cluster.tick(time, torrents, false);
+            node.cluster.tick(time, SwarmState { torrents, ..SwarmState::default() });
             node.export(time);
             for shard in &mut node.shards {
                 while shard.sweep(now) {}

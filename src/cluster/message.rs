@@ -66,6 +66,8 @@ pub enum Body {
         /// What the sender had received of other nodes when the snapshot was begun, and what it had sent itself. Only
         /// in the first block.
         covered: Vec<Covered>,
+        /// Torrents that were added to the access list of the sender while it ran (true), or removed from it (false).
+        list_changes: Vec<([u8; 20], bool)>,
     },
     /// The reply to a request for a snapshot that is not sent: another one is being sent.
     SnapshotRefused {
@@ -93,6 +95,8 @@ pub struct Hello {
     pub torrents: u64,
     /// Whether it knows of no other node whose changes it lacks.
     pub is_complete: bool,
+    /// Whether it may have swarms that are in no batch of a present node: those of before its start, or of a snapshot.
+    pub has_older_swarms: bool,
 }
 
 /// Whether a node takes part.

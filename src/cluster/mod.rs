@@ -32,6 +32,7 @@ pub use message::{
 };
 pub use node::{
     Action, ClusterCounts, ClusterNode, ClusterSettings, Inbox, NODES_MAX, NodeStatus, Subject,
+    SwarmState,
 };
 
 #[cfg(test)]

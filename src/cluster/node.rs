@@ -62,6 +62,19 @@ pub struct ClusterSettings {
     pub peer_lifetime_secs: u32,
     /// A number that depends on the key of connection ids, and from which the key cannot be computed.
     pub key_digest: u64,
+    /// Whether it may have swarms of before its start.
+    pub has_older_swarms: bool,
+}
+
+/// State of the swarms of a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SwarmState {
+    /// Number of torrents.
+    pub torrents: u64,
+    /// Whether imports are far behind, so that no more of a snapshot is to be asked for.
+    pub is_busy: bool,
+    /// Whether swarms of before the start are still being read, so that no snapshot can be sent.
+    pub is_restoring: bool,
 }
 
 /// Where a message is published.
@@ -168,10 +181,7 @@ pub struct ClusterNode {
     counts: ClusterCounts,
     /// Maximum bytes of the records of a message.
     records_bytes_max: usize,
-    /// Number of torrents, for hellos.
-    torrents: u64,
-    /// Whether imports are far behind, so that no more of a snapshot is asked for.
-    is_busy: bool,
+    swarms: SwarmState,
     hello_at: Duration,
     /// No snapshot is asked for before this time.
     no_snapshot_before: Duration,
@@ -196,8 +206,7 @@ impl ClusterNode {
             actions: Vec::new(),
             counts: ClusterCounts::default(),
             records_bytes_max: RECORDS_BYTES_MAX,
-            torrents: 0,
-            is_busy: false,
+            swarms: SwarmState::default(),
             hello_at: Duration::ZERO,
             no_snapshot_before: Duration::ZERO,
             sessions: 0,
@@ -232,11 +241,6 @@ impl ClusterNode {
     pub fn is_complete(&self) -> bool {
         let lacks = |node: &RemoteNode| node.is_present && node.missed_before.is_some();
         self.membership == Membership::Active && !self.nodes.values().any(lacks)
-    }
-
-    /// Returns the number of own torrents of the last [`Self::tick`].
-    pub fn torrents(&self) -> u64 {
-        self.torrents
     }
 
     /// Returns whether an older node has the same name.
@@ -295,10 +299,9 @@ impl ClusterNode {
         }
     }
 
-    /// Does what is due. To be called every few milliseconds. `torrents` is the number of own torrents, and `is_busy`
-    /// says that imports are far behind.
-    pub fn tick(&mut self, now: Duration, torrents: u64, is_busy: bool) {
-        (self.torrents, self.is_busy) = (torrents, is_busy);
+    /// Does what is due. To be called every few milliseconds.
+    pub fn tick(&mut self, now: Duration, swarms: SwarmState) {
+        self.swarms = swarms;
         match self.membership {
             Membership::Unconnected => return,
             Membership::Checking(since) if now.saturating_sub(since) >= CHECK_TIME => {
@@ -356,8 +359,9 @@ impl ClusterNode {
             sent_at: now.as_secs() as i64,
             peer_lifetime_secs: self.settings.peer_lifetime_secs,
             key_digest: self.settings.key_digest,
-            torrents: self.torrents,
+            torrents: self.swarms.torrents,
             is_complete: self.is_complete(),
+            has_older_swarms: self.settings.has_older_swarms,
         };
         let message = self.encode(&Body::Hello(hello), &[]);
         self.send(Subject::Hello, message.into());
@@ -396,7 +400,7 @@ impl ClusterNode {
             let message = self.encode(&Body::ResendRequest { first, end }, &[]);
             self.send(Subject::Request(name), message.into());
         }
-        if self.sink.is_some() || self.is_busy || now < self.no_snapshot_before {
+        if self.sink.is_some() || self.swarms.is_busy || now < self.no_snapshot_before {
             return;
         }
         let lacking = self.nodes.iter().filter(|(_, node)| {
@@ -416,7 +420,7 @@ impl ClusterNode {
     fn request_blocks(&mut self) {
         let Some(sink) = &self.sink else { return };
         let (session, received) = (sink.session, sink.next);
-        let end = if self.is_busy { received } else { received + BLOCKS_IN_FLIGHT };
+        let end = if self.swarms.is_busy { received } else { received + BLOCKS_IN_FLIGHT };
         let subject = Subject::Request(sink.from.clone());
         let message = self.encode(&Body::SnapshotRequest { session, received, end }, &[]);
         self.send(subject, message.into());
@@ -459,23 +463,39 @@ impl ClusterNode {
         self.source.as_ref().is_some_and(SnapshotSource::wants_block)
     }
 
+    /// Adds changes of the access list to the snapshot that is being sent, before its records.
+    pub fn add_list_changes(&mut self, now: Duration, changes: &[(InfoHash, bool)]) {
+        for part in changes.chunks(LIST_CHANGES_MAX) {
+            self.push_block(now, list_changes(part), &[], false);
+        }
+    }
+
     /// Adds records of the export to the snapshot that is being sent. The first one is not a peer.
     pub fn add_block(&mut self, now: Duration, records: &[StateRecord], is_last: bool) {
         let parts = self.parts(now, records);
         let count = parts.len();
         for (number, part) in parts.into_iter().enumerate() {
-            let is_last = is_last && number + 1 == count;
-            let Some(source) = &mut self.source else { return };
-            let (session, block) = (source.session, source.next_block());
-            let covered = std::mem::take(&mut source.covered);
-            let sent_at = now.as_secs() as i64;
-            let body = Body::SnapshotBlock { session, block, sent_at, is_last, covered };
-            let message = self.encode(&body, &part);
-            if let Some(source) = &mut self.source {
-                source.add(message, is_last);
-            }
-            self.counts.sent_snapshots += u64::from(is_last);
+            self.push_block(now, Vec::new(), &part, is_last && number + 1 == count);
         }
+    }
+
+    fn push_block(
+        &mut self,
+        now: Duration,
+        list_changes: Vec<([u8; 20], bool)>,
+        records: &[u8],
+        is_last: bool,
+    ) {
+        let Some(source) = &mut self.source else { return };
+        let (session, block) = (source.session, source.next_block());
+        let covered = std::mem::take(&mut source.covered);
+        let sent_at = now.as_secs() as i64;
+        let body = Body::SnapshotBlock { session, block, sent_at, is_last, covered, list_changes };
+        let message = self.encode(&body, records);
+        if let Some(source) = &mut self.source {
+            source.add(message, is_last);
+        }
+        self.counts.sent_snapshots += u64::from(is_last);
     }
 
     /// Gives up the snapshot that is being sent: the export has failed.
@@ -608,7 +628,7 @@ impl ClusterNode {
             Some(node) if sender.boot < node.boot && node.is_present => return,
             _ if hello.state == HelloState::Leaving => return,
             _ => {
-                let node = RemoteNode::new(now, sender.boot, hello);
+                let node = RemoteNode::new(now, sender.boot, hello, is_known);
                 self.nodes.insert(name.to_owned(), node);
                 let Some(node) = self.nodes.get_mut(name) else { return };
                 node
@@ -664,8 +684,12 @@ impl ClusterNode {
         let changes = self.import(now, own_time, records);
         self.counts.received_batches += 1;
         self.counts.received_changes += changes;
-        if !list_changes.is_empty() {
-            let changes = list_changes.into_iter().map(|(hash, on)| (InfoHash(hash), on));
+        self.change_list(list_changes);
+    }
+
+    fn change_list(&mut self, changes: Vec<([u8; 20], bool)>) {
+        if !changes.is_empty() {
+            let changes = changes.into_iter().map(|(hash, on)| (InfoHash(hash), on));
             self.actions.push(Action::ChangeList(changes.collect()));
         }
     }
@@ -733,6 +757,10 @@ impl ClusterNode {
         if received > 0 || self.membership != Membership::Active {
             return;
         }
+        if self.swarms.is_restoring {
+            let message = self.encode(&Body::SnapshotRefused { session }, &[]);
+            return self.send(Subject::Reply(from.to_owned()), message.into());
+        }
         let own = Covered {
             node: self.settings.node.clone(),
             boot: self.settings.boot,
@@ -753,7 +781,8 @@ impl ClusterNode {
     }
 
     fn receive_block(&mut self, now: Duration, sender: &Sender<'_>, block: Body, records: &[u8]) {
-        let Body::SnapshotBlock { session, block, sent_at, is_last, covered } = block else {
+        let Body::SnapshotBlock { session, block, sent_at, is_last, covered, list_changes } = block
+        else {
             return;
         };
         let Some(sink) = &mut self.sink else { return };
@@ -767,6 +796,7 @@ impl ClusterNode {
         let Some(node) = self.nodes.get(sender.node) else { return };
         let own_time = node.own_time(sent_at);
         let count = self.import(now, own_time, records);
+        self.change_list(list_changes);
         if let Some(sink) = &mut self.sink {
             sink.records += count;
         }
@@ -788,6 +818,7 @@ impl ClusterNode {
             }
         }
         self.counts.received_snapshots += 1;
+        self.settings.has_older_swarms = true;
         let time = now.saturating_sub(began);
         self.report(ClusterEvent::SnapshotReceived(from, records, time));
     }

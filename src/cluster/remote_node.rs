@@ -59,10 +59,15 @@ pub(super) enum BatchOrder {
 }
 
 impl RemoteNode {
-    /// Creates the state of a node that was heard for the first time since its boot.
-    pub(super) fn new(now: Duration, boot: u64, hello: &Hello) -> Self {
-        // Otherwise a snapshot has more than it could send.
-        let has_all = hello.oldest <= 1;
+    /// Creates the state of a node that was heard for the first time since its boot. `was_known` says whether it was
+    /// heard before that.
+    pub(super) fn new(now: Duration, boot: u64, hello: &Hello, was_known: bool) -> Self {
+        // Of a node that was known before, the batches of its boot are enough. Otherwise a snapshot has more than it
+        // could send, and has the changes of all nodes in their order.
+        let has_all = match was_known {
+            true => hello.oldest <= 1,
+            false => hello.next <= 1 && !hello.has_older_swarms,
+        };
         let mut node = Self {
             boot,
             hello: *hello,

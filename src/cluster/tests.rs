@@ -10,7 +10,13 @@ use tsubame_storage::{
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 
 fn settings(node: &str, boot: u64) -> ClusterSettings {
-    ClusterSettings { node: node.to_owned(), boot, peer_lifetime_secs: 2_700, key_digest: 1 }
+    ClusterSettings {
+        node: node.to_owned(),
+        boot,
+        peer_lifetime_secs: 2_700,
+        key_digest: 1,
+        has_older_swarms: false,
+    }
 }
 
 fn change(number: u8) -> StateRecord {
@@ -80,7 +86,7 @@ impl Net {
         for _ in 0..seconds * 10 {
             self.now += Duration::from_millis(100);
             for (_, node) in &mut self.nodes {
-                node.tick(self.now, 1, false);
+                node.tick(self.now, SwarmState::default());
             }
             self.deliver();
         }
@@ -230,4 +236,32 @@ fn a_snapshot_is_divided_to_fit_in_messages() {
     assert_eq!(peers.len(), 2_000);
     assert!(net.node(1).is_complete() && !net.node(0).wants_block());
     assert!(net.done.contains(&("a".to_owned(), Action::EndExport)));
+}
+
+/// What a node has read from a file is in no batch.
+#[test]
+fn swarms_of_before_the_start_of_a_node_are_in_its_snapshot() {
+    let mut net = Net::new(&[("b", 11)]);
+    let restored = ClusterSettings { has_older_swarms: true, ..settings("a", 10) };
+    let mut node = ClusterNode::new(restored);
+    node.connected(net.now, MESSAGE_BYTES_MAX);
+    let is_restoring = SwarmState { is_restoring: true, ..SwarmState::default() };
+    node.tick(net.now + Duration::from_secs(3), is_restoring);
+    net.now += Duration::from_secs(3);
+    net.nodes.push(("a".to_owned(), node));
+    for _ in 0..50 {
+        net.now += Duration::from_millis(100);
+        let now = net.now;
+        net.node(0).tick(now, SwarmState::default());
+        net.node(1).tick(now, is_restoring);
+        net.deliver();
+    }
+    assert!(net.has_reported("b", &ClusterEvent::SnapshotFailed("a".to_owned())), "still reading");
+    assert!(!net.node(1).wants_block());
+    net.run(5);
+    assert!(net.node(1).wants_block() && !net.node(0).is_complete());
+    let now = net.now;
+    net.node(1).add_block(now, &[], true);
+    net.run(1);
+    assert!(net.node(0).is_complete());
 }

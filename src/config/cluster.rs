@@ -5,6 +5,7 @@ use super::values::{self, ParseResult};
 use crate::cluster::{NODE_NAME_MAX, is_node_name};
 use crate::text::without_secrets;
 use async_nats::ServerAddr;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 /// Maximum length of the first part of subjects.
@@ -43,7 +44,14 @@ impl ClusterConfig {
     }
 
     pub(super) fn read(mut section: Section<'_>) -> Self {
-        let servers = section.value("servers", Vec::new(), |value| values::texts(value, server));
+        let servers = section.value("servers", Vec::new(), |value| {
+            let servers = values::texts(value, server)?;
+            let users: BTreeSet<_> = servers.iter().map(|server| user_of(server)).collect();
+            match users.len() {
+                ..=1 => Ok(servers),
+                _ => Err("has servers with different users; write the same user and password in each URL".to_owned()),
+            }
+        });
         let node = section.value("node", None, |value| {
             values::auto_or(value, |value| {
                 let name = values::text(value)?;
@@ -78,6 +86,12 @@ impl ClusterConfig {
     }
 }
 
+/// Returns the user and password of the URL of a server.
+fn user_of(server: &str) -> Option<&str> {
+    let (_, rest) = server.split_once("://")?;
+    rest.rsplit_once('@').map(|(user, _)| user)
+}
+
 /// Reads the URL of a server.
 fn server(text: &str) -> ParseResult<String> {
     let shown = without_secrets(text);
@@ -88,4 +102,31 @@ fn server(text: &str) -> ParseResult<String> {
     Err(format!(
         "{shown:?} is not the URL of a NATS server; write it as nats://10.0.0.1:4222 or tls://host:4222"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Config;
+
+    #[test]
+    fn mistakes_name_the_value_and_the_cure() {
+        for (values, expected) in [
+            ("servers: [\"10.0.0.1:4222\"]", "\"10.0.0.1:4222\" is not the URL of a NATS server"),
+            ("servers: [\"http://u:secret@h\"]", "\"http://h\" is not the URL of a NATS server"),
+            ("servers: [\"nats://u:p@a\", \"nats://b\"]", "servers with different users"),
+            ("node: \"\"", "is not a name of 1 to 64 bytes"),
+            ("subject: \"a..b\"", "is not the beginning of a subject"),
+            ("subject: \"a.>\"", "is not the beginning of a subject"),
+            ("tls: {key: k.pem}", "cluster.tls.certificate: is missing; give both"),
+        ] {
+            let mistake = Config::parse("t", &format!("cluster: {{{values}}}")).unwrap_err();
+            let text = mistake.to_string();
+            assert!(text.contains(expected) && !text.contains("secret"), "{text}");
+        }
+        let valid =
+            "cluster: {servers: \"tls://u:p@a:4222\", node: n.1, subject: a.b, credentials: c}";
+        let cluster = Config::parse("t", valid).unwrap().cluster;
+        assert!(cluster.is_enabled() && cluster.credentials.is_some());
+        assert!(!Config::parse("t", "").unwrap().cluster.is_enabled());
+    }
 }

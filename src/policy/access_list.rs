@@ -106,6 +106,12 @@ impl AccessList {
         Self { base: Arc::new(HashList::new(hashes, seed)), overrides: Arc::default() }
     }
 
+    /// Returns the torrents that were added (true) or removed while the tracker ran, unless there were so many that the
+    /// list was rebuilt.
+    pub fn overrides(&self) -> Vec<ListChange> {
+        self.overrides.iter().map(|(info_hash, on)| (*info_hash, *on)).collect()
+    }
+
     /// Returns the list with some torrents added or removed; `seed` determines the hash keys if the list is rebuilt.
     pub fn with(&self, changes: &[ListChange], seed: u64) -> Self {
         let mut overrides = HashMap::clone(&self.overrides);

@@ -106,11 +106,13 @@ pub(crate) fn control_plane(
         let monitor = ShardMonitor::new(&running);
         let check = tokio::time::interval(CHECK_INTERVAL);
         let taking_over = taking_over.zip(snapshots_start);
+        let has_predecessor = taking_over.is_some();
         let events = EventSources { stop, signals, commands, requests, taking_over, check };
         let mut event_loop = EventLoop {
             running,
             snapshots,
             cluster: None,
+            has_predecessor,
             control,
             monitor,
             service,
@@ -120,7 +122,7 @@ pub(crate) fn control_plane(
             is_stopping: false,
             server: server.abort_handle(),
         };
-        if event_loop.events.taking_over.is_none() {
+        if !has_predecessor {
             event_loop.start_cluster()?;
         }
         let ending = event_loop.run().await?;
@@ -150,6 +152,8 @@ struct EventLoop {
     running: RunningTracker,
     snapshots: Option<SnapshotThread>,
     cluster: Option<ClusterThread>,
+    /// Whether this process has replaced another one.
+    has_predecessor: bool,
     /// Has commands executed.
     control: UnboundedSender<ControlCommand>,
     monitor: ShardMonitor,
@@ -431,6 +435,7 @@ impl EventLoop {
             status,
             control: self.control.clone(),
             key: running.reloader.connection_id_key(),
+            has_predecessor: self.has_predecessor,
         };
         let started = ClusterThread::start(running.reloader.config(), parts);
         self.cluster = Some(started.map_err(RunError::Runtime)?);

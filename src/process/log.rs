@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::FilterFn;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt;
@@ -23,7 +24,9 @@ static SET_LEVEL: OnceLock<SetLevel> = OnceLock::new();
 pub fn start(log: &LogConfig) {
     let (level, handle) = reload::Layer::new(filter(log.level));
     let events = fmt::layer().with_target(false).with_writer(std::io::stderr);
-    let subscriber = tracing_subscriber::registry().with(level).with(RecentEvents);
+    // What the client of NATS finds out is reported by the cluster, in the words of the config.
+    let own = FilterFn::new(|event| !event.target().starts_with("async_nats"));
+    let subscriber = tracing_subscriber::registry().with(level).with(own).with(RecentEvents);
     // A second start in one process, as in tests, has no effect.
     let _ = match log.format {
         LogFormat::Json => subscriber.with(events.json().flatten_event(true)).try_init(),

@@ -7,6 +7,7 @@ use async_nats::{
     Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, Message, ServerAddr, Subscriber,
 };
 use futures_util::stream::{SelectAll, StreamExt, select_all};
+use percent_encoding::percent_decode_str;
 use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
@@ -50,6 +51,8 @@ pub(super) struct Connection {
     /// Hellos and batches of all nodes, and messages to this one.
     messages: SelectAll<Subscriber>,
     events: Receiver<Event>,
+    /// Whether it has broken, and was not made again.
+    is_broken: bool,
 }
 
 /// What has happened to a connection.
@@ -86,6 +89,19 @@ impl Connection {
                     let _ = sender.try_send(event);
                 }
             });
+        // The config has checked them, and that all have the same user. The library does not look for one there.
+        let servers: Vec<ServerAddr> =
+            config.servers.iter().filter_map(|server| server.parse().ok()).collect();
+        let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+        let user = servers.first().and_then(ServerAddr::username);
+        let password = servers.first().and_then(ServerAddr::password);
+        options = match (user, password) {
+            (Some(user), Some(password)) => {
+                options.user_and_password(decoded(user), decoded(password))
+            }
+            (Some(token), None) => options.token(decoded(token)),
+            (None, _) => options,
+        };
         if let Some(path) = &config.credentials {
             let credentials = options.credentials_file(path).await;
             options = credentials
@@ -97,15 +113,16 @@ impl Connection {
         if let (Some(certificate), Some(key)) = (config.tls.certificate, config.tls.key) {
             options = options.add_client_certificate(certificate, key);
         }
-        // The config has checked them.
-        let servers: Vec<ServerAddr> =
-            config.servers.iter().filter_map(|server| server.parse().ok()).collect();
         let connected = options.connect(servers).await;
         let client = connected.map_err(|error| match error.kind() {
             ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
                 ConnectionError::Refused(names.clone(), error)
             }
             ConnectErrorKind::Tls => ConnectionError::Tls(names.clone(), error),
+            // The library does not distinguish it from other errors of the connection.
+            ConnectErrorKind::Io if error.to_string().contains("certificate") => {
+                ConnectionError::Tls(names.clone(), error)
+            }
             _ => ConnectionError::Unreachable(names.clone(), error),
         })?;
         let mut subscribers = Vec::new();
@@ -116,7 +133,7 @@ impl Connection {
             };
             subscribers.push(subscribed.map_err(failed)?);
         }
-        Ok(Self { client, messages: select_all(subscribers), events })
+        Ok(Self { client, messages: select_all(subscribers), events, is_broken: false })
     }
 
     pub(super) fn is_connected(&self) -> bool {
@@ -147,14 +164,23 @@ impl Connection {
 
     /// Waits for a message or an event.
     pub(super) async fn next(&mut self) -> ConnectionEvent {
-        let event = tokio::select! {
-            Some(message) = self.messages.next() => return ConnectionEvent::Message(message),
-            Some(event) = self.events.recv() => event,
-        };
-        match event {
-            Event::Connected => ConnectionEvent::Connected,
-            Event::Disconnected => ConnectionEvent::Disconnected,
-            event => ConnectionEvent::Problem(event.to_string()),
+        loop {
+            let event = tokio::select! {
+                Some(message) = self.messages.next() => return ConnectionEvent::Message(message),
+                Some(event) = self.events.recv() => event,
+                else => std::future::pending().await,
+            };
+            let was_broken = self.is_broken;
+            match event {
+                Event::Connected => self.is_broken = false,
+                Event::Disconnected => self.is_broken = true,
+                event => return ConnectionEvent::Problem(event.to_string()),
+            }
+            match (was_broken, self.is_broken) {
+                (true, false) => return ConnectionEvent::Connected,
+                (false, true) => return ConnectionEvent::Disconnected,
+                _ => {}
+            }
         }
     }
 }

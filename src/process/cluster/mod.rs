@@ -9,7 +9,7 @@ mod import;
 
 use crate::clock::Clock;
 use crate::cluster::{
-    Action, ClusterNode, ClusterSettings, Inbox, Subject, is_node_name, subject_token,
+    Action, ClusterNode, ClusterSettings, Inbox, Subject, SwarmState, is_node_name, subject_token,
 };
 use crate::config::{ClusterConfig, Config};
 use crate::control::monitored::Monitored;
@@ -28,6 +28,7 @@ use std::future::{Future, pending};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
@@ -67,6 +68,8 @@ pub(crate) struct ClusterParts {
     pub(crate) control: UnboundedSender<ControlCommand>,
     /// The key of connection ids in use.
     pub(crate) key: ConnectionIdKey,
+    /// Whether this process has replaced another one.
+    pub(crate) has_predecessor: bool,
 }
 
 /// A message to the thread.
@@ -108,6 +111,7 @@ impl ClusterThread {
             boot: parts.monitored.clock.unix_nanos(),
             peer_lifetime_secs: config.announce.peer_lifetime.as_secs() as u32,
             key_digest: key_digest(&parts.key),
+            has_older_swarms: config.storage.directory.is_some() || parts.has_predecessor,
         };
         parts.status.update(|report| report.node = node);
         let ClusterLinks { endpoint, changes } = parts.links;
@@ -130,6 +134,7 @@ impl ClusterThread {
             unsent_messages: 0,
             reported: String::new(),
             ticks: 0,
+            swarms: SwarmState::default(),
         };
         let thread = std::thread::Builder::new().name("cluster".to_owned());
         thread.spawn(move || {
@@ -190,6 +195,7 @@ struct ClusterJob {
     /// The last problem that was logged.
     reported: String,
     ticks: u32,
+    swarms: SwarmState,
 }
 
 impl ClusterJob {
@@ -256,15 +262,15 @@ impl ClusterJob {
     /// Does what is due every 10 ms.
     fn tick(&mut self) {
         self.publish_changes();
-        let torrents = match self.ticks.is_multiple_of(TICKS_PER_STATUS) {
-            true => {
-                self.update_status();
-                self.monitored.sum().table.torrents as u64
-            }
-            false => self.node.torrents(),
-        };
+        if self.ticks.is_multiple_of(TICKS_PER_STATUS) {
+            self.update_status();
+            let process = &self.monitored.process;
+            self.swarms.torrents = self.monitored.sum().table.torrents as u64;
+            self.swarms.is_restoring = process.snapshots.is_restoring.load(Ordering::Relaxed);
+        }
         self.ticks = self.ticks.wrapping_add(1);
-        self.node.tick(self.clock.elapsed(), torrents, self.import.is_busy());
+        self.swarms.is_busy = self.import.is_busy();
+        self.node.tick(self.clock.elapsed(), self.swarms);
         self.import.advance();
     }
 
@@ -343,9 +349,13 @@ impl ClusterJob {
                 }
                 Action::BeginExport => {
                     self.export = export::start(self.shards.clone(), self.clock);
-                    if self.export.is_none() {
+                    match self.monitored.served_config().access_list {
                         // There is another export: the other node asks again.
-                        self.node.abort_export();
+                        _ if self.export.is_none() => self.node.abort_export(),
+                        Some(list) => {
+                            self.node.add_list_changes(self.clock.elapsed(), &list.overrides());
+                        }
+                        None => {}
                     }
                 }
                 Action::EndExport => self.export = None,

@@ -1,0 +1,371 @@
+//! Nodes that are processes of their own, with a real NATS server.
+//!
+//! The tests need `nats-server`, which tests/run installs; therefore `cargo test` ignores them.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+mod common;
+#[path = "common/nats.rs"]
+mod nats;
+
+use common::{
+    Announce, Client, Tracker, UNCAPPED, WAIT_TIMEOUT, control_of, cpus, http_get, info_hash_of,
+    now,
+};
+use nats::Nats;
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::Duration;
+
+/// Key of connection ids of all nodes.
+const KEY: &str = "00112233445566778899aabbccddeeff";
+
+fn config(node: &str, server: &str, more: &str) -> String {
+    format!(
+        "cpus: {}\nudp: {{listen: [\"127.0.0.1:0\"], connection_id_keys: [{KEY}]}}\n\
+         control: {{listen: \"127.0.0.1:0\"}}\ncluster: {{servers: [\"{server}\"], node: {node}{more}}}\n",
+        cpus(2)
+    )
+}
+
+/// A node and a client of it.
+struct Node {
+    tracker: Tracker,
+    client: Client,
+    control: SocketAddr,
+}
+
+impl Node {
+    fn start(config: &str) -> Self {
+        let mut tracker = Tracker::start(&format!("{config}{UNCAPPED}"));
+        let client = Client::connected("127.0.0.1", tracker.addresses()[0]);
+        let control = control_of(&mut tracker);
+        Self { tracker, client, control }
+    }
+
+    fn counts(&mut self, torrent: u32) -> [u32; 3] {
+        self.client.scrape(&[info_hash_of(torrent)]).unwrap()[0]
+    }
+
+    /// Waits until a torrent has these seeders, completed downloads and leechers.
+    fn wait_for_counts(&mut self, torrent: u32, expected: [u32; 3]) {
+        let deadline = now() + WAIT_TIMEOUT;
+        loop {
+            let counts = self.counts(torrent);
+            if counts == expected {
+                return;
+            }
+            if now() >= deadline {
+                println!("torrent {torrent} has {counts:?}, not {expected:?}");
+                // Shows the log.
+                self.tracker.wait_within(Duration::from_millis(100), "not in the log");
+            }
+        }
+    }
+
+    fn announce(&mut self, torrent: u32, port: u16, left: u64, event: u32) {
+        self.client.announce(&Announce { left, event, ..Announce::of(torrent, port) });
+    }
+
+    /// Announces a seeder until that is not refused.
+    fn announce_until_permitted(&mut self, torrent: u32) {
+        let deadline = now() + WAIT_TIMEOUT;
+        let announce = Announce { left: 0, ..Announce::of(torrent, 2_001) };
+        while self.client.ask(&announce.bytes(self.client.id, 9)).unwrap()[3] != 1 {
+            assert!(now() < deadline, "torrent {torrent} is refused");
+        }
+    }
+
+    /// Waits until a page contains a text.
+    fn wait_for_page(&self, path: &str, text: &str) {
+        let deadline = now() + WAIT_TIMEOUT;
+        loop {
+            let page = http_get(self.control, path);
+            if page.contains(text) {
+                return;
+            }
+            assert!(now() < deadline, "no {text:?} in {page}");
+        }
+    }
+}
+
+/// Starts two nodes that know each other.
+fn two_nodes(nats: &Nats) -> (Node, Node) {
+    let mut a = Node::start(&config("a", &nats.url(), ""));
+    let mut b = Node::start(&config("b", &nats.url(), ""));
+    a.tracker.wait_for("node \"b\" is connected");
+    b.tracker.wait_for("node \"a\" is connected");
+    (a, b)
+}
+
+#[test]
+#[ignore = "needs nats-server: tests/run"]
+fn what_is_announced_at_one_node_is_answered_by_the_others() {
+    let nats = Nats::start("");
+    let (mut a, mut b) = two_nodes(&nats);
+    for torrent in 0..50 {
+        a.announce(torrent, 2_001, 0, 2);
+        b.announce(torrent, 2_002, 100, 2);
+    }
+    for torrent in 0..50 {
+        a.wait_for_counts(torrent, [1, 0, 1]);
+        b.wait_for_counts(torrent, [1, 0, 1]);
+    }
+    // The peers of the other node are handed out.
+    let reply = b.client.announce(&Announce { event: 0, ..Announce::of(7, 2_002) });
+    assert_eq!(reply.peers.iter().map(|(_, port)| *port).collect::<Vec<_>>(), [2_001]);
+    // A download completes at the node where it did not begin, and a peer stops there.
+    a.announce(7, 2_002, 0, 1);
+    b.wait_for_counts(7, [2, 1, 0]);
+    a.wait_for_counts(7, [2, 1, 0]);
+    b.announce(7, 2_001, 0, 3);
+    a.wait_for_counts(7, [1, 1, 0]);
+    // A node that comes later gets all.
+    let mut c = Node::start(&config("c", &nats.url(), ""));
+    for torrent in 0..50 {
+        c.wait_for_counts(torrent, if torrent == 7 { [1, 1, 0] } else { [1, 0, 1] });
+    }
+    a.wait_for_page("/healthz", "cluster: node a: connected with b, c\n");
+    c.wait_for_page("/metrics", "tsubame_cluster_node_up{node=\"a\"} 1");
+    c.wait_for_page("/metrics", "tsubame_cluster_complete 1");
+    // The connection ids of one node are good at the others.
+    let mut moved = Client::new("127.0.0.1", c.client.tracker);
+    moved.id = a.client.id;
+    assert!(moved.scrape(&[info_hash_of(1)]).is_some());
+    c.tracker.stop();
+    a.tracker.wait_for("node \"c\" has stopped");
+    a.tracker.stop();
+    b.tracker.stop();
+}
+
+#[test]
+#[ignore = "needs nats-server: tests/run"]
+fn nodes_serve_without_nats_and_agree_when_it_is_back() {
+    let mut nats = Nats::start("");
+    nats.kill();
+    let mut a = Node::start(&config("a", &nats.url(), ""));
+    a.tracker.wait_for("cannot be reached");
+    a.wait_for_page("/healthz", "not connected to NATS: serving alone");
+    a.announce(1, 2_001, 0, 2);
+    assert_eq!(a.counts(1), [1, 0, 0]);
+    nats.restart();
+    let mut b = Node::start(&config("b", &nats.url(), ""));
+    b.wait_for_counts(1, [1, 0, 0]);
+    for round in 2..5 {
+        match round % 2 {
+            // It does not answer for a while.
+            0 => nats.signal("STOP"),
+            _ => nats.kill(),
+        }
+        a.announce(round, 2_001, 0, 2);
+        b.announce(round, 2_002, 100, 2);
+        b.announce(1, 2_001 + round as u16, 0, 2);
+        assert_eq!(a.counts(round), [1, 0, 0]);
+        match round % 2 {
+            0 => nats.signal("CONT"),
+            _ => {
+                a.tracker.wait_for("the connection to NATS has broken");
+                nats.restart();
+            }
+        }
+        a.wait_for_counts(round, [1, 0, 1]);
+        b.wait_for_counts(round, [1, 0, 1]);
+        a.wait_for_counts(1, [round, 0, 0]);
+    }
+    a.tracker.wait_for("connected to NATS again");
+    a.tracker.stop();
+    b.tracker.stop();
+}
+
+#[test]
+#[ignore = "needs nats-server: tests/run"]
+fn a_node_that_died_or_was_upgraded_gets_the_swarms_of_the_others() {
+    let nats = Nats::start("");
+    let (mut a, mut b) = two_nodes(&nats);
+    for torrent in 0..100 {
+        a.announce(torrent, 2_001, 0, 2);
+        b.announce(torrent, 2_002, 0, 2);
+    }
+    a.wait_for_counts(99, [2, 0, 0]);
+    b.wait_for_counts(99, [2, 0, 0]);
+    // Upgraded, it is no other node of its name.
+    a.tracker.upgrade();
+    a.announce(500, 2_001, 0, 2);
+    a.tracker.wait_for("connected to NATS as node \"a\"");
+    b.wait_for_counts(500, [1, 0, 0]);
+    b.announce(501, 2_002, 0, 2);
+    a.wait_for_counts(501, [1, 0, 0]);
+    let log = a.tracker.stop_with_log();
+    assert!(!log.iter().any(|line| line.contains("named")), "{log:?}");
+    // Killed, it starts without swarms.
+    b.tracker.signal("KILL");
+    let mut a = Node::start(&config("a", &nats.url(), ""));
+    let mut b = Node::start(&config("b", &nats.url(), ""));
+    a.announce(1, 2_003, 100, 2);
+    b.wait_for_counts(1, [0, 0, 1]);
+    a.tracker.stop();
+    b.tracker.stop();
+}
+
+/// What was read from a file is in no batch, and comes in a snapshot.
+#[test]
+#[ignore = "needs nats-server: tests/run"]
+fn a_node_that_joins_receives_swarms_of_before_the_start_of_the_others() {
+    let nats = Nats::start("max_payload: 20480");
+    let directory = tempfile::tempdir().unwrap();
+    let storage = UNCAPPED.trim_end().strip_suffix('}').unwrap();
+    let storage = format!("{storage}, directory: \"{}\"}}\n", directory.path().display());
+    let start = |more: &str| {
+        let tracker = Tracker::start(&format!("{}{storage}{more}", config("a", &nats.url(), "")));
+        let client = Client::connected("127.0.0.1", tracker.addresses()[0]);
+        (tracker, client)
+    };
+    let (tracker, mut client) = start("");
+    for torrent in 0..2_000 {
+        client.announce(&Announce::of(torrent, 2_001));
+    }
+    tracker.stop();
+    let (mut tracker, _) = start("");
+    tracker.wait_for("2,000 torrents, 2,000 peers");
+    let mut b = Node::start(&config("b", &nats.url(), ""));
+    b.tracker.wait_for("received the swarms of node \"a\": 4,0");
+    for torrent in 0..2_000 {
+        b.wait_for_counts(torrent, [0, 0, 1]);
+    }
+    tracker.stop();
+    b.tracker.stop();
+}
+
+#[test]
+#[ignore = "needs nats-server: tests/run"]
+fn of_two_nodes_with_one_name_the_younger_one_serves_alone() {
+    let nats = Nats::start("");
+    let (mut a, mut b) = two_nodes(&nats);
+    let mut second = Node::start(&config("a", &nats.url(), ""));
+    second.tracker.wait_for("another node is named \"a\" and is older: this one serves alone");
+    a.tracker.wait_for("another node is named \"a\" and takes no part");
+    second.wait_for_page("/healthz", "another node has the same name: serving alone");
+    second.announce(1, 2_003, 0, 2);
+    a.announce(2, 2_001, 0, 2);
+    b.wait_for_counts(2, [1, 0, 0]);
+    assert_eq!((b.counts(1), second.counts(2)), ([0; 3], [0; 3]));
+    // When the older one has ended, the younger one takes its place.
+    a.tracker.stop();
+    second.tracker.wait_for("is gone: this one takes part");
+    b.wait_for_counts(1, [1, 0, 0]);
+    second.tracker.stop();
+    b.tracker.stop();
+}
+
+#[test]
+#[ignore = "needs nats-server: tests/run"]
+fn users_and_certificates_are_checked() {
+    let directory = tempfile::tempdir().unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()])
+        .unwrap()
+        .self_signed(&key)
+        .unwrap();
+    let (certificate_file, key_file) =
+        (directory.path().join("certificate.pem"), directory.path().join("key.pem"));
+    std::fs::write(&certificate_file, certificate.pem()).unwrap();
+    std::fs::write(&key_file, key.serialize_pem()).unwrap();
+    let nats = Nats::start(&format!(
+        "tls {{ cert_file: {:?}, key_file: {:?} }}\n\
+         authorization {{ user: tracker, password: secret-word }}",
+        certificate_file.display().to_string(),
+        key_file.display().to_string()
+    ));
+    let ca = format!(", tls: {{ca: {:?}}}", certificate_file.display().to_string());
+    let url = |user: &str| format!("tls://{user}127.0.0.1:{}", nats.address.port());
+    // Each serves alone, and says what is wrong.
+    for (server, tls, expected) in [
+        (url(""), ca.as_str(), "refuses the user"),
+        (url("tracker:wrong@"), &ca, "refuses the user"),
+        (url("tracker:secret-word@"), "", "cannot be reached with TLS"),
+    ] {
+        let mut node = Node::start(&config("x", &server, tls));
+        let line = node.tracker.wait_for("until then this node serves alone");
+        assert!(line.contains(expected) && !line.contains("wrong"), "{line}");
+        node.announce(1, 2_001, 0, 2);
+        assert_eq!(node.counts(1), [1, 0, 0]);
+        node.tracker.stop();
+    }
+    let [mut a, mut b] =
+        ["a", "b"].map(|node| Node::start(&config(node, &url("tracker:secret-word@"), &ca)));
+    a.announce(1, 2_001, 0, 2);
+    b.wait_for_counts(1, [1, 0, 0]);
+    a.tracker.stop();
+    b.tracker.stop();
+}
+
+#[test]
+#[ignore = "needs nats-server: tests/run"]
+fn changes_of_the_access_list_reach_all_nodes_and_survive_their_restarts() {
+    let nats = Nats::start("");
+    let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let list = |number: usize| {
+        let file = directories[number].path().join("overrides").display().to_string();
+        format!(
+            "hooks: [{{name: access_list, options: {{mode: allow, info_hashes: [], overrides_file: {file:?}}}}}]\n"
+        )
+    };
+    let node = |number: usize| {
+        let name = ["a", "b"][number];
+        Node::start(&format!("{}{}", config(name, &nats.url(), ""), list(number)))
+    };
+    let (mut a, mut b) = (node(0), node(1));
+    a.tracker.wait_for("node \"b\" is connected");
+    b.tracker.wait_for("node \"a\" is connected");
+    let put = |node: &Node, torrent: u32| {
+        let hash: String = info_hash_of(torrent).iter().map(|byte| format!("{byte:02x}")).collect();
+        let url = format!("http://{}/v1/access_list/{hash}", node.control);
+        let curl =
+            Command::new("curl").args(["-fsS", "-o", "/dev/null", "-X", "PUT", &url]).status();
+        assert!(curl.unwrap().success());
+    };
+    put(&a, 3);
+    b.tracker.wait_within(Duration::from_secs(1), "is on the access list");
+    // The shards get it a moment later.
+    b.announce_until_permitted(3);
+    a.wait_for_counts(3, [1, 0, 0]);
+    b.tracker.stop();
+    // What changes while a node is away reaches it when it comes back.
+    put(&a, 4);
+    let mut b = node(1);
+    b.announce(3, 2_001, 0, 2);
+    assert_eq!(b.counts(3), [1, 0, 0]);
+    b.announce_until_permitted(4);
+    a.tracker.stop();
+    b.tracker.stop();
+}
+
+/// Anybody who may publish can send anything; that costs neither the process nor its swarms.
+#[test]
+#[ignore = "needs nats-server: tests/run"]
+fn foreign_messages_are_ignored_and_said() {
+    let nats = Nats::start("");
+    let (mut a, mut b) = two_nodes(&nats);
+    let mut rng = fastrand::Rng::with_seed(5);
+    let subjects = [
+        "tsubame.hello.x",
+        "tsubame.hello.b",
+        "tsubame.v1.delta.b",
+        "tsubame.v1.request.a",
+        "tsubame.v1.reply.a",
+    ];
+    let payloads: Vec<Vec<u8>> = (0..2_000)
+        .map(|_| {
+            let len = rng.usize(..200);
+            (0..len).map(|_| if rng.bool() { rng.u8(..3) } else { rng.u8(..) }).collect()
+        })
+        .collect();
+    let messages: Vec<(&str, &[u8])> =
+        payloads.iter().map(|payload| (subjects[rng.usize(..5)], payload.as_slice())).collect();
+    nats.publish(&messages);
+    a.tracker.wait_for("a message was ignored");
+    b.announce(1, 2_001, 0, 2);
+    a.wait_for_counts(1, [1, 0, 0]);
+    a.tracker.stop();
+    b.tracker.stop();
+}
