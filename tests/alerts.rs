@@ -3,11 +3,14 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 mod common;
+#[path = "common/nats.rs"]
+mod nats;
 
 use common::flood::{core_of_shard_without_torrent, flood_one_torrent};
 use common::http::Connection;
 use common::prometheus::{Prometheus, certificate, deploy};
 use common::{Announce, Client, SetOnDrop, Tracker, cpus, head};
+use nats::Nats;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -15,6 +18,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
+use tsubame::cluster::{Body, Hello, HelloState, PROTOCOL_VERSION, Sender, encode};
 
 fn run(program: &str, arguments: &[&str]) {
     let status = Command::new(program).args(arguments).status();
@@ -155,6 +159,23 @@ fn overload_one_shard(alerts: &mut FiredAlerts, address: SocketAddr, control: So
     });
 }
 
+/// Returns the message by which a node named "other" says that it takes part.
+fn hello() -> Vec<u8> {
+    let hello = Hello {
+        state: HelloState::Active,
+        next: 1,
+        oldest: 1,
+        sent_at: 0,
+        peer_lifetime_secs: 2_700,
+        key_digest: 0,
+        torrents: 0,
+        is_complete: true,
+        has_older_swarms: false,
+    };
+    let sender = Sender { version: PROTOCOL_VERSION, node: "other", boot: 1 };
+    encode(&sender, &Body::Hello(hello), &[])
+}
+
 /// Announces torrents from thousands of networks until new ones are refused.
 fn exhaust_memory(alerts: &mut FiredAlerts, address: SocketAddr) {
     let mut rounds = 0..;
@@ -202,11 +223,13 @@ fn each_alert_fires_when_its_cause_is_brought_about() {
     let (chain, key) = certificate(directory.path());
     let state = directory.path().join("state");
     std::fs::create_dir(&state).unwrap();
+    let mut nats = Nats::start("");
     let config = format!(
-        "{base}udp: {{listen: \"127.0.0.1:0\", steering: off}}\nhttp: {{listen: \"127.0.0.1:0\", tls: {{listen: \
+        "{base}cluster: {{servers: \"{}\", node: own}}\nudp: {{listen: \"127.0.0.1:0\", steering: off}}\nhttp: {{listen: \"127.0.0.1:0\", tls: {{listen: \
          \"127.0.0.1:0\", certificate: {}, key: {}}}}}\nstorage: {{memory: 16MiB, directory: {}, snapshot_interval: \
          1s}}\nhooks:\n- {{name: access_list, \
          options: {{mode: deny, files: [{}/list]}}}}\n",
+        nats.url(),
         chain.display(),
         key.display(),
         state.display(),
@@ -222,6 +245,16 @@ fn each_alert_fires_when_its_cause_is_brought_about() {
     tracker.signal("HUP");
     alerts.expect("TsubameReloadFailed", || {});
     tracker.write_config(&config);
+
+    nats.kill();
+    alerts.expect("TsubameClusterIncomplete", || {});
+    nats.restart();
+    common::policy::wait_until(|| {
+        nats.publish(&[("tsubame.hello.other", &hello())]);
+        common::http_get(control, "/metrics").contains("tsubame_cluster_node_up{node=\"other\"} 1")
+    });
+    // From now on it is silent.
+    alerts.expect("TsubameClusterNodeLost", || {});
 
     let process = tracker.id().to_string();
     let http = tracker.addresses_of("http")[0];

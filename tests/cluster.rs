@@ -14,6 +14,7 @@ use common::{
 };
 use nats::Nats;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -37,7 +38,12 @@ struct Node {
 
 impl Node {
     fn start(config: &str) -> Self {
-        let mut tracker = Tracker::start(&format!("{config}{UNCAPPED}"));
+        Self::start_with(&format!("{config}{UNCAPPED}"))
+    }
+
+    /// Starts a node with this config as it is.
+    fn start_with(config: &str) -> Self {
+        let mut tracker = Tracker::start(config);
         let client = Client::connected("127.0.0.1", tracker.addresses()[0]);
         let control = control_of(&mut tracker);
         Self { tracker, client, control }
@@ -191,19 +197,18 @@ fn a_node_that_died_or_was_upgraded_gets_the_swarms_of_the_others() {
     // Upgraded, it is no other node of its name.
     a.tracker.upgrade();
     a.announce(500, 2_001, 0, 2);
-    a.tracker.wait_for("connected to NATS as node \"a\"");
     b.wait_for_counts(500, [1, 0, 0]);
     b.announce(501, 2_002, 0, 2);
     a.wait_for_counts(501, [1, 0, 0]);
-    let log = a.tracker.stop_with_log();
-    assert!(!log.iter().any(|line| line.contains("named")), "{log:?}");
     // Killed, it starts without swarms.
     b.tracker.signal("KILL");
-    let mut a = Node::start(&config("a", &nats.url(), ""));
+    drop(b);
     let mut b = Node::start(&config("b", &nats.url(), ""));
-    a.announce(1, 2_003, 100, 2);
-    b.wait_for_counts(1, [0, 0, 1]);
-    a.tracker.stop();
+    for torrent in 0..100 {
+        b.wait_for_counts(torrent, [2, 0, 0]);
+    }
+    let log = a.tracker.stop_with_log();
+    assert!(!log.iter().any(|line| line.contains("named")), "{log:?}");
     b.tracker.stop();
 }
 
@@ -251,7 +256,7 @@ fn of_two_nodes_with_one_name_the_younger_one_serves_alone() {
     assert_eq!((b.counts(1), second.counts(2)), ([0; 3], [0; 3]));
     // When the older one has ended, the younger one takes its place.
     a.tracker.stop();
-    second.tracker.wait_for("is gone: this one takes part");
+    second.tracker.wait_within(WAIT_TIMEOUT * 2, "is gone: this one takes part");
     b.wait_for_counts(1, [1, 0, 0]);
     second.tracker.stop();
     b.tracker.stop();
@@ -368,4 +373,98 @@ fn foreign_messages_are_ignored_and_said() {
     a.wait_for_counts(1, [1, 0, 0]);
     a.tracker.stop();
     b.tracker.stop();
+}
+
+/// The quick start of docs/cluster.md, as it is written there, in a network namespace of its own.
+#[test]
+#[ignore = "needs root, nats-server and curl: tests/run"]
+fn the_quick_start_works_as_written() {
+    let page = include_str!("../docs/cluster.md");
+    let script = page.split_once("```bash\n").unwrap().1.split_once("```").unwrap().0;
+    let directory = tempfile::tempdir().unwrap();
+    let programs = Path::new(env!("CARGO_BIN_EXE_tsubame")).parent().unwrap();
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+    // All processes of the script end with the first one of their PID namespace.
+    let output = Command::new("unshare")
+        .args(["--net", "--pid", "--fork", "--kill-child", "sh", "-ec"])
+        .arg(format!("ip link set lo up\n{script}"))
+        .env("PATH", path)
+        .current_dir(directory.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("8:completei1e"), "{text}");
+    assert!(text.contains("cluster: node node2: connected with node1\n"), "{text}");
+}
+
+/// The configs of `deploy/examples/cluster`: three NATS servers and three nodes, with TLS, on three addresses.
+#[test]
+#[ignore = "needs nats-server: tests/run"]
+fn the_example_of_three_nodes_works() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name).display().to_string();
+    let hosts = ["127.7.0.1", "127.7.0.2", "127.7.0.3"];
+    let key = rcgen::KeyPair::generate().unwrap();
+    let names = hosts.map(str::to_owned).to_vec();
+    let certificate = rcgen::CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+    std::fs::write(file("certificate.pem"), certificate.pem()).unwrap();
+    std::fs::write(file("ca.pem"), certificate.pem()).unwrap();
+    std::fs::write(file("key.pem"), key.serialize_pem()).unwrap();
+    std::fs::write(file("connection_id_keys"), KEY).unwrap();
+    let with_hosts = |text: &str| {
+        let text = text.replace("/etc/nats/", &format!("{}/", directory.path().display()));
+        let text = text.replace("/etc/tsubame/", &format!("{}/", directory.path().display()));
+        (1..=3).fold(text, |text, host| {
+            text.replace(&format!("10.0.0.{host}:"), &format!("127.7.0.{host}:"))
+        })
+    };
+    // Each host has another name, listens on its own addresses, and has routes to the others.
+    let nats = with_hosts(include_str!("../deploy/examples/cluster/nats.conf"));
+    let mut servers: Vec<Nats> = (1..=3)
+        .map(|host| {
+            let own = nats
+                .replace("nats1", &format!("nats{host}"))
+                .replace("listen: \"127.7.0.1", &format!("listen: \"127.7.0.{host}"))
+                .replace(&format!("nats://127.7.0.{host}:"), "nats://127.7.0.1:");
+            Nats::start_at(&own, format!("127.7.0.{host}:4222").parse().unwrap())
+        })
+        .collect();
+    let yaml = with_hosts(include_str!("../deploy/examples/cluster/tsubame.yaml"));
+    let mut nodes: Vec<Node> = (1..=3)
+        .map(|host| {
+            let state = directory.path().join(format!("state{host}"));
+            std::fs::create_dir(&state).unwrap();
+            let storage = UNCAPPED.trim_end().strip_prefix("storage: {").unwrap();
+            let yaml = yaml
+                .replace(
+                    "  directory: /var/lib/tsubame",
+                    &format!(
+                        "  directory: {}\n  {}",
+                        state.display(),
+                        storage.strip_suffix('}').unwrap()
+                    ),
+                )
+                .replace("udp:\n", "udp:\n  listen: [\"127.0.0.1:0\"]\n")
+                .replace("cluster:\n", &format!("cluster:\n  node: node{host}\n"));
+            Node::start_with(&format!(
+                "cpus: {}\ncontrol: {{listen: \"127.0.0.1:0\"}}\n{yaml}",
+                cpus(1)
+            ))
+        })
+        .collect();
+    for (torrent, node) in (0..).zip(&mut nodes) {
+        node.announce(torrent, 2_001, 0, 2);
+    }
+    for node in &mut nodes {
+        (0..3).for_each(|torrent| node.wait_for_counts(torrent, [1, 0, 0]));
+    }
+    // Without one of the servers, the nodes use the others.
+    drop(servers.remove(0));
+    for node in &mut nodes {
+        node.announce(5, node.client.socket.local_addr().unwrap().port(), 0, 2);
+    }
+    for node in &mut nodes {
+        node.wait_for_counts(5, [3, 0, 0]);
+    }
 }

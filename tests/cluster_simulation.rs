@@ -1,18 +1,17 @@
 //! Simulation of a cluster in one thread: nodes with several shards each, and clients that announce to any of them.
 //!
 //! The network loses, delays and reorders messages, and is divided for a while; nodes crash and start again without
-//! swarms, or lose their connection. At the end the network works, and within one announce interval all nodes have all
-//! living peers; within a lifetime they have the same swarms. The same seed gives the same run.
+//! swarms or with those of before, or lose their connection; some are slow to import. At the end the network works, and
+//! within one announce interval all nodes have all living peers; within a lifetime they have the same swarms. The same
+//! seed gives the same run.
 //!
 //! `TSUBAME_SEEDS=5000` sets the number of runs.
-
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tsubame::cluster::{
-    Action, ClusterNode, ClusterSettings, Inbox, Subject, SwarmState, subject_token,
+    Action, ClusterNode, ClusterSettings, MessageSource, MessageSubject, SwarmState, subject_token,
 };
 use tsubame_storage::{
     AnnounceEvent, Endpoint, ExportProgress, Family, ImportCursor, InfoHash, PeerOutput, Role,
@@ -35,12 +34,17 @@ type Member = (InfoHash, Endpoint);
 struct Node {
     cluster: ClusterNode,
     shards: Vec<Swarms>,
+    /// Records of other nodes that were not imported yet.
+    waiting: Vec<StateRecord>,
     /// The shard that is being exported, and those after it.
     exporting: Option<usize>,
     /// Whether it is connected to the network.
     is_connected: bool,
     group: u8,
 }
+
+/// Receiver of a message, its sender if that is a part of its subject, and its bytes.
+type MessageInFlight = (usize, Option<usize>, Arc<[u8]>);
 
 struct Client {
     member: Member,
@@ -58,8 +62,8 @@ struct Simulation {
     boots: u64,
     nodes: Vec<Node>,
     clients: Vec<Client>,
-    /// Messages on their way, by time of arrival in milliseconds and number: receiver, sender or none, bytes.
-    in_flight: BTreeMap<(u64, u64), (usize, Option<usize>, Arc<[u8]>)>,
+    /// Messages on their way, by time of arrival in milliseconds and number.
+    in_flight: BTreeMap<(u64, u64), MessageInFlight>,
     sent: u64,
     has_faults: bool,
 }
@@ -95,21 +99,21 @@ impl Simulation {
             has_faults: true,
         };
         for number in 0..count {
-            let node = simulation.start(number);
+            let node = simulation.start(number, None);
             simulation.nodes.push(node);
         }
         simulation
     }
 
-    /// Starts a node without swarms.
-    fn start(&mut self, number: usize) -> Node {
+    /// Starts a node, with the tables of before if they were kept.
+    fn start(&mut self, number: usize, kept: Option<Vec<Swarms>>) -> Node {
         self.boots += 1;
         let settings = ClusterSettings {
             node: name(number),
             boot: self.boots,
             peer_lifetime_secs: LIFETIME as u32,
             key_digest: 1,
-            has_older_swarms: false,
+            has_older_swarms: kept.is_some(),
         };
         let shard = |shard: u64| {
             let seed = self.boots * 10 + shard;
@@ -120,10 +124,10 @@ impl Simulation {
             swarms.begin_publication(1_000);
             swarms
         };
-        let shards = (0..1 + number as u64 % 3).map(shard).collect();
+        let shards = kept.unwrap_or_else(|| (0..1 + number as u64 % 3).map(shard).collect());
         let mut cluster = ClusterNode::new(settings);
         cluster.connected(Duration::from_millis(self.now_ms), 64 << 10);
-        Node { cluster, shards, exporting: None, is_connected: true, group: 0 }
+        Node { cluster, shards, waiting: Vec::new(), exporting: None, is_connected: true, group: 0 }
     }
 
     fn now(&self) -> Seconds {
@@ -131,11 +135,11 @@ impl Simulation {
     }
 
     /// Sends a message to each node that gets it.
-    fn publish(&mut self, from: usize, subject: &Subject, message: &Arc<[u8]>) {
+    fn publish(&mut self, from: usize, subject: &MessageSubject, message: &Arc<[u8]>) {
         for to in 0..self.nodes.len() {
             let sender = match subject {
-                Subject::Hello | Subject::Delta if to != from => Some(from),
-                Subject::Request(of) | Subject::Reply(of) if *of == name(to) => None,
+                MessageSubject::Hello | MessageSubject::Delta if to != from => Some(from),
+                MessageSubject::Request(of) | MessageSubject::Reply(of) if *of == name(to) => None,
                 _ => continue,
             };
             let (a, b) = (&self.nodes[from], &self.nodes[to]);
@@ -166,8 +170,9 @@ impl Simulation {
             }
             let (to, sender, message) = entry.remove();
             let token = sender.map(|sender| subject_token(&name(sender)));
-            let inbox = token.as_deref().map_or(Inbox::ToThisNode, Inbox::FromNode);
-            self.nodes[to].cluster.receive(time, inbox, &message);
+            let source =
+                token.as_deref().map_or(MessageSource::ToThisNode, MessageSource::FromNode);
+            self.nodes[to].cluster.receive(time, source, &message);
             self.act(to);
         }
         for number in 0..self.nodes.len() {
@@ -177,8 +182,13 @@ impl Simulation {
                 node.shards.iter_mut().flat_map(|shard| shard.take_published(100)).collect();
             node.cluster.publish(time, &changes);
             let torrents = node.shards.iter().map(|shard| shard.stats().torrents as u64).sum();
-            node.cluster.tick(time, SwarmState { torrents, ..SwarmState::default() });
-            node.export(time);
+            let is_busy = self.has_faults && self.rng.u8(..10) < 3;
+            node.cluster.tick(time, SwarmState { torrents, is_busy, is_restoring: false });
+            if !is_busy {
+                let waiting = std::mem::take(&mut node.waiting);
+                node.import(now, &waiting);
+                node.export(time);
+            }
             for shard in &mut node.shards {
                 while shard.sweep(now) {}
             }
@@ -191,17 +201,14 @@ impl Simulation {
         for action in self.nodes[number].cluster.take_actions() {
             match action {
                 Action::Publish(subject, message) => self.publish(number, &subject, &message),
-                Action::Import(records) => {
-                    let now = self.now();
-                    self.nodes[number].import(now, &records);
-                }
+                Action::Import(records) => self.nodes[number].waiting.extend(records),
                 Action::BeginExport => {
                     let node = &mut self.nodes[number];
                     node.shards.iter_mut().for_each(|shard| shard.begin_export(0));
                     node.exporting = Some(0);
                 }
                 Action::EndExport => self.nodes[number].exporting = None,
-                Action::ChangeList(_) | Action::Report(_) => {}
+                Action::ChangeList { .. } | Action::Report(_) => {}
             }
         }
     }
@@ -212,7 +219,9 @@ impl Simulation {
             // A crash.
             0..4 => {
                 let number = self.rng.usize(..count);
-                self.nodes[number] = self.start(number);
+                let tables = std::mem::take(&mut self.nodes[number].shards);
+                let kept = self.rng.bool().then_some(tables);
+                self.nodes[number] = self.start(number, kept);
             }
             // The network is divided, or whole again.
             4..10 => {
@@ -360,7 +369,8 @@ fn run(seed: u64) -> Result<(), String> {
 
 #[test]
 fn after_faults_all_nodes_have_the_same_swarms_within_an_interval() {
-    let seeds = std::env::var("TSUBAME_SEEDS").map_or(SEEDS, |seeds| seeds.parse().unwrap());
+    let seeds =
+        std::env::var("TSUBAME_SEEDS").map_or(SEEDS, |seeds| seeds.parse().expect("a number"));
     let threads = 2;
     std::thread::scope(|scope| {
         for thread in 0..threads {

@@ -29,12 +29,13 @@ const FORBIDDEN_CRATES: [(&str, &[&str]); 4] = [
 ];
 
 /// Items that files below a path prefix must not use, not even in unit tests.
-const FORBIDDEN: [(&str, &[&str]); 10] = [
+const FORBIDDEN: [(&str, &[&str]); 11] = [
     ("udp/src/wire", &["crate::ring", "crate::steering", "std::net::UdpSocket", "std::time"]),
     ("udp/src/ring", &["crate::connection_id", "crate::wire", "tsubame_storage"]),
     ("udp/src/connection_id", &["crate::ring", "crate::wire", "std::time"]),
     ("http/src", &["std::fs", "std::time", "std::net::Tcp", "tokio"]),
     ("storage/src", &["std::fs", "std::time", "std::thread::", "net::UdpSocket", "tokio"]),
+    ("src/cluster", &["std::fs", "Instant", "SystemTime", "tokio", "async_nats"]),
     ("src/tracker", &["udp::ring", "std::fs", "std::time", "tokio"]),
     ("src/stats", &["std::fs", "std::time", "tokio"]),
     ("src/stats/outcome", &["udp::ring"]),

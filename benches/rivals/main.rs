@@ -4,7 +4,9 @@
 //! of the ratios of pairs, because the speed of a shared machine varies from minute to minute by more than the trackers
 //! differ. Memory is measured once, and pauses are printed for each round.
 
+mod cluster;
 mod ratios;
+mod redis;
 mod restart;
 mod sections;
 mod tracker;
@@ -16,7 +18,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Compares this tracker with others.
-#[derive(Debug, Parser)]
+#[derive(Clone, Debug, Parser)]
 #[command(name = "tsubame-rivals", version)]
 pub(crate) struct RivalsOptions {
     /// Folder of the other trackers and their load generators.
@@ -42,7 +44,7 @@ pub(crate) struct RivalsOptions {
     #[arg(long, value_delimiter = ',', default_value = "1000,5000,20000,50000,100000")]
     rates: Vec<u64>,
     /// Sections to run: rate, closed, saturated, tester, veth, xdp, memory, pauses, restart,
-    /// shards.
+    /// shards, cluster.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }

@@ -1,6 +1,7 @@
 //! The sections of the comparison; each prints a table.
 
 use crate::RivalsOptions;
+use crate::cluster;
 use crate::ratios::{median, ratio_quartiles};
 use crate::restart;
 use crate::tracker::{TrackerKind, TrackerProcess, TrackerSetup, beside, pinned, receive_buffer};
@@ -64,6 +65,9 @@ pub(crate) fn all(options: &RivalsOptions) -> Result<(), String> {
     if options.wants("shards") {
         shards(options)?;
     }
+    if options.wants("cluster") {
+        cluster::run(options)?;
+    }
     Ok(())
 }
 
@@ -79,6 +83,8 @@ pub(crate) fn loopback(options: &RivalsOptions, torrents: u32) -> TrackerSetup {
         xdp: None,
         receive_buffer: receive_buffer(),
         directory: None,
+        control: None,
+        cluster: None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Trackers as processes: how each is configured and started, pinned to its cores.
 
 use std::fs;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -89,6 +89,10 @@ pub(crate) struct TrackerSetup {
     pub(crate) receive_buffer: usize,
     /// Directory in which this tracker keeps its swarms.
     pub(crate) directory: Option<PathBuf>,
+    /// Address of the control plane of this tracker.
+    pub(crate) control: Option<SocketAddr>,
+    /// The section `cluster` of its config.
+    pub(crate) cluster: Option<String>,
 }
 
 /// A running tracker.
@@ -238,7 +242,7 @@ fn config_of(
     folder: &Path,
 ) -> Result<String, String> {
     let TrackerSetup { ip, cpu, .. } = setup;
-    let address = std::net::SocketAddr::new(*ip, port);
+    let address = SocketAddr::new(*ip, port);
     let buffer = setup.receive_buffer;
     Ok(match kind {
         TrackerKind::Tsubame { shards, steering } => {
@@ -252,11 +256,14 @@ fn config_of(
             let storage = setup.directory.as_ref().map_or(String::new(), |directory| {
                 format!("storage: {{directory: \"{}\"}}\n", directory.display())
             });
+            let control = setup.control.map_or(String::new(), |address| address.to_string());
+            let cluster =
+                setup.cluster.as_ref().map_or(String::new(), |text| format!("cluster: {text}\n"));
             let xdp = setup.xdp.as_ref().map_or(String::new(), |xdp| format!(", xdp: {xdp}"));
             format!(
                 "cpus: \"{cpus}\"\n\
                  udp: {{listen: \"{address}\", steering: {steering}, receive_buffer: {buffer}B{xdp}}}\n\
-                 control: {{listen: \"\"}}\nhttp: {{listen: []}}\n{lifetime}{storage}"
+                 control: {{listen: \"{control}\"}}\nhttp: {{listen: []}}\n{lifetime}{storage}{cluster}"
             )
         }
         TrackerKind::AquaticUring | TrackerKind::AquaticMio => {
@@ -315,7 +322,7 @@ fn command_of(
             command.args(["-u", "nobody"]);
         }
         TrackerKind::Reflector { peers } => {
-            let address = std::net::SocketAddr::new(setup.ip, port);
+            let address = SocketAddr::new(setup.ip, port);
             command.arg(beside("tsubame-reflector")?).arg(address.to_string());
             command.args(["--peers", &peers.to_string()]);
         }

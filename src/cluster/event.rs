@@ -36,6 +36,10 @@ pub enum ClusterEvent {
     SnapshotFailed(String),
     /// A message was no valid one.
     Invalid(String),
+    /// The server permits messages of this many bytes only, and not of the second number.
+    ShortMessages(usize, usize),
+    /// There were so many events that further ones are not reported for a minute.
+    TooManyEvents,
 }
 
 impl ClusterEvent {
@@ -56,7 +60,9 @@ impl ClusterEvent {
             | Self::TooManyNodes(_)
             | Self::Missed(_)
             | Self::SnapshotFailed(_)
-            | Self::Invalid(_) => true,
+            | Self::Invalid(_)
+            | Self::ShortMessages(..)
+            | Self::TooManyEvents => true,
         }
     }
 }
@@ -68,7 +74,8 @@ impl fmt::Display for ClusterEvent {
             Self::NodeLeft(node) => write!(f, "node {node:?} has stopped"),
             Self::NodeLost(node, time) => write!(
                 f,
-                "node {node:?} was not heard for {} s; its peers stay until they expire",
+                "node {node:?} was not heard for {} s; its peers stay until they expire; check that it runs and \
+                 reaches a NATS server",
                 time.as_secs()
             ),
             Self::NameTaken(node) => write!(
@@ -84,8 +91,8 @@ impl fmt::Display for ClusterEvent {
             ),
             Self::OtherLifetime(node, other, own) => write!(
                 f,
-                "announce.peer_lifetime of node {node:?} is {other} s, and {own} s here: their swarms will differ; set \
-                 the same on all nodes"
+                "announce.peer_lifetime is {other} s on node {node:?} and {own} s on this node: peers expire at \
+                 different times; set the same value on all nodes"
             ),
             Self::OtherKeys(node) => write!(
                 f,
@@ -98,8 +105,8 @@ impl fmt::Display for ClusterEvent {
             ),
             Self::TooManyNodes(node) => write!(
                 f,
-                "node {node:?} is ignored: there are {} other nodes already",
-                super::node::NODES_MAX
+                "node {node:?} is ignored: there are {} other nodes already; run fewer nodes in one cluster",
+                super::message::NODES_MAX
             ),
             Self::Missed(node) => write!(
                 f,
@@ -113,11 +120,21 @@ impl fmt::Display for ClusterEvent {
                 time.as_secs_f64()
             ),
             Self::SnapshotFailed(node) => {
-                write!(f, "node {node:?} does not send its swarms; another attempt follows")
+                write!(
+                    f,
+                    "node {node:?} has sent no part of its swarms for 10 s; requesting them again"
+                )
+            }
+            Self::ShortMessages(len, min) => write!(
+                f,
+                "the NATS server permits messages of {len} bytes only; set its max_payload to at least {min}"
+            ),
+            Self::TooManyEvents => {
+                write!(f, "further events of other nodes are not logged for a minute")
             }
             Self::Invalid(reason) => write!(
                 f,
-                "a message was ignored: {reason}; let only Tsubame publish on the subjects of cluster.subject"
+                "a message was ignored: {reason}; permit only nodes to publish on the subjects below cluster.subject"
             ),
         }
     }

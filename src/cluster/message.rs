@@ -9,7 +9,10 @@ pub const PROTOCOL_VERSION: u16 = 1;
 /// Maximum length of the name of a node in bytes.
 pub const NODE_NAME_MAX: usize = 64;
 
-/// Maximum length of a message that is read. Nodes send up to 256 KiB and some hundred bytes.
+/// Maximum number of other nodes.
+pub const NODES_MAX: usize = 64;
+
+/// Maximum length of a message that is read. Nodes send up to 272 KiB.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 
 /// The sender of a message, with which every message begins.
@@ -65,11 +68,12 @@ pub enum Body {
         is_last: bool,
         /// What the sender had received of other nodes when the snapshot was begun, and what it had sent itself. Only
         /// in the first block.
-        covered: Vec<Covered>,
-        /// Torrents that were added to the access list of the sender while it ran (true), or removed from it (false).
+        covered: Vec<BatchPosition>,
+        /// Overrides of the access list of the sender: torrents that were added (true) or removed (false).
         list_changes: Vec<([u8; 20], bool)>,
     },
-    /// The reply to a request for a snapshot that is not sent: another one is being sent.
+    /// The reply to a request for a snapshot that is not sent: another snapshot or export is in progress, swarms are
+    /// still being read, or the export has failed.
     SnapshotRefused {
         /// The number that the receiver has chosen for the snapshot.
         session: u64,
@@ -114,7 +118,7 @@ pub enum HelloState {
 
 /// How much of the changes of a node another one has received.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Covered {
+pub struct BatchPosition {
     /// Name of the node.
     pub node: String,
     /// Its boot.
@@ -125,7 +129,7 @@ pub struct Covered {
 
 /// A message that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Received<'a> {
+pub enum DecodedMessage<'a> {
     /// A message of this version, and the records behind it.
     Message(Sender<'a>, Body, &'a [u8]),
     /// A message of a newer version.
@@ -143,7 +147,7 @@ pub fn encode(sender: &Sender<'_>, body: &Body, records: &[u8]) -> Vec<u8> {
 }
 
 /// Reads a message; returns `None` if it is none.
-pub fn decode(bytes: &[u8]) -> Option<Received<'_>> {
+pub fn decode(bytes: &[u8]) -> Option<DecodedMessage<'_>> {
     if bytes.len() > MESSAGE_BYTES_MAX {
         return None;
     }
@@ -152,10 +156,10 @@ pub fn decode(bytes: &[u8]) -> Option<Received<'_>> {
         return None;
     }
     if sender.version != PROTOCOL_VERSION {
-        return (sender.version > PROTOCOL_VERSION).then_some(Received::Newer(sender));
+        return (sender.version > PROTOCOL_VERSION).then_some(DecodedMessage::Newer(sender));
     }
     let (body, records) = postcard::take_from_bytes(rest).ok()?;
-    Some(Received::Message(sender, body, records))
+    Some(DecodedMessage::Message(sender, body, records))
 }
 
 /// Returns whether a text can be the name of a node: up to [`NODE_NAME_MAX`] bytes without control characters.
@@ -187,9 +191,12 @@ mod tests {
         let sender = Sender { version: PROTOCOL_VERSION, node: "a.example", boot: 7 };
         let batch = Body::Batch { sequence: 3, sent_at: -5, list_changes: vec![([4; 20], true)] };
         let bytes = encode(&sender, &batch, b"records");
-        assert_eq!(decode(&bytes), Some(Received::Message(sender, batch.clone(), b"records")));
+        assert_eq!(
+            decode(&bytes),
+            Some(DecodedMessage::Message(sender, batch.clone(), b"records"))
+        );
         let newer = Sender { version: PROTOCOL_VERSION + 1, ..sender };
-        assert_eq!(decode(&encode(&newer, &batch, b"")), Some(Received::Newer(newer)));
+        assert_eq!(decode(&encode(&newer, &batch, b"")), Some(DecodedMessage::Newer(newer)));
         for name in ["", "a\nb", &"a".repeat(65)] {
             assert_eq!(decode(&encode(&Sender { node: name, ..sender }, &batch, b"")), None);
         }

@@ -2,7 +2,8 @@
 //!
 //! Each node answers from its own memory. It publishes what its clients change, in numbered batches, and applies those
 //! of the others. Each second it says the number of its next batch, so that the others notice what they have missed.
-//! They ask for it, and if it is kept no more, or if they have just started, for a snapshot of another node.
+//! A node requests what it has missed from the sender. If that has it no longer, or if the node has just started, it
+//! requests a snapshot of another node.
 //!
 //! The messages are on these subjects, where `PREFIX` is `cluster.subject` and `NODE` the name of a node
 //! ([`subject_token`]):
@@ -19,20 +20,23 @@
 //! and the time, and returns [`Action`]s.
 
 mod event;
+mod membership;
 mod message;
 mod node;
-mod outbox;
 mod remote_node;
+mod sent_batches;
 mod snapshot;
+mod swarm_transfer;
+mod types;
 
 pub use event::ClusterEvent;
 pub use message::{
-    Body, Covered, Hello, HelloState, NODE_NAME_MAX, PROTOCOL_VERSION, Received, Sender, decode,
-    encode, is_node_name, subject_token,
+    BatchPosition, Body, DecodedMessage, Hello, HelloState, NODE_NAME_MAX, NODES_MAX,
+    PROTOCOL_VERSION, Sender, decode, encode, is_node_name, subject_token,
 };
-pub use node::{
-    Action, ClusterCounts, ClusterNode, ClusterSettings, Inbox, NODES_MAX, NodeStatus, Subject,
-    SwarmState,
+pub use node::ClusterNode;
+pub use types::{
+    Action, ClusterCounts, ClusterSettings, MessageSource, MessageSubject, NodeStatus, SwarmState,
 };
 
 #[cfg(test)]

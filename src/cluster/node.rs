@@ -2,12 +2,15 @@
 
 use super::event::ClusterEvent;
 use super::message::{
-    Body, Covered, Hello, HelloState, PROTOCOL_VERSION, Received, Sender, decode, encode,
+    Body, DecodedMessage, HelloState, NODES_MAX, PROTOCOL_VERSION, Sender, decode, encode,
     list_changes, subject_token,
 };
-use super::outbox::Outbox;
-use super::remote_node::{BatchOrder, RemoteNode, SILENCE_MAX};
-use super::snapshot::{BLOCKS_IN_FLIGHT, SnapshotSink, SnapshotSource};
+use super::remote_node::{BatchOrder, RemoteNode};
+use super::sent_batches::SentBatches;
+use super::snapshot::{SnapshotSink, SnapshotSource};
+use super::types::{
+    Action, ClusterCounts, ClusterSettings, MessageSource, MessageSubject, NodeStatus, SwarmState,
+};
 use crate::state::{decode_records, encode_records};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -15,26 +18,20 @@ use std::sync::Arc;
 use std::time::Duration;
 use tsubame_storage::{InfoHash, StateRecord};
 
-/// Maximum number of other nodes.
-pub const NODES_MAX: usize = 64;
-
-/// Time between two hellos.
-const HELLO_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Time for which a node that starts looks whether there is another one of its name, and who the others are.
-const CHECK_TIME: Duration = Duration::from_secs(2);
-
 /// Maximum bytes of the records of a message.
 const RECORDS_BYTES_MAX: usize = 256 << 10;
 
 /// Bytes of a message that are left for all but its records.
 const HEAD_BYTES: usize = 16 << 10;
 
+/// Length of a message that a server must permit.
+const MESSAGE_BYTES_MIN: usize = 20 << 10;
+
 /// Maximum length of an encoded change.
 const CHANGE_BYTES_MAX: usize = 64;
 
 /// Maximum number of changes of the access list in a batch.
-const LIST_CHANGES_MAX: usize = 256;
+pub(super) const LIST_CHANGES_MAX: usize = 256;
 
 /// Maximum bytes of batches that are sent again in a second.
 const RESENT_BYTES_PER_SEC: usize = 16 << 20;
@@ -42,123 +39,19 @@ const RESENT_BYTES_PER_SEC: usize = 16 << 20;
 /// Maximum bytes of one reply to a request to send batches again; further ones are asked for again.
 const RESENT_BYTES_MAX: usize = 4 << 20;
 
-/// Time after a snapshot that has failed before the next one is asked for.
-const SNAPSHOT_PAUSE: Duration = Duration::from_secs(2);
+/// Maximum number of batches of one such reply: the receiver must be able to hold them.
+const RESENT_BATCHES_MAX: usize = 256;
+
+/// Maximum number of events that are reported in [`REPORTS_TIME`].
+const REPORTS_MAX: u32 = 100;
+const REPORTS_TIME: Duration = Duration::from_secs(60);
 
 /// Time between two reports of invalid messages.
 const INVALID_PAUSE: Duration = Duration::from_secs(60);
 
-/// Time for which a node that says nothing is remembered, in lifetimes of peers.
-const FORGET_LIFETIMES: u32 = 2;
-
-/// What a node of a cluster must know.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClusterSettings {
-    /// Its name.
-    pub node: String,
-    /// Time of the start in nanoseconds since 1970.
-    pub boot: u64,
-    /// How long a peer is stored after its last announce, in seconds.
-    pub peer_lifetime_secs: u32,
-    /// A number that depends on the key of connection ids, and from which the key cannot be computed.
-    pub key_digest: u64,
-    /// Whether it may have swarms of before its start.
-    pub has_older_swarms: bool,
-}
-
-/// State of the swarms of a node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SwarmState {
-    /// Number of torrents.
-    pub torrents: u64,
-    /// Whether imports are far behind, so that no more of a snapshot is to be asked for.
-    pub is_busy: bool,
-    /// Whether swarms of before the start are still being read, so that no snapshot can be sent.
-    pub is_restoring: bool,
-}
-
-/// Where a message is published.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Subject {
-    /// Hellos of this node.
-    Hello,
-    /// Batches of this node.
-    Delta,
-    /// Requests to the node with this name.
-    Request(String),
-    /// Replies to the node with this name.
-    Reply(String),
-}
-
-/// The subscription by which a message has arrived.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Inbox<'a> {
-    /// Hellos and batches of the node with this name as a token: see [`subject_token`].
-    FromNode(&'a str),
-    /// Requests and replies to this node.
-    ToThisNode,
-}
-
-/// What is to be done.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Action {
-    /// Publish a message.
-    Publish(Subject, Arc<[u8]>),
-    /// Import records of other nodes. Their times are of the own clock.
-    Import(Vec<StateRecord>),
-    /// Add torrents to the access list, or remove them.
-    ChangeList(Vec<(InfoHash, bool)>),
-    /// Begin an export of all swarms: [`ClusterNode::wants_block`].
-    BeginExport,
-    /// End it.
-    EndExport,
-    /// Report an event.
-    Report(ClusterEvent),
-}
-
-/// Counts of what has happened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ClusterCounts {
-    /// Batches that were published.
-    pub sent_batches: u64,
-    /// Changes in these.
-    pub sent_changes: u64,
-    /// Bytes of all messages that were published.
-    pub sent_bytes: u64,
-    /// Batches of other nodes that were applied.
-    pub received_batches: u64,
-    /// Changes in these.
-    pub received_changes: u64,
-    /// Bytes of all messages that were received.
-    pub received_bytes: u64,
-    /// Batches that were sent again.
-    pub resent_batches: u64,
-    /// Times that batches of another node were missed and asked for.
-    pub gaps: u64,
-    /// Snapshots that were sent.
-    pub sent_snapshots: u64,
-    /// Snapshots that were received.
-    pub received_snapshots: u64,
-    /// Messages that are invalid, or of a node that is ignored.
-    pub ignored_messages: u64,
-}
-
-/// What is known of another node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NodeStatus {
-    /// Its name.
-    pub name: String,
-    /// Whether it takes part and was heard a short time ago.
-    pub is_present: bool,
-    /// Number of batches that are missing.
-    pub missing_batches: u64,
-    /// Time since batches are missing; zero if none are.
-    pub lag: Duration,
-}
-
 /// Whether this node takes part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Membership {
+pub(super) enum Membership {
     /// Not connected yet.
     Unconnected,
     /// Since this time it looks whether there is another node of its name.
@@ -171,26 +64,32 @@ enum Membership {
 /// A node of a cluster.
 #[derive(Debug)]
 pub struct ClusterNode {
-    settings: ClusterSettings,
-    membership: Membership,
-    outbox: Outbox,
-    nodes: BTreeMap<String, RemoteNode>,
-    sink: Option<SnapshotSink>,
-    source: Option<SnapshotSource>,
-    actions: Vec<Action>,
-    counts: ClusterCounts,
+    pub(super) settings: ClusterSettings,
+    pub(super) membership: Membership,
+    pub(super) sent_batches: SentBatches,
+    pub(super) nodes: BTreeMap<String, RemoteNode>,
+    pub(super) sink: Option<SnapshotSink>,
+    pub(super) source: Option<SnapshotSource>,
+    pub(super) actions: Vec<Action>,
+    pub(super) counts: ClusterCounts,
     /// Maximum bytes of the records of a message.
-    records_bytes_max: usize,
-    swarms: SwarmState,
-    hello_at: Duration,
+    pub(super) records_bytes_max: usize,
+    pub(super) swarms: SwarmState,
+    pub(super) hello_at: Duration,
+    /// The node that has refused or failed to send its swarms last: others are asked before it.
+    pub(super) failed_source: Option<String>,
     /// No snapshot is asked for before this time.
-    no_snapshot_before: Duration,
-    sessions: u64,
+    pub(super) no_snapshot_before: Duration,
+    pub(super) sessions: u64,
     /// Bytes that were sent again in the second that began at the time.
-    resent: (Duration, usize),
-    invalid_reported_at: Option<Duration>,
+    pub(super) resent: (Duration, usize),
+    pub(super) invalid_reported_at: Option<Duration>,
+    /// Time of the last call.
+    now: Duration,
+    /// Time since which events are counted, and their number.
+    reports: (Duration, u32),
     /// Nodes with newer versions, nodes that are too many and others of the own name that were reported.
-    reported: BTreeSet<String>,
+    pub(super) reported: BTreeSet<String>,
 }
 
 impl ClusterNode {
@@ -199,7 +98,7 @@ impl ClusterNode {
         Self {
             settings,
             membership: Membership::Unconnected,
-            outbox: Outbox::new(),
+            sent_batches: SentBatches::new(),
             nodes: BTreeMap::new(),
             sink: None,
             source: None,
@@ -208,10 +107,13 @@ impl ClusterNode {
             records_bytes_max: RECORDS_BYTES_MAX,
             swarms: SwarmState::default(),
             hello_at: Duration::ZERO,
+            failed_source: None,
             no_snapshot_before: Duration::ZERO,
             sessions: 0,
             resent: (Duration::ZERO, 0),
             invalid_reported_at: None,
+            now: Duration::ZERO,
+            reports: (Duration::ZERO, 0),
             reported: BTreeSet::new(),
         }
     }
@@ -226,15 +128,17 @@ impl ClusterNode {
         self.counts
     }
 
-    /// Returns what is known of the other nodes.
+    /// Returns what is known of the other nodes, without those that have ended as they should.
     pub fn nodes(&self, now: Duration) -> Vec<NodeStatus> {
         let status = |(name, node): (&String, &RemoteNode)| NodeStatus {
             name: name.clone(),
             is_present: node.is_present,
-            missing_batches: node.end - node.next,
+            missing_batches: node.end.saturating_sub(node.next),
             lag: node.gap_since().map_or(Duration::ZERO, |since| now.saturating_sub(since)),
         };
-        self.nodes.iter().map(status).collect()
+        let is_expected =
+            |(_, node): &(&String, &RemoteNode)| node.hello.state != HelloState::Leaving;
+        self.nodes.iter().filter(is_expected).map(status).collect()
     }
 
     /// Returns whether the node takes part, and knows of no other node whose changes it lacks.
@@ -256,6 +160,9 @@ impl ClusterNode {
 
     /// Takes note of a connection, over which messages of up to `message_bytes_max` bytes can be sent.
     pub fn connected(&mut self, now: Duration, message_bytes_max: usize) {
+        if message_bytes_max < MESSAGE_BYTES_MIN {
+            self.report(ClusterEvent::ShortMessages(message_bytes_max, MESSAGE_BYTES_MIN));
+        }
         self.records_bytes_max =
             message_bytes_max.saturating_sub(HEAD_BYTES).clamp(CHANGE_BYTES_MAX, RECORDS_BYTES_MAX);
         if self.membership == Membership::Unconnected {
@@ -288,262 +195,81 @@ impl ClusterNode {
         list_changes: Vec<([u8; 20], bool)>,
         records: &[u8],
     ) {
-        let (sequence, sent_at) = (self.outbox.next(), now.as_secs() as i64);
+        let (sequence, sent_at) = (self.sent_batches.next(), now.as_secs() as i64);
         let batch = Body::Batch { sequence, sent_at, list_changes };
         let message: Arc<[u8]> = self.encode(&batch, records).into();
-        self.outbox.push(now, message.clone());
+        self.sent_batches.push(now, message.clone());
         // Before it takes part, the others ask for what they have missed.
         if self.membership == Membership::Active {
             self.counts.sent_batches += 1;
-            self.send(Subject::Delta, message);
+            self.send(MessageSubject::Delta, message);
         }
     }
 
     /// Does what is due. To be called every few milliseconds.
     pub fn tick(&mut self, now: Duration, swarms: SwarmState) {
-        self.swarms = swarms;
-        match self.membership {
-            Membership::Unconnected => return,
-            Membership::Checking(since) if now.saturating_sub(since) >= CHECK_TIME => {
-                self.membership = Membership::Active;
-                self.say_hello(now);
-            }
-            Membership::Refused(heard_at) if now.saturating_sub(heard_at) >= SILENCE_MAX => {
-                self.report(ClusterEvent::NameFree(self.settings.node.clone()));
-                self.membership = Membership::Checking(now);
-            }
-            _ => {}
+        (self.swarms, self.now) = (swarms, now);
+        if self.membership == Membership::Unconnected {
+            return;
         }
-        if now.saturating_sub(self.hello_at) >= HELLO_INTERVAL {
-            self.outbox.expire(now);
-            self.say_hello(now);
-            self.forget_silent_nodes(now);
-        }
+        self.tick_membership(now);
         if self.membership == Membership::Active {
             self.request_missing(now);
+            self.request_snapshot(now);
         }
         self.tick_sink(now);
         self.tick_source(now);
     }
 
-    /// Says that the node ends.
-    pub fn leave(&mut self, now: Duration) {
-        if self.membership == Membership::Active {
-            self.send_hello(now, HelloState::Leaving);
-        }
-    }
-
-    fn say_hello(&mut self, now: Duration) {
-        let state = match self.membership {
-            Membership::Unconnected => return,
-            Membership::Checking(_) => HelloState::Checking,
-            Membership::Active => HelloState::Active,
-            Membership::Refused(_) => HelloState::Refused,
-        };
-        self.send_hello(now, state);
-    }
-
-    /// Says hello at once for a node that starts, but not more often than ten times a second.
-    fn repeat_hello(&mut self, now: Duration) {
-        if now.saturating_sub(self.hello_at) >= HELLO_INTERVAL / 10 {
-            self.say_hello(now);
-        }
-    }
-
-    fn send_hello(&mut self, now: Duration, state: HelloState) {
-        self.hello_at = now;
-        let hello = Hello {
-            state,
-            next: self.outbox.next(),
-            oldest: self.outbox.oldest(),
-            sent_at: now.as_secs() as i64,
-            peer_lifetime_secs: self.settings.peer_lifetime_secs,
-            key_digest: self.settings.key_digest,
-            torrents: self.swarms.torrents,
-            is_complete: self.is_complete(),
-            has_older_swarms: self.settings.has_older_swarms,
-        };
-        let message = self.encode(&Body::Hello(hello), &[]);
-        self.send(Subject::Hello, message.into());
-    }
-
-    fn forget_silent_nodes(&mut self, now: Duration) {
-        let mut lost = Vec::new();
-        for (name, node) in &mut self.nodes {
-            let silence = now.saturating_sub(node.heard_at);
-            if node.is_present && silence >= SILENCE_MAX {
-                node.is_present = false;
-                lost.push(ClusterEvent::NodeLost(name.clone(), silence));
-            }
-        }
-        lost.into_iter().for_each(|event| self.report(event));
-        let lifetime = Duration::from_secs(self.settings.peer_lifetime_secs.into());
-        let forget_after = (lifetime * FORGET_LIFETIMES).max(SILENCE_MAX * 2);
-        self.nodes.retain(|_, node| now.saturating_sub(node.heard_at) < forget_after);
-    }
-
-    /// Asks for batches that are missing, and for a snapshot if there are some that no node can send any more.
+    /// Asks for batches that are missing.
     fn request_missing(&mut self, now: Duration) {
         let mut requests: Vec<(String, Range<u64>)> = Vec::new();
         let mut missed = Vec::new();
         for (name, node) in &mut self.nodes {
             if node.give_up_late_batches(now) {
-                missed.push(ClusterEvent::Missed(name.clone()));
+                missed.push(name.clone());
+                continue;
             }
-            if let Some(numbers) = node.batches_to_request(now) {
+            if !self.swarms.is_busy
+                && let Some(numbers) = node.batches_to_request(now)
+            {
                 requests.push((name.clone(), numbers));
             }
         }
-        missed.into_iter().for_each(|event| self.report(event));
+        for name in missed {
+            self.apply_waiting(now, &name);
+            self.report(ClusterEvent::Missed(name));
+        }
         for (name, Range { start: first, end }) in requests {
             self.counts.gaps += 1;
             let message = self.encode(&Body::ResendRequest { first, end }, &[]);
-            self.send(Subject::Request(name), message.into());
+            self.send(MessageSubject::Request(name), message.into());
         }
-        if self.sink.is_some() || self.swarms.is_busy || now < self.no_snapshot_before {
-            return;
-        }
-        let lacking = self.nodes.iter().filter(|(_, node)| {
-            node.is_present && node.is_active() && node.missed_before.is_some()
-        });
-        let best = lacking.max_by_key(|(_, node)| (node.hello.is_complete, node.hello.torrents));
-        if let Some((from, _)) = best {
-            let from = from.clone();
-            self.sessions += 1;
-            let session = self.settings.boot.wrapping_add(self.sessions);
-            self.report(ClusterEvent::SnapshotRequested(from.clone()));
-            self.sink = Some(SnapshotSink::new(now, from, session));
-            self.request_blocks();
-        }
-    }
-
-    fn request_blocks(&mut self) {
-        let Some(sink) = &self.sink else { return };
-        let (session, received) = (sink.session, sink.next);
-        let end = if self.swarms.is_busy { received } else { received + BLOCKS_IN_FLIGHT };
-        let subject = Subject::Request(sink.from.clone());
-        let message = self.encode(&Body::SnapshotRequest { session, received, end }, &[]);
-        self.send(subject, message.into());
-    }
-
-    fn tick_sink(&mut self, now: Duration) {
-        let Some(sink) = &mut self.sink else { return };
-        if sink.has_failed(now) {
-            self.end_sink(now);
-        } else if sink.is_request_due(now) {
-            self.request_blocks();
-        }
-    }
-
-    /// Gives up the snapshot that is being received.
-    fn end_sink(&mut self, now: Duration) {
-        if let Some(sink) = self.sink.take() {
-            self.no_snapshot_before = now + SNAPSHOT_PAUSE;
-            self.report(ClusterEvent::SnapshotFailed(sink.from));
-        }
-    }
-
-    fn tick_source(&mut self, now: Duration) {
-        let mut messages = Vec::new();
-        let Some(source) = &mut self.source else { return };
-        while let Some(message) = source.next_message(now) {
-            messages.push((source.to.clone(), message));
-        }
-        if source.has_ended(now) {
-            self.source = None;
-            self.actions.push(Action::EndExport);
-        }
-        for (to, message) in messages {
-            self.send(Subject::Reply(to), message.into());
-        }
-    }
-
-    /// Returns whether records of the export are wanted: see [`Action::BeginExport`].
-    pub fn wants_block(&self) -> bool {
-        self.source.as_ref().is_some_and(SnapshotSource::wants_block)
-    }
-
-    /// Adds changes of the access list to the snapshot that is being sent, before its records.
-    pub fn add_list_changes(&mut self, now: Duration, changes: &[(InfoHash, bool)]) {
-        for part in changes.chunks(LIST_CHANGES_MAX) {
-            self.push_block(now, list_changes(part), &[], false);
-        }
-    }
-
-    /// Adds records of the export to the snapshot that is being sent. The first one is not a peer.
-    pub fn add_block(&mut self, now: Duration, records: &[StateRecord], is_last: bool) {
-        let parts = self.parts(now, records);
-        let count = parts.len();
-        for (number, part) in parts.into_iter().enumerate() {
-            self.push_block(now, Vec::new(), &part, is_last && number + 1 == count);
-        }
-    }
-
-    fn push_block(
-        &mut self,
-        now: Duration,
-        list_changes: Vec<([u8; 20], bool)>,
-        records: &[u8],
-        is_last: bool,
-    ) {
-        let Some(source) = &mut self.source else { return };
-        let (session, block) = (source.session, source.next_block());
-        let covered = std::mem::take(&mut source.covered);
-        let sent_at = now.as_secs() as i64;
-        let body = Body::SnapshotBlock { session, block, sent_at, is_last, covered, list_changes };
-        let message = self.encode(&body, records);
-        if let Some(source) = &mut self.source {
-            source.add(message, is_last);
-        }
-        self.counts.sent_snapshots += u64::from(is_last);
-    }
-
-    /// Gives up the snapshot that is being sent: the export has failed.
-    pub fn abort_export(&mut self) {
-        if let Some(source) = self.source.take() {
-            let message = self.encode(&Body::SnapshotRefused { session: source.session }, &[]);
-            self.send(Subject::Reply(source.to), message.into());
-        }
-    }
-
-    /// Encodes records in parts that fit in a message; at least one.
-    fn parts(&self, now: Duration, records: &[StateRecord]) -> Vec<Vec<u8>> {
-        let mut parts = Vec::new();
-        let mut encoded = Vec::new();
-        encode_records(records, now.as_secs() as i64, &mut encoded);
-        if encoded.len() <= self.records_bytes_max || records.len() <= 2 {
-            return vec![encoded];
-        }
-        // A part that would begin with a peer begins with its torrent.
-        let middle = records.len() / 2;
-        let is_peer = |record: &StateRecord| matches!(record, StateRecord::Peer(_));
-        let torrent = records[..middle].iter().rfind(|record| !is_peer(record));
-        let torrent = torrent.filter(|_| is_peer(&records[middle]));
-        let second: Vec<StateRecord> =
-            torrent.into_iter().chain(&records[middle..]).copied().collect();
-        parts.extend(self.parts(now, &records[..middle]));
-        parts.extend(self.parts(now, &second));
-        parts
     }
 
     /// Handles a message.
-    pub fn receive(&mut self, now: Duration, inbox: Inbox<'_>, bytes: &[u8]) {
+    pub fn receive(&mut self, now: Duration, source: MessageSource<'_>, bytes: &[u8]) {
         if self.membership == Membership::Unconnected {
             return;
         }
         self.counts.received_bytes += bytes.len() as u64;
         let (sender, body, records) = match decode(bytes) {
-            Some(Received::Message(sender, body, records)) => (sender, body, records),
-            Some(Received::Newer(sender)) => {
+            Some(DecodedMessage::Message(sender, body, records)) => (sender, body, records),
+            Some(DecodedMessage::Newer(sender)) => {
                 self.counts.ignored_messages += 1;
                 self.report_once(sender.node, |node| {
                     ClusterEvent::NewerVersion(node, sender.version)
                 });
                 return;
             }
-            None => return self.ignore(now, "it is not a message of a node".to_owned()),
+            None => {
+                return self.ignore(
+                    now,
+                    "it does not begin with the name of a node and a version".to_owned(),
+                );
+            }
         };
-        if let Inbox::FromNode(token) = inbox
+        if let MessageSource::FromNode(token) = source
             && token != subject_token(sender.node)
         {
             let reason =
@@ -556,107 +282,24 @@ impl ClusterNode {
         if self.is_refused() {
             return;
         }
-        match (inbox, body) {
-            (Inbox::FromNode(_), Body::Hello(hello)) => self.receive_hello(now, &sender, &hello),
+        match (source, body) {
+            (MessageSource::FromNode(_), Body::Hello(hello)) => {
+                self.receive_hello(now, &sender, &hello)
+            }
             (_, Body::Batch { sequence, .. }) => self.receive_batch(now, &sender, sequence, bytes),
-            (Inbox::ToThisNode, Body::ResendRequest { first, end }) => {
+            (MessageSource::ToThisNode, Body::ResendRequest { first, end }) => {
                 self.resend(now, sender.node, first..end);
             }
-            (Inbox::ToThisNode, Body::SnapshotRequest { session, received, end }) => {
+            (MessageSource::ToThisNode, Body::SnapshotRequest { session, received, end }) => {
                 self.receive_snapshot_request(now, sender.node, session, (received, end));
             }
-            (Inbox::ToThisNode, block @ Body::SnapshotBlock { .. }) => {
+            (MessageSource::ToThisNode, block @ Body::SnapshotBlock { .. }) => {
                 self.receive_block(now, &sender, block, records);
             }
-            (Inbox::ToThisNode, Body::SnapshotRefused { session }) => {
-                let is_own =
-                    |sink: &SnapshotSink| sink.session == session && sink.from == sender.node;
-                if self.sink.as_ref().is_some_and(is_own) {
-                    self.end_sink(now);
-                }
+            (MessageSource::ToThisNode, Body::SnapshotRefused { session }) => {
+                self.receive_refusal(now, sender.node, session);
             }
             _ => self.ignore(now, format!("node {:?} has used a wrong subject", sender.node)),
-        }
-    }
-
-    /// Handles a message of a node of the own name: itself, or another one. The older one takes part.
-    fn receive_from_own_name(&mut self, now: Duration, sender: &Sender<'_>, body: &Body) {
-        let Body::Hello(hello) = body else { return };
-        if sender.boot == self.settings.boot || hello.state == HelloState::Leaving {
-            return;
-        }
-        let name = self.settings.node.clone();
-        if sender.boot > self.settings.boot {
-            self.repeat_hello(now);
-            self.report_once(&name, ClusterEvent::NameUsed);
-        } else if hello.state != HelloState::Refused && !self.is_within_grace(now) {
-            if !self.is_refused() {
-                self.report(ClusterEvent::NameTaken(name));
-                self.nodes.clear();
-                self.sink = None;
-                if self.source.take().is_some() {
-                    self.actions.push(Action::EndExport);
-                }
-            }
-            self.membership = Membership::Refused(now);
-        }
-    }
-
-    /// Returns whether the process that this one has replaced may still be heard.
-    fn is_within_grace(&self, now: Duration) -> bool {
-        let grace = |since| now.saturating_sub(since) < CHECK_TIME / 2;
-        matches!(self.membership, Membership::Checking(since) if grace(since))
-    }
-
-    fn receive_hello(&mut self, now: Duration, sender: &Sender<'_>, hello: &Hello) {
-        let name = sender.node;
-        let is_known = self.nodes.contains_key(name);
-        if !is_known && self.nodes.len() >= NODES_MAX {
-            self.counts.ignored_messages += 1;
-            return self.report_once(name, ClusterEvent::TooManyNodes);
-        }
-        if matches!(hello.state, HelloState::Checking | HelloState::Refused) {
-            // Its name may be that of another node. It wants to know the others soon.
-            if !is_known && self.membership == Membership::Active {
-                self.repeat_hello(now);
-            }
-            return;
-        }
-        let node = match self.nodes.get_mut(name) {
-            Some(node) if node.boot == sender.boot => node,
-            // Another node of this name: that which was heard first stays until it is silent.
-            Some(node) if sender.boot < node.boot && node.is_present => return,
-            _ if hello.state == HelloState::Leaving => return,
-            _ => {
-                let node = RemoteNode::new(now, sender.boot, hello, is_known);
-                self.nodes.insert(name.to_owned(), node);
-                let Some(node) = self.nodes.get_mut(name) else { return };
-                node
-            }
-        };
-        let was_present = node.is_present;
-        let (lifetime, keys) = (node.hello.peer_lifetime_secs, node.hello.key_digest);
-        let has_missed = node.hear(now, hello);
-        node.is_present = hello.state == HelloState::Active;
-        let is_present = node.is_present;
-        if has_missed {
-            self.report(ClusterEvent::Missed(name.to_owned()));
-        }
-        match (was_present, is_present) {
-            (false, true) => self.report(ClusterEvent::NodeFound(name.to_owned())),
-            (true, false) => self.report(ClusterEvent::NodeLeft(name.to_owned())),
-            _ => {}
-        }
-        let (own_lifetime, own_keys) = (self.settings.peer_lifetime_secs, self.settings.key_digest);
-        let is_new = !was_present && is_present;
-        if hello.peer_lifetime_secs != own_lifetime
-            && (is_new || hello.peer_lifetime_secs != lifetime)
-        {
-            let other = hello.peer_lifetime_secs;
-            self.report(ClusterEvent::OtherLifetime(name.to_owned(), other, own_lifetime));
-        }
-        if hello.key_digest != own_keys && (is_new || hello.key_digest != keys) {
-            self.report(ClusterEvent::OtherKeys(name.to_owned()));
         }
     }
 
@@ -672,10 +315,22 @@ impl ClusterNode {
         }
     }
 
+    /// Applies the batches of a node that wait and are the next ones.
+    pub(super) fn apply_waiting(&mut self, now: Duration, name: &str) {
+        let mut waiting = self.nodes.get_mut(name).and_then(RemoteNode::take_waiting);
+        while let Some(message) = waiting {
+            self.apply_batch(now, &message);
+            waiting = self.nodes.get_mut(name).and_then(|node| node.advance(now));
+        }
+    }
+
     /// Applies a batch of a known node.
-    fn apply_batch(&mut self, now: Duration, message: &[u8]) {
-        let Some(Received::Message(sender, Body::Batch { sent_at, list_changes, .. }, records)) =
-            decode(message)
+    pub(super) fn apply_batch(&mut self, now: Duration, message: &[u8]) {
+        let Some(DecodedMessage::Message(
+            sender,
+            Body::Batch { sent_at, list_changes, .. },
+            records,
+        )) = decode(message)
         else {
             return;
         };
@@ -684,18 +339,18 @@ impl ClusterNode {
         let changes = self.import(now, own_time, records);
         self.counts.received_batches += 1;
         self.counts.received_changes += changes;
-        self.change_list(list_changes);
+        self.change_list(list_changes, true);
     }
 
-    fn change_list(&mut self, changes: Vec<([u8; 20], bool)>) {
+    pub(super) fn change_list(&mut self, changes: Vec<([u8; 20], bool)>, replaces_own: bool) {
         if !changes.is_empty() {
-            let changes = changes.into_iter().map(|(hash, on)| (InfoHash(hash), on));
-            self.actions.push(Action::ChangeList(changes.collect()));
+            let changes = changes.into_iter().map(|(hash, on)| (InfoHash(hash), on)).collect();
+            self.actions.push(Action::ChangeList { changes, replaces_own });
         }
     }
 
     /// Has records imported whose ages are counted from a time; returns their number.
-    fn import(&mut self, now: Duration, own_time: i64, records: &[u8]) -> u64 {
+    pub(super) fn import(&mut self, now: Duration, own_time: i64, records: &[u8]) -> u64 {
         let mut imported = Vec::new();
         // A lie about the time must not make peers live longer.
         let own_time = own_time.min(now.as_secs() as i64);
@@ -721,8 +376,11 @@ impl ClusterNode {
             self.resent = (now, 0);
         }
         let mut bytes = 0;
-        for message in self.outbox.get(numbers) {
-            if bytes >= RESENT_BYTES_MAX || self.resent.1 >= RESENT_BYTES_PER_SEC {
+        for message in self.sent_batches.get(numbers) {
+            if messages.len() >= RESENT_BATCHES_MAX
+                || bytes >= RESENT_BYTES_MAX
+                || self.resent.1 >= RESENT_BYTES_PER_SEC
+            {
                 break;
             }
             bytes += message.len();
@@ -731,121 +389,43 @@ impl ClusterNode {
         }
         self.counts.resent_batches += messages.len() as u64;
         for message in messages {
-            self.send(Subject::Reply(to.to_owned()), message);
+            self.send(MessageSubject::Reply(to.to_owned()), message);
         }
     }
 
-    fn receive_snapshot_request(
-        &mut self,
-        now: Duration,
-        from: &str,
-        session: u64,
-        (received, end): (u32, u32),
-    ) {
-        if let Some(source) = &mut self.source {
-            if source.to == from && source.session == session {
-                return source.request(now, received, end);
-            }
-            if source.to != from {
-                let message = self.encode(&Body::SnapshotRefused { session }, &[]);
-                return self.send(Subject::Reply(from.to_owned()), message.into());
-            }
-            // That node has given up the other one.
-            self.source = None;
-            self.actions.push(Action::EndExport);
-        }
-        if received > 0 || self.membership != Membership::Active {
-            return;
-        }
-        if self.swarms.is_restoring {
-            let message = self.encode(&Body::SnapshotRefused { session }, &[]);
-            return self.send(Subject::Reply(from.to_owned()), message.into());
-        }
-        let own = Covered {
-            node: self.settings.node.clone(),
-            boot: self.settings.boot,
-            next: self.outbox.next(),
-        };
-        // What was missed of a node is in no snapshot of this one.
-        let others = self.nodes.iter().filter(|(_, node)| node.missed_before.is_none());
-        let others = others.map(|(name, node)| Covered {
-            node: name.clone(),
-            boot: node.boot,
-            next: node.next,
-        });
-        let covered = others.chain([own]).collect();
-        let mut source = SnapshotSource::new(now, from.to_owned(), session, covered);
-        source.request(now, received, end);
-        self.source = Some(source);
-        self.actions.push(Action::BeginExport);
-    }
-
-    fn receive_block(&mut self, now: Duration, sender: &Sender<'_>, block: Body, records: &[u8]) {
-        let Body::SnapshotBlock { session, block, sent_at, is_last, covered, list_changes } = block
-        else {
-            return;
-        };
-        let Some(sink) = &mut self.sink else { return };
-        if sink.session != session || sink.from != sender.node || sink.next != block {
-            return;
-        }
-        if block == 0 {
-            sink.covered = covered;
-        }
-        sink.advance(now);
-        let Some(node) = self.nodes.get(sender.node) else { return };
-        let own_time = node.own_time(sent_at);
-        let count = self.import(now, own_time, records);
-        self.change_list(list_changes);
-        if let Some(sink) = &mut self.sink {
-            sink.records += count;
-        }
-        self.request_blocks();
-        if !is_last {
-            return;
-        }
-        let Some(SnapshotSink { from, covered, records, began, .. }) = self.sink.take() else {
-            return;
-        };
-        for Covered { node: name, boot, next } in covered {
-            if let Some(node) = self.nodes.get_mut(&name).filter(|node| node.boot == boot) {
-                node.cover(now, next);
-                let mut waiting = node.take_waiting();
-                while let Some(message) = waiting {
-                    self.apply_batch(now, &message);
-                    waiting = self.nodes.get_mut(&name).and_then(|node| node.advance(now));
-                }
-            }
-        }
-        self.counts.received_snapshots += 1;
-        self.settings.has_older_swarms = true;
-        let time = now.saturating_sub(began);
-        self.report(ClusterEvent::SnapshotReceived(from, records, time));
-    }
-
-    fn encode(&self, body: &Body, records: &[u8]) -> Vec<u8> {
+    pub(super) fn encode(&self, body: &Body, records: &[u8]) -> Vec<u8> {
         let ClusterSettings { node, boot, .. } = &self.settings;
         encode(&Sender { version: PROTOCOL_VERSION, node, boot: *boot }, body, records)
     }
 
-    fn send(&mut self, subject: Subject, message: Arc<[u8]>) {
+    pub(super) fn send(&mut self, subject: MessageSubject, message: Arc<[u8]>) {
         self.counts.sent_bytes += message.len() as u64;
         self.actions.push(Action::Publish(subject, message));
     }
 
-    fn report(&mut self, event: ClusterEvent) {
-        self.actions.push(Action::Report(event));
+    /// Reports an event, unless there were too many in this minute.
+    pub(super) fn report(&mut self, event: ClusterEvent) {
+        let (since, count) = &mut self.reports;
+        if self.now.saturating_sub(*since) >= REPORTS_TIME {
+            (*since, *count) = (self.now, 0);
+        }
+        *count += 1;
+        match *count {
+            ..REPORTS_MAX => self.actions.push(Action::Report(event)),
+            REPORTS_MAX => self.actions.push(Action::Report(ClusterEvent::TooManyEvents)),
+            _ => {}
+        }
     }
 
     /// Reports an event about a node, at most once for each node and for a bounded number of nodes.
-    fn report_once(&mut self, node: &str, event: impl FnOnce(String) -> ClusterEvent) {
+    pub(super) fn report_once(&mut self, node: &str, event: impl FnOnce(String) -> ClusterEvent) {
         if self.reported.len() < NODES_MAX && self.reported.insert(node.to_owned()) {
             self.report(event(node.to_owned()));
         }
     }
 
     /// Counts a message that is ignored, and reports it now and then.
-    fn ignore(&mut self, now: Duration, reason: String) {
+    pub(super) fn ignore(&mut self, now: Duration, reason: String) {
         self.counts.ignored_messages += 1;
         let is_due = |at| now.saturating_sub(at) >= INVALID_PAUSE;
         if self.invalid_reported_at.is_none_or(is_due) {

@@ -6,7 +6,10 @@ use std::ops::Range;
 use std::time::Duration;
 
 /// Maximum bytes of batches that wait for an earlier one.
-const WAITING_BYTES_MAX: usize = 8 << 20;
+const WAITING_BYTES_MAX: usize = 2 << 20;
+
+/// Bytes that a waiting batch takes beside its message, about.
+const WAITING_OVERHEAD: usize = 96;
 
 /// Seconds by which the clock of another node may seem to differ before that is believed.
 const CLOCK_TOLERANCE_SECS: i64 = 5;
@@ -14,8 +17,8 @@ const CLOCK_TOLERANCE_SECS: i64 = 5;
 /// Time after which a node that says nothing is taken for lost.
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(10);
 
-/// Time that a missing batch may take to arrive before it is asked for.
-const GAP_PATIENCE: Duration = Duration::from_millis(100);
+/// Time for which a batch must be missing before it is requested.
+const GAP_DELAY: Duration = Duration::from_millis(100);
 
 /// Time after which a request to send batches again is repeated.
 const RESEND_TIMEOUT: Duration = Duration::from_secs(1);
@@ -59,31 +62,39 @@ pub(super) enum BatchOrder {
 }
 
 impl RemoteNode {
-    /// Creates the state of a node that was heard for the first time since its boot. `was_known` says whether it was
-    /// heard before that.
-    pub(super) fn new(now: Duration, boot: u64, hello: &Hello, was_known: bool) -> Self {
-        // Of a node that was known before, the batches of its boot are enough. Otherwise a snapshot has more than it
-        // could send, and has the changes of all nodes in their order.
-        let has_all = match was_known {
+    /// Creates the state of a node that was heard for the first time since its boot. `had_all` says whether nothing was
+    /// missed of the boot before.
+    pub(super) fn new(now: Duration, boot: u64, hello: &Hello, had_all: bool) -> Self {
+        // If nothing was missed before, the batches of this boot are enough. Otherwise a snapshot has more than the
+        // node could send, and has the changes of all nodes in their order.
+        let has_all = match had_all {
             true => hello.oldest <= 1,
             false => hello.next <= 1 && !hello.has_older_swarms,
         };
+        let next = if has_all { 1 } else { hello.next };
         let mut node = Self {
             boot,
             hello: *hello,
             heard_at: now,
             is_present: false,
-            next: if has_all { 1 } else { hello.next },
-            end: hello.next,
+            next,
+            end: hello.next.max(next),
             waiting: BTreeMap::new(),
             waiting_bytes: 0,
             gap_since: None,
             requested_at: None,
             missed_before: (!has_all).then_some(hello.next),
-            clock_offset: now.as_secs() as i64 - hello.sent_at,
+            clock_offset: (now.as_secs() as i64).saturating_sub(hello.sent_at),
         };
         node.update_gap(now);
         node
+    }
+
+    /// Returns whether all of its batches up to its last hello were applied, and it was not silent since.
+    pub(super) fn has_missed_nothing(&self) -> bool {
+        self.missed_before.is_none()
+            && self.next >= self.end
+            && (self.is_present || self.hello.state == HelloState::Leaving)
     }
 
     /// Takes note of a hello; returns whether batches were missed that it can send no more.
@@ -117,10 +128,10 @@ impl RemoteNode {
             return BatchOrder::Next;
         }
         self.end = self.end.max(sequence.saturating_add(1));
-        if self.waiting_bytes + message.len() <= WAITING_BYTES_MAX
-            && !self.waiting.contains_key(&sequence)
+        let bytes = message.len() + WAITING_OVERHEAD;
+        if self.waiting_bytes + bytes <= WAITING_BYTES_MAX && !self.waiting.contains_key(&sequence)
         {
-            self.waiting_bytes += message.len();
+            self.waiting_bytes += bytes;
             self.waiting.insert(sequence, message.to_vec());
         }
         self.update_gap(now);
@@ -129,7 +140,7 @@ impl RemoteNode {
 
     /// Takes note that the next batch was applied; returns the one after it if it waits.
     pub(super) fn advance(&mut self, now: Duration) -> Option<Vec<u8>> {
-        self.next += 1;
+        self.next = self.next.saturating_add(1);
         self.end = self.end.max(self.next);
         // More of what was asked for will follow.
         self.requested_at = self.requested_at.map(|_| now);
@@ -141,7 +152,7 @@ impl RemoteNode {
     /// Returns the next batch if it waits.
     pub(super) fn take_waiting(&mut self) -> Option<Vec<u8>> {
         let message = self.waiting.remove(&self.next)?;
-        self.waiting_bytes -= message.len();
+        self.waiting_bytes -= message.len() + WAITING_OVERHEAD;
         Some(message)
     }
 
@@ -154,7 +165,7 @@ impl RemoteNode {
     pub(super) fn batches_to_request(&mut self, now: Duration) -> Option<Range<u64>> {
         let gap_since = self.gap_since?;
         let is_due = match self.requested_at {
-            None => now.saturating_sub(gap_since) >= GAP_PATIENCE,
+            None => now.saturating_sub(gap_since) >= GAP_DELAY,
             Some(at) => now.saturating_sub(at) >= RESEND_TIMEOUT,
         };
         if !is_due || !self.is_present {
@@ -193,7 +204,8 @@ impl RemoteNode {
         self.next = next;
         self.end = self.end.max(next);
         self.waiting = self.waiting.split_off(&next);
-        self.waiting_bytes = self.waiting.values().map(Vec::len).sum();
+        let lengths = self.waiting.values().map(|message| message.len() + WAITING_OVERHEAD);
+        self.waiting_bytes = lengths.sum();
         self.requested_at = None;
         self.gap_since = None;
         self.update_gap(now);

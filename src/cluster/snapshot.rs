@@ -1,6 +1,6 @@
 //! Snapshots between nodes: the one that a node sends, and the one that it receives.
 
-use super::message::Covered;
+use super::message::BatchPosition;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -12,6 +12,9 @@ const BYTES_PER_SEC: u64 = 16 << 20;
 
 /// Time without a request after which a node stops sending a snapshot.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Maximum time that a node sends a snapshot: meanwhile it writes none of its own.
+const TIME_MAX: Duration = Duration::from_secs(600);
 
 /// Time without a block after which a request is repeated.
 const BLOCK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -26,7 +29,7 @@ pub(super) struct SnapshotSource {
     pub(super) to: String,
     pub(super) session: u64,
     /// What the first block says that the snapshot includes.
-    pub(super) covered: Vec<Covered>,
+    pub(super) covered: Vec<BatchPosition>,
     requested_at: Duration,
     /// The blocks that were made and perhaps have not arrived; the first one has the number `first`.
     blocks: VecDeque<Vec<u8>>,
@@ -42,7 +45,12 @@ pub(super) struct SnapshotSource {
 }
 
 impl SnapshotSource {
-    pub(super) fn new(now: Duration, to: String, session: u64, covered: Vec<Covered>) -> Self {
+    pub(super) fn new(
+        now: Duration,
+        to: String,
+        session: u64,
+        covered: Vec<BatchPosition>,
+    ) -> Self {
         Self {
             to,
             session,
@@ -104,7 +112,8 @@ impl SnapshotSource {
     /// Returns whether the receiver has everything, or has gone.
     pub(super) fn has_ended(&self, now: Duration) -> bool {
         let is_received = self.is_complete && self.blocks.is_empty();
-        is_received || now.saturating_sub(self.requested_at) >= REQUEST_TIMEOUT
+        let is_late = now.saturating_sub(self.began) >= TIME_MAX;
+        is_received || is_late || now.saturating_sub(self.requested_at) >= REQUEST_TIMEOUT
     }
 }
 
@@ -116,11 +125,13 @@ pub(super) struct SnapshotSink {
     pub(super) session: u64,
     /// Number of the next block.
     pub(super) next: u32,
+    /// Number of the block after the last one that was requested.
+    pub(super) end: u32,
     pub(super) began: Duration,
     /// Time of the last block, or of the first request.
     advanced_at: Duration,
     requested_at: Duration,
-    pub(super) covered: Vec<Covered>,
+    pub(super) covered: Vec<BatchPosition>,
     pub(super) records: u64,
 }
 
@@ -130,6 +141,7 @@ impl SnapshotSink {
             from,
             session,
             next: 0,
+            end: 0,
             began: now,
             advanced_at: now,
             requested_at: now,
@@ -141,6 +153,11 @@ impl SnapshotSink {
     /// Takes note of the next block.
     pub(super) fn advance(&mut self, now: Duration) {
         self.next += 1;
+        (self.advanced_at, self.requested_at) = (now, now);
+    }
+
+    /// Takes note that no block is expected, because none was requested.
+    pub(super) fn pause(&mut self, now: Duration) {
         (self.advanced_at, self.requested_at) = (now, now);
     }
 

@@ -27,7 +27,7 @@ fn change(number: u8) -> StateRecord {
 }
 
 /// Some nodes and a network that delivers everything at once.
-struct Net {
+struct TestNetwork {
     now: Duration,
     nodes: Vec<(String, ClusterNode)>,
     /// Names of nodes whose messages are lost.
@@ -36,7 +36,7 @@ struct Net {
     done: Vec<(String, Action)>,
 }
 
-impl Net {
+impl TestNetwork {
     fn new(nodes: &[(&str, u64)]) -> Self {
         let now = Duration::from_secs(100);
         let nodes = nodes.iter().map(|(name, boot)| {
@@ -49,7 +49,7 @@ impl Net {
 
     fn deliver(&mut self) {
         loop {
-            let mut messages: Vec<(usize, Subject, Arc<[u8]>)> = Vec::new();
+            let mut messages: Vec<(usize, MessageSubject, Arc<[u8]>)> = Vec::new();
             for (at, (name, node)) in self.nodes.iter_mut().enumerate() {
                 for action in node.take_actions() {
                     match action {
@@ -68,14 +68,16 @@ impl Net {
                 }
                 let token = subject_token(&sender);
                 for (to, (name, node)) in self.nodes.iter_mut().enumerate() {
-                    let inbox = match &subject {
-                        Subject::Hello | Subject::Delta if to != from => Inbox::FromNode(&token),
-                        Subject::Request(of) | Subject::Reply(of) if of == name => {
-                            Inbox::ToThisNode
+                    let source = match &subject {
+                        MessageSubject::Hello | MessageSubject::Delta if to != from => {
+                            MessageSource::FromNode(&token)
+                        }
+                        MessageSubject::Request(of) | MessageSubject::Reply(of) if of == name => {
+                            MessageSource::ToThisNode
                         }
                         _ => continue,
                     };
-                    node.receive(self.now, inbox, &bytes);
+                    node.receive(self.now, source, &bytes);
                 }
             }
         }
@@ -117,7 +119,7 @@ impl Net {
 
 #[test]
 fn the_older_of_two_nodes_with_one_name_takes_part() {
-    let mut net = Net::new(&[("a", 10), ("b", 11)]);
+    let mut net = TestNetwork::new(&[("a", 10), ("b", 11)]);
     net.run(5);
     // A second "a", which is younger.
     let mut second = ClusterNode::new(settings("a", 12));
@@ -134,16 +136,80 @@ fn the_older_of_two_nodes_with_one_name_takes_part() {
     net.run(2);
     assert_eq!(net.imported("b").len(), 1, "only that of the older one");
     assert_eq!(net.imported("a"), []);
-    // Once the older one is gone, the younger one takes part, with what it has published meanwhile.
+    // Once the older one is gone, the younger one takes part, and "b" requests its swarms.
     net.nodes.remove(0);
     net.run(30);
     assert!(net.has_reported("a", &ClusterEvent::NameFree(name)));
+    assert!(net.node(1).wants_block() && !net.node(0).is_complete());
+}
+
+/// An upgraded node is younger than one that it has refused before.
+#[test]
+fn a_node_that_is_upgraded_keeps_its_name() {
+    let mut net = TestNetwork::new(&[("a", 10), ("b", 11)]);
+    net.run(5);
+    let mut second = ClusterNode::new(settings("a", 12));
+    second.connected(net.now, MESSAGE_BYTES_MAX);
+    net.nodes.push(("a".to_owned(), second));
+    net.run(5);
+    assert!(net.node(2).is_refused());
+    let now = net.now;
+    net.node(0).leave(now);
+    net.deliver();
+    let mut upgraded = ClusterNode::new(settings("a", 13));
+    upgraded.connected(now, MESSAGE_BYTES_MAX);
+    net.nodes[0] = ("a".to_owned(), upgraded);
+    net.run(40);
+    assert!(!net.node(0).is_refused() && net.node(2).is_refused());
+}
+
+/// A node that restarts while it sends its swarms is asked for them again.
+#[test]
+fn a_snapshot_that_was_not_completed_is_requested_again() {
+    let mut net = TestNetwork::new(&[("a", 10)]);
+    let now = net.now;
+    net.node(0).publish(now, &[change(1)]);
+    net.run(3);
+    let mut joiner = ClusterNode::new(settings("b", 11));
+    joiner.connected(net.now, MESSAGE_BYTES_MAX);
+    net.nodes.push(("b".to_owned(), joiner));
+    net.run(4);
+    assert!(net.node(0).wants_block());
+    let restarted = ClusterSettings { has_older_swarms: true, ..settings("a", 12) };
+    let mut restarted = ClusterNode::new(restarted);
+    restarted.connected(net.now, MESSAGE_BYTES_MAX);
+    net.nodes[0] = ("a".to_owned(), restarted);
+    net.run(20);
+    assert!(net.node(0).wants_block() && !net.node(1).is_complete());
+    let now = net.now;
+    net.node(0).add_block(now, &[], true);
+    net.run(1);
+    assert!(net.node(1).is_complete());
+}
+
+/// What waits behind a gap is applied when the gap is given up.
+#[test]
+fn batches_behind_a_gap_are_applied_when_it_is_given_up() {
+    let mut net = TestNetwork::new(&[("a", 10), ("b", 11)]);
+    net.run(5);
+    let now = net.now;
+    net.muted.push("a");
+    net.node(0).publish(now, &[change(1)]);
+    net.deliver();
+    net.muted.clear();
+    net.node(0).publish(now, &[change(2)]);
+    // Requests to send the first one again are lost, as are all messages of the receiver.
+    net.deliver();
+    net.muted.push("b");
+    net.run(20);
     assert_eq!(net.imported("b").len(), 1);
+    assert_eq!(net.node(1).nodes(now)[0].missing_batches, 0);
+    assert!(!net.node(1).is_complete());
 }
 
 #[test]
 fn other_settings_and_newer_versions_are_reported() {
-    let mut net = Net::new(&[("a", 10)]);
+    let mut net = TestNetwork::new(&[("a", 10)]);
     let other = ClusterSettings { peer_lifetime_secs: 60, key_digest: 2, ..settings("b", 11) };
     let mut node = ClusterNode::new(other);
     node.connected(net.now, MESSAGE_BYTES_MAX);
@@ -157,21 +223,21 @@ fn other_settings_and_newer_versions_are_reported() {
     let now = net.now;
     let sender = Sender { version: 9, node: "new", boot: 1 };
     let newer = encode(&sender, &Body::SnapshotRefused { session: 1 }, b"other bytes");
-    net.node(0).receive(now, Inbox::FromNode("new"), &newer);
-    net.node(0).receive(now, Inbox::FromNode("new"), &newer);
+    net.node(0).receive(now, MessageSource::FromNode("new"), &newer);
+    net.node(0).receive(now, MessageSource::FromNode("new"), &newer);
     net.deliver();
     assert!(net.has_reported("a", &ClusterEvent::NewerVersion("new".to_owned(), 9)));
     assert_eq!(net.node(0).counts().ignored_messages, 2);
     // A node must use its own subject.
     let bytes =
         encode(&Sender { version: 1, ..sender }, &Body::SnapshotRefused { session: 1 }, b"");
-    net.node(0).receive(now, Inbox::FromNode("b"), &bytes);
+    net.node(0).receive(now, MessageSource::FromNode("b"), &bytes);
     assert_eq!(net.node(0).counts().ignored_messages, 3);
 }
 
 #[test]
 fn a_message_that_was_lost_is_sent_again() {
-    let mut net = Net::new(&[("a", 10), ("b", 11)]);
+    let mut net = TestNetwork::new(&[("a", 10), ("b", 11)]);
     net.run(5);
     let now = net.now;
     net.muted.push("a");
@@ -201,7 +267,7 @@ fn a_message_that_was_lost_is_sent_again() {
 
 #[test]
 fn a_snapshot_is_divided_to_fit_in_messages() {
-    let mut net = Net::new(&[("a", 10)]);
+    let mut net = TestNetwork::new(&[("a", 10)]);
     net.run(65);
     let now = net.now;
     net.node(0).publish(now, &[change(1)]);
@@ -241,7 +307,7 @@ fn a_snapshot_is_divided_to_fit_in_messages() {
 /// What a node has read from a file is in no batch.
 #[test]
 fn swarms_of_before_the_start_of_a_node_are_in_its_snapshot() {
-    let mut net = Net::new(&[("b", 11)]);
+    let mut net = TestNetwork::new(&[("b", 11)]);
     let restored = ClusterSettings { has_older_swarms: true, ..settings("a", 10) };
     let mut node = ClusterNode::new(restored);
     node.connected(net.now, MESSAGE_BYTES_MAX);
@@ -256,8 +322,8 @@ fn swarms_of_before_the_start_of_a_node_are_in_its_snapshot() {
         net.node(1).tick(now, is_restoring);
         net.deliver();
     }
-    assert!(net.has_reported("b", &ClusterEvent::SnapshotFailed("a".to_owned())), "still reading");
-    assert!(!net.node(1).wants_block());
+    assert!(net.has_reported("b", &ClusterEvent::SnapshotRequested("a".to_owned())));
+    assert!(!net.node(1).wants_block() && !net.node(0).is_complete(), "still reading");
     net.run(5);
     assert!(net.node(1).wants_block() && !net.node(0).is_complete());
     let now = net.now;

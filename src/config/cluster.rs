@@ -55,8 +55,11 @@ impl ClusterConfig {
         let node = section.value("node", None, |value| {
             values::auto_or(value, |value| {
                 let name = values::text(value)?;
-                is_node_name(&name).then_some(name).ok_or_else(|| {
-                    format!("is not a name of 1 to {NODE_NAME_MAX} bytes; write one such as node1, or auto")
+                is_node_name(&name).then_some(name.clone()).ok_or_else(|| {
+                    format!(
+                        "{name:?} is not a name of 1 to {NODE_NAME_MAX} bytes without control characters; write one \
+                         such as node1, or auto"
+                    )
                 })
             })
         });
@@ -68,7 +71,10 @@ impl ClusterConfig {
             };
             let is_valid = text.len() <= SUBJECT_LEN_MAX && text.split('.').all(is_token);
             is_valid.then_some(text.clone()).ok_or_else(|| {
-                format!("{text:?} is not the beginning of a subject; write one such as tsubame or trackers.public")
+                format!(
+                    "{text:?} is not 1 to {SUBJECT_LEN_MAX} letters, digits, - and _, in parts divided by dots; write \
+                     one such as tsubame or trackers.public"
+                )
             })
         });
         let credentials = section.value("credentials", None, values::optional_path);
@@ -115,8 +121,8 @@ mod tests {
             ("servers: [\"http://u:secret@h\"]", "\"http://h\" is not the URL of a NATS server"),
             ("servers: [\"nats://u:p@a\", \"nats://b\"]", "servers with different users"),
             ("node: \"\"", "is not a name of 1 to 64 bytes"),
-            ("subject: \"a..b\"", "is not the beginning of a subject"),
-            ("subject: \"a.>\"", "is not the beginning of a subject"),
+            ("subject: \"a..b\"", "letters, digits, - and _, in parts"),
+            ("subject: \"a.>\"", "letters, digits, - and _, in parts"),
             ("tls: {key: k.pem}", "cluster.tls.certificate: is missing; give both"),
         ] {
             let mistake = Config::parse("t", &format!("cluster: {{{values}}}")).unwrap_err();

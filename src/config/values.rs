@@ -269,12 +269,12 @@ pub(super) fn path_list(value: &Value) -> ParseResult<Vec<PathBuf>> {
     list(value, path)
 }
 
-/// Reads the path of a file. Whether the file exists is checked when it is opened.
 /// Reads a path; an empty one is `None`.
 pub(super) fn optional_path(value: &Value) -> ParseResult<Option<PathBuf>> {
     path(value).map(|it| Some(it).filter(|it| !it.as_os_str().is_empty()))
 }
 
+/// Reads the path of a file. Whether the file exists is checked when it is opened.
 pub(super) fn path(value: &Value) -> ParseResult<PathBuf> {
     match value {
         Value::String(text) => Ok(PathBuf::from(text)),

@@ -249,6 +249,8 @@ async fn show_torrent(
         port: u16,
         role: &'static str,
         age_secs: u32,
+        /// Whether it was learned from another node of the cluster.
+        remote: bool,
     }
     #[derive(Serialize)]
     struct DetailsReply {
@@ -269,6 +271,7 @@ async fn show_torrent(
             Role::PartialSeed => "partial_seed",
         },
         age_secs: peer.age_secs,
+        remote: peer.is_remote,
     });
     let peers = peers.collect();
     json(&DetailsReply { torrent: TorrentReply::new(info_hash, details.stats), peers })

@@ -348,11 +348,12 @@ fn cluster_health(report: &ClusterReport) -> String {
             "not connected to NATS: serving alone".to_owned()
         }
         ClusterReport { is_refused: true, .. } => {
-            "another node has the same name: serving alone".to_owned()
+            "another node has the same name: serving alone; set cluster.node to another name"
+                .to_owned()
         }
         _ if present.is_empty() => "connected, no other nodes".to_owned(),
         ClusterReport { is_complete: false, .. } => {
-            format!("receiving the swarms of other nodes: {}", names(&present))
+            format!("connected with {}; swarms of other nodes are still missing", names(&present))
         }
         _ => format!("connected with {}", names(&present)),
     };

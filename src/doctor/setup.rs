@@ -106,6 +106,11 @@ fn secrets(subject: &Subject<'_>) -> Vec<Finding> {
     files.extend(
         config.control.token_file.as_deref().map(|it| ("the token of the control plane", it)),
     );
+    let cluster = &config.cluster;
+    let has_password = cluster.servers.iter().any(|server| server.contains('@'));
+    files.extend(subject.path.filter(|_| has_password).map(|it| ("the password of NATS", it)));
+    files.extend(cluster.credentials.as_deref().map(|it| ("the credentials of NATS", it)));
+    files.extend(cluster.tls.key.as_deref().map(|it| ("the private key for NATS", it)));
     for hook in &config.hooks {
         match hook {
             HookConfig::Passkey { file, .. } => files.push(("the passkeys", file)),

@@ -106,6 +106,11 @@ impl AccessList {
         Self { base: Arc::new(HashList::new(hashes, seed)), overrides: Arc::default() }
     }
 
+    /// Returns whether a torrent was added or removed while the tracker ran.
+    pub fn is_override(&self, info_hash: &InfoHash) -> bool {
+        self.overrides.contains_key(info_hash)
+    }
+
     /// Returns the torrents that were added (true) or removed while the tracker ran, unless there were so many that the
     /// list was rebuilt.
     pub fn overrides(&self) -> Vec<ListChange> {

@@ -74,8 +74,6 @@ pub(crate) fn control_plane(
         service.ready("serving");
         let socket = listeners.socket_to_remove.clone();
         let (command_sender, commands) = unbounded_channel();
-        let hosts = running.reloader.config().control.hosts.clone();
-        let monitored = running.monitored.clone();
         let (request_sender, requests) = unbounded_channel();
         let snapshots = running.snapshots.take();
         let shards = running.monitored.shared_stats.len();
@@ -83,26 +81,14 @@ pub(crate) fn control_plane(
         let shard_sender = ShardSender { requests: request_sender.clone(), shards, turns };
         let take_over = running.upgrade.take_over.take();
         let process = running.monitored.process.clone();
-        let taking_over =
-            take_over.map(|take_over| take_over.start(shard_sender.clone(), process));
+        let taking_over = take_over.map(|take_over| take_over.start(shard_sender.clone(), process));
         let taking_over = taking_over.transpose().map_err(RunError::Runtime)?;
-        let (snapshots_start, taken_over) = taking_over.as_ref().map(|_| oneshot::channel()).unzip();
+        let (snapshots_start, taken_over) =
+            taking_over.as_ref().map(|_| oneshot::channel()).unzip();
         let start = |settings| SnapshotThread::start(settings, shard_sender.clone(), taken_over);
         let snapshots = snapshots.map(start).transpose().map_err(RunError::Runtime)?;
         let control = command_sender.clone();
-        let (keys, distinct_key) = running.keys;
-        let torrents = Torrents::new(request_sender, keys, distinct_key, monitored.clone());
-        let torrents = Arc::new(torrents);
-        let summaries = torrents.clone();
-        tokio::spawn(async move { summaries.summarize_at_intervals().await });
-        let server = tokio::spawn(async move {
-            let served = server::serve(listeners, hosts, monitored, torrents, command_sender).await;
-            if let Err(error) = served {
-                tracing::error!(
-                    "control: the HTTP server of the control plane has failed: {error}; restart the tracker"
-                );
-            }
-        });
+        let server = spawn_server(&running, listeners, request_sender, command_sender);
         let monitor = ShardMonitor::new(&running);
         let check = tokio::time::interval(CHECK_INTERVAL);
         let taking_over = taking_over.zip(snapshots_start);
@@ -120,7 +106,7 @@ pub(crate) fn control_plane(
             shard_sender,
             upgrade: None,
             is_stopping: false,
-            server: server.abort_handle(),
+            server,
         };
         if !has_predecessor {
             event_loop.start_cluster()?;
@@ -132,6 +118,30 @@ pub(crate) fn control_plane(
         }
         Ok(())
     })
+}
+
+/// Starts the tasks of the API: the server, and the summaries of all swarms. Returns the server.
+fn spawn_server(
+    running: &RunningTracker,
+    listeners: ControlListeners,
+    requests: UnboundedSender<ShardRequest>,
+    commands: UnboundedSender<ControlCommand>,
+) -> AbortHandle {
+    let (keys, distinct_key) = running.keys;
+    let monitored = running.monitored.clone();
+    let hosts = running.reloader.config().control.hosts.clone();
+    let torrents = Arc::new(Torrents::new(requests, keys, distinct_key, monitored.clone()));
+    let summaries = torrents.clone();
+    tokio::spawn(async move { summaries.summarize_at_intervals().await });
+    let server = tokio::spawn(async move {
+        let served = server::serve(listeners, hosts, monitored, torrents, commands).await;
+        if let Err(error) = served {
+            tracing::error!(
+                "control: the HTTP server of the control plane has failed: {error}; restart the tracker"
+            );
+        }
+    });
+    server.abort_handle()
 }
 
 /// Where events come from.
@@ -349,8 +359,15 @@ impl EventLoop {
                 {
                     snapshots.set_interval(running.reloader.config().storage.snapshot_interval);
                 }
-                if let Some(cluster) = cluster {
-                    tell_cluster(cluster, &mut running.reloader, !updates.is_empty());
+                match cluster {
+                    Some(cluster) => {
+                        tell_cluster(cluster, &mut running.reloader, !updates.is_empty());
+                    }
+                    None if running.monitored.cluster.is_none() => {
+                        drop(running.reloader.take_list_changes());
+                    }
+                    // They are published when the thread of the cluster starts.
+                    None => {}
                 }
                 send(&mut running.control, updates).await;
             }
@@ -438,7 +455,9 @@ impl EventLoop {
             has_predecessor: self.has_predecessor,
         };
         let started = ClusterThread::start(running.reloader.config(), parts);
-        self.cluster = Some(started.map_err(RunError::Runtime)?);
+        let cluster = started.map_err(RunError::Runtime)?;
+        tell_cluster(&cluster, &mut self.running.reloader, false);
+        self.cluster = Some(cluster);
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! Has exports take turns: a shard has one export at a time.
+//! Turns of exports: each shard has at most one export at a time.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

@@ -7,6 +7,7 @@ mod deadline;
 pub mod error;
 mod event_loop;
 mod export_turns;
+mod file_stamps;
 pub mod identity;
 mod interfaces;
 pub mod listen;

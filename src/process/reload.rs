@@ -9,27 +9,27 @@ use crate::config::Config;
 use crate::control::monitored::{Monitored, ServedConfig};
 use crate::control::token::ControlToken;
 use crate::http::Certificate;
-use crate::policy::access_list::{ListChange, is_torrent_file};
+use crate::policy::access_list::ListChange;
 use crate::policy::jwt::{KeySet, KeySource, KeysError};
 use crate::policy::seeds::SeedSequence;
 use crate::policy::{CompiledPolicy, HookConfig, LoadedPolicy, ReadMode, overrides};
+use crate::process::file_stamps::{FileStamp, file_stamps};
 use crate::process::log;
 use crate::process::settings::StartupState;
 use crate::process::xdp::XdpSettings;
 use crate::shard::update::ShardUpdate;
 use crate::slow_reads::SlowReads;
+use crate::text::plural;
 use std::collections::VecDeque;
-use std::fs;
 use std::future::pending;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinHandle};
+use tsubame_storage::InfoHash;
 use tsubame_udp::connection_id::ConnectionIdKey;
 
 /// Time after which fetching a key set is retried.
@@ -56,7 +56,7 @@ pub enum ReloadJob {
     /// Adds torrents to the access list, or removes them.
     ChangeList(Vec<ListChange>),
     /// Does the same because another node has.
-    AdoptList(Vec<ListChange>),
+    AdoptList(Vec<AdoptedChange>),
     /// Removes all torrents without peers. The number of them is for the reply.
     Evict(usize),
     /// Checks whether files have changed.
@@ -67,6 +67,17 @@ pub enum ReloadJob {
 
 /// A key source and the result of fetching its key set.
 pub type FetchedKeys = (KeySource, Result<KeySet, KeysError>);
+
+/// A change of the access list by another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdoptedChange {
+    /// The torrent.
+    pub info_hash: InfoHash,
+    /// Whether it is to be on the list.
+    pub on: bool,
+    /// Whether this replaces a change that was made on this node.
+    pub replaces_own: bool,
+}
 
 /// Channel for the result of a job: a summary, or an error text.
 pub type JobReply = oneshot::Sender<Result<String, String>>;
@@ -84,10 +95,6 @@ pub enum ControlCommand {
     /// Stops the tracker.
     Stop(JobReply),
 }
-
-/// Modification time, length and inode number of a file, or `None` if they cannot be read, for example because the
-/// file does not exist. For a directory, a digest of its torrents replaces the length.
-pub type FileStamp = Option<(SystemTime, u64, u64)>;
 
 /// The state that is served now and can change at run time.
 #[derive(Clone, Debug)]
@@ -112,6 +119,8 @@ struct ServedState {
     check_due: Duration,
     /// Time at which key sets are fetched next, if there are any.
     keys_due: Option<Duration>,
+    /// The last reason that was logged why changes of other nodes are not made.
+    reported_adoption: String,
 }
 
 /// The parts of a shard that a job changes.
@@ -182,6 +191,7 @@ impl Reloader {
             file_stamps,
             changing_checks: 0,
             check_due: Duration::ZERO,
+            reported_adoption: String::new(),
         };
         let process = &monitored.process;
         process.last_reload_unix_secs.store(clock.now().unix_secs, Ordering::Relaxed);
@@ -376,7 +386,11 @@ impl ServedState {
                 }
                 changed
             }
-            ReloadJob::AdoptList(changes) => self.adopt_list(changes),
+            ReloadJob::AdoptList(adopted) => {
+                let message = self.adopt_list(&adopted);
+                changes.policy = message.as_ref().is_ok_and(|message| !message.is_empty());
+                message
+            }
             ReloadJob::CheckFiles => {
                 changes = ShardChanges::default();
                 let began = self.clock.elapsed();
@@ -502,21 +516,27 @@ impl ServedState {
     }
 
     /// Makes changes that another node has made.
-    fn adopt_list(&mut self, mut changes: Vec<ListChange>) -> Result<String, String> {
-        if let Some(list) = self.policy.only_access_list() {
-            changes.retain(|(info_hash, on)| list.contains(info_hash) != *on);
-        }
-        if changes.is_empty() {
-            return Ok(String::new());
-        }
+    fn adopt_list(&mut self, adopted: &[AdoptedChange]) -> Result<String, String> {
+        let is_new = |change: &&AdoptedChange| match self.policy.only_access_list() {
+            Some(list) => {
+                list.contains(&change.info_hash) != change.on
+                    && (change.replaces_own || !list.is_override(&change.info_hash))
+            }
+            None => true,
+        };
+        let changes = adopted.iter().filter(is_new).map(|change| (change.info_hash, change.on));
+        let changes: Vec<ListChange> = changes.collect();
+        let Some((first, _)) = changes.first() else { return Ok(String::new()) };
         let changed = self.change_list(&changes);
-        if let Err(error) = &changed {
+        let Err(error) = changed else { return changed };
+        if self.reported_adoption != error {
             tracing::warn!(
-                "cluster: a change of the access list by another node is not made here: {error}"
+                "cluster: {} of the access list by another node, the first of {first}, are not made here: {error}",
+                plural(changes.len() as u64, "change"),
             );
-            return Ok(String::new());
+            self.reported_adoption = error;
         }
-        changed
+        Ok(String::new())
     }
 
     fn change_list(&mut self, changes: &[ListChange]) -> Result<String, String> {
@@ -545,44 +565,4 @@ impl ServedState {
 /// Returns the file to which changes of the access list over the API are written.
 fn overrides_file(config: &Config) -> Option<&Path> {
     config.hooks.iter().find_map(HookConfig::overrides_file)
-}
-
-/// Returns the stamps of all files of the hooks, except the overrides file, which the tracker itself writes. They must
-/// be taken before the files are read.
-///
-/// With `slow_reads`, a file whose metadata takes too long to read has no stamp.
-pub fn file_stamps(config: &Config, slow_reads: Option<&SlowReads>) -> Vec<FileStamp> {
-    let files = config.hooks.iter().flat_map(HookConfig::files);
-    let stamp = |path: &Path| match slow_reads {
-        None => stamp(path),
-        Some(slow_reads) => {
-            let (name, path) = (format!("metadata of {}", path.display()), path.to_owned());
-            slow_reads.run(&name, move || stamp(&path)).flatten()
-        }
-    };
-    files.map(stamp).collect()
-}
-
-fn stamp(path: &Path) -> FileStamp {
-    let data = fs::metadata(path).ok()?;
-    let length = if data.is_dir() { directory_digest(path)? } else { data.len() };
-    Some((data.modified().ok()?, length, data.ino()))
-}
-
-/// Returns a digest of the names and metadata of the torrents in a directory. The metadata of the directory itself does
-/// not change when a file in it is written.
-fn directory_digest(directory: &Path) -> Option<u64> {
-    let mut sum = 0_u64;
-    for file in fs::read_dir(directory).ok()?.map_while(Result::ok) {
-        // A file that has been removed meanwhile is omitted.
-        let path = file.path();
-        let Some(data) = is_torrent_file(&path).then(|| fs::metadata(&path).ok()).flatten() else {
-            continue;
-        };
-        let mut hasher = DefaultHasher::new();
-        (file.file_name(), data.modified().ok(), data.len(), data.ino()).hash(&mut hasher);
-        // The sum does not depend on the order of the files.
-        sum = sum.wrapping_add(hasher.finish());
-    }
-    Some(sum)
 }

@@ -12,9 +12,10 @@ use crate::process::cluster::ClusterLinks;
 use crate::process::cpus;
 use crate::process::error::RunError;
 use crate::process::event_loop::control_plane;
+use crate::process::file_stamps::{FileStamp, file_stamps};
 use crate::process::listen::Listeners;
 use crate::process::origin::Origin;
-use crate::process::reload::{self, FileStamp, Reloader};
+use crate::process::reload::Reloader;
 use crate::process::running::{RunningTracker, UpgradeState};
 use crate::process::settings::{StartupState, files_for_connections};
 use crate::process::signals::Signals;
@@ -242,7 +243,7 @@ fn stats_pages(monitored: &Monitored) -> StatsPages {
 
 /// Loads the hooks with their lists, and returns the stamps of the files before that.
 fn load_policy(config: &Config, seed: u64) -> Result<(Vec<FileStamp>, LoadedPolicy), PolicyError> {
-    let stamps = reload::file_stamps(config, None);
+    let stamps = file_stamps(config, None);
     // Root must not write files that another user can replace by symbolic links, and that this user rewrites later.
     let read_mode = match privileges::will_change_user(config) {
         true => ReadMode::Check,

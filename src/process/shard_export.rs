@@ -167,13 +167,14 @@ impl ShardExport {
         &mut self,
         add: &mut dyn FnMut(&[StateRecord]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let received = self.pages.recv_timeout(CHANGES_INTERVAL);
-        let now = self.clock.elapsed();
-        let is_late = |since: &Duration| now.saturating_sub(*since) >= SHARD_TIMEOUT;
-        if self.waiting_since.iter().flatten().any(is_late) {
-            return Err(UnansweredExport.into());
-        }
-        let Ok(page) = received else { return Ok(()) };
+        let Ok(page) = self.pages.recv_timeout(CHANGES_INTERVAL) else {
+            let now = self.clock.elapsed();
+            let is_late = |since: &Duration| now.saturating_sub(*since) >= SHARD_TIMEOUT;
+            return match self.waiting_since.iter().flatten().any(is_late) {
+                true => Err(UnansweredExport.into()),
+                false => Ok(()),
+            };
+        };
         let ExportedPage { shard, mut records, progress, lost_changes } = page;
         self.lost_changes[shard] = lost_changes;
         self.waiting_since[shard] = None;

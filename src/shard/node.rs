@@ -322,6 +322,8 @@ impl Node {
         let owner = self.owner(&announce.info_hash);
         if owner == self.number {
             self.tracker.fill_peer_list(self.clock.now(), announce, None, &mut list);
+            // The shard may sleep before its next step.
+            self.send_published();
             return NodeReply::Ready(list);
         }
         let (request_id, reply) = self.pending_replies.add_announce();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tsubame_storage::StateRecord;
 
-/// Number of changes that a queue can hold: those of 10 ms at 1.6 million changes a second.
+/// Number of changes that a queue can hold: those of 20 ms at 800,000 changes a second.
 const QUEUED_MAX: usize = 16_384;
 
 /// Maximum number of changes that a shard keeps until the end of a step.
@@ -59,7 +59,7 @@ impl PublicationReceiver {
         changes.extend((0..count).map_while(|_| self.queue.pop().ok()));
     }
 
-    /// Returns the number of changes that were lost because the queue was full.
+    /// Returns the number of changes that the shard has lost because neither this queue nor its own list had space.
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }

@@ -24,8 +24,8 @@ pub(crate) mod flags {
     pub(crate) const SCOPE: u8 = 0b1100;
     /// The peer was learned from another node of the cluster, and has not announced to this one since.
     pub(crate) const REMOTE: u8 = 0b1_0000;
-    /// Mask of the third of a lifetime, modulo 8, in which the other nodes of the cluster last heard of the peer. A peer
-    /// that has expired may be stored for a fourth third, and then announce again.
+    /// Mask of the third of a lifetime, modulo 8, in which the other nodes of the cluster last heard of the peer. A
+    /// peer that has expired may be stored for a fourth third, and then announce again.
     pub(crate) const PUBLISHED: u8 = 0b1110_0000;
 }
 

@@ -5,8 +5,8 @@ use crate::types::{Endpoint, InfoHash, Role};
 /// A part of the contents of a table, or a change of it.
 ///
 /// Times are seconds on the clock of the table, negative if they are before its start. Except in a publication
-/// ([`crate::Swarms::begin_publication`]), they are rounded down to the start of a tick (a sixtieth of the lifetime with
-/// which the table was created).
+/// ([`crate::Swarms::begin_publication`]), they are rounded down to the start of a tick (a sixtieth of the lifetime
+/// with which the table was created).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StateRecord {
     /// A torrent. The records of its peers follow it; those of a large swarm are divided, each part after a record of

@@ -7,17 +7,22 @@ use std::collections::BTreeMap;
 /// Maximum number of peers that are remembered for one period.
 const STOPPED_MAX: usize = 1 << 18;
 
+/// Number of discarded times that are freed with each stop.
+const DISCARDED_PER_STOP: usize = 4;
+
 /// Number of seconds for which peers are remembered at least, unless there are too many.
 const PERIOD_SECS: i64 = 120;
 
-/// The peers that have stopped in the present and in the previous period of two minutes, up to [`STOPPED_MAX`] in each;
-/// during an import those that have stopped since it began. Those that are not remembered may be added again by an
+/// Peers that have stopped recently: in the present and in the previous period of two minutes, up to [`STOPPED_MAX`] in
+/// each; during an import all that have stopped since it began. Peers that are not remembered may be added again by an
 /// older record, until they expire.
 pub(crate) struct StoppedPeers {
     hasher: SipHasher13,
     /// The time of the last stop, by a hash of torrent and peer.
     times: BTreeMap<u64, i64>,
     previous_times: BTreeMap<u64, i64>,
+    /// The times of the period before, which are freed in small steps.
+    discarded_times: BTreeMap<u64, i64>,
     period_began: i64,
     /// Whether no peer is forgotten.
     pub(crate) is_importing: bool,
@@ -35,6 +40,7 @@ impl StoppedPeers {
             hasher,
             times: BTreeMap::new(),
             previous_times: BTreeMap::new(),
+            discarded_times: BTreeMap::new(),
             period_began: now,
             is_importing: false,
         }
@@ -43,9 +49,11 @@ impl StoppedPeers {
     /// Remembers that a peer has stopped at a time.
     pub(crate) fn add(&mut self, info_hash: &InfoHash, endpoint: Endpoint, time: i64, now: i64) {
         if !self.is_importing && now - self.period_began >= PERIOD_SECS {
-            self.previous_times = std::mem::take(&mut self.times);
+            self.discarded_times =
+                std::mem::replace(&mut self.previous_times, std::mem::take(&mut self.times));
             self.period_began = now;
         }
+        (0..DISCARDED_PER_STOP).for_each(|_| _ = self.discarded_times.pop_first());
         if self.times.len() < STOPPED_MAX {
             let stopped_at = self.times.entry(self.hash(info_hash, endpoint)).or_insert(time);
             *stopped_at = time.max(*stopped_at);

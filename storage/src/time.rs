@@ -74,7 +74,8 @@ impl Ticks {
     /// Returns whether a peer that announced at a time has expired. The time may be long ago.
     pub(crate) fn is_expired_at(self, now: i64, time: i64) -> bool {
         let tick_secs = i64::from(self.tick_secs);
-        now.div_euclid(tick_secs) - time.div_euclid(tick_secs) > i64::from(self.lifetime_ticks)
+        let ticks = now.div_euclid(tick_secs).saturating_sub(time.div_euclid(tick_secs));
+        ticks > i64::from(self.lifetime_ticks)
     }
 
     /// Returns the number of the third of a lifetime that a time is in.

@@ -33,6 +33,8 @@ impl Transfer {
         let now = table.now.signed();
         if announce.event == AnnounceEvent::Stopped
             && let Some(stopped) = &mut self.stopped
+            // Without an import, a peer that was not known costs no memory.
+            && (outcome.change == SwarmChange::Stopped || stopped.is_importing)
         {
             stopped.add(&announce.info_hash, announce.endpoint, now, now);
         }

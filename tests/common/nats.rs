@@ -1,6 +1,8 @@
 //! A NATS server for tests.
 
-use super::{WAIT_TIMEOUT, now};
+#![allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part")]
+
+use crate::common::{WAIT_TIMEOUT, now};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -15,8 +17,13 @@ pub(crate) struct Nats {
 impl Nats {
     /// Starts a server with lines of its config.
     pub(crate) fn start(config: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        Self::start_at(config, address)
+    }
+
+    /// Starts a server with lines of its config at an address.
+    pub(crate) fn start_at(config: &str, address: SocketAddr) -> Self {
+        let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("nats.conf"), config).unwrap();
         let child = Self::spawn(&directory, address);
         let nats = Self { child, address, directory };
@@ -27,7 +34,8 @@ impl Nats {
     fn spawn(directory: &tempfile::TempDir, address: SocketAddr) -> Child {
         let mut command = Command::new("nats-server");
         command.arg("-c").arg(directory.path().join("nats.conf"));
-        command.args(["-a", "127.0.0.1", "-p", &address.port().to_string()]);
+        let (ip, port) = (address.ip().to_string(), address.port().to_string());
+        command.args(["-a", &ip, "-p", &port]);
         command.stderr(Stdio::null()).spawn().expect("nats-server is installed by tests/run")
     }
 

@@ -292,7 +292,8 @@ fn read_storage(draft: &mut ImportDraft, source: &str, value: Option<Value>) {
     let Some(mut keys) = YamlKeys::of(draft, source, "storage", value) else { return };
     let name = keys.read(draft, "name", text).unwrap_or_default();
     if !matches!(name.as_str(), "" | "memory") {
-        let text = "swarms are kept in memory and not shared between trackers";
+        let text = "swarms are kept in memory; to share them between trackers, set cluster.servers on each \
+                    (docs/cluster.md)";
         draft.note("storage.name", text);
     }
     let config = keys.take("config");

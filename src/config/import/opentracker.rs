@@ -169,7 +169,7 @@ fn without_counterpart(key: &str) -> Option<&'static str> {
         "tracker.rootdir" => Some("deploy/tsubame.service makes all files read-only"),
         "tracker.redirect_url" => Some("/ serves a page with the announce URLs"),
         key if key.starts_with("livesync.") || key.starts_with("batchsync.") => {
-            Some("swarms are not shared between trackers")
+            Some("nodes share swarms over NATS: set cluster.servers on each (docs/cluster.md)")
         }
         _ => None,
     }

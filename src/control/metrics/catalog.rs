@@ -438,7 +438,7 @@ pub(super) const METRICS: &[Metric] = &[
     }),
     process_gauge(
         "cluster_complete",
-        "Whether this node takes part and lacks no swarms of the other nodes: 1 or 0",
+        "Whether this node is connected, takes part and lacks no swarms of the other nodes that it hears: 1 or 0",
         |it| cluster::value(it, |report| report.is_complete.into()),
     ),
     metric(
@@ -452,28 +452,28 @@ pub(super) const METRICS: &[Metric] = &[
         "cluster_node_lag_seconds",
         Gauge,
         &["node"],
-        "Time since changes of another node are missing; 0 if none are",
+        "Time for which changes of another node have been missing; 0 if none are missing",
         ProcessLabelled(cluster::node_lags),
     ),
     metric(
         "cluster_batches",
         Counter,
         &["direction"],
-        "Batches of changes that were sent, received, and sent again to a node that had missed them (resent)",
+        "Batches of changes that this node made (sent), applied (received), and sent again on request (resent)",
         ProcessLabelled(cluster::batches),
     ),
     metric(
         "cluster_changes",
         Counter,
         &["direction"],
-        "Changes in the batches that were sent and received",
+        "Changes in the batches that this node made (sent) and applied (received)",
         ProcessLabelled(cluster::changes),
     ),
     metric(
         "cluster_bytes",
         Counter,
         &["direction"],
-        "Bytes of all messages that were sent to other nodes and received from them",
+        "Bytes of all messages to other nodes, also of those that could not be sent, and of all messages received",
         ProcessLabelled(cluster::bytes),
     ),
     metric(
@@ -487,17 +487,17 @@ pub(super) const METRICS: &[Metric] = &[
         "cluster_lost_records",
         Counter,
         &["direction"],
-        "Changes that were not sent, and torrents, peers and changes that were not imported, because there were too many",
+        "Changes that were not sent, and torrents, peers and changes that were not imported, because there were too \
+         many",
         ProcessLabelled(cluster::lost_records),
     ),
-    process_counter(
-        "cluster_gaps",
-        "Times that batches of another node were missed and asked for",
-        |it| cluster::value(it, |report| report.counts.gaps),
-    ),
+    process_counter("cluster_gaps", "Requests to other nodes to send batches again", |it| {
+        cluster::value(it, |report| report.counts.gaps)
+    }),
     process_counter(
         "cluster_unsent_messages",
-        "Messages that were not sent because no NATS server was connected or it was too slow; batches are sent later",
+        "Messages that could not be sent because no NATS server was connected or the connection was too slow; other \
+         nodes request missing batches",
         |it| cluster::value(it, |report| report.unsent_messages),
     ),
     process_counter(

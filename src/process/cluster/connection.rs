@@ -1,6 +1,6 @@
 //! The connection to the NATS servers.
 
-use crate::config::ClusterConfig;
+use crate::config::{ClusterConfig, ClusterTlsConfig};
 use crate::text::without_secrets;
 use async_nats::connection::State;
 use async_nats::{
@@ -14,11 +14,16 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::mpsc::{Receiver, channel};
+use tokio::task::coop::unconstrained;
 
 /// Time that a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Maximum number of messages of a subscription that wait; the server drops further ones.
+/// Time between two pings. A connection over which two were not answered is given up.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Maximum number of messages of a subscription that wait; the client library drops further ones, and the node requests
+/// the missing batches again.
 const MESSAGES_WAITING: usize = 1_024;
 
 /// Maximum number of events that wait.
@@ -36,17 +41,20 @@ pub(super) enum ConnectionError {
     )]
     Refused(String, #[source] ConnectError),
     #[error(
-        "{0} cannot be reached with TLS: {1}; check cluster.tls and the certificate of the server"
+        "{0} cannot be reached with TLS: {1}; check that the files of cluster.tls are readable and match the \
+         certificate of the server"
     )]
     Tls(String, #[source] ConnectError),
-    #[error("{0} cannot be reached: {1}; start it, or correct cluster.servers")]
+    #[error(
+        "{0} cannot be reached: {1}; start the NATS server, permit TCP to its port, or correct cluster.servers"
+    )]
     Unreachable(String, #[source] ConnectError),
     #[error("{0} permits no subscription: {1}")]
     Subscribe(String, String),
 }
 
 /// A connection, which is made again by itself whenever it breaks.
-pub(super) struct Connection {
+pub(super) struct NatsConnection {
     client: Client,
     /// Hellos and batches of all nodes, and messages to this one.
     messages: SelectAll<Subscriber>,
@@ -67,7 +75,7 @@ pub(super) enum ConnectionEvent {
     Problem(String),
 }
 
-impl Connection {
+impl NatsConnection {
     /// Connects to any of the servers, and subscribes to subjects.
     pub(super) async fn open(
         config: ClusterConfig,
@@ -77,10 +85,14 @@ impl Connection {
         let names: Vec<_> = config.servers.iter().map(|server| without_secrets(server)).collect();
         let names = names.join(", ");
         let (sender, events) = channel(EVENTS_WAITING);
+        let has_tls = config.servers.iter().any(|server| server.starts_with("tls://"));
+        let requires_tls = has_tls || config.tls != ClusterTlsConfig::default();
         let mut options = ConnectOptions::new()
             .name(format!("tsubame {node}"))
             .no_echo()
             .connection_timeout(CONNECT_TIMEOUT)
+            .ping_interval(PING_INTERVAL)
+            .require_tls(requires_tls)
             .subscription_capacity(MESSAGES_WAITING)
             .event_callback(move |event| {
                 let sender = sender.clone();
@@ -150,8 +162,9 @@ impl Connection {
         if !self.is_connected() {
             return false;
         }
-        let published = self.client.publish(subject, message.to_vec().into());
-        // It waits only if the queue to the connection is full.
+        // It waits only if the queue to the connection is full. The budget of the task would refuse messages for which
+        // there is space.
+        let published = unconstrained(self.client.publish(subject, message.to_vec().into()));
         let mut context = Context::from_waker(Waker::noop());
         matches!(pin!(published).poll(&mut context), Poll::Ready(Ok(())))
     }
@@ -174,6 +187,22 @@ impl Connection {
             match event {
                 Event::Connected => self.is_broken = false,
                 Event::Disconnected => self.is_broken = true,
+                Event::SlowConsumer(_) => {
+                    return ConnectionEvent::Problem(
+                        "messages arrive faster than they are handled: some were dropped and will be requested again"
+                            .to_owned(),
+                    );
+                }
+                Event::ServerError(error) => {
+                    return ConnectionEvent::Problem(format!(
+                        "{error}; permit this user to publish and subscribe on all subjects below cluster.subject"
+                    ));
+                }
+                Event::ClientError(error) if was_broken => {
+                    return ConnectionEvent::Problem(format!(
+                        "cannot connect again: {error}; check cluster.servers and cluster.credentials"
+                    ));
+                }
                 event => return ConnectionEvent::Problem(event.to_string()),
             }
             match (was_broken, self.is_broken) {

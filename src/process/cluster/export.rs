@@ -65,8 +65,10 @@ fn export(
     };
     let mut export = ShardExport::begin(shards.clone(), clock, false);
     while export.has_torrents() {
+        // A step without a page sends nothing.
+        send_nothing(turn, parts)?;
         export.step(&mut |records: &[StateRecord]| match records {
-            [] => send_nothing(turn, parts),
+            [] => Ok(()),
             records => send(ExportPart::Records(records.to_vec())),
         })?;
     }

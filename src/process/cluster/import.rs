@@ -1,16 +1,19 @@
 //! Passes the records of other nodes to the shards.
 
+use crate::process::shard_export::SHARD_TIMEOUT;
 use crate::shard::mesh::MeshEndpoint;
 use crate::shard::message::Message;
 use crate::shard::transfer::{ImportedPage, PAGE_RECORDS, TransferRequest};
+use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 use tsubame_storage::StateRecord;
 use tsubame_udp::steering::SteeringKeys;
 
 /// Maximum number of pages that a shard has been sent and has not imported yet.
 const PAGES_IN_FLIGHT: usize = 2;
 
-/// Maximum number of records that wait for a shard: 5 MiB. The oldest are dropped.
+/// Maximum number of records that wait for a shard: about 4 MiB. The oldest are dropped.
 const WAITING_MAX: usize = 1 << 16;
 
 /// Number of waiting records of a shard from which on it is busy.
@@ -35,7 +38,18 @@ pub(super) struct ShardImport {
 struct ShardQueue {
     /// Begins with a torrent or a change.
     waiting: Vec<StateRecord>,
-    pages_in_flight: usize,
+    /// Time at which each page was sent that has not been imported, and number of its records.
+    sent: VecDeque<(Duration, u64)>,
+    /// Number of records that were added, and of those that were imported or dropped.
+    added: u64,
+    done: u64,
+}
+
+impl ShardQueue {
+    /// Takes note that the oldest page that was sent is done.
+    fn finish_page(&mut self) {
+        self.done += self.sent.pop_front().map_or(0, |(_, records)| records);
+    }
 }
 
 impl ShardImport {
@@ -66,38 +80,56 @@ impl ShardImport {
             let Some(info_hash) = owner else { continue };
             let shard = &mut self.shards[usize::from(self.keys.owner(info_hash, count))];
             shard.waiting.push(*record);
+            shard.added += 1;
         }
         for shard in &mut self.shards {
             if shard.waiting.len() > WAITING_MAX {
                 let surplus = end_of_page(&shard.waiting, shard.waiting.len() - WAITING_MAX);
                 self.dropped_records += surplus as u64;
+                shard.done += surplus as u64;
                 shard.waiting.drain(..surplus);
             }
         }
     }
 
     /// Sends waiting records to the shards that have imported most of the earlier ones.
-    pub(super) fn advance(&mut self) {
+    pub(super) fn advance(&mut self, now: Duration) {
         while let Ok(page) = self.imported.try_recv() {
-            self.shards[page.shard].pages_in_flight -= 1;
+            self.shards[page.shard].finish_page();
             self.imported_records += page.counts.peers + page.counts.torrents;
             self.unused.push(page.records);
         }
         for (number, shard) in self.shards.iter_mut().enumerate() {
+            let is_late =
+                |(sent_at, _): &(Duration, u64)| now.saturating_sub(*sent_at) >= SHARD_TIMEOUT;
+            if shard.sent.front().is_some_and(is_late) {
+                // The shard has dropped it because it had too many requests.
+                shard.finish_page();
+            }
             while !shard.waiting.is_empty()
-                && shard.pages_in_flight < PAGES_IN_FLIGHT
+                && shard.sent.len() < PAGES_IN_FLIGHT
                 && self.endpoint.has_room(number)
             {
                 let end = end_of_page(&shard.waiting, PAGE_RECORDS);
                 let mut records = self.unused.pop().unwrap_or_default();
                 records.extend(shard.waiting.drain(..end));
-                shard.pages_in_flight += 1;
+                shard.sent.push_back((now, records.len() as u64));
                 let reply = self.reply.clone();
                 let request = TransferRequest::ImportPage { records, reply };
                 self.endpoint.send(number, Message::Transfer(Box::new(request)));
             }
         }
         self.endpoint.notify();
+    }
+
+    /// Returns the number of records that were added for each shard until now.
+    pub(super) fn position(&self) -> Vec<u64> {
+        self.shards.iter().map(|shard| shard.added).collect()
+    }
+
+    /// Returns whether everything before a position was imported.
+    pub(super) fn has_passed(&self, position: &[u64]) -> bool {
+        self.shards.iter().zip(position).all(|(shard, position)| shard.done >= *position)
     }
 
     /// Returns the number of records that wait.

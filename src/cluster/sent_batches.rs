@@ -13,7 +13,7 @@ const KEPT_BYTES: usize = 64 << 20;
 
 /// The last batches, in the order of their numbers.
 #[derive(Debug)]
-pub(super) struct Outbox {
+pub(super) struct SentBatches {
     /// Number of the next batch.
     next: u64,
     /// Time at which each batch was added, and its message.
@@ -21,7 +21,7 @@ pub(super) struct Outbox {
     bytes: usize,
 }
 
-impl Outbox {
+impl SentBatches {
     pub(super) fn new() -> Self {
         Self { next: 1, batches: VecDeque::new(), bytes: 0 }
     }
@@ -78,18 +78,18 @@ mod tests {
     #[test]
     fn batches_are_kept_for_a_minute_and_up_to_a_number_of_bytes() {
         let seconds = Duration::from_secs;
-        let mut outbox = Outbox::new();
+        let mut sent_batches = SentBatches::new();
         for second in 0..100_u64 {
-            outbox.push(seconds(second), vec![second as u8].into());
+            sent_batches.push(seconds(second), vec![second as u8].into());
         }
-        assert_eq!((outbox.oldest(), outbox.next()), (40, 101));
-        let sent: Vec<u8> = outbox.get(1..43).map(|message| message[0]).collect();
+        assert_eq!((sent_batches.oldest(), sent_batches.next()), (40, 101));
+        let sent: Vec<u8> = sent_batches.get(1..43).map(|message| message[0]).collect();
         assert_eq!(sent, [39, 40, 41]);
-        assert_eq!(outbox.get(99..u64::MAX).count(), 2);
-        assert_eq!(outbox.get(50..40).count(), 0);
-        outbox.push(seconds(100), vec![0; KEPT_BYTES].into());
-        assert_eq!((outbox.oldest(), outbox.bytes), (101, KEPT_BYTES));
-        outbox.expire(seconds(200));
-        assert_eq!((outbox.oldest(), outbox.bytes), (102, 0));
+        assert_eq!(sent_batches.get(99..u64::MAX).count(), 2);
+        assert_eq!(sent_batches.get(Range { start: 50, end: 40 }).count(), 0);
+        sent_batches.push(seconds(100), vec![0; KEPT_BYTES].into());
+        assert_eq!((sent_batches.oldest(), sent_batches.bytes), (101, KEPT_BYTES));
+        sent_batches.expire(seconds(200));
+        assert_eq!((sent_batches.oldest(), sent_batches.bytes), (102, 0));
     }
 }

@@ -1,0 +1,194 @@
+//! Which nodes take part: hellos, and nodes with the same name.
+
+use super::event::ClusterEvent;
+use super::message::{Body, Hello, HelloState, NODES_MAX, Sender};
+use super::node::{ClusterNode, Membership};
+use super::remote_node::{RemoteNode, SILENCE_MAX};
+use super::types::{Action, MessageSubject};
+use std::time::Duration;
+
+/// Time between two hellos.
+const HELLO_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Time for which a node that starts looks whether there is another one of its name, and who the others are.
+const CHECK_TIME: Duration = Duration::from_secs(2);
+
+/// Time for which a node that says nothing is remembered, in lifetimes of peers.
+const FORGET_LIFETIMES: u32 = 2;
+
+impl ClusterNode {
+    /// Says that the node ends.
+    pub fn leave(&mut self, now: Duration) {
+        if self.membership == Membership::Active {
+            self.send_hello(now, HelloState::Leaving);
+        }
+    }
+
+    /// Lets the node take part when it has looked long enough for another one of its name; says hello each second.
+    pub(super) fn tick_membership(&mut self, now: Duration) {
+        match self.membership {
+            Membership::Checking(since) if now.saturating_sub(since) >= CHECK_TIME => {
+                self.membership = Membership::Active;
+                self.say_hello(now);
+            }
+            Membership::Refused(heard_at) if now.saturating_sub(heard_at) >= SILENCE_MAX => {
+                self.report(ClusterEvent::NameFree(self.settings.node.clone()));
+                self.membership = Membership::Checking(now);
+            }
+            _ => {}
+        }
+        if now.saturating_sub(self.hello_at) >= HELLO_INTERVAL {
+            self.sent_batches.expire(now);
+            self.say_hello(now);
+            self.forget_silent_nodes(now);
+        }
+    }
+
+    pub(super) fn say_hello(&mut self, now: Duration) {
+        let state = match self.membership {
+            Membership::Unconnected => return,
+            Membership::Checking(_) => HelloState::Checking,
+            Membership::Active => HelloState::Active,
+            Membership::Refused(_) => HelloState::Refused,
+        };
+        self.send_hello(now, state);
+    }
+
+    /// Says hello at once for a node that starts, but not more often than ten times a second.
+    fn repeat_hello(&mut self, now: Duration) {
+        if now.saturating_sub(self.hello_at) >= HELLO_INTERVAL / 10 {
+            self.say_hello(now);
+        }
+    }
+
+    fn send_hello(&mut self, now: Duration, state: HelloState) {
+        self.hello_at = now;
+        let hello = Hello {
+            state,
+            next: self.sent_batches.next(),
+            oldest: self.sent_batches.oldest(),
+            sent_at: now.as_secs() as i64,
+            peer_lifetime_secs: self.settings.peer_lifetime_secs,
+            key_digest: self.settings.key_digest,
+            torrents: self.swarms.torrents,
+            is_complete: self.is_complete(),
+            has_older_swarms: self.settings.has_older_swarms,
+        };
+        let message = self.encode(&Body::Hello(hello), &[]);
+        self.send(MessageSubject::Hello, message.into());
+    }
+
+    fn forget_silent_nodes(&mut self, now: Duration) {
+        let mut lost = Vec::new();
+        for (name, node) in &mut self.nodes {
+            let silence = now.saturating_sub(node.heard_at);
+            if node.is_present && silence >= SILENCE_MAX {
+                node.is_present = false;
+                lost.push(ClusterEvent::NodeLost(name.clone(), silence));
+            }
+        }
+        lost.into_iter().for_each(|event| self.report(event));
+        let lifetime = Duration::from_secs(self.settings.peer_lifetime_secs.into());
+        let forget_after = (lifetime * FORGET_LIFETIMES).max(SILENCE_MAX * 2);
+        self.nodes.retain(|_, node| now.saturating_sub(node.heard_at) < forget_after);
+    }
+
+    /// Handles a message of a node of the own name: itself, or another one. The older one takes part.
+    pub(super) fn receive_from_own_name(
+        &mut self,
+        now: Duration,
+        sender: &Sender<'_>,
+        body: &Body,
+    ) {
+        let Body::Hello(hello) = body else { return };
+        if sender.boot == self.settings.boot || hello.state == HelloState::Leaving {
+            return;
+        }
+        let name = self.settings.node.clone();
+        // The node that replaces the older one in an upgrade is younger than this one, and keeps the name.
+        let keeps_name = sender.boot < self.settings.boot
+            || self.is_refused() && hello.state == HelloState::Active;
+        if !keeps_name {
+            self.repeat_hello(now);
+            self.report_once(&name, ClusterEvent::NameUsed);
+        } else if hello.state != HelloState::Refused && !self.is_within_grace(now) {
+            if !self.is_refused() {
+                self.report(ClusterEvent::NameTaken(name));
+                self.nodes.clear();
+                self.sink = None;
+                if self.source.take().is_some() {
+                    self.actions.push(Action::EndExport);
+                }
+            }
+            self.membership = Membership::Refused(now);
+        }
+    }
+
+    /// Returns whether the process that this one has replaced may still be heard.
+    fn is_within_grace(&self, now: Duration) -> bool {
+        let grace = |since| now.saturating_sub(since) < CHECK_TIME / 2;
+        matches!(self.membership, Membership::Checking(since) if grace(since))
+    }
+
+    pub(super) fn receive_hello(&mut self, now: Duration, sender: &Sender<'_>, hello: &Hello) {
+        let name = sender.node;
+        let is_known = self.nodes.contains_key(name);
+        if !is_known && self.nodes.len() >= NODES_MAX {
+            // A node that was not heard for longest makes room.
+            let absent = self.nodes.iter().filter(|(_, node)| !node.is_present);
+            let oldest = absent.min_by_key(|(_, node)| node.heard_at);
+            if let Some(oldest) = oldest.map(|(name, _)| name.clone()) {
+                self.nodes.remove(&oldest);
+            }
+        }
+        if !is_known && self.nodes.len() >= NODES_MAX {
+            self.counts.ignored_messages += 1;
+            return self.report_once(name, ClusterEvent::TooManyNodes);
+        }
+        if matches!(hello.state, HelloState::Checking | HelloState::Refused) {
+            // Its name may be that of another node. It wants to know the others soon.
+            if !is_known && self.membership == Membership::Active {
+                self.repeat_hello(now);
+            }
+            return;
+        }
+        let node = match self.nodes.get_mut(name) {
+            Some(node) if node.boot == sender.boot => node,
+            // Another node of this name: that which was heard first stays until it is silent.
+            Some(node) if sender.boot < node.boot && node.is_present => return,
+            _ if hello.state == HelloState::Leaving => return,
+            _ => {
+                let had_all = self.nodes.get(name).is_some_and(RemoteNode::has_missed_nothing);
+                let node = RemoteNode::new(now, sender.boot, hello, had_all);
+                self.nodes.insert(name.to_owned(), node);
+                let Some(node) = self.nodes.get_mut(name) else { return };
+                node
+            }
+        };
+        let was_present = node.is_present;
+        let (lifetime, keys) = (node.hello.peer_lifetime_secs, node.hello.key_digest);
+        let has_missed = node.hear(now, hello);
+        node.is_present = hello.state == HelloState::Active;
+        let is_present = node.is_present;
+        if has_missed {
+            self.apply_waiting(now, name);
+            self.report(ClusterEvent::Missed(name.to_owned()));
+        }
+        match (was_present, is_present) {
+            (false, true) => self.report(ClusterEvent::NodeFound(name.to_owned())),
+            (true, false) => self.report(ClusterEvent::NodeLeft(name.to_owned())),
+            _ => {}
+        }
+        let (own_lifetime, own_keys) = (self.settings.peer_lifetime_secs, self.settings.key_digest);
+        let is_new = !was_present && is_present;
+        if hello.peer_lifetime_secs != own_lifetime
+            && (is_new || hello.peer_lifetime_secs != lifetime)
+        {
+            let other = hello.peer_lifetime_secs;
+            self.report(ClusterEvent::OtherLifetime(name.to_owned(), other, own_lifetime));
+        }
+        if hello.key_digest != own_keys && (is_new || hello.key_digest != keys) {
+            self.report(ClusterEvent::OtherKeys(name.to_owned()));
+        }
+    }
+}
