@@ -159,6 +159,20 @@ fn overload_one_shard(alerts: &mut FiredAlerts, address: SocketAddr, control: So
     });
 }
 
+/// Takes the NATS server away for a while, and then lets a node be heard for a moment.
+fn lose_other_nodes(alerts: &mut FiredAlerts, nats: &mut Nats, control: SocketAddr) {
+    nats.kill();
+    alerts.expect("TsubameClusterIncomplete", || {});
+    nats.restart();
+    common::policy::wait_until(|| {
+        nats.publish(&[("tsubame.hello.other", &hello())]);
+        let page = common::http_get(control, "/metrics");
+        page.contains("tsubame_cluster_node_up{node=\"other\"} 1")
+    });
+    // From now on it is silent.
+    alerts.expect("TsubameClusterNodeLost", || {});
+}
+
 /// Returns the message by which a node named "other" says that it takes part.
 fn hello() -> Vec<u8> {
     let hello = Hello {
@@ -225,9 +239,9 @@ fn each_alert_fires_when_its_cause_is_brought_about() {
     std::fs::create_dir(&state).unwrap();
     let mut nats = Nats::start("");
     let config = format!(
-        "{base}cluster: {{servers: \"{}\", node: own}}\nudp: {{listen: \"127.0.0.1:0\", steering: off}}\nhttp: {{listen: \"127.0.0.1:0\", tls: {{listen: \
-         \"127.0.0.1:0\", certificate: {}, key: {}}}}}\nstorage: {{memory: 16MiB, directory: {}, snapshot_interval: \
-         1s}}\nhooks:\n- {{name: access_list, \
+        "{base}cluster: {{servers: \"{}\", node: own}}\nudp: {{listen: \"127.0.0.1:0\", steering: off}}\nhttp: \
+         {{listen: \"127.0.0.1:0\", tls: {{listen: \"127.0.0.1:0\", certificate: {}, key: {}}}}}\nstorage: \
+         {{memory: 16MiB, directory: {}, snapshot_interval: 1s}}\nhooks:\n- {{name: access_list, \
          options: {{mode: deny, files: [{}/list]}}}}\n",
         nats.url(),
         chain.display(),
@@ -246,15 +260,7 @@ fn each_alert_fires_when_its_cause_is_brought_about() {
     alerts.expect("TsubameReloadFailed", || {});
     tracker.write_config(&config);
 
-    nats.kill();
-    alerts.expect("TsubameClusterIncomplete", || {});
-    nats.restart();
-    common::policy::wait_until(|| {
-        nats.publish(&[("tsubame.hello.other", &hello())]);
-        common::http_get(control, "/metrics").contains("tsubame_cluster_node_up{node=\"other\"} 1")
-    });
-    // From now on it is silent.
-    alerts.expect("TsubameClusterNodeLost", || {});
+    lose_other_nodes(&mut alerts, &mut nats, control);
 
     let process = tracker.id().to_string();
     let http = tracker.addresses_of("http")[0];

@@ -8,11 +8,14 @@ mod common;
 #[path = "common/nats.rs"]
 mod nats;
 
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use common::{
     Announce, Client, Tracker, UNCAPPED, WAIT_TIMEOUT, control_of, cpus, http_get, info_hash_of,
     now,
 };
 use nats::Nats;
+use nkeys::KeyPair;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
@@ -302,6 +305,56 @@ fn users_and_certificates_are_checked() {
     b.wait_for_counts(1, [1, 0, 0]);
     a.tracker.stop();
     b.tracker.stop();
+}
+
+/// Returns a JSON web token of NATS: `claims` about the key `subject`, signed by `issuer`.
+fn nats_token(issuer: &KeyPair, subject: &KeyPair, claims: &str) -> String {
+    let encoded = |text: &str| BASE64_URL_SAFE_NO_PAD.encode(text);
+    let head = encoded("{\"typ\":\"JWT\",\"alg\":\"ed25519-nkey\"}");
+    let body = encoded(&format!(
+        "{{\"jti\":\"1\",\"iat\":1700000000,\"iss\":\"{}\",\"sub\":\"{}\",\"name\":\"test\",\"nats\":{claims}}}",
+        issuer.public_key(),
+        subject.public_key()
+    ));
+    let signature = issuer.sign(format!("{head}.{body}").as_bytes()).unwrap();
+    format!("{head}.{body}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
+}
+
+#[test]
+#[ignore = "needs nats-server: tests/run"]
+fn a_credentials_file_is_used() {
+    let (operator, account) = (KeyPair::new_operator(), KeyPair::new_account());
+    let user = KeyPair::new_user();
+    let limits = "\"limits\":{\"subs\":-1,\"data\":-1,\"payload\":-1,\"imports\":-1,\"exports\":-1,\
+                  \"wildcards\":true,\"conn\":-1,\"leaf\":-1}";
+    let account_claims = format!("{{{limits},\"type\":\"account\",\"version\":2}}");
+    let user_claims = "{\"pub\":{},\"sub\":{},\"subs\":-1,\"data\":-1,\"payload\":-1,\"type\":\"user\",\"version\":2}";
+    let nats = Nats::start(&format!(
+        "operator: {}\nresolver: MEMORY\nresolver_preload: {{ {}: {} }}\n",
+        nats_token(&operator, &operator, "{\"type\":\"operator\",\"version\":2}"),
+        account.public_key(),
+        nats_token(&operator, &account, &account_claims)
+    ));
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("tracker.creds");
+    let credentials = |issuer: &KeyPair| {
+        let text = format!(
+            "-----BEGIN NATS USER JWT-----\n{}\n------END NATS USER JWT------\n\n\
+             -----BEGIN USER NKEY SEED-----\n{}\n------END USER NKEY SEED------\n",
+            nats_token(issuer, &user, user_claims),
+            user.seed().unwrap()
+        );
+        std::fs::write(&file, text).unwrap();
+    };
+    let more = format!(", credentials: {:?}", file.display().to_string());
+    // An account that the server does not know.
+    credentials(&KeyPair::new_account());
+    let mut refused = Node::start(&config("x", &nats.url(), &more));
+    refused.tracker.wait_for("refuses the user");
+    credentials(&account);
+    let [mut a, mut b] = ["a", "b"].map(|node| Node::start(&config(node, &nats.url(), &more)));
+    a.announce(1, 2_001, 0, 2);
+    b.wait_for_counts(1, [1, 0, 0]);
 }
 
 #[test]

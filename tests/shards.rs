@@ -160,11 +160,8 @@ impl ShardSimulation {
         let simulated_shard = |(number, endpoint): (u16, MeshEndpoint)| {
             let ShardSettings { ids, announce, table, .. } =
                 startup.shard_settings(&config, number);
-            let (handle, waker, shared_stats) = (
-                Rc::<DatapathHandle>::default(),
-                endpoint.wakeup_receiver(),
-                Arc::<SharedStats>::default(),
-            );
+            let (handle, waker) = (Rc::<DatapathHandle>::default(), endpoint.wakeup_receiver());
+            let shared_stats = Arc::<SharedStats>::default();
             let node = NodeResources {
                 number,
                 shards,

@@ -89,9 +89,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let (retired_updates, to_free) = unbounded_channel();
     let ShardConnections { links, control, sample_readers, cluster } =
         connect_shards(shards, config.cluster.is_enabled())?;
-    let shared_stats: Arc<[Arc<SharedStats>]> = (0..shards).map(|_| Arc::default()).collect();
-    let has_cluster = cluster.is_some();
-    let monitored = monitored((shared_stats.clone(), clock), shards, xdp.as_ref(), has_cluster);
+    let monitored = monitored(clock, shards, (xdp.as_ref(), cluster.is_some()));
     let template = ShardTemplate {
         config,
         startup: &startup,
@@ -102,7 +100,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
         full_scrapes: Arc::default(),
         helpers: runtime.handle().clone(),
         retired_updates,
-        shared_stats: &shared_stats,
+        shared_stats: &monitored.shared_stats,
         stats_pages: stats_pages(&monitored),
         kept_sockets: (kept_addresses(&listeners), origin.has_predecessor()),
     };
@@ -384,11 +382,11 @@ fn tls(config: &Config, runtime: &Runtime) -> Result<Option<(Arc<Certificate>, T
 
 /// Returns the state that the control plane reports.
 fn monitored(
-    (shared_stats, clock): (Arc<[Arc<SharedStats>]>, Clock),
+    clock: Clock,
     shards: u16,
-    xdp: Option<&XdpThread>,
-    has_cluster: bool,
+    (xdp, has_cluster): (Option<&XdpThread>, bool),
 ) -> Monitored {
+    let shared_stats = (0..shards).map(|_| Arc::default()).collect();
     let mesh_bytes = mesh_memory_bytes(shards) as u64;
     let process = Arc::new(ProcessStats::new(clock.now().unix_secs, clock.elapsed(), mesh_bytes));
     let slow_reads = SlowReads::new(clock, SLOW_READ_TIMEOUT);

@@ -66,8 +66,8 @@ pub(super) fn encode_number(mut number: u64, bytes: &mut Vec<u8>) {
     bytes.push(number as u8);
 }
 
-/// Decodes a payload and appends its records. Times are `now` less the age. Returns false if there is an invalid record;
-/// those before the first invalid one were appended.
+/// Decodes a payload and appends its records. Times are `now` less the age. Returns false if there is an invalid
+/// record; those before the first invalid one were appended.
 pub fn decode_records(payload: &[u8], now: i64, records: &mut Vec<StateRecord>) -> bool {
     decode(payload, now, records).is_some()
 }
