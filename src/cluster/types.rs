@@ -47,7 +47,7 @@ pub enum MessageSubject {
 /// The subscription by which a message has arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MessageSource<'a> {
-    /// Hellos and batches of the node with this name as a token: see [`subject_token`].
+    /// Hellos and batches of the node with this name as a token: see [`crate::cluster::subject_token`].
     FromNode(&'a str),
     /// Requests and replies to this node.
     ToThisNode,
@@ -67,7 +67,7 @@ pub enum Action {
         /// Whether they replace changes that this node has made of the same torrents.
         replaces_own: bool,
     },
-    /// Begin an export of all swarms: [`ClusterNode::wants_block`].
+    /// Begin an export of all swarms: [`crate::cluster::ClusterNode::wants_block`].
     BeginExport,
     /// End the export that [`Self::BeginExport`] began.
     EndExport,
