@@ -3,10 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 mod common;
+#[path = "common/nats.rs"]
+mod nats;
 
 use common::http::{self, Connection};
 use common::prometheus::{Prometheus, RANGE, certificate, deploy};
 use common::{Announce, Client, Tracker, control_of, cpus, info_hash_of};
+use nats::Nats;
 use serde_json::Value;
 use std::net::UdpSocket;
 use std::path::Path;
@@ -58,17 +61,19 @@ impl Drop for Load {
     }
 }
 
-/// Starts a tracker with TLS, whose certificate expires in three days, and with hooks.
-fn start(directory: &Path) -> Tracker {
+/// Starts a tracker with TLS, whose certificate expires in three days, with hooks, and as a node.
+fn start(directory: &Path, nats: &Nats) -> Tracker {
     let (certificate, key) = certificate(directory);
     Tracker::start(&format!(
         "cpus: {}\nudp: {{listen: \"127.0.0.1:0\"}}\nhttp: {{listen: \"127.0.0.1:0\", tls: {{listen: \"127.0.0.1:0\", \
          certificate: {}, key: {}}}}}\ncontrol: {{listen: \"127.0.0.1:0\"}}\nstorage: {{directory: {}}}\nhooks:\n- \
-         {{name: limits, options: {{announces_per_second: 100000}}}}\n",
+         {{name: limits, options: {{announces_per_second: 100000}}}}\ncluster: \
+         {{servers: \"{}\", node: a}}\n",
         cpus(2),
         certificate.display(),
         key.display(),
-        directory.display()
+        directory.display(),
+        nats.url()
     ))
 }
 
@@ -76,7 +81,14 @@ fn start(directory: &Path) -> Tracker {
 #[ignore = "needs prometheus, curl and openssl"]
 fn every_expression_returns_data_and_alerts_fire() {
     let directory = tempfile::tempdir().unwrap();
-    let mut tracker = start(directory.path());
+    let nats = Nats::start("");
+    let mut tracker = start(directory.path(), &nats);
+    let _other_node = Tracker::start(&format!(
+        "cpus: {}\nudp: {{listen: \"127.0.0.1:0\"}}\ncontrol: {{listen: \"\"}}\n\
+         cluster: {{servers: \"{}\", node: b}}\n",
+        cpus(1),
+        nats.url()
+    ));
     let control = control_of(&mut tracker);
     let prometheus = Prometheus::start(directory.path(), control);
     let load = Load::start(&tracker);
