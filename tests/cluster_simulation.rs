@@ -297,10 +297,8 @@ impl Node {
         let mut pages = vec![Vec::new(); count];
         let mut owner = 0;
         for record in records {
-            match record {
-                StateRecord::Torrent(torrent) => owner = shard_of(&torrent.info_hash, count),
-                StateRecord::Change(info_hash, ..) => owner = shard_of(info_hash, count),
-                StateRecord::Peer(_) => {}
+            if let Some(info_hash) = record.info_hash() {
+                owner = shard_of(info_hash, count);
             }
             pages[owner].push(*record);
         }

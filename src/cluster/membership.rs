@@ -134,7 +134,7 @@ impl ClusterNode {
         let name = sender.node;
         let is_known = self.nodes.contains_key(name);
         if !is_known && self.nodes.len() >= NODES_MAX {
-            // A node that was not heard for longest makes room.
+            // The absent node whose last hello is the oldest is forgotten.
             let absent = self.nodes.iter().filter(|(_, node)| !node.is_present);
             let oldest = absent.min_by_key(|(_, node)| node.heard_at);
             if let Some(oldest) = oldest.map(|(name, _)| name.clone()) {

@@ -153,11 +153,11 @@ impl SnapshotSink {
     /// Takes note of the next block.
     pub(super) fn advance(&mut self, now: Duration) {
         self.next += 1;
-        (self.advanced_at, self.requested_at) = (now, now);
+        self.restart_wait(now);
     }
 
-    /// Takes note that no block is expected, because none was requested.
-    pub(super) fn pause(&mut self, now: Duration) {
+    /// Begins to wait for a block at this time: none was expected before.
+    pub(super) fn restart_wait(&mut self, now: Duration) {
         (self.advanced_at, self.requested_at) = (now, now);
     }
 

@@ -53,7 +53,7 @@ impl ClusterNode {
         let Some(sink) = &mut self.sink else { return };
         let has_all_requested = sink.next >= sink.end;
         if has_all_requested && self.swarms.is_busy {
-            sink.pause(now);
+            sink.restart_wait(now);
         } else if sink.has_failed(now) {
             let from = sink.from.clone();
             self.sink = None;

@@ -32,7 +32,7 @@ struct TestNetwork {
     nodes: Vec<(String, ClusterNode)>,
     /// Names of nodes whose messages are lost.
     muted: Vec<&'static str>,
-    /// What each node was told to do, other than to publish.
+    /// Actions of each node, except those that publish a message.
     done: Vec<(String, Action)>,
 }
 

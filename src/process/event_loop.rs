@@ -481,7 +481,8 @@ fn tell_cluster(cluster: &ClusterThread, reloader: &mut Reloader, has_updates: b
     }
 }
 
-/// Has the last changes of the shards published, and the other nodes told that this one ends.
+/// Ends the thread of the cluster, which first publishes the last changes of the shards and tells the other nodes that
+/// this node ends.
 async fn leave_cluster(cluster: Option<ClusterThread>) {
     if let Some(cluster) = cluster {
         // The thread may wait for a server that does not answer.

@@ -18,6 +18,17 @@ pub enum StateRecord {
     Change(InfoHash, ChangeKind, PeerRecord),
 }
 
+impl StateRecord {
+    /// Returns the torrent; `None` for a peer, whose torrent is that of the records before it.
+    pub fn info_hash(&self) -> Option<&InfoHash> {
+        match self {
+            Self::Torrent(torrent) => Some(&torrent.info_hash),
+            Self::Change(info_hash, ..) => Some(info_hash),
+            Self::Peer(_) => None,
+        }
+    }
+}
+
 /// A torrent without its peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TorrentRecord {

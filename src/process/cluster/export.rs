@@ -53,9 +53,7 @@ fn export(
     parts: &Sender<ExportPart>,
 ) -> Result<(), ExportError> {
     let send = |mut part: ExportPart| loop {
-        if turn.is_wanted() {
-            return Err(ExportError::Wanted);
-        }
+        check_wanted(turn, parts)?;
         match parts.try_send(part) {
             Ok(()) => return Ok(()),
             Err(TrySendError::Full(unsent)) => part = unsent,
@@ -66,7 +64,7 @@ fn export(
     let mut export = ShardExport::begin(shards.clone(), clock, false);
     while export.has_torrents() {
         // A step without a page sends nothing.
-        send_nothing(turn, parts)?;
+        check_wanted(turn, parts)?;
         export.step(&mut |records: &[StateRecord]| match records {
             [] => Ok(()),
             records => send(ExportPart::Records(records.to_vec())),
@@ -75,8 +73,8 @@ fn export(
     send(ExportPart::Complete)
 }
 
-/// Notices that the export is to end although there is nothing to send.
-fn send_nothing(turn: &ExportTurn, parts: &Sender<ExportPart>) -> Result<(), ExportError> {
+/// Returns an error if the export is to end.
+fn check_wanted(turn: &ExportTurn, parts: &Sender<ExportPart>) -> Result<(), ExportError> {
     match (turn.is_wanted(), parts.is_closed()) {
         (true, _) => Err(ExportError::Wanted),
         (_, true) => Err(ExportError::Closed),

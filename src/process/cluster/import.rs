@@ -70,14 +70,10 @@ impl ShardImport {
     /// Adds records, of which the first is not a peer.
     pub(super) fn add(&mut self, records: &[StateRecord]) {
         let count = self.shards.len() as u16;
-        let mut owner = None;
+        let mut torrent = None;
         for record in records {
-            match record {
-                StateRecord::Torrent(torrent) => owner = Some(&torrent.info_hash),
-                StateRecord::Change(info_hash, ..) => owner = Some(info_hash),
-                StateRecord::Peer(_) => {}
-            }
-            let Some(info_hash) = owner else { continue };
+            torrent = record.info_hash().or(torrent);
+            let Some(info_hash) = torrent else { continue };
             let shard = &mut self.shards[usize::from(self.keys.owner(info_hash, count))];
             shard.waiting.push(*record);
             shard.added += 1;
@@ -145,7 +141,6 @@ impl ShardImport {
 
 /// Returns the end of a page of about `len` records, behind which no peer follows.
 fn end_of_page(records: &[StateRecord], len: usize) -> usize {
-    let is_peer = |record: &StateRecord| matches!(record, StateRecord::Peer(_));
     let len = len.min(records.len());
-    len + records[len..].iter().take_while(|record| is_peer(record)).count()
+    len + records[len..].iter().take_while(|record| record.info_hash().is_none()).count()
 }

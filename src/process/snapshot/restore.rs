@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 use thiserror::Error;
-use tsubame_storage::{ImportCounts, InfoHash, StateRecord};
+use tsubame_storage::{ImportCounts, StateRecord};
 
 /// Maximum number of pages that a shard has been sent and has not imported yet.
 const PAGES_PER_SHARD: usize = 2;
@@ -247,7 +247,7 @@ impl SnapshotJob {
                 let peers = peers.count();
                 let (torrent, others) = rest.split_at(1 + peers);
                 rest = others;
-                if let Some(info_hash) = info_hash(first)
+                if let Some(info_hash) = first.info_hash()
                     && pass.includes(first, peers)
                 {
                     let shard = self.settings.keys.owner(info_hash, self.shards.shards as u16);
@@ -273,14 +273,5 @@ impl SnapshotJob {
         let reply = pages.reply.clone();
         self.shards.send(shard, TransferRequest::ImportPage { records, reply });
         Ok(())
-    }
-}
-
-/// Returns the torrent of a record that is not a peer.
-fn info_hash(record: &StateRecord) -> Option<&InfoHash> {
-    match record {
-        StateRecord::Torrent(torrent) => Some(&torrent.info_hash),
-        StateRecord::Change(info_hash, ..) => Some(info_hash),
-        StateRecord::Peer(_) => None,
     }
 }
