@@ -254,10 +254,8 @@ fn records_by_shard(
     let mut shard = 0;
     let owner = |info_hash: &InfoHash| usize::from(keys.owner(info_hash, shards as u16));
     for record in records {
-        match &record {
-            StateRecord::Torrent(torrent) => shard = owner(&torrent.info_hash),
-            StateRecord::Change(info_hash, ..) => shard = owner(info_hash),
-            StateRecord::Peer(_) => {}
+        if let Some(info_hash) = record.info_hash() {
+            shard = owner(info_hash);
         }
         pages[shard].push(record);
     }
