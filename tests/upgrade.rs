@@ -7,7 +7,7 @@ mod common;
 
 use common::http::{Connection, rows_of};
 use common::policy::{scrape_target, wait_until};
-use common::successor::{Successor, process_in, replace};
+use common::successor::{Successor, install_tsubame, process_in, replace};
 use common::{
     Announce, Client, SetOnDrop, Tracker, UNCAPPED, control_of, cpus, http_get, info_hash_of, now,
     tsubame,
@@ -35,7 +35,7 @@ fn config(shards: usize, more: &str) -> String {
 
 /// Starts a tracker from a program of its own, which a test can replace.
 fn start(config: &str, program: &Path) -> Tracker {
-    fs::copy(env!("CARGO_BIN_EXE_tsubame"), program).unwrap();
+    install_tsubame(program);
     let mut tracker = Tracker::start_with_command(config, |command| {
         let mut own = std::process::Command::new(program);
         own.args(command.get_args());
@@ -218,8 +218,7 @@ fn check_failed_upgrade(script: Option<&str>, expected: &str) {
     assert_eq!(scrape_all(&mut client), before);
     let (answered, lost, _) = load.stop();
     assert_eq!(lost, 0, "of {answered}");
-    let _ = fs::remove_file(&program);
-    fs::copy(env!("CARGO_BIN_EXE_tsubame"), &program).unwrap();
+    install_tsubame(&program);
     let (is_replaced, text) = upgrade(control);
     assert!(is_replaced, "{text}");
     let _successor = Successor(process_in(&text));

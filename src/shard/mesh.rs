@@ -1,9 +1,9 @@
 //! The mesh: a lock-free queue from each shard to each other shard, and from some other threads to each shard.
 //!
-//! The members of the mesh are the shards, and then the other threads: the control plane, and the thread of the cluster
-//! if there is one. Nothing blocks and nothing grows: a full queue refuses a message, and the sender counts it. A member
-//! says where it sleeps before it does, and then checks its queues again; a sender wakes it only if it sleeps, once for a
-//! batch.
+//! The members of the mesh are the shards, and then the other threads: the control plane, and the thread of the
+//! cluster if there is one. Nothing blocks and nothing grows: a full queue refuses a message, and the sender counts
+//! it. A member says where it sleeps before it does, and then checks its queues again; a sender wakes it only if it
+//! sleeps, once for a batch.
 
 use super::message::Message;
 use rtrb::{Consumer, Producer, RingBuffer};

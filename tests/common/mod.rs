@@ -12,7 +12,7 @@ pub(crate) mod successor;
 pub(crate) mod udp_suite;
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -135,14 +135,7 @@ impl Tracker {
         let mut command = tsubame();
         command.arg("run").arg("--config").arg(path);
         let mut command = prepare(command);
-        command.stdin(Stdio::null()).stderr(Stdio::piped());
-        // A process that another test starts has a copy of the program open for a moment, if it is being written.
-        let is_busy = |error: &std::io::Error| error.kind() == ErrorKind::ExecutableFileBusy;
-        let mut started = command.spawn();
-        while started.as_ref().is_err_and(is_busy) {
-            started = command.spawn();
-        }
-        let mut child = started.unwrap();
+        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = channel();
         let stderr = child.stderr.take().unwrap();
         std::thread::spawn(move || {

@@ -1,8 +1,8 @@
 //! The new process of an upgrade.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 
 /// Ends a process that a tracker has started, when it is dropped.
 pub(crate) struct Successor(pub(crate) i32);
@@ -20,9 +20,23 @@ pub(crate) fn process_in(text: &str) -> i32 {
     rest.split(' ').next().unwrap().parse().unwrap()
 }
 
+/// Copies a program, in place of one with the same name.
+///
+/// Another process writes the copy: a process that another test starts at the same time would have the file of this
+/// process open for writing until it executes its own program, and a file open for writing cannot be executed.
+pub(crate) fn install(from: &Path, to: &Path) {
+    let status = Command::new("install").arg("--mode=755").arg(from).arg(to).status().unwrap();
+    assert!(status.success(), "{} cannot be copied to {}: {status}", from.display(), to.display());
+}
+
+/// Copies the tracker's program, in place of one with the same name.
+pub(crate) fn install_tsubame(to: &Path) {
+    install(Path::new(env!("CARGO_BIN_EXE_tsubame")), to);
+}
+
 /// Replaces a program by a shell script.
 pub(crate) fn replace(program: &Path, script: &str) {
-    fs::remove_file(program).unwrap();
-    fs::write(program, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
+    let source = program.with_extension("sh");
+    fs::write(&source, format!("#!/bin/sh\n{script}\n")).unwrap();
+    install(&source, program);
 }

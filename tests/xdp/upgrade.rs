@@ -5,7 +5,7 @@ use super::{
     redirected, wait_for_af_xdp,
 };
 use crate::common::lab::{Host, INTERFACES, Lab, wait_until};
-use crate::common::successor::{Successor, process_in, replace};
+use crate::common::successor::{Successor, install_tsubame, process_in, replace};
 use crate::common::{Announce, SetOnDrop, Tracker, UNCAPPED, WAIT_TIMEOUT, tsubame};
 use rustix::thread::CapabilitySet;
 use std::os::unix::fs::PermissionsExt;
@@ -32,9 +32,7 @@ fn announce_until(lab: &Lab, (host, v6): (Host, bool), has_ended: &AtomicBool) -
 /// Starts a tracker from a program that any user can run, with a config that any user can read.
 fn start_for_all_users(lab: &Lab, config: &str) -> Tracker {
     let program = lab.directory.path().join("tsubame");
-    // A process of an earlier tracker may still run the program.
-    let _ = std::fs::remove_file(&program);
-    std::fs::copy(env!("CARGO_BIN_EXE_tsubame"), &program).unwrap();
+    install_tsubame(&program);
     let permit = |path: &Path| {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
     };
