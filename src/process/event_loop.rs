@@ -104,6 +104,7 @@ pub(crate) fn control_plane(
             service,
             events,
             shard_sender,
+            unapplied_updates: 0,
             upgrade: None,
             is_stopping: false,
             server,
@@ -170,6 +171,8 @@ struct EventLoop {
     service: ServiceManager,
     events: EventSources,
     shard_sender: ShardSender,
+    /// Number of updates that shards were sent and have not applied yet.
+    unapplied_updates: usize,
     /// The upgrade that is in progress, and the channel of whoever waits for it.
     upgrade: Option<(Upgrade, Option<JobReply>)>,
     /// Whether the tracker is stopping.
@@ -318,7 +321,7 @@ impl EventLoop {
 
     /// Waits for an event and handles it; returns why the loop is to end, if it is.
     async fn handle_event(&mut self) -> Result<Option<EndCause>, RunError> {
-        let Self { running, snapshots, cluster, monitor, service, events, upgrade, .. } = self;
+        let Self { running, monitor, service, events, upgrade, .. } = self;
         let EventSources { stop, signals, commands, requests, taking_over, check } = events;
         let (interrupt, terminate) = stop;
         tokio::select! {
@@ -346,44 +349,54 @@ impl EventLoop {
                 send_when_possible(&mut running.control, shard, message).await;
                 running.control.notify();
             }
-            updates = running.reloader.next_update() => {
-                if let Some(xdp) = &running.xdp
-                    && taking_over.is_none()
-                    && !updates.is_empty()
-                {
-                    xdp.apply(running.reloader.xdp_settings());
-                }
-                // The check of files each second changes nothing, and must not wake the thread of snapshots.
-                if let Some(snapshots) = snapshots
-                    && !updates.is_empty()
-                {
-                    snapshots.set_interval(running.reloader.config().storage.snapshot_interval);
-                }
-                match cluster {
-                    Some(cluster) => {
-                        tell_cluster(cluster, &mut running.reloader, !updates.is_empty());
-                    }
-                    None if running.monitored.cluster.is_none() => {
-                        drop(running.reloader.take_list_changes());
-                    }
-                    // They are published when the thread of the cluster starts.
-                    None => {}
-                }
-                send(&mut running.control, updates).await;
-            }
+            updates = running.reloader.next_update() => self.update_shards(updates).await,
             () = end_take_over(taking_over) => {
                 // Until now the XDP program of the other process has answered and passed requests.
-                if let Some(xdp) = &running.xdp {
-                    xdp.apply(running.reloader.xdp_settings());
-                }
+                self.update_xdp();
                 // Until now the other process was the node.
                 self.start_cluster()?;
             }
-            Some(retired) = running.to_free.recv() => free(retired),
+            Some(retired) = running.to_free.recv() => {
+                free(retired);
+                self.unapplied_updates = self.unapplied_updates.saturating_sub(1);
+                self.update_xdp();
+            }
             _ = check.tick() => monitor.check(running, service),
             exit = running.supervisor.exits.recv() => return Err(shard_error(exit)),
         }
         Ok(None)
+    }
+
+    /// Sends the shards their updates, and the other threads what has changed. There are no updates if a job has
+    /// changed nothing that concerns the shards.
+    async fn update_shards(&mut self, updates: Vec<ShardUpdate>) {
+        let Self { running, snapshots, cluster, .. } = self;
+        // The check of files each second changes nothing, and must not wake the thread of snapshots.
+        if let Some(snapshots) = snapshots
+            && !updates.is_empty()
+        {
+            snapshots.set_interval(running.reloader.config().storage.snapshot_interval);
+        }
+        match cluster {
+            Some(cluster) => tell_cluster(cluster, &mut running.reloader, !updates.is_empty()),
+            None if running.monitored.cluster.is_none() => {
+                drop(running.reloader.take_list_changes());
+            }
+            // They are published when the thread of the cluster starts.
+            None => {}
+        }
+        self.unapplied_updates += send(&mut running.control, updates).await;
+    }
+
+    /// Applies the settings in force to XDP once all shards have applied them: shards must accept the connection ids
+    /// that the XDP program issues.
+    fn update_xdp(&self) {
+        if let Some(xdp) = &self.running.xdp
+            && self.events.taking_over.is_none()
+            && self.unapplied_updates == 0
+        {
+            xdp.apply(self.running.reloader.xdp_settings());
+        }
     }
 
     /// Starts an upgrade; if that is not possible, logs why and replies so.
@@ -552,16 +565,20 @@ async fn send_when_possible(control: &mut MeshEndpoint, shard: usize, message: M
     control.send(shard, message)
 }
 
-/// Sends each shard its update.
-async fn send(control: &mut MeshEndpoint, updates: Vec<ShardUpdate>) {
+/// Sends each shard its update; returns the number of updates that were sent.
+async fn send(control: &mut MeshEndpoint, updates: Vec<ShardUpdate>) -> usize {
+    let mut sent = 0;
     for (shard, update) in updates.into_iter().enumerate() {
-        if !send_when_possible(control, shard, Message::Update(Box::new(update))).await {
+        if send_when_possible(control, shard, Message::Update(Box::new(update))).await {
+            sent += 1;
+        } else {
             tracing::error!(
                 "shard {shard} accepts no messages and keeps its previous settings; restart the tracker"
             );
         }
     }
     control.notify();
+    sent
 }
 
 /// Frees replaced policies and settings on a helper thread, where this delays nothing.
