@@ -26,7 +26,7 @@ const OTHER_BYTES: usize = 64 << 20;
 fn benches(criterion: &mut Criterion) {
     let info_hashes = (KNOWN..KNOWN + LISTED).map(info_hash_of).collect();
     let sources = ListSources { info_hashes, ..ListSources::default() };
-    lookup(criterion, &AccessList::load(&sources, 1, true).expect("no files are read").list);
+    lookup(criterion, &AccessList::load(&sources, 1, 0, true).expect("no files are read").list);
     let (mode, reply) = (ListMode::Deny, RefusalReply::Error("not served"));
     let denied = [HookConfig::AccessList { mode, sources, reply }];
     admit(criterion, "no hooks", &[]);

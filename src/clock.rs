@@ -81,6 +81,11 @@ impl Clock {
         u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
     }
 
+    /// Returns the time of the wall clock in milliseconds since 1970.
+    pub fn unix_millis(&self) -> u64 {
+        self.unix_nanos() / 1_000_000
+    }
+
     /// Returns the processor time of the calling thread, including its time in the kernel.
     pub fn thread_busy(&self) -> Duration {
         let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);

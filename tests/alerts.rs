@@ -184,7 +184,7 @@ fn hello() -> Vec<u8> {
         key_digest: 0,
         torrents: 0,
         is_complete: true,
-        has_older_swarms: false,
+        has_older_state: false,
     };
     let sender = Sender { version: PROTOCOL_VERSION, node: "other", boot: 1 };
     encode(&sender, &Body::Hello(hello), &[])

@@ -113,7 +113,7 @@ impl Simulation {
             boot: self.boots,
             peer_lifetime_secs: LIFETIME as u32,
             key_digest: 1,
-            has_older_swarms: kept.is_some(),
+            has_older_state: kept.is_some(),
         };
         let shard = |shard: u64| {
             let seed = self.boots * 10 + shard;

@@ -20,7 +20,7 @@ fuzz_target!(|bytes: &[u8]| {
         boot: 5,
         peer_lifetime_secs: 60,
         key_digest: 1,
-        has_older_swarms: false,
+        has_older_state: false,
     });
     node.connected(now, 64 << 10);
     let mut input = bytes;
@@ -79,7 +79,7 @@ fn made_message(node: &str, kind: u8, part: &[u8]) -> Vec<u8> {
             key_digest: 1,
             torrents: number(5),
             is_complete: number(6) & 1 == 1,
-            has_older_swarms: number(6) & 2 == 2,
+            has_older_state: number(6) & 2 == 2,
         }),
         1 => {
             Body::Batch { sequence: number(1), sent_at: number(2) as i64, list_changes: Vec::new() }

@@ -72,7 +72,7 @@ impl ClusterNode {
             key_digest: self.settings.key_digest,
             torrents: self.swarms.torrents,
             is_complete: self.is_complete(),
-            has_older_swarms: self.settings.has_older_swarms,
+            has_older_state: self.settings.has_older_state,
         };
         let message = self.encode(&Body::Hello(hello), &[]);
         self.send(MessageSubject::Hello, message.into());
@@ -158,7 +158,8 @@ impl ClusterNode {
             Some(node) if sender.boot < node.boot && node.is_present => return,
             _ if hello.state == HelloState::Leaving => return,
             _ => {
-                let had_all = self.nodes.get(name).is_some_and(RemoteNode::has_missed_nothing);
+                let had_all =
+                    self.nodes.get(name).is_some_and(|node| node.has_missed_nothing(hello));
                 let node = RemoteNode::new(now, sender.boot, hello, had_all);
                 self.nodes.insert(name.to_owned(), node);
                 let Some(node) = self.nodes.get_mut(name) else { return };

@@ -1,5 +1,6 @@
 //! Messages between nodes as bytes.
 
+use crate::policy::overrides::{ListChange, Override};
 use serde::{Deserialize, Serialize};
 use tsubame_storage::InfoHash;
 
@@ -37,8 +38,8 @@ pub enum Body {
         sequence: u64,
         /// Time on the clock of the sender, in seconds.
         sent_at: i64,
-        /// Torrents that were added to the access list (true) or removed from it (false).
-        list_changes: Vec<([u8; 20], bool)>,
+        /// Changes of the access list.
+        list_changes: Vec<EncodedListChange>,
     },
     /// To a node: send the batches again from `first` up to, and without, `end`.
     ResendRequest {
@@ -69,8 +70,8 @@ pub enum Body {
         /// What the sender had received of other nodes when the snapshot was begun, and what it had sent itself. Only
         /// in the first block.
         covered: Vec<BatchPosition>,
-        /// Overrides of the access list of the sender: torrents that were added (true) or removed (false).
-        list_changes: Vec<([u8; 20], bool)>,
+        /// The last change of each torrent that was added to the access list of the sender or removed from it.
+        list_changes: Vec<EncodedListChange>,
     },
     /// The reply to a request for a snapshot that is not sent: another snapshot or export is in progress, swarms are
     /// still being read, or the export has failed.
@@ -99,8 +100,9 @@ pub struct Hello {
     pub torrents: u64,
     /// Whether it knows of no other node whose changes it lacks.
     pub is_complete: bool,
-    /// Whether it may have swarms that are in no batch of a present node: those of before its start, or of a snapshot.
-    pub has_older_swarms: bool,
+    /// Whether it may have swarms or changes of the access list that are in no batch of a present node: those of before
+    /// its start, or of a snapshot.
+    pub has_older_state: bool,
 }
 
 /// Whether a node takes part.
@@ -177,9 +179,20 @@ pub fn subject_token(name: &str) -> String {
     name.bytes().map(escape).collect()
 }
 
-/// Changes of the access list, as a message has them.
-pub(super) fn list_changes(changes: &[(InfoHash, bool)]) -> Vec<([u8; 20], bool)> {
-    changes.iter().map(|(info_hash, on)| (info_hash.0, *on)).collect()
+/// A torrent, whether it is to be on the access list, and the time of the change in milliseconds since 1970.
+pub(super) type EncodedListChange = ([u8; 20], bool, u64);
+
+/// Returns changes of the access list as a message has them.
+pub(super) fn encode_list_changes(changes: &[ListChange]) -> Vec<EncodedListChange> {
+    let encode = |(info_hash, change): &ListChange| (info_hash.0, change.on, change.changed_at_ms);
+    changes.iter().map(encode).collect()
+}
+
+/// Returns the changes of the access list of a message.
+pub(super) fn decode_list_changes(changes: Vec<EncodedListChange>) -> Vec<ListChange> {
+    let decode =
+        |(info_hash, on, changed_at_ms)| (InfoHash(info_hash), Override { on, changed_at_ms });
+    changes.into_iter().map(decode).collect()
 }
 
 #[cfg(test)]
@@ -189,7 +202,8 @@ mod tests {
     #[test]
     fn messages_are_read_back() {
         let sender = Sender { version: PROTOCOL_VERSION, node: "a.example", boot: 7 };
-        let batch = Body::Batch { sequence: 3, sent_at: -5, list_changes: vec![([4; 20], true)] };
+        let batch =
+            Body::Batch { sequence: 3, sent_at: -5, list_changes: vec![([4; 20], true, 9)] };
         let bytes = encode(&sender, &batch, b"records");
         assert_eq!(
             decode(&bytes),

@@ -2,8 +2,8 @@
 
 use super::event::ClusterEvent;
 use super::message::{
-    Body, DecodedMessage, HelloState, NODES_MAX, PROTOCOL_VERSION, Sender, decode, encode,
-    list_changes, subject_token,
+    Body, DecodedMessage, EncodedListChange, HelloState, NODES_MAX, PROTOCOL_VERSION, Sender,
+    decode, decode_list_changes, encode, encode_list_changes, subject_token,
 };
 use super::remote_node::{BatchOrder, RemoteNode};
 use super::sent_batches::SentBatches;
@@ -11,12 +11,13 @@ use super::snapshot::{SnapshotSink, SnapshotSource};
 use super::types::{
     Action, ClusterCounts, ClusterSettings, MessageSource, MessageSubject, NodeStatus, SwarmState,
 };
+use crate::policy::overrides::ListChange;
 use crate::state::{decode_records, encode_records};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
-use tsubame_storage::{InfoHash, StateRecord};
+use tsubame_storage::StateRecord;
 
 /// Maximum bytes of the records of a message.
 const RECORDS_BYTES_MAX: usize = 256 << 10;
@@ -183,16 +184,16 @@ impl ClusterNode {
     }
 
     /// Publishes changes of the access list.
-    pub fn publish_list_changes(&mut self, now: Duration, changes: &[(InfoHash, bool)]) {
+    pub fn publish_list_changes(&mut self, now: Duration, changes: &[ListChange]) {
         for part in changes.chunks(LIST_CHANGES_MAX) {
-            self.publish_batch(now, list_changes(part), &[]);
+            self.publish_batch(now, encode_list_changes(part), &[]);
         }
     }
 
     fn publish_batch(
         &mut self,
         now: Duration,
-        list_changes: Vec<([u8; 20], bool)>,
+        list_changes: Vec<EncodedListChange>,
         records: &[u8],
     ) {
         let (sequence, sent_at) = (self.sent_batches.next(), now.as_secs() as i64);
@@ -339,13 +340,12 @@ impl ClusterNode {
         let changes = self.import(now, own_time, records);
         self.counts.received_batches += 1;
         self.counts.received_changes += changes;
-        self.change_list(list_changes, true);
+        self.change_list(list_changes);
     }
 
-    pub(super) fn change_list(&mut self, changes: Vec<([u8; 20], bool)>, replaces_own: bool) {
+    pub(super) fn change_list(&mut self, changes: Vec<EncodedListChange>) {
         if !changes.is_empty() {
-            let changes = changes.into_iter().map(|(hash, on)| (InfoHash(hash), on)).collect();
-            self.actions.push(Action::ChangeList { changes, replaces_own });
+            self.actions.push(Action::ChangeList(decode_list_changes(changes)));
         }
     }
 

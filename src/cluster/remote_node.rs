@@ -69,7 +69,7 @@ impl RemoteNode {
         // node could send, and has the changes of all nodes in their order.
         let has_all = match had_all {
             true => hello.oldest <= 1,
-            false => hello.next <= 1 && !hello.has_older_swarms,
+            false => hello.next <= 1 && !hello.has_older_state,
         };
         let next = if has_all { 1 } else { hello.next };
         let mut node = Self {
@@ -90,11 +90,13 @@ impl RemoteNode {
         node
     }
 
-    /// Returns whether all of its batches up to its last hello were applied, and it was not silent since.
-    pub(super) fn has_missed_nothing(&self) -> bool {
-        self.missed_before.is_none()
-            && self.next >= self.end
-            && (self.is_present || self.hello.state == HelloState::Leaving)
+    /// Returns whether all of its changes were applied that it may still have after a restart, whose first hello is
+    /// `restarted`.
+    pub(super) fn has_missed_nothing(&self, restarted: &Hello) -> bool {
+        // After a crash it may have read changes from its files that it could not publish before.
+        let has_published_all = self.hello.state == HelloState::Leaving
+            || self.is_present && !restarted.has_older_state;
+        self.missed_before.is_none() && self.next >= self.end && has_published_all
     }
 
     /// Takes note of a hello; returns whether batches were missed that it can send no more.

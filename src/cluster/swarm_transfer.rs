@@ -1,13 +1,14 @@
 //! How a node sends its swarms to another one, and receives those of another one.
 
 use super::event::ClusterEvent;
-use super::message::{BatchPosition, Body, Sender, list_changes};
+use super::message::{BatchPosition, Body, EncodedListChange, Sender, encode_list_changes};
 use super::node::{ClusterNode, LIST_CHANGES_MAX, Membership};
 use super::snapshot::{BLOCKS_IN_FLIGHT, SnapshotSink, SnapshotSource};
 use super::types::{Action, MessageSubject};
+use crate::policy::overrides::ListChange;
 use crate::state::encode_records;
 use std::time::Duration;
-use tsubame_storage::{InfoHash, StateRecord};
+use tsubame_storage::StateRecord;
 
 /// Time after a snapshot that has failed before the next one is asked for.
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(2);
@@ -97,8 +98,7 @@ impl ClusterNode {
         let Some(node) = self.nodes.get(sender.node) else { return };
         let own_time = node.own_time(sent_at);
         let count = self.import(now, own_time, records);
-        // Of two nodes, the one that has run for longer has missed fewer changes.
-        self.change_list(list_changes, sender.boot < self.settings.boot);
+        self.change_list(list_changes);
         if let Some(sink) = &mut self.sink {
             sink.records += count;
         }
@@ -117,7 +117,7 @@ impl ClusterNode {
         }
         self.counts.received_snapshots += 1;
         self.failed_source = None;
-        self.settings.has_older_swarms = true;
+        self.settings.has_older_state = true;
         let time = now.saturating_sub(began);
         self.report(ClusterEvent::SnapshotReceived(from, records, time));
     }
@@ -189,9 +189,9 @@ impl ClusterNode {
     }
 
     /// Adds changes of the access list to the snapshot that is being sent, before its records.
-    pub fn add_list_changes(&mut self, now: Duration, changes: &[(InfoHash, bool)]) {
+    pub fn add_list_changes(&mut self, now: Duration, changes: &[ListChange]) {
         for part in changes.chunks(LIST_CHANGES_MAX) {
-            self.push_block(now, list_changes(part), &[], false);
+            self.push_block(now, encode_list_changes(part), &[], false);
         }
     }
 
@@ -207,7 +207,7 @@ impl ClusterNode {
     fn push_block(
         &mut self,
         now: Duration,
-        list_changes: Vec<([u8; 20], bool)>,
+        list_changes: Vec<EncodedListChange>,
         records: &[u8],
         is_last: bool,
     ) {

@@ -15,7 +15,7 @@ fn settings(node: &str, boot: u64) -> ClusterSettings {
         boot,
         peer_lifetime_secs: 2_700,
         key_digest: 1,
-        has_older_swarms: false,
+        has_older_state: false,
     }
 }
 
@@ -175,7 +175,7 @@ fn a_snapshot_that_was_not_completed_is_requested_again() {
     net.nodes.push(("b".to_owned(), joiner));
     net.run(4);
     assert!(net.node(0).wants_block());
-    let restarted = ClusterSettings { has_older_swarms: true, ..settings("a", 12) };
+    let restarted = ClusterSettings { has_older_state: true, ..settings("a", 12) };
     let mut restarted = ClusterNode::new(restarted);
     restarted.connected(net.now, MESSAGE_BYTES_MAX);
     net.nodes[0] = ("a".to_owned(), restarted);
@@ -308,7 +308,7 @@ fn a_snapshot_is_divided_to_fit_in_messages() {
 #[test]
 fn swarms_of_before_the_start_of_a_node_are_in_its_snapshot() {
     let mut net = TestNetwork::new(&[("b", 11)]);
-    let restored = ClusterSettings { has_older_swarms: true, ..settings("a", 10) };
+    let restored = ClusterSettings { has_older_state: true, ..settings("a", 10) };
     let mut node = ClusterNode::new(restored);
     node.connected(net.now, MESSAGE_BYTES_MAX);
     let is_restoring = SwarmState { is_restoring: true, ..SwarmState::default() };

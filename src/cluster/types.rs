@@ -1,9 +1,10 @@
 //! What a node of a cluster is given, and what it returns.
 
 use super::event::ClusterEvent;
+use crate::policy::overrides::ListChange;
 use std::sync::Arc;
 use std::time::Duration;
-use tsubame_storage::{InfoHash, StateRecord};
+use tsubame_storage::StateRecord;
 
 /// Settings of a [`crate::cluster::ClusterNode`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,8 +17,8 @@ pub struct ClusterSettings {
     pub peer_lifetime_secs: u32,
     /// A number that depends on the key of connection ids, and from which the key cannot be computed.
     pub key_digest: u64,
-    /// Whether it may have swarms of before its start.
-    pub has_older_swarms: bool,
+    /// Whether it may have swarms or changes of the access list of before its start.
+    pub has_older_state: bool,
 }
 
 /// State of the swarms of a node.
@@ -60,13 +61,8 @@ pub enum Action {
     Publish(MessageSubject, Arc<[u8]>),
     /// Import records of other nodes. Their times are of the own clock.
     Import(Vec<StateRecord>),
-    /// Add torrents to the access list, or remove them.
-    ChangeList {
-        /// The torrents, and whether each is to be on the list.
-        changes: Vec<(InfoHash, bool)>,
-        /// Whether they replace changes that this node has made of the same torrents.
-        replaces_own: bool,
-    },
+    /// Make those of these changes of the access list that are later than the own ones.
+    ChangeList(Vec<ListChange>),
     /// Begin an export of all swarms: [`crate::cluster::ClusterNode::wants_block`].
     BeginExport,
     /// End the export that [`Self::BeginExport`] began.

@@ -5,7 +5,7 @@
 //! in a file of their own, so that they survive a restart.
 
 use super::hash_list::HashList;
-use super::overrides::{self, Overrides};
+use super::overrides::{self, ListChange, Override, Overrides};
 use super::torrent;
 use crate::hex::parse_info_hash;
 use crate::lines::{self, Mistakes};
@@ -19,7 +19,7 @@ use tsubame_storage::InfoHash;
 /// Maximum bytes of a `.torrent` file.
 const TORRENT_LEN_MAX: u64 = 32 << 20;
 
-/// Maximum number of overrides in memory; if there are more, the list is rebuilt with them.
+/// Maximum number of overrides that each request looks up; if there are more, the list is rebuilt with them.
 const OVERRIDES_MAX: usize = 4096;
 
 /// Sources of a list.
@@ -50,6 +50,8 @@ pub struct AccessList {
     base: Arc<HashList>,
     /// Whether a torrent is on the list, regardless of the base.
     overrides: Arc<HashMap<InfoHash, bool>>,
+    /// The last change of each torrent while the tracker ran, also if the base agrees with it.
+    changes: Arc<HashMap<InfoHash, Override>>,
 }
 
 /// A list that was read, and warnings about its files.
@@ -61,13 +63,15 @@ pub struct LoadedList {
     pub warnings: Vec<String>,
 }
 
-/// A torrent, and whether it is to be on the list.
-pub type ListChange = (InfoHash, bool);
-
 impl AccessList {
     /// Reads a list. If the file of overrides has lines that are not needed, it is rewritten without them, unless
-    /// `check` is set.
-    pub fn load(sources: &ListSources, seed: u64, check: bool) -> Result<LoadedList, Mistakes> {
+    /// `check` is set. `now_ms` is the time in milliseconds since 1970.
+    pub fn load(
+        sources: &ListSources,
+        seed: u64,
+        now_ms: u64,
+        check: bool,
+    ) -> Result<LoadedList, Mistakes> {
         let (mut hashes, mut mistakes) = (sources.info_hashes.clone(), Mistakes::default());
         for path in &sources.files {
             lines::read_entries(path, &mut mistakes, |entry| parse_entry(entry, &mut hashes));
@@ -84,7 +88,7 @@ impl AccessList {
         mistakes.into_result(())?;
         let base = HashList::new(hashes, seed);
         if let Some(path) = &sources.overrides {
-            overrides.remove_redundant(path, |hash| base.contains(hash));
+            overrides.remove_redundant(path, now_ms, |hash| base.contains(hash));
             if let Some(Err(error)) = (!check).then(|| overrides.compact(path)) {
                 let text =
                     format!("cannot rewrite {}: {error}; check its permissions", path.display());
@@ -92,10 +96,20 @@ impl AccessList {
             }
         }
         let Overrides { torrents, warnings, .. } = overrides;
-        let list =
-            Self { base: Arc::new(base), overrides: Arc::new(torrents.into_iter().collect()) };
-        let list = if list.overrides.len() > OVERRIDES_MAX { list.compacted(seed) } else { list };
-        Ok(LoadedList { list, warnings })
+        let differs = |(hash, change): &(&InfoHash, &Override)| base.contains(hash) != change.on;
+        let differing = torrents.iter().filter(differs);
+        let overrides = differing.map(|(hash, change)| (*hash, change.on)).collect();
+        let list = Self {
+            base: Arc::new(base),
+            overrides: Arc::new(overrides),
+            changes: Arc::new(torrents.into_iter().collect()),
+        };
+        Ok(LoadedList { list: list.compacted_if_large(seed), warnings })
+    }
+
+    /// Merges the overrides into the base if there are too many.
+    fn compacted_if_large(self, seed: u64) -> Self {
+        if self.overrides.len() > OVERRIDES_MAX { self.compacted(seed) } else { self }
     }
 
     /// Returns the list with its overrides merged into the base.
@@ -103,26 +117,28 @@ impl AccessList {
         let kept = self.base.iter().filter(|hash| !self.overrides.contains_key(*hash));
         let added = self.overrides.iter().filter(|(_, on)| **on).map(|(hash, _)| hash);
         let hashes = kept.chain(added).copied().collect();
-        Self { base: Arc::new(HashList::new(hashes, seed)), overrides: Arc::default() }
+        let base = Arc::new(HashList::new(hashes, seed));
+        Self { base, overrides: Arc::default(), changes: self.changes.clone() }
     }
 
-    /// Returns whether a torrent was added or removed while the tracker ran.
-    pub fn is_override(&self, info_hash: &InfoHash) -> bool {
-        self.overrides.contains_key(info_hash)
+    /// Returns the last change of a torrent while the tracker ran.
+    pub fn last_change(&self, info_hash: &InfoHash) -> Option<Override> {
+        self.changes.get(info_hash).copied()
     }
 
-    /// Returns the torrents that were added (true) or removed while the tracker ran, unless there were so many that the
-    /// list was rebuilt.
-    pub fn overrides(&self) -> Vec<ListChange> {
-        self.overrides.iter().map(|(info_hash, on)| (*info_hash, *on)).collect()
+    /// Returns the last change of each torrent that was added or removed while the tracker ran.
+    pub fn changes(&self) -> impl Iterator<Item = ListChange> {
+        self.changes.iter().map(|(info_hash, change)| (*info_hash, *change))
     }
 
     /// Returns the list with some torrents added or removed; `seed` determines the hash keys if the list is rebuilt.
     pub fn with(&self, changes: &[ListChange], seed: u64) -> Self {
         let mut overrides = HashMap::clone(&self.overrides);
-        overrides.extend(changes.iter().copied());
-        let list = Self { base: self.base.clone(), overrides: Arc::new(overrides) };
-        if list.overrides.len() > OVERRIDES_MAX { list.compacted(seed) } else { list }
+        overrides.extend(changes.iter().map(|(info_hash, change)| (*info_hash, change.on)));
+        let mut all = HashMap::clone(&self.changes);
+        all.extend(changes.iter().copied());
+        let (overrides, all) = (Arc::new(overrides), Arc::new(all));
+        Self { base: self.base.clone(), overrides, changes: all }.compacted_if_large(seed)
     }
 
     /// Returns all torrents of the list, in unspecified order.
@@ -220,6 +236,10 @@ mod tests {
         InfoHash([byte; 20])
     }
 
+    fn change(byte: u8, on: bool) -> ListChange {
+        (hash(byte), Override { on, changed_at_ms: 1 })
+    }
+
     fn hex(byte: u8) -> String {
         format!("{byte:02x}").repeat(20)
     }
@@ -243,23 +263,25 @@ mod tests {
             torrent_directories: vec![torrents.clone()],
             overrides: Some(overrides.clone()),
         };
-        let load = |sources: &ListSources| AccessList::load(sources, 1, false);
+        let load = |sources: &ListSources| AccessList::load(sources, 1, 5, false);
         let list = load(&sources).unwrap().list;
         assert_eq!(list.len(), 5);
         assert!([1, 2, 0xab, 9].iter().all(|byte| list.contains(&hash(*byte))));
         assert!(!list.contains(&hash(3)));
         for (byte, on) in [(3, true), (2, false), (4, true), (4, false)] {
-            append(&overrides, &[(hash(byte), on)]).unwrap();
+            append(&overrides, &[change(byte, on)]).unwrap();
         }
         let LoadedList { list, warnings } = load(&sources).unwrap();
         assert_eq!((list.len(), warnings.len()), (5, 1), "one added and one removed: {warnings:?}");
         assert_eq!([1, 2, 3, 4].map(|byte| list.contains(&hash(byte))), [true, false, true, false]);
         for list in
-            [list.with(&[(hash(1), false)], 5).with(&[(hash(4), true)], 5), list.compacted(5)]
+            [list.with(&[change(1, false)], 5).with(&[change(4, true)], 5), list.compacted(5)]
         {
             assert!(list.contains(&hash(3)) && !list.contains(&hash(2)));
+            // 4 agrees with the files.
+            assert!([2, 3, 4].iter().all(|byte| list.last_change(&hash(*byte)).is_some()));
             assert_eq!(list.iter().count(), list.len());
-            let fewer = list.with(&[(hash(0xab), false)], 5);
+            let fewer = list.with(&[change(0xab, false)], 5);
             assert_eq!((fewer.len(), fewer.compacted(6).len()), (4, 4));
         }
         fs::write(torrents.join("b.torrent"), b"d4:spami1ee").unwrap();

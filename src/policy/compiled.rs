@@ -1,6 +1,6 @@
 //! The compiled policy: hooks with their lists, made at start or by a helper thread, and shared by all shards.
 
-use super::access_list::{AccessList, ListChange, LoadedList};
+use super::access_list::{AccessList, LoadedList};
 use super::access_rule::AccessRule;
 use super::chain::Policy;
 use super::clients::ClientFilter;
@@ -11,8 +11,10 @@ use super::interval::{IntervalVariation, LoadBasedInterval, LoadMeter};
 use super::jwt::{Jwt, JwtSettings, KeySet, KeySource};
 use super::limits::{LimitSettings, Limits};
 use super::networks::NetworkFilter;
+use super::overrides::ListChange;
 use super::passkeys::Passkeys;
 use super::seeds::SeedSequence;
+use crate::clock::Clock;
 use crate::slow_reads::SlowReads;
 use ipnet::IpNet;
 use std::collections::BTreeMap;
@@ -343,7 +345,8 @@ fn read_hook(hook: &HookConfig, seed: u64, check: bool) -> Result<(HookData, Vec
     let (data, warnings) = match hook {
         HookConfig::AccessList { sources, .. } => {
             let LoadedList { list, warnings } =
-                AccessList::load(sources, seed, check).map_err(|it| it.to_string())?;
+                AccessList::load(sources, seed, Clock::new().unix_millis(), check)
+                    .map_err(|it| it.to_string())?;
             (HookData::AccessList(list), warnings)
         }
         HookConfig::Networks { mode, networks, files } => {

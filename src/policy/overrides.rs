@@ -1,7 +1,8 @@
 //! The file of overrides: torrents that were added to an access list or removed from it while the tracker ran.
 //!
-//! Each line is `+` or `-` and an info hash; the last line about a torrent counts. Overrides that agree with the lists
-//! are dropped.
+//! Each line is `+` or `-`, an info hash, a space, and the time of the change in milliseconds since 1970; earlier
+//! versions wrote no time. The last line about a torrent counts. Overrides that agree with the lists are dropped after
+//! a week.
 
 use crate::hex::parse_info_hash;
 use crate::lines;
@@ -15,17 +16,47 @@ use tsubame_storage::InfoHash;
 /// Maximum bytes of the file, enough for a million overrides.
 const LEN_MAX: u64 = 64 << 20;
 
-/// Length of an override in characters: a sign and an info hash.
-const OVERRIDE_LEN: usize = 41;
+/// Length of a sign and an info hash in characters.
+const SIGN_AND_HASH_LEN: usize = 41;
+
+/// How long an override is kept that agrees with the lists. Meanwhile it replaces older changes of the same torrent on
+/// other nodes of a cluster, which may have been away when it was made.
+const REDUNDANT_KEPT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
 
 /// Maximum number of torrents that a warning names.
 const SHOWN_MAX: usize = 5;
 
+/// Whether a torrent is on the list, regardless of the files of the list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Override {
+    /// Whether it is on the list.
+    pub on: bool,
+    /// Time of the change in milliseconds since 1970; zero if it is not known.
+    pub changed_at_ms: u64,
+}
+
+/// A torrent that was added to the list or removed from it.
+pub type ListChange = (InfoHash, Override);
+
+impl Override {
+    /// Returns the override that a change to `on` makes now, which is later than `previous` whatever the clock says.
+    pub fn after(previous: Option<Self>, on: bool, now_ms: u64) -> Self {
+        let earliest = previous.map_or(0, |previous| previous.changed_at_ms.saturating_add(1));
+        Self { on, changed_at_ms: now_ms.max(earliest) }
+    }
+
+    /// Returns whether this is a later change than another one of the same torrent. Of two different changes at the
+    /// same time, the removal is the later one.
+    pub fn is_later_than(&self, other: &Self) -> bool {
+        (self.changed_at_ms, !self.on) > (other.changed_at_ms, !other.on)
+    }
+}
+
 /// The overrides of a file, and warnings about it.
 #[derive(Debug, Default)]
 pub struct Overrides {
-    /// Whether a torrent is on the list, regardless of the files of the list.
-    pub torrents: BTreeMap<InfoHash, bool>,
+    /// The last override of each torrent.
+    pub torrents: BTreeMap<InfoHash, Override>,
     /// Number of lines that are not needed: blank, superseded by a later line about the same torrent, or cut off.
     surplus: usize,
     /// Warnings to be logged.
@@ -76,14 +107,23 @@ impl Overrides {
         Ok(overrides)
     }
 
-    /// Removes the overrides that agree with the lists, and adds a warning about torrents that are on the lists but
-    /// removed.
-    pub fn remove_redundant(&mut self, path: &Path, is_listed: impl Fn(&InfoHash) -> bool) {
+    /// Removes the overrides that agree with the lists and are older than a week, and adds a warning about torrents
+    /// that are on the lists but removed.
+    pub fn remove_redundant(
+        &mut self,
+        path: &Path,
+        now_ms: u64,
+        is_listed: impl Fn(&InfoHash) -> bool,
+    ) {
         let before = self.torrents.len();
-        self.torrents.retain(|hash, on| is_listed(hash) != *on);
+        self.torrents.retain(|hash, change| {
+            is_listed(hash) != change.on
+                || now_ms.saturating_sub(change.changed_at_ms) < REDUNDANT_KEPT_MS
+        });
         self.surplus += before - self.torrents.len();
+        let is_removed = |(hash, change): &(&InfoHash, &Override)| !change.on && is_listed(hash);
         let removed: Vec<_> =
-            self.torrents.iter().filter(|(_, on)| !**on).map(|(hash, _)| hash).collect();
+            self.torrents.iter().filter(is_removed).map(|(hash, _)| hash).collect();
         if removed.is_empty() {
             return;
         }
@@ -107,9 +147,7 @@ impl Overrides {
         name.push(".new");
         let new = PathBuf::from(name);
         let mut file = File::create(&new)?;
-        let line =
-            |(hash, on): (&InfoHash, &bool)| format!("{}{hash}\n", if *on { '+' } else { '-' });
-        let text: String = self.torrents.iter().map(line).collect();
+        let text: String = self.torrents.iter().map(|(hash, change)| line(hash, change)).collect();
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&new, path)?;
@@ -126,7 +164,7 @@ pub fn lock() -> MutexGuard<'static, ()> {
 }
 
 /// Appends overrides to the file and syncs it to disk.
-pub fn append(path: &Path, changes: &[(InfoHash, bool)]) -> io::Result<()> {
+pub fn append(path: &Path, changes: &[ListChange]) -> io::Result<()> {
     let _lock = lock();
     let is_new = !path.exists();
     let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
@@ -137,8 +175,7 @@ pub fn append(path: &Path, changes: &[(InfoHash, bool)]) -> io::Result<()> {
         file.read_exact(&mut last)?;
     }
     let begin = if last == [b'\n'] { "" } else { "\n" };
-    let line = |(hash, on): &(InfoHash, bool)| format!("{}{hash}\n", if *on { '+' } else { '-' });
-    let lines: String = changes.iter().map(line).collect();
+    let lines: String = changes.iter().map(|(hash, change)| line(hash, change)).collect();
     if file.metadata()?.len() + lines.len() as u64 >= LEN_MAX {
         // A longer file could not be read again.
         return Err(io::Error::other(
@@ -155,10 +192,17 @@ fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-fn parse(line: &[u8]) -> Option<(InfoHash, bool)> {
+/// Returns the line of an override.
+fn line(hash: &InfoHash, Override { on, changed_at_ms }: &Override) -> String {
+    format!("{}{hash} {changed_at_ms}\n", if *on { '+' } else { '-' })
+}
+
+fn parse(line: &[u8]) -> Option<ListChange> {
     let line = str::from_utf8(line).ok()?;
-    let hash = parse_info_hash(line.strip_prefix(['+', '-'])?)?;
-    Some((hash, line.starts_with('+')))
+    let rest = line.strip_prefix(['+', '-'])?;
+    let (hash, time) = rest.split_once(' ').unwrap_or((rest, "0"));
+    let change = Override { on: line.starts_with('+'), changed_at_ms: time.parse().ok()? };
+    Some((parse_info_hash(hash)?, change))
 }
 
 /// Returns whether a line is the beginning of an override, or was filled with zeros.
@@ -167,11 +211,11 @@ fn is_torn(line: &[u8]) -> bool {
     let text: Vec<u8> = rest.iter().copied().filter(|byte| *byte != 0).collect();
     let has_zeros = text.len() < rest.len();
     let begins = match text.split_first() {
-        Some((b'+' | b'-', digits)) => digits.iter().all(u8::is_ascii_hexdigit),
+        Some((b'+' | b'-', rest)) => rest.iter().all(|it| it.is_ascii_hexdigit() || *it == b' '),
         Some(_) => false,
         None => true,
     };
-    begins && (has_zeros || text.len() < OVERRIDE_LEN)
+    begins && (has_zeros || text.len() < SIGN_AND_HASH_LEN)
 }
 
 #[cfg(test)]
@@ -182,32 +226,43 @@ mod tests {
         InfoHash([byte; 20])
     }
 
+    fn change(byte: u8, on: bool, changed_at_ms: u64) -> ListChange {
+        (hash(byte), Override { on, changed_at_ms })
+    }
+
     #[test]
     fn overrides_survive_torn_writes_and_the_file_is_compacted() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("overrides");
         assert!(Overrides::read(&path).unwrap().torrents.is_empty());
         for (byte, on) in [(1, true), (2, false), (1, false), (3, true), (4, true)] {
-            append(&path, &[(hash(byte), on)]).unwrap();
+            append(&path, &[change(byte, on, 1)]).unwrap();
         }
         assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 5, "no blank lines");
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
         file.write_all(b"+0707").unwrap();
-        append(&path, &[(hash(5), true)]).unwrap();
+        append(&path, &[change(5, true, REDUNDANT_KEPT_MS)]).unwrap();
+        // A line of an earlier version, and one that was filled with zeros.
+        file.write_all(format!("+{}\n-{} 17\0\0\n", hash(6), hash(6)).as_bytes()).unwrap();
         file.write_all(&[0; 500]).unwrap();
         let mut overrides = Overrides::read(&path).unwrap();
         assert_eq!(overrides.warnings.len(), 1, "{:?}", overrides.warnings);
-        let expected = [(1, false), (2, false), (3, true), (4, true), (5, true)];
-        assert_eq!(overrides.torrents, expected.map(|(byte, on)| (hash(byte), on)).into());
-        // The lists contain 2, which was removed, and 3, which was added.
-        overrides.remove_redundant(&path, |it| [hash(2), hash(3)].contains(it));
-        assert_eq!(overrides.torrents.len(), 3);
+        let expected = [(1, false, 1), (2, false, 1), (3, true, 1), (4, true, 1)];
+        let expected = [&expected[..], &[(5, true, REDUNDANT_KEPT_MS), (6, true, 0)]].concat();
+        let expected = expected.into_iter().map(|(byte, on, at)| change(byte, on, at)).collect();
+        assert_eq!(overrides.torrents, expected);
+        // The lists contain 2, which was removed, and 3 and 5, which were added.
+        let is_listed = |it: &InfoHash| [hash(2), hash(3), hash(5)].contains(it);
+        overrides.remove_redundant(&path, REDUNDANT_KEPT_MS + 1, is_listed);
         assert!(overrides.warnings[1].contains(&hash(2).to_string()), "{:?}", overrides.warnings);
         overrides.compact(&path).unwrap();
         let text = fs::read_to_string(&path).unwrap();
-        assert_eq!(text, format!("-{}\n+{}\n+{}\n", hash(2), hash(4), hash(5)));
+        let [two, four, five, six] = [2, 4, 5, 6].map(hash);
+        // 5 is kept for some time, although it agrees with the lists.
+        let kept = REDUNDANT_KEPT_MS;
+        assert_eq!(text, format!("-{two} 1\n+{four} 1\n+{five} {kept}\n+{six} 0\n"));
         let again = Overrides::read(&path).unwrap();
-        assert_eq!((again.surplus, again.torrents.len(), again.warnings.len()), (0, 3, 0));
+        assert_eq!((again.surplus, again.torrents.len(), again.warnings.len()), (0, 4, 0));
         // A file of another kind is refused.
         fs::write(&path, format!("{}\n", hash(1))).unwrap();
         let mistake = Overrides::read(&path).unwrap_err();
@@ -215,5 +270,17 @@ mod tests {
             mistake.contains("overrides:1:") && mistake.contains("is not an override"),
             "{mistake}"
         );
+    }
+
+    #[test]
+    fn the_later_change_counts() {
+        let put = Override::after(None, true, 50);
+        assert_eq!(put.changed_at_ms, 50);
+        // The clock of this node is behind that of the node with the previous change.
+        let deleted = Override::after(Some(put), false, 20);
+        assert!(deleted.is_later_than(&put) && !put.is_later_than(&deleted));
+        let at_the_same_time = Override { on: false, ..put };
+        assert!(at_the_same_time.is_later_than(&put) && !put.is_later_than(&at_the_same_time));
+        assert!(!put.is_later_than(&put));
     }
 }

@@ -9,10 +9,10 @@ use crate::config::Config;
 use crate::control::monitored::{Monitored, ServedConfig};
 use crate::control::token::ControlToken;
 use crate::http::Certificate;
-use crate::policy::access_list::ListChange;
 use crate::policy::jwt::{KeySet, KeySource, KeysError};
+use crate::policy::overrides::{self, ListChange, Override};
 use crate::policy::seeds::SeedSequence;
-use crate::policy::{CompiledPolicy, HookConfig, LoadedPolicy, ReadMode, overrides};
+use crate::policy::{CompiledPolicy, HookConfig, LoadedPolicy, ReadMode};
 use crate::process::file_stamps::{FileStamp, file_stamps};
 use crate::process::log;
 use crate::process::settings::StartupState;
@@ -53,10 +53,10 @@ pub enum ReloadJob {
     Config,
     /// Reads the lists of the configured hooks again.
     Lists,
-    /// Adds torrents to the access list, or removes them.
-    ChangeList(Vec<ListChange>),
-    /// Does the same because another node has.
-    AdoptList(Vec<AdoptedChange>),
+    /// Adds torrents to the access list (true), or removes them.
+    ChangeList(Vec<(InfoHash, bool)>),
+    /// Makes changes of the access list that another node has made.
+    AdoptList(Vec<ListChange>),
     /// Removes all torrents without peers. The number of them is for the reply.
     Evict(usize),
     /// Checks whether files have changed.
@@ -68,16 +68,9 @@ pub enum ReloadJob {
 /// A key source and the result of fetching its key set.
 pub type FetchedKeys = (KeySource, Result<KeySet, KeysError>);
 
-/// A change of the access list by another node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AdoptedChange {
-    /// The torrent.
-    pub info_hash: InfoHash,
-    /// Whether it is to be on the list.
-    pub on: bool,
-    /// Whether this replaces a change that was made on this node.
-    pub replaces_own: bool,
-}
+/// Maximum time by which the wall clock of another node may be ahead of that of this node: a change of the access list
+/// that is later is dated back, so that a wrong clock does not keep later changes out forever.
+const CLOCK_DIFFERENCE_MAX_MS: u64 = 24 * 60 * 60 * 1_000;
 
 /// Channel for the result of a job: a summary, or an error text.
 pub type JobReply = oneshot::Sender<Result<String, String>>;
@@ -380,6 +373,7 @@ impl ServedState {
                 Ok(format!("{torrents} torrents without peers are being removed"))
             }
             ReloadJob::ChangeList(changes) => {
+                let changes = self.dated(&changes);
                 let changed = self.change_list(&changes);
                 if changed.is_ok() {
                     list_changes = changes;
@@ -515,17 +509,30 @@ impl ServedState {
         changed
     }
 
-    /// Makes changes that another node has made.
-    fn adopt_list(&mut self, adopted: &[AdoptedChange]) -> Result<String, String> {
-        let is_new = |change: &&AdoptedChange| match self.policy.only_access_list() {
-            Some(list) => {
-                list.contains(&change.info_hash) != change.on
-                    && (change.replaces_own || !list.is_override(&change.info_hash))
-            }
-            None => true,
+    /// Returns changes of the access list with their times.
+    fn dated(&self, changes: &[(InfoHash, bool)]) -> Vec<ListChange> {
+        let now_ms = self.clock.unix_millis();
+        let list = self.policy.only_access_list();
+        let dated = |(info_hash, on): &(InfoHash, bool)| {
+            let previous = list.and_then(|list| list.last_change(info_hash));
+            (*info_hash, Override::after(previous, *on, now_ms))
         };
-        let changes = adopted.iter().filter(is_new).map(|change| (change.info_hash, change.on));
-        let changes: Vec<ListChange> = changes.collect();
+        changes.iter().map(dated).collect()
+    }
+
+    /// Makes those changes of another node that are later than the own ones.
+    fn adopt_list(&mut self, adopted: &[ListChange]) -> Result<String, String> {
+        let latest_ms = self.clock.unix_millis().saturating_add(CLOCK_DIFFERENCE_MAX_MS);
+        let list = self.policy.only_access_list();
+        let bounded = |(info_hash, change): &ListChange| {
+            let changed_at_ms = change.changed_at_ms.min(latest_ms);
+            (*info_hash, Override { changed_at_ms, ..*change })
+        };
+        let is_later = |(info_hash, change): &ListChange| {
+            let own = list.and_then(|list| list.last_change(info_hash));
+            own.is_none_or(|own| change.is_later_than(&own))
+        };
+        let changes: Vec<ListChange> = adopted.iter().map(bounded).filter(is_later).collect();
         let Some((first, _)) = changes.first() else { return Ok(String::new()) };
         let changed = self.change_list(&changes);
         let Err(error) = changed else { return changed };
@@ -556,7 +563,7 @@ impl ServedState {
         self.policy = policy;
         let place = |on: bool| if on { "on" } else { "off" };
         Ok(match changes {
-            [(hash, on)] => format!("{hash} is {} the access list", place(*on)),
+            [(hash, change)] => format!("{hash} is {} the access list", place(change.on)),
             _ => format!("changed {} entries of the access list", changes.len()),
         })
     }

@@ -14,9 +14,9 @@ use crate::cluster::{
 };
 use crate::config::{ClusterConfig, Config};
 use crate::control::monitored::Monitored;
-use crate::policy::access_list::ListChange;
+use crate::policy::overrides::{ListChange, Override};
 use crate::process::cpus;
-use crate::process::reload::{AdoptedChange, ControlCommand, ReloadJob};
+use crate::process::reload::{ControlCommand, ReloadJob};
 use crate::process::shard_export::ShardSender;
 use crate::shard::mesh::MeshEndpoint;
 use crate::shard::publication::PublicationReceiver;
@@ -51,6 +51,9 @@ const CONNECT_PAUSE: Duration = Duration::from_secs(2);
 
 /// Maximum number of changes of the access list by other nodes that wait.
 const LIST_CHANGES_MAX: usize = 1 << 16;
+
+/// Number of such changes from which on no more of a snapshot is requested.
+const LIST_CHANGES_BUSY: usize = LIST_CHANGES_MAX / 4;
 
 /// Maximum length, in characters, of an error text of NATS that is logged.
 const PROBLEM_CHARS_MAX: usize = 200;
@@ -112,12 +115,15 @@ impl ClusterThread {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (commands, receiver) = unbounded_channel();
         let node = node_name(&config.cluster);
+        let served = parts.monitored.served_config();
         let settings = ClusterSettings {
             node: node.clone(),
             boot: parts.monitored.clock.unix_nanos(),
             peer_lifetime_secs: config.announce.peer_lifetime.as_secs() as u32,
             key_digest: key_digest(&parts.key),
-            has_older_swarms: config.storage.directory.is_some() || parts.has_predecessor,
+            has_older_state: config.storage.directory.is_some()
+                || parts.has_predecessor
+                || served.access_list.is_some_and(|list| list.changes().next().is_some()),
         };
         parts.status.update(|report| report.node = node);
         let ClusterLinks { endpoint, changes } = parts.links;
@@ -208,9 +214,8 @@ struct ClusterJob {
     swarms: SwarmState,
     /// Position in the imported records after which an export is to begin.
     export_after: Option<Vec<u64>>,
-    /// Changes of the access list by other nodes: whether a torrent is to be on it, and whether that replaces changes
-    /// of this node.
-    list_changes: BTreeMap<InfoHash, (bool, bool)>,
+    /// Changes of the access list by other nodes, which wait for a job.
+    list_changes: BTreeMap<InfoHash, Override>,
     /// Number of such changes that were dropped because there were too many.
     dropped_list_changes: u64,
     /// The job that makes such changes now.
@@ -288,7 +293,7 @@ impl ClusterJob {
             self.swarms.is_restoring = process.snapshots.is_restoring.load(Ordering::Relaxed);
         }
         self.ticks = self.ticks.wrapping_add(1);
-        self.swarms.is_busy = self.import.is_busy();
+        self.swarms.is_busy = self.import.is_busy() || self.list_changes.len() >= LIST_CHANGES_BUSY;
         self.node.tick(self.clock.elapsed(), self.swarms);
         self.import.advance(self.clock.elapsed());
         // The snapshot includes all that was received of other nodes before it was requested.
@@ -304,7 +309,10 @@ impl ClusterJob {
         match self.monitored.served_config().access_list {
             // No export can be started now: the other node asks again.
             _ if self.export.is_none() => self.node.abort_export(),
-            Some(list) => self.node.add_list_changes(self.clock.elapsed(), &list.overrides()),
+            Some(list) => {
+                let changes: Vec<ListChange> = list.changes().collect();
+                self.node.add_list_changes(self.clock.elapsed(), &changes);
+            }
             None => {}
         }
     }
@@ -320,13 +328,8 @@ impl ClusterJob {
         }
         let (reply, job) = oneshot::channel();
         self.list_job = Some(job);
-        let adopted = std::mem::take(&mut self.list_changes);
-        let adopted = adopted.into_iter().map(|(info_hash, (on, replaces_own))| AdoptedChange {
-            info_hash,
-            on,
-            replaces_own,
-        });
-        let job = (ReloadJob::AdoptList(adopted.collect()), Some(reply));
+        let changes = std::mem::take(&mut self.list_changes).into_iter().collect();
+        let job = (ReloadJob::AdoptList(changes), Some(reply));
         // Fails only when the tracker stops.
         let _ = self.control.send(ControlCommand::Job(job));
     }
@@ -399,19 +402,23 @@ impl ClusterJob {
             match action {
                 Action::Publish(subject, message) => self.publish(&subject, &message),
                 Action::Import(records) => self.import.add(&records),
-                Action::ChangeList { changes, replaces_own } => {
-                    let free = LIST_CHANGES_MAX.saturating_sub(self.list_changes.len());
-                    self.dropped_list_changes += changes.len().saturating_sub(free) as u64;
-                    for (info_hash, on) in changes.into_iter().take(free) {
-                        self.list_changes.insert(info_hash, (on, replaces_own));
-                    }
-                }
+                Action::ChangeList(changes) => self.add_list_changes(changes),
                 Action::BeginExport => self.export_after = Some(self.import.position()),
                 Action::EndExport => (self.export, self.export_after) = (None, None),
                 Action::Report(event) if event.is_warning() => tracing::warn!("cluster: {event}"),
                 Action::Report(event) => tracing::info!("cluster: {event}"),
             }
         }
+    }
+
+    fn add_list_changes(&mut self, mut changes: Vec<ListChange>) {
+        let is_earlier = |(info_hash, change): &ListChange| {
+            self.list_changes.get(info_hash).is_some_and(|waiting| !change.is_later_than(waiting))
+        };
+        changes.retain(|change| !is_earlier(change));
+        let free = LIST_CHANGES_MAX.saturating_sub(self.list_changes.len());
+        self.dropped_list_changes += changes.len().saturating_sub(free) as u64;
+        self.list_changes.extend(changes.into_iter().take(free));
     }
 
     fn publish(&mut self, subject: &MessageSubject, message: &[u8]) {
