@@ -115,8 +115,8 @@ impl Node {
 fn two_nodes(nats: &Nats) -> (Node, Node) {
     let mut a = Node::start(&config("a", &nats.url(), ""));
     let mut b = Node::start(&config("b", &nats.url(), ""));
-    a.tracker.wait_for("node \"b\" is connected");
-    b.tracker.wait_for("node \"a\" is connected");
+    a.tracker.wait_for("node \"b\" has joined");
+    b.tracker.wait_for("node \"a\" has joined");
     (a, b)
 }
 
@@ -186,7 +186,7 @@ fn nodes_serve_without_nats_and_agree_when_it_is_back() {
         match round % 2 {
             0 => nats.signal("CONT"),
             _ => {
-                a.tracker.wait_for("the connection to NATS has broken");
+                a.tracker.wait_for("lost the connection to NATS");
                 nats.restart();
             }
         }
@@ -194,7 +194,7 @@ fn nodes_serve_without_nats_and_agree_when_it_is_back() {
         b.wait_for_counts(round, [1, 0, 1]);
         a.wait_for_counts(1, [round, 0, 0]);
     }
-    a.tracker.wait_for("connected to NATS again");
+    a.tracker.wait_for("reconnected to NATS");
     a.tracker.stop();
     b.tracker.stop();
 }
@@ -263,8 +263,10 @@ fn of_two_nodes_with_one_name_the_younger_one_serves_alone() {
     let nats = Nats::start("");
     let (mut a, mut b) = two_nodes(&nats);
     let mut second = Node::start(&config("a", &nats.url(), ""));
-    second.tracker.wait_for("another node is named \"a\" and is older: this one serves alone");
-    a.tracker.wait_for("another node is named \"a\" and takes no part");
+    second
+        .tracker
+        .wait_for("another node is named \"a\" and was started earlier: this node serves alone");
+    a.tracker.wait_for("another node is named \"a\" and was started later");
     second.wait_for_page("/healthz", "another node has the same name: serving alone");
     second.announce(1, 2_003, 0, 2);
     a.announce(2, 2_001, 0, 2);
@@ -272,7 +274,7 @@ fn of_two_nodes_with_one_name_the_younger_one_serves_alone() {
     assert_eq!((b.counts(1), second.counts(2)), ([0; 3], [0; 3]));
     // When the older one has ended, the younger one takes its place.
     a.tracker.stop();
-    second.tracker.wait_within(WAIT_TIMEOUT * 2, "is gone: this one takes part");
+    second.tracker.wait_within(WAIT_TIMEOUT * 2, "has stopped: this node takes part");
     b.wait_for_counts(1, [1, 0, 0]);
     second.tracker.stop();
     b.tracker.stop();
@@ -306,7 +308,7 @@ fn users_and_certificates_are_checked() {
         (url("tracker:secret-word@"), "", "cannot be reached with TLS"),
     ] {
         let mut node = Node::start(&config("x", &server, tls));
-        let line = node.tracker.wait_for("until then this node serves alone");
+        let line = node.tracker.wait_for("this node serves alone and tries again");
         assert!(line.contains(expected) && !line.contains("wrong"), "{line}");
         node.announce(1, 2_001, 0, 2);
         assert_eq!(node.counts(1), [1, 0, 0]);
@@ -397,8 +399,8 @@ fn changes_of_the_access_list_reach_all_nodes_and_survive_their_restarts() {
         Node::start(&format!("{}{list}", config(name, &nats.url(), "")))
     };
     let (mut a, mut b) = (node(0), node(1));
-    a.tracker.wait_for("node \"b\" is connected");
-    b.tracker.wait_for("node \"a\" is connected");
+    a.tracker.wait_for("node \"b\" has joined");
+    b.tracker.wait_for("node \"a\" has joined");
     change_list(&a, "PUT", 3);
     b.tracker.wait_within(Duration::from_secs(1), "is on the access list");
     // The shards get it a moment later.
@@ -428,11 +430,11 @@ fn the_latest_change_of_the_access_list_counts() {
     };
     let url = nats.url();
     let (mut a, mut b) = (node(0, &url), node(1, &url));
-    a.tracker.wait_for("node \"b\" is connected");
-    b.tracker.wait_for("node \"a\" is connected");
+    a.tracker.wait_for("node \"b\" has joined");
+    b.tracker.wait_for("node \"a\" has joined");
     nats.kill();
     for node in [&mut a, &mut b] {
-        node.tracker.wait_for("the connection to NATS has broken");
+        node.tracker.wait_for("lost the connection to NATS");
     }
     for (node, method, torrent) in [
         (&b, "PUT", 3),
@@ -458,10 +460,10 @@ fn the_latest_change_of_the_access_list_counts() {
     b.tracker.stop();
 }
 
-/// Anybody who may publish can send anything; that costs neither the process nor its swarms.
+/// Anyone who may publish can send arbitrary bytes; they neither stop the process nor change its swarms.
 #[test]
 #[ignore = "needs nats-server: tests/run"]
-fn foreign_messages_are_ignored_and_said() {
+fn foreign_messages_are_ignored_and_logged() {
     let nats = Nats::start("");
     let (mut a, mut b) = two_nodes(&nats);
     let mut rng = fastrand::Rng::with_seed(5);
@@ -481,7 +483,7 @@ fn foreign_messages_are_ignored_and_said() {
     let messages: Vec<(&str, &[u8])> =
         payloads.iter().map(|payload| (subjects[rng.usize(..5)], payload.as_slice())).collect();
     nats.publish(&messages);
-    a.tracker.wait_for("a message was ignored");
+    a.tracker.wait_for("ignored a message");
     b.announce(1, 2_001, 0, 2);
     a.wait_for_counts(1, [1, 0, 0]);
     a.tracker.stop();

@@ -208,7 +208,7 @@ impl Simulation {
                     node.exporting = Some(0);
                 }
                 Action::EndExport => self.nodes[number].exporting = None,
-                Action::ChangeList { .. } | Action::Report(_) => {}
+                Action::ApplyListChanges { .. } | Action::Report(_) => {}
             }
         }
     }

@@ -6,38 +6,50 @@ use std::time::Duration;
 /// A change that the operator should know of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClusterEvent {
-    /// Another node was heard for the first time, or again.
+    /// The first hello of another node, or the first one after it was lost.
     NodeFound(String),
     /// Another node has ended.
     NodeLeft(String),
-    /// Another node was not heard for this time.
+    /// No message of another node has arrived for this time.
     NodeLost(String, Duration),
-    /// A node of the same name is older: this one takes no part.
+    /// A node of the same name was started earlier: this one takes no part.
     NameTaken(String),
-    /// The older node of the same name is not heard any more.
+    /// The other node of the same name has stopped.
     NameFree(String),
-    /// A younger node of the same name was heard.
+    /// A node of the same name was started later.
     NameUsed(String),
-    /// Another node has another lifetime of peers, in seconds; the second one is that of this node.
-    OtherLifetime(String, u32, u32),
-    /// Another node has another key of connection ids.
-    OtherKeys(String),
+    /// The lifetimes of peers of another node and of this node differ. Both are in seconds.
+    DifferentLifetime {
+        /// The other node.
+        node: String,
+        /// The lifetime on the other node.
+        other: u32,
+        /// The lifetime on this node.
+        own: u32,
+    },
+    /// The keys of connection ids of another node differ.
+    DifferentKeys(String),
     /// Another node has a newer version of the protocol, and is ignored.
     NewerVersion(String, u16),
     /// There are too many nodes, and this one is ignored.
     TooManyNodes(String),
-    /// Changes of another node were missed which it can send no more.
+    /// Batches were missed that the other node no longer has.
     Missed(String),
-    /// A snapshot was asked for.
+    /// A snapshot was requested.
     SnapshotRequested(String),
     /// A snapshot was received: number of its records, and the time that it took.
     SnapshotReceived(String, u64, Duration),
     /// A snapshot was given up.
     SnapshotFailed(String),
-    /// A message was no valid one.
+    /// A message was invalid.
     Invalid(String),
-    /// The server permits messages of this many bytes only, and not of the second number.
-    ShortMessages(usize, usize),
+    /// The `max_payload` of the server is too small.
+    PayloadLimitTooSmall {
+        /// The `max_payload` in bytes.
+        len: usize,
+        /// The smallest one with which a node works.
+        min: usize,
+    },
     /// There were so many events that further ones are not reported for a minute.
     TooManyEvents,
 }
@@ -54,14 +66,14 @@ impl ClusterEvent {
             Self::NodeLost(..)
             | Self::NameTaken(_)
             | Self::NameUsed(_)
-            | Self::OtherLifetime(..)
-            | Self::OtherKeys(_)
+            | Self::DifferentLifetime { .. }
+            | Self::DifferentKeys(_)
             | Self::NewerVersion(..)
             | Self::TooManyNodes(_)
             | Self::Missed(_)
             | Self::SnapshotFailed(_)
             | Self::Invalid(_)
-            | Self::ShortMessages(..)
+            | Self::PayloadLimitTooSmall { .. }
             | Self::TooManyEvents => true,
         }
     }
@@ -70,34 +82,36 @@ impl ClusterEvent {
 impl fmt::Display for ClusterEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NodeFound(node) => write!(f, "node {node:?} is connected"),
+            Self::NodeFound(node) => write!(f, "node {node:?} has joined"),
             Self::NodeLeft(node) => write!(f, "node {node:?} has stopped"),
             Self::NodeLost(node, time) => write!(
                 f,
-                "node {node:?} was not heard for {} s; its peers stay until they expire; check that it runs and \
+                "no message from node {node:?} for {} s; its peers stay until they expire; check that it runs and \
                  reaches a NATS server",
                 time.as_secs()
             ),
             Self::NameTaken(node) => write!(
                 f,
-                "another node is named {node:?} and is older: this one serves alone; set cluster.node to another name"
+                "another node is named {node:?} and was started earlier: this node serves alone; set cluster.node to \
+                 another name and restart"
             ),
             Self::NameFree(node) => {
-                write!(f, "the other node named {node:?} is gone: this one takes part")
+                write!(f, "the other node named {node:?} has stopped: this node takes part")
             }
             Self::NameUsed(node) => write!(
                 f,
-                "another node is named {node:?} and takes no part; set its cluster.node to another name"
+                "another node is named {node:?} and was started later: it serves alone; set its cluster.node to \
+                 another name and restart it"
             ),
-            Self::OtherLifetime(node, other, own) => write!(
+            Self::DifferentLifetime { node, other, own } => write!(
                 f,
                 "announce.peer_lifetime is {other} s on node {node:?} and {own} s on this node: peers expire at \
                  different times; set the same value on all nodes"
             ),
-            Self::OtherKeys(node) => write!(
+            Self::DifferentKeys(node) => write!(
                 f,
-                "node {node:?} has another udp.connection_id_keys: clients that change nodes need new connection ids; \
-                 give all nodes the same file"
+                "udp.connection_id_keys of node {node:?} differ: clients that change nodes must connect again; give \
+                 all nodes the same file of keys"
             ),
             Self::NewerVersion(node, version) => write!(
                 f,
@@ -110,7 +124,7 @@ impl fmt::Display for ClusterEvent {
             ),
             Self::Missed(node) => write!(
                 f,
-                "changes of node {node:?} were missed which it can send no more: a snapshot will replace them"
+                "node {node:?} no longer has batches that this node has missed: requesting a snapshot instead"
             ),
             Self::SnapshotRequested(node) => write!(f, "requesting the swarms of node {node:?}"),
             Self::SnapshotReceived(node, records, time) => write!(
@@ -119,22 +133,20 @@ impl fmt::Display for ClusterEvent {
                 crate::text::grouped(*records),
                 time.as_secs_f64()
             ),
-            Self::SnapshotFailed(node) => {
-                write!(
-                    f,
-                    "node {node:?} has sent no part of its swarms for 10 s; requesting them again"
-                )
-            }
-            Self::ShortMessages(len, min) => write!(
+            Self::SnapshotFailed(node) => write!(
+                f,
+                "node {node:?} has sent no part of its swarms for 10 s; asking another node, or it again"
+            ),
+            Self::PayloadLimitTooSmall { len, min } => write!(
                 f,
                 "the NATS server permits messages of {len} bytes only; set its max_payload to at least {min}"
             ),
             Self::TooManyEvents => {
-                write!(f, "further events of other nodes are not logged for a minute")
+                write!(f, "too many events in a minute; further ones are not logged until it ends")
             }
             Self::Invalid(reason) => write!(
                 f,
-                "a message was ignored: {reason}; permit only nodes to publish on the subjects below cluster.subject"
+                "ignored a message: {reason}; permit only nodes to publish on the subjects below cluster.subject"
             ),
         }
     }

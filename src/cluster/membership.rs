@@ -1,37 +1,38 @@
-//! Which nodes take part: hellos, and nodes with the same name.
+//! Membership: hellos, and nodes with the same name.
 
 use super::event::ClusterEvent;
 use super::message::{Body, Hello, HelloState, NODES_MAX, Sender};
 use super::node::{ClusterNode, Membership};
-use super::remote_node::{RemoteNode, SILENCE_MAX};
+use super::remote_node::{NODE_TIMEOUT, RemoteNode};
 use super::types::{Action, MessageSubject};
 use std::time::Duration;
 
 /// Time between two hellos.
 const HELLO_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Time for which a node that starts looks whether there is another one of its name, and who the others are.
+/// Time for which a node that starts waits for hellos, to find the other nodes and another one of its name.
 const CHECK_TIME: Duration = Duration::from_secs(2);
 
-/// Time for which a node that says nothing is remembered, in lifetimes of peers.
+/// Time after which a silent node is forgotten, in lifetimes of peers.
 const FORGET_LIFETIMES: u32 = 2;
 
 impl ClusterNode {
-    /// Says that the node ends.
+    /// Publishes that the node ends.
     pub fn leave(&mut self, now: Duration) {
         if self.membership == Membership::Active {
             self.send_hello(now, HelloState::Leaving);
         }
     }
 
-    /// Lets the node take part when it has looked long enough for another one of its name; says hello each second.
+    /// Lets the node take part when it has waited long enough for another one of its name; publishes a hello each
+    /// second.
     pub(super) fn tick_membership(&mut self, now: Duration) {
         match self.membership {
             Membership::Checking(since) if now.saturating_sub(since) >= CHECK_TIME => {
                 self.membership = Membership::Active;
-                self.say_hello(now);
+                self.publish_hello(now);
             }
-            Membership::Refused(heard_at) if now.saturating_sub(heard_at) >= SILENCE_MAX => {
+            Membership::Refused(heard_at) if now.saturating_sub(heard_at) >= NODE_TIMEOUT => {
                 self.report(ClusterEvent::NameFree(self.settings.node.clone()));
                 self.membership = Membership::Checking(now);
             }
@@ -39,12 +40,12 @@ impl ClusterNode {
         }
         if now.saturating_sub(self.hello_at) >= HELLO_INTERVAL {
             self.sent_batches.expire(now);
-            self.say_hello(now);
+            self.publish_hello(now);
             self.forget_silent_nodes(now);
         }
     }
 
-    pub(super) fn say_hello(&mut self, now: Duration) {
+    pub(super) fn publish_hello(&mut self, now: Duration) {
         let state = match self.membership {
             Membership::Unconnected => return,
             Membership::Checking(_) => HelloState::Checking,
@@ -54,10 +55,10 @@ impl ClusterNode {
         self.send_hello(now, state);
     }
 
-    /// Says hello at once for a node that starts, but not more often than ten times a second.
-    fn repeat_hello(&mut self, now: Duration) {
+    /// Publishes a hello at once for a node that starts, but not more often than ten times a second.
+    fn publish_hello_early(&mut self, now: Duration) {
         if now.saturating_sub(self.hello_at) >= HELLO_INTERVAL / 10 {
-            self.say_hello(now);
+            self.publish_hello(now);
         }
     }
 
@@ -82,18 +83,19 @@ impl ClusterNode {
         let mut lost = Vec::new();
         for (name, node) in &mut self.nodes {
             let silence = now.saturating_sub(node.heard_at);
-            if node.is_present && silence >= SILENCE_MAX {
+            if node.is_present && silence >= NODE_TIMEOUT {
                 node.is_present = false;
                 lost.push(ClusterEvent::NodeLost(name.clone(), silence));
             }
         }
         lost.into_iter().for_each(|event| self.report(event));
         let lifetime = Duration::from_secs(self.settings.peer_lifetime_secs.into());
-        let forget_after = (lifetime * FORGET_LIFETIMES).max(SILENCE_MAX * 2);
+        let forget_after = (lifetime * FORGET_LIFETIMES).max(NODE_TIMEOUT * 2);
         self.nodes.retain(|_, node| now.saturating_sub(node.heard_at) < forget_after);
     }
 
-    /// Handles a message of a node of the own name: itself, or another one. The older one takes part.
+    /// Handles a message of a node with the own name: this node itself, or another one. The one that was started
+    /// earlier takes part.
     pub(super) fn receive_from_own_name(
         &mut self,
         now: Duration,
@@ -105,18 +107,18 @@ impl ClusterNode {
             return;
         }
         let name = self.settings.node.clone();
-        // The node that replaces the older one in an upgrade is younger than this one, and keeps the name.
+        // A node that was upgraded in place was started later than this one, and keeps the name.
         let keeps_name = sender.boot < self.settings.boot
             || self.is_refused() && hello.state == HelloState::Active;
         if !keeps_name {
-            self.repeat_hello(now);
+            self.publish_hello_early(now);
             self.report_once(&name, ClusterEvent::NameUsed);
         } else if hello.state != HelloState::Refused && !self.is_within_grace(now) {
             if !self.is_refused() {
                 self.report(ClusterEvent::NameTaken(name));
                 self.nodes.clear();
-                self.sink = None;
-                if self.source.take().is_some() {
+                self.incoming = None;
+                if self.outgoing.take().is_some() {
                     self.actions.push(Action::EndExport);
                 }
             }
@@ -134,7 +136,7 @@ impl ClusterNode {
         let name = sender.node;
         let is_known = self.nodes.contains_key(name);
         if !is_known && self.nodes.len() >= NODES_MAX {
-            // The absent node whose last hello is the oldest is forgotten.
+            // The absent node with the earliest last hello is forgotten.
             let absent = self.nodes.iter().filter(|(_, node)| !node.is_present);
             let oldest = absent.min_by_key(|(_, node)| node.heard_at);
             if let Some(oldest) = oldest.map(|(name, _)| name.clone()) {
@@ -146,15 +148,15 @@ impl ClusterNode {
             return self.report_once(name, ClusterEvent::TooManyNodes);
         }
         if matches!(hello.state, HelloState::Checking | HelloState::Refused) {
-            // Its name may be that of another node. It wants to know the others soon.
+            // Its name may be that of another node. It waits for hellos of the other nodes.
             if !is_known && self.membership == Membership::Active {
-                self.repeat_hello(now);
+                self.publish_hello_early(now);
             }
             return;
         }
         let node = match self.nodes.get_mut(name) {
             Some(node) if node.boot == sender.boot => node,
-            // Another node of this name: that which was heard first stays until it is silent.
+            // Another node of this name: the one that was started later stays until it is silent.
             Some(node) if sender.boot < node.boot && node.is_present => return,
             _ if hello.state == HelloState::Leaving => return,
             _ => {
@@ -186,10 +188,14 @@ impl ClusterNode {
             && (is_new || hello.peer_lifetime_secs != lifetime)
         {
             let other = hello.peer_lifetime_secs;
-            self.report(ClusterEvent::OtherLifetime(name.to_owned(), other, own_lifetime));
+            self.report(ClusterEvent::DifferentLifetime {
+                node: name.to_owned(),
+                other,
+                own: own_lifetime,
+            });
         }
         if hello.key_digest != own_keys && (is_new || hello.key_digest != keys) {
-            self.report(ClusterEvent::OtherKeys(name.to_owned()));
+            self.report(ClusterEvent::DifferentKeys(name.to_owned()));
         }
     }
 }

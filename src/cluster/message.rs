@@ -13,8 +13,8 @@ pub const NODE_NAME_MAX: usize = 64;
 /// Maximum number of other nodes.
 pub const NODES_MAX: usize = 64;
 
-/// Maximum length of a message that is read. Nodes send up to 272 KiB.
-const MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// Maximum length of a message that is received. Nodes send up to 272 KiB.
+const RECEIVED_BYTES_MAX: usize = 1 << 20;
 
 /// The sender of a message, with which every message begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,16 +23,16 @@ pub struct Sender<'a> {
     pub version: u16,
     /// Name of the node.
     pub node: &'a str,
-    /// Time at which it was started, in nanoseconds since 1970: another one after each start.
+    /// Time at which the process was started, in nanoseconds since 1970. It differs after each start.
     pub boot: u64,
 }
 
 /// The second part of a message. Records may follow it, as [`crate::state`] encodes them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Body {
-    /// Each second, to all: the sender is there.
+    /// To all nodes, each second: the sender runs.
     Hello(Hello),
-    /// To all, and once more to those that ask for it: changes by announces. Records follow.
+    /// To all nodes, and again to a node that requests it: changes. Records follow.
     Batch {
         /// Number of the batch: the first one of a boot is 1.
         sequence: u64,
@@ -67,8 +67,7 @@ pub enum Body {
         sent_at: i64,
         /// Whether it is the last block.
         is_last: bool,
-        /// What the sender had received of other nodes when the snapshot was begun, and what it had sent itself. Only
-        /// in the first block.
+        /// The batches of each node that the snapshot includes, those of the sender, too. Only in the first block.
         covered: Vec<BatchPosition>,
         /// The last change of each torrent that was added to the access list of the sender or removed from it.
         list_changes: Vec<EncodedListChange>,
@@ -81,7 +80,7 @@ pub enum Body {
     },
 }
 
-/// What a node says of itself.
+/// The state of a node, which it publishes each second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// Whether it takes part.
@@ -98,7 +97,7 @@ pub struct Hello {
     pub key_digest: u64,
     /// Number of its torrents.
     pub torrents: u64,
-    /// Whether it knows of no other node whose changes it lacks.
+    /// Whether it has the swarms of every node from which it has hellos.
     pub is_complete: bool,
     /// Whether it may have swarms or changes of the access list that are in no batch of a present node: those of before
     /// its start, or of a snapshot.
@@ -108,11 +107,11 @@ pub struct Hello {
 /// Whether a node takes part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HelloState {
-    /// It looks whether there is another node of its name.
+    /// It waits for hellos of another node of its name.
     Checking,
     /// It takes part.
     Active,
-    /// There is an older node of its name.
+    /// Another node of its name was started earlier.
     Refused,
     /// It ends.
     Leaving,
@@ -141,16 +140,16 @@ pub enum DecodedMessage<'a> {
 /// Writes a message, with records that were encoded before.
 pub fn encode(sender: &Sender<'_>, body: &Body, records: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(128 + records.len());
-    // A vector takes everything, and the types can be written.
+    // Writing to a vector cannot fail, and postcard supports the types of all fields.
     let written = postcard::to_extend(sender, bytes);
     bytes = written.and_then(|bytes| postcard::to_extend(body, bytes)).unwrap_or_default();
     bytes.extend_from_slice(records);
     bytes
 }
 
-/// Reads a message; returns `None` if it is none.
+/// Reads a message; returns `None` if the bytes are not a valid message.
 pub fn decode(bytes: &[u8]) -> Option<DecodedMessage<'_>> {
-    if bytes.len() > MESSAGE_BYTES_MAX {
+    if bytes.len() > RECEIVED_BYTES_MAX {
         return None;
     }
     let (sender, rest) = postcard::take_from_bytes::<Sender<'_>>(bytes).ok()?;
@@ -215,7 +214,7 @@ mod tests {
             assert_eq!(decode(&encode(&Sender { node: name, ..sender }, &batch, b"")), None);
         }
         (0..20).for_each(|len| assert_eq!(decode(&bytes[..len]), None, "{len}"));
-        assert_eq!(decode(&vec![1; MESSAGE_BYTES_MAX + 1]), None);
+        assert_eq!(decode(&vec![1; RECEIVED_BYTES_MAX + 1]), None);
     }
 
     #[test]

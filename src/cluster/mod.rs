@@ -1,9 +1,9 @@
-//! Several nodes with the same swarms: what they tell each other.
+//! The protocol by which the nodes of a cluster exchange their swarms.
 //!
-//! Each node answers from its own memory. It publishes what its clients change, in numbered batches, and applies those
-//! of the others. Each second it says the number of its next batch, so that the others notice what they have missed.
-//! A node requests what it has missed from the sender. If that has it no longer, or if the node has just started, it
-//! requests a snapshot of another node.
+//! Each node answers from its own memory. It publishes the changes that its clients make, in numbered batches, and
+//! applies the batches of the other nodes. Each second it publishes the number of its next batch, by which the other
+//! nodes detect missing ones. A node requests missing batches from their sender. If the sender no longer has them, or
+//! the node has just started, it requests a snapshot of all swarms.
 //!
 //! The messages are on these subjects, where `PREFIX` is `cluster.subject` and `NODE` the name of a node
 //! ([`subject_token`]):

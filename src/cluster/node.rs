@@ -7,7 +7,7 @@ use super::message::{
 };
 use super::remote_node::{BatchOrder, RemoteNode};
 use super::sent_batches::SentBatches;
-use super::snapshot::{SnapshotSink, SnapshotSource};
+use super::snapshot::{IncomingSnapshot, OutgoingSnapshot};
 use super::types::{
     Action, ClusterCounts, ClusterSettings, MessageSource, MessageSubject, NodeStatus, SwarmState,
 };
@@ -22,17 +22,17 @@ use tsubame_storage::StateRecord;
 /// Maximum bytes of the records of a message.
 const RECORDS_BYTES_MAX: usize = 256 << 10;
 
-/// Bytes of a message that are left for all but its records.
-const HEAD_BYTES: usize = 16 << 10;
+/// Space in a message for everything but its records.
+const MESSAGE_OVERHEAD_MAX: usize = 16 << 10;
 
-/// Length of a message that a server must permit.
-const MESSAGE_BYTES_MIN: usize = 20 << 10;
+/// Smallest `max_payload` of a NATS server with which a node works.
+const SERVER_PAYLOAD_MIN: usize = 20 << 10;
 
 /// Maximum length of an encoded change.
 const CHANGE_BYTES_MAX: usize = 64;
 
 /// Maximum number of changes of the access list in a batch.
-pub(super) const LIST_CHANGES_MAX: usize = 256;
+pub(super) const LIST_CHANGES_PER_MESSAGE: usize = 256;
 
 /// Maximum bytes of batches that are sent again in a second.
 const RESENT_BYTES_PER_SEC: usize = 16 << 20;
@@ -40,7 +40,7 @@ const RESENT_BYTES_PER_SEC: usize = 16 << 20;
 /// Maximum bytes of one reply to a request to send batches again; further ones are asked for again.
 const RESENT_BYTES_MAX: usize = 4 << 20;
 
-/// Maximum number of batches of one such reply: the receiver must be able to hold them.
+/// Maximum number of batches of one such reply, which the receiver may have to keep until an earlier one arrives.
 const RESENT_BATCHES_MAX: usize = 256;
 
 /// Maximum number of events that are reported in [`REPORTS_TIME`].
@@ -55,10 +55,10 @@ const INVALID_PAUSE: Duration = Duration::from_secs(60);
 pub(super) enum Membership {
     /// Not connected yet.
     Unconnected,
-    /// Since this time it looks whether there is another node of its name.
+    /// Since this time it waits for hellos of another node of its name.
     Checking(Duration),
     Active,
-    /// There is an older node of its name, which was heard at this time.
+    /// Another node of its name was started earlier. Its last hello arrived at this time.
     Refused(Duration),
 }
 
@@ -69,17 +69,17 @@ pub struct ClusterNode {
     pub(super) membership: Membership,
     pub(super) sent_batches: SentBatches,
     pub(super) nodes: BTreeMap<String, RemoteNode>,
-    pub(super) sink: Option<SnapshotSink>,
-    pub(super) source: Option<SnapshotSource>,
+    pub(super) incoming: Option<IncomingSnapshot>,
+    pub(super) outgoing: Option<OutgoingSnapshot>,
     pub(super) actions: Vec<Action>,
     pub(super) counts: ClusterCounts,
     /// Maximum bytes of the records of a message.
     pub(super) records_bytes_max: usize,
     pub(super) swarms: SwarmState,
     pub(super) hello_at: Duration,
-    /// The node that has refused or failed to send its swarms last: others are asked before it.
+    /// The node that last refused or failed to send its swarms: other nodes are asked before it.
     pub(super) failed_source: Option<String>,
-    /// No snapshot is asked for before this time.
+    /// No snapshot is requested before this time.
     pub(super) no_snapshot_before: Duration,
     pub(super) sessions: u64,
     /// Bytes that were sent again in the second that began at the time.
@@ -101,8 +101,8 @@ impl ClusterNode {
             membership: Membership::Unconnected,
             sent_batches: SentBatches::new(),
             nodes: BTreeMap::new(),
-            sink: None,
-            source: None,
+            incoming: None,
+            outgoing: None,
             actions: Vec::new(),
             counts: ClusterCounts::default(),
             records_bytes_max: RECORDS_BYTES_MAX,
@@ -129,7 +129,7 @@ impl ClusterNode {
         self.counts
     }
 
-    /// Returns what is known of the other nodes, without those that have ended as they should.
+    /// Returns what is known of the other nodes, except of those that have said that they end.
     pub fn nodes(&self, now: Duration) -> Vec<NodeStatus> {
         let status = |(name, node): (&String, &RemoteNode)| NodeStatus {
             name: name.clone(),
@@ -142,7 +142,7 @@ impl ClusterNode {
         self.nodes.iter().filter(is_expected).map(status).collect()
     }
 
-    /// Returns whether the node takes part, and knows of no other node whose changes it lacks.
+    /// Returns whether the node takes part, and has the swarms of every node from which it has hellos.
     pub fn is_complete(&self) -> bool {
         let lacks = |node: &RemoteNode| node.is_present && node.missed_before.is_some();
         self.membership == Membership::Active && !self.nodes.values().any(lacks)
@@ -159,25 +159,29 @@ impl ClusterNode {
             (peer_lifetime_secs, key_digest);
     }
 
-    /// Takes note of a connection, over which messages of up to `message_bytes_max` bytes can be sent.
+    /// Records that there is a connection, over which messages of up to `message_bytes_max` bytes can be sent.
     pub fn connected(&mut self, now: Duration, message_bytes_max: usize) {
-        if message_bytes_max < MESSAGE_BYTES_MIN {
-            self.report(ClusterEvent::ShortMessages(message_bytes_max, MESSAGE_BYTES_MIN));
+        if message_bytes_max < SERVER_PAYLOAD_MIN {
+            self.report(ClusterEvent::PayloadLimitTooSmall {
+                len: message_bytes_max,
+                min: SERVER_PAYLOAD_MIN,
+            });
         }
-        self.records_bytes_max =
-            message_bytes_max.saturating_sub(HEAD_BYTES).clamp(CHANGE_BYTES_MAX, RECORDS_BYTES_MAX);
+        self.records_bytes_max = message_bytes_max
+            .saturating_sub(MESSAGE_OVERHEAD_MAX)
+            .clamp(CHANGE_BYTES_MAX, RECORDS_BYTES_MAX);
         if self.membership == Membership::Unconnected {
             self.membership = Membership::Checking(now);
         }
-        self.say_hello(now);
+        self.publish_hello(now);
     }
 
     /// Publishes changes in batches. The records are changes.
     pub fn publish(&mut self, now: Duration, changes: &[StateRecord]) {
-        let own_time = now.as_secs() as i64;
+        let local_time = now.as_secs() as i64;
         for part in changes.chunks(self.records_bytes_max / CHANGE_BYTES_MAX) {
             let mut records = Vec::new();
-            encode_records(part, own_time, &mut records);
+            encode_records(part, local_time, &mut records);
             self.publish_batch(now, Vec::new(), &records);
             self.counts.sent_changes += part.len() as u64;
         }
@@ -185,7 +189,7 @@ impl ClusterNode {
 
     /// Publishes changes of the access list.
     pub fn publish_list_changes(&mut self, now: Duration, changes: &[ListChange]) {
-        for part in changes.chunks(LIST_CHANGES_MAX) {
+        for part in changes.chunks(LIST_CHANGES_PER_MESSAGE) {
             self.publish_batch(now, encode_list_changes(part), &[]);
         }
     }
@@ -200,7 +204,7 @@ impl ClusterNode {
         let batch = Body::Batch { sequence, sent_at, list_changes };
         let message: Arc<[u8]> = self.encode(&batch, records).into();
         self.sent_batches.push(now, message.clone());
-        // Before it takes part, the others ask for what they have missed.
+        // Nodes that take part request the batches of before.
         if self.membership == Membership::Active {
             self.counts.sent_batches += 1;
             self.send(MessageSubject::Delta, message);
@@ -218,11 +222,11 @@ impl ClusterNode {
             self.request_missing(now);
             self.request_snapshot(now);
         }
-        self.tick_sink(now);
-        self.tick_source(now);
+        self.tick_incoming(now);
+        self.tick_outgoing(now);
     }
 
-    /// Asks for batches that are missing.
+    /// Requests batches that are missing.
     fn request_missing(&mut self, now: Duration) {
         let mut requests: Vec<(String, Range<u64>)> = Vec::new();
         let mut missed = Vec::new();
@@ -232,7 +236,7 @@ impl ClusterNode {
                 continue;
             }
             if !self.swarms.is_busy
-                && let Some(numbers) = node.batches_to_request(now)
+                && let Some(numbers) = node.take_due_request(now)
             {
                 requests.push((name.clone(), numbers));
             }
@@ -242,7 +246,7 @@ impl ClusterNode {
             self.report(ClusterEvent::Missed(name));
         }
         for (name, Range { start: first, end }) in requests {
-            self.counts.gaps += 1;
+            self.counts.resend_requests += 1;
             let message = self.encode(&Body::ResendRequest { first, end }, &[]);
             self.send(MessageSubject::Request(name), message.into());
         }
@@ -266,7 +270,7 @@ impl ClusterNode {
             None => {
                 return self.ignore(
                     now,
-                    "it does not begin with the name of a node and a version".to_owned(),
+                    "it does not begin with a valid node name and protocol version".to_owned(),
                 );
             }
         };
@@ -300,13 +304,16 @@ impl ClusterNode {
             (MessageSource::ToThisNode, Body::SnapshotRefused { session }) => {
                 self.receive_refusal(now, sender.node, session);
             }
-            _ => self.ignore(now, format!("node {:?} has used a wrong subject", sender.node)),
+            _ => self.ignore(
+                now,
+                format!("node {:?} has sent it on a subject for other messages", sender.node),
+            ),
         }
     }
 
     fn receive_batch(&mut self, now: Duration, sender: &Sender<'_>, sequence: u64, bytes: &[u8]) {
         let Some(node) = self.nodes.get_mut(sender.node) else { return };
-        if node.boot != sender.boot || node.order(now, sequence, bytes) != BatchOrder::Next {
+        if node.boot != sender.boot || node.accept_batch(now, sequence, bytes) != BatchOrder::Next {
             return;
         }
         let mut next = Some(bytes.to_vec());
@@ -336,26 +343,35 @@ impl ClusterNode {
             return;
         };
         let Some(node) = self.nodes.get(sender.node) else { return };
-        let own_time = node.own_time(sent_at);
-        let changes = self.import(now, own_time, records);
+        let local_time = node.local_time(sent_at);
+        let changes = self.import(now, sender.node, local_time, records);
         self.counts.received_batches += 1;
         self.counts.received_changes += changes;
-        self.change_list(list_changes);
+        self.push_list_changes(list_changes);
     }
 
-    pub(super) fn change_list(&mut self, changes: Vec<EncodedListChange>) {
+    pub(super) fn push_list_changes(&mut self, changes: Vec<EncodedListChange>) {
         if !changes.is_empty() {
-            self.actions.push(Action::ChangeList(decode_list_changes(changes)));
+            self.actions.push(Action::ApplyListChanges(decode_list_changes(changes)));
         }
     }
 
-    /// Has records imported whose ages are counted from a time; returns their number.
-    pub(super) fn import(&mut self, now: Duration, own_time: i64, records: &[u8]) -> u64 {
+    /// Has records of another node imported whose ages are counted back from `local_time`; returns their number.
+    pub(super) fn import(
+        &mut self,
+        now: Duration,
+        from: &str,
+        local_time: i64,
+        records: &[u8],
+    ) -> u64 {
         let mut imported = Vec::new();
-        // A lie about the time must not make peers live longer.
-        let own_time = own_time.min(now.as_secs() as i64);
-        if !decode_records(records, own_time, &mut imported) {
-            self.ignore(now, "it has records that this version does not know".to_owned());
+        // A wrong time in a message must not make peers live longer.
+        let local_time = local_time.min(now.as_secs() as i64);
+        if !decode_records(records, local_time, &mut imported) {
+            self.ignore(
+                now,
+                format!("node {from:?} has sent records that this version cannot read"),
+            );
         }
         for record in &mut imported {
             if let StateRecord::Peer(peer) | StateRecord::Change(_, _, peer) = record {

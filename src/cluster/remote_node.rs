@@ -15,7 +15,7 @@ const WAITING_OVERHEAD: usize = 96;
 const CLOCK_TOLERANCE_SECS: i64 = 5;
 
 /// Time after which a node that says nothing is taken for lost.
-pub(super) const SILENCE_MAX: Duration = Duration::from_secs(10);
+pub(super) const NODE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time for which a batch must be missing before it is requested.
 const GAP_DELAY: Duration = Duration::from_millis(100);
@@ -23,16 +23,16 @@ const GAP_DELAY: Duration = Duration::from_millis(100);
 /// Time after which a request to send batches again is repeated.
 const RESEND_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Time that missing batches may take to arrive before the node does without them.
+/// Time after which missing batches are given up.
 const GAP_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Another node.
+/// What a node stores about another node.
 #[derive(Debug)]
 pub(super) struct RemoteNode {
     pub(super) boot: u64,
     pub(super) hello: Hello,
     pub(super) heard_at: Duration,
-    /// Whether it takes part and was heard a short time ago.
+    /// Whether it takes part and a hello has arrived recently.
     pub(super) is_present: bool,
     /// All batches with lower numbers were applied or given up.
     pub(super) next: u64,
@@ -44,26 +44,26 @@ pub(super) struct RemoteNode {
     /// Since when batches are missing.
     gap_since: Option<Duration>,
     requested_at: Option<Duration>,
-    /// Batches with lower numbers were missed, unless a snapshot has their contents.
+    /// Batches with lower numbers were missed. `None` once a snapshot includes them.
     pub(super) missed_before: Option<u64>,
-    /// What is to be added to a time on its clock to get that on the own one.
+    /// Seconds to add to a time of its clock to get the local time.
     clock_offset: i64,
 }
 
-/// A batch that arrived, and what to do with it.
+/// How a batch that has arrived follows those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BatchOrder {
     /// It is the next one.
     Next,
-    /// An earlier one is missing: it was kept, or will be asked for again.
+    /// An earlier one is missing: it was kept, or will be requested again.
     Early,
     /// It was applied already.
     Repeated,
 }
 
 impl RemoteNode {
-    /// Creates the state of a node that was heard for the first time since its boot. `had_all` says whether nothing was
-    /// missed of the boot before.
+    /// Creates the state of a node after its first hello since its boot. `had_all` says whether nothing was missed of
+    /// the boot before.
     pub(super) fn new(now: Duration, boot: u64, hello: &Hello, had_all: bool) -> Self {
         // If nothing was missed before, the batches of this boot are enough. Otherwise a snapshot has more than the
         // node could send, and has the changes of all nodes in their order.
@@ -99,7 +99,7 @@ impl RemoteNode {
         self.missed_before.is_none() && self.next >= self.end && has_published_all
     }
 
-    /// Takes note of a hello; returns whether batches were missed that it can send no more.
+    /// Records a hello; returns whether batches were missed that the sender no longer has.
     pub(super) fn hear(&mut self, now: Duration, hello: &Hello) -> bool {
         let offset = (now.as_secs() as i64).saturating_sub(hello.sent_at);
         if offset.saturating_sub(self.clock_offset).saturating_abs() > CLOCK_TOLERANCE_SECS {
@@ -116,13 +116,18 @@ impl RemoteNode {
         has_missed
     }
 
-    /// Returns a time of the clock of the other node on the own clock.
-    pub(super) fn own_time(&self, time: i64) -> i64 {
+    /// Converts a time of the clock of the other node to the local time.
+    pub(super) fn local_time(&self, time: i64) -> i64 {
         time.saturating_add(self.clock_offset)
     }
 
-    /// Decides what to do with a batch. One that is early is kept if there is space.
-    pub(super) fn order(&mut self, now: Duration, sequence: u64, message: &[u8]) -> BatchOrder {
+    /// Compares the number of a batch with that of the next one. One that is early is kept if there is space.
+    pub(super) fn accept_batch(
+        &mut self,
+        now: Duration,
+        sequence: u64,
+        message: &[u8],
+    ) -> BatchOrder {
         if sequence < self.next {
             return BatchOrder::Repeated;
         }
@@ -140,11 +145,11 @@ impl RemoteNode {
         BatchOrder::Early
     }
 
-    /// Takes note that the next batch was applied; returns the one after it if it waits.
+    /// Records that the next batch was applied; returns the one after it if it waits.
     pub(super) fn advance(&mut self, now: Duration) -> Option<Vec<u8>> {
         self.next = self.next.saturating_add(1);
         self.end = self.end.max(self.next);
-        // More of what was asked for will follow.
+        // More of the requested batches will follow.
         self.requested_at = self.requested_at.map(|_| now);
         self.gap_since = None;
         self.update_gap(now);
@@ -163,8 +168,8 @@ impl RemoteNode {
         self.gap_since
     }
 
-    /// Returns the numbers of the batches that are to be asked for now.
-    pub(super) fn batches_to_request(&mut self, now: Duration) -> Option<Range<u64>> {
+    /// Returns the numbers of the batches that are to be requested now, at most once in a while.
+    pub(super) fn take_due_request(&mut self, now: Duration) -> Option<Range<u64>> {
         let gap_since = self.gap_since?;
         let is_due = match self.requested_at {
             None => now.saturating_sub(gap_since) >= GAP_DELAY,
@@ -189,7 +194,7 @@ impl RemoteNode {
         true
     }
 
-    /// Takes note that a snapshot has the contents of the batches before a number.
+    /// Records that a snapshot includes the batches before a number.
     pub(super) fn cover(&mut self, now: Duration, before: u64) {
         self.missed_before.take_if(|missed_before| *missed_before <= before);
         if before > self.next && before <= self.end {

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Time for which a batch is kept.
-const KEPT_TIME: Duration = Duration::from_secs(60);
+const RETENTION_TIME: Duration = Duration::from_secs(60);
 
 /// Maximum bytes of all batches that are kept.
-const KEPT_BYTES: usize = 64 << 20;
+const RETAINED_BYTES_MAX: usize = 64 << 20;
 
 /// The last batches, in the order of their numbers.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl SentBatches {
         self.next += 1;
         self.bytes += message.len();
         self.batches.push_back((now, message));
-        while self.bytes > KEPT_BYTES {
+        while self.bytes > RETAINED_BYTES_MAX {
             self.drop_oldest();
         }
         self.expire(now);
@@ -49,7 +49,7 @@ impl SentBatches {
 
     /// Drops batches that are too old.
     pub(super) fn expire(&mut self, now: Duration) {
-        while self.batches.front().is_some_and(|(at, _)| now.saturating_sub(*at) > KEPT_TIME) {
+        while self.batches.front().is_some_and(|(at, _)| now.saturating_sub(*at) > RETENTION_TIME) {
             self.drop_oldest();
         }
     }
@@ -87,8 +87,8 @@ mod tests {
         assert_eq!(sent, [39, 40, 41]);
         assert_eq!(sent_batches.get(99..u64::MAX).count(), 2);
         assert_eq!(sent_batches.get(Range { start: 50, end: 40 }).count(), 0);
-        sent_batches.push(seconds(100), vec![0; KEPT_BYTES].into());
-        assert_eq!((sent_batches.oldest(), sent_batches.bytes), (101, KEPT_BYTES));
+        sent_batches.push(seconds(100), vec![0; RETAINED_BYTES_MAX].into());
+        assert_eq!((sent_batches.oldest(), sent_batches.bytes), (101, RETAINED_BYTES_MAX));
         sent_batches.expire(seconds(200));
         assert_eq!((sent_batches.oldest(), sent_batches.bytes), (102, 0));
     }

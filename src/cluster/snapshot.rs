@@ -13,18 +13,18 @@ const BYTES_PER_SEC: u64 = 16 << 20;
 /// Time without a request after which a node stops sending a snapshot.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Maximum time that a node sends a snapshot: meanwhile it writes none of its own.
+/// Maximum time for which a node sends a snapshot. Meanwhile it writes no snapshot to its disk.
 const TIME_MAX: Duration = Duration::from_secs(600);
 
 /// Time without a block after which a request is repeated.
 const BLOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time without a block after which a node stops waiting for a snapshot.
-const SILENCE_MAX: Duration = Duration::from_secs(10);
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A snapshot that is being sent.
 #[derive(Debug)]
-pub(super) struct SnapshotSource {
+pub(super) struct OutgoingSnapshot {
     /// The node that asked for it.
     pub(super) to: String,
     pub(super) session: u64,
@@ -44,7 +44,7 @@ pub(super) struct SnapshotSource {
     sent_bytes: u64,
 }
 
-impl SnapshotSource {
+impl OutgoingSnapshot {
     pub(super) fn new(
         now: Duration,
         to: String,
@@ -66,7 +66,7 @@ impl SnapshotSource {
         }
     }
 
-    /// Takes note of a request: the blocks before `received` have arrived, those before `end` may be sent.
+    /// Records a request: the blocks before `received` have arrived, those before `end` may be sent.
     pub(super) fn request(&mut self, now: Duration, received: u32, end: u32) {
         let is_repeated = self.first == received && self.next_to_send > received;
         self.requested_at = now;
@@ -119,7 +119,7 @@ impl SnapshotSource {
 
 /// A snapshot that is being received.
 #[derive(Debug)]
-pub(super) struct SnapshotSink {
+pub(super) struct IncomingSnapshot {
     /// The node that sends it.
     pub(super) from: String,
     pub(super) session: u64,
@@ -135,7 +135,7 @@ pub(super) struct SnapshotSink {
     pub(super) records: u64,
 }
 
-impl SnapshotSink {
+impl IncomingSnapshot {
     pub(super) fn new(now: Duration, from: String, session: u64) -> Self {
         Self {
             from,
@@ -150,7 +150,7 @@ impl SnapshotSink {
         }
     }
 
-    /// Takes note of the next block.
+    /// Records that the next block has arrived.
     pub(super) fn advance(&mut self, now: Duration) {
         self.next += 1;
         self.restart_wait(now);
@@ -161,8 +161,8 @@ impl SnapshotSink {
         (self.advanced_at, self.requested_at) = (now, now);
     }
 
-    /// Returns whether the request is to be repeated now.
-    pub(super) fn is_request_due(&mut self, now: Duration) -> bool {
+    /// Returns whether the request is to be repeated now, at most once in [`BLOCK_TIMEOUT`].
+    pub(super) fn take_due_request(&mut self, now: Duration) -> bool {
         let is_due = now.saturating_sub(self.requested_at) >= BLOCK_TIMEOUT;
         if is_due {
             self.requested_at = now;
@@ -172,6 +172,6 @@ impl SnapshotSink {
 
     /// Returns whether no block has arrived for too long.
     pub(super) fn has_failed(&self, now: Duration) -> bool {
-        now.saturating_sub(self.advanced_at) >= SILENCE_MAX
+        now.saturating_sub(self.advanced_at) >= SNAPSHOT_TIMEOUT
     }
 }

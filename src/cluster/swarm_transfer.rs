@@ -1,23 +1,23 @@
-//! How a node sends its swarms to another one, and receives those of another one.
+//! Sending all swarms to another node, and receiving those of another node.
 
 use super::event::ClusterEvent;
 use super::message::{BatchPosition, Body, EncodedListChange, Sender, encode_list_changes};
-use super::node::{ClusterNode, LIST_CHANGES_MAX, Membership};
-use super::snapshot::{BLOCKS_IN_FLIGHT, SnapshotSink, SnapshotSource};
+use super::node::{ClusterNode, LIST_CHANGES_PER_MESSAGE, Membership};
+use super::snapshot::{BLOCKS_IN_FLIGHT, IncomingSnapshot, OutgoingSnapshot};
 use super::types::{Action, MessageSubject};
 use crate::policy::overrides::ListChange;
 use crate::state::encode_records;
 use std::time::Duration;
 use tsubame_storage::StateRecord;
 
-/// Time after a snapshot that has failed before the next one is asked for.
+/// Time after a failed snapshot before the next one is requested.
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(2);
 
 /// The snapshot that is being received.
 impl ClusterNode {
-    /// Asks for a snapshot if there are batches that no node can send any more.
+    /// Requests a snapshot if batches were missed that their sender no longer has.
     pub(super) fn request_snapshot(&mut self, now: Duration) {
-        if self.sink.is_some() || self.swarms.is_busy || now < self.no_snapshot_before {
+        if self.incoming.is_some() || self.swarms.is_busy || now < self.no_snapshot_before {
             return;
         }
         let lacking = self.nodes.iter().filter(|(_, node)| {
@@ -32,44 +32,45 @@ impl ClusterNode {
             self.sessions += 1;
             let session = self.settings.boot.wrapping_add(self.sessions);
             self.report(ClusterEvent::SnapshotRequested(from.clone()));
-            self.sink = Some(SnapshotSink::new(now, from, session));
+            self.incoming = Some(IncomingSnapshot::new(now, from, session));
             self.request_blocks();
         }
     }
 
     fn request_blocks(&mut self) {
-        let Some(sink) = &mut self.sink else { return };
-        let (session, received) = (sink.session, sink.next);
+        let Some(incoming) = &mut self.incoming else { return };
+        let (session, received) = (incoming.session, incoming.next);
         let end = match self.swarms.is_busy {
-            true => sink.end.max(received),
+            true => incoming.end.max(received),
             false => received.saturating_add(BLOCKS_IN_FLIGHT),
         };
-        sink.end = end;
-        let subject = MessageSubject::Request(sink.from.clone());
+        incoming.end = end;
+        let subject = MessageSubject::Request(incoming.from.clone());
         let message = self.encode(&Body::SnapshotRequest { session, received, end }, &[]);
         self.send(subject, message.into());
     }
 
-    pub(super) fn tick_sink(&mut self, now: Duration) {
-        let Some(sink) = &mut self.sink else { return };
-        let has_all_requested = sink.next >= sink.end;
+    pub(super) fn tick_incoming(&mut self, now: Duration) {
+        let Some(incoming) = &mut self.incoming else { return };
+        let has_all_requested = incoming.next >= incoming.end;
         if has_all_requested && self.swarms.is_busy {
-            sink.restart_wait(now);
-        } else if sink.has_failed(now) {
-            let from = sink.from.clone();
-            self.sink = None;
+            incoming.restart_wait(now);
+        } else if incoming.has_failed(now) {
+            let from = incoming.from.clone();
+            self.incoming = None;
             self.failed_source = Some(from.clone());
             self.no_snapshot_before = now + SNAPSHOT_PAUSE;
             self.report(ClusterEvent::SnapshotFailed(from));
-        } else if has_all_requested || sink.is_request_due(now) {
+        } else if has_all_requested || incoming.take_due_request(now) {
             self.request_blocks();
         }
     }
 
-    /// Gives up the snapshot that is being received, because the other node sends another one. Later it is asked again,
-    /// or another node is.
+    /// Gives up the snapshot that `from` has refused to send. After a pause a snapshot is requested again, from another
+    /// node first.
     pub(super) fn receive_refusal(&mut self, now: Duration, from: &str, session: u64) {
-        let refused = self.sink.take_if(|sink| sink.session == session && sink.from == from);
+        let refused =
+            self.incoming.take_if(|incoming| incoming.session == session && incoming.from == from);
         if refused.is_some() {
             self.failed_source = Some(from.to_owned());
             self.no_snapshot_before = now + SNAPSHOT_PAUSE;
@@ -87,26 +88,27 @@ impl ClusterNode {
         else {
             return;
         };
-        let Some(sink) = &mut self.sink else { return };
-        if sink.session != session || sink.from != sender.node || sink.next != block {
+        let Some(incoming) = &mut self.incoming else { return };
+        if incoming.session != session || incoming.from != sender.node || incoming.next != block {
             return;
         }
         if block == 0 {
-            sink.covered = covered;
+            incoming.covered = covered;
         }
-        sink.advance(now);
+        incoming.advance(now);
         let Some(node) = self.nodes.get(sender.node) else { return };
-        let own_time = node.own_time(sent_at);
-        let count = self.import(now, own_time, records);
-        self.change_list(list_changes);
-        if let Some(sink) = &mut self.sink {
-            sink.records += count;
+        let local_time = node.local_time(sent_at);
+        let count = self.import(now, sender.node, local_time, records);
+        self.push_list_changes(list_changes);
+        if let Some(incoming) = &mut self.incoming {
+            incoming.records += count;
         }
         self.request_blocks();
         if !is_last {
             return;
         }
-        let Some(SnapshotSink { from, covered, records, began, .. }) = self.sink.take() else {
+        let Some(IncomingSnapshot { from, covered, records, began, .. }) = self.incoming.take()
+        else {
             return;
         };
         for BatchPosition { node: name, boot, next } in covered {
@@ -132,16 +134,16 @@ impl ClusterNode {
         session: u64,
         (received, end): (u32, u32),
     ) {
-        if let Some(source) = &mut self.source {
-            if source.to == from && source.session == session {
-                return source.request(now, received, end);
+        if let Some(outgoing) = &mut self.outgoing {
+            if outgoing.to == from && outgoing.session == session {
+                return outgoing.request(now, received, end);
             }
-            if source.to != from {
+            if outgoing.to != from {
                 let message = self.encode(&Body::SnapshotRefused { session }, &[]);
                 return self.send(MessageSubject::Reply(from.to_owned()), message.into());
             }
-            // That node has given up the other one.
-            self.source = None;
+            // The node has given up its earlier request.
+            self.outgoing = None;
             self.actions.push(Action::EndExport);
         }
         let is_ready = self.membership == Membership::Active && !self.swarms.is_restoring;
@@ -154,7 +156,7 @@ impl ClusterNode {
             boot: self.settings.boot,
             next: self.sent_batches.next(),
         };
-        // What was missed of a node is in no snapshot of this one.
+        // A node whose changes were missed is not covered.
         let others = self.nodes.iter().filter(|(_, node)| node.missed_before.is_none());
         let others = others.map(|(name, node)| BatchPosition {
             node: name.clone(),
@@ -162,20 +164,20 @@ impl ClusterNode {
             next: node.next,
         });
         let covered = others.chain([own]).collect();
-        let mut source = SnapshotSource::new(now, from.to_owned(), session, covered);
-        source.request(now, received, end);
-        self.source = Some(source);
+        let mut outgoing = OutgoingSnapshot::new(now, from.to_owned(), session, covered);
+        outgoing.request(now, received, end);
+        self.outgoing = Some(outgoing);
         self.actions.push(Action::BeginExport);
     }
 
-    pub(super) fn tick_source(&mut self, now: Duration) {
+    pub(super) fn tick_outgoing(&mut self, now: Duration) {
         let mut messages = Vec::new();
-        let Some(source) = &mut self.source else { return };
-        while let Some(message) = source.next_message(now) {
-            messages.push((source.to.clone(), message));
+        let Some(outgoing) = &mut self.outgoing else { return };
+        while let Some(message) = outgoing.next_message(now) {
+            messages.push((outgoing.to.clone(), message));
         }
-        if source.has_ended(now) {
-            self.source = None;
+        if outgoing.has_ended(now) {
+            self.outgoing = None;
             self.actions.push(Action::EndExport);
         }
         for (to, message) in messages {
@@ -185,19 +187,19 @@ impl ClusterNode {
 
     /// Returns whether records of the export are wanted: see [`Action::BeginExport`].
     pub fn wants_block(&self) -> bool {
-        self.source.as_ref().is_some_and(SnapshotSource::wants_block)
+        self.outgoing.as_ref().is_some_and(OutgoingSnapshot::wants_block)
     }
 
     /// Adds changes of the access list to the snapshot that is being sent, before its records.
     pub fn add_list_changes(&mut self, now: Duration, changes: &[ListChange]) {
-        for part in changes.chunks(LIST_CHANGES_MAX) {
+        for part in changes.chunks(LIST_CHANGES_PER_MESSAGE) {
             self.push_block(now, encode_list_changes(part), &[], false);
         }
     }
 
     /// Adds records of the export to the snapshot that is being sent. The first one is not a peer.
     pub fn add_block(&mut self, now: Duration, records: &[StateRecord], is_last: bool) {
-        let parts = self.parts(now, records);
+        let parts = self.encode_parts(now, records);
         let count = parts.len();
         for (number, part) in parts.into_iter().enumerate() {
             self.push_block(now, Vec::new(), &part, is_last && number + 1 == count);
@@ -211,31 +213,31 @@ impl ClusterNode {
         records: &[u8],
         is_last: bool,
     ) {
-        let Some(source) = &mut self.source else { return };
-        let (session, block) = (source.session, source.next_block());
-        let covered = std::mem::take(&mut source.covered);
+        let Some(outgoing) = &mut self.outgoing else { return };
+        let (session, block) = (outgoing.session, outgoing.next_block());
+        let covered = std::mem::take(&mut outgoing.covered);
         let sent_at = now.as_secs() as i64;
         let body = Body::SnapshotBlock { session, block, sent_at, is_last, covered, list_changes };
         let message = self.encode(&body, records);
-        if let Some(source) = &mut self.source {
-            source.add(message, is_last);
+        if let Some(outgoing) = &mut self.outgoing {
+            outgoing.add(message, is_last);
         }
         self.counts.sent_snapshots += u64::from(is_last);
     }
 
-    /// Gives up the snapshot that is being sent: the export has failed.
+    /// Gives up the snapshot that is being sent, because the export has failed.
     pub fn abort_export(&mut self) {
-        if let Some(source) = self.source.take() {
-            let message = self.encode(&Body::SnapshotRefused { session: source.session }, &[]);
-            self.send(MessageSubject::Reply(source.to), message.into());
+        if let Some(outgoing) = self.outgoing.take() {
+            let message = self.encode(&Body::SnapshotRefused { session: outgoing.session }, &[]);
+            self.send(MessageSubject::Reply(outgoing.to), message.into());
         }
     }
 
-    /// Encodes records in parts that fit in a message; at least one.
-    fn parts(&self, now: Duration, records: &[StateRecord]) -> Vec<Vec<u8>> {
-        let mut parts = Vec::new();
+    /// Encodes records in parts that fit into a message; at least one.
+    fn encode_parts(&self, now: Duration, records: &[StateRecord]) -> Vec<Vec<u8>> {
         let mut encoded = Vec::new();
         encode_records(records, now.as_secs() as i64, &mut encoded);
+        // A torrent and two peers cannot be divided further: the second part would be the same three records.
         if encoded.len() <= self.records_bytes_max || records.len() <= 3 {
             return vec![encoded];
         }
@@ -246,8 +248,6 @@ impl ClusterNode {
         let torrent = torrent.filter(|_| is_peer(&records[middle]));
         let second: Vec<StateRecord> =
             torrent.into_iter().chain(&records[middle..]).copied().collect();
-        parts.extend(self.parts(now, &records[..middle]));
-        parts.extend(self.parts(now, &second));
-        parts
+        [self.encode_parts(now, &records[..middle]), self.encode_parts(now, &second)].concat()
     }
 }

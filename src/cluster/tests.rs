@@ -1,4 +1,4 @@
-//! Tests of single nodes: names, versions, lifetimes, refusals.
+//! Tests of nodes on a network in memory: names, versions, lifetimes, lost messages, snapshots.
 
 use super::*;
 use std::sync::Arc;
@@ -215,8 +215,11 @@ fn other_settings_and_newer_versions_are_reported() {
     node.connected(net.now, MESSAGE_BYTES_MAX);
     net.nodes.push(("b".to_owned(), node));
     net.run(5);
-    assert!(net.has_reported("a", &ClusterEvent::OtherLifetime("b".to_owned(), 60, 2_700)));
-    assert!(net.has_reported("b", &ClusterEvent::OtherKeys("a".to_owned())));
+    assert!(net.has_reported(
+        "a",
+        &ClusterEvent::DifferentLifetime { node: "b".to_owned(), other: 60, own: 2_700 }
+    ));
+    assert!(net.has_reported("b", &ClusterEvent::DifferentKeys("a".to_owned())));
     let reported = net.done.len();
     net.run(5);
     assert_eq!(net.done.len(), reported, "once");

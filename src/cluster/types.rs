@@ -15,7 +15,7 @@ pub struct ClusterSettings {
     pub boot: u64,
     /// How long a peer is stored after its last announce, in seconds.
     pub peer_lifetime_secs: u32,
-    /// A number that depends on the key of connection ids, and from which the key cannot be computed.
+    /// Digest of the key of connection ids, from which the key cannot be computed.
     pub key_digest: u64,
     /// Whether it may have swarms or changes of the access list of before its start.
     pub has_older_state: bool,
@@ -26,7 +26,7 @@ pub struct ClusterSettings {
 pub struct SwarmState {
     /// Number of torrents.
     pub torrents: u64,
-    /// Whether imports are far behind, so that no more of a snapshot is to be asked for.
+    /// Whether imports are far behind, so that no more of a snapshot is to be requested.
     pub is_busy: bool,
     /// Whether swarms of before the start are still being read, so that no snapshot can be sent.
     pub is_restoring: bool,
@@ -62,7 +62,7 @@ pub enum Action {
     /// Import records of other nodes. Their times are of the own clock.
     Import(Vec<StateRecord>),
     /// Make those of these changes of the access list that are later than the own ones.
-    ChangeList(Vec<ListChange>),
+    ApplyListChanges(Vec<ListChange>),
     /// Begin an export of all swarms: [`crate::cluster::ClusterNode::wants_block`].
     BeginExport,
     /// End the export that [`Self::BeginExport`] began.
@@ -88,13 +88,13 @@ pub struct ClusterCounts {
     pub received_bytes: u64,
     /// Batches that were sent again.
     pub resent_batches: u64,
-    /// Times that batches of another node were missed and asked for.
-    pub gaps: u64,
+    /// Requests to other nodes to send batches again.
+    pub resend_requests: u64,
     /// Snapshots that were sent.
     pub sent_snapshots: u64,
     /// Snapshots that were received.
     pub received_snapshots: u64,
-    /// Messages that are invalid, or of a node that is ignored.
+    /// Messages that were invalid, or of a node that is ignored.
     pub ignored_messages: u64,
 }
 
@@ -103,10 +103,10 @@ pub struct ClusterCounts {
 pub struct NodeStatus {
     /// Its name.
     pub name: String,
-    /// Whether it takes part and was heard a short time ago.
+    /// Whether it takes part and a hello has arrived recently.
     pub is_present: bool,
     /// Number of batches that are missing.
     pub missing_batches: u64,
-    /// Time since batches are missing; zero if none are.
+    /// For how long batches have been missing; zero if none are.
     pub lag: Duration,
 }

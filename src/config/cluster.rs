@@ -14,9 +14,9 @@ const SUBJECT_LEN_MAX: usize = 64;
 /// Keys under `cluster`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClusterConfig {
-    /// URLs of the NATS servers; without any, the tracker is a node of its own.
+    /// URLs of the NATS servers. If there are none, the tracker is in no cluster.
     pub servers: Vec<String>,
-    /// Name of this node; `None` is that of the host.
+    /// Name of this node; `None` uses the name of the host.
     pub node: Option<String>,
     /// First part of all subjects.
     pub subject: String,
@@ -38,7 +38,7 @@ pub struct ClusterTlsConfig {
 }
 
 impl ClusterConfig {
-    /// Returns whether there are other nodes.
+    /// Returns whether the tracker is in a cluster.
     pub fn is_enabled(&self) -> bool {
         !self.servers.is_empty()
     }

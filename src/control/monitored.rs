@@ -9,7 +9,7 @@ use crate::policy::access_list::AccessList;
 use crate::process::log;
 use crate::slow_reads::SlowReads;
 use crate::stats::client_samples::ClientPrefix;
-use crate::stats::cluster_status::ClusterStatus;
+use crate::stats::cluster_status::SharedClusterStatus;
 use crate::stats::shard_stats::ShardStats;
 use crate::stats::shared_stats::SharedStats;
 use crate::stats::snapshot_status::SnapshotStatus;
@@ -37,7 +37,7 @@ pub struct Monitored {
     /// State of XDP, if it is in use.
     pub xdp: Option<Arc<XdpStatus>>,
     /// State of the cluster, if the tracker is a node of one.
-    pub cluster: Option<Arc<ClusterStatus>>,
+    pub cluster: Option<Arc<SharedClusterStatus>>,
 }
 
 /// Statistics of the process that belong to no shard.

@@ -18,7 +18,7 @@ use super::torrents::Torrents;
 use crate::cluster::NodeStatus;
 use crate::process::recent_events;
 use crate::process::reload::ControlCommand;
-use crate::stats::cluster_status::ClusterReport;
+use crate::stats::cluster_status::ClusterStatus;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Extension, RawQuery, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -338,27 +338,27 @@ async fn health(State(state): State<ControlState>) -> (StatusCode, String) {
 }
 
 /// Returns a line about the cluster. Without the other nodes the tracker serves alone, which is no failure.
-fn cluster_health(report: &ClusterReport) -> String {
+fn cluster_health(report: &ClusterStatus) -> String {
     let (present, lost): (Vec<_>, Vec<_>) = report.nodes.iter().partition(|node| node.is_present);
     let names = |nodes: &[&NodeStatus]| {
         nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>().join(", ")
     };
     let state = match report {
-        ClusterReport { is_connected: false, .. } => {
+        ClusterStatus { is_connected: false, .. } => {
             "not connected to NATS: serving alone".to_owned()
         }
-        ClusterReport { is_refused: true, .. } => {
-            "another node has the same name: serving alone; set cluster.node to another name"
+        ClusterStatus { is_refused: true, .. } => {
+            "another node has the same name: serving alone; set cluster.node to another name and restart"
                 .to_owned()
         }
         _ if present.is_empty() => "connected, no other nodes".to_owned(),
-        ClusterReport { is_complete: false, .. } => {
+        ClusterStatus { is_complete: false, .. } => {
             format!("connected with {}; swarms of other nodes are still missing", names(&present))
         }
         _ => format!("connected with {}", names(&present)),
     };
     let lost =
-        if lost.is_empty() { String::new() } else { format!("; not heard: {}", names(&lost)) };
+        if lost.is_empty() { String::new() } else { format!("; no message from {}", names(&lost)) };
     format!("cluster: node {}: {state}{lost}\n", report.node)
 }
 

@@ -3,7 +3,7 @@
 use crate::control::listeners::ControlListeners;
 use crate::control::server;
 use crate::control::torrents::{ShardRequest, Torrents};
-use crate::process::cluster::{ClusterParts, ClusterThread};
+use crate::process::cluster::{ClusterResources, ClusterThread};
 use crate::process::error::RunError;
 use crate::process::monitor::{CHECK_INTERVAL, ShardMonitor};
 use crate::process::reload::{ControlCommand, JobReply, ReloadJob, Reloader};
@@ -77,8 +77,8 @@ pub(crate) fn control_plane(
         let (request_sender, requests) = unbounded_channel();
         let snapshots = running.snapshots.take();
         let shards = running.monitored.shared_stats.len();
-        let turns = Arc::default();
-        let shard_sender = ShardSender { requests: request_sender.clone(), shards, turns };
+        let export_lock = Arc::default();
+        let shard_sender = ShardSender { requests: request_sender.clone(), shards, export_lock };
         let take_over = running.upgrade.take_over.take();
         let process = running.monitored.process.clone();
         let taking_over = take_over.map(|take_over| take_over.start(shard_sender.clone(), process));
@@ -457,7 +457,7 @@ impl EventLoop {
         let running = &mut self.running;
         let (links, status) = (running.cluster.take(), running.monitored.cluster.clone());
         let Some((links, status)) = links.zip(status) else { return Ok(()) };
-        let parts = ClusterParts {
+        let parts = ClusterResources {
             links,
             shards: self.shard_sender.clone(),
             keys: running.keys.0,
@@ -486,7 +486,7 @@ impl EventLoop {
 fn tell_cluster(cluster: &ClusterThread, reloader: &mut Reloader, has_updates: bool) {
     let changes = reloader.take_list_changes();
     if !changes.is_empty() {
-        cluster.change_list(changes);
+        cluster.publish_list_changes(changes);
     }
     if has_updates {
         let key = reloader.connection_id_key();
@@ -556,7 +556,7 @@ async fn stop_shards(running: &mut RunningTracker, keeps_listeners: bool) -> boo
 async fn send_when_possible(control: &mut MeshEndpoint, shard: usize, message: Message) -> bool {
     // A queue that is full for a second means that the shard is stuck, which `/healthz` reports.
     for _ in 0..1_000 {
-        if control.has_room(shard) {
+        if control.can_send(shard) {
             break;
         }
         control.notify();

@@ -6,7 +6,7 @@ pub mod cpus;
 mod deadline;
 pub mod error;
 mod event_loop;
-mod export_turns;
+mod export_lock;
 mod file_stamps;
 pub mod identity;
 mod interfaces;

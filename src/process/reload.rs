@@ -56,7 +56,7 @@ pub enum ReloadJob {
     /// Adds torrents to the access list (true), or removes them.
     ChangeList(Vec<(InfoHash, bool)>),
     /// Makes changes of the access list that another node has made.
-    AdoptList(Vec<ListChange>),
+    ApplyRemoteListChanges(Vec<ListChange>),
     /// Removes all torrents without peers. The number of them is for the reply.
     Evict(usize),
     /// Checks whether files have changed.
@@ -113,7 +113,7 @@ struct ServedState {
     /// Time at which key sets are fetched next, if there are any.
     keys_due: Option<Duration>,
     /// The last reason that was logged why changes of other nodes are not made.
-    reported_adoption: String,
+    reported_list_problem: String,
 }
 
 /// The parts of a shard that a job changes.
@@ -184,7 +184,7 @@ impl Reloader {
             file_stamps,
             changing_checks: 0,
             check_due: Duration::ZERO,
-            reported_adoption: String::new(),
+            reported_list_problem: String::new(),
         };
         let process = &monitored.process;
         process.last_reload_unix_secs.store(clock.now().unix_secs, Ordering::Relaxed);
@@ -380,8 +380,8 @@ impl ServedState {
                 }
                 changed
             }
-            ReloadJob::AdoptList(adopted) => {
-                let message = self.adopt_list(&adopted);
+            ReloadJob::ApplyRemoteListChanges(adopted) => {
+                let message = self.apply_remote_list_changes(&adopted);
                 changes.policy = message.as_ref().is_ok_and(|message| !message.is_empty());
                 message
             }
@@ -521,7 +521,7 @@ impl ServedState {
     }
 
     /// Makes those changes of another node that are later than the own ones.
-    fn adopt_list(&mut self, adopted: &[ListChange]) -> Result<String, String> {
+    fn apply_remote_list_changes(&mut self, adopted: &[ListChange]) -> Result<String, String> {
         let latest_ms = self.clock.unix_millis().saturating_add(CLOCK_DIFFERENCE_MAX_MS);
         let list = self.policy.only_access_list();
         let bounded = |(info_hash, change): &ListChange| {
@@ -536,12 +536,12 @@ impl ServedState {
         let Some((first, _)) = changes.first() else { return Ok(String::new()) };
         let changed = self.change_list(&changes);
         let Err(error) = changed else { return changed };
-        if self.reported_adoption != error {
+        if self.reported_list_problem != error {
             tracing::warn!(
-                "cluster: {} of the access list by another node, the first of {first}, are not made here: {error}",
+                "cluster: this node cannot make {} of the access list by another node (first: {first}): {error}",
                 plural(changes.len() as u64, "change"),
             );
-            self.reported_adoption = error;
+            self.reported_list_problem = error;
         }
         Ok(String::new())
     }

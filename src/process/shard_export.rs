@@ -2,7 +2,7 @@
 
 use crate::clock::Clock;
 use crate::control::torrents::ShardRequest;
-use crate::process::export_turns::ExportTurns;
+use crate::process::export_lock::ExportLock;
 use crate::shard::message::Message;
 use crate::shard::transfer::{ExportedPage, TransferRequest};
 use std::sync::Arc;
@@ -34,8 +34,8 @@ pub(crate) struct ShardSender {
     pub(crate) requests: UnboundedSender<ShardRequest>,
     /// Number of shards.
     pub(crate) shards: usize,
-    /// The turns of exports.
-    pub(crate) turns: Arc<ExportTurns>,
+    /// Permits one export at a time.
+    pub(crate) export_lock: Arc<ExportLock>,
 }
 
 impl ShardSender {

@@ -164,7 +164,7 @@ impl MeshEndpoint {
     }
 
     /// Returns whether the queue of another member can take a message: it exists and is not full.
-    pub fn has_room(&self, to: usize) -> bool {
+    pub fn can_send(&self, to: usize) -> bool {
         self.senders[to].as_ref().is_some_and(|sender| !sender.is_full())
     }
 

@@ -373,7 +373,7 @@ impl Node {
     ) -> Option<Vec<(u32, Receiver<Box<PageReply>>)>> {
         let own = usize::from(self.number);
         let nodes = 0..usize::from(self.shards);
-        if !nodes.clone().all(|node| node == own || self.endpoint.has_room(node)) {
+        if !nodes.clone().all(|node| node == own || self.endpoint.can_send(node)) {
             return None;
         }
         let pending = nodes.map(|node| {

@@ -44,7 +44,7 @@ impl PageScans {
             job.is_complete || scan.step(swarms, |info_hash| policy.serves(info_hash));
         let is_own = job.member == endpoint.member();
         // While the queue is full the page waits: a list that lacks a page would be false.
-        if !job.is_complete || !is_own && !endpoint.has_room(job.member) {
+        if !job.is_complete || !is_own && !endpoint.can_send(job.member) {
             return;
         }
         if let Some(PageJob { member, request, scan: Some(scan), .. }) = self.0.pop_front() {

@@ -3,22 +3,22 @@
 use crate::cluster::{ClusterCounts, NodeStatus};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// State of the cluster.
+/// The latest [`ClusterStatus`], written by the thread of the cluster and read by the control plane.
 #[derive(Debug, Default)]
-pub struct ClusterStatus {
-    report: Mutex<ClusterReport>,
+pub struct SharedClusterStatus {
+    status: Mutex<ClusterStatus>,
 }
 
-/// State of the cluster at one moment.
+/// State of this node in the cluster, and of the other nodes.
 #[derive(Clone, Debug, Default)]
-pub struct ClusterReport {
+pub struct ClusterStatus {
     /// Name of this node.
     pub node: String,
     /// Whether a NATS server is connected.
     pub is_connected: bool,
-    /// Whether an older node has the same name, so that this one takes no part.
+    /// Whether another node of the same name was started earlier, so that this one takes no part.
     pub is_refused: bool,
-    /// Whether the node takes part, and lacks nothing of the others that a snapshot must bring.
+    /// Whether the node is connected, takes part, and has the swarms of every node from which it has hellos.
     pub is_complete: bool,
     /// Counts of messages.
     pub counts: ClusterCounts,
@@ -30,24 +30,24 @@ pub struct ClusterReport {
     pub unsent_messages: u64,
     /// Number of torrents, peers and changes of other nodes that were imported.
     pub imported_records: u64,
-    /// Number of those that were dropped because the shards were too busy.
+    /// Number of records and changes of the access list of other nodes that were dropped because too many waited.
     pub dropped_records: u64,
     /// Number of records of other nodes that wait to be imported.
     pub waiting_records: u64,
 }
 
-impl ClusterStatus {
-    /// Changes the report.
-    pub(crate) fn update(&self, change: impl FnOnce(&mut ClusterReport)) {
-        change(&mut self.report());
+impl SharedClusterStatus {
+    /// Changes the status.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut ClusterStatus)) {
+        change(&mut self.lock());
     }
 
-    /// Returns the report.
-    pub fn read(&self) -> ClusterReport {
-        self.report().clone()
+    /// Returns the status.
+    pub fn read(&self) -> ClusterStatus {
+        self.lock().clone()
     }
 
-    fn report(&self) -> MutexGuard<'_, ClusterReport> {
-        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, ClusterStatus> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

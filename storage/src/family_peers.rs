@@ -137,7 +137,7 @@ impl<const N: usize> FamilyPeers<'_, N> {
     }
 
     /// Returns whether a record can be added without a larger placement.
-    pub(crate) fn has_room(&self) -> bool {
+    pub(crate) fn has_free_slot(&self) -> bool {
         match &self.records {
             RecordStorage::Slice(records) => self.roles.len() < records.len(),
             RecordStorage::LargeSwarm(_) => self.roles.len() < LARGE_SWARM_PEERS_MAX,

@@ -231,8 +231,8 @@ impl ImportStep<'_> {
         let partial = if role == Role::PartialSeed { flags::PARTIAL_SEED } else { 0 };
         let counted = if is_counted { flags::COMPLETED } else { 0 };
         let published = match is_remote {
-            true => flags::REMOTE | self.table.published_flags(announced_at),
-            false => self.table.unpublished_flags(),
+            true => flags::REMOTE | self.table.period_flags(announced_at),
+            false => self.table.previous_period_flags(),
         };
         let flags = scope_flags(self.table.scope(endpoint)) | partial | counted | published;
         let tick = self.table.context.ticks.at_signed(announced_at);

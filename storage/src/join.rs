@@ -21,7 +21,7 @@ pub(crate) struct AppliedAnnounce {
     own: Option<usize>,
     pub(crate) change: SwarmChange,
     previous: Option<Role>,
-    /// Flags of the record before, if the peer was stored.
+    /// Flags that the record had before it was refreshed; 0 if none was.
     previous_flags: u8,
 }
 
@@ -86,7 +86,7 @@ impl Table {
         }
         let mut counts = self.counts_at(position);
         if let SwarmChange::Refused(_) = applied.change {
-            // A peer that is not stored is counted in its own reply all the same.
+            // A peer that is not stored is counted in its own reply anyway.
             counts.include(announce.role);
         }
         AnnounceOutcome {
@@ -114,7 +114,7 @@ impl Table {
             Role::Seeder | Role::Leecher => 0,
         };
         let endpoint = announce.endpoint;
-        let flags = scope_flags(scope) | partial | self.context.published;
+        let flags = scope_flags(scope) | partial | self.context.period_flags;
         let record = record_of::<N>(endpoint.address(), endpoint.port(), flags, self.context.tick);
         match record {
             Some(record) => self.apply_record(position, announce, record),
@@ -200,7 +200,8 @@ impl Table {
             return refused(JoinRefusal::SwarmCap);
         }
         let peers = self.store.family_peers::<N>(position);
-        let (has_room, finds_all_of_address) = (peers.has_room(), peers.finds_all_of_address());
+        let (has_free_slot, finds_all_of_address) =
+            (peers.has_free_slot(), peers.finds_all_of_address());
         let shares_address = match finds_all_of_address {
             true => same_address >= PER_ADDRESS_MAX,
             false => peers.seems_to_share_address(&record, &mut self.rng),
@@ -215,9 +216,9 @@ impl Table {
         if self.has_reached_source_limit(&record) {
             return refused(JoinRefusal::Source);
         }
-        // Without room, the swarm must grow. A large swarm may have room and still have to allocate a chunk or index
-        // slots.
-        if (!has_room || stored >= BLOCK_PEERS_MAX)
+        // Without a free slot, the swarm must grow. A large swarm may have one and still have to allocate a chunk or
+        // index slots.
+        if (!has_free_slot || stored >= BLOCK_PEERS_MAX)
             && (self.is_out_of_memory() || !self.grow::<N>(position))
         {
             return refused(JoinRefusal::Memory);

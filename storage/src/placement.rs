@@ -169,11 +169,11 @@ impl TorrentStore {
     }
 
     /// Returns whether one more peer fits in the current placement.
-    pub(crate) fn has_room<const N: usize>(&mut self, position: u32) -> bool
+    pub(crate) fn has_free_slot<const N: usize>(&mut self, position: u32) -> bool
     where
         PeerStores: RecordWidth<N>,
     {
-        self.family_peers::<N>(position).has_room()
+        self.family_peers::<N>(position).has_free_slot()
     }
 
     /// Moves the peers of a family to a larger placement if theirs is full. Returns whether one more peer fits now.
@@ -181,7 +181,7 @@ impl TorrentStore {
     where
         PeerStores: RecordWidth<N>,
     {
-        if self.has_room::<N>(position) {
+        if self.has_free_slot::<N>(position) {
             return true;
         }
         if self.entry(position).is_inline() {

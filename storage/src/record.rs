@@ -24,14 +24,15 @@ pub(crate) mod flags {
     pub(crate) const SCOPE: u8 = 0b1100;
     /// The peer was learned from another node of the cluster, and has not announced to this one since.
     pub(crate) const REMOTE: u8 = 0b1_0000;
-    /// Mask of the third of a lifetime, modulo 8, in which the other nodes of the cluster last heard of the peer. A
-    /// peer that has expired may be stored for a fourth third, and then announce again.
-    pub(crate) const PUBLISHED: u8 = 0b1110_0000;
+    /// Mask of the publication period, modulo 8, in which the peer was last published to the other nodes of the
+    /// cluster. At least four periods must differ: a peer that has expired may be stored for another period, and then
+    /// announce again.
+    pub(crate) const PUBLICATION_PERIOD: u8 = 0b1110_0000;
 }
 
-/// Returns the flags that stand for a third of a lifetime: see [`crate::time::Ticks::third_at`].
-pub(crate) const fn published_flags(third: i64) -> u8 {
-    ((third & 0b111) as u8) << 5
+/// Returns the flags of a publication period: see [`crate::time::Ticks::publication_period_at`].
+pub(crate) const fn period_flags(period: i64) -> u8 {
+    ((period & 0b111) as u8) << 5
 }
 
 /// Returns the flags that stand for a scope.
@@ -133,8 +134,8 @@ pub(crate) struct RecordContext {
     pub(crate) ticks: Ticks,
     /// The current tick.
     pub(crate) tick: u8,
-    /// Flags of a peer that announces now: the third of the lifetime if the table has a publication, else none.
-    pub(crate) published: u8,
+    /// Flags of the current publication period; 0 if the table has no publication.
+    pub(crate) period_flags: u8,
 }
 
 impl RecordContext {

@@ -24,7 +24,7 @@ pub(crate) struct StoppedPeers {
     /// The times of the period before, which are freed in small steps.
     discarded_times: BTreeMap<u64, i64>,
     period_began: i64,
-    /// Whether no peer is forgotten.
+    /// Whether an import is active, during which no peer is forgotten.
     pub(crate) is_importing: bool,
 }
 

@@ -4,7 +4,7 @@ use crate::announce::{JoinRefusal, SwarmAnnounce};
 use crate::entry::Entry;
 use crate::index::{Elements, POSITIONS_MAX, PositionIndex};
 use crate::placement::TorrentStore;
-use crate::record::{RecordContext, RoleCounts, V4, V6, published_flags, record_of};
+use crate::record::{RecordContext, RoleCounts, V4, V6, period_flags, record_of};
 use crate::settings::TableSettings;
 use crate::sources::SourceNetwork;
 use crate::stats::TableStats;
@@ -34,7 +34,7 @@ pub(crate) struct Table {
     pub(crate) now: Seconds,
     /// Number of peers that a source may have at the moment; `u32::MAX` is no limit.
     pub(crate) source_limit: u32,
-    /// Whether the records of peers have the third of the lifetime in which they were published.
+    /// Whether the records of peers have the period in which they were published.
     has_publication: bool,
     stats: TableStats,
     pub(crate) rng: fastrand::Rng,
@@ -47,7 +47,7 @@ impl Table {
         Self {
             store: TorrentStore::new(hasher),
             index: PositionIndex::new(),
-            context: RecordContext { hasher, ticks, tick: 0, published: 0 },
+            context: RecordContext { hasher, ticks, tick: 0, period_flags: 0 },
             // A tick as long as that of peers, at least: the sweep is often enough for those.
             idle_ticks: Ticks::of_lifetime(
                 settings.keep_completed_secs.max(settings.peer_lifetime_secs),
@@ -76,24 +76,28 @@ impl Table {
     pub(crate) fn set_time(&mut self, now: Seconds) {
         self.now = now;
         self.context.tick = self.context.ticks.at(now);
-        self.context.published = self.published_flags(now.signed());
+        self.context.period_flags = self.period_flags(now.signed());
     }
 
     /// Has the records of peers that announce from now on say when they were published.
     pub(crate) fn begin_publication(&mut self) {
         self.has_publication = true;
-        self.context.published = self.published_flags(self.now.signed());
+        self.context.period_flags = self.period_flags(self.now.signed());
     }
 
-    /// Returns the flags of a peer of which the other nodes heard at a time.
-    pub(crate) fn published_flags(&self, time: i64) -> u8 {
-        if self.has_publication { published_flags(self.context.ticks.third_at(time)) } else { 0 }
+    /// Returns the flags of a peer that was published at a time.
+    pub(crate) fn period_flags(&self, time: i64) -> u8 {
+        if self.has_publication {
+            period_flags(self.context.ticks.publication_period_at(time))
+        } else {
+            0
+        }
     }
 
-    /// Returns the flags of a peer of which the other nodes have not heard in the present third of the lifetime.
-    pub(crate) fn unpublished_flags(&self) -> u8 {
-        let third = self.context.ticks.third_at(self.now.signed());
-        if self.has_publication { published_flags(third - 1) } else { 0 }
+    /// Returns the flags of a peer that was not published in the current period.
+    pub(crate) fn previous_period_flags(&self) -> u8 {
+        let period = self.context.ticks.publication_period_at(self.now.signed());
+        if self.has_publication { period_flags(period - 1) } else { 0 }
     }
 
     /// Returns the statistics that the table itself knows: all but those of eviction.

@@ -78,10 +78,10 @@ impl Ticks {
         ticks > i64::from(self.lifetime_ticks)
     }
 
-    /// Returns the number of the third of a lifetime that a time is in.
-    pub(crate) fn third_at(self, time: i64) -> i64 {
-        let third_ticks = i64::from(self.lifetime_ticks / 3).max(1);
-        time.div_euclid(i64::from(self.tick_secs)).div_euclid(third_ticks)
+    /// Returns the number of the publication period of a time: a third of the lifetime of peers.
+    pub(crate) fn publication_period_at(self, time: i64) -> i64 {
+        let period_ticks = i64::from(self.lifetime_ticks / 3).max(1);
+        time.div_euclid(i64::from(self.tick_secs)).div_euclid(period_ticks)
     }
 
     pub(crate) fn is_expired(self, now: u8, tick: u8) -> bool {

@@ -1,4 +1,4 @@
-//! The export, the import and the publication that a table takes part in.
+//! The export, the import and the publication of a table, as far as they are active.
 
 use crate::announce::{AnnounceOutcome, SwarmAnnounce, SwarmChange};
 use crate::change_queue::ChangeQueue;
@@ -9,7 +9,7 @@ use crate::stopped_peers::StoppedPeers;
 use crate::table::{Prefetch, Table};
 use crate::types::AnnounceEvent;
 
-/// The export, the import and the publication of a table that are in progress.
+/// The active export, import and publication of a table.
 #[derive(Debug, Default)]
 pub(crate) struct Transfer {
     pub(crate) export: Option<Export>,
@@ -20,7 +20,7 @@ pub(crate) struct Transfer {
 }
 
 impl Transfer {
-    /// Applies an announce, and takes note of it.
+    /// Applies an announce, and records its change for the export and the publication.
     #[cold]
     pub(crate) fn announce(
         &mut self,
@@ -43,23 +43,23 @@ impl Transfer {
             export.record(announce, outcome.change, announced_at);
         }
         if let Some(changes) = &mut self.publication
-            && is_to_be_published(&outcome, announce, table.context.published)
+            && should_publish(&outcome, announce, table.context.period_flags)
         {
             changes.push(announce, outcome.change, now);
         }
         outcome
     }
 
-    /// Returns whether neither an export nor an import nor a publication is in progress.
+    /// Returns whether neither an export nor an import nor a publication is active.
     pub(crate) fn is_idle(&self) -> bool {
         self.export.is_none() && self.stopped.is_none() && self.publication.is_none()
     }
 }
 
-/// Returns whether the other nodes are to hear of an announce. Of one that changes only the age of a peer they hear if
-/// they have not heard of the peer in the present third of its lifetime, which `published` stands for.
-fn is_to_be_published(outcome: &AnnounceOutcome, announce: &SwarmAnnounce, published: u8) -> bool {
+/// Returns whether an announce is published to the other nodes. One that changes only the age of a peer is published if
+/// the peer was not published in the current period, which has the flags `period`.
+fn should_publish(outcome: &AnnounceOutcome, announce: &SwarmAnnounce, period: u8) -> bool {
     outcome.change != SwarmChange::Refreshed
         || outcome.previous != Some(announce.role)
-        || outcome.previous_flags & flags::PUBLISHED != published
+        || outcome.previous_flags & flags::PUBLICATION_PERIOD != period
 }

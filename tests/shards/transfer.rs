@@ -41,7 +41,7 @@ impl TableCopy {
         let requests = std::mem::take(&mut self.requests).into_iter();
         for (shard, request) in requests {
             let is_behind = self.requests.iter().any(|(waiting, _)| *waiting == shard);
-            if is_behind || !control.has_room(shard) {
+            if is_behind || !control.can_send(shard) {
                 self.requests.push((shard, request));
             } else {
                 control.send(shard, Message::Transfer(Box::new(request)));

@@ -487,13 +487,15 @@ pub(super) const METRICS: &[Metric] = &[
         "cluster_lost_records",
         Counter,
         &["direction"],
-        "Changes that were not sent, and torrents, peers and changes that were not imported, because there were too \
-         many",
+        "Changes that were not sent, and torrents, peers, changes and changes of the access list that were not \
+         applied, because there were too many",
         ProcessLabelled(cluster::lost_records),
     ),
-    process_counter("cluster_gaps", "Requests to other nodes to send batches again", |it| {
-        cluster::value(it, |report| report.counts.gaps)
-    }),
+    process_counter(
+        "cluster_resend_requests",
+        "Requests to other nodes to send batches again",
+        |it| cluster::value(it, |report| report.counts.resend_requests),
+    ),
     process_counter(
         "cluster_unsent_messages",
         "Messages that could not be sent because no NATS server was connected or the connection was too slow; other \

@@ -2,12 +2,12 @@
 
 use super::sample::{LabelledSample, Sample, labelled};
 use super::snapshot::MetricsSnapshot;
-use crate::stats::cluster_status::ClusterReport;
+use crate::stats::cluster_status::ClusterStatus;
 
 /// Returns a value of the cluster.
 pub(super) fn value(
     snapshot: &MetricsSnapshot,
-    value: impl FnOnce(&ClusterReport) -> u64,
+    value: impl FnOnce(&ClusterStatus) -> u64,
 ) -> Option<Sample> {
     snapshot.cluster.as_ref().map(|report| Sample::Integer(value(report)))
 }
@@ -15,7 +15,7 @@ pub(super) fn value(
 /// Returns values of the cluster, each with a label.
 fn by_label<const N: usize>(
     snapshot: &MetricsSnapshot,
-    values: impl FnOnce(&ClusterReport) -> [(&'static str, u64); N],
+    values: impl FnOnce(&ClusterStatus) -> [(&'static str, u64); N],
 ) -> Vec<LabelledSample> {
     let report = snapshot.cluster.as_ref();
     report.map_or(Vec::new(), |report| {
@@ -34,7 +34,7 @@ pub(super) fn node_lags(snapshot: &MetricsSnapshot) -> Vec<LabelledSample> {
 }
 
 pub(super) fn batches(snapshot: &MetricsSnapshot) -> Vec<LabelledSample> {
-    by_label(snapshot, |ClusterReport { counts, .. }| {
+    by_label(snapshot, |ClusterStatus { counts, .. }| {
         [
             ("sent", counts.sent_batches),
             ("received", counts.received_batches),
@@ -44,19 +44,19 @@ pub(super) fn batches(snapshot: &MetricsSnapshot) -> Vec<LabelledSample> {
 }
 
 pub(super) fn changes(snapshot: &MetricsSnapshot) -> Vec<LabelledSample> {
-    by_label(snapshot, |ClusterReport { counts, .. }| {
+    by_label(snapshot, |ClusterStatus { counts, .. }| {
         [("sent", counts.sent_changes), ("received", counts.received_changes)]
     })
 }
 
 pub(super) fn bytes(snapshot: &MetricsSnapshot) -> Vec<LabelledSample> {
-    by_label(snapshot, |ClusterReport { counts, .. }| {
+    by_label(snapshot, |ClusterStatus { counts, .. }| {
         [("sent", counts.sent_bytes), ("received", counts.received_bytes)]
     })
 }
 
 pub(super) fn snapshots(snapshot: &MetricsSnapshot) -> Vec<LabelledSample> {
-    by_label(snapshot, |ClusterReport { counts, .. }| {
+    by_label(snapshot, |ClusterStatus { counts, .. }| {
         [("sent", counts.sent_snapshots), ("received", counts.received_snapshots)]
     })
 }

@@ -3,7 +3,7 @@
 use crate::control::clients::ClientShare;
 use crate::control::monitored::Monitored;
 use crate::process::memory;
-use crate::stats::cluster_status::ClusterReport;
+use crate::stats::cluster_status::ClusterStatus;
 use crate::stats::shard_stats::ShardStats;
 use crate::stats::xdp_status::XdpInterfaceStatus;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ pub(super) struct MetricsSnapshot {
     /// Names of the configured hooks.
     pub(super) hooks: Vec<&'static str>,
     /// State of the cluster, if the tracker is a node of one.
-    pub(super) cluster: Option<ClusterReport>,
+    pub(super) cluster: Option<ClusterStatus>,
     pub(super) monitored: Monitored,
 }
 

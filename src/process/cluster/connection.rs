@@ -16,10 +16,10 @@ use thiserror::Error;
 use tokio::sync::mpsc::{Receiver, channel};
 use tokio::task::coop::unconstrained;
 
-/// Time that a connection may take.
+/// Maximum time for connecting to a server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time between two pings. A connection over which two were not answered is given up.
+/// Time between two pings. A connection is given up after two without an answer.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Maximum number of messages of a subscription that wait; the client library drops further ones, and the node requests
@@ -49,29 +49,31 @@ pub(super) enum ConnectionError {
         "{0} cannot be reached: {1}; start the NATS server, permit TCP to its port, or correct cluster.servers"
     )]
     Unreachable(String, #[source] ConnectError),
-    #[error("{0} permits no subscription: {1}")]
+    #[error(
+        "{0} permits no subscription: {1}; permit this user to subscribe to all subjects below cluster.subject"
+    )]
     Subscribe(String, String),
 }
 
-/// A connection, which is made again by itself whenever it breaks.
+/// A connection to a NATS server. The client library connects again when it is lost.
 pub(super) struct NatsConnection {
     client: Client,
     /// Hellos and batches of all nodes, and messages to this one.
     messages: SelectAll<Subscriber>,
     events: Receiver<Event>,
-    /// Whether it has broken, and was not made again.
-    is_broken: bool,
+    /// Whether the connection was lost and has not been made again.
+    is_lost: bool,
 }
 
 /// What has happened to a connection.
 #[derive(Debug)]
 pub(super) enum ConnectionEvent {
     Message(Message),
-    /// It was made again.
-    Connected,
-    /// It has broken.
-    Disconnected,
-    /// The server, or the client, says so.
+    /// The connection was made again.
+    Reconnected,
+    /// The connection was lost.
+    Lost,
+    /// An error of the server or of the client library, with its cure.
     Problem(String),
 }
 
@@ -82,8 +84,9 @@ impl NatsConnection {
         node: String,
         subjects: Vec<String>,
     ) -> Result<Self, ConnectionError> {
-        let names: Vec<_> = config.servers.iter().map(|server| without_secrets(server)).collect();
-        let names = names.join(", ");
+        let server_names: Vec<_> =
+            config.servers.iter().map(|server| without_secrets(server)).collect();
+        let server_names = server_names.join(", ");
         let (sender, events) = channel(EVENTS_WAITING);
         let has_tls = config.servers.iter().any(|server| server.starts_with("tls://"));
         let requires_tls = has_tls || config.tls != ClusterTlsConfig::default();
@@ -97,11 +100,11 @@ impl NatsConnection {
             .event_callback(move |event| {
                 let sender = sender.clone();
                 async move {
-                    // Of many events, some are enough.
+                    // If the queue is full the event is dropped: some of them are enough for the log.
                     let _ = sender.try_send(event);
                 }
             });
-        // The config has checked them, and that all have the same user. The library does not look for one there.
+        // The config has checked the URLs, and that all have the same user. The library does not read users from URLs.
         let servers: Vec<ServerAddr> =
             config.servers.iter().filter_map(|server| server.parse().ok()).collect();
         let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
@@ -128,24 +131,24 @@ impl NatsConnection {
         let connected = options.connect(servers).await;
         let client = connected.map_err(|error| match error.kind() {
             ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
-                ConnectionError::Refused(names.clone(), error)
+                ConnectionError::Refused(server_names.clone(), error)
             }
-            ConnectErrorKind::Tls => ConnectionError::Tls(names.clone(), error),
-            // The library does not distinguish it from other errors of the connection.
+            ConnectErrorKind::Tls => ConnectionError::Tls(server_names.clone(), error),
+            // The library reports errors of certificates as I/O errors, too.
             ConnectErrorKind::Io if error.to_string().contains("certificate") => {
-                ConnectionError::Tls(names.clone(), error)
+                ConnectionError::Tls(server_names.clone(), error)
             }
-            _ => ConnectionError::Unreachable(names.clone(), error),
+            _ => ConnectionError::Unreachable(server_names.clone(), error),
         })?;
         let mut subscribers = Vec::new();
         for subject in subjects {
             let subscribed = client.subscribe(subject).await;
             let failed = |error: async_nats::SubscribeError| {
-                ConnectionError::Subscribe(names.clone(), error.to_string())
+                ConnectionError::Subscribe(server_names.clone(), error.to_string())
             };
             subscribers.push(subscribed.map_err(failed)?);
         }
-        Ok(Self { client, messages: select_all(subscribers), events, is_broken: false })
+        Ok(Self { client, messages: select_all(subscribers), events, is_lost: false })
     }
 
     pub(super) fn is_connected(&self) -> bool {
@@ -162,8 +165,8 @@ impl NatsConnection {
         if !self.is_connected() {
             return false;
         }
-        // It waits only if the queue to the connection is full. The budget of the task would refuse messages for which
-        // there is space.
+        // This waits only if the queue to the connection is full. With the cooperative budget of tokio it could also
+        // wait while there is space.
         let published = unconstrained(self.client.publish(subject, message.to_vec().into()));
         let mut context = Context::from_waker(Waker::noop());
         matches!(pin!(published).poll(&mut context), Poll::Ready(Ok(())))
@@ -171,7 +174,7 @@ impl NatsConnection {
 
     /// Sends what was published, and closes the connection.
     pub(super) async fn close(self) {
-        // If the connection has broken, there is nothing to be done.
+        // If the connection is lost, nothing can be sent.
         let _ = self.client.flush().await;
     }
 
@@ -183,10 +186,10 @@ impl NatsConnection {
                 Some(event) = self.events.recv() => event,
                 else => std::future::pending().await,
             };
-            let was_broken = self.is_broken;
+            let was_lost = self.is_lost;
             match event {
-                Event::Connected => self.is_broken = false,
-                Event::Disconnected => self.is_broken = true,
+                Event::Connected => self.is_lost = false,
+                Event::Disconnected => self.is_lost = true,
                 Event::SlowConsumer(_) => {
                     return ConnectionEvent::Problem(
                         "messages arrive faster than they are handled: some were dropped and will be requested again"
@@ -198,16 +201,20 @@ impl NatsConnection {
                         "{error}; permit this user to publish and subscribe on all subjects below cluster.subject"
                     ));
                 }
-                Event::ClientError(error) if was_broken => {
+                Event::ClientError(error) if was_lost => {
                     return ConnectionEvent::Problem(format!(
-                        "cannot connect again: {error}; check cluster.servers and cluster.credentials"
+                        "cannot reconnect: {error}; check cluster.servers and cluster.credentials"
                     ));
                 }
-                event => return ConnectionEvent::Problem(event.to_string()),
+                event => {
+                    return ConnectionEvent::Problem(format!(
+                        "{event}; check cluster.servers and the log of the NATS server"
+                    ));
+                }
             }
-            match (was_broken, self.is_broken) {
-                (true, false) => return ConnectionEvent::Connected,
-                (false, true) => return ConnectionEvent::Disconnected,
+            match (was_lost, self.is_lost) {
+                (true, false) => return ConnectionEvent::Reconnected,
+                (false, true) => return ConnectionEvent::Lost,
                 _ => {}
             }
         }

@@ -2,7 +2,7 @@
 
 use crate::clock::Clock;
 use crate::process::cpus;
-use crate::process::export_turns::ExportTurn;
+use crate::process::export_lock::ExportGuard;
 use crate::process::shard_export::{ShardExport, ShardSender, UnansweredExport};
 use thiserror::Error;
 use tokio::sync::mpsc::error::TrySendError;
@@ -12,9 +12,9 @@ use tsubame_storage::StateRecord;
 /// Maximum number of pages that wait to be sent.
 const PAGES_WAITING: usize = 2;
 
-/// A part of an export.
+/// What an export has yielded.
 #[derive(Debug)]
-pub(super) enum ExportPart {
+pub(super) enum ExportEvent {
     /// Records, of which the first is not a peer.
     Records(Vec<StateRecord>),
     /// All records were exported.
@@ -26,20 +26,21 @@ pub(super) enum ExportPart {
 enum ExportError {
     #[error(transparent)]
     Shard(#[from] UnansweredExport),
-    #[error("a snapshot at stop, or an upgrade, has begun")]
-    Wanted,
-    #[error("the other node has gone")]
-    Closed,
+    #[error("a snapshot at stop or an upgrade needs the shards")]
+    Preempted,
+    #[error("the other node no longer requests it")]
+    ReceiverClosed,
 }
 
-/// Starts an export. The channel is closed when it has ended; if the receiver is dropped, it ends.
-pub(super) fn start(shards: ShardSender, clock: Clock) -> Option<Receiver<ExportPart>> {
-    let turn = shards.turns.take()?;
-    let (parts, receiver) = channel(PAGES_WAITING);
+/// Starts an export; returns `None` if another one runs or the thread cannot be started. The channel is closed when the
+/// export ends, and the export ends when the receiver is dropped.
+pub(super) fn start(shards: ShardSender, clock: Clock) -> Option<Receiver<ExportEvent>> {
+    let guard = shards.export_lock.try_lock()?;
+    let (events, receiver) = channel(PAGES_WAITING);
     let thread = std::thread::Builder::new().name("cluster-export".to_owned());
     let spawned = thread.spawn(move || {
         cpus::set_lowest_priority();
-        if let Err(error @ ExportError::Shard(_)) = export(&shards, clock, &turn, &parts) {
+        if let Err(error @ ExportError::Shard(_)) = export(&shards, clock, &guard, &events) {
             tracing::warn!("cluster: the swarms cannot be sent to another node: {error}");
         }
     });
@@ -49,35 +50,35 @@ pub(super) fn start(shards: ShardSender, clock: Clock) -> Option<Receiver<Export
 fn export(
     shards: &ShardSender,
     clock: Clock,
-    turn: &ExportTurn,
-    parts: &Sender<ExportPart>,
+    guard: &ExportGuard,
+    events: &Sender<ExportEvent>,
 ) -> Result<(), ExportError> {
-    let send = |mut part: ExportPart| loop {
-        check_wanted(turn, parts)?;
-        match parts.try_send(part) {
+    let send = |mut event: ExportEvent| loop {
+        check_continues(guard, events)?;
+        match events.try_send(event) {
             Ok(()) => return Ok(()),
-            Err(TrySendError::Full(unsent)) => part = unsent,
-            Err(TrySendError::Closed(_)) => return Err(ExportError::Closed),
+            Err(TrySendError::Full(unsent)) => event = unsent,
+            Err(TrySendError::Closed(_)) => return Err(ExportError::ReceiverClosed),
         }
         clock.pause_before_retry();
     };
     let mut export = ShardExport::begin(shards.clone(), clock, false);
     while export.has_torrents() {
         // A step without a page sends nothing.
-        check_wanted(turn, parts)?;
+        check_continues(guard, events)?;
         export.step(&mut |records: &[StateRecord]| match records {
             [] => Ok(()),
-            records => send(ExportPart::Records(records.to_vec())),
+            records => send(ExportEvent::Records(records.to_vec())),
         })?;
     }
-    send(ExportPart::Complete)
+    send(ExportEvent::Complete)
 }
 
 /// Returns an error if the export is to end.
-fn check_wanted(turn: &ExportTurn, parts: &Sender<ExportPart>) -> Result<(), ExportError> {
-    match (turn.is_wanted(), parts.is_closed()) {
-        (true, _) => Err(ExportError::Wanted),
-        (_, true) => Err(ExportError::Closed),
+fn check_continues(guard: &ExportGuard, events: &Sender<ExportEvent>) -> Result<(), ExportError> {
+    match (guard.is_preempted(), events.is_closed()) {
+        (true, _) => Err(ExportError::Preempted),
+        (_, true) => Err(ExportError::ReceiverClosed),
         _ => Ok(()),
     }
 }

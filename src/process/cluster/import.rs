@@ -99,12 +99,12 @@ impl ShardImport {
             let is_late =
                 |(sent_at, _): &(Duration, u64)| now.saturating_sub(*sent_at) >= SHARD_TIMEOUT;
             if shard.sent.front().is_some_and(is_late) {
-                // The shard has dropped it because it had too many requests.
+                // The shard has dropped the page because it had too many requests.
                 shard.finish_page();
             }
             while !shard.waiting.is_empty()
                 && shard.sent.len() < PAGES_IN_FLIGHT
-                && self.endpoint.has_room(number)
+                && self.endpoint.can_send(number)
             {
                 let end = end_of_page(&shard.waiting, PAGE_RECORDS);
                 let mut records = self.unused.pop().unwrap_or_default();
@@ -139,7 +139,7 @@ impl ShardImport {
     }
 }
 
-/// Returns the end of a page of about `len` records, behind which no peer follows.
+/// Returns the end of a page of at least `len` records that does not separate peers from their torrent.
 fn end_of_page(records: &[StateRecord], len: usize) -> usize {
     let len = len.min(records.len());
     len + records[len..].iter().take_while(|record| record.info_hash().is_none()).count()

@@ -1,7 +1,7 @@
 //! The thread of the cluster: connects [`ClusterNode`] with the shards and with NATS.
 //!
-//! Every 20 ms it publishes what the shards have changed, and has them import what others have. A shard never waits for
-//! it.
+//! Every 20 ms it publishes the changes of the shards, and passes them the records of other nodes. A shard never waits
+//! for this thread.
 
 mod connection;
 mod export;
@@ -20,9 +20,9 @@ use crate::process::reload::{ControlCommand, ReloadJob};
 use crate::process::shard_export::ShardSender;
 use crate::shard::mesh::MeshEndpoint;
 use crate::shard::publication::PublicationReceiver;
-use crate::stats::cluster_status::ClusterStatus;
+use crate::stats::cluster_status::SharedClusterStatus;
 use connection::{ConnectionError, ConnectionEvent, NatsConnection};
-use export::ExportPart;
+use export::ExportEvent;
 use import::ShardImport;
 use siphasher::sip::SipHasher13;
 use std::collections::BTreeMap;
@@ -50,15 +50,15 @@ const TICKS_PER_STATUS: u32 = 10;
 const CONNECT_PAUSE: Duration = Duration::from_secs(2);
 
 /// Maximum number of changes of the access list by other nodes that wait.
-const LIST_CHANGES_MAX: usize = 1 << 16;
+const WAITING_LIST_CHANGES_MAX: usize = 1 << 16;
 
 /// Number of such changes from which on no more of a snapshot is requested.
-const LIST_CHANGES_BUSY: usize = LIST_CHANGES_MAX / 4;
+const LIST_CHANGES_BUSY: usize = WAITING_LIST_CHANGES_MAX / 4;
 
 /// Maximum length, in characters, of an error text of NATS that is logged.
 const PROBLEM_CHARS_MAX: usize = 200;
 
-/// What connects the thread with the shards.
+/// The queues between the thread and the shards.
 #[derive(Debug)]
 pub(crate) struct ClusterLinks {
     pub(crate) endpoint: MeshEndpoint,
@@ -67,12 +67,12 @@ pub(crate) struct ClusterLinks {
 }
 
 /// Arguments of [`ClusterThread::start`].
-pub(crate) struct ClusterParts {
+pub(crate) struct ClusterResources {
     pub(crate) links: ClusterLinks,
     pub(crate) shards: ShardSender,
     pub(crate) keys: SteeringKeys,
     pub(crate) monitored: Monitored,
-    pub(crate) status: Arc<ClusterStatus>,
+    pub(crate) status: Arc<SharedClusterStatus>,
     /// Changes of the access list by other nodes.
     pub(crate) control: UnboundedSender<ControlCommand>,
     /// The key of connection ids in use.
@@ -85,9 +85,9 @@ pub(crate) struct ClusterParts {
 #[derive(Debug)]
 enum ClusterCommand {
     /// Publishes changes of the access list.
-    ChangeList(Vec<ListChange>),
-    /// Applies new settings: lifetime of peers in seconds, and digest of the key of connection ids.
-    Configure(u32, u64),
+    PublishListChanges(Vec<ListChange>),
+    /// Applies new settings: the digest is that of the key of connection ids.
+    Configure { peer_lifetime_secs: u32, key_digest: u64 },
     /// Publishes the last changes of the shards, says that this node ends, and ends the thread.
     End(oneshot::Sender<()>),
 }
@@ -98,7 +98,7 @@ pub(crate) struct ClusterThread {
     commands: UnboundedSender<ClusterCommand>,
 }
 
-/// Returns the name of this node.
+/// Returns `cluster.node`, or the name of the host; `node` if that is not valid.
 pub(crate) fn node_name(config: &ClusterConfig) -> String {
     let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
     let name = config.node.clone().unwrap_or_else(host);
@@ -111,7 +111,7 @@ impl ClusterThread {
     /// # Errors
     ///
     /// Returns an error if the thread or its runtime cannot be started.
-    pub(crate) fn start(config: &Config, parts: ClusterParts) -> io::Result<Self> {
+    pub(crate) fn start(config: &Config, parts: ClusterResources) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (commands, receiver) = unbounded_channel();
         let node = node_name(&config.cluster);
@@ -163,15 +163,16 @@ impl ClusterThread {
     }
 
     /// Has changes of the access list published.
-    pub(crate) fn change_list(&self, changes: Vec<ListChange>) {
+    pub(crate) fn publish_list_changes(&self, changes: Vec<ListChange>) {
         // The thread has ended only when the tracker stops.
-        let _ = self.commands.send(ClusterCommand::ChangeList(changes));
+        let _ = self.commands.send(ClusterCommand::PublishListChanges(changes));
     }
 
     /// Applies new settings.
     pub(crate) fn configure(&self, peer_lifetime: Duration, key: &ConnectionIdKey) {
-        let lifetime = peer_lifetime.as_secs() as u32;
-        let _ = self.commands.send(ClusterCommand::Configure(lifetime, key_digest(key)));
+        let peer_lifetime_secs = peer_lifetime.as_secs() as u32;
+        let key_digest = key_digest(key);
+        let _ = self.commands.send(ClusterCommand::Configure { peer_lifetime_secs, key_digest });
     }
 
     /// Has the last changes of the shards published; the channel gets a message when the node has left.
@@ -189,7 +190,7 @@ fn key_digest(key: &ConnectionIdKey) -> u64 {
 
 type Connecting = Pin<Box<dyn Future<Output = Result<NatsConnection, ConnectionError>>>>;
 
-/// The state of the thread.
+/// State of the thread.
 struct ClusterJob {
     prefix: String,
     /// The name of this node in subjects.
@@ -198,15 +199,15 @@ struct ClusterJob {
     config: ClusterConfig,
     clock: Clock,
     monitored: Monitored,
-    status: Arc<ClusterStatus>,
+    status: Arc<SharedClusterStatus>,
     control: UnboundedSender<ControlCommand>,
     shards: ShardSender,
     import: ShardImport,
     changes: Vec<PublicationReceiver>,
-    /// An empty list, for changes.
+    /// Buffer for changes, empty between calls.
     records: Vec<StateRecord>,
     connection: Option<NatsConnection>,
-    export: Option<Receiver<ExportPart>>,
+    export: Option<Receiver<ExportEvent>>,
     unsent_messages: u64,
     /// The last problem that was logged.
     reported: String,
@@ -214,11 +215,11 @@ struct ClusterJob {
     swarms: SwarmState,
     /// Position in the imported records after which an export is to begin.
     export_after: Option<Vec<u64>>,
-    /// Changes of the access list by other nodes, which wait for a job.
+    /// Changes of the access list by other nodes that wait for a job.
     list_changes: BTreeMap<InfoHash, Override>,
     /// Number of such changes that were dropped because there were too many.
     dropped_list_changes: u64,
-    /// The job that makes such changes now.
+    /// The reply of the job that makes such changes now.
     list_job: Option<oneshot::Receiver<Result<String, String>>>,
 }
 
@@ -228,15 +229,15 @@ impl ClusterJob {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut connecting: Connecting = Box::pin(self.connect(Duration::ZERO));
         loop {
-            let wants_part = self.node.wants_block();
+            let wants_block = self.node.wants_block();
             tokio::select! {
                 _ = ticks.tick() => self.tick(),
                 command = commands.recv() => match command {
-                    Some(ClusterCommand::ChangeList(changes)) => {
+                    Some(ClusterCommand::PublishListChanges(changes)) => {
                         self.node.publish_list_changes(self.clock.elapsed(), &changes);
                     }
-                    Some(ClusterCommand::Configure(lifetime, digest)) => {
-                        self.node.reconfigure(lifetime, digest);
+                    Some(ClusterCommand::Configure { peer_lifetime_secs, key_digest }) => {
+                        self.node.reconfigure(peer_lifetime_secs, key_digest);
                     }
                     Some(ClusterCommand::End(ended)) => {
                         self.end().await;
@@ -248,12 +249,14 @@ impl ClusterJob {
                 connected = &mut connecting, if self.connection.is_none() => match connected {
                     Ok(connection) => self.connected(connection),
                     Err(error) => {
-                        self.report_problem(&format!("{error}; until then this node serves alone"));
+                        self.report_problem(&format!(
+                            "{error}; this node serves alone and tries again every few seconds"
+                        ));
                         connecting = Box::pin(self.connect(CONNECT_PAUSE));
                     }
                 },
                 event = next_event(&mut self.connection) => self.handle(event),
-                part = next_part(&mut self.export), if wants_part => self.add_part(part),
+                event = next_export_event(&mut self.export), if wants_block => self.handle_export(event),
             }
             self.act();
         }
@@ -301,7 +304,7 @@ impl ClusterJob {
         if self.export_after.take_if(is_due).is_some() {
             self.begin_export();
         }
-        self.change_list();
+        self.start_list_job();
     }
 
     fn begin_export(&mut self) {
@@ -317,8 +320,8 @@ impl ClusterJob {
         }
     }
 
-    /// Has changes of the access list by other nodes made, one job at a time.
-    fn change_list(&mut self) {
+    /// Starts a job that makes the waiting changes of the access list, if none runs.
+    fn start_list_job(&mut self) {
         let has_job = match &mut self.list_job {
             Some(job) => matches!(job.try_recv(), Err(TryRecvError::Empty)),
             None => false,
@@ -329,7 +332,7 @@ impl ClusterJob {
         let (reply, job) = oneshot::channel();
         self.list_job = Some(job);
         let changes = std::mem::take(&mut self.list_changes).into_iter().collect();
-        let job = (ReloadJob::AdoptList(changes), Some(reply));
+        let job = (ReloadJob::ApplyRemoteListChanges(changes), Some(reply));
         // Fails only when the tracker stops.
         let _ = self.control.send(ControlCommand::Job(job));
     }
@@ -355,17 +358,17 @@ impl ClusterJob {
                 let source = from.map_or(MessageSource::ToThisNode, MessageSource::FromNode);
                 self.node.receive(now, source, &message.payload);
             }
-            ConnectionEvent::Connected => {
+            ConnectionEvent::Reconnected => {
                 if let Some(connection) = &self.connection {
-                    tracing::info!("cluster: connected to NATS again");
+                    tracing::info!("cluster: reconnected to NATS");
                     self.reported.clear();
                     self.node.connected(now, connection.message_bytes_max());
                 }
                 self.update_status();
             }
-            ConnectionEvent::Disconnected => {
+            ConnectionEvent::Lost => {
                 tracing::warn!(
-                    "cluster: the connection to NATS has broken; this node serves alone until it is connected again"
+                    "cluster: lost the connection to NATS; this node serves alone until it is reconnected"
                 );
                 self.update_status();
             }
@@ -384,11 +387,11 @@ impl ClusterJob {
         }
     }
 
-    fn add_part(&mut self, part: Option<ExportPart>) {
+    fn handle_export(&mut self, event: Option<ExportEvent>) {
         let now = self.clock.elapsed();
-        match part {
-            Some(ExportPart::Records(records)) => self.node.add_block(now, &records, false),
-            Some(ExportPart::Complete) => self.node.add_block(now, &[], true),
+        match event {
+            Some(ExportEvent::Records(records)) => self.node.add_block(now, &records, false),
+            Some(ExportEvent::Complete) => self.node.add_block(now, &[], true),
             None => {
                 self.node.abort_export();
                 self.export = None;
@@ -402,7 +405,7 @@ impl ClusterJob {
             match action {
                 Action::Publish(subject, message) => self.publish(&subject, &message),
                 Action::Import(records) => self.import.add(&records),
-                Action::ChangeList(changes) => self.add_list_changes(changes),
+                Action::ApplyListChanges(changes) => self.add_list_changes(changes),
                 Action::BeginExport => self.export_after = Some(self.import.position()),
                 Action::EndExport => (self.export, self.export_after) = (None, None),
                 Action::Report(event) if event.is_warning() => tracing::warn!("cluster: {event}"),
@@ -416,7 +419,7 @@ impl ClusterJob {
             self.list_changes.get(info_hash).is_some_and(|waiting| !change.is_later_than(waiting))
         };
         changes.retain(|change| !is_earlier(change));
-        let free = LIST_CHANGES_MAX.saturating_sub(self.list_changes.len());
+        let free = WAITING_LIST_CHANGES_MAX.saturating_sub(self.list_changes.len());
         self.dropped_list_changes += changes.len().saturating_sub(free) as u64;
         self.list_changes.extend(changes.into_iter().take(free));
     }
@@ -471,8 +474,8 @@ async fn next_event(connection: &mut Option<NatsConnection>) -> ConnectionEvent 
     }
 }
 
-/// Waits for a part of the export, forever if there is none.
-async fn next_part(export: &mut Option<Receiver<ExportPart>>) -> Option<ExportPart> {
+/// Waits for an event of the export, forever if there is none.
+async fn next_export_event(export: &mut Option<Receiver<ExportEvent>>) -> Option<ExportEvent> {
     match export {
         Some(export) => export.recv().await,
         None => pending().await,

@@ -167,17 +167,17 @@ impl SnapshotJob {
         loop {
             if self.last.is_some() {
                 // If another export does not end, its shards end it now.
-                let turn = self.shards.turns.take_urgently(SHARD_TIMEOUT);
-                self.write(&directory, turn.as_ref());
+                let guard = self.shards.export_lock.lock_urgently(SHARD_TIMEOUT);
+                self.write(&directory, guard.as_ref());
                 return;
             }
             let elapsed = self.settings.clock.elapsed().saturating_sub(started);
             let is_due = !self.interval.is_zero() && elapsed >= self.interval;
-            let turn = if is_due { self.shards.turns.take() } else { None };
-            if turn.is_some() {
+            let guard = if is_due { self.shards.export_lock.try_lock() } else { None };
+            if guard.is_some() {
                 let now = self.settings.clock.elapsed();
                 // One that was given up is written as soon as that is possible.
-                if self.write(&directory, turn.as_ref()) {
+                if self.write(&directory, guard.as_ref()) {
                     started = now;
                 }
                 continue;

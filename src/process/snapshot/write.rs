@@ -3,7 +3,7 @@
 use super::directory::StateDirectory;
 use super::{FinalSnapshotSenders, SnapshotJob};
 use crate::clock::Clock;
-use crate::process::export_turns::ExportTurn;
+use crate::process::export_lock::ExportGuard;
 use crate::process::shard_export::{ShardExport, UnansweredExport};
 use crate::state::{StreamTotals, write_block, write_end, write_header};
 use crate::text::{grouped, iec};
@@ -72,13 +72,17 @@ impl<'a> NewSnapshot<'a> {
 impl SnapshotJob {
     /// Writes a snapshot, the last one if that was asked for, and reports the result. Returns false if it was given up
     /// because of a command.
-    pub(super) fn write(&mut self, directory: &StateDirectory, turn: Option<&ExportTurn>) -> bool {
+    pub(super) fn write(
+        &mut self,
+        directory: &StateDirectory,
+        guard: Option<&ExportGuard>,
+    ) -> bool {
         let clock = self.settings.clock;
         let started = clock.elapsed();
         let last = self.last.take();
         let is_last = last.is_some();
         let mut done = None;
-        let written = self.try_write((directory, turn), last, &mut done);
+        let written = self.try_write((directory, guard), last, &mut done);
         let status = &self.settings.process.snapshots;
         match written {
             Ok((totals, bytes)) => {
@@ -120,7 +124,7 @@ impl SnapshotJob {
 
     fn try_write(
         &mut self,
-        (directory, turn): (&StateDirectory, Option<&ExportTurn>),
+        (directory, guard): (&StateDirectory, Option<&ExportGuard>),
         last: Option<FinalSnapshotSenders>,
         done: &mut Option<Sender<()>>,
     ) -> Result<(StreamTotals, u64), SnapshotError> {
@@ -135,8 +139,8 @@ impl SnapshotJob {
         let mut export = ShardExport::begin(self.shards.clone(), clock, last.is_some());
         while export.has_torrents() {
             export.step(&mut add)?;
-            let is_wanted = turn.is_some_and(ExportTurn::is_wanted);
-            if last.is_none() && (self.is_interrupted() || is_wanted) {
+            let is_preempted = guard.is_some_and(ExportGuard::is_preempted);
+            if last.is_none() && (self.is_interrupted() || is_preempted) {
                 return Err(SnapshotError::Interrupted);
             }
         }

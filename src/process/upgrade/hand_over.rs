@@ -33,7 +33,7 @@ const MEMORY_PERCENT: usize = 130;
 const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Time that a snapshot that is being written may take to be given up.
-const TURN_TIMEOUT: Duration = Duration::from_secs(10);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time that the thread that controls XDP may take to duplicate its links.
 const LINKS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -198,8 +198,8 @@ impl UpgradeJob {
     fn try_run(&self) -> Result<(), UpgradeFailure> {
         self.check_memory()?;
         // Dropped at the end, whereupon snapshots are written again.
-        let turns = &self.parts.shards.turns;
-        let _turn = turns.take_urgently(TURN_TIMEOUT).ok_or(UpgradeFailure::Snapshot)?;
+        let export_lock = &self.parts.shards.export_lock;
+        let _guard = export_lock.lock_urgently(LOCK_TIMEOUT).ok_or(UpgradeFailure::Snapshot)?;
         let (mut successor, mut channel) = self.start_successor()?;
         let sent = self.send_swarms(&mut successor, &mut channel);
         match sent {
