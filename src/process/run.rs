@@ -28,7 +28,7 @@ use crate::process::{privileges, report};
 use crate::shard::datapath::RingDatapath;
 use crate::shard::mesh::{MeshEndpoint, memory_bytes as mesh_memory_bytes, mesh};
 use crate::shard::node::NodeResources;
-use crate::shard::publication::{PublicationSender, publication};
+use crate::shard::publication::{PublicationSender, begin_publication, publication};
 use crate::shard::update::{ShardSettings, ShardUpdate};
 use crate::shard::xdp_datapath::{QueueChange, XdpDatapath};
 use crate::shard::{Shard, ShardResources};
@@ -300,6 +300,9 @@ impl ShardTemplate<'_> {
             let mut tracker = Tracker::new(ids, announce, Swarms::new(table));
             let mut policy = self.policy.policy(shards, seeds.draw());
             tracker.exchange_policy(self.clock.now(), &mut policy);
+            if self.config.cluster.is_enabled() {
+                begin_publication(&mut tracker);
+            }
             if self.config.storage.directory.is_some() || self.kept_sockets.1 {
                 // Before the first request: a peer that stops must not be restored.
                 tracker.swarms_mut().begin_import();

@@ -112,7 +112,7 @@ impl Node {
             number,
             shards,
             keys,
-            mut tracker,
+            tracker,
             endpoint,
             retired,
             shared_stats,
@@ -121,9 +121,6 @@ impl Node {
             gather,
             publication,
         } = resources;
-        if let Some(publication) = &publication {
-            publication.begin(&mut tracker);
-        }
         Self {
             number,
             shards,

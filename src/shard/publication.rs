@@ -35,12 +35,13 @@ pub fn publication() -> (PublicationSender, PublicationReceiver) {
     (sender, PublicationReceiver { queue: consumer, lost })
 }
 
-impl PublicationSender {
-    /// Has a tracker keep changes for the queue.
-    pub(super) fn begin(&self, tracker: &mut Tracker) {
-        tracker.swarms_mut().begin_publication(CHANGES_PER_STEP);
-    }
+/// Has a tracker keep changes for a queue. To be called before swarms are imported: the records of peers say when they
+/// were published.
+pub(crate) fn begin_publication(tracker: &mut Tracker) {
+    tracker.swarms_mut().begin_publication(CHANGES_PER_STEP);
+}
 
+impl PublicationSender {
     /// Moves the changes of a tracker to the queue. What does not fit waits for the next step.
     pub(super) fn send(&mut self, tracker: &mut Tracker) {
         let Self { queue, lost } = self;

@@ -34,6 +34,8 @@ pub enum TransferRequest {
     EndExport,
     /// Imports records. An import begins when the shard is created.
     ImportPage {
+        /// Number that the reply has, too.
+        number: u64,
         /// The records.
         records: Vec<StateRecord>,
         /// Receives the list, which is empty then.
@@ -61,6 +63,8 @@ pub struct ExportedPage {
 pub struct ImportedPage {
     /// Number of the shard.
     pub shard: usize,
+    /// Number of the request.
+    pub number: u64,
     /// The list of the records, which is empty.
     pub records: Vec<StateRecord>,
     /// What was done with them.
@@ -122,14 +126,15 @@ impl Transfers {
                 tracker.swarms_mut().end_export();
                 self.last_changes = None;
             }
-            TransferRequest::ImportPage { mut records, reply } => {
+            TransferRequest::ImportPage { number, mut records, reply } => {
                 if tracker.import(now, &mut self.cursor, &records) {
-                    self.requests.push_front(TransferRequest::ImportPage { records, reply });
+                    let rest = TransferRequest::ImportPage { number, records, reply };
+                    self.requests.push_front(rest);
                     return;
                 }
                 records.clear();
                 let counts = std::mem::take(&mut self.cursor).counts();
-                let _ = reply.send(ImportedPage { shard: self.shard, records, counts });
+                let _ = reply.send(ImportedPage { shard: self.shard, number, records, counts });
             }
             TransferRequest::EndImport => tracker.swarms_mut().end_import(),
         }

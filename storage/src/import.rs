@@ -41,7 +41,7 @@ pub struct ImportCounts {
     pub outdated: u64,
     /// Torrents and peers that were not added because memory is short, or because of the limits on a swarm.
     pub refused: u64,
-    /// Torrents that policy forbids.
+    /// Torrents and changes of torrents that policy forbids.
     pub forbidden: u64,
 }
 
@@ -73,6 +73,7 @@ impl ImportCursor {
         let end = records.len().min(self.next + RECORDS_PER_STEP);
         let part = &records[self.next.min(end)..end];
         let hashes = prefetch(table, part);
+        stopped.free_discarded();
         let mut step = ImportStep {
             has_memory: table.has_memory_for_import(),
             table,
@@ -100,7 +101,11 @@ impl ImportCursor {
                     self.torrent = None;
                     if serves(info_hash) {
                         let key = TorrentKey { info_hash: *info_hash, hash };
+                        let has_memory = std::mem::replace(&mut step.has_memory, true);
                         step.import_change((key, *kind), peer);
+                        step.has_memory = has_memory;
+                    } else {
+                        step.counts.forbidden += 1;
                     }
                 }
             }
@@ -129,7 +134,8 @@ fn prefetch(table: &Table, records: &[StateRecord]) -> [u64; RECORDS_PER_STEP] {
 struct ImportStep<'a> {
     table: &'a mut Table,
     stopped: &'a mut StoppedPeers,
-    /// Whether enough memory was free at the start of the step for torrents and peers to be added.
+    /// Whether enough memory was free at the start of the step for the torrents and peers of an export to be added. A
+    /// change of another node needs no more memory than an announce.
     has_memory: bool,
     /// The torrent that was found last, and its position.
     found: Option<(InfoHash, u32)>,

@@ -7,15 +7,15 @@ use std::collections::BTreeMap;
 /// Maximum number of peers that are remembered for one period.
 const STOPPED_MAX: usize = 1 << 18;
 
-/// Number of discarded times that are freed with each stop.
-const DISCARDED_PER_STOP: usize = 4;
+/// Number of discarded times that are freed at a time.
+const DISCARDED_PER_STEP: usize = 16;
 
 /// Number of seconds for which peers are remembered at least, unless there are too many.
 const PERIOD_SECS: i64 = 120;
 
-/// Peers that have stopped recently: in the present and in the previous period of two minutes, up to [`STOPPED_MAX`] in
-/// each; during an import all that have stopped since it began. Peers that are not remembered may be added again by an
-/// older record, until they expire.
+/// Peers that have stopped recently: in the current and in the previous period of two minutes, up to [`STOPPED_MAX`] in
+/// each; during an import the last ones since it began, up to twice as many. Peers that are not remembered may be added
+/// again by an older record, until they expire.
 pub(crate) struct StoppedPeers {
     hasher: SipHasher13,
     /// The time of the last stop, by a hash of torrent and peer.
@@ -24,7 +24,7 @@ pub(crate) struct StoppedPeers {
     /// The times of the period before, which are freed in small steps.
     discarded_times: BTreeMap<u64, i64>,
     period_began: i64,
-    /// Whether an import is active, during which no peer is forgotten.
+    /// Whether an import is active, during which peers are forgotten only if there are too many.
     pub(crate) is_importing: bool,
 }
 
@@ -48,16 +48,26 @@ impl StoppedPeers {
 
     /// Remembers that a peer has stopped at a time.
     pub(crate) fn add(&mut self, info_hash: &InfoHash, endpoint: Endpoint, time: i64, now: i64) {
-        if !self.is_importing && now - self.period_began >= PERIOD_SECS {
+        let is_period_over = match self.is_importing {
+            true => self.times.len() >= STOPPED_MAX,
+            false => now - self.period_began >= PERIOD_SECS,
+        };
+        // Discarded times must never be freed all at once.
+        if is_period_over && self.discarded_times.is_empty() {
             self.discarded_times =
                 std::mem::replace(&mut self.previous_times, std::mem::take(&mut self.times));
             self.period_began = now;
         }
-        (0..DISCARDED_PER_STOP).for_each(|_| _ = self.discarded_times.pop_first());
+        self.free_discarded();
         if self.times.len() < STOPPED_MAX {
             let stopped_at = self.times.entry(self.hash(info_hash, endpoint)).or_insert(time);
             *stopped_at = time.max(*stopped_at);
         }
+    }
+
+    /// Frees some of the discarded times.
+    pub(crate) fn free_discarded(&mut self) {
+        (0..DISCARDED_PER_STEP).for_each(|_| _ = self.discarded_times.pop_first());
     }
 
     /// Returns whether a peer has stopped at a time or later.

@@ -247,8 +247,10 @@ impl Swarms {
     /// change their role, and the first announce of each peer in a third of its lifetime, are kept until they are
     /// taken. Up to `changes_max` are kept, and further ones are lost.
     ///
-    /// From now on, too, the changes of other nodes can be imported in any order.
+    /// From now on, too, the changes of other nodes can be imported in any order. To be called before swarms are
+    /// imported, because the records of peers say when they were published.
     pub fn begin_publication(&mut self, changes_max: usize) {
+        debug_assert_eq!(self.table.stats().torrents, 0, "the table must be empty");
         self.table.begin_publication();
         self.stopped_peers();
         let transfer = self.transfer.get_or_insert_default();

@@ -36,7 +36,10 @@ impl Transfer {
             // Without an import, a peer that was not known costs no memory.
             && (outcome.change == SwarmChange::Stopped || stopped.is_importing)
         {
-            stopped.add(&announce.info_hash, announce.endpoint, now, now);
+            // Without an import, only changes of other nodes can be older. A peer may stop here and join there within a
+            // second.
+            let stopped_at = now - i64::from(!stopped.is_importing);
+            stopped.add(&announce.info_hash, announce.endpoint, stopped_at, now);
         }
         if let Some(export) = &mut self.export {
             let announced_at = table.context.ticks.start_of(now, table.context.tick);

@@ -315,6 +315,34 @@ fn ages_are_kept_to_within_a_tick_of_each_table() {
     }
 }
 
+/// Changes of other nodes are added as long as announces are, which is longer than records of an export.
+#[test]
+#[cfg(not(miri))]
+fn changes_are_imported_until_memory_is_as_short_as_for_announces() {
+    let mut swarms = Swarms::new(TableSettings { memory_bytes: 2 << 20, ..settings(1) });
+    swarms.begin_publication(10);
+    let record = |number: u32| {
+        let (role, announced_at) = (Role::Leecher, 0);
+        let peer = PeerRecord {
+            endpoint: endpoint(number),
+            role,
+            is_counted: false,
+            is_remote: true,
+            announced_at,
+        };
+        StateRecord::Change(torrent(number), ChangeKind::Joined, peer)
+    };
+    let changes: Vec<StateRecord> = (0..60_000).map(record).collect();
+    let counts = import_all(&mut swarms, 0, &changes);
+    let imported = swarms.stats();
+    // Announces add no more torrents, either.
+    for number in 60_000..61_000 {
+        let member = (torrent(number), endpoint(number));
+        announce(&mut swarms, 0, member, (Role::Leecher, AnnounceEvent::Started));
+    }
+    assert!(counts.refused > 10_000 && swarms.stats().torrents == imported.torrents, "{counts:?}");
+}
+
 /// An import adds nothing while memory is short, and so never causes evictions.
 #[test]
 fn an_import_leaves_memory_free() {

@@ -30,7 +30,7 @@ pub(super) struct ShardImport {
     unused: Vec<Vec<StateRecord>>,
     /// Number of records that were imported.
     pub(super) imported_records: u64,
-    /// Number of records that were dropped because a shard was too busy.
+    /// Number of records that were dropped because a shard was too busy, short of memory or at a limit on swarms.
     pub(super) dropped_records: u64,
 }
 
@@ -38,17 +38,34 @@ pub(super) struct ShardImport {
 struct ShardQueue {
     /// Begins with a torrent or a change.
     waiting: Vec<StateRecord>,
-    /// Time at which each page was sent that has not been imported, and number of its records.
-    sent: VecDeque<(Duration, u64)>,
-    /// Number of records that were added, and of those that were imported or dropped.
-    added: u64,
-    done: u64,
+    /// The pages that were sent and have not been imported.
+    sent: VecDeque<SentPage>,
+    /// Number of records that were removed from the waiting ones: sent or dropped.
+    removed: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct SentPage {
+    /// Number of records that were removed before this page, which identifies it.
+    number: u64,
+    sent_at: Duration,
 }
 
 impl ShardQueue {
-    /// Takes note that the oldest page that was sent is done.
-    fn finish_page(&mut self) {
-        self.done += self.sent.pop_front().map_or(0, |(_, records)| records);
+    /// Returns the number of records that were added.
+    fn added(&self) -> u64 {
+        self.removed + self.waiting.len() as u64
+    }
+
+    /// Returns the number of records before the first one that is neither imported nor dropped.
+    fn done(&self) -> u64 {
+        self.sent.front().map_or(self.removed, |page| page.number)
+    }
+
+    /// Removes waiting records from the front.
+    fn remove(&mut self, count: usize) -> impl Iterator<Item = StateRecord> {
+        self.removed += count as u64;
+        self.waiting.drain(..count)
     }
 }
 
@@ -76,14 +93,12 @@ impl ShardImport {
             let Some(info_hash) = torrent else { continue };
             let shard = &mut self.shards[usize::from(self.keys.owner(info_hash, count))];
             shard.waiting.push(*record);
-            shard.added += 1;
         }
         for shard in &mut self.shards {
             if shard.waiting.len() > WAITING_MAX {
                 let surplus = end_of_page(&shard.waiting, shard.waiting.len() - WAITING_MAX);
                 self.dropped_records += surplus as u64;
-                shard.done += surplus as u64;
-                shard.waiting.drain(..surplus);
+                drop(shard.remove(surplus));
             }
         }
     }
@@ -91,28 +106,26 @@ impl ShardImport {
     /// Sends waiting records to the shards that have imported most of the earlier ones.
     pub(super) fn advance(&mut self, now: Duration) {
         while let Ok(page) = self.imported.try_recv() {
-            self.shards[page.shard].finish_page();
+            self.shards[page.shard].sent.retain(|sent| sent.number != page.number);
             self.imported_records += page.counts.peers + page.counts.torrents;
+            self.dropped_records += page.counts.refused;
             self.unused.push(page.records);
         }
-        for (number, shard) in self.shards.iter_mut().enumerate() {
-            let is_late =
-                |(sent_at, _): &(Duration, u64)| now.saturating_sub(*sent_at) >= SHARD_TIMEOUT;
-            if shard.sent.front().is_some_and(is_late) {
-                // The shard has dropped the page because it had too many requests.
-                shard.finish_page();
-            }
+        for (to, shard) in self.shards.iter_mut().enumerate() {
+            // The shard has dropped a page that is late because it had too many requests.
+            shard.sent.retain(|page| now.saturating_sub(page.sent_at) < SHARD_TIMEOUT);
             while !shard.waiting.is_empty()
                 && shard.sent.len() < PAGES_IN_FLIGHT
-                && self.endpoint.can_send(number)
+                && self.endpoint.can_send(to)
             {
                 let end = end_of_page(&shard.waiting, PAGE_RECORDS);
                 let mut records = self.unused.pop().unwrap_or_default();
-                records.extend(shard.waiting.drain(..end));
-                shard.sent.push_back((now, records.len() as u64));
-                let reply = self.reply.clone();
-                let request = TransferRequest::ImportPage { records, reply };
-                self.endpoint.send(number, Message::Transfer(Box::new(request)));
+                let page = SentPage { number: shard.removed, sent_at: now };
+                records.extend(shard.remove(end));
+                shard.sent.push_back(page);
+                let (number, reply) = (page.number, self.reply.clone());
+                let request = TransferRequest::ImportPage { number, records, reply };
+                self.endpoint.send(to, Message::Transfer(Box::new(request)));
             }
         }
         self.endpoint.notify();
@@ -120,12 +133,12 @@ impl ShardImport {
 
     /// Returns the number of records that were added for each shard until now.
     pub(super) fn position(&self) -> Vec<u64> {
-        self.shards.iter().map(|shard| shard.added).collect()
+        self.shards.iter().map(ShardQueue::added).collect()
     }
 
     /// Returns whether everything before a position was imported.
     pub(super) fn has_passed(&self, position: &[u64]) -> bool {
-        self.shards.iter().zip(position).all(|(shard, position)| shard.done >= *position)
+        self.shards.iter().zip(position).all(|(shard, position)| shard.done() >= *position)
     }
 
     /// Returns the number of records that wait.

@@ -271,7 +271,7 @@ impl SnapshotJob {
         let unused = pages.unused.pop().unwrap_or_default();
         let records = std::mem::replace(&mut pages.pages[shard], unused);
         let reply = pages.reply.clone();
-        self.shards.send(shard, TransferRequest::ImportPage { records, reply });
+        self.shards.send(shard, TransferRequest::ImportPage { number: 0, records, reply });
         Ok(())
     }
 }

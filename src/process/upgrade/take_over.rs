@@ -220,7 +220,8 @@ impl TakeOver {
                     let pages = records_by_shard(&stream, &self.keys, shards.shards)?;
                     for (shard, records) in pages.into_iter().enumerate() {
                         let reply = reply.clone();
-                        shards.send(shard, TransferRequest::ImportPage { records, reply });
+                        shards
+                            .send(shard, TransferRequest::ImportPage { number: 0, records, reply });
                         waiting += 1;
                     }
                     while waiting > 0 {
