@@ -21,6 +21,7 @@ use tsubame_storage::{
 const SEEDS: u64 = 1_000;
 const TORRENTS: u8 = 6;
 const PEERS: u32 = 40;
+/// Lifetime of peers and time between two announces of a client, in seconds.
 const LIFETIME: u64 = 180;
 const INTERVAL: u64 = 110;
 /// Milliseconds of a tick.
@@ -38,6 +39,8 @@ struct Node {
     waiting: Vec<StateRecord>,
     /// The shard that is being exported, and those after it.
     exporting: Option<usize>,
+    /// Time of its clock minus that of the simulation, in milliseconds.
+    clock_offset_ms: u64,
     /// Whether it is connected to the network.
     is_connected: bool,
     group: u8,
@@ -99,15 +102,17 @@ impl Simulation {
             has_faults: true,
         };
         for number in 0..count {
-            let node = simulation.start(number, None);
+            let node = simulation.start(number, None, 0);
             simulation.nodes.push(node);
         }
         simulation
     }
 
-    /// Starts a node, with the tables of before if they were kept.
-    fn start(&mut self, number: usize, kept: Option<Vec<Swarms>>) -> Node {
+    /// Starts a node, with the tables and the clock of before if they were kept.
+    fn start(&mut self, number: usize, kept: Option<Vec<Swarms>>, kept_offset_ms: u64) -> Node {
         self.boots += 1;
+        let new_offset_ms = self.rng.u64(..100_000_000);
+        let clock_offset_ms = if kept.is_some() { kept_offset_ms } else { new_offset_ms };
         let settings = ClusterSettings {
             node: name(number),
             boot: self.boots,
@@ -126,8 +131,16 @@ impl Simulation {
         };
         let shards = kept.unwrap_or_else(|| (0..1 + number as u64 % 3).map(shard).collect());
         let mut cluster = ClusterNode::new(settings);
-        cluster.connected(Duration::from_millis(self.now_ms), 64 << 10);
-        Node { cluster, shards, waiting: Vec::new(), exporting: None, is_connected: true, group: 0 }
+        cluster.connected(Duration::from_millis(self.now_ms + clock_offset_ms), 64 << 10);
+        Node {
+            cluster,
+            shards,
+            waiting: Vec::new(),
+            exporting: None,
+            clock_offset_ms,
+            is_connected: true,
+            group: 0,
+        }
     }
 
     fn now(&self) -> Seconds {
@@ -163,7 +176,6 @@ impl Simulation {
             self.draw_fault();
         }
         self.announce_due();
-        let time = Duration::from_millis(self.now_ms);
         while let Some(entry) = self.in_flight.first_entry() {
             if entry.key().0 > self.now_ms {
                 break;
@@ -172,12 +184,14 @@ impl Simulation {
             let token = sender.map(|sender| subject_token(&name(sender)));
             let source =
                 token.as_deref().map_or(MessageSource::ToThisNode, MessageSource::FromNode);
+            let time = self.nodes[to].time(self.now_ms);
             self.nodes[to].cluster.receive(time, source, &message);
             self.act(to);
         }
         for number in 0..self.nodes.len() {
-            let now = self.now();
             let node = &mut self.nodes[number];
+            let time = node.time(self.now_ms);
+            let now = Seconds(time.as_secs());
             let changes: Vec<StateRecord> =
                 node.shards.iter_mut().flat_map(|shard| shard.take_published(100)).collect();
             node.cluster.publish(time, &changes);
@@ -221,7 +235,8 @@ impl Simulation {
                 let number = self.rng.usize(..count);
                 let tables = std::mem::take(&mut self.nodes[number].shards);
                 let kept = self.rng.bool().then_some(tables);
-                self.nodes[number] = self.start(number, kept);
+                let offset = self.nodes[number].clock_offset_ms;
+                self.nodes[number] = self.start(number, kept, offset);
             }
             // The network is divided, or whole again.
             4..10 => {
@@ -231,11 +246,22 @@ impl Simulation {
             }
             10..20 => self.nodes.iter_mut().for_each(|node| node.group = 0),
             20..26 => {
-                let number = self.rng.usize(..count);
-                self.nodes[number].is_connected = false;
+                let node = &mut self.nodes[self.rng.usize(..count)];
+                node.is_connected = false;
+                // It may not notice.
+                if self.rng.bool() {
+                    node.cluster.disconnected();
+                }
             }
-            26..40 => self.nodes.iter_mut().for_each(|node| node.is_connected = true),
+            26..40 => self.connect_all(),
             _ => {}
+        }
+    }
+
+    fn connect_all(&mut self) {
+        for node in self.nodes.iter_mut().filter(|node| !node.is_connected) {
+            node.is_connected = true;
+            node.cluster.connected(node.time(self.now_ms), 64 << 10);
         }
     }
 
@@ -260,12 +286,13 @@ impl Simulation {
             client.due = now.0 + if draw < 60 { draw.into() } else { INTERVAL };
             let ((info_hash, endpoint), role) = (client.member, client.role);
             let announce = SwarmAnnounce { info_hash, endpoint, role, event };
+            let node_now = Seconds(self.nodes[client.node].time(self.now_ms).as_secs());
             let shards = &mut self.nodes[client.node].shards;
             let count = shards.len();
             let shard = &mut shards[shard_of(&info_hash, count)];
             let prefetch = shard.prefetch_index(&info_hash);
             let output = PeerOutput::for_family(Family::V4, &mut []);
-            shard.announce(now, prefetch, &announce, output);
+            shard.announce(node_now, prefetch, &announce, output);
         }
     }
 
@@ -292,6 +319,11 @@ impl Simulation {
 }
 
 impl Node {
+    /// Returns the time of its clock.
+    fn time(&self, now_ms: u64) -> Duration {
+        Duration::from_millis(now_ms + self.clock_offset_ms)
+    }
+
     fn import(&mut self, now: Seconds, records: &[StateRecord]) {
         let count = self.shards.len();
         let mut pages = vec![Vec::new(); count];
@@ -335,8 +367,9 @@ fn run(seed: u64) -> Result<(), String> {
     simulation.run(FAULTS);
     simulation.has_faults = false;
     for node in &mut simulation.nodes {
-        (node.group, node.is_connected) = (0, true);
+        node.group = 0;
     }
+    simulation.connect_all();
     // A node that has just crashed needs some seconds to join, and a gap is given up after 15.
     simulation.run(INTERVAL + 30);
     let living = |simulation: &Simulation| -> BTreeSet<(Member, bool)> {
@@ -348,13 +381,13 @@ fn run(seed: u64) -> Result<(), String> {
         let members = simulation.members(number);
         let missing: Vec<_> = expected.difference(&members).collect();
         if !missing.is_empty() {
-            return Err(format!("{} has not {missing:?}", name(number)));
+            return Err(format!("{} lacks {missing:?}", name(number)));
         }
         if !simulation.nodes[number].cluster.is_complete() {
             return Err(format!("{} is not complete", name(number)));
         }
     }
-    // By now those that have died have expired.
+    // By now the peers that have ended without an announce have expired.
     simulation.run(LIFETIME);
     for number in 0..simulation.nodes.len() {
         let members = simulation.members(number);

@@ -4,7 +4,7 @@ use super::event::ClusterEvent;
 use super::message::{Body, Hello, HelloState, NODES_MAX, Sender};
 use super::node::{ClusterNode, Membership};
 use super::remote_node::{NODE_TIMEOUT, RemoteNode};
-use super::types::{Action, MessageSubject};
+use super::types::MessageSubject;
 use std::time::Duration;
 
 /// Time between two hellos.
@@ -112,15 +112,13 @@ impl ClusterNode {
             || self.is_refused() && hello.state == HelloState::Active;
         if !keeps_name {
             self.publish_hello_early(now);
-            self.report_once(&name, ClusterEvent::NameUsed);
+            self.report_once(ClusterEvent::NameUsed(name));
         } else if hello.state != HelloState::Refused && !self.is_within_grace(now) {
             if !self.is_refused() {
                 self.report(ClusterEvent::NameTaken(name));
                 self.nodes.clear();
                 self.incoming = None;
-                if self.outgoing.take().is_some() {
-                    self.actions.push(Action::EndExport);
-                }
+                self.end_outgoing();
             }
             self.membership = Membership::Refused(now);
         }
@@ -135,17 +133,9 @@ impl ClusterNode {
     pub(super) fn receive_hello(&mut self, now: Duration, sender: &Sender<'_>, hello: &Hello) {
         let name = sender.node;
         let is_known = self.nodes.contains_key(name);
-        if !is_known && self.nodes.len() >= NODES_MAX {
-            // The absent node with the earliest last hello is forgotten.
-            let absent = self.nodes.iter().filter(|(_, node)| !node.is_present);
-            let oldest = absent.min_by_key(|(_, node)| node.heard_at);
-            if let Some(oldest) = oldest.map(|(name, _)| name.clone()) {
-                self.nodes.remove(&oldest);
-            }
-        }
-        if !is_known && self.nodes.len() >= NODES_MAX {
+        if !is_known && !self.make_space_for_node() {
             self.counts.ignored_messages += 1;
-            return self.report_once(name, ClusterEvent::TooManyNodes);
+            return self.report_once(ClusterEvent::TooManyNodes(name.to_owned()));
         }
         if matches!(hello.state, HelloState::Checking | HelloState::Refused) {
             // Its name may be that of another node. It waits for hellos of the other nodes.
@@ -155,46 +145,59 @@ impl ClusterNode {
             return;
         }
         let node = match self.nodes.get_mut(name) {
-            Some(node) if node.boot == sender.boot => node,
+            Some(node) if node.boot == sender.boot && !node.was_set_back(hello) => node,
             // Another node of this name: the one that was started later stays until it is silent.
             Some(node) if sender.boot < node.boot && node.is_present => return,
             _ if hello.state == HelloState::Leaving => return,
             _ => {
-                let had_all =
-                    self.nodes.get(name).is_some_and(|node| node.has_missed_nothing(hello));
-                let node = RemoteNode::new(now, sender.boot, hello, had_all);
+                let previous = self.nodes.get(name);
+                let had_all = previous.is_some_and(|node| node.has_missed_nothing(hello));
+                let mut node = RemoteNode::new(now, sender.boot, hello, had_all);
+                if previous.is_some() {
+                    node.set_missed_previous_boot();
+                }
                 self.nodes.insert(name.to_owned(), node);
                 let Some(node) = self.nodes.get_mut(name) else { return };
                 node
             }
         };
-        let was_present = node.is_present;
-        let (lifetime, keys) = (node.hello.peer_lifetime_secs, node.hello.key_digest);
+        let previous = node.is_present.then_some(node.hello);
         let has_missed = node.hear(now, hello);
         node.is_present = hello.state == HelloState::Active;
-        let is_present = node.is_present;
-        if has_missed {
-            self.apply_waiting(now, name);
-            self.report(ClusterEvent::Missed(name.to_owned()));
+        if previous.is_none() {
+            node.restart_requests();
         }
-        match (was_present, is_present) {
+        if has_missed {
+            self.report_missed(now, name);
+        }
+        match (previous.is_some(), hello.state == HelloState::Active) {
             (false, true) => self.report(ClusterEvent::NodeFound(name.to_owned())),
             (true, false) => self.report(ClusterEvent::NodeLeft(name.to_owned())),
             _ => {}
         }
-        let (own_lifetime, own_keys) = (self.settings.peer_lifetime_secs, self.settings.key_digest);
-        let is_new = !was_present && is_present;
-        if hello.peer_lifetime_secs != own_lifetime
-            && (is_new || hello.peer_lifetime_secs != lifetime)
-        {
-            let other = hello.peer_lifetime_secs;
-            self.report(ClusterEvent::DifferentLifetime {
-                node: name.to_owned(),
-                other,
-                own: own_lifetime,
-            });
+        if hello.state == HelloState::Active {
+            self.report_differences(name, previous, hello);
         }
-        if hello.key_digest != own_keys && (is_new || hello.key_digest != keys) {
+    }
+
+    /// Forgets an absent node if there are too many; returns whether there is space for another one.
+    fn make_space_for_node(&mut self) -> bool {
+        if self.nodes.len() < NODES_MAX {
+            return true;
+        }
+        let absent = self.nodes.iter().filter(|(_, node)| !node.is_present);
+        let oldest = absent.min_by_key(|(_, node)| node.heard_at).map(|(name, _)| name.clone());
+        oldest.is_some_and(|name| self.nodes.remove(&name).is_some())
+    }
+
+    /// Reports settings of a node that differ from those of this one, unless its previous hello had the same.
+    fn report_differences(&mut self, name: &str, previous: Option<Hello>, hello: &Hello) {
+        let (other, own) = (hello.peer_lifetime_secs, self.settings.peer_lifetime_secs);
+        if other != own && previous.is_none_or(|it| it.peer_lifetime_secs != other) {
+            self.report(ClusterEvent::DifferentLifetime { node: name.to_owned(), other, own });
+        }
+        let digest = hello.key_digest;
+        if digest != self.settings.key_digest && previous.is_none_or(|it| it.key_digest != digest) {
             self.report(ClusterEvent::DifferentKeys(name.to_owned()));
         }
     }

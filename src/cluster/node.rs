@@ -2,8 +2,8 @@
 
 use super::event::ClusterEvent;
 use super::message::{
-    Body, DecodedMessage, EncodedListChange, HelloState, NODES_MAX, PROTOCOL_VERSION, Sender,
-    decode, decode_list_changes, encode, encode_list_changes, subject_token,
+    Body, DecodedMessage, EncodedListChange, HelloState, PROTOCOL_VERSION, Sender, decode,
+    decode_list_changes, encode, encode_list_changes, subject_token,
 };
 use super::remote_node::{BatchOrder, RemoteNode};
 use super::sent_batches::SentBatches;
@@ -13,7 +13,7 @@ use super::types::{
 };
 use crate::policy::overrides::ListChange;
 use crate::state::{decode_records, encode_records};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,13 +47,19 @@ const RESENT_BATCHES_MAX: usize = 256;
 const REPORTS_MAX: u32 = 100;
 const REPORTS_TIME: Duration = Duration::from_secs(60);
 
+/// Time after which an event that is reported once is reported again.
+const REPORT_ONCE_TIME: Duration = Duration::from_secs(3_600);
+
+/// Maximum number of events that are remembered as reported.
+const REPORTED_MAX: usize = 256;
+
 /// Time between two reports of invalid messages.
 const INVALID_PAUSE: Duration = Duration::from_secs(60);
 
 /// Whether this node takes part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Membership {
-    /// Not connected yet.
+    /// Not connected since the start.
     Unconnected,
     /// Since this time it waits for hellos of another node of its name.
     Checking(Duration),
@@ -67,6 +73,7 @@ pub(super) enum Membership {
 pub struct ClusterNode {
     pub(super) settings: ClusterSettings,
     pub(super) membership: Membership,
+    pub(super) is_connected: bool,
     pub(super) sent_batches: SentBatches,
     pub(super) nodes: BTreeMap<String, RemoteNode>,
     pub(super) incoming: Option<IncomingSnapshot>,
@@ -77,8 +84,9 @@ pub struct ClusterNode {
     pub(super) records_bytes_max: usize,
     pub(super) swarms: SwarmState,
     pub(super) hello_at: Duration,
-    /// The node that last refused or failed to send its swarms: other nodes are asked before it.
-    pub(super) failed_source: Option<String>,
+    /// The nodes that refused or failed to send their swarms since the last snapshot, and when they last did: other
+    /// nodes are asked before them.
+    pub(super) failed_sources: BTreeMap<String, Duration>,
     /// No snapshot is requested before this time.
     pub(super) no_snapshot_before: Duration,
     pub(super) sessions: u64,
@@ -89,8 +97,8 @@ pub struct ClusterNode {
     now: Duration,
     /// Time since which events are counted, and their number.
     reports: (Duration, u32),
-    /// Nodes with newer versions, nodes that are too many and others of the own name that were reported.
-    pub(super) reported: BTreeSet<String>,
+    /// Events that are reported once an hour at most, by their texts, and when they were last reported.
+    pub(super) reported: BTreeMap<String, Duration>,
 }
 
 impl ClusterNode {
@@ -99,6 +107,7 @@ impl ClusterNode {
         Self {
             settings,
             membership: Membership::Unconnected,
+            is_connected: false,
             sent_batches: SentBatches::new(),
             nodes: BTreeMap::new(),
             incoming: None,
@@ -108,14 +117,14 @@ impl ClusterNode {
             records_bytes_max: RECORDS_BYTES_MAX,
             swarms: SwarmState::default(),
             hello_at: Duration::ZERO,
-            failed_source: None,
+            failed_sources: BTreeMap::new(),
             no_snapshot_before: Duration::ZERO,
             sessions: 0,
             resent: (Duration::ZERO, 0),
             invalid_reported_at: None,
             now: Duration::ZERO,
             reports: (Duration::ZERO, 0),
-            reported: BTreeSet::new(),
+            reported: BTreeMap::new(),
         }
     }
 
@@ -135,7 +144,7 @@ impl ClusterNode {
             name: name.clone(),
             is_present: node.is_present,
             missing_batches: node.end.saturating_sub(node.next),
-            lag: node.gap_since().map_or(Duration::ZERO, |since| now.saturating_sub(since)),
+            lag: node.lacking_since().map_or(Duration::ZERO, |since| now.saturating_sub(since)),
         };
         let is_expected =
             |(_, node): &(&String, &RemoteNode)| node.hello.state != HelloState::Leaving;
@@ -170,10 +179,25 @@ impl ClusterNode {
         self.records_bytes_max = message_bytes_max
             .saturating_sub(MESSAGE_OVERHEAD_MAX)
             .clamp(CHANGE_BYTES_MAX, RECORDS_BYTES_MAX);
-        if self.membership == Membership::Unconnected {
-            self.membership = Membership::Checking(now);
+        self.is_connected = true;
+        self.membership = match self.membership {
+            Membership::Unconnected | Membership::Checking(_) => Membership::Checking(now),
+            Membership::Active => Membership::Active,
+            Membership::Refused(_) => Membership::Refused(now),
+        };
+        // While there was no connection, no node could be heard.
+        for node in self.nodes.values_mut().filter(|node| node.is_present) {
+            node.heard_at = now;
+            node.restart_requests();
         }
         self.publish_hello(now);
+    }
+
+    /// Records that the connection was lost. Until the next one, no node is taken for lost, and batches are kept.
+    pub fn disconnected(&mut self) {
+        self.is_connected = false;
+        self.incoming = None;
+        self.end_outgoing();
     }
 
     /// Publishes changes in batches. The records are changes.
@@ -182,8 +206,9 @@ impl ClusterNode {
         for part in changes.chunks(self.records_bytes_max / CHANGE_BYTES_MAX) {
             let mut records = Vec::new();
             encode_records(part, local_time, &mut records);
-            self.publish_batch(now, Vec::new(), &records);
-            self.counts.sent_changes += part.len() as u64;
+            if self.publish_batch(now, Vec::new(), &records) {
+                self.counts.sent_changes += part.len() as u64;
+            }
         }
     }
 
@@ -194,27 +219,30 @@ impl ClusterNode {
         }
     }
 
+    /// Keeps a batch and publishes it; returns false if the node takes no part yet.
     fn publish_batch(
         &mut self,
         now: Duration,
         list_changes: Vec<EncodedListChange>,
         records: &[u8],
-    ) {
+    ) -> bool {
         let (sequence, sent_at) = (self.sent_batches.next(), now.as_secs() as i64);
         let batch = Body::Batch { sequence, sent_at, list_changes };
         let message: Arc<[u8]> = self.encode(&batch, records).into();
         self.sent_batches.push(now, message.clone());
-        // Nodes that take part request the batches of before.
-        if self.membership == Membership::Active {
+        // Once it takes part, the other nodes request the batches of before.
+        let is_active = self.membership == Membership::Active;
+        if is_active {
             self.counts.sent_batches += 1;
             self.send(MessageSubject::Delta, message);
         }
+        is_active
     }
 
     /// Does what is due. To be called every few milliseconds.
     pub fn tick(&mut self, now: Duration, swarms: SwarmState) {
         (self.swarms, self.now) = (swarms, now);
-        if self.membership == Membership::Unconnected {
+        if !self.is_connected {
             return;
         }
         self.tick_membership(now);
@@ -231,6 +259,9 @@ impl ClusterNode {
         let mut requests: Vec<(String, Range<u64>)> = Vec::new();
         let mut missed = Vec::new();
         for (name, node) in &mut self.nodes {
+            if self.swarms.is_busy {
+                node.pause_requests();
+            }
             if node.give_up_late_batches(now) {
                 missed.push(name.clone());
                 continue;
@@ -242,8 +273,7 @@ impl ClusterNode {
             }
         }
         for name in missed {
-            self.apply_waiting(now, &name);
-            self.report(ClusterEvent::Missed(name));
+            self.report_missed(now, &name);
         }
         for (name, Range { start: first, end }) in requests {
             self.counts.resend_requests += 1;
@@ -254,7 +284,7 @@ impl ClusterNode {
 
     /// Handles a message.
     pub fn receive(&mut self, now: Duration, source: MessageSource<'_>, bytes: &[u8]) {
-        if self.membership == Membership::Unconnected {
+        if !self.is_connected {
             return;
         }
         self.counts.received_bytes += bytes.len() as u64;
@@ -262,10 +292,8 @@ impl ClusterNode {
             Some(DecodedMessage::Message(sender, body, records)) => (sender, body, records),
             Some(DecodedMessage::Newer(sender)) => {
                 self.counts.ignored_messages += 1;
-                self.report_once(sender.node, |node| {
-                    ClusterEvent::NewerVersion(node, sender.version)
-                });
-                return;
+                let (node, version) = (sender.node.to_owned(), sender.version);
+                return self.report_once(ClusterEvent::NewerVersion(node, version));
             }
             None => {
                 return self.ignore(
@@ -316,24 +344,31 @@ impl ClusterNode {
         if node.boot != sender.boot || node.accept_batch(now, sequence, bytes) != BatchOrder::Next {
             return;
         }
-        let mut next = Some(bytes.to_vec());
-        while let Some(message) = next {
-            self.apply_batch(now, &message);
-            next = self.nodes.get_mut(sender.node).and_then(|node| node.advance(now));
-        }
+        self.apply_batches(now, sender.node, Some(bytes.to_vec()));
     }
 
     /// Applies the batches of a node that wait and are the next ones.
     pub(super) fn apply_waiting(&mut self, now: Duration, name: &str) {
-        let mut waiting = self.nodes.get_mut(name).and_then(RemoteNode::take_waiting);
-        while let Some(message) = waiting {
+        let waiting = self.nodes.get_mut(name).and_then(RemoteNode::take_waiting);
+        self.apply_batches(now, name, waiting);
+    }
+
+    /// Applies the next batch of a node, and those after it that wait.
+    fn apply_batches(&mut self, now: Duration, name: &str, mut next: Option<Vec<u8>>) {
+        while let Some(message) = next {
             self.apply_batch(now, &message);
-            waiting = self.nodes.get_mut(name).and_then(|node| node.advance(now));
+            next = self.nodes.get_mut(name).and_then(|node| node.advance(now));
         }
     }
 
+    /// Applies what waits behind batches that were given up, and reports that they are missing.
+    pub(super) fn report_missed(&mut self, now: Duration, name: &str) {
+        self.apply_waiting(now, name);
+        self.report(ClusterEvent::Missed(name.to_owned()));
+    }
+
     /// Applies a batch of a known node.
-    pub(super) fn apply_batch(&mut self, now: Duration, message: &[u8]) {
+    fn apply_batch(&mut self, now: Duration, message: &[u8]) {
         let Some(DecodedMessage::Message(
             sender,
             Body::Batch { sent_at, list_changes, .. },
@@ -347,11 +382,12 @@ impl ClusterNode {
         let changes = self.import(now, sender.node, local_time, records);
         self.counts.received_batches += 1;
         self.counts.received_changes += changes;
-        self.push_list_changes(list_changes);
+        self.apply_list_changes(list_changes);
     }
 
-    pub(super) fn push_list_changes(&mut self, changes: Vec<EncodedListChange>) {
+    pub(super) fn apply_list_changes(&mut self, changes: Vec<EncodedListChange>) {
         if !changes.is_empty() {
+            self.settings.has_older_state = true;
             self.actions.push(Action::ApplyListChanges(decode_list_changes(changes)));
         }
     }
@@ -380,6 +416,8 @@ impl ClusterNode {
         }
         let count = imported.len() as u64;
         if count > 0 {
+            // They are in no batch of this node.
+            self.settings.has_older_state = true;
             self.actions.push(Action::Import(imported));
         }
         count
@@ -433,10 +471,16 @@ impl ClusterNode {
         }
     }
 
-    /// Reports an event about a node, at most once for each node and for a bounded number of nodes.
-    pub(super) fn report_once(&mut self, node: &str, event: impl FnOnce(String) -> ClusterEvent) {
-        if self.reported.len() < NODES_MAX && self.reported.insert(node.to_owned()) {
-            self.report(event(node.to_owned()));
+    /// Reports an event, unless the same was reported less than an hour ago.
+    pub(super) fn report_once(&mut self, event: ClusterEvent) {
+        let (text, now) = (event.to_string(), self.now);
+        self.reported.retain(|_, at| now.saturating_sub(*at) < REPORT_ONCE_TIME);
+        if !self.reported.contains_key(&text) {
+            while self.reported.len() >= REPORTED_MAX {
+                self.reported.pop_first();
+            }
+            self.reported.insert(text, now);
+            self.report(event);
         }
     }
 

@@ -11,9 +11,6 @@ const WAITING_BYTES_MAX: usize = 2 << 20;
 /// Bytes that a waiting batch takes beside its message, about.
 const WAITING_OVERHEAD: usize = 96;
 
-/// Seconds by which the clock of another node may seem to differ before that is believed.
-const CLOCK_TOLERANCE_SECS: i64 = 5;
-
 /// Time after which a node that says nothing is taken for lost.
 pub(super) const NODE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -23,7 +20,17 @@ const GAP_DELAY: Duration = Duration::from_millis(100);
 /// Time after which a request to send batches again is repeated.
 const RESEND_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Time after which missing batches are given up.
+/// Time after which an offset of clocks is computed anew.
+const OFFSET_PERIOD: Duration = Duration::from_secs(60);
+
+/// Number of batches that a node cannot send between two hellos.
+const AHEAD_MAX: u64 = 10_000;
+
+/// Time for which a node that has restarted may take to get the swarms of the other nodes. After it, its own swarms are
+/// requested.
+const COMPLETE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Time after the first request for missing batches after which they are given up.
 const GAP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What a node stores about another node.
@@ -43,11 +50,17 @@ pub(super) struct RemoteNode {
     waiting_bytes: usize,
     /// Since when batches are missing.
     gap_since: Option<Duration>,
+    /// Time of the first and of the last request for the batches that are missing.
+    first_requested_at: Option<Duration>,
     requested_at: Option<Duration>,
     /// Batches with lower numbers were missed. `None` once a snapshot includes them.
     pub(super) missed_before: Option<u64>,
-    /// Seconds to add to a time of its clock to get the local time.
-    clock_offset: i64,
+    /// Whether changes of the boot before were missed. The node itself may not have them after its restart, until it
+    /// has the swarms of the other nodes.
+    has_missed_previous_boot: bool,
+    /// Since when batches are missing or were missed.
+    lacking_since: Option<Duration>,
+    clock_offset: ClockOffset,
 }
 
 /// How a batch that has arrived follows those before it.
@@ -59,6 +72,37 @@ pub(super) enum BatchOrder {
     Early,
     /// It was applied already.
     Repeated,
+    /// Its number is impossible.
+    Invalid,
+}
+
+/// The difference between the clock of another node and the local one.
+///
+/// It is computed from the message with the least delay in the last one to two minutes, so that delayed messages do not
+/// change it and clocks that drift apart do.
+#[derive(Clone, Copy, Debug)]
+struct ClockOffset {
+    /// Seconds to add to a time of the other clock to get the local time.
+    secs: i64,
+    /// Time at which the present minute began, and the smallest offset in it.
+    began: Duration,
+    smallest: i64,
+}
+
+impl ClockOffset {
+    fn new(now: Duration, sent_at: i64) -> Self {
+        let secs = (now.as_secs() as i64).saturating_sub(sent_at);
+        Self { secs, began: now, smallest: secs }
+    }
+
+    fn update(&mut self, now: Duration, sent_at: i64) {
+        let secs = (now.as_secs() as i64).saturating_sub(sent_at);
+        self.smallest = self.smallest.min(secs);
+        self.secs = self.secs.min(secs);
+        if now.saturating_sub(self.began) >= OFFSET_PERIOD {
+            (self.secs, self.smallest, self.began) = (self.smallest, secs, now);
+        }
+    }
 }
 
 impl RemoteNode {
@@ -82,9 +126,12 @@ impl RemoteNode {
             waiting: BTreeMap::new(),
             waiting_bytes: 0,
             gap_since: None,
+            first_requested_at: None,
             requested_at: None,
             missed_before: (!has_all).then_some(hello.next),
-            clock_offset: (now.as_secs() as i64).saturating_sub(hello.sent_at),
+            has_missed_previous_boot: false,
+            lacking_since: None,
+            clock_offset: ClockOffset::new(now, hello.sent_at),
         };
         node.update_gap(now);
         node
@@ -99,12 +146,30 @@ impl RemoteNode {
         self.missed_before.is_none() && self.next >= self.end && has_published_all
     }
 
+    /// Records that this node has followed one of the same name of which changes were missed.
+    pub(super) fn set_missed_previous_boot(&mut self) {
+        self.has_missed_previous_boot = self.missed_before.is_some();
+    }
+
+    /// Returns whether a snapshot is wanted, and the node can be expected to have what was missed of it.
+    pub(super) fn can_heal(&self, now: Duration) -> bool {
+        let is_overdue = |since| now.saturating_sub(since) >= COMPLETE_TIMEOUT;
+        self.is_present
+            && self.missed_before.is_some()
+            && (!self.has_missed_previous_boot
+                || self.hello.is_complete
+                || self.lacking_since.is_some_and(is_overdue))
+    }
+
+    /// Returns whether a hello of the same boot has a much lower number than is known: that number was wrong, or the
+    /// node was set back to an earlier state, as a virtual machine can be.
+    pub(super) fn was_set_back(&self, hello: &Hello) -> bool {
+        hello.next.saturating_add(AHEAD_MAX) < self.end
+    }
+
     /// Records a hello; returns whether batches were missed that the sender no longer has.
     pub(super) fn hear(&mut self, now: Duration, hello: &Hello) -> bool {
-        let offset = (now.as_secs() as i64).saturating_sub(hello.sent_at);
-        if offset.saturating_sub(self.clock_offset).saturating_abs() > CLOCK_TOLERANCE_SECS {
-            self.clock_offset = offset;
-        }
+        self.clock_offset.update(now, hello.sent_at);
         self.hello = *hello;
         self.heard_at = now;
         self.end = self.end.max(hello.next);
@@ -118,7 +183,7 @@ impl RemoteNode {
 
     /// Converts a time of the clock of the other node to the local time.
     pub(super) fn local_time(&self, time: i64) -> i64 {
-        time.saturating_add(self.clock_offset)
+        time.saturating_add(self.clock_offset.secs)
     }
 
     /// Compares the number of a batch with that of the next one. One that is early is kept if there is space.
@@ -133,6 +198,10 @@ impl RemoteNode {
         }
         if sequence == self.next {
             return BatchOrder::Next;
+        }
+        if sequence >= self.hello.next.saturating_add(AHEAD_MAX) {
+            // No node sends as many batches between two hellos.
+            return BatchOrder::Invalid;
         }
         self.end = self.end.max(sequence.saturating_add(1));
         let bytes = message.len() + WAITING_OVERHEAD;
@@ -151,6 +220,7 @@ impl RemoteNode {
         self.end = self.end.max(self.next);
         // More of the requested batches will follow.
         self.requested_at = self.requested_at.map(|_| now);
+        self.first_requested_at = None;
         self.gap_since = None;
         self.update_gap(now);
         self.take_waiting()
@@ -163,9 +233,19 @@ impl RemoteNode {
         Some(message)
     }
 
-    /// Returns since when batches are missing.
-    pub(super) fn gap_since(&self) -> Option<Duration> {
-        self.gap_since
+    /// Returns since when batches are missing or were missed.
+    pub(super) fn lacking_since(&self) -> Option<Duration> {
+        self.lacking_since
+    }
+
+    /// Has missing batches requested again for the full time, because requests could not be sent or answered before.
+    pub(super) fn restart_requests(&mut self) {
+        (self.requested_at, self.first_requested_at) = (None, None);
+    }
+
+    /// Does not count the time until now against missing batches, because none are requested now.
+    pub(super) fn pause_requests(&mut self) {
+        self.first_requested_at = None;
     }
 
     /// Returns the numbers of the batches that are to be requested now, at most once in a while.
@@ -179,18 +259,18 @@ impl RemoteNode {
             return None;
         }
         self.requested_at = Some(now);
-        let end = self.waiting.keys().next().copied().unwrap_or(self.end);
-        Some(self.next..end)
+        self.first_requested_at.get_or_insert(now);
+        Some(self.next..self.gap_end())
     }
 
     /// Gives up batches that have been missing for too long; returns whether there were some.
     pub(super) fn give_up_late_batches(&mut self, now: Duration) -> bool {
-        let is_late = self.gap_since.is_some_and(|at| now.saturating_sub(at) >= GAP_TIMEOUT);
+        let is_late =
+            self.first_requested_at.is_some_and(|at| now.saturating_sub(at) >= GAP_TIMEOUT);
         if !is_late || !self.is_present {
             return false;
         }
-        let before = self.waiting.keys().next().copied().unwrap_or(self.end);
-        self.give_up_before(now, before);
+        self.give_up_before(now, self.gap_end());
         true
     }
 
@@ -200,6 +280,7 @@ impl RemoteNode {
         if before > self.next && before <= self.end {
             self.skip_to(now, before);
         }
+        self.update_gap(now);
     }
 
     fn give_up_before(&mut self, now: Duration, before: u64) {
@@ -213,20 +294,25 @@ impl RemoteNode {
         self.waiting = self.waiting.split_off(&next);
         let lengths = self.waiting.values().map(|message| message.len() + WAITING_OVERHEAD);
         self.waiting_bytes = lengths.sum();
-        self.requested_at = None;
+        self.restart_requests();
         self.gap_since = None;
         self.update_gap(now);
+    }
+
+    /// Returns the number of the batch after the last one that is missing before those that wait.
+    fn gap_end(&self) -> u64 {
+        self.waiting.keys().next().copied().unwrap_or(self.end)
     }
 
     fn update_gap(&mut self, now: Duration) {
         match self.next < self.end {
             true => self.gap_since = self.gap_since.or(Some(now)),
-            false => (self.gap_since, self.requested_at) = (None, None),
+            false => {
+                self.gap_since = None;
+                self.restart_requests();
+            }
         }
-    }
-
-    /// Returns whether the node takes part.
-    pub(super) fn is_active(&self) -> bool {
-        self.hello.state == HelloState::Active
+        let is_lacking = self.gap_since.is_some() || self.missed_before.is_some();
+        self.lacking_since = is_lacking.then(|| self.lacking_since.unwrap_or(now));
     }
 }

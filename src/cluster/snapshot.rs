@@ -10,6 +10,9 @@ pub(super) const BLOCKS_IN_FLIGHT: u32 = 4;
 /// Maximum bytes that are sent in a second.
 const BYTES_PER_SEC: u64 = 16 << 20;
 
+/// Maximum bytes that are sent at once: those of a fifth of a second.
+const BURST_BYTES: u64 = BYTES_PER_SEC / 5;
+
 /// Time without a request after which a node stops sending a snapshot.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -41,7 +44,9 @@ pub(super) struct OutgoingSnapshot {
     /// Whether the last block was made.
     is_complete: bool,
     began: Duration,
-    sent_bytes: u64,
+    /// Bytes that may be sent now, and the time up to which they were computed.
+    budget_bytes: u64,
+    budget_at: Duration,
 }
 
 impl OutgoingSnapshot {
@@ -62,7 +67,8 @@ impl OutgoingSnapshot {
             end: 0,
             is_complete: false,
             began: now,
-            sent_bytes: 0,
+            budget_bytes: BURST_BYTES,
+            budget_at: now,
         }
     }
 
@@ -98,22 +104,28 @@ impl OutgoingSnapshot {
 
     /// Returns the message of a block that may be sent now.
     pub(super) fn next_message(&mut self, now: Duration) -> Option<Vec<u8>> {
-        let elapsed = now.saturating_sub(self.began).as_millis() as u64;
-        let budget = BYTES_PER_SEC * (elapsed + 100) / 1_000;
-        if self.next_to_send >= self.end || self.sent_bytes > budget {
+        let elapsed_ms = now.saturating_sub(self.budget_at).as_millis() as u64;
+        let earned = BYTES_PER_SEC.saturating_mul(elapsed_ms) / 1_000;
+        self.budget_bytes = self.budget_bytes.saturating_add(earned).min(BURST_BYTES);
+        self.budget_at += Duration::from_millis(elapsed_ms);
+        if self.next_to_send >= self.end || self.budget_bytes == 0 {
             return None;
         }
         let message = self.blocks.get((self.next_to_send - self.first) as usize)?;
         self.next_to_send += 1;
-        self.sent_bytes += message.len() as u64;
+        self.budget_bytes = self.budget_bytes.saturating_sub(message.len() as u64);
         Some(message.clone())
     }
 
-    /// Returns whether the receiver has everything, or has gone.
-    pub(super) fn has_ended(&self, now: Duration) -> bool {
-        let is_received = self.is_complete && self.blocks.is_empty();
+    /// Returns whether the receiver has everything.
+    pub(super) fn is_received(&self) -> bool {
+        self.is_complete && self.blocks.is_empty()
+    }
+
+    /// Returns whether the receiver has requested nothing for too long, or the snapshot takes too long.
+    pub(super) fn has_failed(&self, now: Duration) -> bool {
         let is_late = now.saturating_sub(self.began) >= TIME_MAX;
-        is_received || is_late || now.saturating_sub(self.requested_at) >= REQUEST_TIMEOUT
+        is_late || now.saturating_sub(self.requested_at) >= REQUEST_TIMEOUT
     }
 }
 
@@ -153,12 +165,12 @@ impl IncomingSnapshot {
     /// Records that the next block has arrived.
     pub(super) fn advance(&mut self, now: Duration) {
         self.next += 1;
-        self.restart_wait(now);
+        (self.advanced_at, self.requested_at) = (now, now);
     }
 
-    /// Begins to wait for a block at this time: none was expected before.
-    pub(super) fn restart_wait(&mut self, now: Duration) {
-        (self.advanced_at, self.requested_at) = (now, now);
+    /// Records that no block is expected now.
+    pub(super) fn pause(&mut self, now: Duration) {
+        self.advanced_at = now;
     }
 
     /// Returns whether the request is to be repeated now, at most once in [`BLOCK_TIMEOUT`].

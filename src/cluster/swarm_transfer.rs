@@ -7,10 +7,11 @@ use super::snapshot::{BLOCKS_IN_FLIGHT, IncomingSnapshot, OutgoingSnapshot};
 use super::types::{Action, MessageSubject};
 use crate::policy::overrides::ListChange;
 use crate::state::encode_records;
+use std::cmp::Reverse;
 use std::time::Duration;
 use tsubame_storage::StateRecord;
 
-/// Time after a failed snapshot before the next one is requested.
+/// Time after a snapshot before the next one is requested.
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(2);
 
 /// The snapshot that is being received.
@@ -20,12 +21,10 @@ impl ClusterNode {
         if self.incoming.is_some() || self.swarms.is_busy || now < self.no_snapshot_before {
             return;
         }
-        let lacking = self.nodes.iter().filter(|(_, node)| {
-            node.is_present && node.is_active() && node.missed_before.is_some()
-        });
-        let best = lacking.max_by_key(|(name, node)| {
-            let has_failed = self.failed_source.as_ref() == Some(*name);
-            (!has_failed, node.hello.is_complete, node.hello.torrents)
+        let sources = self.nodes.iter().filter(|(_, node)| node.can_heal(now));
+        let best = sources.max_by_key(|(name, node)| {
+            let failed_at = self.failed_sources.get(*name);
+            (Reverse(failed_at), node.hello.is_complete, node.hello.torrents)
         });
         if let Some((from, _)) = best {
             let from = from.clone();
@@ -53,15 +52,18 @@ impl ClusterNode {
     pub(super) fn tick_incoming(&mut self, now: Duration) {
         let Some(incoming) = &mut self.incoming else { return };
         let has_all_requested = incoming.next >= incoming.end;
-        if has_all_requested && self.swarms.is_busy {
-            incoming.restart_wait(now);
-        } else if incoming.has_failed(now) {
+        let is_paused = has_all_requested && self.swarms.is_busy;
+        if is_paused {
+            incoming.pause(now);
+        }
+        if incoming.has_failed(now) {
             let from = incoming.from.clone();
             self.incoming = None;
-            self.failed_source = Some(from.clone());
+            self.failed_sources.insert(from.clone(), now);
             self.no_snapshot_before = now + SNAPSHOT_PAUSE;
             self.report(ClusterEvent::SnapshotFailed(from));
-        } else if has_all_requested || incoming.take_due_request(now) {
+        } else if has_all_requested && !is_paused || incoming.take_due_request(now) {
+            // While this node is busy, the request asks for no blocks: it tells the other node to keep the snapshot.
             self.request_blocks();
         }
     }
@@ -72,7 +74,7 @@ impl ClusterNode {
         let refused =
             self.incoming.take_if(|incoming| incoming.session == session && incoming.from == from);
         if refused.is_some() {
-            self.failed_source = Some(from.to_owned());
+            self.failed_sources.insert(from.to_owned(), now);
             self.no_snapshot_before = now + SNAPSHOT_PAUSE;
         }
     }
@@ -92,14 +94,17 @@ impl ClusterNode {
         if incoming.session != session || incoming.from != sender.node || incoming.next != block {
             return;
         }
+        // The times of a node that has restarted are understood after its first hello: the block is requested again.
+        let Some(node) = self.nodes.get(sender.node).filter(|node| node.boot == sender.boot) else {
+            return;
+        };
         if block == 0 {
             incoming.covered = covered;
         }
         incoming.advance(now);
-        let Some(node) = self.nodes.get(sender.node) else { return };
         let local_time = node.local_time(sent_at);
         let count = self.import(now, sender.node, local_time, records);
-        self.push_list_changes(list_changes);
+        self.apply_list_changes(list_changes);
         if let Some(incoming) = &mut self.incoming {
             incoming.records += count;
         }
@@ -118,8 +123,8 @@ impl ClusterNode {
             }
         }
         self.counts.received_snapshots += 1;
-        self.failed_source = None;
-        self.settings.has_older_state = true;
+        self.failed_sources.clear();
+        self.no_snapshot_before = now + SNAPSHOT_PAUSE;
         let time = now.saturating_sub(began);
         self.report(ClusterEvent::SnapshotReceived(from, records, time));
     }
@@ -139,17 +144,14 @@ impl ClusterNode {
                 return outgoing.request(now, received, end);
             }
             if outgoing.to != from {
-                let message = self.encode(&Body::SnapshotRefused { session }, &[]);
-                return self.send(MessageSubject::Reply(from.to_owned()), message.into());
+                return self.refuse_snapshot(from.to_owned(), session);
             }
             // The node has given up its earlier request.
-            self.outgoing = None;
-            self.actions.push(Action::EndExport);
+            self.end_outgoing();
         }
         let is_ready = self.membership == Membership::Active && !self.swarms.is_restoring;
         if received > 0 || !is_ready || self.swarms.is_busy {
-            let message = self.encode(&Body::SnapshotRefused { session }, &[]);
-            return self.send(MessageSubject::Reply(from.to_owned()), message.into());
+            return self.refuse_snapshot(from.to_owned(), session);
         }
         let own = BatchPosition {
             node: self.settings.node.clone(),
@@ -176,9 +178,9 @@ impl ClusterNode {
         while let Some(message) = outgoing.next_message(now) {
             messages.push((outgoing.to.clone(), message));
         }
-        if outgoing.has_ended(now) {
-            self.outgoing = None;
-            self.actions.push(Action::EndExport);
+        if outgoing.is_received() || outgoing.has_failed(now) {
+            self.counts.sent_snapshots += u64::from(outgoing.is_received());
+            self.end_outgoing();
         }
         for (to, message) in messages {
             self.send(MessageSubject::Reply(to), message.into());
@@ -222,14 +224,24 @@ impl ClusterNode {
         if let Some(outgoing) = &mut self.outgoing {
             outgoing.add(message, is_last);
         }
-        self.counts.sent_snapshots += u64::from(is_last);
     }
 
     /// Gives up the snapshot that is being sent, because the export has failed.
     pub fn abort_export(&mut self) {
         if let Some(outgoing) = self.outgoing.take() {
-            let message = self.encode(&Body::SnapshotRefused { session: outgoing.session }, &[]);
-            self.send(MessageSubject::Reply(outgoing.to), message.into());
+            self.refuse_snapshot(outgoing.to, outgoing.session);
+        }
+    }
+
+    fn refuse_snapshot(&mut self, to: String, session: u64) {
+        let message = self.encode(&Body::SnapshotRefused { session }, &[]);
+        self.send(MessageSubject::Reply(to), message.into());
+    }
+
+    /// Ends the snapshot that is being sent, if there is one, and its export.
+    pub(super) fn end_outgoing(&mut self) {
+        if self.outgoing.take().is_some() {
+            self.actions.push(Action::EndExport);
         }
     }
 
