@@ -45,6 +45,13 @@ impl Override {
         Self { on, changed_at_ms: now_ms.max(earliest) }
     }
 
+    /// Returns the override as one that is earlier than all others if its time is after `latest_ms`: the clock that it
+    /// was made by was wrong, and it must not replace later changes forever.
+    pub fn bounded(self, latest_ms: u64) -> Self {
+        let changed_at_ms = if self.changed_at_ms > latest_ms { 1 } else { self.changed_at_ms };
+        Self { changed_at_ms, ..self }
+    }
+
     /// Returns whether this is a later change than another one of the same torrent. Of two different changes at the
     /// same time, the removal is the later one.
     pub fn is_later_than(&self, other: &Self) -> bool {
@@ -282,5 +289,8 @@ mod tests {
         let at_the_same_time = Override { on: false, ..put };
         assert!(at_the_same_time.is_later_than(&put) && !put.is_later_than(&at_the_same_time));
         assert!(!put.is_later_than(&put));
+        // The clock was wrong by more than the caller permits.
+        assert!(deleted.is_later_than(&Override { changed_at_ms: u64::MAX, ..put }.bounded(1_000)));
+        assert_eq!(put.bounded(50), put);
     }
 }

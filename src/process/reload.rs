@@ -68,8 +68,8 @@ pub enum ReloadJob {
 /// A key source and the result of fetching its key set.
 pub type FetchedKeys = (KeySource, Result<KeySet, KeysError>);
 
-/// Maximum time by which the wall clock of another node may be ahead of that of this node: a change of the access list
-/// that is later is dated back, so that a wrong clock does not keep later changes out forever.
+/// Maximum time by which the wall clock of another node may be ahead of that of this node when it changes the access
+/// list: see [`Override::bounded`].
 const CLOCK_DIFFERENCE_MAX_MS: u64 = 24 * 60 * 60 * 1_000;
 
 /// Channel for the result of a job: a summary, or an error text.
@@ -512,27 +512,29 @@ impl ServedState {
     /// Returns changes of the access list with their times.
     fn dated(&self, changes: &[(InfoHash, bool)]) -> Vec<ListChange> {
         let now_ms = self.clock.unix_millis();
-        let list = self.policy.only_access_list();
         let dated = |(info_hash, on): &(InfoHash, bool)| {
-            let previous = list.and_then(|list| list.last_change(info_hash));
-            (*info_hash, Override::after(previous, *on, now_ms))
+            (*info_hash, Override::after(self.last_list_change(info_hash, now_ms), *on, now_ms))
         };
         changes.iter().map(dated).collect()
     }
 
+    /// Returns the last change of a torrent of the access list.
+    fn last_list_change(&self, info_hash: &InfoHash, now_ms: u64) -> Option<Override> {
+        let last = self.policy.only_access_list()?.last_change(info_hash);
+        last.map(|last| last.bounded(now_ms.saturating_add(CLOCK_DIFFERENCE_MAX_MS)))
+    }
+
     /// Makes those changes of another node that are later than the own ones.
-    fn apply_remote_list_changes(&mut self, adopted: &[ListChange]) -> Result<String, String> {
-        let latest_ms = self.clock.unix_millis().saturating_add(CLOCK_DIFFERENCE_MAX_MS);
-        let list = self.policy.only_access_list();
+    fn apply_remote_list_changes(&mut self, changes: &[ListChange]) -> Result<String, String> {
+        let now_ms = self.clock.unix_millis();
         let bounded = |(info_hash, change): &ListChange| {
-            let changed_at_ms = change.changed_at_ms.min(latest_ms);
-            (*info_hash, Override { changed_at_ms, ..*change })
+            (*info_hash, change.bounded(now_ms.saturating_add(CLOCK_DIFFERENCE_MAX_MS)))
         };
         let is_later = |(info_hash, change): &ListChange| {
-            let own = list.and_then(|list| list.last_change(info_hash));
+            let own = self.last_list_change(info_hash, now_ms);
             own.is_none_or(|own| change.is_later_than(&own))
         };
-        let changes: Vec<ListChange> = adopted.iter().map(bounded).filter(is_later).collect();
+        let changes: Vec<ListChange> = changes.iter().map(bounded).filter(is_later).collect();
         let Some((first, _)) = changes.first() else { return Ok(String::new()) };
         let changed = self.change_list(&changes);
         let Err(error) = changed else { return changed };

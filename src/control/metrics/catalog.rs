@@ -452,7 +452,8 @@ pub(super) const METRICS: &[Metric] = &[
         "cluster_node_lag_seconds",
         Gauge,
         &["node"],
-        "Time for which changes of another node have been missing; 0 if none are missing",
+        "Time for which changes of another node have been missing; 0 if none are missing, or a snapshot has brought \
+         them",
         ProcessLabelled(cluster::node_lags),
     ),
     metric(

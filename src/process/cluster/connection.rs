@@ -22,9 +22,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time between two pings. A connection is given up after two without an answer.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Maximum number of messages of a subscription that wait; the client library drops further ones, and the node requests
-/// the missing batches again.
-const MESSAGES_WAITING: usize = 1_024;
+/// Maximum number of messages of a subscription that wait: more than one reply to a request for batches has. The client
+/// library drops further ones, and the node requests the missing batches again.
+const MESSAGES_WAITING: usize = 320;
+
+/// Maximum number of messages that wait to be sent.
+const MESSAGES_UNSENT: usize = 512;
 
 /// Maximum number of events that wait.
 const EVENTS_WAITING: usize = 64;
@@ -75,6 +78,8 @@ pub(super) enum ConnectionEvent {
     Lost,
     /// An error of the server or of the client library, with its cure.
     Problem(String),
+    /// The server permits no subscription: the connection is of no use. The text has the cure.
+    Denied(String),
 }
 
 impl NatsConnection {
@@ -97,6 +102,7 @@ impl NatsConnection {
             .ping_interval(PING_INTERVAL)
             .require_tls(requires_tls)
             .subscription_capacity(MESSAGES_WAITING)
+            .client_capacity(MESSAGES_UNSENT)
             .event_callback(move |event| {
                 let sender = sender.clone();
                 async move {
@@ -197,9 +203,13 @@ impl NatsConnection {
                     );
                 }
                 Event::ServerError(error) => {
-                    return ConnectionEvent::Problem(format!(
+                    let text = format!(
                         "{error}; permit this user to publish and subscribe on all subjects below cluster.subject"
-                    ));
+                    );
+                    return match error.to_string().to_ascii_lowercase().contains("subscription") {
+                        true => ConnectionEvent::Denied(text),
+                        false => ConnectionEvent::Problem(text),
+                    };
                 }
                 Event::ClientError(error) if was_lost => {
                     return ConnectionEvent::Problem(format!(

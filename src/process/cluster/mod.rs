@@ -25,7 +25,7 @@ use connection::{ConnectionError, ConnectionEvent, NatsConnection};
 use export::ExportEvent;
 use import::ShardImport;
 use siphasher::sip::SipHasher13;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, pending};
 use std::io;
 use std::pin::Pin;
@@ -49,6 +49,13 @@ const TICKS_PER_STATUS: u32 = 10;
 /// Time after a failed connection before the next one is tried.
 const CONNECT_PAUSE: Duration = Duration::from_secs(2);
 
+/// Time after a connection on which a subscription was denied before the next one is tried. The server does not grant
+/// it later on the same connection.
+const DENIED_PAUSE: Duration = Duration::from_secs(30);
+
+/// Maximum time for which records of other nodes wait for changes of the access list that arrived before them.
+const LIST_CHANGES_TIME: Duration = Duration::from_secs(2);
+
 /// Maximum number of changes of the access list by other nodes that wait.
 const WAITING_LIST_CHANGES_MAX: usize = 1 << 16;
 
@@ -57,6 +64,9 @@ const LIST_CHANGES_BUSY: usize = WAITING_LIST_CHANGES_MAX / 4;
 
 /// Maximum length, in characters, of an error text of NATS that is logged.
 const PROBLEM_CHARS_MAX: usize = 200;
+
+/// Maximum number of different problems that are logged until the next connection.
+const PROBLEMS_MAX: usize = 16;
 
 /// The queues between the thread and the shards.
 #[derive(Debug)]
@@ -144,13 +154,14 @@ impl ClusterThread {
             connection: None,
             export: None,
             unsent_messages: 0,
-            reported: String::new(),
+            reported: BTreeSet::new(),
             ticks: 0,
             swarms: SwarmState::default(),
             export_after: None,
             list_changes: BTreeMap::new(),
             dropped_list_changes: 0,
             list_job: None,
+            list_changes_since: None,
         };
         let thread = std::thread::Builder::new().name("cluster".to_owned());
         thread.spawn(move || {
@@ -209,8 +220,8 @@ struct ClusterJob {
     connection: Option<NatsConnection>,
     export: Option<Receiver<ExportEvent>>,
     unsent_messages: u64,
-    /// The last problem that was logged.
-    reported: String,
+    /// The problems that were logged since the last connection.
+    reported: BTreeSet<String>,
     ticks: u32,
     swarms: SwarmState,
     /// Position in the imported records after which an export is to begin.
@@ -219,8 +230,16 @@ struct ClusterJob {
     list_changes: BTreeMap<InfoHash, Override>,
     /// Number of such changes that were dropped because there were too many.
     dropped_list_changes: u64,
-    /// The reply of the job that makes such changes now.
-    list_job: Option<oneshot::Receiver<Result<String, String>>>,
+    /// The job that makes such changes now.
+    list_job: Option<ListJob>,
+    /// Since when there are such changes.
+    list_changes_since: Option<Duration>,
+}
+
+/// A job that makes changes of the access list.
+struct ListJob {
+    changes: Vec<ListChange>,
+    reply: oneshot::Receiver<Result<String, String>>,
 }
 
 impl ClusterJob {
@@ -255,7 +274,12 @@ impl ClusterJob {
                         connecting = Box::pin(self.connect(CONNECT_PAUSE));
                     }
                 },
-                event = next_event(&mut self.connection) => self.handle(event),
+                event = next_event(&mut self.connection) => {
+                    self.handle(event);
+                    if self.connection.is_none() {
+                        connecting = Box::pin(self.connect(DENIED_PAUSE));
+                    }
+                }
                 event = next_export_event(&mut self.export), if wants_block => self.handle_export(event),
             }
             self.act();
@@ -298,13 +322,18 @@ impl ClusterJob {
         self.ticks = self.ticks.wrapping_add(1);
         self.swarms.is_busy = self.import.is_busy() || self.list_changes.len() >= LIST_CHANGES_BUSY;
         self.node.tick(self.clock.elapsed(), self.swarms);
-        self.import.advance(self.clock.elapsed());
+        self.start_list_job();
+        // A torrent may just have been permitted, and its peers must not be refused.
+        let now = self.clock.elapsed();
+        let is_waiting = |since| now.saturating_sub(since) < LIST_CHANGES_TIME;
+        if !self.list_changes_since.is_some_and(is_waiting) {
+            self.import.advance(now);
+        }
         // The snapshot includes all that was received of other nodes before it was requested.
         let is_due = |position: &mut Vec<u64>| self.import.has_passed(position);
         if self.export_after.take_if(is_due).is_some() {
             self.begin_export();
         }
-        self.start_list_job();
     }
 
     fn begin_export(&mut self) {
@@ -322,17 +351,26 @@ impl ClusterJob {
 
     /// Starts a job that makes the waiting changes of the access list, if none runs.
     fn start_list_job(&mut self) {
-        let has_job = match &mut self.list_job {
-            Some(job) => matches!(job.try_recv(), Err(TryRecvError::Empty)),
-            None => false,
-        };
-        if has_job || self.list_changes.is_empty() {
+        if let Some(mut job) = self.list_job.take() {
+            match job.reply.try_recv() {
+                Err(TryRecvError::Empty) => {
+                    self.list_job = Some(job);
+                    return;
+                }
+                Ok(Ok(_)) => {}
+                // There were too many jobs.
+                Ok(Err(_)) | Err(TryRecvError::Closed) => self.add_list_changes(job.changes),
+            }
+        }
+        if self.list_changes.is_empty() {
+            self.list_changes_since = None;
             return;
         }
-        let (reply, job) = oneshot::channel();
-        self.list_job = Some(job);
-        let changes = std::mem::take(&mut self.list_changes).into_iter().collect();
-        let job = (ReloadJob::ApplyRemoteListChanges(changes), Some(reply));
+        self.list_changes_since.get_or_insert(self.clock.elapsed());
+        let changes: Vec<ListChange> = std::mem::take(&mut self.list_changes).into_iter().collect();
+        let (sender, reply) = oneshot::channel();
+        let job = (ReloadJob::ApplyRemoteListChanges(changes.clone()), Some(sender));
+        self.list_job = Some(ListJob { changes, reply });
         // Fails only when the tracker stops.
         let _ = self.control.send(ControlCommand::Job(job));
     }
@@ -370,20 +408,28 @@ impl ClusterJob {
                 tracing::warn!(
                     "cluster: lost the connection to NATS; this node serves alone until it is reconnected"
                 );
+                self.node.disconnected();
                 self.update_status();
             }
-            ConnectionEvent::Problem(problem) => {
-                let problem: String = problem.chars().take(PROBLEM_CHARS_MAX).collect();
-                self.report_problem(&format!("NATS: {problem}"));
+            ConnectionEvent::Problem(problem) => self.report_nats_problem(&problem),
+            ConnectionEvent::Denied(problem) => {
+                self.report_nats_problem(&problem);
+                self.connection = None;
+                self.node.disconnected();
+                self.update_status();
             }
         }
     }
 
-    /// Logs a problem, unless it is the same as the last one.
+    fn report_nats_problem(&mut self, problem: &str) {
+        let problem: String = problem.chars().take(PROBLEM_CHARS_MAX).collect();
+        self.report_problem(&format!("NATS: {problem}"));
+    }
+
+    /// Logs a problem, once until the next connection.
     fn report_problem(&mut self, problem: &str) {
-        if self.reported != problem {
+        if self.reported.len() < PROBLEMS_MAX && self.reported.insert(problem.to_owned()) {
             tracing::warn!("cluster: {problem}");
-            self.reported = problem.to_owned();
         }
     }
 
@@ -449,10 +495,13 @@ impl ClusterJob {
 
     fn update_status(&self) {
         let now = self.clock.elapsed();
-        let nodes = self.node.nodes(now);
+        let mut nodes = self.node.nodes(now);
+        let is_connected = self.connection.as_ref().is_some_and(NatsConnection::is_connected);
+        for node in &mut nodes {
+            node.is_present &= is_connected;
+        }
         self.status.update(|report| {
-            report.is_connected =
-                self.connection.as_ref().is_some_and(NatsConnection::is_connected);
+            report.is_connected = is_connected;
             report.is_refused = self.node.is_refused();
             report.is_complete = report.is_connected && self.node.is_complete();
             report.counts = self.node.counts();
