@@ -148,6 +148,12 @@ fn what_is_announced_at_one_node_is_answered_by_the_others() {
         c.wait_for_counts(torrent, if torrent == 7 { [1, 1, 0] } else { [1, 0, 1] });
     }
     a.wait_for_page("/healthz", "cluster: node a: connected with b, c\n");
+    a.wait_for_page("/v1/status", "\"state\":\"connected with b, c\",\"complete\":true");
+    a.wait_for_page("/", "<td>c</td><td><b class=good>present</b></td><td>-</td>");
+    let url = format!("http://{}", a.control);
+    let status = common::tsubame().args(["status", "--control", &url]).output().unwrap();
+    let text = String::from_utf8(status.stdout).unwrap();
+    assert!(text.contains("cluster     node a: connected with b, c\n"), "{text}");
     c.wait_for_page("/metrics", "tsubame_cluster_node_up{node=\"a\"} 1");
     c.wait_for_page("/metrics", "tsubame_cluster_complete 1");
     // The connection ids of one node are good at the others.

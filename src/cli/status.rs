@@ -73,11 +73,14 @@ pub fn text(status: &Status) -> String {
     );
     let steering = if status.steering { "steered by the kernel" } else { "not steered" };
     line("shards", format!("{}, {steering}; log level {}", status.shards.len(), status.log_level));
+    if let Some(cluster) = &status.cluster {
+        line("cluster", format!("node {}: {}", cluster.node, cluster.state));
+    }
     tables(status, &mut text);
     text
 }
 
-/// Appends the tables of shards, outcomes, clients and hooks.
+/// Appends the tables of shards, outcomes, clients, hooks and other nodes.
 fn tables(status: &Status, text: &mut String) {
     let header = ["shard", "busy s", "datagrams", "dropped", "torrents", "peers", "memory"];
     let mut rows = vec![header.map(str::to_owned)];
@@ -110,6 +113,10 @@ fn tables(status: &Status, text: &mut String) {
         let entries = hook.entries.map_or_else(|| "-".to_owned(), grouped);
         [hook.name.clone(), entries, grouped(hook.refused)]
     }));
+    write_table(text, &rows);
+    let mut rows = vec![["node", "state", "changes missing for"].map(str::to_owned)];
+    let nodes = status.cluster.iter().flat_map(|cluster| &cluster.nodes);
+    rows.extend(nodes.map(|node| [node.name.clone(), node.state().to_owned(), node.lag()]));
     write_table(text, &rows);
 }
 

@@ -83,7 +83,7 @@ impl TopView {
         };
         let shards = status.shards.len() as u16;
         let areas = Layout::vertical([
-            Constraint::Length(5),
+            Constraint::Length(5 + u16::from(status.cluster.is_some())),
             Constraint::Length(8),
             Constraint::Length((shards + 3).min(frame.area().height / 3)),
             Constraint::Fill(1),
@@ -116,7 +116,7 @@ impl TopView {
         let notes = if status.draining { ", draining" } else { "" };
         let [seeders, leechers] =
             [status.swarms.seeders, status.swarms.leechers].map(|count| count.iter().sum::<u64>());
-        let lines = vec![
+        let mut lines = vec![
             Line::from(format!(
                 "tsubame {}, up {}{notes}",
                 status.version,
@@ -146,6 +146,10 @@ impl TopView {
                 grouped(status.http_connections)
             )),
         ];
+        if let Some(cluster) = &status.cluster {
+            let line = Line::from(format!("node {}: {}", cluster.node, cluster.state));
+            lines.push(if cluster.complete { line } else { line.fg(Color::Yellow) });
+        }
         frame.render_widget(Paragraph::new(lines), area);
     }
 
@@ -267,7 +271,7 @@ fn wait_for_refresh_or_end(
 mod tests {
     use super::*;
     use crate::control::status::{
-        ByteStatus, ClientStatus, MemoryStatus, RequestCount, SwarmStatus,
+        ByteStatus, ClientStatus, ClusterSummary, MemoryStatus, RequestCount, SwarmStatus,
     };
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
@@ -302,6 +306,12 @@ mod tests {
             }],
             clients: vec![ClientStatus { name: "-qB4650-".to_owned(), announces: 3 }],
             hooks: Vec::new(),
+            cluster: Some(ClusterSummary {
+                node: "a".to_owned(),
+                state: "connected with b".to_owned(),
+                complete: true,
+                nodes: Vec::new(),
+            }),
         }
     }
 
@@ -322,6 +332,7 @@ mod tests {
         let shown = screen(&view, 110, 40);
         for text in [
             "tsubame 1.2.3, up 1m 42s",
+            "node a: connected with b",
             "1,234,567 torrents",
             "12,000",
             "refreshed",

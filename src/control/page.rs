@@ -62,6 +62,7 @@ impl PageContent<'_> {
         self.torrents(&mut html);
         self.clients(&mut html);
         self.hooks(&mut html);
+        self.nodes(&mut html);
         html.push_str("</div>");
         self.log(&mut html);
         self.config(&mut html);
@@ -77,10 +78,15 @@ impl PageContent<'_> {
             false => "<b class=good>serving</b>",
         };
         let steering = if status.steering { "steered by the kernel" } else { "not steered" };
+        let cluster = status.cluster.as_ref().map_or_else(String::new, |cluster| {
+            let class = if cluster.complete { "good" } else { "warn" };
+            let (node, state) = (escape(&cluster.node), escape(&cluster.state));
+            format!("; node {node}: <b class={class}>{state}</b>")
+        });
         _ = write!(
             html,
-            "<header><h1>Tsubame</h1><p>{state}, version {}, up {uptime}, {} shards, {steering}, log level {}</p>\
-             </header>",
+            "<header><h1>Tsubame</h1><p>{state}, version {}, up {uptime}, {} shards, {steering}, log level {}{cluster}\
+             </p></header>",
             escape(&status.version),
             status.shards.len(),
             escape(&status.log_level)
@@ -239,6 +245,16 @@ impl PageContent<'_> {
             [escape(&hook.name), entries, grouped(hook.refused)]
         });
         table(html, "Hooks", ["hook", "entries", "refused"], rows);
+    }
+
+    fn nodes(&self, html: &mut String) {
+        let Some(cluster) = &self.status.cluster else { return };
+        let rows = cluster.nodes.iter().map(|node| {
+            let class = if node.present { "good" } else { "warn" };
+            let state = format!("<b class={class}>{}</b>", node.state());
+            [escape(&node.name), state, node.lag()]
+        });
+        table(html, "Other nodes", ["node", "state", "changes missing for"], rows);
     }
 
     /// Appends the config in force: first the keys that were set, then those with their defaults.

@@ -15,10 +15,8 @@ use super::state::ControlState;
 use super::status::Status;
 use super::stream::{self, StreamedBody};
 use super::torrents::Torrents;
-use crate::cluster::NodeStatus;
 use crate::process::recent_events;
 use crate::process::reload::ControlCommand;
-use crate::stats::cluster_status::ClusterStatus;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Extension, RawQuery, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -327,7 +325,9 @@ async fn health(State(state): State<ControlState>) -> (StatusCode, String) {
             format!("reading {name} takes too long: {} s so far\n", since.as_secs())
         })
         .collect();
-    let cluster = state.monitored.cluster.as_ref().map(|cluster| cluster_health(&cluster.read()));
+    let cluster = state.monitored.cluster.as_ref().map(|cluster| cluster.read());
+    let cluster =
+        cluster.map(|status| format!("cluster: node {}: {}\n", status.node, status.state()));
     let reads = reads + &cluster.unwrap_or_default();
     if stuck.is_empty() {
         return (StatusCode::OK, format!("ok\n{reads}"));
@@ -335,31 +335,6 @@ async fn health(State(state): State<ControlState>) -> (StatusCode, String) {
     let numbers: Vec<_> = stuck.iter().map(usize::to_string).collect();
     let text = format!("stuck shards: {}\n{reads}", numbers.join(", "));
     (StatusCode::SERVICE_UNAVAILABLE, text)
-}
-
-/// Returns a line about the cluster. Without the other nodes the tracker serves alone, which is no failure.
-fn cluster_health(report: &ClusterStatus) -> String {
-    let (present, lost): (Vec<_>, Vec<_>) = report.nodes.iter().partition(|node| node.is_present);
-    let names = |nodes: &[&NodeStatus]| {
-        nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>().join(", ")
-    };
-    let state = match report {
-        ClusterStatus { is_connected: false, .. } => {
-            "not connected to NATS: serving alone".to_owned()
-        }
-        ClusterStatus { is_refused: true, .. } => {
-            "another node has the same name: serving alone; set cluster.node to another name and restart"
-                .to_owned()
-        }
-        _ if present.is_empty() => "connected, no other nodes".to_owned(),
-        ClusterStatus { is_complete: false, .. } => {
-            format!("connected with {}; swarms of other nodes are still missing", names(&present))
-        }
-        _ => format!("connected with {}", names(&present)),
-    };
-    let lost =
-        if lost.is_empty() { String::new() } else { format!("; no message from {}", names(&lost)) };
-    format!("cluster: node {}: {state}{lost}\n", report.node)
 }
 
 /// Handles `GET /readyz`: replies 200 with `ready` if clients may be sent here, else 503 with the reason.

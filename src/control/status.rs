@@ -2,6 +2,7 @@
 
 use super::monitored::{Monitored, STUCK_SECS};
 use crate::process::{log, memory};
+use crate::stats::cluster_status::ClusterStatus;
 use crate::stats::outcome::Outcome;
 use crate::stats::shard_stats::{Protocol, ShardStats};
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,8 @@ pub struct Status {
     pub clients: Vec<ClientStatus>,
     /// Hooks in their order.
     pub hooks: Vec<HookStatus>,
+    /// The cluster, if the tracker is a node of one.
+    pub cluster: Option<ClusterSummary>,
 }
 
 /// Swarms of all shards.
@@ -140,6 +143,42 @@ pub struct HookStatus {
     pub refused: u64,
 }
 
+/// State of the cluster.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct ClusterSummary {
+    /// Name of this node.
+    pub node: String,
+    /// The state as a text, as in `/healthz`.
+    pub state: String,
+    /// Whether this node is connected and has the swarms of all nodes from which it gets messages.
+    pub complete: bool,
+    /// The other nodes.
+    pub nodes: Vec<NodeSummary>,
+}
+
+/// State of another node.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct NodeSummary {
+    /// Its name.
+    pub name: String,
+    /// Whether it takes part and messages of it arrive.
+    pub present: bool,
+    /// Seconds since changes of it are missing; 0 if none are.
+    pub lag_secs: f64,
+}
+
+impl NodeSummary {
+    /// Returns whether messages of the node arrive, as a text.
+    pub fn state(&self) -> &'static str {
+        if self.present { "present" } else { "no messages" }
+    }
+
+    /// Returns for how long changes have been missing, as a text.
+    pub fn lag(&self) -> String {
+        if self.lag_secs > 0.0 { format!("{:.1} s", self.lag_secs) } else { "-".to_owned() }
+    }
+}
+
 impl ShardStatus {
     /// Returns whether the shard has not updated its statistics for too long.
     pub fn is_stuck(&self) -> bool {
@@ -194,8 +233,20 @@ impl Status {
                 .map(|share| ClientStatus { name: share.name, announces: share.announces })
                 .collect(),
             hooks: served.hooks.iter().map(|name| hook_status(name, monitored, &sum)).collect(),
+            cluster: monitored.cluster.as_ref().map(|cluster| cluster_summary(cluster.read())),
         }
     }
+}
+
+fn cluster_summary(status: ClusterStatus) -> ClusterSummary {
+    let state = status.state();
+    let nodes = status.nodes.into_iter().map(|node| NodeSummary {
+        name: node.name,
+        present: node.is_present,
+        lag_secs: node.lag.as_secs_f64(),
+    });
+    let nodes = nodes.collect();
+    ClusterSummary { node: status.node, state, complete: status.is_complete, nodes }
 }
 
 fn request_counts(sum: &ShardStats) -> Vec<RequestCount> {

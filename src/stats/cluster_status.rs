@@ -30,10 +30,42 @@ pub struct ClusterStatus {
     pub unsent_messages: u64,
     /// Number of torrents, peers and changes of other nodes that were imported.
     pub imported_records: u64,
-    /// Number of records and changes of the access list of other nodes that were dropped because too many waited.
+    /// Number of records and changes of the access list of other nodes that were not applied: too many waited, memory
+    /// was short, or a swarm was at its limit.
     pub dropped_records: u64,
     /// Number of records of other nodes that wait to be imported.
     pub waiting_records: u64,
+}
+
+impl ClusterStatus {
+    /// Returns the state as a text. A node without the other ones serves alone, which is no failure.
+    pub fn state(&self) -> String {
+        let (present, lost): (Vec<_>, Vec<_>) = self.nodes.iter().partition(|node| node.is_present);
+        let names = |nodes: &[&NodeStatus]| {
+            nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>().join(", ")
+        };
+        if !self.is_connected {
+            return "not connected to NATS: serving alone".to_owned();
+        }
+        let state = match self {
+            Self { is_refused: true, .. } => {
+                "another node has the same name: serving alone; set cluster.node to another name and restart"
+                    .to_owned()
+            }
+            _ if present.is_empty() => "connected, no other nodes".to_owned(),
+            Self { is_complete: false, .. } => {
+                format!(
+                    "connected with {}; swarms of other nodes are still missing",
+                    names(&present)
+                )
+            }
+            _ => format!("connected with {}", names(&present)),
+        };
+        match lost.is_empty() {
+            true => state,
+            false => format!("{state}; no message from {}", names(&lost)),
+        }
+    }
 }
 
 impl SharedClusterStatus {

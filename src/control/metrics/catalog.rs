@@ -488,8 +488,8 @@ pub(super) const METRICS: &[Metric] = &[
         "cluster_lost_records",
         Counter,
         &["direction"],
-        "Changes that were not sent, and torrents, peers, changes and changes of the access list that were not \
-         applied, because there were too many",
+        "Changes that were not sent because there were too many, and torrents, peers and changes that were not \
+         applied because there were too many, memory was short or a swarm was at its limit",
         ProcessLabelled(cluster::lost_records),
     ),
     process_counter(
