@@ -361,8 +361,8 @@ fn a_list_that_is_a_fifo_does_not_block_reloads() {
     assert_eq!(setup.announce_over_both(1, PEER_ID, ""), [error(NOT_SERVED), error(NOT_SERVED)]);
 }
 
-/// Torrents that were removed with DELETE but are in a list file are reported at each reload, and redundant overrides
-/// are removed from their file.
+/// Torrents that were removed with DELETE but are in a list file are reported at each reload, and overrides with which
+/// the list files agree no longer count.
 #[test]
 fn overrides_that_contradict_the_list_files_are_reported() {
     let directory = tempfile::tempdir().unwrap();
@@ -387,10 +387,21 @@ fn overrides_that_contradict_the_list_files_are_reported() {
     assert_eq!(setup.ask("POST", "/v1/reload").0, 200);
     let message = setup.tracker.wait_for("were removed by DELETE");
     assert!(message.contains(&hex(1)), "{message}");
-    // Overrides that agree with the list files by now are removed.
+    // Overrides with which the list files agree by now are marked, and no longer count when the files change.
     fs::write(&list, format!("{}\n", hex(2))).unwrap();
     assert_eq!(setup.ask("POST", "/v1/reload").0, 200);
-    assert_eq!(fs::read_to_string(&overrides).unwrap(), "");
+    let text = fs::read_to_string(&overrides).unwrap();
+    assert!(
+        text.lines().count() == 2 && text.lines().all(|line| line.ends_with(" listed")),
+        "{text}"
+    );
+    fs::write(&list, "").unwrap();
+    assert_eq!(setup.ask("POST", "/v1/reload").0, 200);
+    let text = fs::read_to_string(&overrides).unwrap();
+    assert!(text.starts_with(&format!("-{}", hex(1))) && text.lines().count() == 1, "{text}");
+    wait_until(|| {
+        setup.announce_over_both(2, PEER_ID, "") != [error(NOT_SERVED), error(NOT_SERVED)]
+    });
 }
 
 /// Torrents without peers are removed with `POST /v1/evict`.

@@ -40,6 +40,11 @@ fuzz_target!(|bytes: &[u8]| {
         };
         node.receive(now, source, &message);
         now += Duration::from_millis(u64::from(*len) * 20);
+        if *len == 255 {
+            node.disconnected();
+            node.tick(now, SwarmState::default());
+            node.connected(now, 64 << 10);
+        }
         let is_restoring = kind & 0x40 != 0;
         node.tick(now, SwarmState { torrents: 1, is_busy: kind & 0x80 != 0, is_restoring });
         if node.wants_block() {

@@ -124,7 +124,7 @@ impl fmt::Display for ClusterEvent {
             ),
             Self::Missed(node) => write!(
                 f,
-                "node {node:?} no longer has batches that this node has missed: requesting a snapshot instead"
+                "node {node:?} no longer has batches that this node has missed: a snapshot will be requested"
             ),
             Self::SnapshotRequested(node) => write!(f, "requesting the swarms of node {node:?}"),
             Self::SnapshotReceived(node, records, time) => write!(

@@ -92,6 +92,7 @@ impl ClusterNode {
         let lifetime = Duration::from_secs(self.settings.peer_lifetime_secs.into());
         let forget_after = (lifetime * FORGET_LIFETIMES).max(NODE_TIMEOUT * 2);
         self.nodes.retain(|_, node| now.saturating_sub(node.heard_at) < forget_after);
+        self.failed_sources.retain(|name, _| self.nodes.contains_key(name));
     }
 
     /// Handles a message of a node with the own name: this node itself, or another one. The one that was started
@@ -124,7 +125,7 @@ impl ClusterNode {
         }
     }
 
-    /// Returns whether the process that this one has replaced may still be heard.
+    /// Returns whether messages of the process that this one has replaced may still arrive.
     fn is_within_grace(&self, now: Duration) -> bool {
         let grace = |since| now.saturating_sub(since) < CHECK_TIME / 2;
         matches!(self.membership, Membership::Checking(since) if grace(since))
@@ -144,8 +145,11 @@ impl ClusterNode {
             }
             return;
         }
+        let is_same_boot = |node: &&mut RemoteNode| node.boot == sender.boot;
+        let same = self.nodes.get_mut(name).filter(is_same_boot);
+        let was_set_back = same.is_some_and(|node| node.was_set_back(hello));
         let node = match self.nodes.get_mut(name) {
-            Some(node) if node.boot == sender.boot && !node.was_set_back(hello) => node,
+            Some(node) if node.boot == sender.boot && !was_set_back => node,
             // Another node of this name: the one that was started later stays until it is silent.
             Some(node) if sender.boot < node.boot && node.is_present => return,
             _ if hello.state == HelloState::Leaving => return,

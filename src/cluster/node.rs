@@ -185,7 +185,7 @@ impl ClusterNode {
             Membership::Active => Membership::Active,
             Membership::Refused(_) => Membership::Refused(now),
         };
-        // While there was no connection, no node could be heard.
+        // While there was no connection, no messages arrived.
         for node in self.nodes.values_mut().filter(|node| node.is_present) {
             node.heard_at = now;
             node.restart_requests();
@@ -280,6 +280,11 @@ impl ClusterNode {
             let message = self.encode(&Body::ResendRequest { first, end }, &[]);
             self.send(MessageSubject::Request(name), message.into());
         }
+    }
+
+    /// Returns whether there is a connection: see [`Self::connected`] and [`Self::disconnected`].
+    pub fn is_connected(&self) -> bool {
+        self.is_connected
     }
 
     /// Handles a message.
@@ -387,9 +392,15 @@ impl ClusterNode {
 
     pub(super) fn apply_list_changes(&mut self, changes: Vec<EncodedListChange>) {
         if !changes.is_empty() {
-            self.settings.has_older_state = true;
+            self.add_older_state();
             self.actions.push(Action::ApplyListChanges(decode_list_changes(changes)));
         }
+    }
+
+    /// Records that this node has changes of other nodes, which are in none of its batches. Those that it gets before
+    /// it takes part are in batches of nodes that are present.
+    fn add_older_state(&mut self) {
+        self.settings.has_older_state |= self.membership == Membership::Active;
     }
 
     /// Has records of another node imported whose ages are counted back from `local_time`; returns their number.
@@ -416,8 +427,7 @@ impl ClusterNode {
         }
         let count = imported.len() as u64;
         if count > 0 {
-            // They are in no batch of this node.
-            self.settings.has_older_state = true;
+            self.add_older_state();
             self.actions.push(Action::Import(imported));
         }
         count

@@ -30,7 +30,7 @@ const AHEAD_MAX: u64 = 10_000;
 /// requested.
 const COMPLETE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Time after the first request for missing batches after which they are given up.
+/// Time after which missing batches are given up if requests bring none of them.
 const GAP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What a node stores about another node.
@@ -58,6 +58,9 @@ pub(super) struct RemoteNode {
     /// Whether changes of the boot before were missed. The node itself may not have them after its restart, until it
     /// has the swarms of the other nodes.
     has_missed_previous_boot: bool,
+    /// The highest number of a hello, and how many hellos in a row had lower ones.
+    highest_next: u64,
+    lower_hellos: u32,
     /// Since when batches are missing or were missed.
     lacking_since: Option<Duration>,
     clock_offset: ClockOffset,
@@ -130,6 +133,8 @@ impl RemoteNode {
             requested_at: None,
             missed_before: (!has_all).then_some(hello.next),
             has_missed_previous_boot: false,
+            highest_next: hello.next,
+            lower_hellos: 0,
             lacking_since: None,
             clock_offset: ClockOffset::new(now, hello.sent_at),
         };
@@ -161,10 +166,13 @@ impl RemoteNode {
                 || self.lacking_since.is_some_and(is_overdue))
     }
 
-    /// Returns whether a hello of the same boot has a much lower number than is known: that number was wrong, or the
-    /// node was set back to an earlier state, as a virtual machine can be.
-    pub(super) fn was_set_back(&self, hello: &Hello) -> bool {
-        hello.next.saturating_add(AHEAD_MAX) < self.end
+    /// Returns whether two hellos of the same boot have had lower numbers than one before: that one was wrong, or the
+    /// node was set back to an earlier state, as a virtual machine can be. A single one may have been delayed.
+    pub(super) fn was_set_back(&mut self, hello: &Hello) -> bool {
+        let is_lower = hello.next < self.highest_next;
+        self.lower_hellos = if is_lower { self.lower_hellos + 1 } else { 0 };
+        self.highest_next = self.highest_next.max(hello.next);
+        self.lower_hellos >= 2
     }
 
     /// Records a hello; returns whether batches were missed that the sender no longer has.
@@ -270,6 +278,14 @@ impl RemoteNode {
         if !is_late || !self.is_present {
             return false;
         }
+        // Numbers that no hello has confirmed were wrong.
+        self.end = self.hello.next.max(self.next);
+        drop(self.waiting.split_off(&self.end));
+        self.count_waiting_bytes();
+        if self.next == self.end {
+            self.update_gap(now);
+            return false;
+        }
         self.give_up_before(now, self.gap_end());
         true
     }
@@ -277,6 +293,7 @@ impl RemoteNode {
     /// Records that a snapshot includes the batches before a number.
     pub(super) fn cover(&mut self, now: Duration, before: u64) {
         self.missed_before.take_if(|missed_before| *missed_before <= before);
+        self.has_missed_previous_boot &= self.missed_before.is_some();
         if before > self.next && before <= self.end {
             self.skip_to(now, before);
         }
@@ -292,11 +309,15 @@ impl RemoteNode {
         self.next = next;
         self.end = self.end.max(next);
         self.waiting = self.waiting.split_off(&next);
-        let lengths = self.waiting.values().map(|message| message.len() + WAITING_OVERHEAD);
-        self.waiting_bytes = lengths.sum();
+        self.count_waiting_bytes();
         self.restart_requests();
         self.gap_since = None;
         self.update_gap(now);
+    }
+
+    fn count_waiting_bytes(&mut self) {
+        let lengths = self.waiting.values().map(|message| message.len() + WAITING_OVERHEAD);
+        self.waiting_bytes = lengths.sum();
     }
 
     /// Returns the number of the batch after the last one that is missing before those that wait.

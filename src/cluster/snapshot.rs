@@ -8,10 +8,10 @@ use std::time::Duration;
 pub(super) const BLOCKS_IN_FLIGHT: u32 = 4;
 
 /// Maximum bytes that are sent in a second.
-const BYTES_PER_SEC: u64 = 16 << 20;
+const BYTES_PER_SEC: i64 = 16 << 20;
 
 /// Maximum bytes that are sent at once: those of a fifth of a second.
-const BURST_BYTES: u64 = BYTES_PER_SEC / 5;
+const BURST_BYTES: i64 = BYTES_PER_SEC / 5;
 
 /// Time without a request after which a node stops sending a snapshot.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -44,8 +44,8 @@ pub(super) struct OutgoingSnapshot {
     /// Whether the last block was made.
     is_complete: bool,
     began: Duration,
-    /// Bytes that may be sent now, and the time up to which they were computed.
-    budget_bytes: u64,
+    /// Bytes that may be sent now, negative after a larger block, and the time up to which they were computed.
+    budget_bytes: i64,
     budget_at: Duration,
 }
 
@@ -104,16 +104,16 @@ impl OutgoingSnapshot {
 
     /// Returns the message of a block that may be sent now.
     pub(super) fn next_message(&mut self, now: Duration) -> Option<Vec<u8>> {
-        let elapsed_ms = now.saturating_sub(self.budget_at).as_millis() as u64;
-        let earned = BYTES_PER_SEC.saturating_mul(elapsed_ms) / 1_000;
-        self.budget_bytes = self.budget_bytes.saturating_add(earned).min(BURST_BYTES);
-        self.budget_at += Duration::from_millis(elapsed_ms);
-        if self.next_to_send >= self.end || self.budget_bytes == 0 {
+        let elapsed_ms = now.saturating_sub(self.budget_at).as_millis() as u32;
+        let earned = BYTES_PER_SEC * i64::from(elapsed_ms) / 1_000;
+        self.budget_bytes = (self.budget_bytes + earned).min(BURST_BYTES);
+        self.budget_at += Duration::from_millis(elapsed_ms.into());
+        if self.next_to_send >= self.end || self.budget_bytes <= 0 {
             return None;
         }
         let message = self.blocks.get((self.next_to_send - self.first) as usize)?;
         self.next_to_send += 1;
-        self.budget_bytes = self.budget_bytes.saturating_sub(message.len() as u64);
+        self.budget_bytes -= message.len() as i64;
         Some(message.clone())
     }
 
@@ -185,5 +185,30 @@ impl IncomingSnapshot {
     /// Returns whether no block has arrived for too long.
     pub(super) fn has_failed(&self, now: Duration) -> bool {
         now.saturating_sub(self.advanced_at) >= SNAPSHOT_TIMEOUT
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_is_sent_with_a_limited_rate() {
+        let mut now = Duration::ZERO;
+        let mut snapshot = OutgoingSnapshot::new(now, "b".to_owned(), 1, Vec::new());
+        let (mut sent, mut blocks) = (0, 0);
+        // The receiver requests more at once, in steps of a batch interval.
+        for _ in 0..100 {
+            now += Duration::from_millis(20);
+            snapshot.request(now, blocks, blocks + BLOCKS_IN_FLIGHT);
+            while snapshot.wants_block() {
+                snapshot.add(vec![0; 270_000], false);
+            }
+            while let Some(message) = snapshot.next_message(now) {
+                (sent, blocks) = (sent + message.len() as i64, blocks + 1);
+            }
+        }
+        let permitted = 2 * BYTES_PER_SEC + BURST_BYTES;
+        assert!((2 * BYTES_PER_SEC - 540_000..=permitted + 270_000).contains(&sent), "{sent}");
     }
 }

@@ -386,17 +386,42 @@ fn an_outage_of_nats_changes_no_memberships() {
     assert!(net.node(2).is_refused() && net.node(1).is_complete());
 }
 
-/// A number that is much too large does not keep out the batches of a node for longer than until its next hello.
+/// A wrong number of a batch does not keep out the batches of a node, and one of a hello does so only until two hellos
+/// have followed.
 #[test]
-fn a_wrong_number_is_corrected_by_the_next_hello() {
+fn wrong_numbers_are_corrected_by_hellos() {
+    for wrong in [5_000, u64::MAX - 1] {
+        check_wrong_batch(wrong);
+        check_wrong_hello(wrong);
+    }
+}
+
+const A: Sender<'_> = Sender { version: PROTOCOL_VERSION, node: "a", boot: 10 };
+
+fn check_wrong_batch(sequence: u64) {
+    let mut net = TestNetwork::new(&[("a", 10), ("b", 11)]);
+    net.run(5);
+    let batch = Body::Batch { sequence, sent_at: 0, list_changes: Vec::new() };
+    let now = net.now;
+    net.node(1).receive(now, MessageSource::FromNode("a"), &encode(&A, &batch, &[]));
+    // Until it is given up.
+    net.run(20);
+    let now = net.now;
+    assert!(net.node(1).is_complete());
+    assert_eq!(net.node(1).nodes(now)[0].missing_batches, 0);
+    net.node(0).publish(now, &[change(1)]);
+    net.run(1);
+    assert_eq!(net.imported("b").len(), 1);
+}
+
+fn check_wrong_hello(next: u64) {
     let mut net = TestNetwork::new(&[("a", 10), ("b", 11)]);
     net.run(5);
     let now = net.now;
-    let a = Sender { version: PROTOCOL_VERSION, node: "a", boot: 10 };
     let forged = Hello {
         state: HelloState::Active,
-        next: u64::MAX,
-        oldest: u64::MAX,
+        next,
+        oldest: next,
         sent_at: now.as_secs() as i64,
         peer_lifetime_secs: 2_700,
         key_digest: 1,
@@ -404,11 +429,9 @@ fn a_wrong_number_is_corrected_by_the_next_hello() {
         is_complete: true,
         has_older_state: false,
     };
-    let batch = Body::Batch { sequence: u64::MAX - 1, sent_at: 0, list_changes: Vec::new() };
-    for body in [batch, Body::Hello(forged)] {
-        net.node(1).receive(now, MessageSource::FromNode("a"), &encode(&a, &body, &[]));
-    }
-    net.run(2);
+    let hello = Body::Hello(forged);
+    net.node(1).receive(now, MessageSource::FromNode("a"), &encode(&A, &hello, &[]));
+    net.run(3);
     let now = net.now;
     net.node(0).publish(now, &[change(1)]);
     net.run(1);

@@ -26,7 +26,7 @@ pub struct ClusterSettings {
 pub struct SwarmState {
     /// Number of torrents.
     pub torrents: u64,
-    /// Whether imports are far behind, so that no more of a snapshot is to be requested.
+    /// Whether too much waits to be applied, so that no more is to be requested.
     pub is_busy: bool,
     /// Whether swarms of before the start are still being read, so that no snapshot can be sent.
     pub is_restoring: bool,
@@ -107,6 +107,6 @@ pub struct NodeStatus {
     pub is_present: bool,
     /// Number of batches that are missing.
     pub missing_batches: u64,
-    /// For how long batches have been missing; zero if none are.
+    /// For how long batches have been missing, or a snapshot in their place; zero if none are.
     pub lag: Duration,
 }

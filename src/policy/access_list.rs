@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tsubame_storage::InfoHash;
 
 /// Maximum bytes of a `.torrent` file.
@@ -50,8 +50,9 @@ pub struct AccessList {
     base: Arc<HashList>,
     /// Whether a torrent is on the list, regardless of the base.
     overrides: Arc<HashMap<InfoHash, bool>>,
-    /// The last change of each torrent while the tracker ran, also if the base agrees with it.
-    changes: Arc<HashMap<InfoHash, Override>>,
+    /// The last change of each torrent while the tracker ran, also if the base agrees with it. All lists that were made
+    /// from one share them.
+    changes: Arc<Mutex<HashMap<InfoHash, Override>>>,
 }
 
 /// A list that was read, and warnings about its files.
@@ -102,7 +103,7 @@ impl AccessList {
         let list = Self {
             base: Arc::new(base),
             overrides: Arc::new(overrides),
-            changes: Arc::new(torrents.into_iter().collect()),
+            changes: Arc::new(Mutex::new(torrents.into_iter().collect())),
         };
         Ok(LoadedList { list: list.compacted_if_large(seed), warnings })
     }
@@ -123,22 +124,25 @@ impl AccessList {
 
     /// Returns the last change of a torrent while the tracker ran.
     pub fn last_change(&self, info_hash: &InfoHash) -> Option<Override> {
-        self.changes.get(info_hash).copied()
+        self.all_changes().get(info_hash).copied()
     }
 
     /// Returns the last change of each torrent that was added or removed while the tracker ran.
-    pub fn changes(&self) -> impl Iterator<Item = ListChange> {
-        self.changes.iter().map(|(info_hash, change)| (*info_hash, *change))
+    pub fn changes(&self) -> Vec<ListChange> {
+        self.all_changes().iter().map(|(info_hash, change)| (*info_hash, *change)).collect()
+    }
+
+    fn all_changes(&self) -> MutexGuard<'_, HashMap<InfoHash, Override>> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the list with some torrents added or removed; `seed` determines the hash keys if the list is rebuilt.
     pub fn with(&self, changes: &[ListChange], seed: u64) -> Self {
         let mut overrides = HashMap::clone(&self.overrides);
         overrides.extend(changes.iter().map(|(info_hash, change)| (*info_hash, change.on)));
-        let mut all = HashMap::clone(&self.changes);
-        all.extend(changes.iter().copied());
-        let (overrides, all) = (Arc::new(overrides), Arc::new(all));
-        Self { base: self.base.clone(), overrides, changes: all }.compacted_if_large(seed)
+        self.all_changes().extend(changes.iter().copied());
+        let (base, changes) = (self.base.clone(), self.changes.clone());
+        Self { base, overrides: Arc::new(overrides), changes }.compacted_if_large(seed)
     }
 
     /// Returns all torrents of the list, in unspecified order.

@@ -1,12 +1,15 @@
 //! The file of overrides: torrents that were added to an access list or removed from it while the tracker ran.
 //!
 //! Each line is `+` or `-`, an info hash, a space, and the time of the change in milliseconds since 1970; earlier
-//! versions wrote no time. The last line about a torrent counts. Overrides that agree with the lists are dropped after
-//! a week.
+//! versions wrote no time. The last line about a torrent counts.
+//!
+//! An override with which the lists agree is marked by ` listed` at the end of its line. It does not count any more, so
+//! that a later change of the lists does, and is dropped after a week. Until then it replaces earlier changes by other
+//! nodes of a cluster.
 
 use crate::hex::parse_info_hash;
 use crate::lines;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -16,12 +19,14 @@ use tsubame_storage::InfoHash;
 /// Maximum bytes of the file, enough for a million overrides.
 const LEN_MAX: u64 = 64 << 20;
 
+/// The end of the line of an override with which the lists agree.
+const LISTED: &str = " listed";
+
 /// Length of a sign and an info hash in characters.
 const SIGN_AND_HASH_LEN: usize = 41;
 
-/// How long an override is kept that agrees with the lists. Meanwhile it replaces older changes of the same torrent on
-/// other nodes of a cluster, which may have been away when it was made.
-const REDUNDANT_KEPT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
+/// How long an override is kept with which the lists agree: other nodes may have been away when it was made.
+const LISTED_KEPT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
 
 /// Maximum number of torrents that a warning names.
 const SHOWN_MAX: usize = 5;
@@ -45,8 +50,8 @@ impl Override {
         Self { on, changed_at_ms: now_ms.max(earliest) }
     }
 
-    /// Returns the override as one that is earlier than all others if its time is after `latest_ms`: the clock that it
-    /// was made by was wrong, and it must not replace later changes forever.
+    /// Returns the override as one that is earlier than all others with a time if its own is after `latest_ms`: the
+    /// clock that it was made by was wrong, and it must not replace later changes forever.
     pub fn bounded(self, latest_ms: u64) -> Self {
         let changed_at_ms = if self.changed_at_ms > latest_ms { 1 } else { self.changed_at_ms };
         Self { changed_at_ms, ..self }
@@ -64,6 +69,8 @@ impl Override {
 pub struct Overrides {
     /// The last override of each torrent.
     pub torrents: BTreeMap<InfoHash, Override>,
+    /// The torrents with overrides with which the lists agree, or have agreed.
+    listed: BTreeSet<InfoHash>,
     /// Number of lines that are not needed: blank, superseded by a later line about the same torrent, or cut off.
     surplus: usize,
     /// Warnings to be logged.
@@ -86,11 +93,20 @@ impl Overrides {
             }
         };
         let mut torn = 0;
-        for (line, number) in bytes.split(|byte| *byte == b'\n').zip(1..) {
-            let line = line.trim_ascii();
+        let (mut lines, mut number) = (bytes.split(|byte| *byte == b'\n').peekable(), 0);
+        while let Some(line) = lines.next() {
+            number += 1;
+            let (line, is_last) = (line.trim_ascii(), lines.peek().is_none());
             match parse(line) {
-                Some((hash, on)) => {
-                    overrides.surplus += usize::from(overrides.torrents.insert(hash, on).is_some());
+                // The time may be cut off.
+                Some(_) if is_last && line.contains(&b' ') => torn += 1,
+                Some((hash, change, is_listed)) => {
+                    let is_repeated = overrides.torrents.insert(hash, change).is_some();
+                    overrides.surplus += usize::from(is_repeated);
+                    match is_listed {
+                        true => overrides.listed.insert(hash),
+                        false => overrides.listed.remove(&hash),
+                    };
                 }
                 None if line.is_empty() => overrides.surplus += usize::from(number > 1),
                 None if is_torn(line) => torn += 1,
@@ -114,20 +130,28 @@ impl Overrides {
         Ok(overrides)
     }
 
-    /// Removes the overrides that agree with the lists and are older than a week, and adds a warning about torrents
-    /// that are on the lists but removed.
+    /// Marks the overrides with which the lists agree, removes marked ones that are older than a week or with which the
+    /// lists agree no more, and adds a warning about torrents that are on the lists but removed.
     pub fn remove_redundant(
         &mut self,
         path: &Path,
         now_ms: u64,
         is_listed: impl Fn(&InfoHash) -> bool,
     ) {
-        let before = self.torrents.len();
-        self.torrents.retain(|hash, change| {
-            is_listed(hash) != change.on
-                || now_ms.saturating_sub(change.changed_at_ms) < REDUNDANT_KEPT_MS
+        let Self { torrents, listed, surplus, .. } = self;
+        torrents.retain(|hash, change| {
+            let agrees = is_listed(hash) == change.on;
+            let is_old = now_ms.saturating_sub(change.changed_at_ms) >= LISTED_KEPT_MS;
+            let was_listed = listed.contains(hash);
+            if agrees && !is_old {
+                *surplus += usize::from(listed.insert(*hash));
+                return true;
+            }
+            let is_kept = !agrees && !was_listed;
+            *surplus += usize::from(!is_kept);
+            is_kept
         });
-        self.surplus += before - self.torrents.len();
+        listed.retain(|hash| torrents.contains_key(hash));
         let is_removed = |(hash, change): &(&InfoHash, &Override)| !change.on && is_listed(hash);
         let removed: Vec<_> =
             self.torrents.iter().filter(is_removed).map(|(hash, _)| hash).collect();
@@ -154,7 +178,9 @@ impl Overrides {
         name.push(".new");
         let new = PathBuf::from(name);
         let mut file = File::create(&new)?;
-        let text: String = self.torrents.iter().map(|(hash, change)| line(hash, change)).collect();
+        let line =
+            |(hash, change): (&InfoHash, &Override)| line(hash, change, self.listed.contains(hash));
+        let text: String = self.torrents.iter().map(line).collect();
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&new, path)?;
@@ -182,7 +208,7 @@ pub fn append(path: &Path, changes: &[ListChange]) -> io::Result<()> {
         file.read_exact(&mut last)?;
     }
     let begin = if last == [b'\n'] { "" } else { "\n" };
-    let lines: String = changes.iter().map(|(hash, change)| line(hash, change)).collect();
+    let lines: String = changes.iter().map(|(hash, change)| line(hash, change, false)).collect();
     if file.metadata()?.len() + lines.len() as u64 >= LEN_MAX {
         // A longer file could not be read again.
         return Err(io::Error::other(
@@ -200,16 +226,19 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 }
 
 /// Returns the line of an override.
-fn line(hash: &InfoHash, Override { on, changed_at_ms }: &Override) -> String {
-    format!("{}{hash} {changed_at_ms}\n", if *on { '+' } else { '-' })
+fn line(hash: &InfoHash, change: &Override, is_listed: bool) -> String {
+    let (sign, end) = (if change.on { '+' } else { '-' }, if is_listed { LISTED } else { "" });
+    format!("{sign}{hash} {}{end}\n", change.changed_at_ms)
 }
 
-fn parse(line: &[u8]) -> Option<ListChange> {
+/// Returns the torrent of a line, its override, and whether it is marked as listed.
+fn parse(line: &[u8]) -> Option<(InfoHash, Override, bool)> {
     let line = str::from_utf8(line).ok()?;
     let rest = line.strip_prefix(['+', '-'])?;
+    let (rest, is_listed) = rest.strip_suffix(LISTED).map_or((rest, false), |rest| (rest, true));
     let (hash, time) = rest.split_once(' ').unwrap_or((rest, "0"));
     let change = Override { on: line.starts_with('+'), changed_at_ms: time.parse().ok()? };
-    Some((parse_info_hash(hash)?, change))
+    Some((parse_info_hash(hash)?, change, is_listed))
 }
 
 /// Returns whether a line is the beginning of an override, or was filled with zeros.
@@ -248,28 +277,31 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 5, "no blank lines");
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
         file.write_all(b"+0707").unwrap();
-        append(&path, &[change(5, true, REDUNDANT_KEPT_MS)]).unwrap();
+        append(&path, &[change(5, true, LISTED_KEPT_MS)]).unwrap();
         // A line of an earlier version, and one that was filled with zeros.
         file.write_all(format!("+{}\n-{} 17\0\0\n", hash(6), hash(6)).as_bytes()).unwrap();
         file.write_all(&[0; 500]).unwrap();
         let mut overrides = Overrides::read(&path).unwrap();
         assert_eq!(overrides.warnings.len(), 1, "{:?}", overrides.warnings);
         let expected = [(1, false, 1), (2, false, 1), (3, true, 1), (4, true, 1)];
-        let expected = [&expected[..], &[(5, true, REDUNDANT_KEPT_MS), (6, true, 0)]].concat();
+        let expected = [&expected[..], &[(5, true, LISTED_KEPT_MS), (6, true, 0)]].concat();
         let expected = expected.into_iter().map(|(byte, on, at)| change(byte, on, at)).collect();
         assert_eq!(overrides.torrents, expected);
         // The lists contain 2, which was removed, and 3 and 5, which were added.
         let is_listed = |it: &InfoHash| [hash(2), hash(3), hash(5)].contains(it);
-        overrides.remove_redundant(&path, REDUNDANT_KEPT_MS + 1, is_listed);
+        overrides.remove_redundant(&path, LISTED_KEPT_MS + 1, is_listed);
         assert!(overrides.warnings[1].contains(&hash(2).to_string()), "{:?}", overrides.warnings);
         overrides.compact(&path).unwrap();
         let text = fs::read_to_string(&path).unwrap();
         let [two, four, five, six] = [2, 4, 5, 6].map(hash);
-        // 5 is kept for some time, although it agrees with the lists.
-        let kept = REDUNDANT_KEPT_MS;
-        assert_eq!(text, format!("-{two} 1\n+{four} 1\n+{five} {kept}\n+{six} 0\n"));
-        let again = Overrides::read(&path).unwrap();
+        // 5 is kept for a week, although it agrees with the lists.
+        let kept = LISTED_KEPT_MS;
+        assert_eq!(text, format!("-{two} 1\n+{four} 1\n+{five} {kept} listed\n+{six} 0\n"));
+        let mut again = Overrides::read(&path).unwrap();
         assert_eq!((again.surplus, again.torrents.len(), again.warnings.len()), (0, 4, 0));
+        // It does not outlast a change of the lists.
+        again.remove_redundant(&path, LISTED_KEPT_MS + 1, |_| false);
+        assert!(!again.torrents.contains_key(&five) && again.torrents.contains_key(&four));
         // A file of another kind is refused.
         fs::write(&path, format!("{}\n", hash(1))).unwrap();
         let mistake = Overrides::read(&path).unwrap_err();

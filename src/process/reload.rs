@@ -380,8 +380,8 @@ impl ServedState {
                 }
                 changed
             }
-            ReloadJob::ApplyRemoteListChanges(adopted) => {
-                let message = self.apply_remote_list_changes(&adopted);
+            ReloadJob::ApplyRemoteListChanges(remote) => {
+                let message = self.apply_remote_list_changes(&remote);
                 changes.policy = message.as_ref().is_ok_and(|message| !message.is_empty());
                 message
             }
@@ -537,41 +537,48 @@ impl ServedState {
         let changes: Vec<ListChange> = changes.iter().map(bounded).filter(is_later).collect();
         let Some((first, _)) = changes.first() else { return Ok(String::new()) };
         let changed = self.change_list(&changes);
-        let Err(error) = changed else { return changed };
+        let Err(error) = changed else {
+            self.reported_list_problem.clear();
+            return changed;
+        };
         if self.reported_list_problem != error {
             tracing::warn!(
                 "cluster: this node cannot make {} of the access list by another node (first: {first}): {error}",
                 plural(changes.len() as u64, "change"),
             );
-            self.reported_list_problem = error;
+            self.reported_list_problem.clone_from(&error);
         }
-        Ok(String::new())
+        match self.changeable_list() {
+            // The file may be written later.
+            Ok(_) => Err(error),
+            Err(_) => Ok(String::new()),
+        }
+    }
+
+    /// Returns the file to which changes of the access list are written, or why it cannot be changed.
+    fn changeable_list(&self) -> Result<&Path, String> {
+        if self.policy.only_access_list().is_none() {
+            return Err("the config must have exactly one access_list hook".to_owned());
+        }
+        let file = self.config.hooks.iter().find_map(HookConfig::overrides_file);
+        file.ok_or_else(|| {
+            let cure = "set overrides_file in the options of access_list";
+            format!("the change would be lost at a restart; {cure}")
+        })
     }
 
     fn change_list(&mut self, changes: &[ListChange]) -> Result<String, String> {
-        let mut policy = self.policy.clone();
-        if !policy.change_list(changes, self.seeds.draw()) {
-            return Err("the config must have exactly one access_list hook".to_owned());
-        }
-        let Some(file) = overrides_file(&self.config) else {
-            let cure = "set overrides_file in the options of access_list";
-            return Err(format!("the change would be lost at a restart; {cure}"));
-        };
+        let file = self.changeable_list()?;
         overrides::append(file, changes).map_err(|error| {
             format!("cannot write {}: {error}; permit this user to write it", file.display())
         })?;
         // A slow read that has not ended may return the file without this change.
         self.slow_reads.make_stale();
-        self.policy = policy;
+        self.policy.change_list(changes, self.seeds.draw());
         let place = |on: bool| if on { "on" } else { "off" };
         Ok(match changes {
             [(hash, change)] => format!("{hash} is {} the access list", place(change.on)),
             _ => format!("changed {} entries of the access list", changes.len()),
         })
     }
-}
-
-/// Returns the file to which changes of the access list over the API are written.
-fn overrides_file(config: &Config) -> Option<&Path> {
-    config.hooks.iter().find_map(HookConfig::overrides_file)
 }

@@ -241,7 +241,7 @@ impl Swarms {
     }
 }
 
-/// Publication: the changes of which the other nodes of a cluster are to hear.
+/// Publication: the changes that are published to the other nodes of a cluster.
 impl Swarms {
     /// Starts a publication, which does not end: announces by which peers join, stop, complete their download or
     /// change their role, and the first announce of each peer in a third of its lifetime, are kept until they are

@@ -438,14 +438,15 @@ pub(super) const METRICS: &[Metric] = &[
     }),
     process_gauge(
         "cluster_complete",
-        "Whether this node is connected, takes part and lacks no swarms of the other nodes that it hears: 1 or 0",
+        "Whether this node is connected, takes part and has the swarms of all nodes from which it gets messages: \
+         1 or 0",
         |it| cluster::value(it, |report| report.is_complete.into()),
     ),
     metric(
         "cluster_node_up",
         Gauge,
         &["node"],
-        "Whether another node takes part and was heard in the last 10 seconds: 1 or 0",
+        "Whether another node takes part and messages of it have arrived in the last 10 seconds: 1 or 0",
         ProcessLabelled(cluster::nodes_up),
     ),
     metric(

@@ -13,7 +13,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use thiserror::Error;
-use tokio::sync::mpsc::{Receiver, channel};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::coop::unconstrained;
 
 /// Maximum time for connecting to a server.
@@ -58,6 +58,74 @@ pub(super) enum ConnectionError {
     Subscribe(String, String),
 }
 
+impl ConnectionError {
+    /// Returns the reason why none of the servers `names` could be connected.
+    fn of(names: String, error: ConnectError) -> Self {
+        match error.kind() {
+            ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
+                Self::Refused(names, error)
+            }
+            ConnectErrorKind::Tls => Self::Tls(names, error),
+            // The library reports errors of certificates as I/O errors, too.
+            ConnectErrorKind::Io if error.to_string().contains("certificate") => {
+                Self::Tls(names, error)
+            }
+            _ => Self::Unreachable(names, error),
+        }
+    }
+}
+
+/// Returns the options of a connection without those of the user and of TLS files.
+fn options(config: &ClusterConfig, node: &str, events: Sender<Event>) -> ConnectOptions {
+    let has_tls = config.servers.iter().any(|server| server.starts_with("tls://"));
+    ConnectOptions::new()
+        .name(format!("tsubame {node}"))
+        .no_echo()
+        .connection_timeout(CONNECT_TIMEOUT)
+        .ping_interval(PING_INTERVAL)
+        .require_tls(has_tls || config.tls != ClusterTlsConfig::default())
+        .subscription_capacity(MESSAGES_WAITING)
+        .client_capacity(MESSAGES_UNSENT)
+        .event_callback(move |event| {
+            let events = events.clone();
+            async move {
+                // If the queue is full the event is dropped: some of them are enough for the log, and the state of the
+                // connection is read from time to time.
+                let _ = events.try_send(event);
+            }
+        })
+}
+
+/// Adds the user and password, or the token, of the URL of a server, where the library does not look for them.
+fn with_user(options: ConnectOptions, server: Option<&ServerAddr>) -> ConnectOptions {
+    let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    match (server.and_then(ServerAddr::username), server.and_then(ServerAddr::password)) {
+        (Some(user), Some(password)) => options.user_and_password(decoded(user), decoded(password)),
+        (Some(token), None) => options.token(decoded(token)),
+        (None, _) => options,
+    }
+}
+
+/// Adds the credentials file and the files of TLS.
+async fn with_files(
+    mut options: ConnectOptions,
+    config: ClusterConfig,
+) -> Result<ConnectOptions, ConnectionError> {
+    if let Some(path) = &config.credentials {
+        options = options
+            .credentials_file(path)
+            .await
+            .map_err(|error| ConnectionError::Credentials(path.display().to_string(), error))?;
+    }
+    if let Some(ca) = config.tls.ca {
+        options = options.add_root_certificates(ca);
+    }
+    if let (Some(certificate), Some(key)) = (config.tls.certificate, config.tls.key) {
+        options = options.add_client_certificate(certificate, key);
+    }
+    Ok(options)
+}
+
 /// A connection to a NATS server. The client library connects again when it is lost.
 pub(super) struct NatsConnection {
     client: Client,
@@ -89,68 +157,21 @@ impl NatsConnection {
         node: String,
         subjects: Vec<String>,
     ) -> Result<Self, ConnectionError> {
-        let server_names: Vec<_> =
-            config.servers.iter().map(|server| without_secrets(server)).collect();
-        let server_names = server_names.join(", ");
-        let (sender, events) = channel(EVENTS_WAITING);
-        let has_tls = config.servers.iter().any(|server| server.starts_with("tls://"));
-        let requires_tls = has_tls || config.tls != ClusterTlsConfig::default();
-        let mut options = ConnectOptions::new()
-            .name(format!("tsubame {node}"))
-            .no_echo()
-            .connection_timeout(CONNECT_TIMEOUT)
-            .ping_interval(PING_INTERVAL)
-            .require_tls(requires_tls)
-            .subscription_capacity(MESSAGES_WAITING)
-            .client_capacity(MESSAGES_UNSENT)
-            .event_callback(move |event| {
-                let sender = sender.clone();
-                async move {
-                    // If the queue is full the event is dropped: some of them are enough for the log.
-                    let _ = sender.try_send(event);
-                }
-            });
-        // The config has checked the URLs, and that all have the same user. The library does not read users from URLs.
+        let names: Vec<_> = config.servers.iter().map(|server| without_secrets(server)).collect();
+        let names = names.join(", ");
+        // The config has checked the URLs, and that all have the same user.
         let servers: Vec<ServerAddr> =
             config.servers.iter().filter_map(|server| server.parse().ok()).collect();
-        let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
-        let user = servers.first().and_then(ServerAddr::username);
-        let password = servers.first().and_then(ServerAddr::password);
-        options = match (user, password) {
-            (Some(user), Some(password)) => {
-                options.user_and_password(decoded(user), decoded(password))
-            }
-            (Some(token), None) => options.token(decoded(token)),
-            (None, _) => options,
-        };
-        if let Some(path) = &config.credentials {
-            let credentials = options.credentials_file(path).await;
-            options = credentials
-                .map_err(|error| ConnectionError::Credentials(path.display().to_string(), error))?;
-        }
-        if let Some(ca) = config.tls.ca {
-            options = options.add_root_certificates(ca);
-        }
-        if let (Some(certificate), Some(key)) = (config.tls.certificate, config.tls.key) {
-            options = options.add_client_certificate(certificate, key);
-        }
+        let (sender, events) = channel(EVENTS_WAITING);
+        let options = with_user(options(&config, &node, sender), servers.first());
+        let options = with_files(options, config).await?;
         let connected = options.connect(servers).await;
-        let client = connected.map_err(|error| match error.kind() {
-            ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
-                ConnectionError::Refused(server_names.clone(), error)
-            }
-            ConnectErrorKind::Tls => ConnectionError::Tls(server_names.clone(), error),
-            // The library reports errors of certificates as I/O errors, too.
-            ConnectErrorKind::Io if error.to_string().contains("certificate") => {
-                ConnectionError::Tls(server_names.clone(), error)
-            }
-            _ => ConnectionError::Unreachable(server_names.clone(), error),
-        })?;
+        let client = connected.map_err(|error| ConnectionError::of(names.clone(), error))?;
         let mut subscribers = Vec::new();
         for subject in subjects {
             let subscribed = client.subscribe(subject).await;
             let failed = |error: async_nats::SubscribeError| {
-                ConnectionError::Subscribe(server_names.clone(), error.to_string())
+                ConnectionError::Subscribe(names.clone(), error.to_string())
             };
             subscribers.push(subscribed.map_err(failed)?);
         }
@@ -206,7 +227,11 @@ impl NatsConnection {
                     let text = format!(
                         "{error}; permit this user to publish and subscribe on all subjects below cluster.subject"
                     );
-                    return match error.to_string().to_ascii_lowercase().contains("subscription") {
+                    let error = error.to_string().to_ascii_lowercase();
+                    let is_denied = ["violation for subscription", "maximum subscriptions"]
+                        .iter()
+                        .any(|denied| error.contains(denied));
+                    return match is_denied {
                         true => ConnectionEvent::Denied(text),
                         false => ConnectionEvent::Problem(text),
                     };

@@ -6,6 +6,7 @@
 mod connection;
 mod export;
 mod import;
+mod list_changes;
 
 use crate::clock::Clock;
 use crate::cluster::{
@@ -14,9 +15,9 @@ use crate::cluster::{
 };
 use crate::config::{ClusterConfig, Config};
 use crate::control::monitored::Monitored;
-use crate::policy::overrides::{ListChange, Override};
+use crate::policy::overrides::ListChange;
 use crate::process::cpus;
-use crate::process::reload::{ControlCommand, ReloadJob};
+use crate::process::reload::ControlCommand;
 use crate::process::shard_export::ShardSender;
 use crate::shard::mesh::MeshEndpoint;
 use crate::shard::publication::PublicationReceiver;
@@ -24,8 +25,9 @@ use crate::stats::cluster_status::SharedClusterStatus;
 use connection::{ConnectionError, ConnectionEvent, NatsConnection};
 use export::ExportEvent;
 use import::ShardImport;
+use list_changes::RemoteListChanges;
 use siphasher::sip::SipHasher13;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::future::{Future, pending};
 use std::io;
 use std::pin::Pin;
@@ -34,9 +36,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
-use tokio::sync::oneshot::error::TryRecvError;
 use tokio::time::{Interval, MissedTickBehavior, interval};
-use tsubame_storage::{InfoHash, StateRecord};
+use tsubame_storage::StateRecord;
 use tsubame_udp::connection_id::ConnectionIdKey;
 use tsubame_udp::steering::SteeringKeys;
 
@@ -52,15 +53,6 @@ const CONNECT_PAUSE: Duration = Duration::from_secs(2);
 /// Time after a connection on which a subscription was denied before the next one is tried. The server does not grant
 /// it later on the same connection.
 const DENIED_PAUSE: Duration = Duration::from_secs(30);
-
-/// Maximum time for which records of other nodes wait for changes of the access list that arrived before them.
-const LIST_CHANGES_TIME: Duration = Duration::from_secs(2);
-
-/// Maximum number of changes of the access list by other nodes that wait.
-const WAITING_LIST_CHANGES_MAX: usize = 1 << 16;
-
-/// Number of such changes from which on no more of a snapshot is requested.
-const LIST_CHANGES_BUSY: usize = WAITING_LIST_CHANGES_MAX / 4;
 
 /// Maximum length, in characters, of an error text of NATS that is logged.
 const PROBLEM_CHARS_MAX: usize = 200;
@@ -133,7 +125,7 @@ impl ClusterThread {
             key_digest: key_digest(&parts.key),
             has_older_state: config.storage.directory.is_some()
                 || parts.has_predecessor
-                || served.access_list.is_some_and(|list| list.changes().next().is_some()),
+                || served.access_list.is_some_and(|list| !list.changes().is_empty()),
         };
         parts.status.update(|report| report.node = node);
         let ClusterLinks { endpoint, changes } = parts.links;
@@ -146,7 +138,7 @@ impl ClusterThread {
             clock: parts.monitored.clock,
             monitored: parts.monitored,
             status: parts.status,
-            control: parts.control,
+            list_changes: RemoteListChanges::new(parts.control),
             import: ShardImport::new(endpoint, parts.keys, shards),
             shards: parts.shards,
             changes,
@@ -158,10 +150,6 @@ impl ClusterThread {
             ticks: 0,
             swarms: SwarmState::default(),
             export_after: None,
-            list_changes: BTreeMap::new(),
-            dropped_list_changes: 0,
-            list_job: None,
-            list_changes_since: None,
         };
         let thread = std::thread::Builder::new().name("cluster".to_owned());
         thread.spawn(move || {
@@ -211,7 +199,6 @@ struct ClusterJob {
     clock: Clock,
     monitored: Monitored,
     status: Arc<SharedClusterStatus>,
-    control: UnboundedSender<ControlCommand>,
     shards: ShardSender,
     import: ShardImport,
     changes: Vec<PublicationReceiver>,
@@ -226,20 +213,7 @@ struct ClusterJob {
     swarms: SwarmState,
     /// Position in the imported records after which an export is to begin.
     export_after: Option<Vec<u64>>,
-    /// Changes of the access list by other nodes that wait for a job.
-    list_changes: BTreeMap<InfoHash, Override>,
-    /// Number of such changes that were dropped because there were too many.
-    dropped_list_changes: u64,
-    /// The job that makes such changes now.
-    list_job: Option<ListJob>,
-    /// Since when there are such changes.
-    list_changes_since: Option<Duration>,
-}
-
-/// A job that makes changes of the access list.
-struct ListJob {
-    changes: Vec<ListChange>,
-    reply: oneshot::Receiver<Result<String, String>>,
+    list_changes: RemoteListChanges,
 }
 
 impl ClusterJob {
@@ -320,19 +294,32 @@ impl ClusterJob {
             self.swarms.is_restoring = process.snapshots.is_restoring.load(Ordering::Relaxed);
         }
         self.ticks = self.ticks.wrapping_add(1);
-        self.swarms.is_busy = self.import.is_busy() || self.list_changes.len() >= LIST_CHANGES_BUSY;
+        self.update_connection();
+        self.swarms.is_busy = self.import.is_busy() || self.list_changes.is_busy();
         self.node.tick(self.clock.elapsed(), self.swarms);
-        self.start_list_job();
-        // A torrent may just have been permitted, and its peers must not be refused.
         let now = self.clock.elapsed();
-        let is_waiting = |since| now.saturating_sub(since) < LIST_CHANGES_TIME;
-        if !self.list_changes_since.is_some_and(is_waiting) {
+        self.list_changes.advance(now);
+        if !self.list_changes.blocks_records(now) {
             self.import.advance(now);
         }
         // The snapshot includes all that was received of other nodes before it was requested.
-        let is_due = |position: &mut Vec<u64>| self.import.has_passed(position);
+        let is_due = |position: &mut Vec<u64>| {
+            self.import.has_passed(position) && !self.list_changes.blocks_records(now)
+        };
         if self.export_after.take_if(is_due).is_some() {
             self.begin_export();
+        }
+    }
+
+    /// Tells the node of a change of the connection whose event was dropped.
+    fn update_connection(&mut self) {
+        let Some(connection) = &self.connection else { return };
+        match (connection.is_connected(), self.node.is_connected()) {
+            (true, false) => {
+                self.node.connected(self.clock.elapsed(), connection.message_bytes_max());
+            }
+            (false, true) => self.node.disconnected(),
+            _ => {}
         }
     }
 
@@ -342,37 +329,10 @@ impl ClusterJob {
             // No export can be started now: the other node asks again.
             _ if self.export.is_none() => self.node.abort_export(),
             Some(list) => {
-                let changes: Vec<ListChange> = list.changes().collect();
-                self.node.add_list_changes(self.clock.elapsed(), &changes);
+                self.node.add_list_changes(self.clock.elapsed(), &list.changes());
             }
             None => {}
         }
-    }
-
-    /// Starts a job that makes the waiting changes of the access list, if none runs.
-    fn start_list_job(&mut self) {
-        if let Some(mut job) = self.list_job.take() {
-            match job.reply.try_recv() {
-                Err(TryRecvError::Empty) => {
-                    self.list_job = Some(job);
-                    return;
-                }
-                Ok(Ok(_)) => {}
-                // There were too many jobs.
-                Ok(Err(_)) | Err(TryRecvError::Closed) => self.add_list_changes(job.changes),
-            }
-        }
-        if self.list_changes.is_empty() {
-            self.list_changes_since = None;
-            return;
-        }
-        self.list_changes_since.get_or_insert(self.clock.elapsed());
-        let changes: Vec<ListChange> = std::mem::take(&mut self.list_changes).into_iter().collect();
-        let (sender, reply) = oneshot::channel();
-        let job = (ReloadJob::ApplyRemoteListChanges(changes.clone()), Some(sender));
-        self.list_job = Some(ListJob { changes, reply });
-        // Fails only when the tracker stops.
-        let _ = self.control.send(ControlCommand::Job(job));
     }
 
     fn publish_changes(&mut self) {
@@ -451,23 +411,13 @@ impl ClusterJob {
             match action {
                 Action::Publish(subject, message) => self.publish(&subject, &message),
                 Action::Import(records) => self.import.add(&records),
-                Action::ApplyListChanges(changes) => self.add_list_changes(changes),
+                Action::ApplyListChanges(changes) => self.list_changes.add(changes),
                 Action::BeginExport => self.export_after = Some(self.import.position()),
                 Action::EndExport => (self.export, self.export_after) = (None, None),
                 Action::Report(event) if event.is_warning() => tracing::warn!("cluster: {event}"),
                 Action::Report(event) => tracing::info!("cluster: {event}"),
             }
         }
-    }
-
-    fn add_list_changes(&mut self, mut changes: Vec<ListChange>) {
-        let is_earlier = |(info_hash, change): &ListChange| {
-            self.list_changes.get(info_hash).is_some_and(|waiting| !change.is_later_than(waiting))
-        };
-        changes.retain(|change| !is_earlier(change));
-        let free = WAITING_LIST_CHANGES_MAX.saturating_sub(self.list_changes.len());
-        self.dropped_list_changes += changes.len().saturating_sub(free) as u64;
-        self.list_changes.extend(changes.into_iter().take(free));
     }
 
     fn publish(&mut self, subject: &MessageSubject, message: &[u8]) {
@@ -509,7 +459,7 @@ impl ClusterJob {
             report.lost_changes = self.changes.iter().map(PublicationReceiver::lost).sum();
             report.unsent_messages = self.unsent_messages;
             report.imported_records = self.import.imported_records;
-            report.dropped_records = self.import.dropped_records + self.dropped_list_changes;
+            report.dropped_records = self.import.dropped_records + self.list_changes.dropped;
             report.waiting_records = self.import.waiting_records() as u64;
         });
     }
