@@ -346,10 +346,21 @@ impl ClusterNode {
 
     fn receive_batch(&mut self, now: Duration, sender: &Sender<'_>, sequence: u64, bytes: &[u8]) {
         let Some(node) = self.nodes.get_mut(sender.node) else { return };
-        if node.boot != sender.boot || node.accept_batch(now, sequence, bytes) != BatchOrder::Next {
+        if node.boot != sender.boot {
             return;
         }
-        self.apply_batches(now, sender.node, Some(bytes.to_vec()));
+        let next = node.next;
+        match node.accept_batch(now, sequence, bytes) {
+            BatchOrder::Next => self.apply_batches(now, sender.node, Some(bytes.to_vec())),
+            BatchOrder::Early | BatchOrder::Repeated => {}
+            BatchOrder::Invalid => {
+                let node = sender.node;
+                self.ignore(
+                    now,
+                    format!("node {node:?} has sent batch {sequence}, but its next one is {next}"),
+                );
+            }
+        }
     }
 
     /// Applies the batches of a node that wait and are the next ones.

@@ -404,6 +404,7 @@ fn check_wrong_batch(sequence: u64) {
     let batch = Body::Batch { sequence, sent_at: 0, list_changes: Vec::new() };
     let now = net.now;
     net.node(1).receive(now, MessageSource::FromNode("a"), &encode(&A, &batch, &[]));
+    assert_eq!(net.node(1).counts().ignored_messages, u64::from(sequence > 10_000));
     // Until it is given up.
     net.run(20);
     let now = net.now;
