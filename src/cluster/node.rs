@@ -157,7 +157,7 @@ impl ClusterNode {
         self.membership == Membership::Active && !self.nodes.values().any(lacks)
     }
 
-    /// Returns whether an older node has the same name.
+    /// Returns whether another node of the same name was started earlier.
     pub fn is_refused(&self) -> bool {
         matches!(self.membership, Membership::Refused(_))
     }

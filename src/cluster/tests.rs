@@ -47,6 +47,13 @@ impl TestNetwork {
         Self { now, nodes: nodes.collect(), muted: Vec::new(), done: Vec::new() }
     }
 
+    /// Starts a node, which stores nothing.
+    fn start(&mut self, name: &str, boot: u64) {
+        let mut node = ClusterNode::new(settings(name, boot));
+        node.connected(self.now, MESSAGE_BYTES_MAX);
+        self.nodes.push((name.to_owned(), node));
+    }
+
     fn deliver(&mut self) {
         loop {
             let mut messages: Vec<(usize, MessageSubject, Arc<[u8]>)> = Vec::new();
@@ -122,9 +129,7 @@ fn the_older_of_two_nodes_with_one_name_takes_part() {
     let mut net = TestNetwork::new(&[("a", 10), ("b", 11)]);
     net.run(5);
     // A second "a", which is younger.
-    let mut second = ClusterNode::new(settings("a", 12));
-    second.connected(net.now, MESSAGE_BYTES_MAX);
-    net.nodes.push(("a".to_owned(), second));
+    net.start("a", 12);
     net.run(5);
     let name = "a".to_owned();
     assert!(net.has_reported("a", &ClusterEvent::NameTaken(name.clone())));
@@ -149,9 +154,7 @@ fn the_older_of_two_nodes_with_one_name_takes_part() {
 fn a_node_that_is_upgraded_keeps_its_name() {
     let mut net = TestNetwork::new(&[("a", 10), ("b", 11)]);
     net.run(5);
-    let mut second = ClusterNode::new(settings("a", 12));
-    second.connected(net.now, MESSAGE_BYTES_MAX);
-    net.nodes.push(("a".to_owned(), second));
+    net.start("a", 12);
     net.run(5);
     assert!(net.node(2).is_refused());
     let now = net.now;
@@ -171,9 +174,7 @@ fn a_snapshot_that_was_not_completed_is_requested_again() {
     let now = net.now;
     net.node(0).publish(now, &[change(1)]);
     net.run(3);
-    let mut joiner = ClusterNode::new(settings("b", 11));
-    joiner.connected(net.now, MESSAGE_BYTES_MAX);
-    net.nodes.push(("b".to_owned(), joiner));
+    net.start("b", 11);
     net.run(4);
     assert!(net.node(0).wants_block());
     let restarted = ClusterSettings { has_older_state: true, ..settings("a", 12) };
@@ -336,22 +337,6 @@ fn swarms_of_before_the_start_of_a_node_are_in_its_snapshot() {
     assert!(net.node(0).is_complete());
 }
 
-impl TestNetwork {
-    /// Replaces a node by one that has been started now and stores nothing.
-    fn restart(&mut self, at: usize, boot: u64) {
-        let name = self.nodes[at].0.clone();
-        let mut node = ClusterNode::new(settings(&name, boot));
-        node.connected(self.now, MESSAGE_BYTES_MAX);
-        self.nodes[at].1 = node;
-    }
-
-    /// Connects all nodes again.
-    fn reconnect(&mut self) {
-        let now = self.now;
-        self.nodes.iter_mut().for_each(|(_, node)| node.connected(now, MESSAGE_BYTES_MAX));
-    }
-}
-
 /// A node that has clients of its own, crashes and comes back empty gets its swarms from one that has none.
 #[test]
 fn a_node_without_clients_returns_the_swarms_of_others() {
@@ -361,7 +346,8 @@ fn a_node_without_clients_returns_the_swarms_of_others() {
     net.node(0).publish(now, &[change(1)]);
     net.run(1);
     assert_eq!(net.imported("b").len(), 1);
-    net.restart(0, 12);
+    net.nodes.remove(0);
+    net.start("a", 12);
     net.run(4);
     assert!(net.has_reported("a", &ClusterEvent::SnapshotRequested("b".to_owned())));
 }
@@ -371,13 +357,12 @@ fn a_node_without_clients_returns_the_swarms_of_others() {
 fn an_outage_of_nats_changes_no_memberships() {
     let mut net = TestNetwork::new(&[("a", 10), ("b", 11)]);
     net.run(5);
-    let mut second = ClusterNode::new(settings("a", 12));
-    second.connected(net.now, MESSAGE_BYTES_MAX);
-    net.nodes.push(("a".to_owned(), second));
+    net.start("a", 12);
     net.run(5);
     net.nodes.iter_mut().for_each(|(_, node)| node.disconnected());
     net.run(40);
-    net.reconnect();
+    let now = net.now;
+    net.nodes.iter_mut().for_each(|(_, node)| node.connected(now, MESSAGE_BYTES_MAX));
     net.run(5);
     let is_lost = |(_, action): &(String, Action)| {
         matches!(action, Action::Report(ClusterEvent::NodeLost(..) | ClusterEvent::NameFree(_)))

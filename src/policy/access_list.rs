@@ -89,7 +89,7 @@ impl AccessList {
         mistakes.into_result(())?;
         let base = HashList::new(hashes, seed);
         if let Some(path) = &sources.overrides {
-            overrides.remove_redundant(path, now_ms, |hash| base.contains(hash));
+            overrides.mark_listed(path, now_ms, |hash| base.contains(hash));
             if let Some(Err(error)) = (!check).then(|| overrides.compact(path)) {
                 let text =
                     format!("cannot rewrite {}: {error}; check its permissions", path.display());

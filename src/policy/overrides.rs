@@ -132,12 +132,7 @@ impl Overrides {
 
     /// Marks the overrides with which the lists agree, removes marked ones that are older than a week or with which the
     /// lists agree no more, and adds a warning about torrents that are on the lists but removed.
-    pub fn remove_redundant(
-        &mut self,
-        path: &Path,
-        now_ms: u64,
-        is_listed: impl Fn(&InfoHash) -> bool,
-    ) {
+    pub fn mark_listed(&mut self, path: &Path, now_ms: u64, is_listed: impl Fn(&InfoHash) -> bool) {
         let Self { torrents, listed, surplus, .. } = self;
         torrents.retain(|hash, change| {
             let agrees = is_listed(hash) == change.on;
@@ -289,7 +284,7 @@ mod tests {
         assert_eq!(overrides.torrents, expected);
         // The lists contain 2, which was removed, and 3 and 5, which were added.
         let is_listed = |it: &InfoHash| [hash(2), hash(3), hash(5)].contains(it);
-        overrides.remove_redundant(&path, LISTED_KEPT_MS + 1, is_listed);
+        overrides.mark_listed(&path, LISTED_KEPT_MS + 1, is_listed);
         assert!(overrides.warnings[1].contains(&hash(2).to_string()), "{:?}", overrides.warnings);
         overrides.compact(&path).unwrap();
         let text = fs::read_to_string(&path).unwrap();
@@ -300,7 +295,7 @@ mod tests {
         let mut again = Overrides::read(&path).unwrap();
         assert_eq!((again.surplus, again.torrents.len(), again.warnings.len()), (0, 4, 0));
         // It does not outlast a change of the lists.
-        again.remove_redundant(&path, LISTED_KEPT_MS + 1, |_| false);
+        again.mark_listed(&path, LISTED_KEPT_MS + 1, |_| false);
         assert!(!again.torrents.contains_key(&five) && again.torrents.contains_key(&four));
         // A file of another kind is refused.
         fs::write(&path, format!("{}\n", hash(1))).unwrap();

@@ -434,13 +434,13 @@ pub(super) const METRICS: &[Metric] = &[
         snapshots.get(&snapshots.restored_peers).map(Integer)
     }),
     process_gauge("cluster_connected", "Whether a NATS server is connected: 1 or 0", |it| {
-        cluster::value(it, |report| report.is_connected.into())
+        cluster::value(it, |status| status.is_connected.into())
     }),
     process_gauge(
         "cluster_complete",
         "Whether this node is connected, takes part and has the swarms of all nodes from which it gets messages: \
          1 or 0",
-        |it| cluster::value(it, |report| report.is_complete.into()),
+        |it| cluster::value(it, |status| status.is_complete.into()),
     ),
     metric(
         "cluster_node_up",
@@ -496,28 +496,28 @@ pub(super) const METRICS: &[Metric] = &[
     process_counter(
         "cluster_resend_requests",
         "Requests to other nodes to send batches again",
-        |it| cluster::value(it, |report| report.counts.resend_requests),
+        |it| cluster::value(it, |status| status.counts.resend_requests),
     ),
     process_counter(
         "cluster_unsent_messages",
         "Messages that could not be sent because no NATS server was connected or the connection was too slow; other \
          nodes request missing batches",
-        |it| cluster::value(it, |report| report.unsent_messages),
+        |it| cluster::value(it, |status| status.unsent_messages),
     ),
     process_counter(
         "cluster_ignored_messages",
         "Messages that were invalid, or of a node that is ignored",
-        |it| cluster::value(it, |report| report.counts.ignored_messages),
+        |it| cluster::value(it, |status| status.counts.ignored_messages),
     ),
     process_counter(
         "cluster_imported_records",
         "Torrents and peers of other nodes that were added, updated or removed",
-        |it| cluster::value(it, |report| report.imported_records),
+        |it| cluster::value(it, |status| status.imported_records),
     ),
     process_gauge(
         "cluster_waiting_records",
         "Torrents, peers and changes of other nodes that wait for a shard",
-        |it| cluster::value(it, |report| report.waiting_records),
+        |it| cluster::value(it, |status| status.waiting_records),
     ),
     gauge("http_connections", "HTTP connections that are open", |shard| {
         Integer(shard.stats.http.open)

@@ -9,7 +9,7 @@ pub(super) fn value(
     snapshot: &MetricsSnapshot,
     value: impl FnOnce(&ClusterStatus) -> u64,
 ) -> Option<Sample> {
-    snapshot.cluster.as_ref().map(|report| Sample::Integer(value(report)))
+    snapshot.cluster.as_ref().map(|status| Sample::Integer(value(status)))
 }
 
 /// Returns values of the cluster, each with a label.
@@ -17,19 +17,19 @@ fn by_label<const N: usize>(
     snapshot: &MetricsSnapshot,
     values: impl FnOnce(&ClusterStatus) -> [(&'static str, u64); N],
 ) -> Vec<LabelledSample> {
-    let report = snapshot.cluster.as_ref();
-    report.map_or(Vec::new(), |report| {
-        values(report).map(|(label, value)| labelled(&[label], value)).into()
+    let status = snapshot.cluster.as_ref();
+    status.map_or(Vec::new(), |status| {
+        values(status).map(|(label, value)| labelled(&[label], value)).into()
     })
 }
 
 pub(super) fn nodes_up(snapshot: &MetricsSnapshot) -> Vec<LabelledSample> {
-    let nodes = snapshot.cluster.iter().flat_map(|report| &report.nodes);
+    let nodes = snapshot.cluster.iter().flat_map(|status| &status.nodes);
     nodes.map(|node| labelled(&[&node.name], node.is_present.into())).collect()
 }
 
 pub(super) fn node_lags(snapshot: &MetricsSnapshot) -> Vec<LabelledSample> {
-    let nodes = snapshot.cluster.iter().flat_map(|report| &report.nodes);
+    let nodes = snapshot.cluster.iter().flat_map(|status| &status.nodes);
     nodes.map(|node| (vec![node.name.clone()], Sample::Float(node.lag.as_secs_f64()))).collect()
 }
 
@@ -62,7 +62,7 @@ pub(super) fn snapshots(snapshot: &MetricsSnapshot) -> Vec<LabelledSample> {
 }
 
 pub(super) fn lost_records(snapshot: &MetricsSnapshot) -> Vec<LabelledSample> {
-    by_label(snapshot, |report| {
-        [("sent", report.lost_changes), ("received", report.dropped_records)]
+    by_label(snapshot, |status| {
+        [("sent", status.lost_changes), ("received", status.dropped_records)]
     })
 }

@@ -127,7 +127,7 @@ impl ClusterThread {
                 || parts.has_predecessor
                 || served.access_list.is_some_and(|list| !list.changes().is_empty()),
         };
-        parts.status.update(|report| report.node = node);
+        parts.status.update(|status| status.node = node);
         let ClusterLinks { endpoint, changes } = parts.links;
         let shards = parts.shards.shards;
         let job = ClusterJob {
@@ -299,13 +299,12 @@ impl ClusterJob {
         self.node.tick(self.clock.elapsed(), self.swarms);
         let now = self.clock.elapsed();
         self.list_changes.advance(now);
-        if !self.list_changes.blocks_records(now) {
-            self.import.advance(now);
+        if self.list_changes.blocks_records(now) {
+            return;
         }
+        self.import.advance(now);
         // The snapshot includes all that was received of other nodes before it was requested.
-        let is_due = |position: &mut Vec<u64>| {
-            self.import.has_passed(position) && !self.list_changes.blocks_records(now)
-        };
+        let is_due = |position: &mut Vec<u64>| self.import.has_passed(position);
         if self.export_after.take_if(is_due).is_some() {
             self.begin_export();
         }
@@ -450,17 +449,17 @@ impl ClusterJob {
         for node in &mut nodes {
             node.is_present &= is_connected;
         }
-        self.status.update(|report| {
-            report.is_connected = is_connected;
-            report.is_refused = self.node.is_refused();
-            report.is_complete = report.is_connected && self.node.is_complete();
-            report.counts = self.node.counts();
-            report.nodes = nodes;
-            report.lost_changes = self.changes.iter().map(PublicationReceiver::lost).sum();
-            report.unsent_messages = self.unsent_messages;
-            report.imported_records = self.import.imported_records;
-            report.dropped_records = self.import.dropped_records + self.list_changes.dropped;
-            report.waiting_records = self.import.waiting_records() as u64;
+        self.status.update(|status| {
+            status.is_connected = is_connected;
+            status.is_refused = self.node.is_refused();
+            status.is_complete = status.is_connected && self.node.is_complete();
+            status.counts = self.node.counts();
+            status.nodes = nodes;
+            status.lost_changes = self.changes.iter().map(PublicationReceiver::lost).sum();
+            status.unsent_messages = self.unsent_messages;
+            status.imported_records = self.import.imported_records;
+            status.dropped_records = self.import.dropped_records + self.list_changes.dropped;
+            status.waiting_records = self.import.waiting_records() as u64;
         });
     }
 }
