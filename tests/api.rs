@@ -330,7 +330,7 @@ fn the_status_page_shows_and_streams_statistics() {
     let mut buffer = [0; 4096];
     // Two updates.
     while received.matches("data: <header>").count() < 2 {
-        let len = stream.read(&mut buffer).unwrap();
+        let len = common::uninterrupted(|| stream.read(&mut buffer)).unwrap();
         assert!(len > 0, "the stream has ended: {received}");
         received.push_str(&String::from_utf8_lossy(&buffer[..len]));
     }

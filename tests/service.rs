@@ -5,7 +5,9 @@
 mod common;
 
 use common::http::Connection;
-use common::{Announce, Client, Tracker, WAIT_TIMEOUT, cpus, http_get, now, tsubame};
+use common::{
+    Announce, Client, Tracker, WAIT_TIMEOUT, cpus, http_get, now, tsubame, uninterrupted,
+};
 use socket2::{Domain, Socket, Type};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -26,7 +28,7 @@ fn systemd_receives_readiness_watchdog_and_stop() {
         let deadline = now() + WAIT_TIMEOUT;
         while now() < deadline {
             let mut message = [0; 4096];
-            let len = socket.recv(&mut message).unwrap();
+            let len = uninterrupted(|| socket.recv(&mut message)).unwrap();
             let text = String::from_utf8_lossy(&message[..len]).into_owned();
             if text.lines().any(|line| line.starts_with(wanted)) {
                 return text;
@@ -163,7 +165,7 @@ fn sockets_of_the_service_manager_are_used() {
     early.send_to(&connect, udp_address).unwrap();
     let mut tracker =
         Tracker::start_with_command(&config, |command| pass_sockets(&command, &sockets));
-    assert_eq!(early.recv(&mut [0; 100]).unwrap(), 16);
+    assert_eq!(uninterrupted(|| early.recv(&mut [0; 100])).unwrap(), 16);
     // Many torrents and clients: all shards and sockets are reached.
     for (from, address) in [("127.0.0.1", udp_address), ("::1", udp6_address)] {
         for torrent in 0..20 {

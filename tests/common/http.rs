@@ -1,6 +1,6 @@
 //! A client that writes and parses HTTP itself.
 
-use super::WAIT_TIMEOUT;
+use super::{WAIT_TIMEOUT, uninterrupted};
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -106,7 +106,7 @@ impl<S: Read + Write> Connection<S> {
 
     fn read_more(&mut self) -> bool {
         let mut bytes = [0; 16 << 10];
-        match self.stream.read(&mut bytes) {
+        match uninterrupted(|| self.stream.read(&mut bytes)) {
             Ok(len) => {
                 self.read.extend_from_slice(&bytes[..len]);
                 len > 0

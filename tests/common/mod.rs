@@ -12,7 +12,7 @@ pub(crate) mod successor;
 pub(crate) mod udp_suite;
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,6 +45,19 @@ pub(crate) fn cpus(shards: usize) -> String {
     let two: Vec<usize> = all.take(2).collect();
     let list: Vec<_> = two.iter().cycle().take(shards).map(usize::to_string).collect();
     format!("\"{}\"", list.join(","))
+}
+
+/// Calls a function that receives with a timeout until it is not interrupted.
+///
+/// The end of a child process interrupts it although the tests have no signal handlers: the thread that started the
+/// child may have all signals blocked, because it starts another one, and then the kernel does not ignore `SIGCHLD`.
+pub(crate) fn uninterrupted<T>(mut receive: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match receive() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
 }
 
 /// Sets a flag when it is dropped, also if a test fails, so that the threads that read it end.
@@ -85,13 +98,13 @@ pub(crate) fn deny_system_call(
         let program = sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
         // SAFETY: a plain system call on this process.
         if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
-            return Err(std::io::Error::last_os_error());
+            return Err(io::Error::last_os_error());
         }
         // SAFETY: the program and its instructions outlive the call, which copies them.
         let result = unsafe {
             libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
         };
-        if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     };
     // SAFETY: between fork and exec it makes two system calls and allocates nothing.
     unsafe { std::os::unix::process::CommandExt::pre_exec(command, install) };
@@ -376,10 +389,16 @@ impl Client {
     }
 
     /// Sends a datagram and waits for one reply, which must come from the address it was sent to.
+    ///
+    /// Returns `None` if none comes within the timeout of the socket.
     pub(crate) fn ask(&self, request: &[u8]) -> Option<Vec<u8>> {
         self.socket.send_to(request, self.tracker).unwrap();
         let mut reply = vec![0; 2_048];
-        let (len, from) = self.socket.recv_from(&mut reply).ok()?;
+        let (len, from) = match uninterrupted(|| self.socket.recv_from(&mut reply)) {
+            Ok(received) => received,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return None,
+            Err(error) => panic!("receive from {}: {error}", self.tracker),
+        };
         assert_eq!(from, self.tracker, "the reply comes from another address");
         reply.truncate(len);
         Some(reply)
