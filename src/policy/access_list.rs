@@ -96,13 +96,11 @@ impl AccessList {
                 overrides.warnings.push(text);
             }
         }
+        let in_force = overrides.in_force().map(|(hash, change)| (*hash, change.on)).collect();
         let Overrides { torrents, warnings, .. } = overrides;
-        let differs = |(hash, change): &(&InfoHash, &Override)| base.contains(hash) != change.on;
-        let differing = torrents.iter().filter(differs);
-        let overrides = differing.map(|(hash, change)| (*hash, change.on)).collect();
         let list = Self {
             base: Arc::new(base),
-            overrides: Arc::new(overrides),
+            overrides: Arc::new(in_force),
             changes: Arc::new(Mutex::new(torrents.into_iter().collect())),
         };
         Ok(LoadedList { list: list.compacted_if_large(seed), warnings })

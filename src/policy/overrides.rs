@@ -3,9 +3,9 @@
 //! Each line is `+` or `-`, an info hash, a space, and the time of the change in milliseconds since 1970; earlier
 //! versions wrote no time. The last line about a torrent counts.
 //!
-//! An override with which the lists agree is marked by ` listed` at the end of its line. It does not count any more, so
-//! that a later change of the lists does, and is dropped after a week. Until then it replaces earlier changes by other
-//! nodes of a cluster.
+//! An override with which the lists agree, or have agreed, is marked by ` listed` at the end of its line. It no longer
+//! applies, so that a later change of the lists takes effect, and is dropped after a week. Until then it supersedes
+//! earlier changes that other nodes of a cluster send.
 
 use crate::hex::parse_info_hash;
 use crate::lines;
@@ -19,13 +19,13 @@ use tsubame_storage::InfoHash;
 /// Maximum bytes of the file, enough for a million overrides.
 const LEN_MAX: u64 = 64 << 20;
 
-/// The end of the line of an override with which the lists agree.
+/// The end of the line of an override with which the lists agree, or have agreed.
 const LISTED: &str = " listed";
 
 /// Length of a sign and an info hash in characters.
 const SIGN_AND_HASH_LEN: usize = 41;
 
-/// How long an override is kept with which the lists agree: other nodes may have been away when it was made.
+/// How long a marked override is kept: other nodes may have been away when it was made.
 const LISTED_KEPT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
 
 /// Maximum number of torrents that a warning names.
@@ -130,26 +130,21 @@ impl Overrides {
         Ok(overrides)
     }
 
-    /// Marks the overrides with which the lists agree, removes marked ones that are older than a week or with which the
-    /// lists agree no more, and adds a warning about torrents that are on the lists but removed.
+    /// Marks the overrides with which the lists agree, removes marked ones that are older than a week, and adds a
+    /// warning about torrents that are on the lists but removed.
     pub fn mark_listed(&mut self, path: &Path, now_ms: u64, is_listed: impl Fn(&InfoHash) -> bool) {
         let Self { torrents, listed, surplus, .. } = self;
         torrents.retain(|hash, change| {
-            let agrees = is_listed(hash) == change.on;
-            let is_old = now_ms.saturating_sub(change.changed_at_ms) >= LISTED_KEPT_MS;
-            let was_listed = listed.contains(hash);
-            if agrees && !is_old {
+            if is_listed(hash) == change.on {
                 *surplus += usize::from(listed.insert(*hash));
-                return true;
             }
-            let is_kept = !agrees && !was_listed;
-            *surplus += usize::from(!is_kept);
-            is_kept
+            let is_old = now_ms.saturating_sub(change.changed_at_ms) >= LISTED_KEPT_MS;
+            let is_dropped = is_old && listed.remove(hash);
+            *surplus += usize::from(is_dropped);
+            !is_dropped
         });
-        listed.retain(|hash| torrents.contains_key(hash));
         let is_removed = |(hash, change): &(&InfoHash, &Override)| !change.on && is_listed(hash);
-        let removed: Vec<_> =
-            self.torrents.iter().filter(is_removed).map(|(hash, _)| hash).collect();
+        let removed: Vec<_> = self.in_force().filter(is_removed).map(|(hash, _)| hash).collect();
         if removed.is_empty() {
             return;
         }
@@ -162,6 +157,11 @@ impl Overrides {
             shown.join(", "),
             path.display()
         ));
+    }
+
+    /// Returns the overrides that apply.
+    pub fn in_force(&self) -> impl Iterator<Item = (&InfoHash, &Override)> {
+        self.torrents.iter().filter(|(hash, _)| !self.listed.contains(*hash))
     }
 
     /// Rewrites the file if it has lines that are not needed: writes a new file and renames it.
@@ -294,8 +294,12 @@ mod tests {
         assert_eq!(text, format!("-{two} 1\n+{four} 1\n+{five} {kept} listed\n+{six} 0\n"));
         let mut again = Overrides::read(&path).unwrap();
         assert_eq!((again.surplus, again.torrents.len(), again.warnings.len()), (0, 4, 0));
-        // It does not outlast a change of the lists.
+        // It does not apply after a change of the lists, but stays for its week.
         again.mark_listed(&path, LISTED_KEPT_MS + 1, |_| false);
+        assert!(!again.in_force().any(|(hash, _)| *hash == five));
+        assert!(again.in_force().any(|(hash, _)| *hash == four));
+        assert_eq!(again.torrents[&five].changed_at_ms, kept);
+        again.mark_listed(&path, 2 * LISTED_KEPT_MS, |_| false);
         assert!(!again.torrents.contains_key(&five) && again.torrents.contains_key(&four));
         // A file of another kind is refused.
         fs::write(&path, format!("{}\n", hash(1))).unwrap();
