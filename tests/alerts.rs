@@ -159,8 +159,12 @@ fn overload_one_shard(alerts: &mut FiredAlerts, address: SocketAddr, control: So
     });
 }
 
-/// Takes the NATS server away for a while, and then lets a node be heard for a moment.
-fn lose_other_nodes(alerts: &mut FiredAlerts, nats: &mut Nats, control: SocketAddr) {
+/// Brings about what the alerts of a cluster warn of, at its only node.
+fn disturb_cluster(
+    alerts: &mut FiredAlerts,
+    nats: &mut Nats,
+    (tracker, control): (&Tracker, SocketAddr),
+) {
     nats.kill();
     alerts.expect("TsubameClusterIncomplete", || {});
     nats.restart();
@@ -169,8 +173,26 @@ fn lose_other_nodes(alerts: &mut FiredAlerts, nats: &mut Nats, control: SocketAd
         let page = common::http_get(control, "/metrics");
         page.contains("tsubame_cluster_node_up{node=\"other\"} 1")
     });
-    // From now on it is silent.
+    // That was its only message.
     alerts.expect("TsubameClusterNodeLost", || {});
+    alerts.expect("TsubameClusterIgnoresMessages", || {
+        nats.publish(&[("tsubame.hello.other", b"not a message")]);
+    });
+    lose_changes(alerts, tracker);
+}
+
+/// Changes the roles of more peers than a shard keeps while the thread of the cluster is stopped.
+fn lose_changes(alerts: &mut FiredAlerts, tracker: &Tracker) {
+    let client = Client::connected("127.0.0.1", tracker.addresses()[0]);
+    alerts.expect("TsubameClusterLosesChanges", || {
+        let _stopped = StoppedThread::new(tracker.id(), "cluster");
+        for left in [0, 100].repeat(6) {
+            for torrent in 0..5_000 {
+                let announce = Announce { left, event: 0, ..Announce::of(torrent, 7_000) };
+                client.ask(&announce.bytes(client.id, 1)).expect("a reply");
+            }
+        }
+    });
 }
 
 /// Returns the message by which a node named "other" says that it takes part.
@@ -260,7 +282,7 @@ fn each_alert_fires_when_its_cause_is_brought_about() {
     alerts.expect("TsubameReloadFailed", || {});
     tracker.write_config(&config);
 
-    lose_other_nodes(&mut alerts, &mut nats, control);
+    disturb_cluster(&mut alerts, &mut nats, (&tracker, control));
 
     let process = tracker.id().to_string();
     let http = tracker.addresses_of("http")[0];

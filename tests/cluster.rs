@@ -4,6 +4,8 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+#[path = "cluster/access_lists.rs"]
+mod access_lists;
 mod common;
 #[path = "common/nats.rs"]
 mod nats;
@@ -11,8 +13,8 @@ mod nats;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use common::{
-    Announce, Client, Tracker, UNCAPPED, WAIT_TIMEOUT, control_of, cpus, http_get, info_hash_of,
-    now,
+    Announce, Client, Tracker, UNCAPPED, WAIT_TIMEOUT, control_of, count_in, cpus, http_get,
+    info_hash_of, now,
 };
 use nats::Nats;
 use nkeys::KeyPair;
@@ -20,6 +22,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
+use tsubame::cluster::{Body, PROTOCOL_VERSION, Sender, encode};
+use tsubame::state::encode_records;
+use tsubame_storage::{ChangeKind, Endpoint, InfoHash, PeerRecord, Role, StateRecord};
 
 /// Key of connection ids of all nodes.
 const KEY: &str = "00112233445566778899aabbccddeeff";
@@ -147,13 +152,16 @@ fn what_is_announced_at_one_node_is_answered_by_the_others() {
     for torrent in 0..50 {
         c.wait_for_counts(torrent, if torrent == 7 { [1, 1, 0] } else { [1, 0, 1] });
     }
-    a.wait_for_page("/healthz", "cluster: node a: connected with b, c\n");
-    a.wait_for_page("/v1/status", "\"state\":\"connected with b, c\",\"complete\":true");
+    a.wait_for_page("/healthz", "cluster: node a: connected to NATS; other nodes: b, c\n");
+    a.wait_for_page(
+        "/v1/status",
+        "\"state\":\"connected to NATS; other nodes: b, c\",\"complete\":true",
+    );
     a.wait_for_page("/", "<td>c</td><td><b class=good>present</b></td><td>-</td>");
     let url = format!("http://{}", a.control);
     let status = common::tsubame().args(["status", "--control", &url]).output().unwrap();
     let text = String::from_utf8(status.stdout).unwrap();
-    assert!(text.contains("cluster     node a: connected with b, c\n"), "{text}");
+    assert!(text.contains("cluster     node a: connected to NATS; other nodes: b, c\n"), "{text}");
     c.wait_for_page("/metrics", "tsubame_cluster_node_up{node=\"a\"} 1");
     c.wait_for_page("/metrics", "tsubame_cluster_complete 1");
     // The connection ids of one node are good at the others.
@@ -378,92 +386,36 @@ fn a_credentials_file_is_used() {
     b.wait_for_counts(1, [1, 0, 0]);
 }
 
-/// Returns the options of an access list whose changes are kept in a directory.
-fn access_list(directory: &tempfile::TempDir) -> String {
-    let file = directory.path().join("overrides").display().to_string();
-    format!(
-        "hooks: [{{name: access_list, options: {{mode: allow, info_hashes: [], overrides_file: {file:?}}}}}]\n"
-    )
-}
-
-/// Adds a torrent to the access list over the API with `PUT`, or removes it with `DELETE`.
-fn change_list(node: &Node, method: &str, torrent: u32) {
-    let hash: String = info_hash_of(torrent).iter().map(|byte| format!("{byte:02x}")).collect();
-    let url = format!("http://{}/v1/access_list/{hash}", node.control);
-    let curl = Command::new("curl").args(["-fsS", "-o", "/dev/null", "-X", method, &url]).status();
-    assert!(curl.unwrap().success());
-}
-
-#[test]
-#[ignore = "needs nats-server: tests/run"]
-fn changes_of_the_access_list_reach_all_nodes_and_survive_their_restarts() {
-    let nats = Nats::start("");
-    let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let node = |number: usize| {
-        let name = ["a", "b"][number];
-        let list = access_list(&directories[number]);
-        Node::start(&format!("{}{list}", config(name, &nats.url(), "")))
+/// Publishes valid messages of node `b` that it has not sent, with a wrong boot, number or subject.
+fn publish_forged_messages(nats: &Nats) {
+    let peer = PeerRecord {
+        endpoint: Endpoint::new([7, 7, 7, 7].into(), 6_881),
+        role: Role::Seeder,
+        is_counted: true,
+        is_remote: false,
+        announced_at: 0,
     };
-    let (mut a, mut b) = (node(0), node(1));
-    a.tracker.wait_for("node \"b\" has joined");
-    b.tracker.wait_for("node \"a\" has joined");
-    change_list(&a, "PUT", 3);
-    b.tracker.wait_within(Duration::from_secs(1), "is on the access list");
-    // The shards get it a moment later.
-    b.announce_until_permitted(3);
-    a.wait_for_counts(3, [1, 0, 0]);
-    b.tracker.stop();
-    // What changes while a node is away reaches it when it comes back.
-    change_list(&a, "PUT", 4);
-    let mut b = node(1);
-    b.announce(3, 2_001, 0, 2);
-    assert_eq!(b.counts(3), [1, 0, 0]);
-    b.announce_until_permitted(4);
-    a.tracker.stop();
-    b.tracker.stop();
-}
-
-/// Of changes that divided nodes have made of one torrent, the latest counts, on the node that has run for longer, too.
-#[test]
-#[ignore = "needs nats-server: tests/run"]
-fn the_latest_change_of_the_access_list_counts() {
-    let mut nats = Nats::start("");
-    let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let node = |number: usize, url: &str| {
-        let name = ["a", "b"][number];
-        let list = access_list(&directories[number]);
-        Node::start(&format!("{}{list}", config(name, url, "")))
+    let change = StateRecord::Change(InfoHash([7; 20]), ChangeKind::Joined, peer);
+    let mut records = Vec::new();
+    encode_records(&[change], 0, &mut records);
+    let sender = Sender { version: PROTOCOL_VERSION, node: "b", boot: 1 };
+    let batch = |sequence| Body::Batch { sequence, sent_at: 0, list_changes: Vec::new() };
+    let block = Body::SnapshotBlock {
+        session: 1,
+        block: 0,
+        sent_at: 0,
+        is_last: true,
+        covered: Vec::new(),
+        list_changes: Vec::new(),
     };
-    let url = nats.url();
-    let (mut a, mut b) = (node(0, &url), node(1, &url));
-    a.tracker.wait_for("node \"b\" has joined");
-    b.tracker.wait_for("node \"a\" has joined");
-    nats.kill();
-    for node in [&mut a, &mut b] {
-        node.tracker.wait_for("lost the connection to NATS");
-    }
-    for (node, method, torrent) in [
-        (&b, "PUT", 3),
-        (&a, "PUT", 3),
-        (&a, "DELETE", 3),
-        (&b, "PUT", 3),
-        (&a, "PUT", 4),
-        (&b, "PUT", 4),
-        (&b, "DELETE", 4),
+    for (subject, body) in [
+        ("tsubame.v1.delta.b", &batch(1)),
+        ("tsubame.v1.delta.b", &batch(u64::MAX)),
+        ("tsubame.v1.delta.x", &batch(1)),
+        ("tsubame.v1.reply.a", &block),
     ] {
-        change_list(node, method, torrent);
+        nats.publish(&[(subject, &encode(&sender, body, &records))]);
     }
-    // After a restart its changes are in its file only.
-    b.tracker.stop();
-    let mut b = node(1, &url);
-    nats.restart();
-    for node in [&mut a, &mut b] {
-        node.tracker.wait_for("received the swarms of node");
-        node.announce_until_permitted(3);
-        node.wait_until_refused(4);
-    }
-    a.tracker.stop();
-    b.tracker.stop();
 }
 
 /// Anyone who may publish can send arbitrary bytes; they neither stop the process nor change its swarms.
@@ -490,9 +442,10 @@ fn foreign_messages_are_ignored_and_logged() {
         payloads.iter().map(|payload| (subjects[rng.usize(..5)], payload.as_slice())).collect();
     nats.publish(&messages);
     a.tracker.wait_for("ignored a message");
+    publish_forged_messages(&nats);
     b.announce(1, 2_001, 0, 2);
     a.wait_for_counts(1, [1, 0, 0]);
-    a.tracker.stop();
+    assert_eq!(count_in(&a.tracker.stop(), "torrents"), 1);
     b.tracker.stop();
 }
 
@@ -516,7 +469,10 @@ fn the_quick_start_works_as_written() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     assert!(text.contains("8:completei1e"), "{text}");
-    assert!(text.contains("cluster: node node2: connected with node1\n"), "{text}");
+    assert!(
+        text.contains("cluster: node node2: connected to NATS; other nodes: node1\n"),
+        "{text}"
+    );
 }
 
 /// The configs of `deploy/examples/cluster`: three NATS servers and three nodes, with TLS, on three addresses.
@@ -532,7 +488,7 @@ fn the_example_of_three_nodes_works() {
     std::fs::write(file("certificate.pem"), certificate.pem()).unwrap();
     std::fs::write(file("ca.pem"), certificate.pem()).unwrap();
     std::fs::write(file("key.pem"), key.serialize_pem()).unwrap();
-    std::fs::write(file("connection_id_keys"), KEY).unwrap();
+    std::fs::write(file("connection-id-keys"), KEY).unwrap();
     let with_hosts = |text: &str| {
         let text = text.replace("/etc/nats/", &format!("{}/", directory.path().display()));
         let text = text.replace("/etc/tsubame/", &format!("{}/", directory.path().display()));

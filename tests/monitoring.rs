@@ -100,7 +100,10 @@ fn every_expression_returns_data_and_alerts_fire() {
         for target in panel["targets"].as_array().unwrap() {
             let expression = target["expr"].as_str().unwrap();
             let expression = expression.replace("[$__rate_interval]", RANGE);
-            prometheus.wait_for(&expression.replace("$job", ".*").replace("$instance", ".*"));
+            let expression = expression.replace("$job", ".*").replace("$instance", ".*");
+            for total in ["sum", "max"] {
+                prometheus.wait_for(&expression.replace("$total", total));
+            }
             expressions += 1;
         }
     }
@@ -108,6 +111,7 @@ fn every_expression_returns_data_and_alerts_fire() {
     let alerts = std::fs::read_to_string(deploy("alerts.yml")).unwrap();
     for line in alerts.lines().filter_map(|line| line.trim().strip_prefix("expr: ")) {
         // The left side of the comparison: on a healthy tracker, the whole expression returns no data.
+        let line = line.split(" and on ").next().unwrap();
         let metric =
             [" > ", " == ", " < "].iter().find_map(|it| Some(line.rsplit_once(it)?.0)).unwrap();
         prometheus.wait_for(&metric.replace("[5m]", RANGE).replace("[15m]", RANGE));

@@ -6,7 +6,7 @@
 mod common;
 
 use common::http::{Connection, rows_of};
-use common::policy::{scrape_target, wait_until};
+use common::policy::{hex, scrape_target, wait_until};
 use common::successor::{Successor, install_tsubame, process_in, replace};
 use common::{
     Announce, Client, SetOnDrop, Tracker, UNCAPPED, control_of, cpus, http_get, info_hash_of, now,
@@ -14,7 +14,7 @@ use common::{
 };
 use std::fs;
 use std::io::{Read, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -505,4 +505,51 @@ fn snapshots_go_on_after_an_upgrade() {
     let tracker = Tracker::start(&config);
     let mut client = Client::connected("127.0.0.1", tracker.addresses()[0]);
     wait_until(|| scrape_all(&mut client) == before);
+}
+
+/// Returns whether the tracker confirms that it has added a torrent to its access list.
+fn is_added(control: SocketAddr, torrent: u32) -> bool {
+    let request = format!(
+        "PUT /v1/access_list/{} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        hex(torrent)
+    );
+    let mut reply = String::new();
+    // At the end of the old process, the connection may be lost.
+    TcpStream::connect(control).is_ok_and(|mut stream| {
+        stream.write_all(request.as_bytes()).is_ok()
+            && stream.read_to_string(&mut reply).is_ok()
+            && reply.starts_with("HTTP/1.1 200 OK")
+    })
+}
+
+/// Changes of the access list that are confirmed while another process takes over count in that process, too.
+#[test]
+fn changes_of_the_access_list_during_an_upgrade_are_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("tsubame");
+    let hooks = format!(
+        "hooks: [{{name: access_list, options: {{mode: deny, overrides_file: \"{}\"}}}}]\n",
+        directory.path().join("overrides").display()
+    );
+    let mut tracker = start(&config(2, &hooks), &program);
+    let control = control_of(&mut tracker);
+    let client = Client::connected("127.0.0.1", tracker.addresses()[0]);
+    let is_over = AtomicBool::new(false);
+    let (added, _successor) = std::thread::scope(|scope| {
+        let end = SetOnDrop(&is_over);
+        let torrents = (0..).take_while(|_| !is_over.load(Ordering::Relaxed));
+        let added =
+            scope.spawn(move || torrents.filter(|it| is_added(control, *it)).collect::<Vec<u32>>());
+        let (is_replaced, text) = upgrade(control);
+        assert!(is_replaced, "{text}");
+        drop(end);
+        (added.join().unwrap(), Successor(process_in(&text)))
+    });
+    assert!(added.len() > 1, "{added:?}");
+    for torrent in added {
+        wait_until(|| {
+            let reply = client.ask(&Announce::of(torrent, 2_000).bytes(client.id, 1)).unwrap();
+            reply[3] == 3
+        });
+    }
 }

@@ -118,7 +118,8 @@ pub(crate) fn run(options: &RivalsOptions) -> Result<(), String> {
         println!("## cluster\n\nSkipped: nats-server is not installed\n");
         return Ok(());
     }
-    processor_time(options)?;
+    processor_time(options, "10 %", CHURN, &CASES)?;
+    processor_time(options, "all", "--churn=1", &CASES[..3])?;
     delay(options)?;
     wire(options)?;
     redis::run(options)
@@ -147,7 +148,7 @@ fn load(
                     let (rate, torrents) =
                         (format!("--rate={rate}"), format!("--torrents={TORRENTS}"));
                     let seed = format!("--seed={}", 1 + population);
-                    let common = ["--mix=announce=1", "--churn=0.1", "--check=0", "--shared"];
+                    let common = ["--mix=announce=1", "--check=0", "--shared"];
                     let own = [rate.as_str(), &torrents, &seed];
                     let arguments = [&common[..], &own, arguments].concat();
                     load.run_at((node.tracker.kind, address), &arguments)
@@ -170,15 +171,26 @@ fn load(
 /// Seconds of load before the measurement.
 const WARMUP_SECS: f64 = 0.5;
 
-fn processor_time(options: &RivalsOptions) -> Result<(), String> {
+/// Share of announces with which a peer completes or stops.
+const CHURN: &str = "--churn=0.1";
+
+/// Number of trackers, and whether they are nodes of a cluster.
+const CASES: [(usize, bool); 5] = [(1, false), (2, false), (2, true), (3, false), (3, true)];
+
+/// Measures what an answer costs if this share of announces completes, stops or joins.
+fn processor_time(
+    options: &RivalsOptions,
+    share: &str,
+    churn: &str,
+    cases: &[(usize, bool)],
+) -> Result<(), String> {
     println!(
-        "## cluster: processor time of an answer at {RATE} announces per second at each tracker, 10 % of which \
-         complete or stop\n\n\
+        "## cluster: processor time of an answer at {RATE} announces per second at each tracker, of which {share} \
+         complete, stop or join\n\n\
          | | us an answer | ratio to as many trackers with the same swarms | ratio to one tracker |\n\
          |---|---|---|---|"
     );
     let nats = Nats::start(options.load_cpu)?;
-    let cases = [(1, false), (2, false), (2, true), (3, false), (3, true)];
     let mut results = vec![Vec::new(); cases.len()];
     for round in 0..options.rounds {
         for turn in 0..cases.len() {
@@ -187,13 +199,13 @@ fn processor_time(options: &RivalsOptions) -> Result<(), String> {
             let nodes = start(options, count, is_cluster.then_some(&nats))?;
             // All trackers have the peers of all, so that the swarms are the same with a cluster and without.
             for populations in 0..if is_cluster { 1 } else { count } {
-                load(options, &nodes, populations, (RATE, &["--fill"]))?;
+                load(options, &nodes, populations, (RATE, &["--fill", churn]))?;
             }
-            results[at].push(load(options, &nodes, 0, (RATE, &[]))?);
+            results[at].push(load(options, &nodes, 0, (RATE, &[churn]))?);
         }
     }
     let names = ["1 tracker", "2 trackers", "2 nodes", "3 trackers", "3 nodes"];
-    for (at, name) in names.iter().enumerate() {
+    for (at, name) in names.iter().enumerate().take(cases.len()) {
         let without = match cases[at] {
             (_, false) => "".to_owned(),
             (_, true) => ratio_quartiles(&results[at], &results[at - 1]),
@@ -215,7 +227,7 @@ fn delay(options: &RivalsOptions) -> Result<(), String> {
     let mut loaded = options.clone();
     loaded.seconds = 20;
     let delays = std::thread::scope(|scope| {
-        let load = scope.spawn(|| load(&loaded, &nodes, 0, (RATE, &[])));
+        let load = scope.spawn(|| load(&loaded, &nodes, 0, (RATE, &[CHURN])));
         wait(Duration::from_secs(3));
         let delays = (0..PROBES).map(|number| probe(&nodes, number)).collect::<Result<Vec<_>, _>>();
         load.join().map_err(|_| "the load has panicked".to_owned())??;
@@ -295,7 +307,7 @@ impl UdpClient {
 fn wire(options: &RivalsOptions) -> Result<(), String> {
     let nats = Nats::start(options.load_cpu)?;
     let nodes = start(options, 1, Some(&nats))?;
-    load(options, &nodes, 0, (WIRE_RATE, &["--fill"]))?;
+    load(options, &nodes, 0, (WIRE_RATE, &["--fill", CHURN]))?;
     let names = ["bytes", "changes", "batches"];
     let read = || {
         let value =
@@ -303,7 +315,7 @@ fn wire(options: &RivalsOptions) -> Result<(), String> {
         names.into_iter().map(value).collect::<Result<Vec<f64>, String>>()
     };
     let before = read()?;
-    load(options, &nodes, 0, (WIRE_RATE, &[]))?;
+    load(options, &nodes, 0, (WIRE_RATE, &[CHURN]))?;
     let after = read()?;
     let seconds = options.seconds as f64 + WARMUP_SECS;
     let rates: Vec<f64> =

@@ -308,7 +308,7 @@ mod tests {
             hooks: Vec::new(),
             cluster: Some(ClusterSummary {
                 node: "a".to_owned(),
-                state: "connected with b".to_owned(),
+                state: "connected to NATS; other nodes: b".to_owned(),
                 complete: true,
                 nodes: Vec::new(),
             }),
@@ -332,7 +332,7 @@ mod tests {
         let shown = screen(&view, 110, 40);
         for text in [
             "tsubame 1.2.3, up 1m 42s",
-            "node a: connected with b",
+            "node a: connected to NATS; other nodes: b",
             "1,234,567 torrents",
             "12,000",
             "refreshed",

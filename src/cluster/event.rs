@@ -1,5 +1,6 @@
 //! What a node reports to its operator.
 
+use super::message::{NODES_MAX, PROTOCOL_VERSION};
 use std::fmt;
 use std::time::Duration;
 
@@ -29,19 +30,15 @@ pub enum ClusterEvent {
     },
     /// The keys of connection ids of another node differ.
     DifferentKeys(String),
-    /// Another node has a newer version of the protocol, and is ignored.
-    NewerVersion(String, u16),
+    /// Another node has this other version of the protocol, and is ignored.
+    OtherVersion(String, u16),
     /// There are too many nodes, and this one is ignored.
     TooManyNodes(String),
     /// Batches were missed that the other node no longer has.
     Missed(String),
-    /// A snapshot was requested.
-    SnapshotRequested(String),
-    /// A snapshot was received: number of its records, and the time that it took.
-    SnapshotReceived(String, u64, Duration),
-    /// A snapshot was given up.
-    SnapshotFailed(String),
-    /// A message was invalid.
+    /// An event of a snapshot that the node receives or sends.
+    Snapshot(SnapshotEvent),
+    /// A message was invalid. The text has the reason and the cure.
     Invalid(String),
     /// The `max_payload` of the server is too small.
     PayloadLimitTooSmall {
@@ -58,20 +55,16 @@ impl ClusterEvent {
     /// Returns whether the operator should do something about it.
     pub fn is_warning(&self) -> bool {
         match self {
-            Self::NodeFound(_)
-            | Self::NodeLeft(_)
-            | Self::NameFree(_)
-            | Self::SnapshotRequested(_)
-            | Self::SnapshotReceived(..) => false,
+            Self::NodeFound(_) | Self::NodeLeft(_) | Self::NameFree(_) => false,
+            Self::Snapshot(event) => event.is_warning(),
             Self::NodeLost(..)
             | Self::NameTaken(_)
             | Self::NameUsed(_)
             | Self::DifferentLifetime { .. }
             | Self::DifferentKeys(_)
-            | Self::NewerVersion(..)
+            | Self::OtherVersion(..)
             | Self::TooManyNodes(_)
             | Self::Missed(_)
-            | Self::SnapshotFailed(_)
             | Self::Invalid(_)
             | Self::PayloadLimitTooSmall { .. }
             | Self::TooManyEvents => true,
@@ -113,40 +106,85 @@ impl fmt::Display for ClusterEvent {
                 "udp.connection_id_keys of node {node:?} differ: clients that change nodes must connect again; give \
                  all nodes the same file of keys"
             ),
-            Self::NewerVersion(node, version) => write!(
+            Self::OtherVersion(node, version) => write!(
                 f,
-                "node {node:?} has version {version} of the protocol and is ignored; upgrade this node"
+                "node {node:?} has version {version} of the protocol, this node {PROTOCOL_VERSION}: they ignore each \
+                 other; upgrade the one with the older version"
             ),
             Self::TooManyNodes(node) => write!(
                 f,
-                "node {node:?} is ignored: there are {} other nodes already; run fewer nodes in one cluster",
-                super::message::NODES_MAX
+                "node {node:?} is ignored: there are {NODES_MAX} other nodes already; run fewer nodes in one cluster"
             ),
             Self::Missed(node) => write!(
                 f,
                 "node {node:?} no longer has batches that this node has missed: a snapshot will be requested"
             ),
-            Self::SnapshotRequested(node) => write!(f, "requesting the swarms of node {node:?}"),
-            Self::SnapshotReceived(node, records, time) => write!(
+            Self::Snapshot(event) => event.fmt(f),
+            Self::PayloadLimitTooSmall { len, min } => write!(
+                f,
+                "max_payload of the NATS server is {len} bytes: nodes exchange less than they need to; set it to at \
+                 least {min} bytes"
+            ),
+            Self::TooManyEvents => {
+                write!(
+                    f,
+                    "100 events of the cluster in a minute; further ones in this minute are not logged"
+                )
+            }
+            Self::Invalid(reason) => write!(f, "ignored a message: {reason}"),
+        }
+    }
+}
+
+/// An event of a snapshot between two nodes. The name is that of the other one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SnapshotEvent {
+    /// The first part of a snapshot has arrived.
+    Begun(String),
+    /// The other node has refused to send a snapshot.
+    Refused(String),
+    /// A snapshot was received: number of its records, and the time that it took.
+    Received(String, u64, Duration),
+    /// The snapshot of the other node was given up.
+    Failed(String),
+    /// The other node has not received the snapshot of this node in the maximum time.
+    TooSlow(String, Duration),
+}
+
+impl SnapshotEvent {
+    fn is_warning(&self) -> bool {
+        match self {
+            Self::Begun(_) | Self::Refused(_) | Self::Received(..) => false,
+            Self::Failed(_) | Self::TooSlow(..) => true,
+        }
+    }
+}
+
+impl fmt::Display for SnapshotEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Begun(node) => write!(f, "receiving the swarms of node {node:?}"),
+            Self::Refused(node) => write!(
+                f,
+                "node {node:?} cannot send its swarms now: it is busy, reads its snapshot or sends it to another \
+                 node; requesting them every 2 s, of another node if there is one"
+            ),
+            Self::Received(node, records, time) => write!(
                 f,
                 "received the swarms of node {node:?}: {} torrents and peers in {:.1} s",
                 crate::text::grouped(*records),
                 time.as_secs_f64()
             ),
-            Self::SnapshotFailed(node) => write!(
+            Self::Failed(node) => write!(
                 f,
-                "node {node:?} has sent no part of its swarms for 10 s; asking another node, or it again"
+                "node {node:?} has sent no part of its swarms for 10 s; requesting them again, of another node if \
+                 there is one"
             ),
-            Self::PayloadLimitTooSmall { len, min } => write!(
+            Self::TooSlow(node, time) => write!(
                 f,
-                "the NATS server permits messages of {len} bytes only; set its max_payload to at least {min}"
-            ),
-            Self::TooManyEvents => {
-                write!(f, "too many events in a minute; further ones are not logged until it ends")
-            }
-            Self::Invalid(reason) => write!(
-                f,
-                "ignored a message: {reason}; permit only nodes to publish on the subjects below cluster.subject"
+                "node {node:?} has not received the swarms of this node within {} s; check the network and the \
+                 max_payload of the NATS server",
+                time.as_secs()
             ),
         }
     }

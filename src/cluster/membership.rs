@@ -33,7 +33,7 @@ impl ClusterNode {
                 self.publish_hello(now);
             }
             Membership::Refused(heard_at) if now.saturating_sub(heard_at) >= NODE_TIMEOUT => {
-                self.report(ClusterEvent::NameFree(self.settings.node.clone()));
+                self.report(now, ClusterEvent::NameFree(self.settings.node.clone()));
                 self.membership = Membership::Checking(now);
             }
             _ => {}
@@ -82,16 +82,16 @@ impl ClusterNode {
     fn forget_silent_nodes(&mut self, now: Duration) {
         let mut lost = Vec::new();
         for (name, node) in &mut self.nodes {
-            let silence = now.saturating_sub(node.heard_at);
+            let silence = now.saturating_sub(node.last_hello_at);
             if node.is_present && silence >= NODE_TIMEOUT {
                 node.is_present = false;
                 lost.push(ClusterEvent::NodeLost(name.clone(), silence));
             }
         }
-        lost.into_iter().for_each(|event| self.report(event));
+        lost.into_iter().for_each(|event| self.report(now, event));
         let lifetime = Duration::from_secs(self.settings.peer_lifetime_secs.into());
         let forget_after = (lifetime * FORGET_LIFETIMES).max(NODE_TIMEOUT * 2);
-        self.nodes.retain(|_, node| now.saturating_sub(node.heard_at) < forget_after);
+        self.nodes.retain(|_, node| now.saturating_sub(node.last_hello_at) < forget_after);
         self.failed_sources.retain(|name, _| self.nodes.contains_key(name));
     }
 
@@ -113,10 +113,10 @@ impl ClusterNode {
             || self.is_refused() && hello.state == HelloState::Active;
         if !keeps_name {
             self.publish_hello_early(now);
-            self.report_once(ClusterEvent::NameUsed(name));
+            self.report_once(now, ClusterEvent::NameUsed(name));
         } else if hello.state != HelloState::Refused && !self.is_within_grace(now) {
             if !self.is_refused() {
-                self.report(ClusterEvent::NameTaken(name));
+                self.report(now, ClusterEvent::NameTaken(name));
                 self.nodes.clear();
                 self.incoming = None;
                 self.end_outgoing();
@@ -136,7 +136,7 @@ impl ClusterNode {
         let is_known = self.nodes.contains_key(name);
         if !is_known && !self.make_space_for_node() {
             self.counts.ignored_messages += 1;
-            return self.report_once(ClusterEvent::TooManyNodes(name.to_owned()));
+            return self.report_once(now, ClusterEvent::TooManyNodes(name.to_owned()));
         }
         if matches!(hello.state, HelloState::Checking | HelloState::Refused) {
             // Its name may be that of another node. It waits for hellos of the other nodes.
@@ -154,33 +154,28 @@ impl ClusterNode {
             Some(node) if sender.boot < node.boot && node.is_present => return,
             _ if hello.state == HelloState::Leaving => return,
             _ => {
-                let previous = self.nodes.get(name);
-                let had_all = previous.is_some_and(|node| node.has_missed_nothing(hello));
-                let mut node = RemoteNode::new(now, sender.boot, hello, had_all);
-                if previous.is_some() {
-                    node.set_missed_previous_boot();
-                }
+                let node = RemoteNode::new(now, sender.boot, hello, self.nodes.get(name));
                 self.nodes.insert(name.to_owned(), node);
                 let Some(node) = self.nodes.get_mut(name) else { return };
                 node
             }
         };
         let previous = node.is_present.then_some(node.hello);
-        let has_missed = node.hear(now, hello);
+        let has_missed = node.record_hello(now, hello);
         node.is_present = hello.state == HelloState::Active;
         if previous.is_none() {
-            node.restart_requests();
+            node.batches.restart_requests();
         }
         if has_missed {
             self.report_missed(now, name);
         }
         match (previous.is_some(), hello.state == HelloState::Active) {
-            (false, true) => self.report(ClusterEvent::NodeFound(name.to_owned())),
-            (true, false) => self.report(ClusterEvent::NodeLeft(name.to_owned())),
+            (false, true) => self.report(now, ClusterEvent::NodeFound(name.to_owned())),
+            (true, false) => self.report(now, ClusterEvent::NodeLeft(name.to_owned())),
             _ => {}
         }
         if hello.state == HelloState::Active {
-            self.report_differences(name, previous, hello);
+            self.report_differences(now, name, previous, hello);
         }
     }
 
@@ -190,19 +185,26 @@ impl ClusterNode {
             return true;
         }
         let absent = self.nodes.iter().filter(|(_, node)| !node.is_present);
-        let oldest = absent.min_by_key(|(_, node)| node.heard_at).map(|(name, _)| name.clone());
+        let oldest =
+            absent.min_by_key(|(_, node)| node.last_hello_at).map(|(name, _)| name.clone());
         oldest.is_some_and(|name| self.nodes.remove(&name).is_some())
     }
 
     /// Reports settings of a node that differ from those of this one, unless its previous hello had the same.
-    fn report_differences(&mut self, name: &str, previous: Option<Hello>, hello: &Hello) {
+    fn report_differences(
+        &mut self,
+        now: Duration,
+        name: &str,
+        previous: Option<Hello>,
+        hello: &Hello,
+    ) {
         let (other, own) = (hello.peer_lifetime_secs, self.settings.peer_lifetime_secs);
         if other != own && previous.is_none_or(|it| it.peer_lifetime_secs != other) {
-            self.report(ClusterEvent::DifferentLifetime { node: name.to_owned(), other, own });
+            self.report(now, ClusterEvent::DifferentLifetime { node: name.to_owned(), other, own });
         }
         let digest = hello.key_digest;
         if digest != self.settings.key_digest && previous.is_none_or(|it| it.key_digest != digest) {
-            self.report(ClusterEvent::DifferentKeys(name.to_owned()));
+            self.report(now, ClusterEvent::DifferentKeys(name.to_owned()));
         }
     }
 }

@@ -99,8 +99,8 @@ pub struct Hello {
     pub torrents: u64,
     /// Whether it has the swarms of every node from which it has hellos.
     pub is_complete: bool,
-    /// Whether it may have swarms or changes of the access list that are in no batch of a present node: those of before
-    /// its start, or of a snapshot.
+    /// Whether it may have swarms or changes of the access list that no present node has published: those of before its
+    /// start, or of a snapshot.
     pub has_older_state: bool,
 }
 
@@ -133,8 +133,8 @@ pub struct BatchPosition {
 pub enum DecodedMessage<'a> {
     /// A message of this version, and the records behind it.
     Message(Sender<'a>, Body, &'a [u8]),
-    /// A message of a newer version.
-    Newer(Sender<'a>),
+    /// A message of another version.
+    OtherVersion(Sender<'a>),
 }
 
 /// Writes a message, with records that were encoded before.
@@ -157,7 +157,7 @@ pub fn decode(bytes: &[u8]) -> Option<DecodedMessage<'_>> {
         return None;
     }
     if sender.version != PROTOCOL_VERSION {
-        return (sender.version > PROTOCOL_VERSION).then_some(DecodedMessage::Newer(sender));
+        return Some(DecodedMessage::OtherVersion(sender));
     }
     let (body, records) = postcard::take_from_bytes(rest).ok()?;
     Some(DecodedMessage::Message(sender, body, records))
@@ -208,8 +208,11 @@ mod tests {
             decode(&bytes),
             Some(DecodedMessage::Message(sender, batch.clone(), b"records"))
         );
-        let newer = Sender { version: PROTOCOL_VERSION + 1, ..sender };
-        assert_eq!(decode(&encode(&newer, &batch, b"")), Some(DecodedMessage::Newer(newer)));
+        for version in [0, PROTOCOL_VERSION + 1] {
+            let other = Sender { version, ..sender };
+            let bytes = encode(&other, &batch, b"");
+            assert_eq!(decode(&bytes), Some(DecodedMessage::OtherVersion(other)));
+        }
         for name in ["", "a\nb", &"a".repeat(65)] {
             assert_eq!(decode(&encode(&Sender { node: name, ..sender }, &batch, b"")), None);
         }

@@ -20,16 +20,18 @@
 //! and the time, and returns [`Action`]s.
 
 mod event;
+mod event_limits;
 mod membership;
 mod message;
 mod node;
+mod received_batches;
 mod remote_node;
 mod sent_batches;
 mod snapshot;
 mod swarm_transfer;
 mod types;
 
-pub use event::ClusterEvent;
+pub use event::{ClusterEvent, SnapshotEvent};
 pub use message::{
     BatchPosition, Body, DecodedMessage, Hello, HelloState, NODE_NAME_MAX, NODES_MAX,
     PROTOCOL_VERSION, Sender, decode, encode, is_node_name, subject_token,

@@ -1,11 +1,13 @@
 //! A node of a cluster: its state, and what it does when a message arrives or time passes.
 
 use super::event::ClusterEvent;
+use super::event_limits::EventLimits;
 use super::message::{
     Body, DecodedMessage, EncodedListChange, HelloState, PROTOCOL_VERSION, Sender, decode,
     decode_list_changes, encode, encode_list_changes, subject_token,
 };
-use super::remote_node::{BatchOrder, RemoteNode};
+use super::received_batches::{BatchOrder, REQUESTED_BATCHES_MAX};
+use super::remote_node::RemoteNode;
 use super::sent_batches::SentBatches;
 use super::snapshot::{IncomingSnapshot, OutgoingSnapshot};
 use super::types::{
@@ -25,8 +27,8 @@ const RECORDS_BYTES_MAX: usize = 256 << 10;
 /// Space in a message for everything but its records.
 const MESSAGE_OVERHEAD_MAX: usize = 16 << 10;
 
-/// Smallest `max_payload` of a NATS server with which a node works.
-const SERVER_PAYLOAD_MIN: usize = 20 << 10;
+/// Smallest `max_payload` of a NATS server with which a node works as it should.
+const SERVER_PAYLOAD_MIN: usize = 64 << 10;
 
 /// Maximum length of an encoded change.
 const CHANGE_BYTES_MAX: usize = 64;
@@ -40,21 +42,8 @@ const RESENT_BYTES_PER_SEC: usize = 16 << 20;
 /// Maximum bytes of one reply to a request to send batches again; further ones are asked for again.
 const RESENT_BYTES_MAX: usize = 4 << 20;
 
-/// Maximum number of batches of one such reply, which the receiver may have to keep until an earlier one arrives.
-const RESENT_BATCHES_MAX: usize = 256;
-
-/// Maximum number of events that are reported in [`REPORTS_TIME`].
-const REPORTS_MAX: u32 = 100;
-const REPORTS_TIME: Duration = Duration::from_secs(60);
-
-/// Time after which an event that is reported once is reported again.
-const REPORT_ONCE_TIME: Duration = Duration::from_secs(3_600);
-
-/// Maximum number of events that are remembered as reported.
-const REPORTED_MAX: usize = 256;
-
-/// Time between two reports of invalid messages.
-const INVALID_PAUSE: Duration = Duration::from_secs(60);
+/// The cure for messages that no node sends.
+const PERMIT_ONLY_NODES: &str = "permit only nodes to publish on the subjects of the cluster";
 
 /// Whether this node takes part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,13 +81,7 @@ pub struct ClusterNode {
     pub(super) sessions: u64,
     /// Bytes that were sent again in the second that began at the time.
     pub(super) resent: (Duration, usize),
-    pub(super) invalid_reported_at: Option<Duration>,
-    /// Time of the last call.
-    now: Duration,
-    /// Time since which events are counted, and their number.
-    reports: (Duration, u32),
-    /// Events that are reported once an hour at most, by their texts, and when they were last reported.
-    pub(super) reported: BTreeMap<String, Duration>,
+    event_limits: EventLimits,
 }
 
 impl ClusterNode {
@@ -121,10 +104,7 @@ impl ClusterNode {
             no_snapshot_before: Duration::ZERO,
             sessions: 0,
             resent: (Duration::ZERO, 0),
-            invalid_reported_at: None,
-            now: Duration::ZERO,
-            reports: (Duration::ZERO, 0),
-            reported: BTreeMap::new(),
+            event_limits: EventLimits::default(),
         }
     }
 
@@ -143,8 +123,8 @@ impl ClusterNode {
         let status = |(name, node): (&String, &RemoteNode)| NodeStatus {
             name: name.clone(),
             is_present: node.is_present,
-            missing_batches: node.end.saturating_sub(node.next),
-            lag: node.lacking_since().map_or(Duration::ZERO, |since| now.saturating_sub(since)),
+            missing_batches: node.batches.missing(),
+            lag: node.lag_since().map_or(Duration::ZERO, |since| now.saturating_sub(since)),
         };
         let is_expected =
             |(_, node): &(&String, &RemoteNode)| node.hello.state != HelloState::Leaving;
@@ -153,7 +133,7 @@ impl ClusterNode {
 
     /// Returns whether the node takes part, and has the swarms of every node from which it has hellos.
     pub fn is_complete(&self) -> bool {
-        let lacks = |node: &RemoteNode| node.is_present && node.missed_before.is_some();
+        let lacks = |node: &RemoteNode| node.is_present && node.needs_snapshot();
         self.membership == Membership::Active && !self.nodes.values().any(lacks)
     }
 
@@ -171,10 +151,13 @@ impl ClusterNode {
     /// Records that there is a connection, over which messages of up to `message_bytes_max` bytes can be sent.
     pub fn connected(&mut self, now: Duration, message_bytes_max: usize) {
         if message_bytes_max < SERVER_PAYLOAD_MIN {
-            self.report(ClusterEvent::PayloadLimitTooSmall {
-                len: message_bytes_max,
-                min: SERVER_PAYLOAD_MIN,
-            });
+            self.report(
+                now,
+                ClusterEvent::PayloadLimitTooSmall {
+                    len: message_bytes_max,
+                    min: SERVER_PAYLOAD_MIN,
+                },
+            );
         }
         self.records_bytes_max = message_bytes_max
             .saturating_sub(MESSAGE_OVERHEAD_MAX)
@@ -187,8 +170,8 @@ impl ClusterNode {
         };
         // While there was no connection, no messages arrived.
         for node in self.nodes.values_mut().filter(|node| node.is_present) {
-            node.heard_at = now;
-            node.restart_requests();
+            node.last_hello_at = now;
+            node.batches.restart_requests();
         }
         self.publish_hello(now);
     }
@@ -241,7 +224,7 @@ impl ClusterNode {
 
     /// Does what is due. To be called every few milliseconds.
     pub fn tick(&mut self, now: Duration, swarms: SwarmState) {
-        (self.swarms, self.now) = (swarms, now);
+        self.swarms = swarms;
         if !self.is_connected {
             return;
         }
@@ -260,7 +243,7 @@ impl ClusterNode {
         let mut missed = Vec::new();
         for (name, node) in &mut self.nodes {
             if self.swarms.is_busy {
-                node.pause_requests();
+                node.batches.pause_requests();
             }
             if node.give_up_late_batches(now) {
                 missed.push(name.clone());
@@ -295,24 +278,22 @@ impl ClusterNode {
         self.counts.received_bytes += bytes.len() as u64;
         let (sender, body, records) = match decode(bytes) {
             Some(DecodedMessage::Message(sender, body, records)) => (sender, body, records),
-            Some(DecodedMessage::Newer(sender)) => {
+            Some(DecodedMessage::OtherVersion(sender)) => {
                 self.counts.ignored_messages += 1;
                 let (node, version) = (sender.node.to_owned(), sender.version);
-                return self.report_once(ClusterEvent::NewerVersion(node, version));
+                return self.report_once(now, ClusterEvent::OtherVersion(node, version));
             }
             None => {
-                return self.ignore(
-                    now,
-                    "it does not begin with a valid node name and protocol version".to_owned(),
-                );
+                let reason = "it is not a message of a node";
+                return self.ignore(now, format!("{reason}; {PERMIT_ONLY_NODES}"));
             }
         };
         if let MessageSource::FromNode(token) = source
             && token != subject_token(sender.node)
         {
             let reason =
-                format!("node {:?} has published on the subject of {token:?}", sender.node);
-            return self.ignore(now, reason);
+                format!("node {:?} has published it on the subject of {token:?}", sender.node);
+            return self.ignore(now, format!("{reason}; {PERMIT_ONLY_NODES}"));
         }
         if sender.node == self.settings.node {
             return self.receive_from_own_name(now, &sender, &body);
@@ -339,7 +320,10 @@ impl ClusterNode {
             }
             _ => self.ignore(
                 now,
-                format!("node {:?} has sent it on a subject for other messages", sender.node),
+                format!(
+                    "node {:?} has published it on a subject for other messages; {PERMIT_ONLY_NODES}",
+                    sender.node
+                ),
             ),
         }
     }
@@ -349,7 +333,7 @@ impl ClusterNode {
         if node.boot != sender.boot {
             return;
         }
-        let next = node.next;
+        let next = node.hello.next;
         match node.accept_batch(now, sequence, bytes) {
             BatchOrder::Next => self.apply_batches(now, sender.node, Some(bytes.to_vec())),
             BatchOrder::Early | BatchOrder::Repeated => {}
@@ -357,7 +341,10 @@ impl ClusterNode {
                 let node = sender.node;
                 self.ignore(
                     now,
-                    format!("node {node:?} has sent batch {sequence}, but its next one is {next}"),
+                    format!(
+                        "it is batch {sequence} of node {node:?}, whose next one was {next} a second ago; \
+                         {PERMIT_ONLY_NODES}"
+                    ),
                 );
             }
         }
@@ -365,7 +352,7 @@ impl ClusterNode {
 
     /// Applies the batches of a node that wait and are the next ones.
     pub(super) fn apply_waiting(&mut self, now: Duration, name: &str) {
-        let waiting = self.nodes.get_mut(name).and_then(RemoteNode::take_waiting);
+        let waiting = self.nodes.get_mut(name).and_then(|node| node.batches.take_waiting());
         self.apply_batches(now, name, waiting);
     }
 
@@ -373,14 +360,14 @@ impl ClusterNode {
     fn apply_batches(&mut self, now: Duration, name: &str, mut next: Option<Vec<u8>>) {
         while let Some(message) = next {
             self.apply_batch(now, &message);
-            next = self.nodes.get_mut(name).and_then(|node| node.advance(now));
+            next = self.nodes.get_mut(name).and_then(|node| node.batches.advance(now));
         }
     }
 
     /// Applies what waits behind batches that were given up, and reports that they are missing.
     pub(super) fn report_missed(&mut self, now: Duration, name: &str) {
         self.apply_waiting(now, name);
-        self.report(ClusterEvent::Missed(name.to_owned()));
+        self.report(now, ClusterEvent::Missed(name.to_owned()));
     }
 
     /// Applies a batch of a known node.
@@ -428,7 +415,9 @@ impl ClusterNode {
         if !decode_records(records, local_time, &mut imported) {
             self.ignore(
                 now,
-                format!("node {from:?} has sent records that this version cannot read"),
+                format!(
+                    "it has records of node {from:?} that this version cannot read; run the same version on both"
+                ),
             );
         }
         for record in &mut imported {
@@ -452,7 +441,7 @@ impl ClusterNode {
         }
         let mut bytes = 0;
         for message in self.sent_batches.get(numbers) {
-            if messages.len() >= RESENT_BATCHES_MAX
+            if messages.len() >= REQUESTED_BATCHES_MAX as usize
                 || bytes >= RESENT_BYTES_MAX
                 || self.resent.1 >= RESENT_BYTES_PER_SEC
             {
@@ -479,39 +468,21 @@ impl ClusterNode {
     }
 
     /// Reports an event, unless there were too many in this minute.
-    pub(super) fn report(&mut self, event: ClusterEvent) {
-        let (since, count) = &mut self.reports;
-        if self.now.saturating_sub(*since) >= REPORTS_TIME {
-            (*since, *count) = (self.now, 0);
-        }
-        *count += 1;
-        match *count {
-            ..REPORTS_MAX => self.actions.push(Action::Report(event)),
-            REPORTS_MAX => self.actions.push(Action::Report(ClusterEvent::TooManyEvents)),
-            _ => {}
-        }
+    pub(super) fn report(&mut self, now: Duration, event: ClusterEvent) {
+        let admitted = self.event_limits.admit(now, event);
+        self.actions.extend(admitted.map(Action::Report));
     }
 
     /// Reports an event, unless the same was reported less than an hour ago.
-    pub(super) fn report_once(&mut self, event: ClusterEvent) {
-        let (text, now) = (event.to_string(), self.now);
-        self.reported.retain(|_, at| now.saturating_sub(*at) < REPORT_ONCE_TIME);
-        if !self.reported.contains_key(&text) {
-            while self.reported.len() >= REPORTED_MAX {
-                self.reported.pop_first();
-            }
-            self.reported.insert(text, now);
-            self.report(event);
-        }
+    pub(super) fn report_once(&mut self, now: Duration, event: ClusterEvent) {
+        let admitted = self.event_limits.admit_once(now, event);
+        self.actions.extend(admitted.map(Action::Report));
     }
 
     /// Counts a message that is ignored, and reports it now and then.
     pub(super) fn ignore(&mut self, now: Duration, reason: String) {
         self.counts.ignored_messages += 1;
-        let is_due = |at| now.saturating_sub(at) >= INVALID_PAUSE;
-        if self.invalid_reported_at.is_none_or(is_due) {
-            self.invalid_reported_at = Some(now);
-            self.report(ClusterEvent::Invalid(reason));
-        }
+        let admitted = self.event_limits.admit_invalid(now, reason);
+        self.actions.extend(admitted.map(Action::Report));
     }
 }

@@ -17,7 +17,7 @@ const BURST_BYTES: i64 = BYTES_PER_SEC / 5;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Maximum time for which a node sends a snapshot. Meanwhile it writes no snapshot to its disk.
-const TIME_MAX: Duration = Duration::from_secs(600);
+pub(super) const TIME_MAX: Duration = Duration::from_secs(600);
 
 /// Time without a block after which a request is repeated.
 const BLOCK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -122,10 +122,14 @@ impl OutgoingSnapshot {
         self.is_complete && self.blocks.is_empty()
     }
 
-    /// Returns whether the receiver has requested nothing for too long, or the snapshot takes too long.
+    /// Returns whether the receiver has requested nothing for too long.
     pub(super) fn has_failed(&self, now: Duration) -> bool {
-        let is_late = now.saturating_sub(self.began) >= TIME_MAX;
-        is_late || now.saturating_sub(self.requested_at) >= REQUEST_TIMEOUT
+        now.saturating_sub(self.requested_at) >= REQUEST_TIMEOUT
+    }
+
+    /// Returns whether the snapshot has taken [`TIME_MAX`].
+    pub(super) fn is_too_slow(&self, now: Duration) -> bool {
+        now.saturating_sub(self.began) >= TIME_MAX
     }
 }
 

@@ -1,9 +1,9 @@
 //! Sending all swarms to another node, and receiving those of another node.
 
-use super::event::ClusterEvent;
+use super::event::{ClusterEvent, SnapshotEvent};
 use super::message::{BatchPosition, Body, EncodedListChange, Sender, encode_list_changes};
 use super::node::{ClusterNode, LIST_CHANGES_PER_MESSAGE, Membership};
-use super::snapshot::{BLOCKS_IN_FLIGHT, IncomingSnapshot, OutgoingSnapshot};
+use super::snapshot::{BLOCKS_IN_FLIGHT, IncomingSnapshot, OutgoingSnapshot, TIME_MAX};
 use super::types::{Action, MessageSubject};
 use crate::policy::overrides::ListChange;
 use crate::state::encode_records;
@@ -14,14 +14,14 @@ use tsubame_storage::StateRecord;
 /// Time after a snapshot before the next one is requested.
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(2);
 
-/// The snapshot that is being received.
+/// Methods that request and receive a snapshot of another node.
 impl ClusterNode {
     /// Requests a snapshot if batches were missed that their sender no longer has.
     pub(super) fn request_snapshot(&mut self, now: Duration) {
         if self.incoming.is_some() || self.swarms.is_busy || now < self.no_snapshot_before {
             return;
         }
-        let sources = self.nodes.iter().filter(|(_, node)| node.can_heal(now));
+        let sources = self.nodes.iter().filter(|(_, node)| node.can_send_missed(now));
         let best = sources.max_by_key(|(name, node)| {
             let failed_at = self.failed_sources.get(*name);
             (Reverse(failed_at), node.hello.is_complete, node.hello.torrents)
@@ -30,7 +30,6 @@ impl ClusterNode {
             let from = from.clone();
             self.sessions += 1;
             let session = self.settings.boot.wrapping_add(self.sessions);
-            self.report(ClusterEvent::SnapshotRequested(from.clone()));
             self.incoming = Some(IncomingSnapshot::new(now, from, session));
             self.request_blocks();
         }
@@ -61,7 +60,7 @@ impl ClusterNode {
             self.incoming = None;
             self.failed_sources.insert(from.clone(), now);
             self.no_snapshot_before = now + SNAPSHOT_PAUSE;
-            self.report(ClusterEvent::SnapshotFailed(from));
+            self.report(now, ClusterEvent::Snapshot(SnapshotEvent::Failed(from)));
         } else if has_all_requested && !is_paused || incoming.take_due_request(now) {
             // While this node is busy, the request asks for no blocks: it tells the other node to keep the snapshot.
             self.request_blocks();
@@ -76,6 +75,7 @@ impl ClusterNode {
         if refused.is_some() {
             self.failed_sources.insert(from.to_owned(), now);
             self.no_snapshot_before = now + SNAPSHOT_PAUSE;
+            self.report_once(now, ClusterEvent::Snapshot(SnapshotEvent::Refused(from.to_owned())));
         }
     }
 
@@ -98,11 +98,12 @@ impl ClusterNode {
         let Some(node) = self.nodes.get(sender.node).filter(|node| node.boot == sender.boot) else {
             return;
         };
+        let local_time = node.local_time(sent_at);
+        incoming.advance(now);
         if block == 0 {
             incoming.covered = covered;
+            self.report(now, ClusterEvent::Snapshot(SnapshotEvent::Begun(sender.node.to_owned())));
         }
-        incoming.advance(now);
-        let local_time = node.local_time(sent_at);
         let count = self.import(now, sender.node, local_time, records);
         self.apply_list_changes(list_changes);
         if let Some(incoming) = &mut self.incoming {
@@ -126,11 +127,11 @@ impl ClusterNode {
         self.failed_sources.clear();
         self.no_snapshot_before = now + SNAPSHOT_PAUSE;
         let time = now.saturating_sub(began);
-        self.report(ClusterEvent::SnapshotReceived(from, records, time));
+        self.report(now, ClusterEvent::Snapshot(SnapshotEvent::Received(from, records, time)));
     }
 }
 
-/// The snapshot that is being sent.
+/// Methods that send a snapshot to another node.
 impl ClusterNode {
     pub(super) fn receive_snapshot_request(
         &mut self,
@@ -159,11 +160,11 @@ impl ClusterNode {
             next: self.sent_batches.next(),
         };
         // A node whose changes were missed is not covered.
-        let others = self.nodes.iter().filter(|(_, node)| node.missed_before.is_none());
+        let others = self.nodes.iter().filter(|(_, node)| !node.needs_snapshot());
         let others = others.map(|(name, node)| BatchPosition {
             node: name.clone(),
             boot: node.boot,
-            next: node.next,
+            next: node.batches.next(),
         });
         let covered = others.chain([own]).collect();
         let mut outgoing = OutgoingSnapshot::new(now, from.to_owned(), session, covered);
@@ -178,8 +179,13 @@ impl ClusterNode {
         while let Some(message) = outgoing.next_message(now) {
             messages.push((outgoing.to.clone(), message));
         }
-        if outgoing.is_received() || outgoing.has_failed(now) {
-            self.counts.sent_snapshots += u64::from(outgoing.is_received());
+        let (is_received, is_too_slow) = (outgoing.is_received(), outgoing.is_too_slow(now));
+        if is_received || is_too_slow || outgoing.has_failed(now) {
+            self.counts.sent_snapshots += u64::from(is_received);
+            if is_too_slow && !is_received {
+                let event = SnapshotEvent::TooSlow(outgoing.to.clone(), TIME_MAX);
+                self.report(now, ClusterEvent::Snapshot(event));
+            }
             self.end_outgoing();
         }
         for (to, message) in messages {
@@ -190,6 +196,15 @@ impl ClusterNode {
     /// Returns whether records of the export are wanted: see [`Action::BeginExport`].
     pub fn wants_block(&self) -> bool {
         self.outgoing.as_ref().is_some_and(OutgoingSnapshot::wants_block)
+    }
+
+    /// Has the snapshot that is being sent include the batches of this node only: changes of the access list of other
+    /// nodes have arrived, but are not made. To be called before anything is added.
+    pub fn exclude_other_nodes(&mut self) {
+        let own = &self.settings.node;
+        if let Some(outgoing) = &mut self.outgoing {
+            outgoing.covered.retain(|position| position.node == *own);
+        }
     }
 
     /// Adds changes of the access list to the snapshot that is being sent, before its records.

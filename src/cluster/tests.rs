@@ -39,19 +39,21 @@ struct TestNetwork {
 impl TestNetwork {
     fn new(nodes: &[(&str, u64)]) -> Self {
         let now = Duration::from_secs(100);
-        let nodes = nodes.iter().map(|(name, boot)| {
-            let mut node = ClusterNode::new(settings(name, *boot));
-            node.connected(now, MESSAGE_BYTES_MAX);
-            ((*name).to_owned(), node)
-        });
-        Self { now, nodes: nodes.collect(), muted: Vec::new(), done: Vec::new() }
+        let mut net = Self { now, nodes: Vec::new(), muted: Vec::new(), done: Vec::new() };
+        nodes.iter().for_each(|(name, boot)| net.start(name, *boot));
+        net
     }
 
     /// Starts a node, which stores nothing.
     fn start(&mut self, name: &str, boot: u64) {
-        let mut node = ClusterNode::new(settings(name, boot));
+        self.start_with(settings(name, boot));
+    }
+
+    fn start_with(&mut self, settings: ClusterSettings) {
+        let name = settings.node.clone();
+        let mut node = ClusterNode::new(settings);
         node.connected(self.now, MESSAGE_BYTES_MAX);
-        self.nodes.push((name.to_owned(), node));
+        self.nodes.push((name, node));
     }
 
     fn deliver(&mut self) {
@@ -141,12 +143,13 @@ fn the_older_of_two_nodes_with_one_name_takes_part() {
     net.run(2);
     assert_eq!(net.imported("b").len(), 1, "only that of the older one");
     assert_eq!(net.imported("a"), []);
-    // Once the older one is gone, the younger one takes part, and "b" requests its swarms: not at once, because the
-    // node may still have to get those of "b".
+    // Once the older one is gone, the younger one takes part, and requests the swarms of "b". "b" gets what it has
+    // published before.
     net.nodes.remove(0);
-    net.run(60);
+    net.run(40);
     assert!(net.has_reported("a", &ClusterEvent::NameFree(name)));
-    assert!(net.node(1).wants_block() && !net.node(0).is_complete());
+    assert_eq!(net.imported("b").len(), 1);
+    assert!(net.node(0).wants_block() && net.node(0).is_complete());
 }
 
 /// An upgraded node is younger than one that it has refused before.
@@ -170,17 +173,15 @@ fn a_node_that_is_upgraded_keeps_its_name() {
 /// A node that restarts while it sends its swarms is asked for them again.
 #[test]
 fn a_snapshot_that_was_not_completed_is_requested_again() {
-    let mut net = TestNetwork::new(&[("a", 10)]);
-    let now = net.now;
-    net.node(0).publish(now, &[change(1)]);
-    net.run(3);
-    net.start("b", 11);
+    let mut net = TestNetwork::new(&[("b", 11)]);
+    let with_state = |boot| ClusterSettings { has_older_state: true, ..settings("a", boot) };
+    net.start_with(with_state(10));
+    net.nodes.rotate_left(1);
     net.run(4);
     assert!(net.node(0).wants_block());
-    let restarted = ClusterSettings { has_older_state: true, ..settings("a", 12) };
-    let mut restarted = ClusterNode::new(restarted);
-    restarted.connected(net.now, MESSAGE_BYTES_MAX);
-    net.nodes[0] = ("a".to_owned(), restarted);
+    net.nodes.remove(0);
+    net.start_with(with_state(12));
+    net.nodes.rotate_left(1);
     net.run(20);
     assert!(net.node(0).wants_block() && !net.node(1).is_complete());
     let now = net.now;
@@ -210,12 +211,9 @@ fn batches_behind_a_gap_are_applied_when_it_is_given_up() {
 }
 
 #[test]
-fn other_settings_and_newer_versions_are_reported() {
+fn other_settings_and_versions_are_reported() {
     let mut net = TestNetwork::new(&[("a", 10)]);
-    let other = ClusterSettings { peer_lifetime_secs: 60, key_digest: 2, ..settings("b", 11) };
-    let mut node = ClusterNode::new(other);
-    node.connected(net.now, MESSAGE_BYTES_MAX);
-    net.nodes.push(("b".to_owned(), node));
+    net.start_with(ClusterSettings { peer_lifetime_secs: 60, key_digest: 2, ..settings("b", 11) });
     net.run(5);
     assert!(net.has_reported(
         "a",
@@ -231,7 +229,7 @@ fn other_settings_and_newer_versions_are_reported() {
     net.node(0).receive(now, MessageSource::FromNode("new"), &newer);
     net.node(0).receive(now, MessageSource::FromNode("new"), &newer);
     net.deliver();
-    assert!(net.has_reported("a", &ClusterEvent::NewerVersion("new".to_owned(), 9)));
+    assert!(net.has_reported("a", &ClusterEvent::OtherVersion("new".to_owned(), 9)));
     assert_eq!(net.node(0).counts().ignored_messages, 2);
     // A node must use its own subject.
     let bytes =
@@ -283,7 +281,6 @@ fn a_snapshot_is_divided_to_fit_in_messages() {
     net.node(0).connected(now, 20 << 10);
     net.nodes.push(("b".to_owned(), joiner));
     net.run(4);
-    assert!(net.has_reported("b", &ClusterEvent::SnapshotRequested("a".to_owned())));
     assert!(net.node(0).wants_block() && !net.node(1).is_complete());
     let torrent = TorrentRecord { info_hash: InfoHash([5; 20]), completed: 3, used_at: 10 };
     let mut records = vec![StateRecord::Torrent(torrent)];
@@ -327,7 +324,7 @@ fn swarms_of_before_the_start_of_a_node_are_in_its_snapshot() {
         net.node(1).tick(now, is_restoring);
         net.deliver();
     }
-    assert!(net.has_reported("b", &ClusterEvent::SnapshotRequested("a".to_owned())));
+    assert!(net.has_reported("b", &ClusterEvent::Snapshot(SnapshotEvent::Refused("a".to_owned()))));
     assert!(!net.node(1).wants_block() && !net.node(0).is_complete(), "still reading");
     net.run(5);
     assert!(net.node(1).wants_block() && !net.node(0).is_complete());
@@ -349,7 +346,7 @@ fn a_node_without_clients_returns_the_swarms_of_others() {
     net.nodes.remove(0);
     net.start("a", 12);
     net.run(4);
-    assert!(net.has_reported("a", &ClusterEvent::SnapshotRequested("b".to_owned())));
+    assert!(net.node(0).wants_block() && !net.node(1).is_complete());
 }
 
 /// While there is no connection, no node is taken for lost, and names do not become free.
@@ -430,4 +427,46 @@ fn check_wrong_hello(next: u64) {
     }
     assert!(net.node(1).is_complete());
     assert_eq!(net.node(1).counts().received_snapshots, 1);
+}
+
+/// The batches of a node that stores nothing from before its start are enough: no snapshot is needed.
+#[test]
+fn a_new_node_is_not_asked_for_a_snapshot() {
+    let mut net = TestNetwork::new(&[("a", 10)]);
+    net.run(4);
+    net.start("b", 11);
+    let now = net.now;
+    net.node(1).publish(now, &[change(1)]);
+    net.run(4);
+    assert_eq!(net.imported("a").len(), 1);
+    assert!(net.node(0).is_complete() && !net.node(1).wants_block());
+}
+
+/// A snapshot without the list changes of other nodes does not include their batches.
+#[test]
+fn a_snapshot_of_one_node_only_leaves_the_others_missing() {
+    let mut net = TestNetwork::new(&[]);
+    for (name, boot) in [("a", 10), ("b", 11)] {
+        net.start_with(ClusterSettings { has_older_state: true, ..settings(name, boot) });
+    }
+    net.run(4);
+    for number in 0..2 {
+        let now = net.now;
+        net.node(number).add_block(now, &[], true);
+    }
+    net.run(4);
+    assert!(net.node(0).is_complete() && net.node(1).is_complete());
+    net.start("c", 12);
+    net.run(3);
+    let source = (0..2).find(|number| net.nodes[*number].1.wants_block()).unwrap();
+    let now = net.now;
+    net.node(source).exclude_other_nodes();
+    net.node(source).add_block(now, &[], true);
+    net.run(4);
+    assert!(!net.node(2).is_complete());
+    assert!(net.node(1 - source).wants_block() && !net.node(source).wants_block());
+    let now = net.now;
+    net.node(1 - source).add_block(now, &[], true);
+    net.run(2);
+    assert!(net.node(2).is_complete());
 }

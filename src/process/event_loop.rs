@@ -6,7 +6,7 @@ use crate::control::torrents::{ShardRequest, Torrents};
 use crate::process::cluster::{ClusterResources, ClusterThread};
 use crate::process::error::RunError;
 use crate::process::monitor::{CHECK_INTERVAL, ShardMonitor};
-use crate::process::reload::{ControlCommand, JobReply, ReloadJob, Reloader};
+use crate::process::reload::{ControlCommand, JobReply, ReloadJob};
 use crate::process::running::{RunningTracker, UpgradeState};
 use crate::process::service::ServiceManager;
 use crate::process::shard_export::ShardSender;
@@ -98,7 +98,6 @@ pub(crate) fn control_plane(
             running,
             snapshots,
             cluster: None,
-            has_predecessor,
             control,
             monitor,
             service,
@@ -109,9 +108,7 @@ pub(crate) fn control_plane(
             is_stopping: false,
             server,
         };
-        if !has_predecessor {
-            event_loop.start_cluster()?;
-        }
+        event_loop.start_cluster(has_predecessor)?;
         let ending = event_loop.run().await?;
         if let Some(socket) = socket.filter(|_| ending == Ending::Stopped) {
             // It may have been removed already.
@@ -163,8 +160,6 @@ struct EventLoop {
     running: RunningTracker,
     snapshots: Option<SnapshotThread>,
     cluster: Option<ClusterThread>,
-    /// Whether this process has replaced another one.
-    has_predecessor: bool,
     /// Has commands executed.
     control: UnboundedSender<ControlCommand>,
     monitor: ShardMonitor,
@@ -353,8 +348,12 @@ impl EventLoop {
             () = end_take_over(taking_over) => {
                 // Until now the XDP program of the other process has answered and passed requests.
                 self.update_xdp();
-                // Until now the other process was the node.
-                self.start_cluster()?;
+                // Until now the other process was the node, and made changes of the access list.
+                self.cluster.iter().for_each(ClusterThread::connect);
+                let reloader = &mut self.running.reloader;
+                if reloader.config().hooks.iter().any(|hook| hook.overrides_file().is_some()) {
+                    reloader.enqueue((ReloadJob::Lists, None));
+                }
             }
             Some(retired) = running.to_free.recv() => {
                 free(retired);
@@ -377,13 +376,15 @@ impl EventLoop {
         {
             snapshots.set_interval(running.reloader.config().storage.snapshot_interval);
         }
-        match cluster {
-            Some(cluster) => tell_cluster(cluster, &mut running.reloader, !updates.is_empty()),
-            None if running.monitored.cluster.is_none() => {
-                drop(running.reloader.take_list_changes());
+        let list_changes = running.reloader.take_list_changes();
+        if let Some(cluster) = cluster {
+            if !list_changes.is_empty() {
+                cluster.publish_list_changes(list_changes);
             }
-            // They are published when the thread of the cluster starts.
-            None => {}
+            if !updates.is_empty() {
+                let key = running.reloader.connection_id_key();
+                cluster.configure(running.reloader.config().announce.peer_lifetime, &key);
+            }
         }
         self.unapplied_updates += send(&mut running.control, updates).await;
     }
@@ -453,7 +454,7 @@ impl EventLoop {
     }
 
     /// Starts the thread of the cluster if the tracker is to be a node of one.
-    fn start_cluster(&mut self) -> Result<(), RunError> {
+    fn start_cluster(&mut self, has_predecessor: bool) -> Result<(), RunError> {
         let running = &mut self.running;
         let (links, status) = (running.cluster.take(), running.monitored.cluster.clone());
         let Some((links, status)) = links.zip(status) else { return Ok(()) };
@@ -465,12 +466,10 @@ impl EventLoop {
             status,
             control: self.control.clone(),
             key: running.reloader.connection_id_key(),
-            has_predecessor: self.has_predecessor,
+            has_predecessor,
         };
         let started = ClusterThread::start(running.reloader.config(), parts);
-        let cluster = started.map_err(RunError::Runtime)?;
-        tell_cluster(&cluster, &mut self.running.reloader, false);
-        self.cluster = Some(cluster);
+        self.cluster = Some(started.map_err(RunError::Runtime)?);
         Ok(())
     }
 
@@ -479,18 +478,6 @@ impl EventLoop {
         if let Some((_, Some(reply))) = self.upgrade.take() {
             let _ = reply.send(Err(reason));
         }
-    }
-}
-
-/// Tells the thread of the cluster what the last job has changed.
-fn tell_cluster(cluster: &ClusterThread, reloader: &mut Reloader, has_updates: bool) {
-    let changes = reloader.take_list_changes();
-    if !changes.is_empty() {
-        cluster.publish_list_changes(changes);
-    }
-    if has_updates {
-        let key = reloader.connection_id_key();
-        cluster.configure(reloader.config().announce.peer_lifetime, &key);
     }
 }
 

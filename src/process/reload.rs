@@ -366,7 +366,7 @@ impl ServedState {
             }
             ReloadJob::Lists => {
                 self.file_stamps = file_stamps(&self.config, Some(&self.slow_reads));
-                self.read_lists("a list has changed")
+                self.read_lists("the lists were read again")
             }
             ReloadJob::Evict(torrents) => {
                 changes = ShardChanges { evict: true, ..ShardChanges::default() };

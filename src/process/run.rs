@@ -77,7 +77,7 @@ pub fn run(config: &Config, path: Option<&Path>) -> Result<(), RunError> {
     let (runtime, signals) = control_runtime(shards)?;
     let mut origin = Origin::new(shards)?;
     let (clock, mut seeds) = (origin.clock, SeedSequence::new(origin.identity.policy_key()));
-    let (stamps, LoadedPolicy { policy, warnings }) = load_policy(config, seeds.draw())?;
+    let (stamps, LoadedPolicy { policy, warnings }) = load_policy(config, seeds.draw(), &origin)?;
     let (keys, distinct_key) = (origin.identity.steering_keys(), origin.identity.distinct_key());
     let (mut listeners, copies) = origin.listeners(config, shards)?;
     let (certificate, tls) = tls(config, &runtime)?.unzip();
@@ -240,10 +240,15 @@ fn stats_pages(monitored: &Monitored) -> StatsPages {
 }
 
 /// Loads the hooks with their lists, and returns the stamps of the files before that.
-fn load_policy(config: &Config, seed: u64) -> Result<(Vec<FileStamp>, LoadedPolicy), PolicyError> {
+fn load_policy(
+    config: &Config,
+    seed: u64,
+    origin: &Origin,
+) -> Result<(Vec<FileStamp>, LoadedPolicy), PolicyError> {
     let stamps = file_stamps(config, None);
-    // Root must not write files that another user can replace by symbolic links, and that this user rewrites later.
-    let read_mode = match privileges::will_change_user(config) {
+    // Root must not write files that another user can replace by symbolic links, and that this user rewrites later. The
+    // process that this one replaces appends to them meanwhile.
+    let read_mode = match origin.has_predecessor() || privileges::will_change_user(config) {
         true => ReadMode::Check,
         false => ReadMode::AtStart,
     };

@@ -45,21 +45,21 @@ impl ClusterStatus {
             nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>().join(", ")
         };
         if !self.is_connected {
-            return "not connected to NATS: serving alone".to_owned();
+            return "not connected to NATS: serving alone; the log says why".to_owned();
         }
         let state = match self {
             Self { is_refused: true, .. } => {
                 "another node has the same name: serving alone; set cluster.node to another name and restart"
                     .to_owned()
             }
-            _ if present.is_empty() => "connected, no other nodes".to_owned(),
+            _ if present.is_empty() => "connected to NATS; no other nodes".to_owned(),
             Self { is_complete: false, .. } => {
                 format!(
-                    "connected with {}; swarms of other nodes are still missing",
+                    "connected to NATS; other nodes: {}; some of their swarms are still missing",
                     names(&present)
                 )
             }
-            _ => format!("connected with {}", names(&present)),
+            _ => format!("connected to NATS; other nodes: {}", names(&present)),
         };
         match lost.is_empty() {
             true => state,

@@ -4,10 +4,12 @@ use crate::config::{ClusterConfig, ClusterTlsConfig};
 use crate::text::without_secrets;
 use async_nats::connection::State;
 use async_nats::{
-    Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, Message, ServerAddr, Subscriber,
+    Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, Message, ServerAddr,
+    ServerError, Subscriber,
 };
 use futures_util::stream::{SelectAll, StreamExt, select_all};
 use percent_encoding::percent_decode_str;
+use std::fmt;
 use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
@@ -28,6 +30,9 @@ const MESSAGES_WAITING: usize = 320;
 
 /// Maximum number of messages that wait to be sent.
 const MESSAGES_UNSENT: usize = 512;
+
+/// Maximum length, in characters, of an error text of NATS that is logged.
+const ERROR_CHARS_MAX: usize = 200;
 
 /// Maximum number of events that wait.
 const EVENTS_WAITING: usize = 64;
@@ -53,9 +58,9 @@ pub(super) enum ConnectionError {
     )]
     Unreachable(String, #[source] ConnectError),
     #[error(
-        "{0} permits no subscription: {1}; permit this user to subscribe to all subjects below cluster.subject"
+        "{0} permits no subscription: {1}; permit this user to subscribe below {subject:?}", subject = .2
     )]
-    Subscribe(String, String),
+    Subscribe(String, String, String),
 }
 
 impl ConnectionError {
@@ -132,6 +137,8 @@ pub(super) struct NatsConnection {
     /// Hellos and batches of all nodes, and messages to this one.
     messages: SelectAll<Subscriber>,
     events: Receiver<Event>,
+    /// The subjects below which this node publishes and subscribes.
+    all_subjects: String,
     /// Whether the connection was lost and has not been made again.
     is_lost: bool,
 }
@@ -144,10 +151,44 @@ pub(super) enum ConnectionEvent {
     Reconnected,
     /// The connection was lost.
     Lost,
-    /// An error of the server or of the client library, with its cure.
-    Problem(String),
-    /// The server permits no subscription: the connection is of no use. The text has the cure.
-    Denied(String),
+    /// An error of the server or of the client library.
+    Problem(NatsProblem),
+    /// The server permits no subscription: the connection is of no use.
+    Denied(NatsProblem),
+}
+
+/// An error of the server or of the client library.
+#[derive(Debug)]
+pub(super) struct NatsProblem {
+    error: String,
+    cure: String,
+}
+
+impl NatsProblem {
+    fn new(error: &impl fmt::Display, cure: impl Into<String>) -> Self {
+        // The server may send any text.
+        let error = error.to_string().chars().take(ERROR_CHARS_MAX).collect();
+        Self { error, cure: cure.into() }
+    }
+
+    /// Returns the problem that a server reports. The user needs permissions for `all_subjects`.
+    fn of_server(error: &ServerError, all_subjects: &str) -> Self {
+        let text = error.to_string().to_ascii_lowercase();
+        let cure = if text.contains("permissions violation") {
+            format!("permit this user to publish and subscribe below {all_subjects:?}")
+        } else if text.contains("maximum") {
+            "raise this limit in the config of the NATS server".to_owned()
+        } else {
+            "see the log of the NATS server".to_owned()
+        };
+        Self::new(error, cure)
+    }
+}
+
+impl fmt::Display for NatsProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NATS: {}; {}", self.error, self.cure)
+    }
 }
 
 impl NatsConnection {
@@ -162,6 +203,7 @@ impl NatsConnection {
         // The config has checked the URLs, and that all have the same user.
         let servers: Vec<ServerAddr> =
             config.servers.iter().filter_map(|server| server.parse().ok()).collect();
+        let all_subjects = format!("{}.>", config.subject);
         let (sender, events) = channel(EVENTS_WAITING);
         let options = with_user(options(&config, &node, sender), servers.first());
         let options = with_files(options, config).await?;
@@ -171,11 +213,18 @@ impl NatsConnection {
         for subject in subjects {
             let subscribed = client.subscribe(subject).await;
             let failed = |error: async_nats::SubscribeError| {
-                ConnectionError::Subscribe(names.clone(), error.to_string())
+                ConnectionError::Subscribe(names.clone(), error.to_string(), all_subjects.clone())
             };
             subscribers.push(subscribed.map_err(failed)?);
         }
-        Ok(Self { client, messages: select_all(subscribers), events, is_lost: false })
+        let messages = select_all(subscribers);
+        Ok(Self { client, messages, events, all_subjects, is_lost: false })
+    }
+
+    /// Returns the name and address of the server as it gives them.
+    pub(super) fn server(&self) -> String {
+        let server = self.client.server_info();
+        format!("{} ({}:{})", server.server_name, server.host, server.port)
     }
 
     pub(super) fn is_connected(&self) -> bool {
@@ -218,32 +267,32 @@ impl NatsConnection {
                 Event::Connected => self.is_lost = false,
                 Event::Disconnected => self.is_lost = true,
                 Event::SlowConsumer(_) => {
-                    return ConnectionEvent::Problem(
-                        "messages arrive faster than they are handled: some were dropped and will be requested again"
-                            .to_owned(),
-                    );
+                    return ConnectionEvent::Problem(NatsProblem::new(
+                        &"messages arrive faster than they are handled",
+                        "some were dropped and will be requested again",
+                    ));
                 }
                 Event::ServerError(error) => {
-                    let text = format!(
-                        "{error}; permit this user to publish and subscribe on all subjects below cluster.subject"
-                    );
+                    let problem = NatsProblem::of_server(&error, &self.all_subjects);
                     let error = error.to_string().to_ascii_lowercase();
                     let is_denied = ["violation for subscription", "maximum subscriptions"]
                         .iter()
                         .any(|denied| error.contains(denied));
                     return match is_denied {
-                        true => ConnectionEvent::Denied(text),
-                        false => ConnectionEvent::Problem(text),
+                        true => ConnectionEvent::Denied(problem),
+                        false => ConnectionEvent::Problem(problem),
                     };
                 }
                 Event::ClientError(error) if was_lost => {
-                    return ConnectionEvent::Problem(format!(
-                        "cannot reconnect: {error}; check cluster.servers and cluster.credentials"
+                    return ConnectionEvent::Problem(NatsProblem::new(
+                        &format_args!("cannot reconnect: {error}"),
+                        "check cluster.servers and cluster.credentials",
                     ));
                 }
                 event => {
-                    return ConnectionEvent::Problem(format!(
-                        "{event}; check cluster.servers and the log of the NATS server"
+                    return ConnectionEvent::Problem(NatsProblem::new(
+                        &event,
+                        "see the log of the NATS server",
                     ));
                 }
             }

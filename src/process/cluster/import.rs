@@ -48,6 +48,7 @@ struct ShardQueue {
 struct SentPage {
     /// Number of records that were removed before this page, which identifies it.
     number: u64,
+    records: usize,
     sent_at: Duration,
 }
 
@@ -106,21 +107,28 @@ impl ShardImport {
     /// Sends waiting records to the shards that have imported most of the earlier ones.
     pub(super) fn advance(&mut self, now: Duration) {
         while let Ok(page) = self.imported.try_recv() {
-            self.shards[page.shard].sent.retain(|sent| sent.number != page.number);
-            self.imported_records += page.counts.peers + page.counts.torrents;
-            self.dropped_records += page.counts.refused;
+            let sent = &mut self.shards[page.shard].sent;
+            // A page that came too late was counted as dropped.
+            if let Some(at) = sent.iter().position(|sent| sent.number == page.number) {
+                sent.remove(at);
+                self.imported_records += page.counts.peers + page.counts.torrents;
+                self.dropped_records += page.counts.refused;
+            }
             self.unused.push(page.records);
         }
         for (to, shard) in self.shards.iter_mut().enumerate() {
             // The shard has dropped a page that is late because it had too many requests.
-            shard.sent.retain(|page| now.saturating_sub(page.sent_at) < SHARD_TIMEOUT);
+            let is_late = |page: &SentPage| now.saturating_sub(page.sent_at) >= SHARD_TIMEOUT;
+            while let Some(page) = shard.sent.pop_front_if(|page| is_late(page)) {
+                self.dropped_records += page.records as u64;
+            }
             while !shard.waiting.is_empty()
                 && shard.sent.len() < PAGES_IN_FLIGHT
                 && self.endpoint.can_send(to)
             {
                 let end = end_of_page(&shard.waiting, PAGE_RECORDS);
                 let mut records = self.unused.pop().unwrap_or_default();
-                let page = SentPage { number: shard.removed, sent_at: now };
+                let page = SentPage { number: shard.removed, records: end, sent_at: now };
                 records.extend(shard.remove(end));
                 shard.sent.push_back(page);
                 let (number, reply) = (page.number, self.reply.clone());
@@ -156,4 +164,105 @@ impl ShardImport {
 fn end_of_page(records: &[StateRecord], len: usize) -> usize {
     let len = len.min(records.len());
     len + records[len..].iter().take_while(|record| record.info_hash().is_none()).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::mesh::mesh;
+    use tsubame_storage::{ImportCounts, InfoHash, TorrentRecord};
+
+    /// Returns an import, and the endpoint of its only shard.
+    fn import_and_shard() -> (ShardImport, MeshEndpoint) {
+        let mut endpoints = mesh(1, 1).unwrap();
+        let (own, shard) = (endpoints.pop().unwrap(), endpoints.pop().unwrap());
+        (ShardImport::new(own, SteeringKeys::new([1; _]), 1), shard)
+    }
+
+    fn torrents(count: usize) -> Vec<StateRecord> {
+        let torrent = |number: usize| {
+            let mut info_hash = [0; 20];
+            info_hash[..8].copy_from_slice(&number.to_be_bytes());
+            let info_hash = InfoHash(info_hash);
+            StateRecord::Torrent(TorrentRecord { info_hash, completed: 0, used_at: 0 })
+        };
+        (0..count).map(torrent).collect()
+    }
+
+    /// A page that a shard has received, and where it sends the list back.
+    type ReceivedPage = (u64, Vec<StateRecord>, Sender<ImportedPage>);
+
+    fn received(shard: &mut MeshEndpoint) -> Vec<ReceivedPage> {
+        let mut pages = Vec::new();
+        shard.receive(|_, message| match message {
+            Message::Transfer(request) => match *request {
+                TransferRequest::ImportPage { number, records, reply } => {
+                    pages.push((number, records, reply));
+                }
+                request => panic!("{request:?}"),
+            },
+            message => panic!("{message:?}"),
+        });
+        pages
+    }
+
+    /// Imports a page as a shard does; one record is refused.
+    fn import_page((number, mut records, reply): ReceivedPage) -> usize {
+        let count = records.len();
+        records.clear();
+        let counts =
+            ImportCounts { torrents: count as u64 - 1, refused: 1, ..ImportCounts::default() };
+        let _ = reply.send(ImportedPage { shard: 0, number, records, counts });
+        count
+    }
+
+    #[test]
+    fn a_shard_gets_two_pages_at_a_time() {
+        let (mut import, mut shard) = import_and_shard();
+        let all = torrents(5 * PAGE_RECORDS);
+        import.add(&all[..4 * PAGE_RECORDS]);
+        let position = import.position();
+        import.add(&all[4 * PAGE_RECORDS..]);
+        assert!(import.is_busy());
+        let mut seen = 0;
+        for pages in [2, 2, 1] {
+            assert_eq!(import.has_passed(&position), seen == 4 * PAGE_RECORDS);
+            import.advance(Duration::ZERO);
+            let received = received(&mut shard);
+            assert_eq!(received.len(), pages);
+            for page in received {
+                assert_eq!(page.1, all[seen..][..PAGE_RECORDS]);
+                seen += import_page(page);
+            }
+            import.advance(Duration::ZERO);
+        }
+        assert!(import.has_passed(&import.position()) && !import.is_busy());
+        assert_eq!((import.imported_records, import.dropped_records), (seen as u64 - 5, 5));
+    }
+
+    #[test]
+    fn the_oldest_records_are_dropped_and_counted() {
+        let (mut import, mut shard) = import_and_shard();
+        let all = torrents(WAITING_MAX + 100);
+        import.add(&all);
+        assert_eq!((import.waiting_records(), import.dropped_records), (WAITING_MAX, 100));
+        import.advance(Duration::ZERO);
+        assert_eq!(received(&mut shard)[0].1[0], all[100]);
+    }
+
+    #[test]
+    fn pages_that_a_shard_does_not_import_are_counted_as_dropped() {
+        let (mut import, mut shard) = import_and_shard();
+        import.add(&torrents(10));
+        let position = import.position();
+        import.advance(Duration::ZERO);
+        let late = received(&mut shard);
+        import.advance(SHARD_TIMEOUT - Duration::from_millis(1));
+        assert!(!import.has_passed(&position));
+        import.advance(SHARD_TIMEOUT);
+        assert!(import.has_passed(&position));
+        late.into_iter().for_each(|page| _ = import_page(page));
+        import.advance(SHARD_TIMEOUT);
+        assert_eq!((import.imported_records, import.dropped_records), (0, 10));
+    }
 }

@@ -19,6 +19,7 @@ use crate::policy::overrides::ListChange;
 use crate::process::cpus;
 use crate::process::reload::ControlCommand;
 use crate::process::shard_export::ShardSender;
+use crate::process::snapshot;
 use crate::shard::mesh::MeshEndpoint;
 use crate::shard::publication::PublicationReceiver;
 use crate::stats::cluster_status::SharedClusterStatus;
@@ -54,9 +55,6 @@ const CONNECT_PAUSE: Duration = Duration::from_secs(2);
 /// it later on the same connection.
 const DENIED_PAUSE: Duration = Duration::from_secs(30);
 
-/// Maximum length, in characters, of an error text of NATS that is logged.
-const PROBLEM_CHARS_MAX: usize = 200;
-
 /// Maximum number of different problems that are logged until the next connection.
 const PROBLEMS_MAX: usize = 16;
 
@@ -86,6 +84,8 @@ pub(crate) struct ClusterResources {
 /// A message to the thread.
 #[derive(Debug)]
 enum ClusterCommand {
+    /// Connects to NATS, now that this process has replaced another one.
+    Connect,
     /// Publishes changes of the access list.
     PublishListChanges(Vec<ListChange>),
     /// Applies new settings: the digest is that of the key of connection ids.
@@ -108,7 +108,8 @@ pub(crate) fn node_name(config: &ClusterConfig) -> String {
 }
 
 impl ClusterThread {
-    /// Starts the thread.
+    /// Starts the thread. If this process is replacing another one, which is still the node of this name, the thread
+    /// keeps the changes of the shards and does not connect until [`Self::connect`].
     ///
     /// # Errors
     ///
@@ -117,14 +118,14 @@ impl ClusterThread {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (commands, receiver) = unbounded_channel();
         let node = node_name(&config.cluster);
-        let served = parts.monitored.served_config();
+        let (served, has_predecessor) = (parts.monitored.served_config(), parts.has_predecessor);
         let settings = ClusterSettings {
             node: node.clone(),
             boot: parts.monitored.clock.unix_nanos(),
             peer_lifetime_secs: config.announce.peer_lifetime.as_secs() as u32,
             key_digest: key_digest(&parts.key),
-            has_older_state: config.storage.directory.is_some()
-                || parts.has_predecessor
+            has_older_state: snapshot::may_exist(config)
+                || has_predecessor
                 || served.access_list.is_some_and(|list| !list.changes().is_empty()),
         };
         parts.status.update(|status| status.node = node);
@@ -154,16 +155,21 @@ impl ClusterThread {
         let thread = std::thread::Builder::new().name("cluster".to_owned());
         thread.spawn(move || {
             cpus::lower_priority();
-            runtime.block_on(job.run(receiver));
+            runtime.block_on(job.run(receiver, !has_predecessor));
             // A name that is being resolved must not delay the end.
             runtime.shutdown_background();
         })?;
         Ok(Self { commands })
     }
 
+    /// Has the thread connect to NATS, now that this process has replaced another one.
+    pub(crate) fn connect(&self) {
+        // The thread has ended only when the tracker stops.
+        let _ = self.commands.send(ClusterCommand::Connect);
+    }
+
     /// Has changes of the access list published.
     pub(crate) fn publish_list_changes(&self, changes: Vec<ListChange>) {
-        // The thread has ended only when the tracker stops.
         let _ = self.commands.send(ClusterCommand::PublishListChanges(changes));
     }
 
@@ -217,15 +223,22 @@ struct ClusterJob {
 }
 
 impl ClusterJob {
-    async fn run(mut self, mut commands: UnboundedReceiver<ClusterCommand>) {
+    /// Runs until the tracker stops. `connects` says whether to connect to NATS at once.
+    async fn run(mut self, mut commands: UnboundedReceiver<ClusterCommand>, connects: bool) {
         let mut ticks: Interval = interval(BATCH_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut connecting: Connecting = Box::pin(self.connect(Duration::ZERO));
+        let mut connecting: Connecting = match connects {
+            true => Box::pin(self.connect(Duration::ZERO)),
+            false => Box::pin(pending()),
+        };
         loop {
             let wants_block = self.node.wants_block();
             tokio::select! {
                 _ = ticks.tick() => self.tick(),
                 command = commands.recv() => match command {
+                    Some(ClusterCommand::Connect) => {
+                        connecting = Box::pin(self.connect(Duration::ZERO));
+                    }
                     Some(ClusterCommand::PublishListChanges(changes)) => {
                         self.node.publish_list_changes(self.clock.elapsed(), &changes);
                     }
@@ -277,7 +290,8 @@ impl ClusterJob {
     }
 
     fn connected(&mut self, connection: NatsConnection) {
-        tracing::info!("cluster: connected to NATS as node {:?}", self.status.read().node);
+        let (server, node) = (connection.server(), self.status.read().node);
+        tracing::info!("cluster: connected to NATS server {server} as node {node:?}");
         self.reported.clear();
         self.node.connected(self.clock.elapsed(), connection.message_bytes_max());
         self.connection = Some(connection);
@@ -295,9 +309,9 @@ impl ClusterJob {
         }
         self.ticks = self.ticks.wrapping_add(1);
         self.update_connection();
-        self.swarms.is_busy = self.import.is_busy() || self.list_changes.is_busy();
-        self.node.tick(self.clock.elapsed(), self.swarms);
         let now = self.clock.elapsed();
+        self.swarms.is_busy = self.import.is_busy() || self.list_changes.is_busy(now);
+        self.node.tick(now, self.swarms);
         self.list_changes.advance(now);
         if self.list_changes.blocks_records(now) {
             return;
@@ -324,13 +338,16 @@ impl ClusterJob {
 
     fn begin_export(&mut self) {
         self.export = export::start(self.shards.clone(), self.clock);
-        match self.monitored.served_config().access_list {
-            // No export can be started now: the other node asks again.
-            _ if self.export.is_none() => self.node.abort_export(),
-            Some(list) => {
-                self.node.add_list_changes(self.clock.elapsed(), &list.changes());
-            }
-            None => {}
+        if self.export.is_none() {
+            // The other node asks again.
+            return self.node.abort_export();
+        }
+        // A snapshot without changes of the other nodes does not include their batches.
+        if self.list_changes.has_pending() {
+            self.node.exclude_other_nodes();
+        }
+        if let Some(list) = self.monitored.served_config().access_list {
+            self.node.add_list_changes(self.clock.elapsed(), &list.changes());
         }
     }
 
@@ -357,7 +374,7 @@ impl ClusterJob {
             }
             ConnectionEvent::Reconnected => {
                 if let Some(connection) = &self.connection {
-                    tracing::info!("cluster: reconnected to NATS");
+                    tracing::info!("cluster: reconnected to NATS server {}", connection.server());
                     self.reported.clear();
                     self.node.connected(now, connection.message_bytes_max());
                 }
@@ -370,19 +387,17 @@ impl ClusterJob {
                 self.node.disconnected();
                 self.update_status();
             }
-            ConnectionEvent::Problem(problem) => self.report_nats_problem(&problem),
+            ConnectionEvent::Problem(problem) => self.report_problem(&problem.to_string()),
             ConnectionEvent::Denied(problem) => {
-                self.report_nats_problem(&problem);
+                self.report_problem(&format!(
+                    "{problem}; this node serves alone and tries again every {} s",
+                    DENIED_PAUSE.as_secs()
+                ));
                 self.connection = None;
                 self.node.disconnected();
                 self.update_status();
             }
         }
-    }
-
-    fn report_nats_problem(&mut self, problem: &str) {
-        let problem: String = problem.chars().take(PROBLEM_CHARS_MAX).collect();
-        self.report_problem(&format!("NATS: {problem}"));
     }
 
     /// Logs a problem, once until the next connection.
@@ -404,7 +419,7 @@ impl ClusterJob {
         }
     }
 
-    /// Does what the node wants.
+    /// Performs the actions that the node has returned.
     fn act(&mut self) {
         for action in self.node.take_actions() {
             match action {

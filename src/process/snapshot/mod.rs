@@ -69,6 +69,13 @@ impl SnapshotSettings {
     }
 }
 
+/// Returns whether there may be a snapshot to be read at start.
+pub(crate) fn may_exist(config: &Config) -> bool {
+    let file = config.storage.directory.as_ref().map(|directory| directory.join(SNAPSHOT_FILE));
+    // A file of which that is not known may exist.
+    file.is_some_and(|file| file.try_exists().unwrap_or(true))
+}
+
 /// A message to the thread.
 #[derive(Debug)]
 enum SnapshotCommand {
@@ -122,6 +129,9 @@ impl SnapshotThread {
             commands: receiver,
             last: None,
         };
+        // Until the directory is open, nobody knows whether there are swarms.
+        let is_restoring = taken_over.is_none();
+        job.settings.process.snapshots.is_restoring.store(is_restoring, Ordering::Relaxed);
         let thread = std::thread::Builder::new().name("snapshots".to_owned());
         thread.spawn(move || job.run(taken_over))?;
         Ok(Self { commands })
@@ -206,6 +216,7 @@ impl SnapshotJob {
                     continue;
                 }
                 Err(error) => {
+                    self.settings.process.snapshots.is_restoring.store(false, Ordering::Relaxed);
                     let text = error.to_string();
                     if text != reported {
                         tracing::warn!(
