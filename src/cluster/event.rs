@@ -122,8 +122,8 @@ impl fmt::Display for ClusterEvent {
             Self::Snapshot(event) => event.fmt(f),
             Self::PayloadLimitTooSmall { len, min } => write!(
                 f,
-                "max_payload of the NATS server is {len} bytes: nodes exchange less than they need to; set it to at \
-                 least {min} bytes"
+                "max_payload of the NATS server is {len} bytes: too little for the changes and snapshots of a large \
+                 tracker; set it to at least {min} bytes"
             ),
             Self::TooManyEvents => {
                 write!(
@@ -166,8 +166,8 @@ impl fmt::Display for SnapshotEvent {
             Self::Begun(node) => write!(f, "receiving the swarms of node {node:?}"),
             Self::Refused(node) => write!(
                 f,
-                "node {node:?} cannot send its swarms now: it is busy, reads its snapshot or sends it to another \
-                 node; requesting them every 2 s, of another node if there is one"
+                "node {node:?} cannot send its swarms now: it is busy, still reads its snapshot from the disk, or \
+                 sends its swarms to another node; requesting them again every 2 s, from another node if there is one"
             ),
             Self::Received(node, records, time) => write!(
                 f,
@@ -177,7 +177,7 @@ impl fmt::Display for SnapshotEvent {
             ),
             Self::Failed(node) => write!(
                 f,
-                "node {node:?} has sent no part of its swarms for 10 s; requesting them again, of another node if \
+                "node {node:?} has sent no part of its swarms for 10 s; requesting them again, from another node if \
                  there is one"
             ),
             Self::TooSlow(node, time) => write!(

@@ -95,15 +95,14 @@ impl ClusterNode {
         self.failed_sources.retain(|name, _| self.nodes.contains_key(name));
     }
 
-    /// Handles a message of a node with the own name: this node itself, or another one. The one that was started
-    /// earlier takes part.
+    /// Handles a hello of a node with the own name: this node itself, or another one. The one that was started earlier
+    /// takes part.
     pub(super) fn receive_from_own_name(
         &mut self,
         now: Duration,
         sender: &Sender<'_>,
-        body: &Body,
+        hello: &Hello,
     ) {
-        let Body::Hello(hello) = body else { return };
         if sender.boot == self.settings.boot || hello.state == HelloState::Leaving {
             return;
         }

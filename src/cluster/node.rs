@@ -133,7 +133,7 @@ impl ClusterNode {
 
     /// Returns whether the node takes part, and has the swarms of every node from which it has hellos.
     pub fn is_complete(&self) -> bool {
-        let lacks = |node: &RemoteNode| node.is_present && node.needs_snapshot();
+        let lacks = |node: &RemoteNode| node.is_present && node.lacks_swarms();
         self.membership == Membership::Active && !self.nodes.values().any(lacks)
     }
 
@@ -295,13 +295,12 @@ impl ClusterNode {
                 format!("node {:?} has published it on the subject of {token:?}", sender.node);
             return self.ignore(now, format!("{reason}; {PERMIT_ONLY_NODES}"));
         }
-        if sender.node == self.settings.node {
-            return self.receive_from_own_name(now, &sender, &body);
-        }
-        if self.is_refused() {
-            return;
-        }
+        let is_own_name = sender.node == self.settings.node;
         match (source, body) {
+            (MessageSource::FromNode(_), Body::Hello(hello)) if is_own_name => {
+                self.receive_from_own_name(now, &sender, &hello);
+            }
+            _ if is_own_name || self.is_refused() => {}
             (MessageSource::FromNode(_), Body::Hello(hello)) => {
                 self.receive_hello(now, &sender, &hello)
             }
@@ -342,7 +341,7 @@ impl ClusterNode {
                 self.ignore(
                     now,
                     format!(
-                        "it is batch {sequence} of node {node:?}, whose next one was {next} a second ago; \
+                        "it is batch {sequence} of node {node:?}, whose last hello had {next} as the next one; \
                          {PERMIT_ONLY_NODES}"
                     ),
                 );

@@ -133,7 +133,7 @@ impl ReceivedBatches {
     pub(super) fn advance(&mut self, now: Duration) -> Option<Vec<u8>> {
         self.next = self.next.saturating_add(1);
         self.end = self.end.max(self.next);
-        // More of the requested batches will follow. Those after them can be requested at once.
+        // More of the requested batches will follow. Those after them are requested without a timeout.
         let is_awaited = self.next < self.requested_end;
         self.requested_at = self.requested_at.filter(|_| is_awaited).map(|_| now);
         self.first_requested_at = None;
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_batches_are_requested_in_parts_without_a_pause() {
+    fn missing_batches_are_requested_in_parts() {
         let mut batches = ReceivedBatches::new(at(0), 1, 1_001);
         assert_eq!(batches.take_due_request(at(50)), None);
         assert_eq!(batches.take_due_request(at(100)), Some(1..257));

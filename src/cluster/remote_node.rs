@@ -116,6 +116,12 @@ impl RemoteNode {
         self.missed.is_some()
     }
 
+    /// Returns whether changes are missing that were made before this node knew the other one, or that only a snapshot
+    /// can bring.
+    pub(super) fn lacks_swarms(&self) -> bool {
+        self.needs_snapshot() || self.batches.next() <= 1 && self.batches.missing() > 0
+    }
+
     /// Returns whether a snapshot is needed, and the node can be expected to have what was missed of it.
     pub(super) fn can_send_missed(&self, now: Duration) -> bool {
         self.is_present

@@ -125,9 +125,12 @@ impl AccessList {
         self.all_changes().get(info_hash).copied()
     }
 
-    /// Returns the last change of each torrent that was added or removed while the tracker ran.
+    /// Returns the last change of each torrent that was added or removed while the tracker ran, without those that the
+    /// files have replaced since.
     pub fn changes(&self) -> Vec<ListChange> {
-        self.all_changes().iter().map(|(info_hash, change)| (*info_hash, *change)).collect()
+        let changes = self.all_changes();
+        let changes = changes.iter().map(|(info_hash, change)| (*info_hash, *change));
+        changes.filter(|(info_hash, change)| self.contains(info_hash) == change.on).collect()
     }
 
     fn all_changes(&self) -> MutexGuard<'_, HashMap<InfoHash, Override>> {

@@ -3,9 +3,9 @@
 //! Each line is `+` or `-`, an info hash, a space, and the time of the change in milliseconds since 1970; earlier
 //! versions wrote no time. The last line about a torrent counts.
 //!
-//! An override with which the lists agree, or have agreed, is marked by ` listed` at the end of its line. It no longer
-//! applies, so that a later change of the lists takes effect, and is dropped after a week. Until then it supersedes
-//! earlier changes that other nodes of a cluster send.
+//! An override with which the lists agree, or have agreed, is marked by ` listed` at the end of its line. It is no
+//! longer in force, so that a later change of the lists takes effect, and is dropped after a week. Until then it
+//! supersedes earlier changes that other nodes of a cluster send.
 
 use crate::hex::parse_info_hash;
 use crate::lines;
@@ -159,7 +159,7 @@ impl Overrides {
         ));
     }
 
-    /// Returns the overrides that apply.
+    /// Returns the overrides in force: those that are not marked.
     pub fn in_force(&self) -> impl Iterator<Item = (&InfoHash, &Override)> {
         self.torrents.iter().filter(|(hash, _)| !self.listed.contains(*hash))
     }
@@ -294,7 +294,7 @@ mod tests {
         assert_eq!(text, format!("-{two} 1\n+{four} 1\n+{five} {kept} listed\n+{six} 0\n"));
         let mut again = Overrides::read(&path).unwrap();
         assert_eq!((again.surplus, again.torrents.len(), again.warnings.len()), (0, 4, 0));
-        // It does not apply after a change of the lists, but stays for its week.
+        // It is not in force after a change of the lists, but stays for its week.
         again.mark_listed(&path, LISTED_KEPT_MS + 1, |_| false);
         assert!(!again.in_force().any(|(hash, _)| *hash == five));
         assert!(again.in_force().any(|(hash, _)| *hash == four));

@@ -352,7 +352,7 @@ impl EventLoop {
                 self.cluster.iter().for_each(ClusterThread::connect);
                 let reloader = &mut self.running.reloader;
                 if reloader.config().hooks.iter().any(|hook| hook.overrides_file().is_some()) {
-                    reloader.enqueue((ReloadJob::Lists, None));
+                    reloader.reload_lists();
                 }
             }
             Some(retired) = running.to_free.recv() => {

@@ -257,6 +257,12 @@ impl Reloader {
         self.start_next();
     }
 
+    /// Has the lists read again, however many jobs wait.
+    pub fn reload_lists(&mut self) {
+        self.queued.push_back((ReloadJob::Lists, None));
+        self.start_next();
+    }
+
     /// Starts a check of the files if one is due and no job runs, and fetches key sets that are due.
     pub fn check_files(&mut self) {
         let now = self.current.clock.elapsed();

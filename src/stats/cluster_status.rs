@@ -30,8 +30,10 @@ pub struct ClusterStatus {
     pub unsent_messages: u64,
     /// Number of torrents, peers and changes of other nodes that were imported.
     pub imported_records: u64,
-    /// Number of records and changes of the access list of other nodes that were not applied: too many waited, memory
-    /// was short, or a swarm was at its limit.
+    /// Number of torrents and peers of other nodes that were not added because memory was short or a swarm was at its
+    /// limit.
+    pub refused_records: u64,
+    /// Number of records and changes of the access list of other nodes that were not applied because too many waited.
     pub dropped_records: u64,
     /// Number of records of other nodes that wait to be imported.
     pub waiting_records: u64,
@@ -45,7 +47,7 @@ impl ClusterStatus {
             nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>().join(", ")
         };
         if !self.is_connected {
-            return "not connected to NATS: serving alone; the log says why".to_owned();
+            return "not connected to NATS: serving alone; see the log".to_owned();
         }
         let state = match self {
             Self { is_refused: true, .. } => {

@@ -489,9 +489,14 @@ pub(super) const METRICS: &[Metric] = &[
         "cluster_lost_records",
         Counter,
         &["direction"],
-        "Changes that were not sent because there were too many, and torrents, peers and changes that were not \
-         applied because there were too many, memory was short or a swarm was at its limit",
+        "Changes of clients that were not published (sent), and torrents, peers and changes of other nodes that were \
+         not applied (received), because too many waited",
         ProcessLabelled(cluster::lost_records),
+    ),
+    process_counter(
+        "cluster_refused_records",
+        "Torrents and peers of other nodes that were not added because memory was short or a swarm was at its limit",
+        |it| cluster::value(it, |status| status.refused_records),
     ),
     process_counter(
         "cluster_resend_requests",
@@ -500,8 +505,7 @@ pub(super) const METRICS: &[Metric] = &[
     ),
     process_counter(
         "cluster_unsent_messages",
-        "Messages that could not be sent because no NATS server was connected or the connection was too slow; other \
-         nodes request missing batches",
+        "Messages that could not be sent because no NATS server was connected or the connection was too slow",
         |it| cluster::value(it, |status| status.unsent_messages),
     ),
     process_counter(

@@ -31,8 +31,8 @@ const MESSAGES_WAITING: usize = 320;
 /// Maximum number of messages that wait to be sent.
 const MESSAGES_UNSENT: usize = 512;
 
-/// Maximum length, in characters, of an error text of NATS that is logged.
-const ERROR_CHARS_MAX: usize = 200;
+/// Maximum length, in characters, of a text of NATS that is logged.
+const TEXT_CHARS_MAX: usize = 200;
 
 /// Maximum number of events that wait.
 const EVENTS_WAITING: usize = 64;
@@ -58,7 +58,7 @@ pub(super) enum ConnectionError {
     )]
     Unreachable(String, #[source] ConnectError),
     #[error(
-        "{0} permits no subscription: {1}; permit this user to subscribe below {subject:?}", subject = .2
+        "{0} permits no subscription: {1}; permit this user to subscribe to {subject:?}", subject = .2
     )]
     Subscribe(String, String, String),
 }
@@ -157,6 +157,11 @@ pub(super) enum ConnectionEvent {
     Denied(NatsProblem),
 }
 
+/// Returns the beginning of a text of a server, which may send any.
+fn bounded(text: &str) -> String {
+    text.chars().take(TEXT_CHARS_MAX).collect()
+}
+
 /// An error of the server or of the client library.
 #[derive(Debug)]
 pub(super) struct NatsProblem {
@@ -166,16 +171,14 @@ pub(super) struct NatsProblem {
 
 impl NatsProblem {
     fn new(error: &impl fmt::Display, cure: impl Into<String>) -> Self {
-        // The server may send any text.
-        let error = error.to_string().chars().take(ERROR_CHARS_MAX).collect();
-        Self { error, cure: cure.into() }
+        Self { error: bounded(&error.to_string()), cure: cure.into() }
     }
 
     /// Returns the problem that a server reports. The user needs permissions for `all_subjects`.
     fn of_server(error: &ServerError, all_subjects: &str) -> Self {
         let text = error.to_string().to_ascii_lowercase();
         let cure = if text.contains("permissions violation") {
-            format!("permit this user to publish and subscribe below {all_subjects:?}")
+            format!("permit this user to publish and subscribe to {all_subjects:?}")
         } else if text.contains("maximum") {
             "raise this limit in the config of the NATS server".to_owned()
         } else {
@@ -221,10 +224,9 @@ impl NatsConnection {
         Ok(Self { client, messages, events, all_subjects, is_lost: false })
     }
 
-    /// Returns the name and address of the server as it gives them.
+    /// Returns the name of the server.
     pub(super) fn server(&self) -> String {
-        let server = self.client.server_info();
-        format!("{} ({}:{})", server.server_name, server.host, server.port)
+        bounded(&self.client.server_info().server_name)
     }
 
     pub(super) fn is_connected(&self) -> bool {

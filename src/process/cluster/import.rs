@@ -30,7 +30,9 @@ pub(super) struct ShardImport {
     unused: Vec<Vec<StateRecord>>,
     /// Number of records that were imported.
     pub(super) imported_records: u64,
-    /// Number of records that were dropped because a shard was too busy, short of memory or at a limit on swarms.
+    /// Number of records that were not added because memory was short or a swarm was at its limit.
+    pub(super) refused_records: u64,
+    /// Number of records that were dropped because a shard was too busy.
     pub(super) dropped_records: u64,
 }
 
@@ -81,6 +83,7 @@ impl ShardImport {
             imported,
             unused: Vec::new(),
             imported_records: 0,
+            refused_records: 0,
             dropped_records: 0,
         }
     }
@@ -112,7 +115,7 @@ impl ShardImport {
             if let Some(at) = sent.iter().position(|sent| sent.number == page.number) {
                 sent.remove(at);
                 self.imported_records += page.counts.peers + page.counts.torrents;
-                self.dropped_records += page.counts.refused;
+                self.refused_records += page.counts.refused;
             }
             self.unused.push(page.records);
         }
@@ -237,7 +240,7 @@ mod tests {
             import.advance(Duration::ZERO);
         }
         assert!(import.has_passed(&import.position()) && !import.is_busy());
-        assert_eq!((import.imported_records, import.dropped_records), (seen as u64 - 5, 5));
+        assert_eq!((import.imported_records, import.refused_records), (seen as u64 - 5, 5));
     }
 
     #[test]

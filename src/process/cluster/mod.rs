@@ -77,7 +77,7 @@ pub(crate) struct ClusterResources {
     pub(crate) control: UnboundedSender<ControlCommand>,
     /// The key of connection ids in use.
     pub(crate) key: ConnectionIdKey,
-    /// Whether this process has replaced another one.
+    /// Whether this process replaces another one.
     pub(crate) has_predecessor: bool,
 }
 
@@ -291,7 +291,7 @@ impl ClusterJob {
 
     fn connected(&mut self, connection: NatsConnection) {
         let (server, node) = (connection.server(), self.status.read().node);
-        tracing::info!("cluster: connected to NATS server {server} as node {node:?}");
+        tracing::info!("cluster: connected to NATS server {server:?} as node {node:?}");
         self.reported.clear();
         self.node.connected(self.clock.elapsed(), connection.message_bytes_max());
         self.connection = Some(connection);
@@ -310,9 +310,9 @@ impl ClusterJob {
         self.ticks = self.ticks.wrapping_add(1);
         self.update_connection();
         let now = self.clock.elapsed();
+        self.list_changes.advance(now);
         self.swarms.is_busy = self.import.is_busy() || self.list_changes.is_busy(now);
         self.node.tick(now, self.swarms);
-        self.list_changes.advance(now);
         if self.list_changes.blocks_records(now) {
             return;
         }
@@ -374,7 +374,7 @@ impl ClusterJob {
             }
             ConnectionEvent::Reconnected => {
                 if let Some(connection) = &self.connection {
-                    tracing::info!("cluster: reconnected to NATS server {}", connection.server());
+                    tracing::info!("cluster: reconnected to NATS server {:?}", connection.server());
                     self.reported.clear();
                     self.node.connected(now, connection.message_bytes_max());
                 }
@@ -473,6 +473,7 @@ impl ClusterJob {
             status.lost_changes = self.changes.iter().map(PublicationReceiver::lost).sum();
             status.unsent_messages = self.unsent_messages;
             status.imported_records = self.import.imported_records;
+            status.refused_records = self.import.refused_records;
             status.dropped_records = self.import.dropped_records + self.list_changes.dropped;
             status.waiting_records = self.import.waiting_records() as u64;
         });

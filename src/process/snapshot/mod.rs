@@ -69,11 +69,11 @@ impl SnapshotSettings {
     }
 }
 
-/// Returns whether there may be a snapshot to be read at start.
+/// Returns whether there may be a snapshot to be read, now or later, if the directory is not mounted yet.
 pub(crate) fn may_exist(config: &Config) -> bool {
-    let file = config.storage.directory.as_ref().map(|directory| directory.join(SNAPSHOT_FILE));
-    // A file of which that is not known may exist.
-    file.is_some_and(|file| file.try_exists().unwrap_or(true))
+    config.storage.directory.as_ref().is_some_and(|directory| {
+        !directory.is_dir() || directory.join(SNAPSHOT_FILE).try_exists().unwrap_or(true)
+    })
 }
 
 /// A message to the thread.
