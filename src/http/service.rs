@@ -214,7 +214,8 @@ impl HttpService {
     }
 
     /// Accepts no more connections, and closes all but those that are being answered. Shuts down the listening sockets
-    /// that this process opened itself, unless another process serves them from now on.
+    /// that this process opened itself, unless another process serves them from now on: then connections that wait for
+    /// their first request, or for the rest of one, stay open, too, because they may just have been accepted.
     pub fn stop(&self, keeps_listeners: bool) {
         self.stopped_at.set(Some(self.node().elapsed()));
         self.node().ends_connections = true;
@@ -222,10 +223,14 @@ impl HttpService {
             let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
         }
         for (state, stream) in self.connections.borrow().iter() {
-            // A request that is being answered gets its reply; no further request is read.
-            let is_answered =
-                matches!(state, ConnectionState::Answering | ConnectionState::Writing);
-            let _ = stream.shutdown(if is_answered { Shutdown::Read } else { Shutdown::Both });
+            let _ = match state {
+                // A request that is being answered gets its reply; no further request is read.
+                ConnectionState::Answering | ConnectionState::Writing => {
+                    stream.shutdown(Shutdown::Read)
+                }
+                ConnectionState::Reading if keeps_listeners => Ok(()),
+                ConnectionState::Reading | ConnectionState::Idle => stream.shutdown(Shutdown::Both),
+            };
         }
     }
 

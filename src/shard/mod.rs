@@ -223,6 +223,8 @@ impl<D: Datapath> Shard<D> {
         // If the kernel refuses to cancel a receive, the shard reports nothing, and the control plane goes on after its
         // timeout.
         if self.udp.datapath.stop_receiving().is_ok() && self.udp.has_drained() {
+            // The control plane reads the number of open connections next.
+            self.publish();
             // Fails if the control plane has stopped waiting.
             let _ = drained.send(());
             return false;
