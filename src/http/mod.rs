@@ -10,6 +10,7 @@
 //! connections, the bytes of a request, and the time of each state of a connection.
 
 mod answer;
+mod cancel;
 mod connection;
 mod connection_table;
 mod full_scrape;
@@ -65,6 +66,7 @@ pub fn serve(
     let plain = plain.into_iter().map(|listener| (listener, false));
     for (listener, is_encrypted) in plain.chain(encrypted.into_iter().map(|it| (it, true))) {
         let listener = Rc::new(TcpListener::from_std(listener));
+        service.accept_listeners.borrow_mut().push(listener.clone());
         for _ in 0..ACCEPTS {
             tokio_uring::spawn(accept(service.clone(), listener.clone(), is_encrypted));
         }
@@ -88,6 +90,12 @@ async fn accept_missed(service: Rc<HttpService>, listener: Rc<TcpListener>, is_e
 }
 
 async fn accept(service: Rc<HttpService>, listener: Rc<TcpListener>, is_encrypted: bool) {
+    service.accepts.set(service.accepts.get() + 1);
+    accept_until_stop(&service, &listener, is_encrypted).await;
+    service.accepts.set(service.accepts.get() - 1);
+}
+
+async fn accept_until_stop(service: &Rc<HttpService>, listener: &TcpListener, is_encrypted: bool) {
     while !service.ends_connections() {
         // Not given up while it waits: the kernel might accept a connection, which would be lost.
         match listener.accept().await {
@@ -99,7 +107,7 @@ async fn accept(service: Rc<HttpService>, listener: Rc<TcpListener>, is_encrypte
                 }
             }
             Err(error) => match error.raw_os_error() {
-                // The socket was shut down: the shard stops.
+                // The socket was shut down, or the accept was canceled: the shard stops.
                 Some(libc::EINVAL | libc::EBADF | libc::ECANCELED) => return,
                 // The client closed the connection before it was accepted.
                 Some(libc::ECONNABORTED) => {}

@@ -1,5 +1,6 @@
 //! What all HTTP connections of a shard share.
 
+use super::cancel::cancel_accepts;
 use super::connection_table::{ConnectionState, ConnectionTable};
 use super::full_scrape_limit::FullScrapes;
 use super::settings::HttpSettings;
@@ -91,6 +92,9 @@ pub struct HttpService {
     /// Duplicates of the listening sockets that this process opened itself, to shut them down while accepts wait on
     /// them.
     listeners: Vec<TcpListener>,
+    /// The listening sockets, and the number of accepts that wait on them.
+    pub(super) accept_listeners: RefCell<Vec<Rc<tokio_uring::net::TcpListener>>>,
+    pub(super) accepts: Cell<usize>,
     /// Whether HTTP is served. If so, other shards may need answers for their HTTP requests during a stop.
     has_listeners: bool,
     stopped_at: Cell<Option<Duration>>,
@@ -118,6 +122,8 @@ impl HttpService {
             handshakes: Cell::new(0),
             second,
             listeners,
+            accept_listeners: RefCell::default(),
+            accepts: Cell::new(0),
             has_listeners,
             stopped_at: Cell::new(None),
         }
@@ -222,6 +228,9 @@ impl HttpService {
         for listener in self.listeners.iter().filter(|_| !keeps_listeners) {
             let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
         }
+        for listener in self.accept_listeners.borrow().iter() {
+            tokio_uring::spawn(cancel_accepts(listener.clone()));
+        }
         for (state, stream) in self.connections.borrow().iter() {
             let _ = match state {
                 // A request that is being answered gets its reply; no further request is read.
@@ -239,12 +248,13 @@ impl HttpService {
         self.node().ends_connections
     }
 
-    /// Returns whether all connections have ended after [`Self::stop`], or have taken too long.
+    /// Returns whether all accepts and connections have ended after [`Self::stop`], or have taken too long.
     pub fn has_stopped(&self) -> bool {
         let Some(stopped_at) = self.stopped_at.get() else { return false };
         let elapsed = self.node().elapsed().saturating_sub(stopped_at);
         let least = if self.has_listeners { MESH_TIME_AFTER_STOP } else { Duration::ZERO };
-        elapsed >= STOP_TIMEOUT || !self.has_connections() && elapsed >= least
+        let has_work = self.has_connections() || self.accepts.get() > 0;
+        elapsed >= STOP_TIMEOUT || !has_work && elapsed >= least
     }
 
     /// Returns the address of the client that sent a request; `None` if policy permits no requests from this address.
