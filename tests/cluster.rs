@@ -36,6 +36,12 @@ fn config(node: &str, server: &str, more: &str) -> String {
     )
 }
 
+/// Returns the section `storage` of a node that keeps its swarms in a directory.
+fn storage_in(directory: &Path) -> String {
+    let uncapped = UNCAPPED.trim_end().strip_suffix('}').unwrap();
+    format!("{uncapped}, directory: \"{}\"}}\n", directory.display())
+}
+
 /// A node and a client of it.
 struct Node {
     tracker: Tracker,
@@ -247,8 +253,7 @@ fn a_node_that_died_or_was_upgraded_gets_the_swarms_of_the_others() {
 fn a_node_that_joins_receives_swarms_of_before_the_start_of_the_others() {
     let nats = Nats::start("max_payload: 20480");
     let directory = tempfile::tempdir().unwrap();
-    let storage = UNCAPPED.trim_end().strip_suffix('}').unwrap();
-    let storage = format!("{storage}, directory: \"{}\"}}\n", directory.path().display());
+    let storage = storage_in(directory.path());
     let start = |more: &str| {
         let tracker = Tracker::start(&format!("{}{storage}{more}", config("a", &nats.url(), "")));
         let client = Client::connected("127.0.0.1", tracker.addresses()[0]);

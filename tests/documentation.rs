@@ -293,7 +293,7 @@ fn configs_of_other_programs_are_valid() {
 #[test]
 #[ignore = "needs root, systemd-container and cargo-deb; run by tests/run"]
 fn commands_in_the_pages_succeed() {
-    let built = Command::new(root().join("deploy/package")).env("PROFILE", "dev").output().unwrap();
+    let built = Command::new(root().join("deploy/package")).output().unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     let container = Container::start();
     container.succeed(&format!("dpkg --install {SOURCE}/target/debian/*.deb"));

@@ -128,7 +128,7 @@ impl fmt::Display for ClusterEvent {
             Self::TooManyEvents => {
                 write!(
                     f,
-                    "100 events of the cluster in a minute; further ones in this minute are not logged"
+                    "too many events of the cluster in a minute; further ones in this minute are not logged"
                 )
             }
             Self::Invalid(reason) => write!(f, "ignored a message: {reason}"),

@@ -1,7 +1,6 @@
 //! Users, permissions, credentials and certificates of the NATS server.
 
-use super::{Node, config};
-use crate::common::UNCAPPED;
+use super::{Node, config, storage_in};
 use crate::nats::Nats;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -135,8 +134,7 @@ fn each_node_needs_the_permissions_of_the_docs() {
         Node::start(&config(node, &url, ""))
     };
     let directory = tempfile::tempdir().unwrap();
-    let storage = UNCAPPED.trim_end().strip_suffix('}').unwrap();
-    let storage = format!("{storage}, directory: \"{}\"}}\n", directory.path().display());
+    let storage = storage_in(directory.path());
     let with_storage = || {
         let url = format!("nats://a:x@{}", nats.address);
         Node::start_with(&format!("{}{storage}", config("a", &url, "")))

@@ -173,9 +173,11 @@ impl NatsProblem {
     fn new(error: &impl fmt::Display, cure: impl Into<String>) -> Self {
         Self { error: bounded(&error.to_string()), cure: cure.into() }
     }
+}
 
-    /// Returns the problem that a server reports. The user needs permissions for `all_subjects`.
-    fn of_server(error: &ServerError, all_subjects: &str) -> Self {
+impl ConnectionEvent {
+    /// Returns the event for an error that the server reports. The user needs permissions for `all_subjects`.
+    fn of_server_error(error: &ServerError, all_subjects: &str) -> Self {
         let text = error.to_string().to_ascii_lowercase();
         let cure = if text.contains("permissions violation") {
             format!("permit this user to publish and subscribe to {all_subjects:?}")
@@ -184,7 +186,12 @@ impl NatsProblem {
         } else {
             "see the log of the NATS server".to_owned()
         };
-        Self::new(error, cure)
+        let problem = NatsProblem::new(error, cure);
+        let denials = ["violation for subscription", "maximum subscriptions"];
+        match denials.iter().any(|denial| text.contains(denial)) {
+            true => Self::Denied(problem),
+            false => Self::Problem(problem),
+        }
     }
 }
 
@@ -275,15 +282,7 @@ impl NatsConnection {
                     ));
                 }
                 Event::ServerError(error) => {
-                    let problem = NatsProblem::of_server(&error, &self.all_subjects);
-                    let error = error.to_string().to_ascii_lowercase();
-                    let is_denied = ["violation for subscription", "maximum subscriptions"]
-                        .iter()
-                        .any(|denied| error.contains(denied));
-                    return match is_denied {
-                        true => ConnectionEvent::Denied(problem),
-                        false => ConnectionEvent::Problem(problem),
-                    };
+                    return ConnectionEvent::of_server_error(&error, &self.all_subjects);
                 }
                 Event::ClientError(error) if was_lost => {
                     return ConnectionEvent::Problem(NatsProblem::new(

@@ -121,8 +121,8 @@ impl ShardImport {
         }
         for (to, shard) in self.shards.iter_mut().enumerate() {
             // The shard has dropped a page that is late because it had too many requests.
-            let is_late = |page: &SentPage| now.saturating_sub(page.sent_at) >= SHARD_TIMEOUT;
-            while let Some(page) = shard.sent.pop_front_if(|page| is_late(page)) {
+            let is_late = |page: &mut SentPage| now.saturating_sub(page.sent_at) >= SHARD_TIMEOUT;
+            while let Some(page) = shard.sent.pop_front_if(is_late) {
                 self.dropped_records += page.records as u64;
             }
             while !shard.waiting.is_empty()
